@@ -1,0 +1,1 @@
+"""The engines that answer: one package each, nothing shared but `protocol`."""

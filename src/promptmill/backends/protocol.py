@@ -1,0 +1,96 @@
+"""The one shape of data: requests are pulled from a source, outcomes are pushed into a sink."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from promptmill.conversation import Conversation
+from promptmill.outcome import Completion, Outcome
+from promptmill.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversation to answer. `key` is the caller's (its index, a byte offset); keys may be sparse.
+
+    `extra` is what `extra_params` hold: it goes through to the engine or into the request body.
+    """
+
+    key: int
+    conversation: Conversation
+    sampling: Sampling
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where requests come from."""
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests, `[]` at the end and from then on."""
+        ...
+
+
+class Sink(Protocol):
+    """Where outcomes go."""
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Take the outcome of `key`, once per key; returning late is the back-pressure."""
+        ...
+
+
+@dataclass(slots=True)
+class Scope:
+    """One call on its way through a backend: what fairness is by, and live counters that progress is read from.
+
+    `total` is the number of items when known. Times are seconds of `time.monotonic`.
+    """
+
+    total: int | None = None
+    done: int = 0
+    failed: int = 0
+    requests: int = 0
+    retries: int = 0
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    warnings: dict[str, None] = field(default_factory=dict)
+    """Ordered and without repeats: what was not done exactly as asked."""
+
+    def warn(self, message: str) -> None:
+        """Note something that the caller should know although the call goes on."""
+        self.warnings[message] = None
+
+    def settle(self, outcome: Outcome) -> None:
+        """Count one finished item."""
+        self.done += 1
+        if not isinstance(outcome, Completion):
+            self.failed += 1
+        self.prompt_tokens += outcome.usage.prompt_tokens
+        self.completion_tokens += outcome.usage.completion_tokens
+
+
+class Backend(Protocol):
+    """An engine, loaded once and run by many calls at the same time."""
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Make ready to run. `report` is told what happens, in a few words, for people who wait.
+
+        Raises `PromptmillError` when it cannot; nothing is left behind then.
+        """
+        ...
+
+    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+        """Answer every request of `source` into `sink`: one outcome per key, in any order.
+
+        Whatever happens to one item is that item's `Failure`. Raises only when nothing can go on: `PromptmillError`
+        (`engine_died`); keys without an outcome are then the caller's to settle. Cancelling the task stops the work.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Free everything; may be called twice, also during `load` and `run` (which then raise `shutdown`)."""
+        ...

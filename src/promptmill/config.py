@@ -1,0 +1,257 @@
+"""`parameter.yaml` → typed settings: find the file, read it, lay a call's overrides over it, say what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from promptmill.conversation import shape
+from promptmill.errors import PromptmillError, config_error
+from promptmill.settings import Settings
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+FILE_NAME = "parameter.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What `generation_init` brings. Not the operator's word: nothing here is expanded or trusted."""
+
+    backend: str | None = None
+    backend_configs: Mapping[str, Any] = field(default_factory=dict)
+    sampling_params: Mapping[str, Any] = field(default_factory=dict)
+    extra_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to load and how to run it.
+
+    `from_call` names the keys of the chosen backend's block that a call set; `operator` is the configuration without
+    the call, from which it is decided what a call may use (keys, headers, remote code).
+    """
+
+    settings: Settings
+    operator: Settings
+    from_call: frozenset[str] = frozenset()
+    trust_client: bool = False
+
+    @property
+    def backend(self) -> str:
+        """The chosen backend's name."""
+        return self.settings.backend
+
+
+@dataclass(frozen=True, slots=True)
+class _Unset:
+    """Stands where `${name}` could not be read; an error only when the block is used."""
+
+    name: str
+
+
+class Configuration:
+    """The operator's word: file, environment and command line."""
+
+    def __init__(self, raw: Mapping[str, Any], *, trust_client: bool = False, origin: str = FILE_NAME) -> None:
+        """`raw` is the file's content with `${…}` expanded. Raises `PromptmillError` (`invalid_config`)."""
+        self._raw = raw
+        self._trust_client = trust_client
+        self.origin = origin
+        self.plan = self.overlaid(Overrides())
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        *,
+        assignments: Iterable[str] = (),
+        backend: str | None = None,
+        trust_client: bool = False,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Configuration:
+        """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
+
+        Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
+        """
+        file = find(path, environ)
+        raw = _read(file)
+        for assignment in assignments:
+            _assign(raw, assignment)
+        if backend is not None:
+            raw["backend"] = backend
+        return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
+
+    def overlaid(self, overrides: Overrides) -> Plan:
+        """Return the plan of the configuration with a call's `overrides` over it.
+
+        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty.
+        """
+        raw = dict(self._raw)
+        name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
+        raw["backend"] = name
+        operator = _validated(_without_unset(raw, name))
+        mine = dict(raw.get("backend_configs") or {})
+        for block, values in overrides.backend_configs.items():
+            if not isinstance(values, Mapping | None):
+                raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
+            mine[block] = {**(mine.get(block) or {}), **(values or {})}
+        raw["backend_configs"] = mine
+        for key in ("sampling_params", "extra_params"):
+            if given := getattr(overrides, key):
+                raw[key] = given
+        from_call = frozenset(overrides.backend_configs.get(name) or ())
+        return Plan(_validated(_without_unset(raw, name)), operator, from_call, self._trust_client)
+
+
+def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
+    named = path or (Path(environ["PROMPTMILL_CONFIG"]) if environ.get("PROMPTMILL_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise config_error("", f"There is no configuration file at {named.absolute()}.")
+        return named
+    import platformdirs
+
+    here = Path(__file__).parent
+    shipped = [here / FILE_NAME, here.parent.parent / FILE_NAME]  # in a wheel, in a checkout
+    for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *shipped):
+        if candidate.is_file():
+            return candidate
+    raise config_error("", f"There is no {FILE_NAME}; name one with --config.")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys, of which the parser would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise config_error(f"line {key_node.start_mark.line + 1}", "a key must be a word.")
+            if key in seen:
+                raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise config_error("", f"{file}:{place} is not valid YAML: {problem}.") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
+    except PromptmillError as error:
+        raise config_error("", f"{file}: {error.message}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise config_error("", f"{file} should hold keys and values, not {shape(content)}.")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
+
+
+def _assign(raw: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
+    *parents, last = path.strip().split(".")
+    block = raw
+    for key in parents:
+        below = block.get(key)
+        block[key] = block = dict(below) if isinstance(below, dict) else {}
+    try:
+        block[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        block[last] = text  # what is no YAML is meant as text
+
+
+def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(inner, environ) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner, environ) for inner in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    missing = [name for name, default in _VARIABLE.findall(value) if name not in environ and not default]
+    if missing:
+        return _Unset(missing[0])
+    return _VARIABLE.sub(lambda found: environ.get(found[1], found[2] or ""), value)
+
+
+def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Return `raw` where unset variables of other backends' blocks are left out; in use they are an error."""
+    blocks = raw.get("backend_configs")
+    if isinstance(blocks, dict):
+        raw = {**raw, "backend_configs": {name: _pruned(block, name, backend) for name, block in blocks.items()}}
+    _refuse_unset(raw, "")
+    return raw
+
+
+def _pruned(block: Any, name: str, backend: str) -> Any:
+    if name == backend or not isinstance(block, dict):
+        return block
+    return {key: value for key, value in block.items() if not isinstance(value, _Unset)}
+
+
+def _refuse_unset(value: Any, path: str) -> None:
+    if isinstance(value, _Unset):
+        raise config_error(path, f"the environment variable {value.name} is not set.")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unset(inner, f"{path}[{index}]")
+
+
+def _validated(raw: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(dict(raw))
+    except ValidationError as error:
+        raise config_error("", explain(error, Settings)) from None
+    except RecursionError:
+        raise config_error("", "The configuration is nested too deeply.") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_context=False):
+        location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        if problem["type"] == "extra_forbidden":
+            lines[path] = _unknown_key(location, model)
+        else:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
+            lines.setdefault(path, f"{message}{got}.")
+    return " ".join(f"{path}: {text}" for path, text in lines.items())
+
+
+def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+    *parents, key = location
+    for parent in parents:
+        annotation = model.model_fields[str(parent)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return "is no known key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

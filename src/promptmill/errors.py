@@ -1,0 +1,135 @@
+"""Every error promptmill reports: a stable code, whether trying again helps, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Code(StrEnum):
+    """Stable lower-case words that programs may test for. `docs/errors.md` explains each."""
+
+    # what the caller sent
+    INVALID_INPUT = "invalid_input"
+    INVALID_CONFIG = "invalid_config"
+    INVALID_IMAGE = "invalid_image"
+    UNSUPPORTED = "unsupported"
+    # what an endpoint answered
+    UNAUTHORIZED = "unauthorized"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
+    NOT_FOUND = "not_found"
+    BAD_REQUEST = "bad_request"
+    CONTEXT_LENGTH = "context_length"
+    REQUEST_TOO_LARGE = "request_too_large"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    BAD_RESPONSE = "bad_response"
+    EMPTY_ANSWER = "empty_answer"
+    CONTENT_FILTER = "content_filter"
+    # the way there
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    CONNECTION_LOST = "connection_lost"
+    TLS = "tls"
+    # this machine
+    NAME_RESOLUTION = "name_resolution"
+    NO_FILE_DESCRIPTORS = "no_file_descriptors"
+    # the life of a call
+    ITEM_TIMEOUT = "item_timeout"
+    DEADLINE = "deadline"
+    REPLACED = "replaced"
+    SHUTDOWN = "shutdown"
+    # engines in a process of their own
+    MISSING_DEPENDENCY = "missing_dependency"
+    ENGINE_LOAD_FAILED = "engine_load_failed"
+    ENGINE_DIED = "engine_died"
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERNAL = "internal"
+
+
+class _Trait(NamedTuple):
+    retryable: bool
+    hint: str
+
+
+_TRAITS: dict[Code, _Trait] = {
+    Code.INVALID_INPUT: _Trait(False, "Correct the argument that is named and call again."),
+    Code.INVALID_CONFIG: _Trait(False, "Correct the key that is named."),
+    Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
+    Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
+    Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and what it may be used for."),
+    Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
+    Code.NOT_FOUND: _Trait(False, "Check `base_url` and `model_name`."),
+    Code.BAD_REQUEST: _Trait(False, "The endpoint refused the request as it is; its reason is above."),
+    Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
+    Code.REQUEST_TOO_LARGE: _Trait(
+        False, "Make this one request smaller: a shorter prompt or fewer or smaller images."
+    ),
+    Code.RATE_LIMITED: _Trait(True, "Try again later, or lower `concurrency`, or set `rpm` / `tpm`."),
+    Code.SERVER_ERROR: _Trait(True, "The endpoint has a problem of its own; try again later."),
+    Code.BAD_RESPONSE: _Trait(True, "Check that `base_url` is an OpenAI-compatible chat completions endpoint."),
+    Code.EMPTY_ANSWER: _Trait(True, "The model said nothing; try again or change the prompt."),
+    Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
+    Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
+    Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
+    Code.CONNECTION_LOST: _Trait(True, "The endpoint or something between closed the connection; try again."),
+    Code.TLS: _Trait(False, "Check the certificate of the host, or whether `base_url` should say http."),
+    Code.NAME_RESOLUTION: _Trait(True, "Check the host in `base_url` and this machine's name resolution."),
+    Code.NO_FILE_DESCRIPTORS: _Trait(True, "Raise this process's limit of open files or lower `concurrency`."),
+    Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
+    Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
+    Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),
+    Code.SHUTDOWN: _Trait(True, "The engine was shut down during the call; send these items again."),
+    Code.MISSING_DEPENDENCY: _Trait(False, "Install the extra that is named."),
+    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names and call `generation_init` again."),
+    Code.ENGINE_DIED: _Trait(True, "The next call starts a new engine; send these items again."),
+    Code.OUT_OF_MEMORY: _Trait(False, "Lower `batch_size` or `max_tokens`, or use a smaller model."),
+    Code.INTERNAL: _Trait(False, "This is a bug in promptmill; please report it."),
+}
+
+
+class PromptmillError(Exception):
+    """An error with a code and a hint, safe to show and to pickle.
+
+    `message` says what went wrong and where, `hint` what to do next. No key, prompt or image is ever part of either.
+    """
+
+    def __init__(self, code: Code, message: str, hint: str | None = None) -> None:
+        super().__init__(code, message, hint)  # the arguments, so that pickle can rebuild it
+        self.code = code
+        self.message = message
+        self.hint = _TRAITS[code].hint if hint is None else hint
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later without a change."""
+        return _TRAITS[self.code].retryable
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+def input_error(message: str, hint: str = "") -> PromptmillError:
+    """Return the error of a caller's mistake in an argument; `message` already says what to do."""
+    return PromptmillError(Code.INVALID_INPUT, message, hint)
+
+
+def config_error(path: str, problem: str) -> PromptmillError:
+    """Return the error of the configuration key at `path`, such as `backend_configs.openai.concurrency`."""
+    return PromptmillError(Code.INVALID_CONFIG, f"{path}: {problem}" if path else problem, "")
+
+
+_URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
+_KEY_SHAPED = re.compile(r"\b(?:sk|pk|rk|gsk|hf|xai|nvapi|AIza)[-_]?[A-Za-z0-9_\-]{16,}\b")
+
+
+def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """Return `text` without `secrets`, userinfo of URLs, bearer tokens and words shaped like API keys."""
+    for secret in secrets:
+        if len(secret) >= 4:
+            text = text.replace(secret, "[redacted]")
+    text = _URL_USERINFO.sub("[redacted]@", text)
+    text = _BEARER.sub(r"\1[redacted]", text)
+    return _KEY_SHAPED.sub("[redacted]", text)

@@ -1,0 +1,176 @@
+"""A path or URL → checked image bytes. What is not an image is never read beyond its header, and never sent."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from promptmill.errors import Code, PromptmillError, redact
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
+_WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_ORIENTATION = 0x0112
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_LARGEST_FILE = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What may be read: folders (None: anywhere) and the most pixels an image may have."""
+
+    allowed_roots: tuple[Path, ...] | None = None
+    max_pixels: int = 89_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image as it can be sent: PNG, JPEG, WebP or GIF, one frame, 8 bits a channel, upright."""
+
+    data: bytes
+    media_type: str
+
+
+def is_web(source: str) -> bool:
+    """Return whether `source` is an `http(s)` URL, which the endpoint fetches by itself."""
+    return source[:8].lower().startswith(("http://", "https://"))
+
+
+def load_image(source: str, rules: ImageRules) -> ImageFile:
+    """Return the image at a local path, `file:` URL or `data:` URL. Blocks: call it off the event loop.
+
+    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images and those that EXIF
+    turns; anything else stays byte for byte. Raises `PromptmillError` (`invalid_image`).
+    """
+    name, data = _data(source) if source[:5].lower() == "data:" else _file(source, rules)
+    return _checked(data, name, rules)
+
+
+def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
+    path = _local_path(source)
+    try:
+        resolved = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise _unusable(f"There is no image file at {_shown(path)}.") from None
+    roots = rules.allowed_roots
+    if roots is not None and not any(resolved.is_relative_to(root) for root in roots):
+        raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.")
+    try:
+        with resolved.open("rb") as file:
+            start = file.read(4096)
+            _probe(start, _shown(path))
+            data = start + file.read(_LARGEST_FILE)
+    except OSError as error:
+        raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
+    if len(data) > _LARGEST_FILE:
+        raise _unusable(f"{_shown(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
+    return _shown(path), data
+
+
+def _local_path(source: str) -> Path:
+    if source[:5].lower() == "file:":
+        parts = urlsplit(source)
+        if parts.netloc not in {"", "localhost"}:
+            raise _unusable("A file URL may not name another host.", "Write file:///path/to/image.png.")
+        return Path(url2pathname(parts.path))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        raise _unusable(
+            f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
+        )
+    return Path(source).expanduser() if source.startswith("~") else Path(source)
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.absolute())
+    except OSError:
+        return str(path)
+
+
+def _data(source: str) -> tuple[str, bytes]:
+    import pybase64
+
+    head = _DATA_URL.match(source, 0, 256)
+    if head is None:
+        raise _unusable("A data URL has no valid beginning.", "Write data:image/png;base64,….")
+    try:
+        if ";base64" in (head[2] or "").lower():
+            return "the data URL", pybase64.b64decode(source[head.end() :], validate=True)
+        return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
+    except ValueError:
+        raise _unusable("A data URL holds no valid base64.") from None
+
+
+def _probe(start: bytes, name: str) -> None:
+    """Refuse what does not begin like an image, before more of it is read."""
+    signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        raise _unusable(f"{name} is {'empty' if not start else 'no PNG, JPEG, WebP, GIF, BMP or TIFF image'}.")
+
+
+def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
+    from PIL import Image
+
+    _probe(data[:16], name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning; our bound is below
+            with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+                width, height = image.size
+                if width * height > rules.max_pixels:
+                    raise _unusable(
+                        f"{name} has {width} x {height} pixels, more than `max_image_pixels` ({rules.max_pixels}).",
+                        "Make it smaller.",
+                    )
+                media_type = _FORMATS[image.format or ""]
+                if media_type and not _needs_rewriting(image):
+                    return ImageFile(data, media_type)
+                return ImageFile(_rewritten(image), "image/png")
+    except PromptmillError:
+        raise
+    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise nearly anything for a broken file)
+        raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
+
+
+def _needs_rewriting(image: Image) -> bool:
+    if getattr(image, "is_animated", False) or image.mode not in _WEB_MODES:
+        return True
+    # reading EXIF parses the file only where there is some
+    return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def _rewritten(image: Image) -> bytes:
+    from PIL import ImageOps
+
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        upright = _to_eight_bits(upright)
+    elif upright.mode not in _WEB_MODES or upright.mode in {"P", "PA"}:
+        upright = upright.convert("RGBA" if "transparency" in upright.info or upright.mode == "PA" else "RGB")
+    out = io.BytesIO()
+    upright.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value / 256).convert("L")
+    low, high = image.getextrema()
+    span = float(high) - float(low)  # type: ignore[arg-type]
+    scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
+    offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
+    return image.point(lambda value: value * scale + offset).convert("L")
+
+
+def _unusable(message: str, hint: str | None = None) -> PromptmillError:
+    return PromptmillError(Code.INVALID_IMAGE, message, hint)

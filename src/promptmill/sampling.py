@@ -1,0 +1,50 @@
+"""Sampling parameters: OpenAI's names everywhere, each backend maps them to its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _list_of_stops(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class Sampling(BaseModel):
+    """How the model chooses its words. What is not set is left to the engine or endpoint.
+
+    Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
+        None, description="End the answer before any of these texts."
+    )
+    seed: int | None = Field(None, description="Makes random choices repeatable, item by item.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Push away tokens that occurred already.")
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Push away tokens by how often they occurred."
+    )
+    response_format: dict[str, Any] | None = Field(
+        None, description="OpenAI's `response_format`: JSON mode or a schema."
+    )
+    reasoning_effort: str | None = Field(
+        None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
+    )
+    top_k: int | None = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
+    )
+    enable_thinking: bool | None = Field(None, description="Whether a model that can think aloud does so first.")
+
+    def given(self) -> dict[str, Any]:
+        """Return the parameters that are set, by name."""
+        return {name: value for name, value in self if value is not None}
