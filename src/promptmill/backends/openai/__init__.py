@@ -1,0 +1,1 @@
+"""Any OpenAI-compatible endpoint, over one pool of connections."""

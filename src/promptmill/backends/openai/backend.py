@@ -1,0 +1,121 @@
+"""The `openai` backend: requests → HTTP → outcomes, over one pool of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from promptmill.backends.openai.attachments import Attachments
+from promptmill.backends.openai.dedupe import Dedupe
+from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.gate import Gate
+from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.pool import Pool, room_for_connections
+from promptmill.backends.openai.run import Run
+from promptmill.backends.openai.wire import Encoder
+from promptmill.backends.protocol import Scope, Sink, Source
+from promptmill.config import Plan
+from promptmill.errors import Code, PromptmillError, config_error
+from promptmill.images import ImageRules
+from promptmill.webimages import ImageFetcher
+
+
+def create(plan: Plan) -> OpenAIBackend:
+    """Return the backend of `plan`. Raises `PromptmillError` (`invalid_config`) for what cannot work."""
+    return OpenAIBackend(plan)
+
+
+class OpenAIBackend:
+    """Calls share one pool and one gate, so `concurrency` bounds all of them together."""
+
+    def __init__(self, plan: Plan) -> None:
+        """`plan` chooses endpoints, keys and limits; nothing is opened yet."""
+        self._plan = plan
+        self._settings = plan.settings.backend_configs.openai
+        if not self._settings.model_name:
+            raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
+        self._model = self._settings.model_name
+        self._endpoints = endpoints(plan)
+        roots = plan.settings.allowed_roots
+        self._rules = ImageRules(
+            None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots),
+            plan.settings.max_image_pixels,
+        )
+        self._pool: Pool | None = None
+        self._fetcher = ImageFetcher() if plan.settings.fetch_images else None
+        self._gate: Gate | None = None
+        self._lanes: list[Lane] = []
+        self._runs: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._concurrency = self._settings.concurrency
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Make the pool; nothing is sent."""
+        report(f"using {self._model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
+        settings = self._settings
+        self._concurrency = min(settings.concurrency, room_for_connections(settings.concurrency))
+        clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
+        lanes = [
+            Lane(
+                endpoint,
+                Encoder(endpoint, self._model, enable_thinking=settings.enable_thinking, stream=settings.stream),
+                settings,
+                clock,
+                chance,
+            )
+            for endpoint in self._endpoints
+        ]
+        self._lanes = lanes
+        self._gate = Gate(lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
+        self._pool = Pool(settings, self._concurrency)
+
+    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+        """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""
+        if self._pool is None or self._gate is None or self._closed:
+            raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
+        if self._concurrency < self._settings.concurrency:
+            scope.warn(
+                f"concurrency is {self._concurrency} instead of {self._settings.concurrency}: "
+                "this process may not open more connections."
+            )
+        if self._settings.dedupe:
+            source = sink = Dedupe(source, sink, scope, self._lanes[0].encoder.fingerprint)
+        attachments = Attachments(self._rules, self._fetcher)
+        run = Run(
+            source,
+            sink,
+            scope,
+            settings=self._settings,
+            unsupported_is_error=self._plan.settings.unsupported == "error",
+            concurrency=self._concurrency,
+            gate=self._gate,
+            pool=self._pool,
+            attachments=attachments,
+            chance=random.Random(),  # noqa: S311 (jitter)
+        )
+        task = asyncio.ensure_future(run.run())
+        self._runs.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if self._closed:
+                raise PromptmillError(Code.SHUTDOWN, "The connections were closed during the call.") from None
+            raise
+        finally:
+            self._runs.discard(task)
+            task.cancel()
+            attachments.close()
+
+    async def aclose(self) -> None:
+        """End running calls and close all connections."""
+        self._closed = True
+        for task in tuple(self._runs):
+            task.cancel()
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=1)
+        for resource in (self._pool, self._fetcher):
+            if resource is not None:
+                await resource.aclose()

@@ -1,0 +1,106 @@
+"""What each provider calls things and cannot take: one table of data.
+
+Sources: the providers' API references for chat completions. A host that is not listed gets everything as it was given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+from urllib.parse import SplitResult
+
+_VLLM_ONLY = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def _no_names() -> Mapping[str, str]:
+    return _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One row. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
+
+    `thinking` says where `enable_thinking` goes. `reasoning_models` names models that take `max_completion_tokens`
+    and refuse `reasoning_refused`.
+    """
+
+    name: str
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    public: bool = True
+    renamed: Mapping[str, str] = field(default_factory=_no_names)
+    refused: frozenset[str] = frozenset()
+    thinking: Literal["template", "top_level", "refused"] = "template"
+    reasoning_models: re.Pattern[str] | None = None
+    reasoning_refused: frozenset[str] = frozenset()
+
+
+DIALECTS = (
+    Dialect(
+        "openai",
+        ("api.openai.com", "openai.azure.com"),
+        refused=_VLLM_ONLY,
+        thinking="refused",
+        reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
+        reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+    ),
+    Dialect(
+        "mistral",
+        ("api.mistral.ai",),
+        renamed=MappingProxyType({"seed": "random_seed"}),
+        refused=_VLLM_ONLY,
+        thinking="refused",
+    ),
+    Dialect("groq", ("api.groq.com",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("google", ("generativelanguage.googleapis.com",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("dashscope", ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"), thinking="top_level"),
+    Dialect("siliconflow", ("api.siliconflow.cn", "api.siliconflow.com"), thinking="top_level"),
+    Dialect("anthropic", ("api.anthropic.com",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("deepseek", ("api.deepseek.com",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("xai", ("api.x.ai",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("cerebras", ("api.cerebras.ai",), refused=_VLLM_ONLY, thinking="refused"),
+    Dialect("openrouter", ("openrouter.ai",), refused=frozenset({"chat_template_kwargs"}), thinking="refused"),
+    Dialect("together", ("api.together.xyz", "api.together.ai")),
+    Dialect("fireworks", ("api.fireworks.ai",)),
+    Dialect("nvidia", ("integrate.api.nvidia.com",)),
+    Dialect("huggingface", ("router.huggingface.co",)),
+    Dialect("ollama", ports=(11434,), public=False, refused=frozenset({"repetition_penalty"})),
+    Dialect("lmstudio", ports=(1234,), public=False),
+)
+PLAIN = Dialect("plain", public=False)  # vLLM, SGLang, llama.cpp and every host that is not listed: sent as given
+
+
+def dialect_of(url: SplitResult) -> Dialect:
+    """Return the dialect of the endpoint at `url`, by its host or well-known local port."""
+    host, port = url.hostname or "", url.port
+    for dialect in DIALECTS:
+        if any(host == known or host.endswith("." + known) for known in dialect.hosts):
+            return dialect
+        if port in dialect.ports:
+            return dialect
+    return PLAIN
+
+
+def translate(dialect: Dialect, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return `(body keys, names the endpoint cannot take)` for `given`: sampling and extra parameters together."""
+    body = dict(given)
+    refused: list[str] = []
+    thinking = body.pop("enable_thinking", None)
+    if thinking is not None:
+        if dialect.thinking == "template":
+            body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), "enable_thinking": thinking}
+        elif dialect.thinking == "top_level":
+            body["enable_thinking"] = thinking
+        else:
+            refused.append("enable_thinking")
+    off = dialect.refused
+    if dialect.reasoning_models and dialect.reasoning_models.search(model):
+        off |= dialect.reasoning_refused
+        if "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+    refused += [name for name in body if name in off]
+    return {dialect.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused

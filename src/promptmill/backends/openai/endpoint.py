@@ -1,0 +1,146 @@
+"""URL, key and dialect of one endpoint, and which key may go where."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from promptmill.backends.openai.dialect import Dialect, dialect_of
+from promptmill.config import Plan
+from promptmill.errors import PromptmillError, config_error
+from promptmill.settings import OpenAISettings
+
+_BLOCK = "backend_configs.openai"
+_SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
+_COMPLETIONS = "/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go. `headers` hold the key; `secrets` are what no message may show.
+
+    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses.
+    """
+
+    url: str
+    name: str
+    headers: Mapping[str, str]
+    secrets: tuple[str, ...]
+    dialect: Dialect
+    key_note: str = ""
+
+
+def endpoints(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
+    """Return the endpoints of the plan's `base_url`, at least one.
+
+    Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
+    """
+    settings = plan.settings.backend_configs.openai
+    operator = plan.operator.backend_configs.openai
+    if not settings.base_url:
+        raise config_error(
+            f"{_BLOCK}.base_url", "is missing; set it to your endpoint, such as http://localhost:8000/v1."
+        )
+    trusted = {_origin(_parsed(url)) for url in operator.base_url}
+    return [_endpoint(url, plan, environ, named=_origin(url) in trusted) for url in map(_parsed, settings.base_url)]
+
+
+def _endpoint(url: SplitResult, plan: Plan, environ: Mapping[str, str], *, named: bool) -> Endpoint:
+    """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
+    settings = plan.settings.backend_configs.openai
+    dialect = dialect_of(url)
+    named = named or plan.trust_client
+    for_environment = named or dialect.public or _is_loopback(url) or _is_listed(url, environ)
+    key, note = "", ""
+    if settings.api_key is not None and settings.api_key.get_secret_value().strip():
+        if "api_key" in plan.from_call or named:
+            key = settings.api_key.get_secret_value()
+        else:
+            note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
+    elif found := _from_environment(settings, plan, environ):
+        if for_environment:
+            key = found
+        else:
+            note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    own = settings.headers if named or "headers" in plan.from_call else {}
+    headers |= {name: _header(f"headers.{name}", value.get_secret_value()) for name, value in own.items()}
+    secrets = tuple(value.get_secret_value() for value in own.values())
+    if key:
+        key = _header("api_key", key)
+        name = "api-key" if (url.hostname or "").endswith(".openai.azure.com") else "Authorization"
+        headers.setdefault(name, key if name == "api-key" else f"Bearer {key}")
+        secrets = (key, *secrets)
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, dialect, note)
+
+
+def _from_environment(settings: OpenAISettings, plan: Plan, environ: Mapping[str, str]) -> str:
+    named = settings.api_key_env
+    if named:
+        if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
+            # else a call could read any secret of the environment by its name
+            raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
+        if not environ.get(named, "").strip():
+            raise config_error(f"{_BLOCK}.api_key_env", "names an environment variable that is not set.")
+        return environ[named]
+    return environ.get("LLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
+
+
+def _header(key: str, value: str) -> str:
+    value = value.strip()
+    if not value.isascii() or not value.isprintable():
+        raise config_error(
+            f"{_BLOCK}.{key}", "holds a line break or a character that no HTTP header can carry; copy it again."
+        )
+    return value
+
+
+def _parsed(url: str) -> SplitResult:
+    """Return the URL of the completions endpoint for what people write: host, `…/v1`, or the whole."""
+    where = f"{_BLOCK}.base_url"
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        raise config_error(where, "is not a URL; write it like http://localhost:8000/v1.") from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise config_error(where, "should start with http:// or https:// and a host, like http://localhost:8000/v1.")
+    if parts.username is not None or parts.password is not None:
+        raise config_error(where, "holds a user name or password; put the key into `api_key_env` or `headers`.")
+    path = parts.path.rstrip("/")
+    if not path.endswith(_COMPLETIONS):
+        path = (path or "/v1") + _COMPLETIONS
+    return parts._replace(path=path, fragment="")
+
+
+def _origin(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc.lower()}"
+
+
+def _is_loopback(url: SplitResult) -> bool:
+    host = url.hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
+    listed = {host.strip().lower() for host in environ.get("PROMPTMILL_ENDPOINTS", "").split(",")}
+    return bool(listed & {url.hostname, url.netloc.lower()})
+
+
+def refusal_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
+    """Return `error` of a refused key with what the reader should know about the key that was or was not sent."""
+    if endpoint.key_note:
+        return PromptmillError(error.code, error.message, endpoint.key_note)
+    if "Authorization" not in endpoint.headers and "api-key" not in endpoint.headers:
+        return PromptmillError(
+            error.code, error.message, "No key was sent: set `api_key_env`, or LLM_API_KEY in the environment."
+        )
+    return error

@@ -1,0 +1,155 @@
+"""Who may send now: one bound over all calls, fair between them, over all endpoints and their windows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from promptmill.backends.openai.bucket import Bucket
+from promptmill.backends.openai.lane import Lane, Ticket
+from promptmill.backends.protocol import Scope
+from promptmill.errors import PromptmillError
+
+
+class Gate:
+    """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair)."""
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        concurrency: int,
+        clock: Callable[[], float],
+        *,
+        rpm: float | None = None,
+        tpm: float | None = None,
+    ) -> None:
+        self._lanes = lanes
+        self._concurrency = concurrency
+        self._clock = clock
+        self._requests = Bucket(rpm, clock()) if rpm else None
+        self._tokens = Bucket(tpm, clock()) if tpm else None
+        self._in_flight = 0
+        self._waiting: dict[int, tuple[Scope, deque[tuple[asyncio.Future[Ticket], int]]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._runs = 0
+
+    def opened(self) -> None:
+        """Note that a call begins; the first one gives every endpoint a new chance."""
+        if not self._runs:
+            for lane in self._lanes:
+                lane.forgive()
+        self._runs += 1
+
+    def closed(self) -> None:
+        """Note that a call has ended."""
+        self._runs -= 1
+        if not self._runs and self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def enter_now(self, scope: Scope, tokens: int) -> Ticket | None:
+        """Return a ticket if there is a free place that nobody waits for. `tokens` is the request's estimated size."""
+        return None if self._waiting else self._admit(scope, tokens)
+
+    async def enter(self, scope: Scope, tokens: int) -> Ticket:
+        """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them."""
+        if error := self._hopeless():
+            raise error
+        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        _, queue = self._waiting.setdefault(id(scope), (scope, deque()))
+        queue.append((future, tokens))
+        self.serve()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and not future.exception():
+                self.leave(future.result(), scope)
+            raise
+
+    def leave(self, ticket: Ticket, scope: Scope) -> None:
+        """Give the place back; the next one in turn gets it."""
+        ticket.lane.leave(ticket)
+        self._in_flight -= 1
+        scope.in_flight -= 1
+        if self._waiting:
+            self.serve()
+
+    def only(self, lane: Lane) -> bool:
+        """Return whether no other endpoint than `lane` can be hoped for."""
+        return all(other.verdict() is not None for other in self._lanes if other is not lane)
+
+    def settle_tokens(self, difference: int) -> None:
+        """Charge what a request really used beyond its estimate."""
+        if self._tokens:
+            self._tokens.take(difference)
+
+    def serve(self) -> None:
+        """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
+        while self._waiting:
+            key, (scope, queue) = min(self._waiting.items(), key=lambda entry: entry[1][0].in_flight)
+            while queue and queue[0][0].done():
+                queue.popleft()
+            if queue:
+                future, tokens = queue[0]
+                ticket = self._admit(scope, tokens)
+                if ticket is None:
+                    break
+                queue.popleft()
+                future.set_result(ticket)
+            if not queue:
+                del self._waiting[key]
+        if self._waiting:
+            if error := self._hopeless():
+                self._refuse_all(error)
+            else:
+                self._wake_later()
+
+    def _admit(self, scope: Scope, tokens: int) -> Ticket | None:
+        if self._in_flight >= self._concurrency:
+            return None
+        now = self._clock()
+        lanes = self._lanes
+        lane = lanes[0] if len(lanes) == 1 else max(lanes, key=lambda lane: lane.room(now))
+        if lane.room(now) <= 0:
+            return None
+        if self._requests or self._tokens:
+            if self._rate_wait_s(now) > 0:
+                return None
+            if self._requests:
+                self._requests.take(1)
+            if self._tokens:
+                self._tokens.take(tokens)
+        self._in_flight += 1
+        scope.in_flight += 1
+        return lane.enter()
+
+    def _rate_wait_s(self, now: float) -> float:
+        return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
+
+    def _hopeless(self) -> PromptmillError | None:
+        error = None
+        for lane in self._lanes:
+            error = lane.verdict()
+            if error is None:
+                return None
+        return error
+
+    def _refuse_all(self, error: PromptmillError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for _, queue in waiting.values():
+            for future, _ in queue:
+                if not future.done():
+                    future.set_exception(error)
+
+    def _wake_later(self) -> None:
+        """Come back when the next pause or the rate's wait is over; a place given back wakes by itself."""
+        now = self._clock()
+        times = [lane.paused_until - now for lane in self._lanes if lane.paused_until > now]
+        if (rate := self._rate_wait_s(now)) > 0:
+            times.append(rate)
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if times:
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, min(times)), self.serve)

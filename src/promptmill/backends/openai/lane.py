@@ -1,0 +1,147 @@
+"""One endpoint as seen by those who send to it: its window, its health, its pauses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.retry import Blame, Verdict, backoff_s
+from promptmill.backends.openai.window import Window
+from promptmill.backends.openai.wire import Encoder
+from promptmill.errors import PromptmillError
+from promptmill.settings import OpenAISettings
+
+# Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
+_LONGEST_PROBE_PAUSE_S = 5.0
+
+
+class Ticket:
+    """The right to send one request to `lane`, and what the lane looked like then."""
+
+    __slots__ = ("epoch", "lane", "outage", "probe", "successes")
+
+    def __init__(self, lane: Lane, *, probe: bool) -> None:
+        self.lane = lane
+        self.probe = probe
+        self.epoch = lane.window.epoch
+        self.outage = lane.outage
+        self.successes = lane.successes
+
+
+class Lane:
+    """An endpoint with its bookkeeping. Times are seconds of `clock`.
+
+    After a *strike* (a failure without any success since it was sent) the lane is paused, then probed by one request
+    at a time until one succeeds.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        encoder: Encoder,
+        settings: OpenAISettings,
+        clock: Callable[[], float],
+        chance: random.Random,
+    ) -> None:
+        self.endpoint = endpoint
+        self.encoder = encoder
+        self.window = Window(settings.concurrency, adaptive=settings.adaptive)
+        self.in_flight = 0
+        self.answered = False
+        self.successes = 0
+        self.outage = 0
+        self.paused_until = 0.0
+        self.blocked: PromptmillError | None = None
+        self._settings = settings
+        self._clock = clock
+        self._chance = chance
+        self._strikes = 0
+        self._probing = False
+        self._trouble_since: float | None = None
+        self._last_error: PromptmillError | None = None
+
+    def room(self, now: float) -> int:
+        """Return how many more requests may be sent at `now`."""
+        if self.blocked or now < self.paused_until:
+            return 0
+        if self._strikes:
+            return 0 if self._probing else 1
+        return self.window.size - self.in_flight
+
+    def enter(self) -> Ticket:
+        """Take a place."""
+        self.in_flight += 1
+        probe = self._strikes > 0
+        self._probing = self._probing or probe
+        return Ticket(self, probe=probe)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the place back."""
+        self.in_flight -= 1
+        if ticket.probe:
+            self._probing = False
+
+    def succeeded(self) -> None:
+        """Count a reply that shows the endpoint is well; before `leave`."""
+        self.answered = True
+        self.successes += 1
+        self._strikes = 0
+        self._trouble_since = None
+        self.window.accepted(self.in_flight)
+
+    def failed(self, ticket: Ticket, verdict: Verdict) -> bool:
+        """Count a failure; return whether it is the endpoint's affair and does not count against the item."""
+        now = self._clock()
+        self._last_error = verdict.error
+        if self._trouble_since is None:
+            self._trouble_since = now
+        alone = self.successes == ticket.successes
+        fresh = ticket.outage == self.outage
+        if verdict.blame is Blame.KEY:
+            self.blocked = verdict.error
+            return True
+        if verdict.blame is Blame.LOAD:
+            self.window.refused(ticket.epoch)
+            if alone and fresh:
+                pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
+                self._strike(now, max(pause, self.wished(verdict)))
+            return True
+        if verdict.blame is Blame.LOST and alone:
+            if fresh:
+                # the first probe goes at once: a connection that the server closed between requests is no outage
+                base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
+                pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
+                self._strike(now, max(pause, self.wished(verdict)))
+            return self.answered
+        return False
+
+    @property
+    def ailing(self) -> bool:
+        """Whether the endpoint is being probed, or is not to be used at all."""
+        return self._strikes > 0 or self.blocked is not None
+
+    def wished(self, verdict: Verdict) -> float:
+        """Return the wait that the endpoint asked for, as far as it is honoured, in seconds."""
+        return min(verdict.wait_s or 0.0, 10 * self._settings.max_delay)
+
+    def _strike(self, now: float, pause_s: float) -> None:
+        self._strikes += 1
+        self.outage += 1
+        self.paused_until = now + pause_s
+
+    def verdict(self) -> PromptmillError | None:
+        """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
+        if self.blocked or self._trouble_since is None:
+            return self.blocked
+        never = not self.answered and self._strikes >= self._settings.retries
+        if never or self._clock() - self._trouble_since > self._settings.patience:
+            return self._last_error
+        return None
+
+    def forgive(self) -> None:
+        """Give the endpoint a new chance, as a new call does."""
+        self.blocked = None
+        self._strikes = 0
+        self._trouble_since = None
+        self.paused_until = 0.0

@@ -1,0 +1,193 @@
+"""Which failure is tried again, when, and whose fault it is: decisions only, no waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import random
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any
+
+import aiohttp
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.errors import Code, PromptmillError, redact
+
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing_hard_limit", "insufficient balance")
+_CONTEXT_WORDS = (
+    "context_length_exceeded",
+    "maximum context length",
+    "context length",
+    "context window",
+    "too many tokens",
+)
+_TOO_LARGE_WORDS = ("request too large", "request is too large", "tokens per min (tpm): limit", "reduce the length")
+_LONGEST_REASON = 400
+
+
+class Blame(Enum):
+    """Whose affair a failure is."""
+
+    ITEM = auto()
+    """The item's: final."""
+    CHANCE = auto()
+    """Nobody's: try again, counted against `retries`."""
+    LOAD = auto()
+    """The endpoint is busy (429): put the item back, shrink the window."""
+    LOST = auto()
+    """The endpoint may be gone (lost or refused connection, 503)."""
+    KEY = auto()
+    """The key's or the host's: stop new requests to this endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one failed attempt means. `wait_s` is the endpoint's own wish (`Retry-After`), if it had one."""
+
+    blame: Blame
+    error: PromptmillError
+    wait_s: float | None = None
+
+
+def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random) -> float:
+    """Return the seconds to wait after `failures` (from 1) in a row: exponential, capped, full jitter.
+
+    Source: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+    """
+    return chance.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
+
+
+def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Return the wait that `retry-after-ms` or `Retry-After` (seconds or date, RFC 9110 section 10.2.3) asks for."""
+    try:
+        if (text := headers.get("retry-after-ms")) is not None:
+            wait = float(text) / 1000
+        elif (text := headers.get("Retry-After")) is not None:
+            try:
+                wait = float(text)
+            except ValueError:
+                wait = parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
+        else:
+            return None
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return None if math.isnan(wait) else max(0.0, wait)
+
+
+def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> Verdict:
+    """Return what a reply with `status` and parsed body `payload` (or its text) means."""
+    reason, words = _reason(payload)
+    said = f": {redact(reason, endpoint.secrets)}" if reason else ""
+    message = f"{endpoint.name} answered {status}{said}"
+    words = words.lower()
+
+    def final(code: Code) -> Verdict:
+        return Verdict(Blame.ITEM, PromptmillError(code, message))
+
+    if status in {401, 403}:
+        return Verdict(Blame.KEY, PromptmillError(Code.UNAUTHORIZED, message))
+    if status == 402 or any(word in words for word in _QUOTA_WORDS):
+        return Verdict(Blame.KEY, PromptmillError(Code.INSUFFICIENT_QUOTA, message))
+    if status == 429 and not any(word in words for word in _TOO_LARGE_WORDS):
+        return Verdict(Blame.LOAD, PromptmillError(Code.RATE_LIMITED, message), retry_after_s(headers))
+    if status in {413, 429}:
+        return final(Code.REQUEST_TOO_LARGE)
+    if status in _RETRIED:
+        blame = Blame.LOST if status == 503 else Blame.CHANCE
+        code = Code.TIMEOUT if status == 408 else Code.SERVER_ERROR
+        return Verdict(blame, PromptmillError(code, message), retry_after_s(headers))
+    if 300 <= status < 400:
+        return final(Code.BAD_RESPONSE)
+    if status == 404:
+        return final(Code.NOT_FOUND)
+    if any(word in words for word in _CONTEXT_WORDS):
+        return final(Code.CONTEXT_LENGTH)
+    return final(Code.SERVER_ERROR if status >= 500 else Code.BAD_REQUEST)
+
+
+def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
+    """Return what an attempt that ended in `exc` means."""
+    code = classify_exception(exc)
+    match code:
+        case Code.TIMEOUT:
+            text = "did not accept a connection in time" if _while_connecting(exc) else "was silent for too long"
+        case Code.UNREACHABLE:
+            text = "refused the connection or cannot be reached"
+        case Code.CONNECTION_LOST:
+            text = "closed the connection before the answer was complete"
+        case Code.TLS:
+            text = f"could not be trusted: {_tls_reason(exc)}"
+        case Code.NAME_RESOLUTION:
+            text = "could not be looked up: this machine cannot resolve the name"
+        case Code.NO_FILE_DESCRIPTORS:
+            text = "could not be connected to: this process has no file descriptor left"
+        case Code.BAD_RESPONSE:
+            text = "sent what is no valid HTTP response"
+        case _:
+            text = f"could not be asked ({type(exc).__name__})"
+    error = PromptmillError(code, f"{endpoint.name} {text}.")
+    if code is Code.TLS:
+        return Verdict(Blame.KEY, error)
+    if code in {Code.UNREACHABLE, Code.CONNECTION_LOST}:
+        return Verdict(Blame.LOST, error)
+    return Verdict(Blame.ITEM if code is Code.INTERNAL else Blame.CHANCE, error)
+
+
+def classify_exception(exc: BaseException) -> Code:
+    """Return the code of what aiohttp or the operating system raised during one attempt."""
+    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+        return Code.NAME_RESOLUTION
+    if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError | aiohttp.ServerFingerprintMismatch):
+        return Code.TLS
+    if isinstance(exc, TimeoutError | asyncio.TimeoutError):
+        return Code.TIMEOUT
+    if isinstance(exc, OSError) and exc.errno in {errno.EMFILE, errno.ENFILE}:
+        return Code.NO_FILE_DESCRIPTORS
+    if isinstance(exc, aiohttp.ClientConnectorError | ConnectionRefusedError | aiohttp.ClientProxyConnectionError):
+        return Code.UNREACHABLE
+    if isinstance(exc, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
+        return Code.CONNECTION_LOST
+    if isinstance(exc, aiohttp.InvalidURL):
+        return Code.INVALID_CONFIG
+    if isinstance(exc, aiohttp.ClientConnectionError):
+        return Code.CONNECTION_LOST
+    if isinstance(exc, aiohttp.ClientError | aiohttp.http_exceptions.HttpProcessingError):
+        return Code.BAD_RESPONSE
+    return Code.INTERNAL
+
+
+def _while_connecting(exc: BaseException) -> bool:
+    return isinstance(exc, aiohttp.ConnectionTimeoutError)
+
+
+def _tls_reason(exc: BaseException) -> str:
+    inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
+    return str(getattr(inner, "verify_message", None) or getattr(inner, "reason", None) or "TLS failed")
+
+
+def _reason(payload: Any) -> tuple[str, str]:
+    """Return `(what to show, what to search)` of an error body, in the shapes that providers use."""
+    if isinstance(payload, dict):
+        error = payload.get("error", payload)
+        if isinstance(error, dict):
+            shown = error.get("message") or error.get("detail") or error.get("msg") or ""
+            found = " ".join(str(error.get(key, "")) for key in ("message", "code", "type", "detail", "param"))
+            return _short(shown), found
+        return _short(error), str(error)
+    if isinstance(payload, list) and payload:
+        return _reason(payload[0])
+    if isinstance(payload, str):
+        return ("", payload) if payload.lstrip()[:1] == "<" else (_short(payload), payload)
+    return "", ""
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"

@@ -1,0 +1,80 @@
+"""Server-sent events → the chat completion they add up to.
+
+Format: html.spec.whatwg.org, server-sent events; platform.openai.com, chat completions, streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+END = b"[DONE]"
+
+
+class CutOffError(Exception):
+    """The stream ended before the answer did."""
+
+
+def assemble(body: bytes) -> dict[str, Any]:
+    """Return the completion object of a whole stream, or the first event that reports an error.
+
+    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for what is no JSON.
+    """
+    whole: dict[str, Any] = {}
+    message: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    calls: dict[int, dict[str, Any]] = {}
+    finish: Any = None
+    ended = False
+    for data in _events(body):
+        if data == END:
+            ended = True
+            break
+        event = orjson.loads(data)
+        if not isinstance(event, dict):
+            raise ValueError("an event is no object")
+        if event.get("error"):
+            return event
+        whole = {**event, "usage": event.get("usage") or whole.get("usage")}
+        for choice in event.get("choices") or ():
+            if choice.get("index", 0) != 0:
+                continue
+            finish = choice.get("finish_reason") or finish
+            for name, value in (choice.get("delta") or {}).items():
+                if name == "tool_calls":
+                    _add_calls(calls, value or ())
+                elif name == "reasoning_details" and isinstance(value, list):
+                    message.setdefault(name, []).extend(value)
+                elif isinstance(value, str) and name != "role":
+                    texts.setdefault(name, []).append(value)
+    if finish is None and not ended:
+        raise CutOffError
+    message |= {name: "".join(parts) for name, parts in texts.items()}
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    choices = [{"index": 0, "message": message, "finish_reason": finish}] if message or finish else []
+    return {**whole, "object": "chat.completion", "choices": choices}
+
+
+def _events(body: bytes) -> Iterator[bytes]:
+    """Yield the data of each event; an event's data lines are joined by a line break."""
+    lines: list[bytes] = []
+    for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif not line and lines:
+            yield b"\n".join(lines)
+            lines = []
+    if lines:
+        yield b"\n".join(lines)
+
+
+def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
+    for piece in pieces:
+        call = calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}})
+        call |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
+        function = piece.get("function") or {}
+        for name in ("name", "arguments"):
+            call["function"][name] += function.get(name) or ""

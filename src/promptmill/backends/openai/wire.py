@@ -1,0 +1,225 @@
+"""Request bytes out, response bytes in: OpenAI's chat completions format.
+
+Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, DeepSeek and OpenRouter send them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends.openai.dialect import translate
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.retry import Blame, Verdict, judge_status
+from promptmill.backends.openai.sse import CutOffError, assemble
+from promptmill.backends.protocol import Request
+from promptmill.conversation import ImagePart, Message, TextPart, check_encodable
+from promptmill.errors import Code, PromptmillError
+from promptmill.outcome import NO_USAGE, Completion, Usage
+from promptmill.reasoning import split_reasoning
+from promptmill.sampling import Sampling
+
+_OURS = frozenset({"messages", "stream", "stream_options"})
+
+
+class Encoder:
+    """Writes request bodies for one endpoint. What does not change from item to item is written once."""
+
+    def __init__(self, endpoint: Endpoint, model: str, *, enable_thinking: bool | None, stream: bool) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._enable_thinking = enable_thinking
+        self._stream = stream
+        # keyed by identity, because a call's items share the objects; they are kept so that an id is never reused
+        self._heads: dict[tuple[int, int], tuple[bytes, list[str], Sampling, Mapping[str, Any]]] = {}
+
+    def refused(self, request: Request) -> list[str]:
+        """Return the names of the request's parameters that the endpoint cannot take."""
+        return self._head(request)[1]
+
+    def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes:
+        """Return the body. `images` maps sources to JSON strings, spliced in as they are.
+
+        Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
+        """
+        try:
+            messages = b",".join([_message(message, images) for message in request.conversation.messages])
+            return b"%b[%b]}" % (self._head(request)[0], messages)
+        except (TypeError, orjson.JSONEncodeError):
+            check_encodable(request.conversation)
+            raise PromptmillError(
+                Code.INVALID_INPUT, "The request holds a value that JSON cannot carry, or is nested too deeply."
+            ) from None
+
+    def fingerprint(self, request: Request) -> bytes:
+        """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
+        sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
+        try:
+            return hashlib.blake2b(self.encode(request, sources), digest_size=16).digest()
+        except PromptmillError:
+            return b"%d" % request.key  # like no other; its own attempt says what is wrong
+
+    def _head(self, request: Request) -> tuple[bytes, list[str], Sampling, Mapping[str, Any]]:
+        identity = (id(request.sampling), id(request.extra))
+        head = self._heads.get(identity)
+        if head is None:
+            if len(self._heads) >= 1024:  # requests that each bring their own parameters
+                self._heads.clear()
+            body, refused = self._parameters(request.sampling, request.extra)
+            text = orjson.dumps({"model": self._model, **body})
+            head = self._heads[identity] = (text[:-1] + b',"messages":', refused, request.sampling, request.extra)
+        return head
+
+    def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        given = {name: value for name, value in extra.items() if name not in _OURS}
+        ours = sampling.given()
+        if self._enable_thinking is not None and not (
+            "enable_thinking" in given or "enable_thinking" in (given.get("chat_template_kwargs") or {})
+        ):
+            ours.setdefault("enable_thinking", self._enable_thinking)
+        as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
+        body, refused = translate(self._endpoint.dialect, str(given.get("model", self._model)), {**given, **ours})
+        if as_given is not None:
+            body["enable_thinking"] = as_given
+        if self._stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body, refused + [name for name in extra if name in _OURS]
+
+
+def _message(message: Message, images: Mapping[str, bytes]) -> bytes:
+    if not message.extra:
+        if isinstance(message.content, str):
+            return b'{"role":"%b","content":%b}' % (message.role.encode(), orjson.dumps(message.content))
+        head = b'{"role":"%b"' % message.role.encode()
+    else:
+        head = orjson.dumps({"role": message.role, **message.extra})[:-1]
+    if isinstance(message.content, tuple):
+        content = b"[" + b",".join([_part(part, images) for part in message.content]) + b"]"
+    else:
+        content = orjson.dumps(message.content)
+    return b'%b,"content":%b}' % (head, content)
+
+
+def _part(part: TextPart | ImagePart, images: Mapping[str, bytes]) -> bytes:
+    if isinstance(part, TextPart):
+        return b'{"type":"text","text":%b}' % orjson.dumps(part.text)
+    detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
+    return b'{"type":"image_url","image_url":{"url":%b%b}}' % (images[part.source], detail)
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
+    """Return the answer in a response, or what the response means instead."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
+            return _read_stream(headers, body, endpoint)
+        payload = _loose_json(body)
+    if status != 200 and not 200 < status < 300:
+        return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
+    if not isinstance(payload, dict):
+        return _unreadable(endpoint, "an empty body" if not body.strip() else "what is no JSON object", body)
+    return read_payload(payload, headers, endpoint)
+
+
+def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
+    try:
+        return read_payload(assemble(body), headers, endpoint)
+    except CutOffError:
+        error = PromptmillError(
+            Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
+        )
+        return Verdict(Blame.CHANCE, error)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return _unreadable(endpoint, "a stream with an unreadable event", b"")
+
+
+def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> Completion | Verdict:
+    """Return the answer in a chat completion object, or what it means instead."""
+    error = payload.get("error")
+    if error:
+        code = error.get("code") if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        return judge_status(status, headers, payload, endpoint)
+    choices = payload.get("choices")
+    if not isinstance(choices, list):
+        return _unreadable(endpoint, "no `choices`", b"")
+    usage = _usage(payload.get("usage"))
+    if not choices or not isinstance(choices[0], dict):
+        return _empty(endpoint)
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        message = {"content": choice.get("text")}
+    finish = choice.get("finish_reason")
+    finish = finish if isinstance(finish, str) else None
+    if finish == "content_filter":
+        return Verdict(Blame.ITEM, PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer."))
+    if finish == "error":
+        return Verdict(Blame.CHANCE, PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer."))
+    text = _content(message.get("content"))
+    reasoning = _reasoning(message)
+    if text and "<think>" in text[:64]:
+        thought, text = split_reasoning(text)
+        reasoning = reasoning or thought
+    calls = message.get("tool_calls")
+    tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+    if not text and not tool_calls:
+        if refusal := message.get("refusal"):
+            text = str(refusal)
+        elif finish is None:
+            return _empty(endpoint)
+    return Completion(text, finish, usage, reasoning, tool_calls)
+
+
+def _content(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):  # Mistral's and Anthropic's reasoning models send parts
+        return "".join(_content(part.get("text")) if isinstance(part, dict) else _content(part) for part in content)
+    return ""
+
+
+def _reasoning(message: Mapping[str, Any]) -> str | None:
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(found := message.get(name), str) and found:
+            return found
+    details = message.get("reasoning_details")
+    if isinstance(details, list):
+        texts = [detail.get("text") or detail.get("summary") for detail in details if isinstance(detail, dict)]
+        return "".join(text for text in texts if isinstance(text, str)) or None
+    return None
+
+
+def _usage(usage: Any) -> Usage:
+    if not isinstance(usage, dict):
+        return NO_USAGE
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+
+
+def _loose_json(body: bytes) -> Any:
+    """Read what orjson refuses: half a surrogate pair (llama.cpp cuts emojis) becomes U+FFFD."""
+    try:
+        loaded = json.loads(body.decode("utf-8", "replace"))
+        whole = json.dumps(loaded, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return json.loads(whole)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(body: bytes) -> str:
+    return body[:4096].decode("utf-8", "replace")
+
+
+def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> Verdict:
+    page = " (a web page)" if body.lstrip()[:1] == b"<" else ""
+    return Verdict(Blame.CHANCE, PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{page}."))
+
+
+def _empty(endpoint: Endpoint) -> Verdict:
+    return Verdict(Blame.CHANCE, PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer."))
