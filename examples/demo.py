@@ -1,0 +1,94 @@
+"""The whole thing, once: a real model answers ten questions through a real MCP client. Run it with scripts/demo."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+CONSOLE = Console(width=110)
+CHAT = [
+    {"role": "user", "content": "Hi, my name is Ada and I live in London."},
+    {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
+    {"role": "user", "content": "In which city do I live?"},
+]
+
+
+async def main() -> int:
+    """Run the demo; returns the exit code."""
+    questions = yaml.safe_load((HERE / "questions.yaml").read_text(encoding="utf-8"))
+    server = StdioTransport(
+        sys.executable, ["-m", "promptmill.cli", "serve", "--config", str(HERE.parent / "parameter.yaml")]
+    )
+    started = time.monotonic()
+    async with Client(server, progress_handler=tell) as client:
+        tools = [tool.name for tool in await client.list_tools()]
+        CONSOLE.print(f"[bold]The server offers[/] {', '.join(tools)}  [dim]({since(started)})[/]")
+        sampling = {"temperature": 0, "max_tokens": 48}
+        await client.call_tool("generation_init", {"backend_configs": {}, "sampling_params": sampling, "backend": "hf"})
+        CONSOLE.print(f"[bold]The model is loaded[/]  [dim]({since(started)})[/]")
+
+        result = await client.call_tool("generate", {"prompt_ls": [entry["question"] for entry in questions]})
+        answers = answers_of(result)
+        CONSOLE.print(table_of(questions, answers))
+        CONSOLE.print(rate_of(result))
+
+        reply = await client.call_tool("multiturn_generate", {"messages": CHAT})
+        for turn in [*CHAT, {"role": "assistant", "content": answers_of(reply)[0]}]:
+            CONSOLE.print(f"  [bold]{turn['role']:>9}[/]  {turn['content']}")
+        CONSOLE.print(rate_of(reply))
+        await client.call_tool("vllm_shutdown", {})
+    CONSOLE.print(f"[bold]Shut down[/]  [dim]({since(started)})[/]")
+
+    asked = [*zip(questions, answers, strict=True), ({"question": CHAT[-1]["content"], "expect": "London"}, answers_of(reply)[0])]
+    wrong = [entry["question"] for entry, answer in asked if not re.search(entry.get("expect", ""), answer, re.IGNORECASE)]
+    if wrong:
+        CONSOLE.print(f"[red]The model should have known:[/] {' '.join(wrong)}")
+    return int(bool(wrong))
+
+
+async def tell(progress: float, total: float | None, message: str | None) -> None:
+    """Show what the server says while it works."""
+    del progress, total
+    CONSOLE.print(f"  [dim]{message}[/]")
+
+
+def answers_of(result: Any) -> list[str]:
+    """Return the answers of a tool result."""
+    return list(result.structured_content["ans_ls"])
+
+
+def table_of(questions: list[dict[str, str]], answers: list[str]) -> Table:
+    """Return questions and answers side by side."""
+    table = Table(show_lines=True)
+    table.add_column("question", ratio=1)
+    table.add_column("answer", ratio=2)
+    for entry, answer in zip(questions, answers, strict=True):
+        table.add_row(entry["question"], " ".join(answer.split()))
+    return table
+
+
+def rate_of(result: Any) -> str:
+    """Return tokens and speed in words."""
+    meta = result.meta
+    speed = f"{meta['completion_tokens']} tokens in {meta['seconds']:.1f} s"
+    return f"[bold]{speed}, {meta['tokens_per_second']:.1f} tokens per second[/]"
+
+
+def since(started: float) -> str:
+    """Return the time since `started` in words."""
+    return f"{time.monotonic() - started:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,91 @@
+"""The server as a process: its event loop, its signals, its end. What differs between platforms here stays here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from promptmill.config import Configuration
+from promptmill.service import Service
+
+T = TypeVar("T")
+# Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
+_LAST_WORDS_S = 0.5
+_CLOSE_S = 1.5
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the fastest event loop there is: uvloop where it exists."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def log_to_stderr(level: str = "WARNING") -> None:
+    """Send logs to stderr; stdout belongs to the protocol."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def serve_stdio(configuration: Configuration) -> int:
+    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal."""
+    return run(_serve(configuration))
+
+
+async def _serve(configuration: Configuration) -> int:
+    stop = asyncio.Event()
+    received: list[int] = []
+
+    def on_signal(number: int) -> None:
+        received.append(number)
+        stop.set()
+
+    _watch_signals(on_signal)
+    service = Service(configuration)
+    from promptmill.server import create_server
+
+    serving = asyncio.ensure_future(create_server(service).run_stdio_async(show_banner=False))
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
+    if not serving.done():
+        serving.cancel()
+        await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
+    await asyncio.wait({closing}, timeout=_CLOSE_S)
+    stopped.cancel()
+    failed = serving.done() and not serving.cancelled() and serving.exception()
+    if failed:
+        logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
+    if received or not serving.done():
+        # the thread that reads stdin blocks and cannot be joined
+        code = 128 + received[0] if received else 1
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
+    return 1 if failed else 0
+
+
+def _watch_signals(on_signal: Callable[[int], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)
+        if number is None:
+            continue
+        try:
+            loop.add_signal_handler(number, on_signal, int(number))
+        except NotImplementedError:  # Windows: Python's own handler, handed to the loop
+            signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(on_signal, got))

@@ -1,0 +1,113 @@
+"""The commands that answer in the shell: `generate` and `check`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from promptmill import process, report
+from promptmill.backends.protocol import Scope
+from promptmill.config import Configuration
+from promptmill.conversation import conversation_from_prompt
+from promptmill.errors import PromptmillError, config_error, redact
+from promptmill.outcome import Completion, Failure, Outcome
+from promptmill.service import Service
+
+_PAUSE_S = 0.2
+
+
+def generate(configuration: Configuration, *, prompts: Sequence[str], system_prompt: str, as_json: bool) -> int:
+    """Answer `prompts` and print the answers in order. Returns 0 when all are answered, else 1."""
+    scope = Scope(total=len(prompts))
+    outcomes = process.run(_answers(configuration, prompts, system_prompt, scope))
+    if as_json:
+        found: dict[str, Any] = {"ans_ls": report.answers(outcomes)}  # as over MCP
+        if errors := report.errors(outcomes):
+            found["errors"] = errors
+        _print(orjson.dumps(found | {"_meta": report.totals(scope) | report.columns(outcomes)}).decode())
+    else:
+        for outcome in outcomes:
+            _print(outcome.text if isinstance(outcome, Completion) else "")
+        for warning in scope.warnings:
+            print(f"promptmill: {warning}", file=sys.stderr)
+        if failed := report.summary(outcomes):
+            print(f"promptmill: {failed}", file=sys.stderr)
+    return int(any(isinstance(outcome, Failure) for outcome in outcomes))
+
+
+async def _answers(
+    configuration: Configuration, prompts: Sequence[str], system_prompt: str, scope: Scope
+) -> list[Outcome]:
+    service = Service(configuration)
+    items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
+    try:
+        work = asyncio.ensure_future(service.generate(items, scope, system_prompt=system_prompt))
+        if sys.stderr.isatty():
+            await _show_progress(work, service, scope)
+        return await work
+    finally:
+        await service.aclose()
+
+
+async def _show_progress(work: asyncio.Future[list[Outcome]], service: Service, scope: Scope) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*looks, console=console, transient=True) as progress:
+        bar = progress.add_task("answering", total=scope.total)
+        while not work.done():
+            await asyncio.wait({work}, timeout=_PAUSE_S)
+            activity = "" if scope.done else service.activity
+            progress.update(bar, total=scope.total, completed=scope.done, description=activity or "answering")
+
+
+def check(configuration: Configuration, *, as_json: bool) -> int:
+    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
+    steps: list[dict[str, Any]] = [{"step": "configuration", "ok": True, "detail": configuration.origin}]
+    try:
+        process.run(_try(configuration, steps))
+    except PromptmillError as error:
+        steps.append({"step": "problem", "ok": False, "code": str(error.code), "detail": redact(str(error))})
+    if as_json:
+        _print(orjson.dumps({"ok": all(step["ok"] for step in steps), "steps": steps}).decode())
+    else:
+        for step in steps:
+            _print(f"{'ok  ' if step['ok'] else 'FAIL'}  {step['step']}: {step['detail']}")
+    return 0 if all(step["ok"] for step in steps) else 2
+
+
+async def _try(configuration: Configuration, steps: list[dict[str, Any]]) -> None:
+    plan = configuration.plan
+    block = getattr(plan.settings.backend_configs, plan.backend, None)
+    if block is None:
+        raise config_error("backend", "is no known backend.")
+    model = getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or "no model named"
+    steps.append({"step": "backend", "ok": True, "detail": f"{plan.backend}, {model}"})
+    short = plan.settings.model_copy(
+        update={"sampling_params": plan.settings.sampling_params.model_copy(update={"max_tokens": 1})}
+    )
+    service = Service(configuration)
+    service.plan = type(plan)(short, plan.operator, plan.from_call, plan.trust_client)
+    try:
+        started = time.monotonic()
+        scope = Scope(total=1)
+        (outcome,) = await service.generate([conversation_from_prompt("Say yes.", "the trial prompt")], scope)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        seconds = time.monotonic() - started
+        detail = f"{outcome.usage.completion_tokens} token(s) in {seconds:.1f} s, {scope.requests} request(s)"
+        steps.append({"step": "answer", "ok": True, "detail": detail})
+        steps.extend({"step": "warning", "ok": True, "detail": warning} for warning in scope.warnings)
+    finally:
+        await service.aclose()
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
