@@ -13,6 +13,7 @@ import yaml
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 HERE = Path(__file__).parent
@@ -22,6 +23,7 @@ CHAT = [
     {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
     {"role": "user", "content": "In which city do I live?"},
 ]
+TURN = {"question": CHAT[-1]["content"], "expect": "London"}
 
 
 async def main() -> int:
@@ -31,6 +33,18 @@ async def main() -> int:
         sys.executable, ["-m", "promptmill.cli", "serve", "--config", str(HERE.parent / "parameter.yaml")]
     )
     started = time.monotonic()
+    with CONSOLE.status("starting the server") as status:
+        code = await show(server, questions, status, started)
+    return code
+
+
+async def show(server: StdioTransport, questions: list[dict[str, str]], status: Status, started: float) -> int:
+    """Ask through `server` and print what comes back; returns 1 when a known fact is missing."""
+
+    async def tell(progress: float, total: float | None, message: str | None) -> None:
+        del progress, total
+        status.update(message or "")
+
     async with Client(server, progress_handler=tell) as client:
         tools = [tool.name for tool in await client.list_tools()]
         CONSOLE.print(f"[bold]The server offers[/] {', '.join(tools)}  [dim]({since(started)})[/]")
@@ -50,17 +64,11 @@ async def main() -> int:
         await client.call_tool("vllm_shutdown", {})
     CONSOLE.print(f"[bold]Shut down[/]  [dim]({since(started)})[/]")
 
-    asked = [*zip(questions, answers, strict=True), ({"question": CHAT[-1]["content"], "expect": "London"}, answers_of(reply)[0])]
-    wrong = [entry["question"] for entry, answer in asked if not re.search(entry.get("expect", ""), answer, re.IGNORECASE)]
+    asked = [*zip(questions, answers, strict=True), (TURN, answers_of(reply)[0])]
+    wrong = [entry["question"] for entry, answer in asked if not is_known(entry, answer)]
     if wrong:
         CONSOLE.print(f"[red]The model should have known:[/] {' '.join(wrong)}")
     return int(bool(wrong))
-
-
-async def tell(progress: float, total: float | None, message: str | None) -> None:
-    """Show what the server says while it works."""
-    del progress, total
-    CONSOLE.print(f"  [dim]{message}[/]")
 
 
 def answers_of(result: Any) -> list[str]:
@@ -83,6 +91,11 @@ def rate_of(result: Any) -> str:
     meta = result.meta
     speed = f"{meta['completion_tokens']} tokens in {meta['seconds']:.1f} s"
     return f"[bold]{speed}, {meta['tokens_per_second']:.1f} tokens per second[/]"
+
+
+def is_known(entry: dict[str, str], answer: str) -> bool:
+    """Return whether `answer` holds what the model surely knows, if the question has such a fact."""
+    return re.search(entry.get("expect", ""), answer, re.IGNORECASE) is not None
 
 
 def since(started: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from promptmill.conversation import shape
 from promptmill.errors import PromptmillError, config_error
 from promptmill.settings import Settings
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
 FILE_NAME = "parameter.yaml"
+_MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,14 @@ class Configuration:
         """
         file = find(path, environ)
         raw = _read(file)
-        for assignment in assignments:
-            _assign(raw, assignment)
-        if backend is not None:
-            raw["backend"] = backend
-        return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
+        try:
+            for assignment in assignments:
+                _assign(raw, assignment)
+            if backend is not None:
+                raw["backend"] = backend
+            return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
+        except RecursionError:  # an alias may stand inside what it stands for
+            raise config_error("", f"{file} is nested too deeply.") from None
 
     def overlaid(self, overrides: Overrides) -> Plan:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -134,8 +138,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
+            if not isinstance(key, Hashable):
                 raise config_error(f"line {key_node.start_mark.line + 1}", "a key must be a word.")
             if key in seen:
                 raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
@@ -151,7 +157,7 @@ def _read(file: Path) -> dict[str, Any]:
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise config_error("", f"{file}:{place} is not valid YAML: {problem}.") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:
         raise config_error("", f"{file}: {error.message}") from None
@@ -165,7 +171,9 @@ def _read(file: Path) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else f"a date or number in it: {error}"
 
 
 def _assign(raw: dict[str, Any], assignment: str) -> None:
@@ -179,7 +187,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
         block[key] = block = dict(below) if isinstance(below, dict) else {}
     try:
         block[last] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         block[last] = text  # what is no YAML is meant as text
 
 
@@ -190,10 +198,10 @@ def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
         return [_expanded(inner, environ) for inner in value]
     if not isinstance(value, str) or "${" not in value:
         return value
-    missing = [name for name, default in _VARIABLE.findall(value) if name not in environ and not default]
+    missing = [name for name, otherwise, _ in _VARIABLE.findall(value) if name not in environ and not otherwise]
     if missing:
         return _Unset(missing[0])
-    return _VARIABLE.sub(lambda found: environ.get(found[1], found[2] or ""), value)
+    return _VARIABLE.sub(lambda found: environ.get(found[1]) or found[3] or "", value)
 
 
 def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
@@ -208,7 +216,13 @@ def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
 def _pruned(block: Any, name: str, backend: str) -> Any:
     if name == backend or not isinstance(block, dict):
         return block
-    return {key: value for key, value in block.items() if not isinstance(value, _Unset)}
+    return {key: value for key, value in block.items() if not _holds_unset(value)}
+
+
+def _holds_unset(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, _Unset)
 
 
 def _refuse_unset(value: Any, path: str) -> None:
@@ -241,9 +255,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines[path] = _unknown_key(location, model)
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if problem["type"] == "model_type":
+                message = "should hold keys and values"
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
             lines.setdefault(path, f"{message}{got}.")
-    return " ".join(f"{path}: {text}" for path, text in lines.items())
+    told = [f"{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    more = len(lines) - len(told)
+    return " ".join([*told, f"And {more} more."] if more else told)
 
 
 def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:

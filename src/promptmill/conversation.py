@@ -50,6 +50,22 @@ class Message:
             return []
         return [part for part in self.content if isinstance(part, ImagePart)]
 
+    def as_openai(self) -> dict[str, Any]:
+        """Return the turn as an OpenAI message."""
+        content: object = self.content
+        if isinstance(content, tuple):
+            content = [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image_url", "image_url": {"url": part.source} | _detail(part)}
+                for part in content
+            ]
+        return {**(self.extra or {}), "role": self.role, "content": content}
+
+
+def _detail(image: ImagePart) -> dict[str, str]:
+    return {"detail": image.detail} if image.detail else {}
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
@@ -61,6 +77,10 @@ class Conversation:
     def images(self) -> list[ImagePart]:
         """All images, in order."""
         return [image for message in self.messages for image in message.images]
+
+    def as_messages(self) -> list[dict[str, Any]]:
+        """Return the turns as OpenAI messages, from which `conversation_from_messages` makes the same conversation."""
+        return [message.as_openai() for message in self.messages]
 
     def with_system(self, system_prompt: str) -> Conversation:
         """Return the conversation under `system_prompt`, which replaces a leading system turn; `""` changes nothing.
@@ -112,7 +132,7 @@ def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: st
 
 
 def conversation_from_prompt(item: object, where: str) -> Conversation:
-    """Return the conversation of one prompt item; `where` names it in errors, such as `prompt_ls[3]`.
+    """Return the conversation of one prompt item; `where` names it in errors, such as `prompts[3]`.
 
     Raises `PromptmillError` (`invalid_input`) for any shape that is not listed in this module's docstring.
     """

@@ -35,6 +35,7 @@ class Code(StrEnum):
     # this machine
     NAME_RESOLUTION = "name_resolution"
     NO_FILE_DESCRIPTORS = "no_file_descriptors"
+    STORAGE = "storage"
     # the life of a call
     ITEM_TIMEOUT = "item_timeout"
     DEADLINE = "deadline"
@@ -77,6 +78,9 @@ _TRAITS: dict[Code, _Trait] = {
     Code.TLS: _Trait(False, "Check the certificate of the host, or whether `base_url` should say http."),
     Code.NAME_RESOLUTION: _Trait(True, "Check the host in `base_url` and this machine's name resolution."),
     Code.NO_FILE_DESCRIPTORS: _Trait(True, "Raise this process's limit of open files or lower `concurrency`."),
+    Code.STORAGE: _Trait(
+        True, "Free space there or make it writable, and run the job again; what is answered is kept."
+    ),
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
     Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
     Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_LONGEST_PATH = 4096
 _LARGEST_FILE = 256 * 1024 * 1024
 
 
@@ -64,6 +66,8 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     if roots is not None and not any(resolved.is_relative_to(root) for root in roots):
         raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.")
     try:
+        if not stat.S_ISREG(resolved.stat().st_mode):  # opening a pipe would wait for its writer
+            raise _unusable(f"{_shown(path)} is no file.")
         with resolved.open("rb") as file:
             start = file.read(4096)
             _probe(start, _shown(path))
@@ -90,9 +94,9 @@ def _local_path(source: str) -> Path:
 
 def _shown(path: Path) -> str:
     try:
-        return str(path.absolute())
+        return str(path.absolute())[:_LONGEST_PATH]
     except OSError:
-        return str(path)
+        return str(path)[:_LONGEST_PATH]
 
 
 def _data(source: str) -> tuple[str, bytes]:
@@ -136,6 +140,11 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                 return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise
+    except Image.DecompressionBombError:  # Pillow looks at twice its own bound before ours can
+        raise _unusable(
+            f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own bound allow.",
+            "Make it smaller.",
+        ) from None
     except Exception as error:  # noqa: BLE001 (Pillow's decoders raise nearly anything for a broken file)
         raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
 

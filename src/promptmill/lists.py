@@ -28,6 +28,12 @@ class ListSource:
         self._extra = extra
         self._next = 0
 
+    @property
+    def size(self) -> int:
+        """The length of all texts together, in characters."""
+        texts = (message.content for item in self._items if isinstance(item, Conversation) for message in item.messages)
+        return sum(len(text) for text in texts if isinstance(text, str))
+
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""
         requests: list[Request] = []

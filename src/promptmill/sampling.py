@@ -17,7 +17,7 @@ class Sampling(BaseModel):
     Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: float | None = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
     top_p: float | None = Field(

@@ -30,7 +30,7 @@ _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the 
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class OpenAISettings(Block):
@@ -61,6 +61,13 @@ class OpenAISettings(Block):
         False, description="Receive answers piece by piece, so that a hung answer ends by its silence."
     )
     dedupe: bool = Field(False, description="Send identical requests of a call only once, at temperature 0.")
+    num_workers: int | None = Field(
+        None, ge=1, le=256, description="Worker processes for large work; default: as many as cores, at most 8."
+    )
+    worker_concurrency: int | None = Field(
+        None, ge=1, description="Requests in flight per worker; default: their share."
+    )
+    bulk_threshold: int = Field(20_000, ge=1, description="Prompts of one call from which on workers share it.")
     enable_thinking: bool | None = Field(None, description="As in `sampling_params`, which goes first.")
 
     @model_validator(mode="before")
@@ -90,7 +97,7 @@ class HFSettings(Block):
 class VLLMSettings(Block):
     """A vLLM engine, run here. Every engine argument of vLLM goes through."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)

@@ -16,13 +16,15 @@ from promptmill.sampling import Sampling
 class Request:
     """One conversation to answer. `key` is the caller's (its index, a byte offset); keys may be sparse.
 
-    `extra` is what `extra_params` hold: it goes through to the engine or into the request body.
+    `extra` is what `extra_params` hold: it goes through to the engine or into the request body. `attempts` were made
+    before, by a run that ended early.
     """
 
     key: int
     conversation: Conversation
     sampling: Sampling
     extra: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 0
 
 
 class Source(Protocol):

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from promptmill.backends.openai.attachments import Attachments
+from promptmill.backends.openai.bulk import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.gate import Gate
 from promptmill.backends.openai.lane import Lane
-from promptmill.backends.openai.pool import Pool, room_for_connections
+from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.run import Run
+from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.wire import Encoder
 from promptmill.backends.protocol import Scope, Sink, Source
 from promptmill.config import Plan
@@ -44,6 +46,7 @@ class OpenAIBackend:
             None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots),
             plan.settings.max_image_pixels,
         )
+        self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
         self._fetcher = ImageFetcher() if plan.settings.fetch_images else None
         self._gate: Gate | None = None
@@ -65,12 +68,13 @@ class OpenAIBackend:
                 settings,
                 clock,
                 chance,
+                number=number,
             )
-            for endpoint in self._endpoints
+            for number, endpoint in enumerate(self._endpoints)
         ]
         self._lanes = lanes
         self._gate = Gate(lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency)
+        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment))
 
     async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
         """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""
@@ -83,20 +87,7 @@ class OpenAIBackend:
             )
         if self._settings.dedupe:
             source = sink = Dedupe(source, sink, scope, self._lanes[0].encoder.fingerprint)
-        attachments = Attachments(self._rules, self._fetcher)
-        run = Run(
-            source,
-            sink,
-            scope,
-            settings=self._settings,
-            unsupported_is_error=self._plan.settings.unsupported == "error",
-            concurrency=self._concurrency,
-            gate=self._gate,
-            pool=self._pool,
-            attachments=attachments,
-            chance=random.Random(),  # noqa: S311 (jitter)
-        )
-        task = asyncio.ensure_future(run.run())
+        task = asyncio.ensure_future(self._run(source, sink, scope, self._gate, self._pool))
         self._runs.add(task)
         try:
             await task
@@ -107,6 +98,38 @@ class OpenAIBackend:
         finally:
             self._runs.discard(task)
             task.cancel()
+
+    async def _run(self, source: Source, sink: Sink, scope: Scope, gate: Gate, pool: Pool) -> None:
+        settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
+        bulk = Bulk(self._plan, self._endpoints, self._rules)
+        if bulk.suits(source, scope):
+            async with bulk.opened(source, sink, scope) as (refs, fan_out):
+                concurrency = min(self._concurrency, fan_out.capacity)
+                await Run(
+                    refs,
+                    sink,
+                    scope,
+                    settings=settings,
+                    concurrency=concurrency,
+                    gate=gate,
+                    sender=fan_out,
+                    chance=chance,
+                ).run()
+            return
+        attachments = Attachments(self._rules, self._fetcher)
+        sender = LocalSender(pool, attachments, scope, unsupported_is_error=self._unsupported_is_error)
+        try:
+            await Run(
+                source,
+                sink,
+                scope,
+                settings=settings,
+                concurrency=self._concurrency,
+                gate=gate,
+                sender=sender,
+                chance=chance,
+            ).run()
+        finally:
             attachments.close()
 
     async def aclose(self) -> None:

@@ -85,6 +85,11 @@ def dialect_of(url: SplitResult) -> Dialect:
     return PLAIN
 
 
+def dialect_named(name: str) -> Dialect:
+    """Return the dialect called `name`."""
+    return next((dialect for dialect in DIALECTS if dialect.name == name), PLAIN)
+
+
 def translate(dialect: Dialect, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return `(body keys, names the endpoint cannot take)` for `given`: sampling and extra parameters together."""
     body = dict(given)

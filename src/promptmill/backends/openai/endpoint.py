@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -16,6 +17,8 @@ from promptmill.settings import OpenAISettings
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
 _COMPLETIONS = "/chat/completions"
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def _endpoint(url: SplitResult, plan: Plan, environ: Mapping[str, str], *, named
             note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     own = settings.headers if named or "headers" in plan.from_call else {}
-    headers |= {name: _header(f"headers.{name}", value.get_secret_value()) for name, value in own.items()}
+    headers |= {_name(name): _header(f"headers.{name}", value.get_secret_value()) for name, value in own.items()}
     secrets = tuple(value.get_secret_value() for value in own.values())
     if key:
         key = _header("api_key", key)
@@ -87,6 +90,12 @@ def _from_environment(settings: OpenAISettings, plan: Plan, environ: Mapping[str
             raise config_error(f"{_BLOCK}.api_key_env", "names an environment variable that is not set.")
         return environ[named]
     return environ.get("LLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
+
+
+def _name(name: str) -> str:
+    if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
+        raise config_error(f"{_BLOCK}.headers", "holds a name that no header of yours can have; correct or remove it.")
+    return name
 
 
 def _header(key: str, value: str) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from promptmill.backends.openai.bucket import Bucket
 from promptmill.backends.openai.lane import Lane, Ticket
 from promptmill.backends.protocol import Scope
 from promptmill.errors import PromptmillError
+
+
+class _Waiter(NamedTuple):
+    future: asyncio.Future[Ticket]
+    tokens: int
+    avoid: Lane | None
 
 
 class Gate:
@@ -30,7 +37,7 @@ class Gate:
         self._requests = Bucket(rpm, clock()) if rpm else None
         self._tokens = Bucket(tpm, clock()) if tpm else None
         self._in_flight = 0
-        self._waiting: dict[int, tuple[Scope, deque[tuple[asyncio.Future[Ticket], int]]]] = {}
+        self._waiting: dict[int, tuple[Scope, deque[_Waiter]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._runs = 0
 
@@ -48,17 +55,20 @@ class Gate:
             self._timer.cancel()
             self._timer = None
 
-    def enter_now(self, scope: Scope, tokens: int) -> Ticket | None:
-        """Return a ticket if there is a free place that nobody waits for. `tokens` is the request's estimated size."""
-        return None if self._waiting else self._admit(scope, tokens)
+    def enter_now(self, scope: Scope, tokens: int, avoid: Lane | None) -> Ticket | None:
+        """Return a ticket if there is a free place that nobody waits for.
 
-    async def enter(self, scope: Scope, tokens: int) -> Ticket:
+        `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
+        """
+        return None if self._waiting else self._admit(scope, tokens, avoid, self._clock())
+
+    async def enter(self, scope: Scope, tokens: int, avoid: Lane | None) -> Ticket:
         """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them."""
         if error := self._hopeless():
             raise error
         future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         _, queue = self._waiting.setdefault(id(scope), (scope, deque()))
-        queue.append((future, tokens))
+        queue.append(_Waiter(future, tokens, avoid))
         self.serve()
         try:
             return await future
@@ -86,13 +96,14 @@ class Gate:
 
     def serve(self) -> None:
         """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
+        now = self._clock()  # one for all below: a pause that ended between two looks would never be waited for
         while self._waiting:
             key, (scope, queue) = min(self._waiting.items(), key=lambda entry: entry[1][0].in_flight)
-            while queue and queue[0][0].done():
+            while queue and queue[0].future.done():
                 queue.popleft()
             if queue:
-                future, tokens = queue[0]
-                ticket = self._admit(scope, tokens)
+                future, tokens, avoid = queue[0]
+                ticket = self._admit(scope, tokens, avoid, now)
                 if ticket is None:
                     break
                 queue.popleft()
@@ -103,15 +114,14 @@ class Gate:
             if error := self._hopeless():
                 self._refuse_all(error)
             else:
-                self._wake_later()
+                self._wake_later(now)
 
-    def _admit(self, scope: Scope, tokens: int) -> Ticket | None:
+    def _admit(self, scope: Scope, tokens: int, avoid: Lane | None, now: float) -> Ticket | None:
         if self._in_flight >= self._concurrency:
             return None
-        now = self._clock()
         lanes = self._lanes
-        lane = lanes[0] if len(lanes) == 1 else max(lanes, key=lambda lane: lane.room(now))
-        if lane.room(now) <= 0:
+        lane = lanes[0] if len(lanes) == 1 else self._best(avoid, now)
+        if lane is None or lane.room(now) <= 0:
             return None
         if self._requests or self._tokens:
             if self._rate_wait_s(now) > 0:
@@ -123,6 +133,11 @@ class Gate:
         self._in_flight += 1
         scope.in_flight += 1
         return lane.enter()
+
+    def _best(self, avoid: Lane | None, now: float) -> Lane | None:
+        """Return the endpoint with the most room; `avoid` only when there is no hope for any other."""
+        others = [lane for lane in self._lanes if lane is not avoid and lane.verdict() is None]
+        return max(others, key=lambda lane: lane.room(now)) if others else avoid
 
     def _rate_wait_s(self, now: float) -> float:
         return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
@@ -138,13 +153,12 @@ class Gate:
     def _refuse_all(self, error: PromptmillError) -> None:
         waiting, self._waiting = self._waiting, {}
         for _, queue in waiting.values():
-            for future, _ in queue:
-                if not future.done():
-                    future.set_exception(error)
+            for waiter in queue:
+                if not waiter.future.done():
+                    waiter.future.set_exception(error)
 
-    def _wake_later(self) -> None:
+    def _wake_later(self, now: float) -> None:
         """Come back when the next pause or the rate's wait is over; a place given back wakes by itself."""
-        now = self._clock()
         times = [lane.paused_until - now for lane in self._lanes if lane.paused_until > now]
         if (rate := self._rate_wait_s(now)) > 0:
             times.append(rate)

@@ -9,7 +9,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, backoff_s
 from promptmill.backends.openai.window import Window
 from promptmill.backends.openai.wire import Encoder
-from promptmill.errors import PromptmillError
+from promptmill.errors import Code, PromptmillError
 from promptmill.settings import OpenAISettings
 
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
@@ -19,11 +19,12 @@ _LONGEST_PROBE_PAUSE_S = 5.0
 class Ticket:
     """The right to send one request to `lane`, and what the lane looked like then."""
 
-    __slots__ = ("epoch", "lane", "outage", "probe", "successes")
+    __slots__ = ("epoch", "lane", "outage", "probe", "serial", "successes")
 
     def __init__(self, lane: Lane, *, probe: bool) -> None:
         self.lane = lane
         self.probe = probe
+        self.serial = lane.serial
         self.epoch = lane.window.epoch
         self.outage = lane.outage
         self.successes = lane.successes
@@ -43,13 +44,21 @@ class Lane:
         settings: OpenAISettings,
         clock: Callable[[], float],
         chance: random.Random,
+        *,
+        number: int = 0,
     ) -> None:
+        """`number` is the endpoint's place in `base_url`, by which processes name it to each other."""
+        self.number = number
         self.endpoint = endpoint
         self.encoder = encoder
         self.window = Window(settings.concurrency, adaptive=settings.adaptive)
         self.in_flight = 0
         self.answered = False
         self.successes = 0
+        self.serial = 0
+        """Requests sent so far."""
+        self.newest_success = 0
+        """The serial of the request sent last of those that were answered."""
         self.outage = 0
         self.paused_until = 0.0
         self.blocked: PromptmillError | None = None
@@ -57,6 +66,7 @@ class Lane:
         self._clock = clock
         self._chance = chance
         self._strikes = 0
+        self._refusals = 0  # strikes without anybody listening
         self._probing = False
         self._trouble_since: float | None = None
         self._last_error: PromptmillError | None = None
@@ -72,6 +82,7 @@ class Lane:
     def enter(self) -> Ticket:
         """Take a place."""
         self.in_flight += 1
+        self.serial += 1
         probe = self._strikes > 0
         self._probing = self._probing or probe
         return Ticket(self, probe=probe)
@@ -82,33 +93,40 @@ class Lane:
         if ticket.probe:
             self._probing = False
 
-    def succeeded(self) -> None:
+    def succeeded(self, ticket: Ticket) -> None:
         """Count a reply that shows the endpoint is well; before `leave`."""
+        self.newest_success = max(self.newest_success, ticket.serial)
         self.answered = True
         self.successes += 1
         self._strikes = 0
         self._trouble_since = None
         self.window.accepted(self.in_flight)
 
-    def failed(self, ticket: Ticket, verdict: Verdict) -> bool:
-        """Count a failure; return whether it is the endpoint's affair and does not count against the item."""
+    def failed(self, ticket: Ticket, verdict: Verdict, failed_before: int | None) -> bool:
+        """Count a failure; return whether it is the endpoint's affair and does not count against the item.
+
+        `failed_before` is `serial` at the item's previous failure here. From the second failure on, a lost connection
+        is the item's only if a request sent after the first was answered: an endpoint that drains before it goes still
+        answers older ones for a while.
+        """
         now = self._clock()
         self._last_error = verdict.error
         if self._trouble_since is None:
             self._trouble_since = now
-        alone = self.successes == ticket.successes
+        alone = self.successes == ticket.successes if failed_before is None else self.newest_success <= failed_before
         fresh = ticket.outage == self.outage
         if verdict.blame is Blame.KEY:
             self.blocked = verdict.error
             return True
         if verdict.blame is Blame.LOAD:
             self.window.refused(ticket.epoch)
-            if alone and fresh:
+            if alone and fresh and self.in_flight <= 1:  # else those that it works on show that it is not all too much
                 pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
                 self._strike(now, max(pause, self.wished(verdict)))
             return True
         if verdict.blame is Blame.LOST and alone:
             if fresh:
+                self._refusals = self._refusals + 1 if verdict.error.code is Code.UNREACHABLE else 0
                 # the first probe goes at once: a connection that the server closed between requests is no outage
                 base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
                 pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
@@ -134,7 +152,7 @@ class Lane:
         """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
         if self.blocked or self._trouble_since is None:
             return self.blocked
-        never = not self.answered and self._strikes >= self._settings.retries
+        never = not self.answered and self._refusals >= self._settings.retries
         if never or self._clock() - self._trouble_since > self._settings.patience:
             return self._last_error
         return None
@@ -142,6 +160,6 @@ class Lane:
     def forgive(self) -> None:
         """Give the endpoint a new chance, as a new call does."""
         self.blocked = None
-        self._strikes = 0
+        self._strikes = self._refusals = 0
         self._trouble_since = None
         self.paused_until = 0.0

@@ -14,26 +14,14 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.exchange import KNOWN, LARGEST_SMALL_REQUEST, Exchange, Reply, TooLarge, whole
+from promptmill.backends.openai.pace import Pace
 from promptmill.settings import OpenAISettings
 
-# Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
-LARGEST_BODY = 64 * 1024 * 1024
 # uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
 _KEEPALIVE_S = 4.0
 # Descriptors for everything that is no connection: stdio, the engine's pipes, files being read.
 _SPARE_DESCRIPTORS = 64
-
-
-class TooLarge(aiohttp.ClientPayloadError):
-    """A response body beyond `LARGEST_BODY`."""
-
-
-class Reply(NamedTuple):
-    """A whole response."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class _Route(NamedTuple):
@@ -43,35 +31,44 @@ class _Route(NamedTuple):
     headers: CIMultiDict[str]
     proxy: URL | None
     proxy_headers: Mapping[str, str] | None
+    exchange: Exchange | None = None
 
 
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
-    def __init__(self, settings: OpenAISettings, connections: int) -> None:
-        """Open nothing yet; must be made on the event loop. `connections` is the most at a time."""
+    def __init__(self, settings: OpenAISettings, connections: int, trust: ssl.SSLContext | bool) -> None:  # noqa: FBT001
+        """Open nothing yet; must be made on the event loop. `connections` is the most at a time.
+
+        `trust` is from `trust_of_environment`.
+        """
         connect_s, silence_s = settings.timeout
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
+        self._connector = aiohttp.TCPConnector(
+            limit=settings.max_connections or connections,
+            ttl_dns_cache=300,
+            keepalive_timeout=_KEEPALIVE_S,
+            ssl=trust,
+        )
+        self._fresh = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, force_close=True, ssl=trust)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=settings.max_connections or connections,
-                ttl_dns_cache=300,
-                keepalive_timeout=_KEEPALIVE_S,
-                ssl=_trust(),
-            ),
-            timeout=self._timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
-            headers={"User-Agent": "promptmill"},
+            connector=self._connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
         )
         self._trust_env = settings.trust_env
         self._routes: dict[str, _Route] = {}
+        self._pace = Pace()
 
-    async def send(self, endpoint: Endpoint, body: bytes) -> Reply:
-        """Post `body` and return the whole response. Raises what aiohttp and the system raise, and `TooLarge`."""
+    async def send(self, endpoint: Endpoint, body: bytes, *, fresh: bool = False) -> Reply:
+        """Post `body`, on a new connection if `fresh`, and return the whole response.
+
+        Raises what aiohttp and the system raise, and `TooLarge`."""
+        if not self._pace.pass_now():
+            await self._pace.turn()
         route = self._routes.get(endpoint.url)
         if route is None:
-            route = self._routes[endpoint.url] = _route(endpoint, trust_env=self._trust_env)
+            route = self._routes[endpoint.url] = self._route(endpoint)
+        if route.exchange is not None and len(body) <= LARGEST_SMALL_REQUEST:
+            return await route.exchange.post(body, fresh=fresh)
         async with self._session.post(
             route.url,
             data=body,
@@ -80,49 +77,48 @@ class Pool:
             proxy=route.proxy,
             proxy_headers=route.proxy_headers,
         ) as response:
-            content = response.content
-            chunk = await content.readany()
-            if content.at_eof():
-                return Reply(response.status, response.headers, chunk)
-            chunks, size = [chunk], len(chunk)
-            while not content.at_eof():
-                chunk = await content.readany()
-                size += len(chunk)
-                if size > LARGEST_BODY:
-                    response.close()
-                    raise TooLarge(f"more than {LARGEST_BODY} bytes")
-                chunks.append(chunk)
-            return Reply(response.status, response.headers, b"".join(chunks))
+            try:
+                return Reply(response.status, response.headers, await whole(response.content))
+            except TooLarge:
+                response.close()
+                raise
+
+    def _route(self, endpoint: Endpoint) -> _Route:
+        """Return the way to `endpoint`; the environment's proxies are looked up here, once.
+
+        aiohttp's own `trust_env` reads them and .netrc in threads for each request, which costs 0.17 ms, and a .netrc
+        entry for the host would clash with the key.
+        """
+        url = URL(endpoint.url)
+        headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
+        named = getproxies().get(url.scheme) if self._trust_env and not proxy_bypass(url.host or "") else None
+        if not named:
+            exchange = Exchange(self._connector, self._fresh, url, headers, self._timeout) if KNOWN else None
+            return _Route(url, headers, None, None, exchange)
+        proxy = URL(named if "://" in named else f"http://{named}")
+        if proxy.user is None:
+            return _Route(url, headers, proxy, None)
+        credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
+        return _Route(url, headers, proxy.with_user(None), {"Proxy-Authorization": credentials})
 
     async def aclose(self) -> None:
         """Close all connections, those with a request in flight too."""
         await self._session.close()
+        await self._fresh.close()
 
 
-def _route(endpoint: Endpoint, *, trust_env: bool) -> _Route:
-    """Return the way to `endpoint`. aiohttp's own `trust_env` reads .netrc and the proxies in threads, each time anew.
+def trust_of_environment() -> ssl.SSLContext | bool:
+    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do, else True.
 
-    That cost 0.17 ms a request, and a .netrc entry for the host would clash with the key.
+    Blocks for some 50 ms.
     """
-    url, headers = URL(endpoint.url), CIMultiDict(endpoint.headers)
-    named = getproxies().get(url.scheme) if trust_env and not proxy_bypass(url.host or "") else None
-    if not named:
-        return _Route(url, headers, None, None)
-    proxy = URL(named if "://" in named else f"http://{named}")
-    if proxy.user is None:
-        return _Route(url, headers, proxy, None)
-    credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
-    return _Route(url, headers, proxy.with_user(None), {"Proxy-Authorization": credentials})
-
-
-def _trust() -> ssl.SSLContext | bool:
-    """Return a context for the authorities that the environment names (as requests and curl do), else the default."""
-    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if path := os.environ.get(name):
-            context = ssl.create_default_context()
-            context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
-            return context
-    return True
+    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
+    if not named and not os.environ.get("SSL_CERT_FILE"):
+        return True  # aiohttp's own context, made when it was imported
+    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
+    for path in named[:1]:
+        context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
+    return context
 
 
 def room_for_connections(wanted: int) -> int:

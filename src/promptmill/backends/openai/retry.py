@@ -6,6 +6,7 @@ import asyncio
 import errno
 import math
 import random
+import socket
 import ssl
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.exchange import LARGEST_BODY, StaleError, TooLarge
 from promptmill.errors import Code, PromptmillError, redact
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -49,11 +51,16 @@ class Blame(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one failed attempt means. `wait_s` is the endpoint's own wish (`Retry-After`), if it had one."""
+    """What one failed attempt means.
+
+    `wait_s` is the endpoint's own wish (`Retry-After`), if it had one. `stale`: a kept connection was at its end, so
+    the next attempt needs a new one and no wait.
+    """
 
     blame: Blame
     error: PromptmillError
     wait_s: float | None = None
+    stale: bool = False
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random) -> float:
@@ -66,36 +73,42 @@ def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random)
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Return the wait that `retry-after-ms` or `Retry-After` (seconds or date, RFC 9110 section 10.2.3) asks for."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    text = headers.get("Retry-After")
+    seconds = _number(text)
+    if seconds is not None or text is None:
+        return seconds
     try:
-        if (text := headers.get("retry-after-ms")) is not None:
-            wait = float(text) / 1000
-        elif (text := headers.get("Retry-After")) is not None:
-            try:
-                wait = float(text)
-            except ValueError:
-                wait = parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
-        else:
-            return None
+        return max(0.0, parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now))
     except (ValueError, TypeError, OverflowError):
         return None
-    return None if math.isnan(wait) else max(0.0, wait)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(number) else max(0.0, number)
 
 
 def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> Verdict:
     """Return what a reply with `status` and parsed body `payload` (or its text) means."""
-    reason, words = _reason(payload)
-    said = f": {redact(reason, endpoint.secrets)}" if reason else ""
+    reason, words, labels = _reason(payload)
+    said = f": {_short(redact(reason, endpoint.secrets))}" if reason else ""
     message = f"{endpoint.name} answered {status}{said}"
-    words = words.lower()
 
     def final(code: Code) -> Verdict:
         return Verdict(Blame.ITEM, PromptmillError(code, message))
 
     if status in {401, 403}:
         return Verdict(Blame.KEY, PromptmillError(Code.UNAUTHORIZED, message))
-    if status == 402 or any(word in words for word in _QUOTA_WORDS):
+    # a message may quote the prompt, so only statuses that are about money or load make its words count
+    if status == 402 or _any(_QUOTA_WORDS, words if status == 429 else labels):
         return Verdict(Blame.KEY, PromptmillError(Code.INSUFFICIENT_QUOTA, message))
-    if status == 429 and not any(word in words for word in _TOO_LARGE_WORDS):
+    if status == 429 and not _any(_TOO_LARGE_WORDS, words):
         return Verdict(Blame.LOAD, PromptmillError(Code.RATE_LIMITED, message), retry_after_s(headers))
     if status in {413, 429}:
         return final(Code.REQUEST_TOO_LARGE)
@@ -107,14 +120,27 @@ def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint
         return final(Code.BAD_RESPONSE)
     if status == 404:
         return final(Code.NOT_FOUND)
-    if any(word in words for word in _CONTEXT_WORDS):
+    if "content_filter" in labels or "content_policy" in labels:
+        return final(Code.CONTENT_FILTER)
+    if _any(_CONTEXT_WORDS, words):
         return final(Code.CONTEXT_LENGTH)
+    if status < 300:
+        return Verdict(
+            Blame.CHANCE, PromptmillError(Code.BAD_RESPONSE, message.replace("answered", "sent an error with"))
+        )
     return final(Code.SERVER_ERROR if status >= 500 else Code.BAD_REQUEST)
 
 
 def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
     """Return what an attempt that ended in `exc` means."""
     code = classify_exception(exc)
+    if isinstance(exc, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        error = PromptmillError(
+            Code.UNREACHABLE,
+            f"{endpoint.name} could not be asked: the proxy that the environment names cannot be used.",
+            "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
+        )
+        return Verdict(Blame.LOST, error)
     match code:
         case Code.TIMEOUT:
             text = "did not accept a connection in time" if _while_connecting(exc) else "was silent for too long"
@@ -128,6 +154,8 @@ def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
             text = "could not be looked up: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
             text = "could not be connected to: this process has no file descriptor left"
+        case Code.BAD_RESPONSE if isinstance(exc, TooLarge):
+            text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
             text = "sent what is no valid HTTP response"
         case _:
@@ -136,14 +164,16 @@ def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
     if code is Code.TLS:
         return Verdict(Blame.KEY, error)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST}:
-        return Verdict(Blame.LOST, error)
+        return Verdict(Blame.LOST, error, stale=isinstance(exc, StaleError))
     return Verdict(Blame.ITEM if code is Code.INTERNAL else Blame.CHANCE, error)
 
 
 def classify_exception(exc: BaseException) -> Code:
     """Return the code of what aiohttp or the operating system raised during one attempt."""
-    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+    if isinstance(exc, aiohttp.ClientConnectorDNSError | socket.gaierror):
         return Code.NAME_RESOLUTION
+    if isinstance(exc, TooLarge):
+        return Code.BAD_RESPONSE
     if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError | aiohttp.ServerFingerprintMismatch):
         return Code.TLS
     if isinstance(exc, TimeoutError | asyncio.TimeoutError):
@@ -172,22 +202,37 @@ def _tls_reason(exc: BaseException) -> str:
     return str(getattr(inner, "verify_message", None) or getattr(inner, "reason", None) or "TLS failed")
 
 
-def _reason(payload: Any) -> tuple[str, str]:
-    """Return `(what to show, what to search)` of an error body, in the shapes that providers use."""
+def _any(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)
+
+
+def _reason(payload: Any) -> tuple[str, str, str]:
+    """Return `(what to show, what to search, codes alone)` of an error body, in the shapes that providers use."""
     if isinstance(payload, dict):
         error = payload.get("error", payload)
         if isinstance(error, dict):
-            shown = error.get("message") or error.get("detail") or error.get("msg") or ""
-            found = " ".join(str(error.get(key, "")) for key in ("message", "code", "type", "detail", "param"))
-            return _short(shown), found
-        return _short(error), str(error)
+            shown = _said(error.get("message") or error.get("detail") or error.get("msg"))
+            labels = " ".join(str(error.get(key, "")) for key in ("code", "type")).lower()
+            return shown, f"{shown} {labels}".lower(), labels
+        return _said(error), _said(error).lower(), ""
     if isinstance(payload, list) and payload:
         return _reason(payload[0])
     if isinstance(payload, str):
-        return ("", payload) if payload.lstrip()[:1] == "<" else (_short(payload), payload)
-    return "", ""
+        return "" if payload.lstrip()[:1] == "<" else payload, payload.lower(), ""
+    return "", "", ""
 
 
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
+def _said(value: Any) -> str:
+    """Return a message that may be nested, as FastAPI's list of what is wrong where."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return _said(value.get("message") or value.get("msg") or value.get("detail"))
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_said, value)))
+    return "" if value is None else str(value)
+
+
+def _short(value: str) -> str:
+    text = " ".join(value.split())
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"

@@ -8,61 +8,84 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
-from promptmill.backends.openai.attachments import Attachments
 from promptmill.backends.openai.endpoint import refusal_hint
 from promptmill.backends.openai.gate import Gate
 from promptmill.backends.openai.lane import Lane, Ticket
-from promptmill.backends.openai.pool import Pool
-from promptmill.backends.openai.retry import Blame, Verdict, backoff_s, judge_exception
-from promptmill.backends.openai.wire import read_reply
-from promptmill.backends.protocol import Request, Scope, Sink, Source
+from promptmill.backends.openai.retry import Blame, Verdict, backoff_s
+from promptmill.backends.openai.sender import Sender
+from promptmill.backends.protocol import Scope, Sink
 from promptmill.errors import Code, PromptmillError
 from promptmill.outcome import Completion, Failure, Outcome
 from promptmill.settings import OpenAISettings
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
 _HARD_CAP = 5
-_NO_IMAGES: Mapping[str, bytes] = {}
 
 
-class Item:
-    """A request on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
+class Task(Protocol):
+    """What is to be done: a `Request`, or a reference to one."""
 
-    __slots__ = ("attempts", "counted", "refusals", "request", "since")
+    @property
+    def key(self) -> int:
+        """The caller's."""
+        ...
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.attempts = 0
+    @property
+    def attempts(self) -> int:
+        """Made by an earlier run."""
+        ...
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+class Tasks(Protocol[TaskT]):
+    """Where tasks come from; `[]` at the end and from then on."""
+
+    async def take(self, n: int) -> list[TaskT]:
+        """Return up to `n` tasks."""
+        ...
+
+
+class Item(Generic[TaskT]):
+    """A task on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
+
+    __slots__ = ("attempts", "counted", "failed_at", "failed_serial", "refusals", "since", "stale", "task")
+
+    def __init__(self, task: TaskT) -> None:
+        self.task = task
+        self.attempts = task.attempts
         self.counted = 0
         self.refusals = 0
+        self.failed_at: Lane | None = None
+        self.failed_serial = 0
+        self.stale = False
         self.since = 0.0
 
 
-class Run:
+class Run(Generic[TaskT]):
     """The life of one `Backend.run`: as many workers as requests may be in flight, items put back wait without one."""
 
     def __init__(
         self,
-        source: Source,
+        source: Tasks[TaskT],
         sink: Sink,
         scope: Scope,
         *,
         settings: OpenAISettings,
-        unsupported_is_error: bool,
         concurrency: int,
         gate: Gate,
-        pool: Pool,
-        attachments: Attachments,
+        sender: Sender[TaskT],
         chance: random.Random,
     ) -> None:
         self._source, self._sink, self._scope = source, sink, scope
         self._settings = settings
-        self._unsupported_is_error = unsupported_is_error
         self._most_workers = concurrency
-        self._gate, self._pool, self._attachments, self._chance = gate, pool, attachments, chance
-        self._fresh: deque[Item] = deque()
-        self._back: deque[Item] = deque()
+        self._gate, self._sender, self._chance = gate, sender, chance
+        self._fresh: deque[Item[TaskT]] = deque()
+        self._back: deque[Item[TaskT]] = deque()
         self._ended = False
         self._taking = asyncio.Lock()
         self._open = 0
@@ -86,8 +109,8 @@ class Run:
             self._gate.closed()
 
     def _employ(self) -> None:
-        """Have a worker for every item that can be worked on, up to the bound."""
-        for _ in range(min(len(self._fresh) + len(self._back), self._most_workers) - self._workers):
+        """Have one more worker for every item that waits for one (all others are busy), up to the bound."""
+        for _ in range(min(len(self._fresh) + len(self._back), self._most_workers - self._workers)):
             self._workers += 1
             self._group.create_task(self._work())
 
@@ -100,7 +123,7 @@ class Run:
         if self._ended and not self._open:
             self._finished.set()
 
-    async def _next(self) -> Item | None:
+    async def _next(self) -> Item[TaskT] | None:
         """Return an item to work on: new ones and those put back in turn, so that neither keeps the other waiting."""
         if not self._fresh and not self._ended and self._waiting < 2 * self._most_workers:
             await self._take()
@@ -113,30 +136,26 @@ class Run:
         async with self._taking:
             if self._fresh or self._ended:
                 return
-            requests = await self._source.take(min(self._most_workers, 256))
-            self._ended = not requests
-            self._open += len(requests)
-            self._fresh.extend([Item(request) for request in requests])
+            tasks = await self._source.take(min(self._most_workers, 256))
+            self._ended = not tasks
+            self._open += len(tasks)
+            self._fresh.extend([Item(task) for task in tasks])
         if self._workers:
             self._employ()
 
-    async def _advance(self, item: Item) -> None:
+    async def _advance(self, item: Item[TaskT]) -> None:
         """Make one attempt and settle the item or put it back."""
-        request = item.request
         try:
-            pictures = request.conversation.images
-            images = await self._attachments.read(pictures) if pictures else _NO_IMAGES
-            # a rough four bytes a token, for `tpm` alone; what was really used is charged afterwards
-            size = sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
-            ticket = self._gate.enter_now(self._scope, size) or await self._gate.enter(self._scope, size)
+            prepared = await self._sender.prepare(item.task)
+            size = self._sender.size(item.task)
+            ticket = self._gate.enter_now(self._scope, size, item.failed_at) or await self._gate.enter(
+                self._scope, size, item.failed_at
+            )
         except PromptmillError as error:
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
         lane = ticket.lane
         try:
-            if request.sampling or request.extra:
-                self._check_supported(lane, request)
-            body = lane.encoder.encode(request, images)
-            result = await self._attempt(item, lane, body)
+            result = await self._attempt(item, lane, prepared)
         except PromptmillError as error:
             self._gate.leave(ticket, self._scope)
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
@@ -144,25 +163,18 @@ class Run:
             self._gate.leave(ticket, self._scope)
             raise
         if isinstance(result, Completion):
-            lane.succeeded()
+            lane.succeeded(ticket)
             self._gate.leave(ticket, self._scope)
             usage = result.usage
             self._gate.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
             done = replace(result, attempts=item.attempts, latency_s=self._age(item))
             return await self._settle(item, done)
-        counts = not self._blame(lane, ticket, result)
+        counts = not self._blame(item, ticket, result)
         self._gate.leave(ticket, self._scope)
         return await self._after_failure(item, lane, result, counts=counts)
 
-    def _check_supported(self, lane: Lane, request: Request) -> None:
-        for name in lane.encoder.refused(request):
-            text = f"{lane.endpoint.name} takes no `{name}`"
-            if self._unsupported_is_error:
-                raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
-            self._scope.warn(f"{text}; it was left out.")
-
-    async def _attempt(self, item: Item, lane: Lane, body: bytes) -> Completion | Verdict:
-        """Send once. Raises only what ends the item (`item_timeout`) or the task."""
+    async def _attempt(self, item: Item[TaskT], lane: Lane, prepared: Mapping[str, bytes]) -> Completion | Verdict:
+        """Send once. Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker."""
         now = time.monotonic()
         item.since = item.since or now
         limit_s = self._settings.item_timeout
@@ -174,44 +186,50 @@ class Run:
             self._scope.retries += 1
         try:
             if limit_s is None:
-                reply = await self._pool.send(lane.endpoint, body)
-            else:
-                try:
-                    async with asyncio.timeout(item.since + limit_s - now) as limit:
-                        reply = await self._pool.send(lane.endpoint, body)
-                except TimeoutError:
-                    if limit.expired():
-                        raise _too_slow(limit_s) from None
-                    raise
-        except PromptmillError:
+                return await self._sender.send(item.task, lane, prepared, fresh=item.stale)
+            try:
+                async with asyncio.timeout(item.since + limit_s - now):
+                    return await self._sender.send(item.task, lane, prepared, fresh=item.stale)
+            except TimeoutError:
+                raise _too_slow(limit_s) from None
+        except PromptmillError as error:
+            if error.code is not Code.ITEM_TIMEOUT:  # what is wrong with it showed before anything was sent
+                self._scope.retries -= item.attempts > 1
+                item.attempts -= 1
+                self._scope.requests -= 1
             raise
-        except Exception as error:  # noqa: BLE001 (whatever the library raises is judged, and one item never ends a run)
-            return judge_exception(error, lane.endpoint)
-        return read_reply(reply.status, reply.headers, reply.body, lane.endpoint)
 
-    def _blame(self, lane: Lane, ticket: Ticket, verdict: Verdict) -> bool:
+    def _blame(self, item: Item[TaskT], ticket: Ticket, verdict: Verdict) -> bool:
         """Tell the lane; return whether the failure is not held against the item."""
+        lane = ticket.lane
         if verdict.blame is Blame.ITEM:
-            lane.succeeded()  # it answered; what it said concerns this item alone
+            lane.succeeded(ticket)  # it answered; what it said concerns this item alone
             return False
-        return lane.failed(ticket, verdict)
+        before = item.failed_serial if item.failed_at is lane else None
+        item.failed_serial = lane.serial
+        return lane.failed(ticket, verdict, before)
 
-    async def _after_failure(self, item: Item, lane: Lane, verdict: Verdict, *, counts: bool) -> None:
+    async def _after_failure(self, item: Item[TaskT], lane: Lane, verdict: Verdict, *, counts: bool) -> None:
         error = verdict.error
         if verdict.blame is Blame.KEY:
             error = refusal_hint(lane.endpoint, error)
             lane.blocked = error
             self._gate.serve()
         settings = self._settings
+        item.failed_at, item.stale = lane, verdict.stale
         item.counted += counts
         final = verdict.blame is Blame.ITEM or (verdict.blame is Blame.KEY and self._gate.only(lane))
-        if final or item.counted >= settings.retries or item.attempts >= _HARD_CAP * settings.retries:
+        if (
+            final
+            or item.counted >= settings.retries
+            or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
+        ):
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
         wait_s = 0.0
         if verdict.blame is Blame.LOAD:
             item.refusals += 1
             wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
-        elif counts and not lane.ailing:  # else the pauses between its probes are wait enough
+        elif counts and not lane.ailing and not verdict.stale:  # else the pauses between its probes are wait enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
         wait_s = max(wait_s, lane.wished(verdict))
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
@@ -223,19 +241,19 @@ class Run:
             asyncio.get_running_loop().call_later(wait_s, self._return, item)
         return None
 
-    def _return(self, item: Item) -> None:
+    def _return(self, item: Item[TaskT]) -> None:
         self._waiting -= 1
         if not self._closed:
             self._back.append(item)
             self._employ()
 
-    async def _settle(self, item: Item, outcome: Outcome) -> None:
-        await self._sink.put(item.request.key, outcome)
+    async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
+        await self._sink.put(item.task.key, outcome)
         self._scope.settle(outcome)
         self._open -= 1
 
     @staticmethod
-    def _age(item: Item) -> float:
+    def _age(item: Item[TaskT]) -> float:
         return round(time.monotonic() - item.since, 4) if item.since else 0.0
 
 

@@ -70,7 +70,14 @@ class Encoder:
             if len(self._heads) >= 1024:  # requests that each bring their own parameters
                 self._heads.clear()
             body, refused = self._parameters(request.sampling, request.extra)
-            text = orjson.dumps({"model": self._model, **body})
+            try:
+                text = orjson.dumps({"model": self._model, **body})
+            except TypeError:  # orjson's error is one
+                raise PromptmillError(
+                    Code.INVALID_INPUT,
+                    "`sampling_params` or `extra_params` hold half a surrogate pair, a number above 64 bits "
+                    "or too deep a nesting, which JSON cannot carry.",
+                ) from None
             head = self._heads[identity] = (text[:-1] + b',"messages":', refused, request.sampling, request.extra)
         return head
 
@@ -143,7 +150,7 @@ def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: 
     error = payload.get("error")
     if error:
         code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+        status = code if isinstance(code, int) and 400 <= code < 600 else 200
         return judge_status(status, headers, payload, endpoint)
     choices = payload.get("choices")
     if not isinstance(choices, list):

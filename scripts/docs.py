@@ -1,0 +1,103 @@
+"""Write docs/configuration.md and docs/errors.md from the settings and error codes themselves; a test compares them."""
+
+from __future__ import annotations
+
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+from pydantic_core import PydanticUndefined
+
+from promptmill.errors import Code, PromptmillError
+from promptmill.settings import BackendConfigs, Settings
+
+DOCS = Path(__file__).parent.parent / "docs"
+WORDS = {str: "text", int: "number", float: "number", bool: "true/false", SecretStr: "text", type(None): "null"}
+
+
+def configuration() -> str:
+    """Return docs/configuration.md."""
+    parts = [
+        "# Configuration: `parameter.yaml`",
+        "Read from `--config PATH`, else `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's configuration folder, or "
+        "the file that comes with promptmill: the first that exists. `--backend NAME` and `--set key.path=value` lie "
+        "over it. `${VAR}` reads the environment, `${VAR:-default}` with a default. An unknown key is an error that "
+        "names the nearest known one. This page is written by `scripts/docs.py` from the settings themselves.",
+        "## Top level",
+        table(Settings, skip={"backend_configs", "sampling_params"}),
+        "## `sampling_params`",
+        table(Settings.model_fields["sampling_params"].annotation),
+    ]
+    for name, field in BackendConfigs.model_fields.items():
+        parts += [f"## `backend_configs.{name}`", (field.annotation.__doc__ or "").strip(), table(field.annotation)]
+    parts += [
+        "## Which key goes where",
+        "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "
+        "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you named: "
+        "in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's. A "
+        "`base_url` that only a call named gets none, and neither does it get the file's `api_key` or `headers`. "
+        "`promptmill serve --trust-client` lifts that for a client that is your own program.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(model: Any, skip: frozenset[str] | set[str] = frozenset()) -> str:
+    """Return a model's keys as a table."""
+    rows = ["| key | default | what | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if name not in skip:
+            rows.append(f"| `{name}` | {default(field)} | {kind(field.annotation)} | {field.description or ''} |")
+    return "\n".join(rows)
+
+
+def default(field: Any) -> str:
+    """Return a field's default in YAML's words."""
+    value = field.default
+    if value is PydanticUndefined or isinstance(value, BaseModel):
+        return ""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"`{list(value) if isinstance(value, tuple) else value!r}`".replace("'", '"')
+
+
+def kind(annotation: Any) -> str:
+    """Return a type in words."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return kind(inner[0])
+    if origin in {types.UnionType, typing.Union}:
+        return " or ".join(dict.fromkeys(kind(part) for part in inner if part is not type(None)))
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in {list, tuple}:
+        return f"list of {kind(inner[0])}s"
+    if origin is dict:
+        return "object"
+    return WORDS.get(annotation, "object")
+
+
+def errors() -> str:
+    """Return docs/errors.md."""
+    rows = ["| code | try again? | what to do |", "|---|---|---|"]
+    for code in Code:
+        error = PromptmillError(code, "")
+        rows.append(f"| `{code}` | {'yes' if error.retryable else 'no'} | {error.hint} |")
+    return "\n\n".join(
+        [
+            "# Error codes",
+            "A failed item has the answer `\"\"` and an entry in `errors`: `index`, `code`, `message`, `retryable`, "
+            "`attempts`. When no item was answered the call itself is an error that says the commonest reason first. "
+            "promptmill has already tried again where that helps; *try again?* says whether the same request may "
+            "succeed later. This page is written by `scripts/docs.py`.",
+            "\n".join(rows),
+        ]
+    ) + "\n"
+
+
+PAGES = {"configuration.md": configuration, "errors.md": errors}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page(), encoding="utf-8")

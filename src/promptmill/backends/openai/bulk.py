@@ -1,0 +1,118 @@
+"""Whether a call is large enough for worker processes, and what they are told when it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.fanout import FanOut
+from promptmill.backends.openai.spool import MappedSource, Refs, Spool
+from promptmill.backends.protocol import Request, Scope, Sink, Source
+from promptmill.config import Plan
+from promptmill.conversation import check_encodable
+from promptmill.errors import PromptmillError, input_error
+from promptmill.images import ImageRules
+from promptmill.outcome import Failure
+from promptmill.rows import Reading
+
+_LARGE_BYTES = 256 * 1024 * 1024
+_MOST_WORKERS = 8
+_FIRST = 64
+
+
+class Bulk:
+    """The bulk path of one backend."""
+
+    def __init__(self, plan: Plan, endpoints: list[Endpoint], rules: ImageRules) -> None:
+        self._plan = plan
+        self._settings = plan.settings.backend_configs.openai
+        self._endpoints = endpoints
+        self._rules = rules
+        self._workers = self._settings.num_workers or min(_cores(), _MOST_WORKERS)
+
+    def suits(self, source: Source, scope: Scope) -> bool:
+        """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
+        if self._workers < 2 or self._settings.dedupe:
+            return False
+        if (scope.total or 0) >= self._settings.bulk_threshold:
+            return True
+        if isinstance(source, MappedSource):
+            return self._settings.num_workers is not None or source.path.stat().st_size >= _LARGE_BYTES
+        return getattr(source, "size", 0) >= _LARGE_BYTES
+
+    @asynccontextmanager
+    async def opened(self, source: Source, sink: Sink, scope: Scope) -> AsyncIterator[tuple[Refs, FanOut]]:
+        """Start the workers on `source`, which is written to a spool first if it is in memory."""
+        spool = None
+        if isinstance(source, MappedSource):
+            mapped: MappedSource = source
+        else:
+            mapped = spool = Spool(source, await source.take(_FIRST), _Refusal(sink, scope))
+        try:
+            per_worker = self._settings.worker_concurrency or max(1, -(-self._settings.concurrency // self._workers))
+            async with FanOut(self._workers, per_worker, scope, self._job(mapped)) as fan_out:
+                yield Refs(mapped), fan_out
+        finally:
+            if spool is not None:
+                spool.close()
+
+    def _job(self, source: MappedSource) -> Mapping[str, Any]:
+        """Return all that a worker must know. Keys are in it: it goes through the pipe alone."""
+        settings = self._plan.settings
+        return {
+            "settings": self._settings.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
+            "model": self._settings.model_name,
+            "endpoints": [
+                {
+                    "url": endpoint.url,
+                    "name": endpoint.name,
+                    "headers": dict(endpoint.headers),
+                    "secrets": endpoint.secrets,
+                    "dialect": endpoint.dialect.name,
+                    "key_note": endpoint.key_note,
+                }
+                for endpoint in self._endpoints
+            ],
+            "path": str(source.path),
+            "reading": _reading(source.reading),
+            "allowed_roots": None if self._rules.allowed_roots is None else list(map(str, self._rules.allowed_roots)),
+            "max_image_pixels": self._rules.max_pixels,
+            "fetch_images": settings.fetch_images,
+            "unsupported": settings.unsupported,
+        }
+
+
+def _reading(reading: Reading) -> dict[str, Any]:
+    return {
+        "kind": reading.kind,
+        "sampling": reading.sampling.given(),
+        "extra": dict(reading.extra),
+        "system_prompt": reading.system_prompt,
+        "image_tag": reading.image_tag,
+    }
+
+
+class _Refusal:
+    """Settles a request that cannot be written down."""
+
+    def __init__(self, sink: Sink, scope: Scope) -> None:
+        self._sink = sink
+        self._scope = scope
+
+    async def __call__(self, request: Request) -> None:
+        try:
+            check_encodable(request.conversation)
+            error = input_error("The request holds a value that JSON cannot carry, or is nested too deeply.")
+        except PromptmillError as reason:
+            error = reason
+        failure = Failure(error)
+        await self._sink.put(request.key, failure)
+        self._scope.settle(failure)
+
+
+def _cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,71 @@
+"""One attempt at one request, whichever process makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from promptmill.backends.openai.attachments import Attachments
+from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.pool import Pool
+from promptmill.backends.openai.retry import Verdict, judge_exception
+from promptmill.backends.openai.wire import read_reply
+from promptmill.backends.protocol import Request, Scope
+from promptmill.errors import Code, PromptmillError
+from promptmill.outcome import Completion
+
+TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
+_NO_IMAGES: Mapping[str, bytes] = {}
+
+
+class Sender(Protocol[TaskT_contra]):
+    """Makes attempts. A task is a `Request` here, or a reference to one that another process reads."""
+
+    def size(self, task: TaskT_contra) -> int:
+        """Return the estimated number of tokens of the prompt, for `tpm` alone."""
+        ...
+
+    async def prepare(self, task: TaskT_contra) -> Mapping[str, bytes]:
+        """Return what `send` needs and no place at the endpoint should wait for. Raises the task's own error."""
+        ...
+
+    async def send(
+        self, task: TaskT_contra, lane: Lane, prepared: Mapping[str, bytes], *, fresh: bool
+    ) -> Completion | Verdict:
+        """Send once, on a new connection if `fresh`. Raises `PromptmillError` for what is wrong with the task."""
+        ...
+
+
+class LocalSender:
+    """Encodes and sends in this process."""
+
+    def __init__(self, pool: Pool, attachments: Attachments, scope: Scope, *, unsupported_is_error: bool) -> None:
+        self._pool = pool
+        self._attachments = attachments
+        self._scope = scope
+        self._unsupported_is_error = unsupported_is_error
+
+    def size(self, task: Request) -> int:
+        """Return a rough four bytes a token; what was really used is charged afterwards."""
+        return sum(len(m.content) for m in task.conversation.messages if isinstance(m.content, str)) // 4
+
+    async def prepare(self, task: Request) -> Mapping[str, bytes]:
+        """Return the task's images, read and encoded."""
+        images = task.conversation.images
+        return await self._attachments.read(images) if images else _NO_IMAGES
+
+    async def send(
+        self, task: Request, lane: Lane, prepared: Mapping[str, bytes], *, fresh: bool
+    ) -> Completion | Verdict:
+        """Encode, post, read."""
+        for name in lane.encoder.refused(task):
+            text = f"{lane.endpoint.name} takes no `{name}`"
+            if self._unsupported_is_error:
+                raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
+            self._scope.warn(f"{text}; it was left out.")
+        body = lane.encoder.encode(task, prepared)
+        try:
+            reply = await self._pool.send(lane.endpoint, body, fresh=fresh)
+        except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
+            return judge_exception(error, lane.endpoint)
+        return read_reply(reply.status, reply.headers, reply.body, lane.endpoint)

@@ -1,0 +1,123 @@
+"""Payloads in a file that worker processes map into memory, instead of copies in every process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import orjson
+
+from promptmill.backends.protocol import Request, Source
+from promptmill.rows import Reading
+
+Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
+
+
+class Ref(NamedTuple):
+    """Where one payload lies: `key` is the caller's, `offset` and `length` are bytes in the file."""
+
+    key: int
+    offset: int
+    length: int
+    attempts: int = 0
+
+
+@runtime_checkable
+class MappedSource(Protocol):
+    """A source whose payloads lie in a file, one row each, which workers read by themselves as `reading` says."""
+
+    path: Path
+    reading: Reading
+
+    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
+        """Return `(key, offset, length)` of up to `n` rows, `[]` at the end and from then on."""
+        ...
+
+    def attempts(self, key: int) -> int:
+        """Return how often the row was sent by earlier runs."""
+        ...
+
+
+class Refs:
+    """The references of a mapped source as tasks."""
+
+    def __init__(self, source: MappedSource) -> None:
+        self._source = source
+
+    async def take(self, n: int) -> list[Ref]:
+        """Return up to `n` references."""
+        return [Ref(*row, self._source.attempts(row[0])) for row in await self._source.take_refs(n)]
+
+
+class Spool:
+    """A source in memory as a mapped one: what is taken is written to a private file first.
+
+    All its requests must share sampling and extra parameters, as those of one call do.
+    """
+
+    def __init__(self, source: Source, first: list[Request], refuse: Refuse) -> None:
+        """`first` is what was taken already, at least one; `refuse` takes what cannot be written."""
+        handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
+        self._file = os.fdopen(handle, "wb", buffering=1 << 20)
+        self.path = Path(name)
+        self.reading = Reading("jsonl", first[0].sampling, first[0].extra)
+        self._source = source
+        self._first = first
+        self._refuse = refuse
+        self._end = 0
+
+    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
+        """Take up to `n` requests and write them."""
+        while requests := self._first or await self._source.take(n):
+            self._first = []
+            refs = []
+            for request in requests:
+                try:
+                    row = orjson.dumps({"messages": request.conversation.as_messages()}) + b"\n"
+                except TypeError:
+                    await self._refuse(request)
+                    continue
+                self._file.write(row)
+                refs.append((request.key, self._end, len(row)))
+                self._end += len(row)
+            self._file.flush()
+            if refs:
+                return refs
+        return []
+
+    def attempts(self, key: int) -> int:
+        """Return 0: what is in memory was never sent."""
+        del key
+        return 0
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class MappedFile:
+    """A growing file, read through a memory map: pages are shared with every other process that maps it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; it may be removed afterwards."""
+        self._file = path.open("rb")
+        self._map: mmap.mmap | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at `offset`, mapping what was written since."""
+        if self._map is None or offset + length > len(self._map):
+            if self._map is not None:
+                self._map.close()
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map[offset : offset + length]
+
+    def close(self) -> None:
+        """Unmap and close."""
+        if self._map is not None:
+            self._map.close()
+        self._file.close()

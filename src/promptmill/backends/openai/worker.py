@@ -1,0 +1,144 @@
+"""One worker of the fan-out: `python -m promptmill.backends.openai.worker`, started and spoken to by `fanout`."""
+
+from __future__ import annotations
+
+from promptmill.children.pipes import private_pipes
+
+_PIPES = private_pipes() if __name__ == "__main__" else None  # before an import can print into the protocol
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from promptmill.backends.openai.attachments import Attachments
+from promptmill.backends.openai.dialect import dialect_named
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.fanout import packed_result
+from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.openai.sender import LocalSender
+from promptmill.backends.openai.spool import MappedFile, Ref
+from promptmill.backends.openai.wire import Encoder
+from promptmill.backends.protocol import Request, Scope
+from promptmill.children import frames
+from promptmill.errors import Code, PromptmillError
+from promptmill.images import ImageRules
+from promptmill.rows import Reading
+from promptmill.sampling import Sampling
+from promptmill.settings import OpenAISettings
+from promptmill.webimages import ImageFetcher
+
+
+class Worker:
+    """Makes the attempts it is told to and reports what came of them, in frames of whatever is ready together."""
+
+    def __init__(self, job: Mapping[str, Any], outgoing: asyncio.WriteTransport) -> None:
+        """`job` is `fanout.FanOut`'s first message."""
+        settings = OpenAISettings.model_validate(job["settings"])
+        self._outgoing = outgoing
+        self._file = MappedFile(Path(job["path"]))
+        self._reading = Reading(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
+        self._scope = Scope()
+        self._told: set[str] = set()
+        chance = random.Random()  # noqa: S311 (a lane wants one; decisions are made elsewhere)
+        self._lanes = [
+            Lane(
+                endpoint,
+                Encoder(endpoint, job["model"], enable_thinking=settings.enable_thinking, stream=settings.stream),
+                settings,
+                time.monotonic,
+                chance,
+                number=number,
+            )
+            for number, endpoint in enumerate(map(_endpoint, job["endpoints"]))
+        ]
+        roots = job["allowed_roots"]
+        rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
+        attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None)
+        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment())
+        self._sender = LocalSender(pool, attachments, self._scope, unsupported_is_error=job["unsupported"] == "error")
+        self._attempts: dict[int, asyncio.Task[None]] = {}
+        self._results: list[tuple[Any, ...]] = []
+
+    def hear(self, message: frames.Message) -> None:
+        """Begin or cancel attempts."""
+        if message["type"] == "send":
+            for number, lane, fresh, *place in message["items"]:
+                self._attempts[number] = asyncio.create_task(self._attempt(number, lane, fresh, Ref(*place)))
+        else:
+            for number in message["ids"]:
+                if task := self._attempts.get(number):
+                    task.cancel()
+
+    async def _attempt(self, number: int, lane: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
+        try:
+            row = self._file.read(ref.offset, ref.length)
+            request = Request(ref.key, *self._reading.read(ref.key, row))
+            prepared = await self._sender.prepare(request)
+            result = await self._sender.send(request, self._lanes[lane], prepared, fresh=fresh)
+            self._report(number, *packed_result(result))
+        except PromptmillError as error:
+            self._report(number, "error", frames.packed_error(error))
+        except Exception as error:  # noqa: BLE001 (one row never ends the others)
+            wrong = PromptmillError(Code.INTERNAL, f"The row could not be sent: {type(error).__name__}.")
+            self._report(number, "error", frames.packed_error(wrong))
+        finally:
+            del self._attempts[number]
+
+    def _report(self, number: int, *fields: Any) -> None:
+        if not self._results:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._results.append((number, *fields))
+
+    def _flush(self) -> None:
+        results, self._results = self._results, []
+        warnings = [warning for warning in self._scope.warnings if warning not in self._told]
+        self._told.update(warnings)
+        self._outgoing.write(frames.packed({"type": "results", "results": results, "warnings": warnings}))
+
+
+def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
+    return Endpoint(
+        fields["url"],
+        fields["name"],
+        fields["headers"],
+        tuple(fields["secrets"]),
+        dialect_named(fields["dialect"]),
+        fields["key_note"],
+    )
+
+
+async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Work until the pipe from the parent closes, which is also how its death shows."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), incoming)
+    transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, outgoing)
+    job = await frames.receive(reader)
+    if job is None:
+        return
+    worker = Worker(job, transport)
+    transport.write(frames.packed({"type": "ready"}))
+    while (message := await frames.receive(reader)) is not None:
+        worker.hear(message)
+
+
+def main() -> None:
+    """Run the worker; ends without ceremony, the operating system closes what is open."""
+    assert _PIPES is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    from promptmill.loop import run
+
+    try:
+        run(work(*_PIPES))
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

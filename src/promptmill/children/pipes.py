@@ -1,0 +1,22 @@
+"""The child's ends of the pipes to its parent, out of reach of everything that prints."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+
+def private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Return stdin and stdout as private pipes; leave the null device at fd 0 and stderr at fd 1 for everybody else.
+
+    Copies of a descriptor are not inherited, so no grandchild can write to the protocol or keep it open either.
+    """
+    incoming, outgoing = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # no stderr
+        os.dup2(null, 1)
+    os.close(null)
+    return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")

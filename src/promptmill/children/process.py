@@ -1,0 +1,77 @@
+"""What operating systems do differently about a child process: its group, its priority, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+_NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
+
+if sys.platform == "win32":
+
+    def group_creation_flags() -> int:
+        """Return the flags that put a new process into a group of its own, out of reach of Ctrl-C."""
+        return subprocess.CREATE_NEW_PROCESS_GROUP
+
+    def end_group(pid: int) -> None:
+        """End the process at once; Windows has no group to end with it."""
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)  # TerminateProcess
+
+    def end_own_group() -> NoReturn:
+        """End this process at once."""
+        os._exit(1)
+
+    def lower_priority() -> None:
+        """Do nothing: the scheduler favours the process that waits for input anyway."""
+
+else:
+
+    def group_creation_flags() -> int:
+        """Return 0: on POSIX `start_new_session` makes the group."""
+        return 0
+
+    def end_group(pid: int) -> None:
+        """End the process group that `pid` leads, at once; no such group is no error."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+            os.killpg(pid, signal.SIGKILL)
+
+    def end_own_group() -> NoReturn:
+        """End this process and, when it leads a group, the whole group, at once."""
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    def lower_priority() -> None:
+        """Give way to the server, which must answer within milliseconds while this process computes."""
+        with contextlib.suppress(OSError):
+            os.nice(_NICENESS)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a child that must find this very package, a checkout's too."""
+    environment = dict(os.environ)
+    root = Path(__file__).parents[2]
+    if root.name not in {"site-packages", "dist-packages"}:  # a checkout that may be on our path alone
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
+    return environment
+
+
+def how_it_ended(returncode: int | None) -> str:
+    """Return the end of a process in words: `it was killed by SIGKILL`, `it ended with status 3`."""
+    if returncode is None:
+        return "how it ended is unknown"
+    if returncode >= 0:
+        return f"it ended with status {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    likely = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"it was killed by {name}{likely}"

@@ -1,0 +1,71 @@
+"""One run of the openai backend against the test's upstream."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, Protocol
+
+import pytest
+
+from driving import Result, ask, opened
+from upstream import Upstream
+
+
+class Drive(Protocol):
+    """Opens the backend with `block` over the usual settings, runs `prompts`, closes it."""
+
+    def __call__(self, prompts: Sequence[Any], timeout_s: float = 60, **block: Any) -> Result: ...
+
+
+@pytest.fixture
+def drive(upstream: Upstream, run: Any) -> Drive:
+    """Run prompts through a fresh backend; nothing may be sent after the run has returned."""
+
+    def driver(prompts: Sequence[Any], timeout_s: float = 60, **block: Any) -> Result:
+        async def work() -> Result:
+            async with opened(block.pop("base_url", upstream.url), **block) as backend:
+                result = await ask(backend, prompts)
+                sent = len(upstream.seen)
+                await upstream.reaches(lambda: upstream.in_flight == 0)
+            assert len(upstream.seen) == sent, "something was sent after the run had returned"
+            return result
+
+        return run(work(), timeout_s)
+
+    return driver
+
+
+@pytest.fixture
+def unaccepting() -> Iterator[int]:
+    """A port that neither accepts nor refuses: its queue is full."""
+    with socket.socket() as listening, ExitStack() as stack:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def smtp() -> Iterator[int]:
+    """A port where another protocol is spoken."""
+
+    def greet() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.sendall(b"220 mail.example ESMTP ready\r\n")
+                    connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join(5)

@@ -1,0 +1,188 @@
+"""Right answers in every dress that endpoints give them."""
+
+from __future__ import annotations
+
+import pytest
+
+from driving import ask, echoes, opened
+from promptmill.outcome import Completion, Usage
+from replies import answer, by_prompt, drip, late, raw, sse, then_close, zipped
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "moon"}'}}
+PARTS = [{"type": "text", "text": "for"}, {"type": "text", "text": "ty-two"}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "finish"),
+    [
+        (answer("forty-two"), "forty-two", "stop"),
+        (answer("forty-", finish_reason="length"), "forty-", "length"),
+        (answer("", finish_reason="length"), "", "length"),
+        (answer("", finish_reason="stop"), "", "stop"),
+        (answer(None, finish_reason="stop"), "", "stop"),
+        (answer("forty-two", finish_reason=None), "forty-two", None),
+        (answer(PARTS), "forty-two", "stop"),
+        (answer([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, *PARTS]), "forty-two", "stop"),
+        (answer(["forty", "-two"]), "forty-two", "stop"),
+        (answer("😀 \0 ü"), "😀 \0 ü", "stop"),
+        (answer("  forty-two\n"), "  forty-two\n", "stop"),
+    ],
+)
+def test_an_answer_is_read_whole(upstream, drive, reply, text, finish):
+    upstream.reply = reply
+    outcome = drive(["hi"]).outcomes[0]
+    assert isinstance(outcome, Completion), outcome
+    assert (outcome.text, outcome.finish_reason, outcome.attempts) == (text, finish, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"reasoning_content": "let me think"}, "forty-two"),
+        ({"reasoning": "let me think"}, "forty-two"),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "let me think"}]}, "forty-two"),
+        ({"reasoning_details": [{"type": "reasoning.summary", "summary": "let me think"}]}, "forty-two"),
+        ({"reasoning_content": None}, "<think>\nlet me think\n</think>\n\nforty-two"),
+        ({}, "<think>let me think</think>forty-two"),
+        ({}, "\n<think>let me think</think>\nforty-two"),
+    ],
+)
+def test_reasoning_is_told_apart_from_the_answer(upstream, drive, message, content, stream):
+    upstream.reply = answer(content, message=message)
+    outcome = drive(["hi"], stream=stream).outcomes[0]
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.reasoning) == ("forty-two", "let me think")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_think_tags_inside_an_answer_stay(upstream, drive, stream):
+    upstream.reply = answer("Write <think>x</think> to think.")
+    outcome = drive(["hi"], stream=stream).outcomes[0]
+    assert outcome.text == "Write <think>x</think> to think."
+    assert outcome.reasoning is None
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize("text", ["forty-two", "", "grüße 😀, " * 50])
+def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
+    upstream.reply = answer(text, finish_reason=finish)
+    whole, streamed = drive(["hi"]).outcomes[0], drive(["hi"], stream=True).outcomes[0]
+    assert upstream.seen[-1].json["stream"] is True
+    for outcome in (whole, streamed):
+        assert isinstance(outcome, Completion)
+        assert (outcome.text, outcome.finish_reason) == (text, finish)
+    assert whole.usage == streamed.usage
+
+
+def test_reasoning_cut_at_its_length_is_no_answer(upstream, drive):
+    upstream.reply = answer("<think>I wonder whether", finish_reason="length")
+    outcome = drive(["hi"]).outcomes[0]
+    assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("", "I wonder whether", "length")
+
+
+def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, drive):
+    upstream.reply = answer(None, message={"tool_calls": [CALL]}, finish_reason="tool_calls")
+    outcome = drive(["hi"]).outcomes[0]
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
+
+
+def test_a_streamed_tool_call_is_put_together(upstream, drive):
+    def event(call):
+        return b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,%b}]}}]}' % call
+
+    upstream.reply = sse(
+        event(b'"id":"call_1","type":"function","function":{"name":"look","arguments":""}'),
+        event(b'"function":{"arguments":"{\\"at\\": "}'),
+        event(b'"function":{"arguments":"\\"moon\\"}"}'),
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}',
+        b"data: [DONE]",
+    )
+    outcome = drive(["hi"], stream=True).outcomes[0]
+    assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
+
+
+def test_a_refusal_is_shown(upstream, drive):
+    upstream.reply = answer(None, message={"refusal": "I cannot help with that."})
+    outcome = drive(["hi"]).outcomes[0]
+    shown = outcome.text if isinstance(outcome, Completion) else outcome.error.message
+    assert "I cannot help with that." in shown
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(upstream, drive):
+    upstream.reply = raw(
+        rb'{"choices":[{"message":{"content":"cut \ud83d here, \ud83d\ude00 whole"},"finish_reason":"length"}]}'
+    )
+    outcome = drive(["hi"]).outcomes[0]
+    assert isinstance(outcome, Completion)
+    assert outcome.text == "cut \ufffd here, 😀 whole"
+    outcome.text.encode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_is_counted(upstream, drive, stream):
+    upstream.reply = answer("a b c")
+    result = drive(["one two", "three"], stream=stream)
+    assert result.outcomes[0].usage == Usage(2, 3)
+    assert (result.scope.prompt_tokens, result.scope.completion_tokens) == (3, 6)
+
+
+def test_an_answer_without_usage_is_an_answer(upstream, drive):
+    upstream.reply = raw(b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":null}')
+    outcome = drive(["hi"]).outcomes[0]
+    assert (outcome.text, outcome.usage) == ("x", Usage())
+
+
+@pytest.mark.parametrize("reply", [zipped(), drip(0.01, 10), late(0.02)])
+def test_how_the_bytes_come_does_not_matter(upstream, drive, reply):
+    upstream.reply = reply
+    prompts = [f"grüße {i} 😀" for i in range(20)]
+    assert drive(prompts).texts == echoes(prompts)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.002])
+def test_connections_that_close_after_each_answer_cost_nothing(upstream, drive, seconds):
+    upstream.reply = then_close(answer(), seconds)
+    prompts = [str(i) for i in range(300)]
+    assert drive(prompts, concurrency=16, retries=5).texts == echoes(prompts)
+
+
+def test_idle_connections_that_the_server_closed_cost_nothing(upstream, run):
+    async def work():
+        prompts = [str(i) for i in range(40)]
+        async with opened(upstream.url, concurrency=20, retries=2) as backend:
+            upstream.reply = late(0.02)
+            await ask(backend, prompts)
+            for _ in range(3):
+                upstream.vanish()
+                upstream.come_back()
+                result = await ask(backend, prompts)
+                assert result.texts == echoes(prompts)
+
+    run(work())
+
+
+def test_answers_stay_with_their_prompts(upstream, drive):
+    slow = {str(i): late((i * 7 % 10) / 100) for i in range(0, 200, 3)}
+    upstream.reply = by_prompt(slow)
+    prompts = [str(i) for i in range(200)]
+    assert drive(prompts, concurrency=32).texts == echoes(prompts)
+
+
+def test_nothing_to_ask_sends_nothing(upstream, drive):
+    assert drive([]).outcomes == []
+    assert not upstream.seen
+
+
+def test_a_prompt_of_20_mb_goes_through(upstream, drive):
+    upstream.reply = answer("read")
+    assert drive(["x" * 20_000_000, "small"]).texts == ["read", "read"]
+    assert max(len(seen.raw) for seen in upstream.seen) > 20_000_000
+
+
+def test_half_a_surrogate_pair_in_a_prompt_costs_only_itself(upstream, drive):
+    result = drive(["a", "\ud800", "b"])
+    assert result.texts == ["echo: a", None, "echo: b"]
+    failure = result.failures[1]
+    assert (failure.error.code, failure.attempts) == ("invalid_input", 0)

@@ -1,0 +1,211 @@
+"""Ending early: cancelled runs, closed backends, `item_timeout`. Slots are free again and nothing more is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from driving import ask, echoes, opened
+from fakes import DictSink, ListSource
+from promptmill.backends.protocol import Scope
+from promptmill.errors import PromptmillError
+from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
+
+HUNDRED = [f"prompt {i}" for i in range(100)]
+
+
+@pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.2, 100), late(60)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_cancelling_closes_what_is_in_flight(upstream, run, reply, stream):
+    upstream.reply = reply
+
+    async def work():
+        async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
+            scope = Scope(total=100)
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), scope))
+            await upstream.reaches(lambda: upstream.in_flight == 8)
+            task.cancel()
+            began = time.monotonic()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert time.monotonic() - began < 1
+            assert scope.in_flight == 0
+            await upstream.reaches(lambda: upstream.in_flight == 0, 1)
+            sent = len(upstream.seen)
+            upstream.reply = answer()
+            result = await ask(backend, HUNDRED)
+            assert result.texts == echoes(HUNDRED)
+            assert result.seconds < 3
+            assert len(upstream.seen) == sent + 100
+        assert all(seen.left for seen in upstream.seen[:8])
+
+    run(work())
+
+
+@pytest.mark.parametrize("reply", [status(429, retry_after="1"), status(500), status(503)])
+def test_cancelling_ends_all_waiting_too(upstream, run, reply):
+    upstream.reply = reply
+
+    async def work():
+        async with opened(upstream.url, retries=100, base_delay=0.3, max_delay=2) as backend:
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), Scope()))
+            await upstream.reaches(lambda: upstream.seen)
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0.1)  # what was on its way may still arrive
+            sent = len(upstream.seen)
+            await asyncio.sleep(1)
+            assert len(upstream.seen) == sent
+
+    run(work())
+
+
+def test_cancelling_one_run_leaves_the_others_alone(upstream, run):
+    upstream.reply = late(0.01)
+
+    async def work():
+        async with opened(upstream.url, concurrency=8) as backend:
+            tasks = [asyncio.create_task(ask(backend, HUNDRED)) for _ in range(3)]
+            await upstream.reaches(lambda: len(upstream.seen) > 40)
+            tasks[1].cancel()
+            assert (await tasks[0]).texts == (await tasks[2]).texts == echoes(HUNDRED)
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[1]
+            assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
+            assert upstream.peak == 8
+
+    run(work())
+
+
+def test_many_cancelled_runs_leak_no_place(upstream, run):
+    upstream.reply = late(0.02)
+
+    async def work():
+        async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
+            for wait in range(30):
+                task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), Scope()))
+                await asyncio.sleep(wait / 1000)
+                task.cancel()
+                await asyncio.wait({task})
+            upstream.peak = 0
+            assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
+            assert upstream.peak == 4
+
+    run(work())
+
+
+def test_closing_ends_running_calls_with_shutdown(upstream, run):
+    upstream.reply = by_prompt({"prompt 0": answer()}, hang())
+
+    async def work():
+        async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
+            sink = DictSink()
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, Scope()))
+            await upstream.reaches(lambda: upstream.in_flight == 4)
+            began = time.monotonic()
+            await backend.aclose()
+            with pytest.raises(PromptmillError) as caught:
+                await task
+            assert caught.value.code == "shutdown"
+            assert time.monotonic() - began < 1.5
+            assert sink.outcomes[0].text == "echo: prompt 0"
+            await upstream.reaches(lambda: not upstream.open, 1)
+            await backend.aclose()
+            with pytest.raises(PromptmillError) as caught:
+                await backend.run(ListSource(["a"]), DictSink(), Scope())
+            assert caught.value.code == "shutdown"
+
+    run(work())
+
+
+def test_closing_before_loading_is_fine(upstream, run):
+    from fakes import openai_plan
+    from promptmill import registry
+
+    async def work():
+        backend = await registry.create(openai_plan(upstream.url))
+        await backend.aclose()
+        await backend.aclose()
+
+    run(work())
+
+
+@pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.1, 100), late(30)])
+def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
+    upstream.reply = by_prompt({"bad": reply}, late(0.005))
+    result = drive([*HUNDRED[:50], "bad", *HUNDRED[50:]], item_timeout=0.5, timeout=[2, 60], concurrency=8)
+    assert list(result.failures) == [50]
+    failure = result.failures[50]
+    assert (failure.error.code, failure.attempts) == ("item_timeout", 1)
+    assert "item_timeout" in str(failure.error)
+    assert 0.4 < failure.latency_s < 1.5
+    assert result.seconds < 3
+    bad = next(seen for seen in upstream.seen if seen.prompt == "bad")
+    assert bad.left is not None
+    assert bad.left - bad.at < 1.5
+
+
+@pytest.mark.parametrize(
+    ("reply", "block"),
+    [
+        (status(500), {"base_delay": 0.05, "max_delay": 0.1}),
+        (status(429), {"base_delay": 0.05, "max_delay": 0.1}),
+        (status(429, retry_after="2"), {"max_delay": 1}),
+        (status(503, retry_after="2"), {"max_delay": 1}),
+    ],
+)
+def test_item_timeout_includes_the_waiting_between_attempts(upstream, drive, reply, block):
+    upstream.reply = by_prompt({"bad": reply}, late(0.005))
+    result = drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
+    assert list(result.failures) == [20]
+    assert result.failures[20].error.code == "item_timeout"
+    assert result.seconds < 2.5
+
+
+def test_item_timeout_holds_while_the_endpoint_is_away(upstream, run):
+    async def work():
+        async with opened(upstream.url, item_timeout=0.5, retries=100, patience=60, timeout=[2, 60]) as backend:
+            await ask(backend, ["first"])
+            upstream.reply = choose(lambda seen: status(503) if seen.prompt != "bad" else hang())
+            return await ask(backend, ["x", "bad", *HUNDRED[:10]])
+
+    result = run(work())
+    assert result.codes == {"item_timeout"}
+    assert result.seconds < 5
+
+
+def test_item_timeout_does_not_count_the_queue(upstream, drive):
+    upstream.reply = late(0.1)
+    result = drive(HUNDRED[:12], concurrency=1, item_timeout=0.6)
+    assert result.texts == echoes(HUNDRED[:12])
+
+
+def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
+    upstream.reply = attempts(hang(), hang(), answer())
+    result = drive(["a"], timeout=[2, 0.3])
+    assert result.texts == ["echo: a"]
+    assert 0.5 < result.seconds < 2.5
+
+
+def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
+    from replies import completion, events
+    from upstream import head
+
+    async def slowly(exchange):
+        import orjson
+
+        await exchange.write(head(200, {"Content-Type": "text/event-stream", "Connection": "close"}))
+        for event in events(completion(exchange.seen, "a longer answer, in pieces", {}, {})):
+            await exchange.sleep(0.15)
+            await exchange.write(b"data: %b\n\n" % orjson.dumps(event))
+        await exchange.write(b": keep-alive\n\ndata: [DONE]\n\n")
+        exchange.close()
+
+    upstream.reply = slowly
+    result = drive(["a"], stream=True, timeout=[2, 0.5])
+    assert result.texts == ["a longer answer, in pieces"]
+    assert result.seconds > 0.8

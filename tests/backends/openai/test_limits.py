@@ -1,0 +1,311 @@
+"""How much is sent at a time: the endpoint's limits, ours, and what `Retry-After` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from driving import ask, echoes, opened
+from promptmill.backends.protocol import Scope
+from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
+
+THOUSAND = [f"prompt {i}" for i in range(1000)]
+
+
+# Their limits
+
+
+@pytest.mark.parametrize("retry_after", [None, "0.05", "1"])
+def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_after):
+    upstream.reply = at_most(4, late(0.005), status(429, retry_after=retry_after))
+    result = drive(THOUSAND, concurrency=64, base_delay=0.05, max_delay=0.5)
+    assert result.texts == echoes(THOUSAND)
+    assert result.seconds < 30
+    assert max(outcome.attempts for outcome in result.outcomes) <= 15
+
+
+@pytest.mark.parametrize("retry_after", [None, "0.2"])
+def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, drive, retry_after):
+    upstream.reply = at_rate(50, 0.2, answer(), status(429, retry_after=retry_after))
+    prompts = THOUSAND[: 500 if retry_after else 1000]
+    result = drive(prompts, retries=5, concurrency=64, base_delay=0.05, max_delay=0.5)
+    assert result.texts == echoes(prompts)
+    assert result.seconds < 30
+
+
+def test_the_window_finds_the_limit_of_the_endpoint(upstream, drive):
+    prompts = [str(i) for i in range(2000)]
+    upstream.reply = at_most(40, late(0.02), status(429))
+    result = drive(prompts, concurrency=256)
+    assert result.texts == echoes(prompts)
+    refused = len(upstream.seen) - len(prompts)
+    assert refused < 0.1 * len(upstream.seen), f"{refused} of {len(upstream.seen)} refused"
+    assert result.seconds < 3 * 2000 / 40 * 0.02 + 1
+
+
+def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstream, drive):
+    began = time.monotonic()
+
+    async def reply(exchange):
+        await (status(429) if time.monotonic() < began + 1.5 else answer())(exchange)
+
+    upstream.reply = reply
+    result = drive(THOUSAND[:100], retries=3, base_delay=0.05, max_delay=0.5)
+    assert result.texts == echoes(THOUSAND[:100])
+
+
+def test_one_prompt_that_is_always_refused_costs_no_other(upstream, drive):
+    upstream.reply = by_prompt({"bad": status(429)}, late(0.005))
+    result = drive(["bad", *THOUSAND[:500]], concurrency=16)
+    assert list(result.failures) == [0]
+    assert result.failures[0].attempts == 15
+
+
+def test_429s_do_not_count_against_retries(upstream, drive):
+    upstream.reply = attempts(*[status(429)] * 8, answer())
+    result = drive(["a", "b"], retries=2)
+    assert result.texts == echoes(["a", "b"])
+    assert [outcome.attempts for outcome in result.outcomes] == [9, 9]
+
+
+def test_attempts_are_one_ledger_over_all_kinds_of_failure(upstream, drive):
+    upstream.reply = attempts(status(500), status(429), html(), status(429), raw(b""), status(429), answer())
+    failure = drive(["a"], retries=3).failures[0]
+    assert failure.attempts == 5
+    assert failure.error.code == "bad_response"
+
+
+# What they ask for
+
+
+def _gap(upstream):
+    first, second = upstream.seen
+    return second.at - first.ended
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "least", "most"),
+    [
+        (429, {"Retry-After": "1"}, 1, 1.9),
+        (429, {"Retry-After": "0.3"}, 0.3, 1.2),
+        (429, {"retry-after-ms": "300"}, 0.3, 1.2),
+        (429, {"retry-after-ms": "300", "Retry-After": "90"}, 0.3, 1.2),
+        (429, {"Retry-After": "0"}, 0, 0.6),
+        (503, {"Retry-After": "1"}, 1, 1.9),
+        (503, {"retry-after-ms": "300"}, 0.3, 1.2),
+        (500, {"retry-after-ms": "300"}, 0.3, 1.2),
+        (408, {"retry-after-ms": "300"}, 0.3, 1.2),
+        (529, {"retry-after-ms": "300"}, 0.3, 1.2),
+    ],
+)
+def test_retry_after_is_honoured(upstream, drive, code, headers, least, most):
+    upstream.reply = attempts(status(code, headers=headers), answer())
+    result = drive(["a"], max_delay=0.2)
+    assert result.texts == ["echo: a"]
+    assert least - 0.02 <= _gap(upstream) <= most
+
+
+def test_retry_after_as_a_date_is_honoured(upstream, drive):
+    upstream.reply = attempts(status(429, retry_after=http_date(2)), answer())
+    assert drive(["a"], max_delay=0.3).answered == 1
+    assert 0.9 <= _gap(upstream) <= 3
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "3600"},
+        {"Retry-After": "1e400"},
+        {"Retry-After": "inf"},
+        {"Retry-After": "9" * 5000},
+        {"retry-after-ms": "99999999999"},
+        {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
+    ],
+    ids=lambda headers: str(headers)[:50],
+)
+def test_an_absurd_retry_after_is_honoured_up_to_ten_times_max_delay(upstream, drive, headers):
+    upstream.reply = attempts(status(429, headers=headers), answer())
+    assert drive(["a"], max_delay=0.03).answered == 1
+    assert 0.28 <= _gap(upstream) <= 1.2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Retry-After": "-5"},
+        {"Retry-After": "nan"},
+        {"Retry-After": "soon"},
+        {"Retry-After": ""},
+        {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"},
+        {"Retry-After": "Mon, 32 Foo 2024 99:99:99 GMT"},
+        {"retry-after-ms": "abc"},
+        {"retry-after-ms": "-1"},
+        {"retry-after-ms": "nan", "Retry-After": "soon"},
+    ],
+    ids=str,
+)
+def test_a_retry_after_that_says_nothing_is_ignored(upstream, drive, headers):
+    upstream.reply = attempts(status(429, headers=headers), answer())
+    assert drive(["a"], max_delay=0.05).answered == 1
+    assert _gap(upstream) <= 0.6
+
+
+def test_a_broken_retry_after_ms_leaves_retry_after_in_force(upstream, drive):
+    upstream.reply = attempts(status(429, headers={"retry-after-ms": "abc", "Retry-After": "0.5"}), answer())
+    assert drive(["a"], max_delay=0.2).answered == 1
+    assert 0.48 <= _gap(upstream) <= 1.5
+
+
+def test_back_off_is_capped_at_max_delay(upstream, drive):
+    upstream.reply = attempts(*[status(500)] * 9, answer())
+    result = drive(["a"], retries=10, base_delay=0.02, max_delay=0.05)
+    assert result.answered == 1
+    assert result.seconds < 2
+    gaps = [after.at - before.ended for before, after in zip(upstream.seen, upstream.seen[1:], strict=False)]
+    assert max(gaps) < 0.3
+
+
+# Our own limits
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_concurrency_bounds_all_runs_together(upstream, run, adaptive):
+    upstream.reply = late(0.01)
+    prompts = [str(i) for i in range(100)]
+
+    async def work():
+        async with opened(upstream.url, concurrency=8, adaptive=adaptive) as backend:
+            return await asyncio.gather(*(ask(backend, prompts) for _ in range(4)))
+
+    for result in run(work()):
+        assert result.texts == echoes(prompts)
+    assert upstream.peak == 8
+
+
+def test_concurrency_of_one_sends_one_after_the_other(upstream, drive):
+    upstream.reply = late(0.002)
+    prompts = [str(i) for i in range(50)]
+    assert drive(prompts, concurrency=1).texts == echoes(prompts)
+    assert upstream.peak == 1
+    assert upstream.connections == 1
+
+
+def test_fewer_connections_than_requests_are_enough(upstream, drive):
+    upstream.reply = late(0.002)
+    prompts = [str(i) for i in range(100)]
+    assert drive(prompts, concurrency=16, max_connections=2).texts == echoes(prompts)
+    assert upstream.peak <= 2
+    assert upstream.connections <= 2
+
+
+def test_connections_are_kept_and_used_again(upstream, run):
+    async def work():
+        async with opened(upstream.url, concurrency=4) as backend:
+            for _ in range(3):
+                await ask(backend, THOUSAND[:100])
+
+    run(work())
+    assert upstream.connections <= 4
+    assert not upstream.open
+
+
+def test_a_small_run_beside_a_huge_one_gets_its_share(upstream, run):
+    upstream.reply = late(0.01)
+    huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
+
+    async def work():
+        async with opened(upstream.url, concurrency=8) as backend:
+            scope = Scope(total=len(huge))
+            first = asyncio.create_task(ask(backend, huge, scope))
+            await upstream.reaches(lambda: scope.done > 100)
+            before = scope.done
+            second = await ask(backend, small)
+            meanwhile = scope.done - before
+            return await first, second, meanwhile
+
+    first, second, meanwhile = run(work())
+    assert (first.texts, second.texts) == (echoes(huge), echoes(small))
+    assert meanwhile < 100, f"{meanwhile} of the huge run went before 5 of the small one"
+
+
+def test_two_equal_runs_share_evenly(upstream, run):
+    upstream.reply = late(0.005)
+    prompts = [str(i) for i in range(600)]
+
+    async def work():
+        async with opened(upstream.url, concurrency=8) as backend:
+            scopes = [Scope(total=600), Scope(total=600)]
+            first = asyncio.create_task(ask(backend, prompts, scopes[0]))
+            await asyncio.sleep(0)
+            second = asyncio.create_task(ask(backend, prompts, scopes[1]))
+            await upstream.reaches(lambda: scopes[0].done > 400)
+            done = scopes[1].done
+            await asyncio.gather(first, second)
+            return done
+
+    assert run(work()) > 250
+
+
+def test_a_run_that_is_held_up_does_not_hold_up_another(upstream, run):
+    upstream.reply = by_prompt({"bad": status(500, retry_after="5")}, late(0.002))
+
+    async def work():
+        async with opened(upstream.url, concurrency=8, max_delay=0.5) as backend:
+            held = asyncio.create_task(ask(backend, ["bad"] * 50))
+            await asyncio.sleep(0.05)
+            result = await ask(backend, THOUSAND[:100])
+            held.cancel()
+            await asyncio.wait({held})
+            return result
+
+    result = run(work())
+    assert result.texts == echoes(THOUSAND[:100])
+    assert result.seconds < 2
+
+
+def test_requests_per_minute_hold(upstream, drive):
+    prompts = [str(i) for i in range(60)]
+    assert drive(prompts, rpm=1200).texts == echoes(prompts)  # 20 a second, after one second's worth
+    times = [seen.at for seen in upstream.seen]
+    for at, began in enumerate(times):
+        within = sum(began <= time_ < began + 1 for time_ in times[at:])
+        assert within <= 2 * 20 + 2
+    assert times[-1] - times[0] > 1.5
+
+
+def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream, run):
+    from fakes import ListSource
+
+    upstream.reply = late(0.005)
+    prompts = [str(i) for i in range(1500)]
+
+    async def work():
+        async with opened(upstream.url, concurrency=8) as backend:
+            source, scope, most = ListSource(prompts), Scope(total=len(prompts)), 0
+            task = asyncio.create_task(ask(backend, prompts, scope, source))
+            while not task.done():
+                most = max(most, source.taken - scope.done)
+                assert len(asyncio.all_tasks()) < 60
+                await asyncio.sleep(0.01)
+            return await task, most
+
+    result, most = run(work())
+    assert result.texts == echoes(prompts)
+    assert most < 100
+
+
+def test_a_slow_sink_is_waited_for(upstream, run):
+    from fakes import DictSink
+
+    prompts = [str(i) for i in range(200)]
+
+    async def work():
+        async with opened(upstream.url, concurrency=4) as backend:
+            sink, scope = DictSink(delay_s=0.01), Scope(total=len(prompts))
+            return await ask(backend, prompts, scope, sink=sink)
+
+    result = run(work())
+    assert result.texts == echoes(prompts)
+    assert result.seconds > 0.4

@@ -1,0 +1,64 @@
+"""`base_url` as a list: balanced, and what befalls one does not befall the answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from driving import echoes
+from replies import at_most, from_request, late, reset, status, vanishing
+
+PROMPTS = [f"prompt {i}" for i in range(600)]
+
+
+def test_work_is_shared(upstreams, drive):
+    ups = [upstreams(late(0.01)) for _ in range(3)]
+    result = drive(PROMPTS, base_url=[up.url for up in ups], concurrency=24)
+    assert result.texts == echoes(PROMPTS)
+    assert all(len(up.seen) > 100 for up in ups)
+    assert sum(len(up.seen) for up in ups) == 600
+    assert sum(up.peak for up in ups) <= 24
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        vanishing(50, None, late(0.01)),
+        from_request(50, reset(), before=late(0.01)),
+        from_request(50, status(503), before=late(0.01)),
+        from_request(50, status(429), before=late(0.01)),
+        from_request(50, status(401), before=late(0.01)),
+        from_request(1, status(401)),
+        vanishing(1, None),
+    ],
+    ids=["vanishes", "resets", "503", "429", "401", "401 from the start", "never there"],
+)
+def test_one_that_dies_is_set_aside(upstreams, drive, fault):
+    well, ill = upstreams(late(0.01)), upstreams(fault)
+    result = drive(PROMPTS, base_url=[ill.url, well.url], concurrency=16, retries=5)
+    assert result.texts == echoes(PROMPTS)
+    assert result.seconds < 15
+    assert len(ill.seen) < 250
+
+
+def test_one_that_is_well_again_takes_part_again(upstreams, drive):
+    well, ill = upstreams(late(0.01)), upstreams(vanishing(30, 0.5, late(0.01)))
+    prompts = [f"prompt {i}" for i in range(2000)]
+    result = drive(prompts, base_url=[ill.url, well.url], concurrency=16, retries=5)
+    assert result.texts == echoes(prompts)
+    assert len(ill.seen) > 200
+
+
+def test_a_slow_one_does_not_hold_back_a_fast_one(upstreams, drive):
+    fast, slow = upstreams(late(0.005)), upstreams(late(0.5))
+    result = drive(PROMPTS, base_url=[slow.url, fast.url], concurrency=16)
+    assert result.texts == echoes(PROMPTS)
+    assert len(fast.seen) > 5 * len(slow.seen)
+    assert result.seconds < 5
+
+
+def test_each_finds_its_own_limit(upstreams, drive):
+    narrow = upstreams(at_most(2, late(0.01), status(429)))
+    wide = upstreams(late(0.01))
+    result = drive(PROMPTS, base_url=[narrow.url, wide.url], concurrency=32, retries=5)
+    assert result.texts == echoes(PROMPTS)
+    assert len(wide.seen) > len(narrow.seen)

@@ -1,0 +1,89 @@
+"""Driving a backend directly: open it, ask it, look at every outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fakes import DictSink, ListSource, openai_plan
+from promptmill import registry
+from promptmill.backends.protocol import Backend, Scope
+from promptmill.config import Plan
+from promptmill.errors import PromptmillError
+from promptmill.outcome import Completion, Failure, Outcome
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run brought: `outcomes` in the order of the prompts."""
+
+    outcomes: list[Outcome]
+    scope: Scope
+    seconds: float
+    raised: PromptmillError | None
+
+    @property
+    def texts(self) -> list[str | None]:
+        """The answers, None for a failure."""
+        return [outcome.text if isinstance(outcome, Completion) else None for outcome in self.outcomes]
+
+    @property
+    def failures(self) -> dict[int, Failure]:
+        """The failures, by index."""
+        return {at: outcome for at, outcome in enumerate(self.outcomes) if isinstance(outcome, Failure)}
+
+    @property
+    def codes(self) -> set[str]:
+        """The codes of all failures."""
+        return {str(failure.error.code) for failure in self.failures.values()}
+
+    @property
+    def answered(self) -> int:
+        """How many items were answered."""
+        return sum(isinstance(outcome, Completion) for outcome in self.outcomes)
+
+
+@asynccontextmanager
+async def opened(where: str | list[str] | Plan, **block: Any) -> AsyncIterator[Backend]:
+    """Open the backend of a plan, or the openai backend at these URLs, and close it."""
+    backend = await registry.create(where if isinstance(where, Plan) else openai_plan(where, **block))
+    try:
+        await backend.load(lambda _: None)
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+async def ask(
+    backend: Backend, prompts: Sequence[Any], scope: Scope | None = None, source: Any = None, sink: Any = None
+) -> Result:
+    """Run `prompts` and check what is true of every run: one outcome per key, counters and ledger that add up."""
+    scope = scope or Scope(total=len(prompts))
+    source, sink = source or ListSource(prompts), sink or DictSink()
+    began = time.monotonic()
+    raised = None
+    try:
+        await backend.run(source, sink, scope)
+    except PromptmillError as error:  # the rest is the caller's to settle
+        raised = error
+        for key in range(len(prompts)):
+            sink.outcomes.setdefault(key, Failure(error))
+    seconds = time.monotonic() - began
+    missing = set(range(len(prompts))) - set(sink.outcomes)
+    assert not missing, f"no outcome for {sorted(missing)[:10]}"
+    outcomes = [sink.outcomes[key] for key in range(len(prompts))]
+    assert scope.in_flight == 0
+    if raised is None:
+        assert scope.done == len(prompts)
+        assert scope.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
+        assert scope.requests == sum(outcome.attempts for outcome in outcomes)
+        assert scope.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
+    return Result(outcomes, scope, seconds, raised)
+
+
+def echoes(prompts: Sequence[str]) -> list[str]:
+    """Return the answers that an upstream gives when all is well."""
+    return [f"echo: {prompt}" for prompt in prompts]

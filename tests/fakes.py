@@ -1,0 +1,73 @@
+"""The ends of a run: a source of a list, a sink into a dict, and a plan that points at an upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promptmill.backends.protocol import Request
+from promptmill.config import Configuration, Plan
+from promptmill.conversation import Conversation, Message
+from promptmill.outcome import Outcome
+from promptmill.sampling import Sampling
+
+KEY = "test-key-0123456789abcdef"
+
+
+class ListSource:
+    """Requests for `prompts`, keyed by index. `taken` counts those handed out."""
+
+    def __init__(
+        self,
+        prompts: Sequence[str | Conversation],
+        sampling: Sampling | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._sampling = sampling or Sampling()
+        self._extra = extra or {}
+        self.taken = 0
+
+    async def take(self, n: int) -> list[Request]:
+        start = self.taken
+        self.taken = min(start + n, len(self._prompts))
+        return [self._request(key) for key in range(start, self.taken)]
+
+    def _request(self, key: int) -> Request:
+        prompt = self._prompts[key]
+        conversation = prompt if isinstance(prompt, Conversation) else Conversation((Message("user", prompt),))
+        return Request(key, conversation, self._sampling, self._extra)
+
+
+class DictSink:
+    """Outcomes by key; a second outcome for a key is a mistake of the backend. `delay_s` is back-pressure."""
+
+    def __init__(self, delay_s: float = 0) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self._delay_s = delay_s
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        assert key not in self.outcomes, f"key {key} got a second outcome: {outcome}"
+        self.outcomes[key] = outcome
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+
+
+def openai_configuration(base_url: str | list[str], **block: Any) -> Configuration:
+    """Return the operator's configuration of the openai backend at `base_url`, with delays made for tests."""
+    quick = {
+        "model_name": "test-model",
+        "api_key": KEY,
+        "base_delay": 0.01,
+        "max_delay": 0.05,
+        "retries": 3,
+        "timeout": [2, 5],
+        "patience": 20,
+    }
+    return Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": base_url, **quick, **block}}})
+
+
+def openai_plan(base_url: str | list[str], **block: Any) -> Plan:
+    """Return the plan of `openai_configuration`."""
+    return openai_configuration(base_url, **block).plan

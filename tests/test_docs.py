@@ -1,0 +1,17 @@
+"""The reference pages say what the code says."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = runpy.run_path(str(ROOT / "scripts" / "docs.py"))["PAGES"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_reference_page_is_up_to_date(name: str) -> None:
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written == PAGES[name](), "run: python scripts/docs.py"
