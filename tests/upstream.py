@@ -131,6 +131,8 @@ class _Connection(asyncio.Protocol):
         self._upstream.connections += 1
         self.number = self._upstream.connections
         self._upstream.open.add(self)
+        if self._upstream.is_away:  # accepted while the listener closed
+            self.reset()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
@@ -287,6 +289,11 @@ class Upstream:
         self._listener: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._run, name="upstream", daemon=True)
         self.port = 0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody listens now."""
+        return self._listener is None
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,18 +26,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             backend=arguments.backend,
             trust_client=getattr(arguments, "trust_client", False),
         )
-        return command(arguments, configuration)
+        code = command(arguments, configuration)
+        sys.stdout.flush()
+        return code
     except PromptmillError as error:
         print(f"promptmill: {error}", file=sys.stderr)
         return USAGE
+    except BrokenPipeError:  # the reader of our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
     except KeyboardInterrupt:
         return 130
 
 
 def _serve(_: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill import process
+    from promptmill import loop, process
 
-    process.log_to_stderr()
+    loop.log_to_stderr()
     return process.serve_stdio(configuration)
 
 
@@ -52,6 +58,36 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill import shell
 
     return shell.check(configuration, as_json=arguments.json)
+
+
+def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.jobs import command
+    from promptmill.jobs.order import Order
+
+    order = Order(
+        input=arguments.input,
+        output=arguments.output,
+        system_prompt=arguments.system,
+        limit=arguments.limit,
+        max_failures=arguments.max_failures,
+        dedupe=arguments.dedupe,
+        overwrite=arguments.overwrite,
+        retry_failed=arguments.retry_failed,
+    )
+    return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
+
+
+def _jobs(arguments: argparse.Namespace, _: Configuration) -> int:
+    from promptmill.jobs import command
+
+    return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _prompts(given: Sequence[str]) -> list[str]:
@@ -84,6 +120,27 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--system", default="", metavar="TEXT", help="system prompt")
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     generate.set_defaults(command=_generate)
+
+    bulk = commands.add_parser(
+        "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
+    )
+    bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
+    bulk.add_argument("output", type=Path, metavar="OUTPUT", help="there whole once every row is done, in input order")
+    bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--max-failures", metavar="N|P%%", help="stop when more rows than this have failed")
+    bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
+    bulk.add_argument("--overwrite", action="store_true", help="start anew and replace OUTPUT, whatever it is")
+    bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
+    bulk.add_argument("--json", action="store_true", help="print the result as JSON")
+    bulk.set_defaults(command=_bulk)
+
+    jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are")
+    jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
+    jobs.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    jobs.add_argument("--json", action="store_true", help="print the result as JSON")
+    jobs.set_defaults(command=_jobs)
 
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")

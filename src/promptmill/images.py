@@ -69,9 +69,9 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
         if not stat.S_ISREG(resolved.stat().st_mode):  # opening a pipe would wait for its writer
             raise _unusable(f"{_shown(path)} is no file.")
         with resolved.open("rb") as file:
-            start = file.read(4096)
-            _probe(start, _shown(path))
-            data = start + file.read(_LARGEST_FILE)
+            _probe(file.read(16), _shown(path))
+            file.seek(0)
+            data = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
     if len(data) > _LARGEST_FILE:

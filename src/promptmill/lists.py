@@ -34,6 +34,11 @@ class ListSource:
         texts = (message.content for item in self._items if isinstance(item, Conversation) for message in item.messages)
         return sum(len(text) for text in texts if isinstance(text, str))
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was taken yet."""
+        return self._next == 0
+
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""
         requests: list[Request] = []

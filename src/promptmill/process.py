@@ -4,41 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 from promptmill.config import Configuration
+from promptmill.loop import run
 from promptmill.service import Service
 
-T = TypeVar("T")
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on the fastest event loop there is: uvloop where it exists."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(work)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
-
-
-def log_to_stderr(level: str = "WARNING") -> None:
-    """Send logs to stderr; stdout belongs to the protocol."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def serve_stdio(configuration: Configuration) -> int:
@@ -57,8 +37,12 @@ async def _serve(configuration: Configuration) -> int:
     _watch_signals(on_signal)
     service = Service(configuration)
     from promptmill.server import create_server
+    from promptmill.unreadable import answer_unreadable
 
-    serving = asyncio.ensure_future(create_server(service).run_stdio_async(show_banner=False))
+    server = create_server(service)
+    answer_unreadable(server)
+    _spare_the_collector()
+    serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
@@ -77,6 +61,16 @@ async def _serve(configuration: Configuration) -> int:
             sys.stderr.flush()
         os._exit(code)
     return 1 if failed else 0
+
+
+def _spare_the_collector() -> None:
+    """Look for cyclic garbage seldom, and never among what the imports left.
+
+    By default 100,000 prompts make several full searches of 0.2 s and more, in which the server answers nobody. Prompts
+    and answers hold no cycles.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def _watch_signals(on_signal: Callable[[int], None]) -> None:

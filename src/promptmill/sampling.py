@@ -27,7 +27,7 @@ class Sampling(BaseModel):
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
         None, description="End the answer before any of these texts."
     )
-    seed: int | None = Field(None, description="Makes random choices repeatable, item by item.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Push away tokens that occurred already.")
     frequency_penalty: float | None = Field(
         None, ge=-2, le=2, description="Push away tokens by how often they occurred."

@@ -1,4 +1,4 @@
-"""The FastMCP app: five tools. The wire's names (`prompt_ls`, `ans_ls`, …) live and die here."""
+"""The FastMCP app. The wire's names (`prompt_ls`, `ans_ls`, …) live and die here."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 
 # A `.env` in the working directory is the caller's, not FastMCP's: a bad value there would stop the import.
 os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
-os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with the values of variables
+os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
+os.environ.setdefault("FASTMCP_LOG_LEVEL", "WARNING")
 
 import asyncio
 import functools
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar
 
-import anyio
 import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ToolError, ValidationError
@@ -26,22 +25,28 @@ from pydantic import ValidationError as PydanticValidationError
 
 from promptmill import __version__, report
 from promptmill.backends.protocol import Scope
+from promptmill.bulk_tools import add_bulk_tools
 from promptmill.config import Overrides
 from promptmill.conversation import Conversation, conversation_from_messages, conversation_from_prompt, shape
 from promptmill.errors import PromptmillError, input_error, redact
 from promptmill.outcome import Outcome
+from promptmill.progress import with_progress
 from promptmill.service import Service
 
 T = TypeVar("T")
 P = ParamSpec("P")
 _PROGRESS_PAUSE_S = 0.5
+_MOST_PROBLEMS = 5
 _TICK = 1e-6
+_PROMPTS_AT_ONCE = 500  # half a millisecond of work, after which others get their turn
 
 INSTRUCTIONS = """\
 promptmill answers prompts with a language model. Call `generate` with a list of independent prompts, \
 `multimodal_generate` when images belong to them, `multiturn_generate` with one conversation. \
 Answers come in `ans_ls`, in the order of the prompts; an item that failed is "" there and explained in `errors`. \
-`generation_init` is optional: it chooses another backend, model or sampling. `vllm_shutdown` frees the engine's memory; a later call loads it again.\
+`generation_init` is optional: it chooses another backend, model or sampling. \
+`vllm_shutdown` frees the engine's memory; a later call loads it again. \
+For a file of many prompts call `bulk_generate` with an input and an output file; it works in the background.\
 """
 
 
@@ -135,7 +140,9 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
                 lines[place] = "is no argument of this tool."
             case _:
                 lines.setdefault(place, f"is {shape(problem['input'])}; {_expected(problem['type'], place)}")
-    return " ".join(f"{place} {text}" for place, text in lines.items())
+    told = [f"{place:.100} {text}" for place, text in list(lines.items())[:_MOST_PROBLEMS]]
+    more = len(lines) - len(told)
+    return " ".join([*told, f"And {more} more."] if more else told)
 
 
 def _expected(problem: str, place: str) -> str:
@@ -192,7 +199,7 @@ def create_server(service: Service) -> FastMCP:
         stays loaded; changing the sampling alone costs nothing.
         """
         overrides = Overrides(backend, backend_configs, sampling_params, extra_params or {})
-        await _with_progress(ctx, service, Scope(), service.init(overrides))
+        await with_progress(ctx, service, Scope(), service.init(overrides))
 
     @mcp.tool(
         output_schema=_ANSWERS,
@@ -205,7 +212,11 @@ def create_server(service: Service) -> FastMCP:
         Returns `ans_ls`, one answer per prompt in the same order; send many prompts at once, they run concurrently.
         A prompt that fails has the answer "" and an entry in `errors`, and costs the others nothing.
         """
-        items = [conversation_from_prompt(item, f"prompt_ls[{index}]") for index, item in enumerate(prompt_ls)]
+        items: list[Conversation | PromptmillError] = []
+        for index, item in enumerate(prompt_ls):
+            items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
+            if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
+                await asyncio.sleep(0)
         return await _answer(ctx, service, items, system_prompt)
 
     @mcp.tool(
@@ -287,6 +298,7 @@ def create_server(service: Service) -> FastMCP:
         """
         await service.shutdown_engine()
 
+    add_bulk_tools(mcp, service, _said)
     return mcp
 
 
@@ -302,7 +314,7 @@ async def _answer(
 ) -> ToolResult:
     scope = Scope(total=len(items))
     any_failure = service.plan.settings.on_error == "raise"
-    outcomes = await _with_progress(ctx, service, scope, service.generate(items, scope, system_prompt=system_prompt))
+    outcomes = await with_progress(ctx, service, scope, service.generate(items, scope, system_prompt=system_prompt))
     return _result(outcomes, scope, any_failure=any_failure)
 
 
@@ -315,43 +327,3 @@ def _result(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool) -> 
     text = report.summary(outcomes) if failed else orjson.dumps(structured).decode()
     meta = report.totals(scope) | report.columns(outcomes)
     return ToolResult([TextContent(type="text", text=text)], structured, meta, is_error=failed)
-
-
-async def _with_progress(ctx: Context, service: Service, scope: Scope, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` as a task of its own and tell the client how far it is, if it asked: first, last, at most 2 a second.
-
-    A task of its own, because FastMCP cancels with an anyio scope, in which the work's clean-up could not wait.
-    """
-    task = asyncio.ensure_future(work)
-    told = -_TICK
-    try:
-        if not _wants_progress(ctx):
-            return await asyncio.shield(task)
-        while True:
-            finished = task.done()
-            told = max(scope.done, told + _TICK)  # the protocol wants a number that grows each time
-            await ctx.report_progress(told, scope.total, _status(service, scope))
-            if finished:
-                return task.result()
-            await asyncio.wait({task}, timeout=_PROGRESS_PAUSE_S)
-    finally:
-        if not task.done():
-            task.cancel()
-            with anyio.move_on_after(2, shield=True):
-                await asyncio.wait({task})
-
-
-def _wants_progress(ctx: Context) -> bool:
-    context = ctx.request_context
-    return context is not None and (context.meta or {}).get("progressToken") is not None
-
-
-def _status(service: Service, scope: Scope) -> str:
-    if not scope.done and (activity := service.activity):
-        return activity
-    if scope.total is None:
-        return "ready"
-    seconds = max(0.001, time.monotonic() - scope.started)
-    failed = f", {scope.failed} failed" if scope.failed else ""
-    retried = f", {scope.retries} retries" if scope.retries else ""
-    return f"{scope.done} of {scope.total} done{failed}{retried}, {scope.done / seconds:.1f}/s"

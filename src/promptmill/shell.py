@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from promptmill import process, report
+from promptmill import loop, report
 from promptmill.backends.protocol import Scope
 from promptmill.config import Configuration
 from promptmill.conversation import conversation_from_prompt
@@ -24,7 +24,7 @@ _PAUSE_S = 0.2
 def generate(configuration: Configuration, *, prompts: Sequence[str], system_prompt: str, as_json: bool) -> int:
     """Answer `prompts` and print the answers in order. Returns 0 when all are answered, else 1."""
     scope = Scope(total=len(prompts))
-    outcomes = process.run(_answers(configuration, prompts, system_prompt, scope))
+    outcomes = loop.run(_answers(configuration, prompts, system_prompt, scope))
     if as_json:
         found: dict[str, Any] = {"ans_ls": report.answers(outcomes)}  # as over MCP
         if errors := report.errors(outcomes):
@@ -72,7 +72,7 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
     steps: list[dict[str, Any]] = [{"step": "configuration", "ok": True, "detail": configuration.origin}]
     try:
-        process.run(_try(configuration, steps))
+        loop.run(_try(configuration, steps))
     except PromptmillError as error:
         steps.append({"step": "problem", "ok": False, "code": str(error.code), "detail": redact(str(error))})
     if as_json:

@@ -42,7 +42,16 @@ class Dialect:
 DIALECTS = (
     Dialect(
         "openai",
-        ("api.openai.com", "openai.azure.com"),
+        ("api.openai.com",),
+        refused=_VLLM_ONLY,
+        thinking="refused",
+        reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
+        reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+    ),
+    Dialect(
+        "azure",
+        ("openai.azure.com",),
+        public=False,  # anyone can have a host there
         refused=_VLLM_ONLY,
         thinking="refused",
         reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),

@@ -56,7 +56,9 @@ def _endpoint(url: SplitResult, plan: Plan, environ: Mapping[str, str], *, named
     settings = plan.settings.backend_configs.openai
     dialect = dialect_of(url)
     named = named or plan.trust_client
-    for_environment = named or dialect.public or _is_loopback(url) or _is_listed(url, environ)
+    for_environment = (
+        named or (dialect.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
+    )
     key, note = "", ""
     if settings.api_key is not None and settings.api_key.get_secret_value().strip():
         if "api_key" in plan.from_call or named:

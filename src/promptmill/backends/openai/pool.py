@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -32,6 +33,23 @@ class _Route(NamedTuple):
     proxy: URL | None
     proxy_headers: Mapping[str, str] | None
     exchange: Exchange | None = None
+
+
+class _Pieces(aiohttp.Payload):
+    """A body that lies in several places; aiohttp's own payloads would copy it into one."""
+
+    _value: list[bytes]
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(pieces, content_type="application/json")
+        self._size = sum(map(len, pieces))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in self._value:
+            await writer.write(piece)
 
 
 class Pool:
@@ -58,8 +76,8 @@ class Pool:
         self._routes: dict[str, _Route] = {}
         self._pace = Pace()
 
-    async def send(self, endpoint: Endpoint, body: bytes, *, fresh: bool = False) -> Reply:
-        """Post `body`, on a new connection if `fresh`, and return the whole response.
+    async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> Reply:
+        """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
         Raises what aiohttp and the system raise, and `TooLarge`."""
         if not self._pace.pass_now():
@@ -67,11 +85,13 @@ class Pool:
         route = self._routes.get(endpoint.url)
         if route is None:
             route = self._routes[endpoint.url] = self._route(endpoint)
-        if route.exchange is not None and len(body) <= LARGEST_SMALL_REQUEST:
+        if isinstance(body, list) and sum(map(len, body)) <= LARGEST_SMALL_REQUEST:
+            body = b"".join(body)
+        if route.exchange is not None and isinstance(body, bytes) and len(body) <= LARGEST_SMALL_REQUEST:
             return await route.exchange.post(body, fresh=fresh)
         async with self._session.post(
             route.url,
-            data=body,
+            data=_Pieces(body if isinstance(body, list) else [body]),
             headers=route.headers,
             allow_redirects=False,
             proxy=route.proxy,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -17,12 +17,13 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, judge_status
 from promptmill.backends.openai.sse import CutOffError, assemble
 from promptmill.backends.protocol import Request
-from promptmill.conversation import ImagePart, Message, TextPart, check_encodable
+from promptmill.conversation import Message, TextPart, check_encodable
 from promptmill.errors import Code, PromptmillError
 from promptmill.outcome import NO_USAGE, Completion, Usage
 from promptmill.reasoning import split_reasoning
 from promptmill.sampling import Sampling
 
+_LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
 
 
@@ -41,14 +42,22 @@ class Encoder:
         """Return the names of the request's parameters that the endpoint cannot take."""
         return self._head(request)[1]
 
-    def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes:
-        """Return the body. `images` maps sources to JSON strings, spliced in as they are.
+    def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes | list[bytes]:
+        """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent as they are.
 
         Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
         """
         try:
-            messages = b",".join([_message(message, images) for message in request.conversation.messages])
-            return b"%b[%b]}" % (self._head(request)[0], messages)
+            head = self._head(request)[0]
+            messages = request.conversation.messages
+            if not images:
+                return b"%b[%b]}" % (head, b",".join([_message(message) for message in messages]))
+            pieces = [head + b"["]
+            for message in messages:
+                pieces += _pieces(message, images)
+                pieces.append(b",")
+            pieces[-1] = b"]}"
+            return _merged(pieces)
         except (TypeError, orjson.JSONEncodeError):
             check_encodable(request.conversation)
             raise PromptmillError(
@@ -59,7 +68,8 @@ class Encoder:
         """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
         sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
         try:
-            return hashlib.blake2b(self.encode(request, sources), digest_size=16).digest()
+            body = self.encode(request, sources)
+            return hashlib.blake2b(body if isinstance(body, bytes) else b"".join(body), digest_size=16).digest()
         except PromptmillError:
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
@@ -97,25 +107,39 @@ class Encoder:
         return body, refused + [name for name in extra if name in _OURS]
 
 
-def _message(message: Message, images: Mapping[str, bytes]) -> bytes:
-    if not message.extra:
-        if isinstance(message.content, str):
-            return b'{"role":"%b","content":%b}' % (message.role.encode(), orjson.dumps(message.content))
-        head = b'{"role":"%b"' % message.role.encode()
-    else:
-        head = orjson.dumps({"role": message.role, **message.extra})[:-1]
-    if isinstance(message.content, tuple):
-        content = b"[" + b",".join([_part(part, images) for part in message.content]) + b"]"
-    else:
-        content = orjson.dumps(message.content)
-    return b'%b,"content":%b}' % (head, content)
+def _message(message: Message) -> bytes:
+    if not message.extra and isinstance(message.content, str):
+        return b'{"role":"%b","content":%b}' % (message.role.encode(), orjson.dumps(message.content))
+    return b"".join(_pieces(message, {}))
 
 
-def _part(part: TextPart | ImagePart, images: Mapping[str, bytes]) -> bytes:
-    if isinstance(part, TextPart):
-        return b'{"type":"text","text":%b}' % orjson.dumps(part.text)
-    detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
-    return b'{"type":"image_url","image_url":{"url":%b%b}}' % (images[part.source], detail)
+def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
+    head = orjson.dumps({"role": message.role, **(message.extra or {})})[:-1]
+    if not isinstance(message.content, tuple):
+        return [b'%b,"content":%b}' % (head, orjson.dumps(message.content))]
+    pieces = [head + b',"content":[']
+    for part in message.content:
+        if isinstance(part, TextPart):
+            pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+        else:
+            detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
+            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]
+        pieces.append(b",")
+    pieces[-1] = b"]}"
+    return pieces
+
+
+def _merged(pieces: Iterable[bytes]) -> list[bytes]:
+    """Return the same bytes in fewer pieces; large ones are not copied (fresh memory costs 0.7 ms per MB)."""
+    merged: list[bytes] = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < _LARGE_PIECE:
+            small.append(piece)
+        else:
+            merged += [b"".join(small), piece]
+            small.clear()
+    return [*merged, b"".join(small)]
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:

@@ -1,0 +1,1 @@
+"""Engines that compute here, each in a process of its own."""

@@ -1,0 +1,73 @@
+"""The engine's end of the pipe to the server; when the server is gone, so is the engine.
+
+To the engine:
+
+    {"type": "load", "engine", "options"}            first, once
+    {"type": "submit", "run", "id", "messages", "sampling", "extra"}
+    {"type": "cancel", "run"}                        nothing more is wanted for this run
+
+From the engine:
+
+    {"type": "progress", "text"}                     while it loads
+    {"type": "loaded", "window", "images"}           `window`: how many items a run should keep submitted
+    {"type": "failed", "error"}                      it could not load
+    {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
+    {"type": "last_words", "text"}                   why it is about to end
+
+`error` is `[code, message, hint]`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import BinaryIO
+
+from promptmill.children import frames, process
+from promptmill.children.frames import Message
+
+
+class Channel:
+    """Messages from the server and to it.
+
+    A thread reads from the start, also while the main thread imports or computes: the end of the pipe is the only
+    sign that the server died which every system gives, and it ends this process, group and all.
+    """
+
+    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+        self._outgoing = outgoing
+        self._writing = threading.Lock()
+        self._routing = threading.Lock()
+        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._handler: Callable[[Message], None] = self._waiting.put
+        threading.Thread(target=self._listen, args=(incoming,), name="listen", daemon=True).start()
+
+    def receive(self) -> Message:
+        """Return the next message, waiting for it; only before `route`."""
+        return self._waiting.get()
+
+    def route(self, handler: Callable[[Message], None]) -> None:
+        """Give every message, also those that wait already, to `handler`, on the reading thread."""
+        with self._routing:
+            while not self._waiting.empty():
+                handler(self._waiting.get())
+            self._handler = handler
+
+    def send(self, message: Message) -> None:
+        """Write one message; threads may send at the same time."""
+        frame = frames.packed(message)
+        try:
+            with self._writing:
+                self._outgoing.write(frame)
+                self._outgoing.flush()
+        except OSError:  # the server is gone
+            process.end_own_group()
+
+    def _listen(self, incoming: BinaryIO) -> None:
+        try:
+            while (message := frames.read(incoming)) is not None:
+                with self._routing:
+                    self._handler(message)
+        finally:
+            process.end_own_group()

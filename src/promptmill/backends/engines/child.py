@@ -1,0 +1,44 @@
+"""The engine's side: `python -m promptmill.backends.engines.child`, started by `host`, spoken to through `channel`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from promptmill.children.pipes import private_pipes  # the standard library's `os` is all that it imports
+
+_ENGINES = {"hf": "promptmill.backends.engines.hf.engine"}
+"""Modules with `serve(options, channel)`, which loads, sends `loaded` and answers until the process ends."""
+
+
+def main() -> None:
+    """Take the pipes away from everything else, then load the engine and serve."""
+    incoming, outgoing = private_pipes()
+    # from here on the protocol is safe from prints of any import
+    import importlib
+    import signal
+    import traceback
+
+    from promptmill.backends.engines.channel import Channel
+    from promptmill.children import frames, process
+    from promptmill.errors import PromptmillError, redact
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
+    process.lower_priority()
+    channel = Channel(incoming, outgoing)
+    try:
+        load = channel.receive()
+        importlib.import_module(_ENGINES[load["engine"]]).serve(load["options"], channel)
+    except PromptmillError as error:
+        channel.send({"type": "failed", "error": frames.packed_error(error)})
+    except BaseException as error:  # noqa: BLE001 (said to the server, then the process ends)
+        traceback.print_exc()
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        channel.send({"type": "last_words", "text": redact(words)[:300]})
+    finally:
+        sys.stderr.flush()
+        os._exit(1)  # not through interpreter shutdown, which may wait for threads of native code
+
+
+if __name__ == "__main__":
+    main()

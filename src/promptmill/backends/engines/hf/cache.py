@@ -1,0 +1,148 @@
+"""The keys and values of all running rows in one buffer per layer, written in place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+_STEP = 256  # columns; room is made for at least this many tokens at a time
+
+KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""One row's part of a cache, per layer: `(heads, tokens, width)` keys and values."""
+
+
+def can_merge(cache: Cache) -> bool:
+    """Return whether rows of `cache` can be put together with others: all of its layers keep plain columns."""
+    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def row_of(cache: Cache, index: int, tokens: int) -> KeysValues:
+    """Return the last `tokens` columns of one row of a cache that can merge; views, not copies."""
+    return [(layer.keys[index, :, -tokens:], layer.values[index, :, -tokens:]) for layer in cache.layers]
+
+
+class _Window:
+    """Which part of the buffers is in use: `rows` rows and the columns from `start` up to `end`."""
+
+    def __init__(self) -> None:
+        self.rows = self.start = self.end = 0
+        self.room_rows = self.room_columns = 0
+
+
+class _PooledLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's buffers. During a step the window's last column is the one being written."""
+
+    def __init__(self, window: _Window) -> None:
+        super().__init__()
+        self._window = window
+
+    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        window = self._window
+        self.keys[: window.rows, :, window.end - 1 : window.end] = key_states
+        self.values[: window.rows, :, window.end - 1 : window.end] = value_states
+        visible = slice(window.start, window.end)
+        return self.keys[: window.rows, :, visible], self.values[: window.rows, :, visible]
+
+    def get_seq_length(self) -> int:
+        return max(0, self._window.end - self._window.start - 1)
+
+    def place(self, like: tuple[Any, Any], old: _Window, new: _Window) -> None:
+        """Move the window's content into new buffers; `like` gives shape and kind of a row."""
+        for name, row in zip(("keys", "values"), like, strict=True):
+            heads, _, width = row.shape
+            buffer = row.new_zeros((new.room_rows, heads, new.room_columns, width))
+            if old.rows:
+                content = getattr(self, name)[: old.rows, :, old.start : old.end]
+                buffer[: old.rows, :, new.start : new.end] = content
+            setattr(self, name, buffer)
+        self.is_initialized = True
+
+
+class PooledCache(DynamicCache):  # type: ignore[misc]
+    """A cache whose rows come and go. Rows end at the same column; shorter ones leave columns at their left unused.
+
+    transformers' own cache is copied whole for every token, and has no way in for a row.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self._window = _Window()
+        self.layers = [_PooledLayer(self._window) for _ in range(layers)]
+        self.lengths: list[int] = []
+        self._mask = torch.zeros((0, 0), dtype=torch.long)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """The used columns of each row, `(rows, columns)`, 1 where a token is."""
+        return self._mask[: self._window.rows, self._window.start : self._window.end]
+
+    def add(self, content: KeysValues) -> None:
+        """Add a row behind the others."""
+        tokens = content[0][0].shape[1]
+        window = self._window
+        if window.rows == window.room_rows or tokens > window.end:
+            rows = window.rows + 1 if window.rows < window.room_rows else max(4, 2 * window.rows)
+            self._place(content, rows, max(tokens, window.end - window.start))
+        slot, first = window.rows, window.end - tokens
+        for layer, (keys, values) in zip(self.layers, content, strict=True):
+            layer.keys[slot, :, first : window.end] = keys
+            layer.values[slot, :, first : window.end] = values
+        self._mask[slot] = 0
+        self._mask[slot, first : window.end] = 1
+        window.rows += 1
+        window.start = min(window.start, first)
+        self.lengths.append(tokens)
+
+    def advance(self) -> torch.Tensor:
+        """Open the column of the next token for all rows; return its positions, `(rows, 1)`."""
+        window = self._window
+        if window.end == window.room_columns:
+            self._place(self._any_row(), window.room_rows, window.end - window.start)
+        self._mask[: window.rows, window.end] = 1
+        window.end += 1
+        positions = torch.tensor(self.lengths, device=self._mask.device).unsqueeze(1)
+        self.lengths = [length + 1 for length in self.lengths]
+        return positions
+
+    def remove(self, slot: int) -> None:
+        """Remove a row; the last one takes its place."""
+        window = self._window
+        last = window.rows - 1
+        if slot != last:
+            used = slice(window.end - self.lengths[last], window.end)
+            for layer in self.layers:
+                layer.keys[slot, :, used] = layer.keys[last, :, used]
+                layer.values[slot, :, used] = layer.values[last, :, used]
+            self._mask[slot] = self._mask[last]
+        self.lengths[slot] = self.lengths[last]
+        self.lengths.pop()
+        window.rows = last
+        if self.lengths:
+            window.start = window.end - max(self.lengths)
+        else:
+            window.start = window.end = 0
+
+    def copy_of(self, slot: int) -> KeysValues:
+        """Return a row's content, to be added again later."""
+        used = slice(self._window.end - self.lengths[slot], self._window.end)
+        return [(layer.keys[slot, :, used].clone(), layer.values[slot, :, used].clone()) for layer in self.layers]
+
+    def _any_row(self) -> KeysValues:
+        return [(layer.keys[0], layer.values[0]) for layer in self.layers]
+
+    def _place(self, like: KeysValues, rows: int, columns: int) -> None:
+        """Move to new buffers with room for `rows` and `columns`, and for half as many columns again."""
+        old, new = self._window, _Window()
+        new.rows = old.rows
+        new.room_rows = max(rows, old.room_rows)
+        new.room_columns = columns + max(_STEP, columns // 2)
+        new.end = columns
+        new.start = new.end - (old.end - old.start)
+        mask = torch.zeros((new.room_rows, new.room_columns), dtype=torch.long, device=like[0][0].device)
+        mask[: old.rows, new.start : new.end] = self.mask
+        for layer, row in zip(self.layers, like, strict=True):
+            layer.place(row, old, new)
+        self._mask = mask
+        vars(self._window).update(vars(new))

@@ -1,0 +1,269 @@
+"""The decode loop: rows in, one token each per step, finished rows out."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from typing import Any, NoReturn
+
+import torch
+
+from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.hf.batch import Batch, ClosedBatch, OpenBatch, Prefill
+from promptmill.backends.engines.hf.choice import choose
+from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.schedule import Schedule
+from promptmill.children.frames import Message
+from promptmill.errors import Code, PromptmillError, redact
+
+_QUANTUM = 64  # tokens that a row may compute before it makes room for a run that has no place at all
+_RECOVERY = 512  # steps without running out of memory after which one more row is tried
+_MISHAPS = 3  # a row that went wrong this often with others is the one that is wrong
+
+
+class Decoder:
+    """Keeps up to `batch_size` rows computing; each turn takes one piece of a prompt and one token of every row."""
+
+    def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, batch_size: int, chunk: int) -> None:
+        self._model = model
+        self._schedule = schedule
+        self._channel = channel
+        self._most = self._room = batch_size
+        self._chunk = chunk
+        self._together = chunk if model.merges_rows else 4 * chunk
+        self._prefill: Prefill | None = None
+        self._open = OpenBatch(model) if model.merges_rows else None
+        self._closed: list[ClosedBatch] = []
+        self._steps = 0
+
+    def run(self) -> NoReturn:
+        """Work until the process ends."""
+        with torch.inference_mode():
+            while True:
+                try:
+                    self._turn()
+                except Exception as error:  # noqa: BLE001 (sorted out there)
+                    self._mishap(self._given_up(), error)
+                if not self._running():
+                    self._schedule.wait()
+
+    def _turn(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        self._advance_prefill()
+        for batch in self._batches():
+            self._advance(batch)
+
+    def _batches(self) -> list[Batch]:
+        return [batch for batch in (self._open, *self._closed) if batch is not None and batch.rows]
+
+    def _running(self) -> list[Row]:
+        rows = [row for batch in self._batches() for row in batch.rows]
+        return rows if self._prefill is None else [*rows, *self._prefill.rows]
+
+    def _drop_cancelled(self) -> None:
+        for batch in self._batches():
+            self._drop(batch, [i for i, row in enumerate(batch.rows) if self._schedule.is_cancelled(row.run)])
+        if self._prefill is not None and all(self._schedule.is_cancelled(row.run) for row in self._prefill.rows):
+            self._prefill = None
+
+    def _admit(self) -> None:
+        """Start the next prompts when there is room, or when a run has less than its share."""
+        while self._prefill is None:
+            rows = self._running()
+            running = Counter(row.run for row in rows)
+            free = self._room - len(rows)
+            if self._open is None:
+                free = self._worth_a_batch(free, running)
+            elif free <= 0:
+                free = self._made_room(running)
+            if free <= 0:
+                return
+            taken = self._schedule.take(free, self._together, running)
+            if not taken:
+                return
+            for row in taken:
+                row.turns = 0
+                row.started = row.started or time.monotonic()
+            try:
+                if taken[0].kept is None:
+                    self._prefill = Prefill(self._model, taken, self._chunk)
+                else:
+                    self._resume(taken[0])
+            except Exception as error:  # noqa: BLE001 (sorted out there)
+                self._mishap(list(dict.fromkeys([*self._given_up(), *taken])), error)
+
+    def _worth_a_batch(self, free: int, running: Counter[int]) -> int:
+        """Return how many rows to start as a closed batch: many at a time, for each such batch is a step of its own.
+
+        A run without a place need not wait for that; as no row can be paused, it computes beside the others.
+        """
+        if self._schedule.fewest_running(running) == 0:
+            return max(free, 1 if running.total() < 2 * self._room else 0)
+        return free if 2 * free >= self._room else 0
+
+    def _made_room(self, running: Counter[int]) -> int:
+        """Pause a row of the run with the most for a run that has at least two fewer, or none; return the room made.
+
+        A run without a place gets one from any row that had its turn, so that many runs go round.
+        """
+        fewest = self._schedule.fewest_running(running)
+        if fewest is None:
+            return 0
+        assert self._open is not None
+        most = max(running.values())
+        rows = self._open.rows
+        places = [i for i, row in enumerate(rows) if running[row.run] == most]
+        if most - fewest < 2:
+            places = [i for i in places if rows[i].turns >= _QUANTUM] if fewest == 0 else []
+        if not places:
+            return 0
+        place = max(places, key=lambda i: rows[i].turns)
+        row = rows[place]
+        self._open.leave(place)
+        if self._schedule.kept() >= self._most:
+            row.kept = None  # memory is for rows that run; computing it again takes less than it may wait
+        self._schedule.put_back(row)
+        return 1
+
+    def _resume(self, row: Row) -> None:
+        assert self._open is not None
+        assert row.kept is not None
+        content, row.kept = row.kept, None
+        self._open.join(row, content)
+
+    def _advance_prefill(self) -> None:
+        prefill = self._prefill
+        if prefill is None:
+            return
+        try:
+            scores = prefill.step()
+        except Exception as error:  # noqa: BLE001 (sorted out there)
+            self._prefill = None
+            self._mishap(prefill.rows, error)
+            return
+        if scores is None:
+            return
+        self._prefill = None
+        batch: Batch
+        if self._open is None:
+            batch = ClosedBatch(self._model, prefill.rows, prefill.cache, prefill.mask)
+            self._closed.append(batch)
+        else:
+            batch = self._open
+            try:
+                for place, row in enumerate(prefill.rows):
+                    batch.join(row, prefill.content(place))
+            except Exception as error:  # noqa: BLE001 (sorted out there)
+                self._mishap(self._reset(batch, *prefill.rows), error)
+                return
+        self._accept(batch, len(batch.rows) - len(prefill.rows), scores)
+
+    def _advance(self, batch: Batch) -> None:
+        try:
+            scores = batch.step()
+        except Exception as error:  # noqa: BLE001 (sorted out there)
+            self._mishap(self._reset(batch), error)
+            return
+        self._accept(batch, 0, scores)
+        self._steps += 1
+        if self._room < self._most and self._steps % _RECOVERY == 0:
+            self._room += 1
+
+    def _accept(self, batch: Batch, first: int, scores: Any) -> None:
+        """Choose the next token of each row from place `first` on; answer the rows that are complete with it."""
+        rows = batch.rows[first:]
+        wrong: dict[int, Exception] = {}
+        for place, row in enumerate(rows):
+            try:
+                row.choice.penalise(scores[place], row.prompt, row.tokens)
+            except Exception as error:  # noqa: BLE001 (this row's alone)
+                wrong[place] = error
+        done = []
+        for place, (row, token) in enumerate(zip(rows, choose(scores, [row.choice for row in rows]), strict=True)):
+            try:
+                if place in wrong:
+                    raise wrong[place]
+                if token is None:
+                    raise PromptmillError(
+                        Code.INTERNAL,
+                        "The model's scores are no numbers any more, as happens in float16.",
+                        "Set `dtype: bfloat16` or `dtype: float32`.",
+                    )
+                if row.accept(token, self._model.tokenizer):
+                    self._answer(row, row.outcome(self._model.tokenizer))
+                    done.append(first + place)
+            except Exception as error:  # noqa: BLE001 (this row's alone)
+                self._answer(row, row.failure(_explained(error)))
+                done.append(first + place)
+        self._drop(batch, done)
+
+    def _answer(self, row: Row, outcome: Message) -> None:
+        row.answered = True
+        self._channel.send(outcome)
+
+    def _drop(self, batch: Batch, places: list[int]) -> None:
+        if places:
+            batch.drop(places)
+        self._closed = [closed for closed in self._closed if closed.rows]
+
+    def _reset(self, batch: Batch, *more: Row) -> list[Row]:
+        """Give up what `batch` has computed; return its rows and `more`, each once."""
+        rows = list(dict.fromkeys([*batch.rows, *more]))
+        if batch is self._open:
+            self._open = OpenBatch(self._model)
+        self._closed = [closed for closed in self._closed if closed is not batch]
+        return rows
+
+    def _given_up(self) -> list[Row]:
+        """Give up everything that is being computed; return its rows."""
+        rows = self._running()
+        self._prefill, self._closed = None, []
+        if self._open is not None:
+            self._open = OpenBatch(self._model)
+        return list(dict.fromkeys(rows))
+
+    def _mishap(self, rows: list[Row], error: Exception) -> None:
+        """Let `rows` start over, fewer at a time, after a step failed; a row that fails alone gets the error.
+
+        Raises `error` when it is no row's, or the device itself is broken: then nothing can go on in this process.
+        """
+        no_memory = _is_out_of_memory(error)
+        if not rows or (not no_memory and isinstance(error, getattr(torch, "AcceleratorError", ()))):
+            raise error
+        alone = len(rows) == 1 and not self._running()
+        if no_memory:
+            self._room = max(1, (len(rows) + len(self._running())) // 2)
+            self._schedule.drop_kept()
+            error.__traceback__ = None  # it holds on to the tensors of the step
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for row in reversed([row for row in rows if not row.answered]):
+            row.mishaps += not no_memory
+            row.kept = None
+            if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
+                self._answer(row, row.failure(_explained(error)))
+            else:
+                self._schedule.put_back(row)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+
+
+def _explained(error: Exception) -> PromptmillError:
+    if isinstance(error, PromptmillError):
+        return error
+    if _is_out_of_memory(error):
+        return PromptmillError(Code.OUT_OF_MEMORY, "The device's memory ran out while this answer was computed.")
+    reason = redact((str(error).splitlines() or [""])[0])[:200]
+    return PromptmillError(
+        Code.INTERNAL,
+        f"The model failed on this prompt: {type(error).__name__}: {reason}",
+        "Check that the model's files belong together, and try another `dtype` or `device`.",
+    )

@@ -1,0 +1,175 @@
+"""From files to a model on its device, in a number format that suits it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from promptmill.backends.engines.hf import attention, machine
+from promptmill.backends.engines.hf.locate import Location, load_failure
+from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.errors import Code, PromptmillError, redact
+
+_SHORT = (torch.float16, torch.bfloat16)
+_AGAIN = "Get the model's files again."
+_KNOWN = {
+    "Unrecognized configuration class": (
+        "The model is of a kind that does not generate text.",
+        "Choose a text generation model.",
+    ),
+    "does not recognize this architecture": (
+        "The installed transformers does not know the architecture that the model's config.json names.",
+        "Upgrade transformers, or choose another model.",
+    ),
+    "Unrecognized model in": ("The model's config.json does not say what kind of model it is.", _AGAIN),
+    "is not a valid JSON file": ("The model's config.json is not valid JSON.", _AGAIN),
+    "instantiate the backend tokenizer": (
+        "There is no tokenizer beside the model, or a package that it needs is missing.",
+        "Put the tokenizer's files into the model's folder; some need `pip install sentencepiece tiktoken`.",
+    ),
+    "ignore_mismatched_sizes": ("The model's weights have other shapes than its config.json says.", _AGAIN),
+    "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
+}
+"""What transformers says, to what people can use."""
+
+
+def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
+    """Load the model at `location` as `options` (the `hf` block) say.
+
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) in a sentence that says what to do.
+    """
+    _be_quiet()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(int(wanted) if wanted.isdecimal() else machine.cores())
+    attention.install()
+    device = _device(options)
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": location.name,
+        "trust_remote_code": options["trust_remote_code"],
+    }
+    if location.gguf_file is not None:
+        source["gguf_file"] = location.gguf_file
+    try:
+        config = AutoConfig.from_pretrained(**source)
+        dtype = _dtype(options["dtype"], device, config)
+        _check_memory(location, device, dtype, config)
+        tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left")
+        name = Path(options["model_name_or_path"]).name
+        report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
+        several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
+        network, info = AutoModelForCausalLM.from_pretrained(
+            **source,
+            dtype=dtype,
+            device_map="auto" if several else device,
+            output_loading_info=True,
+        )
+    except PromptmillError:
+        raise
+    except Exception as error:  # noqa: BLE001 (transformers raises nearly everything)
+        raise _explained(error, options) from None
+    if missing := info.get("missing_keys"):
+        raise load_failure(
+            f"The model's files lack {len(missing)} of its weights, such as {min(missing)}.",
+            "Get the model again: its answers would be noise.",
+        )
+    if not network._supports_default_dynamic_cache():
+        raise load_failure(
+            f"Models of type {config.model_type} keep their state in a way that this engine cannot batch.",
+            "Choose another model or backend.",
+        )
+    return LanguageModel(network.eval(), tokenizer)
+
+
+def _be_quiet() -> None:
+    """Keep progress bars and advice for programmers out of the server's stderr."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+
+
+def _device(options: Mapping[str, Any]) -> str:
+    """Return the device to load on. Raises when a GPU was asked for that is not there."""
+    wanted, gpu_ids = options["device"], options["gpu_ids"]
+    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu_ids and wanted in {"auto", "cuda"} and present < len(gpu_ids):
+        named = ", ".join(map(str, gpu_ids))
+        raise load_failure(
+            f"`gpu_ids` names GPU {named}, but of those this machine offers {present}{_without_cuda()}.",
+            "Correct `gpu_ids`, or leave it empty.",
+        )
+    if wanted == "auto":
+        return "cuda" if present else "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= present:
+        raise load_failure(f"`device: {wanted}` needs a GPU that is not there{_without_cuda()}.", "Set `device: auto`.")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise load_failure("`device: mps` needs an Apple GPU that is not there.", "Set `device: auto`.")
+    return str(wanted)
+
+
+def _without_cuda() -> str:
+    return "" if torch.version.cuda or torch.version.hip else " (the installed torch is a build without GPU support)"
+
+
+def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
+    """Return the number format: the checkpoint's, except where the CPU would only emulate it."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
+    if device != "cpu":
+        return own or torch.bfloat16
+    short = own is None or own in _SHORT
+    return torch.bfloat16 if short and machine.has_native_bfloat16(torch) else torch.float32
+
+
+def _check_memory(location: Location, device: str, dtype: torch.dtype, config: Any) -> None:
+    """Raise when the weights surely do not fit into main memory; the system would kill the process halfway."""
+    free = machine.free_memory()
+    if device != "cpu" or free is None or location.folder is None or location.gguf_file is not None:
+        return
+    files = [*location.folder.glob("*.safetensors")] or [*location.folder.glob("pytorch_model*.bin")]
+    weights = sum(file.stat().st_size for file in files)
+    own = getattr(config, "dtype", None)
+    needed = weights * (2 if dtype == torch.float32 and own in _SHORT else 1)
+    if needed > free:
+        raise load_failure(
+            f"The model needs {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.",
+            "Use a smaller model, `dtype: bfloat16`, or a machine with more memory.",
+        )
+
+
+def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
+    """Return the error of a model that transformers could not load, in one sentence."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return load_failure(
+            "The model does not fit into the device's memory.",
+            "Use a smaller model, `dtype: bfloat16`, `device: cpu`, or several GPUs with `gpu_ids`.",
+        )
+    if isinstance(error, ImportError):
+        return PromptmillError(
+            Code.MISSING_DEPENDENCY,
+            f"The model needs a package that is not installed: {_first_sentence(error)}",
+            "Run: pip install 'promptmill[hf]', or install the package that is named.",
+        )
+    if "trust_remote_code" in text and not options["trust_remote_code"]:
+        return load_failure(
+            "The model brings Python code of its own, which is not run unless the operator allows it.",
+            "If you trust its author, set `trust_remote_code: true` in the configuration file.",
+        )
+    for sign, (message, hint) in _KNOWN.items():
+        if sign in text:
+            return load_failure(message, hint)
+    return load_failure(f"transformers cannot load the model: {_first_sentence(error)}")
+
+
+def _first_sentence(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    sentence = redact(line.split(". ")[0])[:300].rstrip(".")
+    return f"{sentence}."

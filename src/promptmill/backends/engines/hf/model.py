@@ -1,0 +1,77 @@
+"""A causal language model and its tokenizer, loaded: token ids in, scores of the next token out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from promptmill.backends.engines.hf.cache import can_merge
+
+
+class LanguageModel:
+    """What the decode loop needs of a model, whatever its architecture."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.network = model
+        self.tokenizer = tokenizer
+        self.config = model.config.get_text_config(decoder=True)
+        self.defaults = model.generation_config
+        self.device = model.get_input_embeddings().weight.device
+        self.context = _context(self.config, tokenizer)
+        self.ends = _ends(model.generation_config, tokenizer)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
+        self.merges_rows = can_merge(self.new_cache())
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache of the kind that this architecture keeps."""
+        return DynamicCache(config=self.config)
+
+    def scores(self, tokens: Any, mask: Any, positions: Any, cache: Cache, *, first: bool) -> Any:
+        """Compute `tokens` behind what `cache` holds; return each row's scores of its next token.
+
+        `tokens` and `positions` are `(rows, new)`, `mask` is `(rows, cached + new)`; the result is `(rows, vocabulary)`
+        in float32. `first` says that the cache is empty.
+        """
+        inputs = self.network.prepare_inputs_for_generation(
+            tokens,
+            attention_mask=mask,
+            use_cache=True,
+            is_first_iteration=first,
+            **{self._cache_name: cache},
+            **({"position_ids": positions} if self._takes_positions else {}),
+        )
+        answered = self.network(**{**inputs, **self._short_logits}, return_dict=True)
+        return answered.logits[:, -1].float()
+
+
+def _context(config: Any, tokenizer: Any) -> int | None:
+    """Return the longest sequence in tokens that the model was made for; None when it has no bound."""
+    for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "n_positions"):
+        if isinstance(longest := getattr(config, name, None), int) and longest > 0:
+            return longest
+    longest = getattr(tokenizer, "model_max_length", None)
+    return longest if isinstance(longest, int) and 0 < longest < 10**9 else None  # 10**30 means: not said
+
+
+def _ends(defaults: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: the generation defaults' and the tokenizer's."""
+    named = defaults.eos_token_id
+    ends = {named} if isinstance(named, int) else set(named or ())
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return frozenset(ends)
+
+
+def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Any, Any, Any]:
+    """Return `(tokens, mask, positions)` of rows of token ids, each `(rows, longest)`, padded at the left."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return tokens, mask, (mask.cumsum(1) - 1).clamp(min=0)

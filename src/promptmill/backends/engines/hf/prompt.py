@@ -1,0 +1,189 @@
+"""From a submitted request to a row: chat template, tokens, limits, and what of the sampling this engine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promptmill.backends.engines.hf.choice import Choice
+from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.backends.engines.hf.row import Row
+from promptmill.children.frames import Message
+from promptmill.conversation import shape
+from promptmill.errors import Code, PromptmillError, input_error, redact
+
+DEFAULT_MAX_TOKENS = 1024
+"""Longest answer when neither the request nor the model's generation defaults say."""
+
+_CHARACTERS_PER_TOKEN = 16  # more than texts have, so that what is longer is known to be too long from its beginning
+_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
+_NO_TEMPLATE = (
+    "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "
+    "`Assistant: …`. For chats use an instruction-tuned model."
+)
+
+
+class Prompts:
+    """Turns submitted requests into rows, with the model's own template and defaults."""
+
+    def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
+        self._model = model
+        self._tokenizer = model.tokenizer
+        self._refuse = refuse_unsupported
+        self._template = _template(model.tokenizer)
+
+    def row(self, message: Message) -> Row:
+        """Return the row of a `submit` message.
+
+        Raises `PromptmillError` (`context_length`, `invalid_input`, `unsupported`).
+        """
+        warnings: list[str] = []
+        sampling: dict[str, Any] = message["sampling"]
+        options = self._template_options(sampling, message["extra"], warnings)
+        text, special = self._rendered(message["messages"], options, warnings)
+        stops, ends = self._stops(sampling.get("stop") or (), warnings)
+        if message["extra"].get("ignore_eos"):
+            ends -= self._model.ends
+        choice = self._choice(sampling)
+        if warnings and self._refuse and (refused := [text for text in warnings if text is not _NO_TEMPLATE]):
+            raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+        tokens = self._encoded(text, special=special)
+        return Row(
+            run=message["run"],
+            number=message["id"],
+            prompt=tokens,
+            limit=self._limit(sampling.get("max_tokens"), len(tokens)),
+            ends=ends,
+            choice=choice,
+            stops=stops,
+            thinks=text.rstrip().endswith("<think>"),
+            warnings=warnings,
+        )
+
+    def _template_options(
+        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
+    ) -> dict[str, Any]:
+        options = extra.get("chat_template_kwargs") or {}
+        if not isinstance(options, dict):
+            raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
+        unknown = sorted(set(extra) - {"chat_template_kwargs", "ignore_eos"})
+        unknown += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
+        options = {name: value for name, value in options.items() if name not in _OURS}
+        for name in ("enable_thinking", "reasoning_effort"):
+            if (value := sampling.get(name)) is None:
+                continue
+            if name in (self._template or ""):
+                options[name] = value
+            elif value is not False:  # not to think is what a model without that switch does
+                unknown.append(name)
+        if "response_format" in sampling and sampling["response_format"].get("type") != "text":
+            unknown.append("response_format")
+        warnings += [f"The hf backend cannot take {name:.60} with this model; it was left out." for name in unknown]
+        return options
+
+    def _rendered(
+        self, messages: list[dict[str, Any]], options: Mapping[str, Any], warnings: list[str]
+    ) -> tuple[str, bool]:
+        """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
+        turns = [_turn(message) for message in messages]
+        if self._template is None:
+            warnings.append(_NO_TEMPLATE)
+            return _plain(turns), True
+        for turn in turns:
+            if turn["role"] == "developer" and "developer" not in self._template:
+                turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
+        options = {"add_generation_prompt": True, **options}
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
+            reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+            raise input_error(
+                f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
+                "Change the order or the roles of the turns, or `chat_template_kwargs`.",
+            ) from None
+        return text, False
+
+    def _stops(self, wanted: Sequence[str], warnings: list[str]) -> tuple[list[str], frozenset[int]]:
+        """Return the stop strings, and the tokens that end an answer: a stop that is a special token is one."""
+        stops = [stop for stop in wanted if stop]
+        if len(stops) < len(wanted):
+            warnings.append("An empty stop string was left out.")
+        special = {token: self._tokenizer.convert_tokens_to_ids(token) for token in self._tokenizer.all_special_tokens}
+        ends = self._model.ends | {special[stop] for stop in stops if stop in special}
+        return [stop for stop in stops if stop not in special], ends
+
+    def _choice(self, sampling: Mapping[str, Any]) -> Choice:
+        """Return how the row chooses: what the request says, else the model's generation defaults."""
+        defaults = self._model.defaults
+
+        def given(name: str, otherwise: Any) -> Any:
+            value = sampling.get(name)
+            value = getattr(defaults, name, None) if value is None else value
+            return otherwise if value is None else value
+
+        temperature = sampling.get("temperature")
+        if temperature is None:
+            # who says how to choose wants a choice
+            draws = defaults.do_sample or any(sampling.get(name) for name in ("top_p", "top_k", "min_p"))
+            temperature = given("temperature", 1.0) if draws else 0.0
+        return Choice(
+            temperature=float(temperature),
+            top_k=max(0, int(given("top_k", 0))),
+            top_p=float(given("top_p", 1.0)),
+            min_p=float(given("min_p", 0.0)),
+            repetition_penalty=float(given("repetition_penalty", 1.0)),
+            presence_penalty=float(sampling.get("presence_penalty") or 0.0),
+            frequency_penalty=float(sampling.get("frequency_penalty") or 0.0),
+            seed=sampling.get("seed"),
+        )
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        context = self._model.context
+        if context is not None and len(text) > (enough := context * _CHARACTERS_PER_TOKEN):
+            # megabytes take seconds and gigabytes to split: if their beginning is too long, they are
+            found = len(self._tokens(text[:enough], special=special))
+            if found > context:
+                raise _too_long(f"at least {found}", context)
+        tokens = self._tokens(text, special=special)
+        if context is not None and len(tokens) >= context:
+            raise _too_long(str(len(tokens)), context)
+        if not tokens:
+            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+        return tokens
+
+    def _tokens(self, text: str, *, special: bool) -> list[int]:
+        tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]
+        return tokens
+
+    def _limit(self, wanted: int | None, used: int) -> int:
+        most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
+        return int(most) if self._model.context is None else min(int(most), self._model.context - used)
+
+
+def _too_long(found: str, context: int) -> PromptmillError:
+    return PromptmillError(
+        Code.CONTEXT_LENGTH, f"The prompt has {found} tokens; the model takes {context}, prompt and answer together."
+    )
+
+
+def _template(tokenizer: Any) -> str | None:
+    """Return the tokenizer's chat template; of several named ones the default."""
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get("default")
+    return found or None
+
+
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content)
+    return {**message, "content": content or ""}
+
+
+def _plain(turns: list[dict[str, Any]]) -> str:
+    """Return the documented format of models without a chat template."""
+    if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
+        return "\n\n".join(turn["content"] for turn in turns if turn["content"])
+    names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}
+    return "\n\n".join([*(names.get(turn["role"], "") + turn["content"] for turn in turns), "Assistant:"])

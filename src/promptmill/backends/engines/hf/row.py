@@ -1,0 +1,105 @@
+"""One request on its way through the engine: prompt tokens in, answer out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from promptmill.backends.engines.hf.cache import KeysValues
+from promptmill.backends.engines.hf.choice import Choice
+from promptmill.children.frames import Message, packed_error
+from promptmill.errors import PromptmillError
+from promptmill.reasoning import split_reasoning
+
+_TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A request and what it has become so far. `limit` is the longest answer in tokens."""
+
+    run: int
+    number: int
+    prompt: list[int]
+    limit: int
+    ends: frozenset[int]
+    choice: Choice
+    stops: Sequence[str] = ()
+    thinks: bool = False  # the prompt ends inside <think>
+    warnings: Sequence[str] = ()
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    text: str | None = None
+    """The answer up to a stop string; None as long as none was met."""
+    kept: KeysValues | None = None
+    """What it had computed when it had to make room."""
+    turns: int = 0
+    """Tokens since it got its place."""
+    mishaps: int = 0
+    answered: bool = False
+    started: float | None = None
+
+    @property
+    def sequence(self) -> list[int]:
+        """The tokens to compute before the next one: the prompt and, after a pause, the answer so far."""
+        return self.prompt + self.tokens
+
+    def accept(self, token: int, tokenizer: Any) -> bool:
+        """Take the next token; return whether the answer is complete with it."""
+        self.tokens.append(token)
+        self.turns += 1
+        if token in self.ends or (self.stops and self._met_stop(tokenizer)):
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def _met_stop(self, tokenizer: Any) -> bool:
+        """Look for a stop string where the new token may have completed one; cut the answer before the first."""
+        reach = _TOKENS_PER_CHARACTER * max(map(len, self.stops)) + 8
+        if len(self.tokens) > reach:
+            recent = _decoded(self.tokens[-reach:], tokenizer)
+            if not any(stop in recent for stop in self.stops):
+                return False
+        whole = _decoded(self.tokens, tokenizer)
+        places = [place for stop in self.stops if (place := whole.find(stop)) >= 0]
+        if not places:
+            return False
+        self.text = whole[: min(places)]
+        return True
+
+    def outcome(self, tokenizer: Any) -> Message:
+        """Return the message that carries the finished answer."""
+        text = self.text
+        if text is None:
+            ended = self.tokens and self.tokens[-1] in self.ends
+            text = _decoded(self.tokens[:-1] if ended else self.tokens, tokenizer)
+        reasoning, answer = split_reasoning(text, opened=self.thinks)
+        return {
+            **self._address(),
+            "text": answer,
+            "reasoning": reasoning,
+            "finish_reason": self.finish_reason,
+            "usage": [len(self.prompt), len(self.tokens)],
+        }
+
+    def failure(self, error: PromptmillError) -> Message:
+        """Return the message that says why there is no answer."""
+        return {**self._address(), "error": packed_error(error)}
+
+    def _address(self) -> Message:
+        taken = 0.0 if self.started is None else time.monotonic() - self.started
+        return {
+            "type": "outcome",
+            "run": self.run,
+            "id": self.number,
+            "latency_s": round(taken, 6),
+            "warnings": list(self.warnings),
+        }
+
+
+def _decoded(tokens: list[int], tokenizer: Any) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

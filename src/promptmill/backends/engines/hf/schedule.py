@@ -1,0 +1,112 @@
+"""Who computes next: rows that wait, taken fairly from the runs that they belong to."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+
+from promptmill.backends.engines.hf.row import Row
+
+_SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
+
+
+class Schedule:
+    """Rows that wait, by run; filled by the thread that reads prompts, emptied by the decode loop."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: dict[int, deque[Row]] = {}
+        self._cancelled: set[int] = set()
+        self._served: dict[int, int] = {}
+        self._turn = 0
+
+    def add(self, row: Row) -> None:
+        """Put a new row behind the others of its run."""
+        with self._changed:
+            if row.run not in self._cancelled:
+                self._waiting.setdefault(row.run, deque()).append(row)
+                self._changed.notify()
+
+    def put_back(self, row: Row) -> None:
+        """Put a row that ran already before the others of its run."""
+        with self._changed:
+            if row.run not in self._cancelled:
+                self._waiting.setdefault(row.run, deque()).appendleft(row)
+
+    def cancel(self, run: int) -> None:
+        """Forget the run's rows, now and later."""
+        with self._changed:
+            self._cancelled.add(run)
+            self._waiting.pop(run, None)
+            self._served.pop(run, None)
+            self._changed.notify()
+
+    def is_cancelled(self, run: int) -> bool:
+        """Return whether nobody waits for this run any more."""
+        return run in self._cancelled
+
+    def wait(self) -> None:
+        """Return when there may be something to do."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+
+    def fewest_running(self, running: Mapping[int, int]) -> int | None:
+        """Return how many rows that run has running which waits with the fewest; None when no run waits."""
+        with self._changed:
+            return min((running.get(run, 0) for run in self._waiting), default=None)
+
+    def kept(self) -> int:
+        """Return how many waiting rows hold on to what they had computed."""
+        with self._changed:
+            return sum(row.kept is not None for queue in self._waiting.values() for row in queue)
+
+    def drop_kept(self) -> None:
+        """Let waiting rows give up what they had computed; they will compute it again."""
+        with self._changed:
+            for queue in self._waiting.values():
+                for row in queue:
+                    row.kept = None
+
+    def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[Row]:
+        """Return up to `most` rows to compute together, of similar length and `most_tokens` in all; at least one.
+
+        Each goes to the run with the fewest rows running or taken, and among those to the one served longest ago.
+        """
+        taken: list[Row] = []
+        counts = dict(running)
+        with self._changed:
+            while self._waiting and len(taken) < most:
+                run = min(self._waiting, key=lambda run: (counts.get(run, 0), self._served.get(run, 0)))
+                row = self._next(run, taken, most_tokens)
+                if row is None:
+                    break
+                taken.append(row)
+                counts[run] = counts.get(run, 0) + 1
+                self._turn += 1
+                self._served[run] = self._turn
+                if not self._waiting[run]:
+                    del self._waiting[run]
+            self._served = {run: turn for run, turn in self._served.items() if run in self._waiting or run in counts}
+        return taken
+
+    def _next(self, run: int, taken: list[Row], most_tokens: int) -> Row | None:
+        """Take the run's first row that goes together with `taken`."""
+        queue = self._waiting[run]
+        if not taken:
+            return queue.popleft()
+        if taken[0].kept is not None or taken[0].mishaps:
+            return None  # goes alone: nothing to compute, or something went wrong in company
+        lengths = [len(row.sequence) for row in taken]
+        for row in queue:
+            together = [*lengths, len(row.sequence)]
+            if (
+                row.kept is None
+                and not row.mishaps
+                and max(together) < _SIMILAR * min(together)
+                and max(together) * len(together) <= most_tokens
+            ):
+                queue.remove(row)
+                return row
+        return None

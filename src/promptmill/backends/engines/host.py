@@ -1,0 +1,327 @@
+"""Our side of an engine in a process of its own: start it, talk to it, watch it, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from promptmill.backends.protocol import Request, Scope, Sink, Source
+from promptmill.children import frames, process
+from promptmill.children.frames import Message
+from promptmill.config import Plan
+from promptmill.conversation import check_encodable
+from promptmill.errors import Code, PromptmillError, config_error, input_error
+from promptmill.outcome import Completion, Failure, Outcome, Usage
+
+_LONGEST_ITEM = 256 << 20  # bytes
+_CHILD = "promptmill.backends.engines.child"
+
+
+def create(plan: Plan) -> EngineHost:
+    """Return the backend of `plan`, not loaded. Raises `PromptmillError` (`invalid_config`)."""
+    block = getattr(plan.settings.backend_configs, plan.backend)
+    if not block.model_name_or_path:
+        path = f"backend_configs.{plan.backend}.model_name_or_path"
+        raise config_error(path, "name a folder, a model hub name, or smollm2-135m-instruct.")
+    options = {
+        **block.model_dump(mode="json"),
+        "trust_remote_code": _trusts_remote_code(plan),
+        "unsupported": plan.settings.unsupported,
+    }
+    return EngineHost(plan.backend, options, _environment(block.gpu_ids))
+
+
+def _trusts_remote_code(plan: Plan) -> bool:
+    """Return whether the model's own code may run: only if the operator said so, of this very model."""
+    block = getattr(plan.settings.backend_configs, plan.backend)
+    operator = getattr(plan.operator.backend_configs, plan.backend)
+    if not block.trust_remote_code or plan.trust_client:
+        return bool(block.trust_remote_code)
+    if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
+        raise config_error(
+            f"backend_configs.{plan.backend}.trust_remote_code",
+            "a call may not switch this on; set it in the configuration file, or start the server with "
+            "`promptmill serve --trust-client`.",
+        )
+    return bool(block.model_name_or_path == operator.model_name_or_path)
+
+
+def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
+    environment = dict(os.environ)
+    if gpu_ids:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
+    root = Path(__file__).parents[3]
+    if root.name not in {"site-packages", "dist-packages"}:  # a checkout that may be on our path alone
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
+    return environment
+
+
+@dataclass(slots=True)
+class _Run:
+    """One call of `run`: which of its items are out, and what came back."""
+
+    number: int
+    sent: dict[int, Request] = field(default_factory=dict)  # by their ids on the wire
+    arrived: asyncio.Queue[Message | PromptmillError | None] = field(default_factory=asyncio.Queue)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    exhausted: bool = False
+
+
+class EngineHost:
+    """An engine in a process group of its own, as a `Backend`."""
+
+    def __init__(self, engine: str, options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """`options` go to the engine's `serve` as they are; `environment` is the process's whole environment."""
+        self._engine = engine
+        self._options = dict(options)
+        self._environment = dict(environment)
+        self._process: asyncio.subprocess.Process | None = None
+        self._stdin: asyncio.StreamWriter | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._loading: asyncio.Queue[Message] = asyncio.Queue()
+        self._ended = asyncio.Event()
+        self._end = PromptmillError(Code.ENGINE_DIED, f"The {engine} engine is not loaded.")
+        self._last_words = ""
+        self._closed = False
+        self._runs: dict[int, _Run] = {}
+        self._numbers = itertools.count(1)
+        self._window = 1
+        self._takes_images = False
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Start the process and load the model in it; when that fails, nothing is left.
+
+        Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`, `shutdown`).
+        """
+        if self._stdin is not None and not self._ended.is_set():
+            return
+        try:
+            await self._start()
+            while (message := await self._loading.get())["type"] == "progress":
+                report(message["text"])
+            if message["type"] == "failed":
+                raise frames.unpacked_error(message["error"])
+            self._window = message["window"]
+            self._takes_images = message["images"]
+        except BaseException:
+            await self._finish()
+            raise
+
+    async def _start(self) -> None:
+        if self._closed:
+            raise _shut_down()
+        self._ended.clear()
+        self._last_words = ""
+        self._loading = asyncio.Queue()
+        # -P: a module in the working directory must not stand in for one of ours
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", _CHILD),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=self._environment,
+                start_new_session=True,
+                creationflags=process.group_creation_flags(),
+            )
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise PromptmillError(
+                Code.ENGINE_LOAD_FAILED,
+                f"The {self._engine} engine's process could not be started: {reason}.",
+                "Look at this machine's limits of processes, open files and memory.",
+            ) from None
+        self._process, self._stdin = child, child.stdin
+        assert child.stdout is not None
+        self._listener = asyncio.create_task(self._listen(child, child.stdout), name=f"listen to {self._engine}")
+        if self._closed:
+            raise _shut_down()
+        await self._send({"type": "load", "engine": self._engine, "options": self._options})
+
+    async def _listen(self, child: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> None:
+        loaded = False
+        try:
+            while (message := await frames.receive(stdout)) is not None:
+                match message["type"]:
+                    case "outcome":
+                        if (run := self._runs.get(message["run"])) is not None:
+                            run.arrived.put_nowait(message)
+                    case "last_words":
+                        self._last_words = f" It said: {message['text']}"
+                    case kind:
+                        loaded = loaded or kind == "loaded"
+                        self._loading.put_nowait(message)
+        except (frames.OutOfStepError, KeyError, TypeError):
+            self._last_words = " What it sent could not be read."
+        finally:
+            process.end_group(child.pid)  # also what it started itself
+            if child.stdin is not None:
+                child.stdin.close()
+            await child.wait()
+            self._settle_end(child.returncode, loaded)
+
+    def _settle_end(self, returncode: int | None, loaded: bool) -> None:  # noqa: FBT001
+        how = f"{process.how_it_ended(returncode)}.{self._last_words}"
+        if self._closed:
+            self._end = _shut_down()
+        elif loaded:
+            self._end = PromptmillError(Code.ENGINE_DIED, f"The {self._engine} engine's process is gone: {how}")
+        else:
+            failed = f"The {self._engine} engine's process ended while it loaded the model: {how}"
+            self._end = PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
+        self._ended.set()
+        self._loading.put_nowait({"type": "failed", "error": frames.packed_error(self._end)})
+        for run in self._runs.values():
+            run.arrived.put_nowait(self._end)
+
+    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+        """Answer every request of `source` into `sink`; about two batches of them are in the engine at a time.
+
+        Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone; cancelling frees its rows.
+        """
+        if self._stdin is None or self._ended.is_set():
+            raise self._end
+        run = _Run(next(self._numbers))
+        self._runs[run.number] = run
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._feed(run, source, scope))
+                tasks.create_task(self._deliver(run, sink, scope))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            del self._runs[run.number]
+            if run.sent:
+                scope.in_flight -= len(run.sent)
+                self._write({"type": "cancel", "run": run.number})
+
+    async def _feed(self, run: _Run, source: Source, scope: Scope) -> None:
+        while True:
+            while len(run.sent) >= self._window:
+                run.room.clear()
+                await run.room.wait()
+            requests = await source.take(self._window - len(run.sent))
+            if not requests:
+                break
+            for request in requests:
+                number = next(self._numbers)
+                run.sent[number] = request
+                scope.in_flight += 1
+                try:
+                    frame = self._submission(run.number, number, request)
+                except PromptmillError as error:
+                    run.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
+                else:
+                    scope.requests += 1
+                    await self._send_frame(frame)
+        run.exhausted = True
+        run.arrived.put_nowait(None)
+
+    async def _deliver(self, run: _Run, sink: Sink, scope: Scope) -> None:
+        while run.sent or not run.exhausted:
+            message = await run.arrived.get()
+            if message is None:
+                continue
+            if isinstance(message, PromptmillError):
+                raise message
+            request = run.sent.pop(message["id"])
+            run.room.set()
+            scope.in_flight -= 1
+            for warning in message.get("warnings", ()):
+                scope.warn(warning)
+            outcome = _outcome(message, request)
+            await sink.put(request.key, outcome)
+            scope.settle(outcome)
+
+    def _submission(self, run: int, number: int, request: Request) -> bytes:
+        conversation = request.conversation
+        if conversation.images and not self._takes_images:
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The prompt comes with images, and this model reads only text.",
+                "Load a model that reads images, or choose another backend.",
+            )
+        check_encodable(conversation)
+        sampling = request.sampling.given()
+        if "seed" in sampling:
+            sampling["seed"] %= 2**63  # JSON holds 64 bits
+        message = {
+            "type": "submit",
+            "run": run,
+            "id": number,
+            "messages": conversation.as_messages(),
+            "sampling": sampling,
+            "extra": dict(request.extra),
+        }
+        try:
+            frame = frames.packed(message)
+        except (TypeError, ValueError, RecursionError):
+            raise input_error(
+                "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
+                "pair, a number above 64 bits, or too deep a nesting; remove it."
+            ) from None
+        if len(frame) > _LONGEST_ITEM:
+            raise PromptmillError(
+                Code.REQUEST_TOO_LARGE, f"The item takes {len(frame) >> 20} MiB, more than any model reads."
+            )
+        return frame
+
+    async def _send(self, message: Message) -> None:
+        await self._send_frame(frames.packed(message))
+
+    async def _send_frame(self, frame: bytes) -> None:
+        """Write one frame and wait while the pipe is full; when the engine is gone, raise why."""
+        assert self._stdin is not None
+        if not self._ended.is_set():
+            self._stdin.write(frame)
+            with contextlib.suppress(ConnectionError):
+                await self._stdin.drain()
+                return
+            await self._ended.wait()
+        raise self._end
+
+    def _write(self, message: Message) -> None:
+        """Write a small message without waiting; nothing happens when the engine is gone."""
+        if self._stdin is not None and not self._ended.is_set() and not self._stdin.is_closing():
+            self._stdin.write(frames.packed(message))
+
+    async def aclose(self) -> None:
+        """End the process group at once and wait until it is gone; running calls raise `shutdown`."""
+        self._closed = True
+        await self._finish()
+        if self._process is None:
+            self._end = _shut_down()
+
+    async def _finish(self) -> None:
+        if self._process is None or self._listener is None:
+            return
+        if not self._ended.is_set():
+            process.end_group(self._process.pid)
+        await asyncio.shield(self._listener)
+
+
+def _shut_down() -> PromptmillError:
+    return PromptmillError(Code.SHUTDOWN, "The engine was shut down.")
+
+
+def _outcome(message: Message, request: Request) -> Outcome:
+    attempts = request.attempts + message.get("attempts", 1)
+    if (error := message.get("error")) is not None:
+        return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
+    prompt_tokens, completion_tokens = message["usage"]
+    return Completion(
+        message["text"],
+        message["finish_reason"],
+        Usage(prompt_tokens, completion_tokens),
+        message["reasoning"],
+        attempts=attempts,
+        latency_s=message["latency_s"],
+    )

@@ -1,0 +1,99 @@
+"""Lines that are no message: whoever waits for the answer to one gets an error instead of silence.
+
+The SDK drops a line that its parser refuses, such as one with half a surrogate pair (`"\\ud800"`, as programs write it
+that cut a text in the middle of an emoji) or with too deep a nesting, and the client would wait for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from fastmcp import FastMCP
+from mcp.shared.message import SessionMessage
+from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError
+from pydantic import ValidationError
+
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]|-?\d+')
+
+
+def answer_unreadable(server: FastMCP) -> None:
+    """Have `server`, before it runs over stdio, answer requests that it cannot read."""
+    low_level = server._mcp_server  # FastMCP has no hook between the stream and the session
+    run = low_level.run
+
+    async def answering(read_stream: Any, write_stream: Any, *rest: Any, **options: Any) -> None:
+        await run(_Readable(read_stream, write_stream), write_stream, *rest, **options)
+
+    low_level.run = answering  # type: ignore[method-assign]
+
+
+class _Readable:
+    """The messages of `inner`; what is none is answered to `out`. Everything else is `inner`'s."""
+
+    def __init__(self, inner: Any, out: Any) -> None:
+        self._inner = inner
+        self._out = out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def __aenter__(self) -> _Readable:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._inner.__aexit__(*error)
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        while isinstance(item := await self._inner.__anext__(), Exception):
+            if isinstance(item, ValidationError) and (answer := answer_to(item)):
+                await self._out.send(SessionMessage(answer))
+        return item
+
+
+def answer_to(error: ValidationError) -> JSONRPCError | None:
+    """Return the answer to the line that was refused with `error`, or None when nobody waits for one."""
+    problem = error.errors(include_url=False)[0]
+    if problem["type"] != "json_invalid" or (number := _id_of(problem["input"])) is None:
+        return None
+    reason = _in_words(str(problem.get("ctx", {}).get("error", "unreadable")))
+    return JSONRPCError(jsonrpc="2.0", id=number, error=ErrorData(code=PARSE_ERROR, message=reason))
+
+
+def _in_words(reason: str) -> str:
+    if "surrogate" in reason or "hex escape" in reason:
+        return "The request holds half of a surrogate pair, which is no text; remove it or send the whole character."
+    if "recursion" in reason:
+        return "The request is nested too deeply."
+    return f"The request is no valid JSON: {reason}."
+
+
+def _id_of(line: str) -> int | str | None:
+    try:
+        message = json.loads(line)
+        found = message.get("id") if isinstance(message, dict) and "method" in message else None
+    except RecursionError:
+        found = _outermost_id(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
+
+
+def _outermost_id(line: str) -> int | str | None:
+    """Return the value of `id` in the outermost object, whatever is nested in it."""
+    depth = 0
+    before: tuple[str, str] = ("", "")
+    for piece in map(re.Match.group, _PIECE.finditer(line)):
+        if piece in "{[":
+            depth += 1
+        elif piece in "}]":
+            depth -= 1
+        elif depth == 1 and before == ('"id"', ":"):
+            return piece[1:-1] if piece.startswith('"') else int(piece)
+        before = (before[1], piece)
+    return None

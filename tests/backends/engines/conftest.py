@@ -1,0 +1,204 @@
+"""Real engines in real processes, on one loop: the embedded model, and small models made on the spot."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.backends.engines.host import EngineHost, create
+from promptmill.backends.protocol import Request, Scope
+from promptmill.config import Configuration, Overrides, Plan
+from promptmill.conversation import conversation_from_messages, conversation_from_prompt
+from promptmill.outcome import Completion, Outcome
+from promptmill.sampling import Sampling
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+class ListSource:
+    """Requests of a list; remembers how many were taken."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self._left = list(requests)
+        self.taken = 0
+
+    async def take(self, n: int) -> list[Request]:
+        taken, self._left = self._left[:n], self._left[n:]
+        self.taken += len(taken)
+        return taken
+
+
+class DictSink:
+    """Outcomes by key, each key once."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.order: list[int] = []
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        assert key not in self.outcomes
+        self.outcomes[key] = outcome
+        self.order.append(key)
+
+
+@dataclass
+class Call:
+    """One `run`, ready to be awaited."""
+
+    host: EngineHost
+    source: ListSource
+    sink: DictSink = field(default_factory=DictSink)
+    scope: Scope = field(default_factory=Scope)
+
+    async def run(self) -> list[Outcome]:
+        await self.host.run(self.source, self.sink, self.scope)
+        return [self.sink.outcomes[key] for key in sorted(self.sink.outcomes)]
+
+
+class Desk:
+    """Asks engines on the tests' loop."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self.scope = Scope()
+
+    def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 120) -> Any:
+        return self._runner.run(asyncio.wait_for(work, timeout_s))
+
+    def call(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> Call:
+        return Call(host, ListSource(self.requests(prompts, extra, **sampling)))
+
+    def requests(self, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Request]:
+        sampling.setdefault("temperature", 0)
+        requests = []
+        for key, prompt in enumerate(prompts):
+            turns = isinstance(prompt, list)
+            conversation = conversation_from_messages(prompt, "") if turns else conversation_from_prompt(prompt, "")
+            own = {name: value[key] if isinstance(value, tuple) else value for name, value in sampling.items()}
+            requests.append(Request(key, conversation, Sampling(**own), extra or {}))
+        return requests
+
+    def ask(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Outcome]:
+        """Return one outcome per prompt; a tuple as sampling value holds one value per prompt."""
+        call = self.call(host, prompts, extra, **sampling)
+        self.scope = call.scope
+        return self.wait(call.run())
+
+    def texts(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[str]:
+        outcomes = self.ask(host, prompts, extra, **sampling)
+        assert all(isinstance(outcome, Completion) for outcome in outcomes), outcomes
+        return [outcome.text for outcome in outcomes]
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def desk(runner: asyncio.Runner) -> Desk:
+    return Desk(runner)
+
+
+def plan_of(model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any) -> Plan:
+    raw: dict[str, Any] = {"backend": "hf", "unsupported": keys.pop("unsupported", "warn")}
+    raw["backend_configs"] = {"hf": {"model_name_or_path": str(model), **keys}}
+    overrides = Overrides(backend_configs={"hf": call} if call else {})
+    return Configuration(raw, trust_client=trust_client).overlaid(overrides)
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., Plan]:
+    return plan_of
+
+
+@pytest.fixture(scope="session")
+def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
+    """Load engines; those still running at the end are closed."""
+    hosts: list[EngineHost] = []
+
+    def make(model: str | Path, **keys: Any) -> EngineHost:
+        host = create(plan_of(model, **keys))
+        hosts.append(host)
+        desk.wait(host.load(lambda text: None))
+        return host
+
+    yield make
+    for host in hosts:
+        desk.wait(host.aclose())
+
+
+@pytest.fixture(scope="session")
+def engine(make_engine: Callable[..., EngineHost]) -> EngineHost:
+    """The embedded model in float32, in which batches answer exactly as single prompts do."""
+    return make_engine(EMBEDDED, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make small models with random weights and a tokenizer of one token per byte."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "Llama", template: str | None = None, pad: bool = True, **config: Any) -> Path:
+        name = f"{kind}-{template}-{pad}-{sorted(config.items())}"
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(kind)
+            _save_tiny(made[name], kind, template, pad, config)
+        return made[name]
+
+    return make
+
+
+CHAT = (
+    "{% for message in messages %}<s>{{ message['role'] }}: {{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_template() -> str:
+    return CHAT
+
+
+def _save_tiny(folder: Path, kind: str, template: str | None, pad: bool, config: dict[str, Any]) -> None:
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[character] = len(vocabulary)
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    padding = {"pad_token": "<pad>"} if pad else {}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", **padding
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 4, "bos_token_id": 1, "eos_token_id": 2}
+    if kind != "Mamba":
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "head_dim": 16}
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")(**{**sizes, "max_position_embeddings": 512, **config})
+    model = getattr(transformers, f"{kind}ForCausalLM")(made).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.25)  # far enough apart that rounding never decides
+    model.generation_config.eos_token_id = 2
+    model.generation_config.pad_token_id = 0 if pad else None
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def python() -> list[str]:
+    return [sys.executable, "-P"]

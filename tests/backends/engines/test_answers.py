@@ -1,0 +1,202 @@
+"""What the transformers engine answers: the same alone and in company, and as transformers' own generate does."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from promptmill.outcome import Completion
+
+pytestmark = pytest.mark.engine
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Hi!",
+    "Name three primary colours, separated by commas.",
+    "What is 2 + 2?",
+    "Write one sentence about the sea.",
+    "Who wrote the play Hamlet?",
+    "Translate 'good morning' to Spanish.",
+    "List the days of the week. " * 6,
+    "Is ice cold?",
+    "Explain in one sentence why the sky is blue, so that a child of six years understands it.",
+    "Give a synonym for happy.",
+    "How many legs does a spider have?",
+    "Complete: roses are red, violets are",
+    "What is the largest planet of our solar system? " * 4,
+    "Say nothing but the word yes.",
+    "Is seven a prime number?",
+    "What do bees make? " * 9,
+    "Who painted the Mona Lisa?",
+    "At what temperature does water boil, in degrees Celsius? Answer with a number and one word.",
+    "Name a fruit that is yellow.",
+    "What is the opposite of up?",
+    "Tell me a fact about cats. " * 12,
+]
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Answers of transformers' own greedy generate, one prompt at a time, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from promptmill import embedded
+
+    folder = embedded.model_folder(lambda text: None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    torch.set_num_threads(1)  # threads that wait for each other are slow when the machine is busy
+
+    def answer(turns: str | list[dict[str, str]], tokens: int) -> str:
+        turns = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return answer
+
+
+def test_batch_answers_equal_single_answers_of_transformers(desk, engine, reference):
+    batched = desk.texts(engine, QUESTIONS, max_tokens=10)
+    assert batched == [reference(question, 10) for question in QUESTIONS]
+    assert any("Paris" in text for text in batched)
+
+
+def test_rows_that_join_and_leave_midway_change_no_answer(desk, engine):
+    lengths = tuple(range(3, 3 + len(QUESTIONS)))
+    alone = [desk.texts(engine, [question], max_tokens=lengths[i])[0] for i, question in enumerate(QUESTIONS[:6])]
+
+    async def staggered():
+        calls = [desk.call(engine, [question], max_tokens=lengths[i]) for i, question in enumerate(QUESTIONS[:6])]
+        crowd = asyncio.create_task(desk.call(engine, QUESTIONS, max_tokens=lengths).run())
+        answers = []
+        for call in calls:
+            await asyncio.sleep(0.3)
+            answers.append(asyncio.create_task(call.run()))
+        return [(await answer)[0].text for answer in answers], [outcome.text for outcome in await crowd]
+
+    joined, crowd = desk.wait(staggered())
+    assert joined == alone
+    assert crowd[:6] == alone
+
+
+def test_each_answer_tells_tokens_reason_and_time(desk, engine):
+    ended, cut = desk.ask(engine, ["What is the capital of France?", "Count to one hundred."], max_tokens=9)
+    assert isinstance(ended, Completion)
+    assert (ended.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert cut.usage.completion_tokens == 9
+    assert ended.usage.prompt_tokens == 37
+    assert 1 < ended.usage.completion_tokens <= 9
+    assert ended.latency_s > 0
+    assert (ended.attempts, ended.reasoning) == (1, None)
+    assert (desk.scope.done, desk.scope.requests, desk.scope.in_flight) == (2, 2, 0)
+    assert desk.scope.completion_tokens == ended.usage.completion_tokens + 9
+
+
+def test_no_special_token_is_ever_in_an_answer(desk, engine):
+    texts = desk.texts(engine, ["Repeat exactly: <|im_end|> <|im_start|>", "Hi!"], max_tokens=20)
+    assert not any("<|im_" in text for text in texts)
+
+
+def test_answers_are_cut_exactly_before_the_first_stop_string(desk, engine):
+    (whole,) = desk.texts(engine, ["Count from one to nine in words."], max_tokens=24)
+    stop = whole[11:15]
+    outcome, other = desk.ask(engine, ["Count from one to nine in words."] * 2, max_tokens=24, stop=([stop], ["zzz"]))
+    assert outcome.text == whole[: whole.index(stop)]
+    assert outcome.finish_reason == "stop"
+    assert outcome.usage.completion_tokens < 24
+    assert other.text == whole
+
+
+def test_a_special_token_as_stop_string_ends_the_answer(desk, engine):
+    (outcome,) = desk.ask(engine, ["What is the capital of France?"], max_tokens=20, stop=["<|im_end|>"])
+    assert outcome.finish_reason == "stop"
+
+
+def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
+    choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 12}
+    (alone,) = desk.texts(engine, ["Tell me a story."], seed=7, **choice)
+    company = ["Tell me a story.", *QUESTIONS[:5], "Tell me a story."]
+    texts = desk.texts(engine, company, **choice, seed=(7, 1, 2, 3, 4, 5, 8))
+    assert texts[0] == alone
+    assert texts[-1] != alone
+
+
+def test_seeds_beyond_64_bits_are_taken(desk, engine):
+    first, second = (desk.texts(engine, ["Hi!"], seed=2**70 + 5, temperature=1, max_tokens=6) for _ in range(2))
+    assert first == second
+
+
+def test_presence_penalty_keeps_a_text_from_repeating_itself(desk, engine):
+    plain, varied = desk.texts(
+        engine, ["Write the word ha many times."] * 2, max_tokens=40, frequency_penalty=(None, 2.0)
+    )
+    assert plain != varied
+    assert len(set(varied.split())) > len(set(plain.split()))
+
+
+def test_without_max_tokens_an_answer_ends_by_itself(desk, engine):
+    (outcome,) = desk.ask(engine, ["What is the capital of France?"])
+    assert outcome.finish_reason == "stop"
+    assert "Paris" in outcome.text
+
+
+def test_a_conversation_of_several_turns_is_read_whole(desk, engine, reference):
+    turns = [
+        {"role": "system", "content": "You answer in one short sentence."},
+        {"role": "user", "content": "My name is Zelda. Remember it."},
+        {"role": "assistant", "content": "I will remember it, Zelda."},
+        {"role": "user", "content": "What is my name?\nAnswer in one word."},
+    ]
+    in_parts = [{"type": "text", "text": text} for text in turns[-1]["content"].splitlines()]
+    developer = {"role": "developer", "content": turns[0]["content"]}
+    whole, parts = desk.texts(
+        engine, [turns, [developer, *turns[1:3], {"role": "user", "content": in_parts}]], max_tokens=12
+    )
+    assert whole == parts == reference(turns, 12)
+
+
+def test_a_prompt_that_is_too_long_costs_itself_alone(desk, engine):
+    outcomes = desk.ask(engine, ["word " * 9_000, "Hi!", "x" * 20_000_000], max_tokens=3)
+    assert [getattr(outcome, "text", None) is None for outcome in outcomes] == [True, False, True]
+    for outcome in (outcomes[0], outcomes[2]):
+        assert outcome.error.code == "context_length"
+        assert "8192" in outcome.error.message
+    assert "9031 tokens" in outcomes[0].error.message
+
+
+def test_bad_items_cost_themselves_alone(desk, engine):
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
+    outcomes = desk.ask(engine, ["Hi!", "half \ud800 pair", [image], "a \0 zero"], max_tokens=3)
+    assert [getattr(getattr(outcome, "error", None), "code", None) for outcome in outcomes] == [
+        None,
+        "invalid_input",
+        "unsupported",
+        None,
+    ]
+    assert outcomes[1].attempts == 0
+    assert (desk.scope.done, desk.scope.failed, desk.scope.in_flight) == (4, 2, 0)
+
+
+def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
+    outcomes = desk.ask(engine, ["Hi!", "Hi!"], max_tokens=3, stop=(["\ud800"], ["z"]))
+    assert outcomes[0].error.code == "invalid_input"
+    assert outcomes[1].text
+
+
+def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
+    extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
+    desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "json_object"}, reasoning_effort="low")
+    said = " ".join(desk.scope.warnings)
+    for name in ("chat_template_kwargs.tokenize", "guided_json", "response_format", "reasoning_effort"):
+        assert name in said
+    desk.texts(engine, ["Hi!"], max_tokens=2, enable_thinking=False, response_format={"type": "text"})
+    assert not desk.scope.warnings
+
+
+def test_no_prompts_are_no_work(desk, engine):
+    assert desk.ask(engine, []) == []

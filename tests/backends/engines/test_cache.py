@@ -1,0 +1,86 @@
+"""The pooled cache holds what transformers' own cache holds, whatever joins and leaves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from promptmill.backends.engines.hf.cache import PooledCache, can_merge  # noqa: E402
+
+LAYERS, HEADS, WIDTH = 2, 3, 4
+
+
+def content_of(tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.randn(HEADS, tokens, WIDTH), torch.randn(HEADS, tokens, WIDTH)) for _ in range(LAYERS)]
+
+
+def append(content, keys, values):
+    return [
+        (torch.cat([old_keys, keys[layer]], 1), torch.cat([old_values, values[layer]], 1))
+        for layer, (old_keys, old_values) in enumerate(content)
+    ]
+
+
+def test_rows_keep_their_content_through_any_coming_and_going():
+    chance = random.Random(4)
+    cache, rows = PooledCache(LAYERS), []
+    for _ in range(900):
+        if rows and chance.random() < 0.1:
+            slot = chance.randrange(len(rows))
+            cache.remove(slot)
+            rows[slot] = rows[-1]
+            rows.pop()
+        if len(rows) < 6 and chance.random() < 0.15:
+            rows.append(content_of(chance.choice([1, 5, 40, 300, 700])))
+            cache.add(rows[-1])
+        if not rows:
+            continue
+        positions = cache.advance()
+        assert positions.squeeze(1).tolist() == [content[0][0].shape[1] for content in rows]
+        keys = torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
+        values = torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
+        past = cache.get_seq_length()
+        for layer in range(LAYERS):
+            seen_keys, seen_values = cache.update(keys[layer], values[layer], layer)
+            assert seen_keys.shape[2] == past + 1 == cache.mask.shape[1]
+            assert seen_keys.isfinite().all()
+            assert seen_values.isfinite().all()
+        rows = [append(row, keys[:, slot], values[:, slot]) for slot, row in enumerate(rows)]
+        for slot, row in enumerate(rows):
+            used = cache.mask[slot].bool()
+            assert torch.equal(seen_keys[slot][:, used], row[-1][0])
+            assert torch.equal(seen_values[slot][:, used], row[-1][1])
+    for slot, row in enumerate(rows):
+        for (keys, values), (expected_keys, expected_values) in zip(cache.copy_of(slot), row, strict=True):
+            assert torch.equal(keys, expected_keys)
+            assert torch.equal(values, expected_values)
+
+
+def test_only_caches_of_plain_columns_can_merge():
+    from transformers import DynamicCache, LlamaConfig, MistralConfig
+
+    assert can_merge(DynamicCache(config=LlamaConfig()))
+    assert not can_merge(DynamicCache(config=MistralConfig(sliding_window=64)))
+    assert not can_merge(DynamicCache())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shared", [1, 3, 9])
+def test_grouped_attention_computes_what_transformers_does(masked, shared):
+    from types import SimpleNamespace
+
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from promptmill.backends.engines.hf.attention import _attention
+
+    query = torch.randn(4, 9, 1, 16)
+    key, value = torch.randn(4, shared, 33, 16), torch.randn(4, shared, 33, 16)
+    mask = torch.rand(4, 1, 1, 33) > 0.3 if masked else None
+    module = SimpleNamespace(num_key_value_groups=9 // shared, is_causal=True)
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
+    answered, _ = _attention(module, query, key, value, mask, scaling=0.2)
+    assert answered.shape == expected.shape == (4, 1, 9, 16)
+    assert torch.allclose(answered, expected, atol=1e-6)

@@ -1,0 +1,365 @@
+"""An engine's process: its life, its death, and that the two sides never wait for each other in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from promptmill.backends.engines.host import create
+from promptmill.backends.protocol import Scope
+from promptmill.errors import PromptmillError
+from promptmill.outcome import Completion
+
+pytestmark = pytest.mark.engine
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+ENDLESS = {"ignore_eos": True}
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def engine_of(host) -> psutil.Process:
+    return psutil.Process(host._process.pid)
+
+
+def ignore(text: str) -> None:
+    pass
+
+
+@pytest.fixture
+def plan(make_plan, tiny):
+    return make_plan(tiny(), batch_size=4)
+
+
+def error_of(error: BaseException) -> PromptmillError:
+    assert isinstance(error, PromptmillError)
+    return error
+
+
+@posix
+def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
+    async def killed():
+        host = create(plan)
+        await host.load(ignore)
+        call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
+        running = asyncio.create_task(call.run())
+        await asyncio.sleep(1)
+        os.kill(engine_of(host).pid, signal.SIGKILL)
+        with pytest.raises(PromptmillError) as caught:
+            await asyncio.wait_for(running, 5)
+        assert caught.value.code == "engine_died"
+        assert "SIGKILL" in caught.value.message
+        assert call.scope.in_flight == 0
+        with pytest.raises(PromptmillError):
+            await desk.call(host, ["a"]).run()
+        await host.load(ignore)
+        assert len(await desk.call(host, ["a"], max_tokens=2).run()) == 1
+        await host.aclose()
+
+    desk.wait(killed())
+    assert not [child for child in children() if "engines.child" in " ".join(child.cmdline())][1:]
+
+
+def test_closing_ends_the_process_group_and_running_calls(desk, plan):
+    async def closed():
+        host = create(plan)
+        await host.load(ignore)
+        process = engine_of(host)
+        running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        await asyncio.gather(host.aclose(), host.aclose())
+        taken = time.monotonic() - started
+        with pytest.raises(PromptmillError) as caught:
+            await running
+        assert caught.value.code == "shutdown"
+        assert not process.is_running()
+        await host.aclose()
+        for again in (desk.call(host, ["a"]).run(), host.load(ignore)):
+            with pytest.raises(PromptmillError) as caught:
+                await again
+            assert caught.value.code == "shutdown"
+        return taken
+
+    assert desk.wait(closed()) < 1
+
+
+@pytest.mark.parametrize("after_s", [0, 0.05, 0.5, 2])
+def test_closing_while_it_loads_leaves_nothing(desk, plan, after_s):
+    async def closed():
+        host = create(plan)
+        loading = asyncio.create_task(host.load(ignore))
+        await asyncio.sleep(after_s)
+        await asyncio.wait_for(host.aclose(), 1)
+        with pytest.raises(PromptmillError) as caught:
+            await asyncio.wait_for(loading, 2)
+        assert caught.value.code == "shutdown"
+        assert host._process is None or not psutil.pid_exists(host._process.pid)
+
+    desk.wait(closed())
+
+
+def test_a_cancelled_load_leaves_nothing(desk, plan):
+    async def cancelled():
+        host = create(plan)
+        loading = asyncio.create_task(host.load(ignore))
+        await asyncio.sleep(0.7)
+        process = engine_of(host)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        assert not process.is_running()
+
+    desk.wait(cancelled())
+
+
+def test_closing_before_loading_is_no_error(desk, plan):
+    async def closed():
+        host = create(plan)
+        await host.aclose()
+        with pytest.raises(PromptmillError):
+            await host.load(ignore)
+
+    desk.wait(closed())
+
+
+def test_cancelling_a_call_frees_its_rows_within_a_second(desk, engine):
+    async def cancelled():
+        call = desk.call(engine, ["Count to one million in words."] * 40, ENDLESS, max_tokens=2000)
+        running = asyncio.create_task(call.run())
+        await asyncio.sleep(3)
+        started = time.monotonic()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert time.monotonic() - started < 0.1
+        assert call.scope.in_flight == 0
+        (outcome,) = await desk.call(engine, ["Hi!"], max_tokens=1).run()
+        return outcome.latency_s, time.monotonic() - started
+
+    latency_s, whole_s = desk.wait(cancelled())
+    assert latency_s <= whole_s < 2  # of which the answer itself takes a part, on a busy machine most
+
+
+def test_calls_at_once_get_their_own_answers(desk, engine):
+    async def together():
+        prompts = ["What is the capital of France?", "Hi!", "What is 2 + 2?"]
+        apart = [(await desk.call(engine, [prompt], max_tokens=8).run())[0].text for prompt in prompts]
+        calls = [desk.call(engine, [prompt] * 3, max_tokens=8) for prompt in prompts]
+        at_once = await asyncio.gather(*(call.run() for call in calls))
+        assert [[outcome.text for outcome in outcomes] for outcomes in at_once] == [[text] * 3 for text in apart]
+
+    desk.wait(together())
+
+
+def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, engine):
+    async def bounded():
+        call = desk.call(engine, ["Hi!"] * 5000, max_tokens=30)
+        running = asyncio.create_task(call.run())
+        await asyncio.sleep(2)
+        most = call.source.taken - call.scope.done
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert 8 <= most <= 17
+
+    desk.wait(bounded())
+
+
+def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, make_engine, tiny):
+    host = make_engine(tiny(), batch_size=4)
+
+    async def slow():
+        call = desk.call(host, ["a"] * 60, max_tokens=1)
+        put = call.sink.put
+
+        async def late(key, outcome):
+            assert call.source.taken - len(call.sink.order) <= 9
+            await asyncio.sleep(0.01)
+            await put(key, outcome)
+
+        call.sink.put = late
+        assert len(await call.run()) == 60
+
+    desk.wait(slow())
+
+
+@posix
+def test_a_stuck_engine_never_blocks_the_event_loop(desk, make_engine, tiny):
+    host = make_engine(tiny(), batch_size=4)
+
+    async def stuck():
+        process = engine_of(host)
+        process.suspend()
+        running = asyncio.create_task(desk.call(host, ["x" * 30_000_000] * 4, max_tokens=1).run())
+        longest, last = 0.0, time.monotonic()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        running.cancel()
+        await asyncio.wait({running}, timeout=1)
+        assert running.done()
+        process.resume()
+        assert len(await desk.call(host, ["a"], max_tokens=1).run()) == 1
+        return longest
+
+    assert desk.wait(stuck()) < 0.5
+
+
+PARENT = """
+import asyncio, sys
+from promptmill.backends.engines.host import create
+from promptmill.backends.protocol import Request, Scope
+from promptmill.config import Configuration
+from promptmill.conversation import conversation_from_prompt
+from promptmill.sampling import Sampling
+
+class Endless:
+    async def take(self, n):
+        long = Sampling(max_tokens=400), {"ignore_eos": True}
+        return [Request(i, conversation_from_prompt("a", ""), *long) for i in range(n)]
+
+class Nowhere:
+    async def put(self, key, outcome): pass
+
+async def main(model, generate):
+    host = create(Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": model}}}).plan)
+    loading = asyncio.create_task(host.load(lambda text: None))
+    while host._process is None:
+        await asyncio.sleep(0.01)
+    print(host._process.pid, flush=True)
+    await loading
+    print("loaded", flush=True)
+    await host.run(Endless(), Nowhere(), Scope())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("phase", ["starting", "importing", "generating"])
+def test_no_engine_outlives_a_killed_server(tiny, python, phase):
+    source = Path(__file__).parents[3] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    command = [*python, "-c", PARENT, str(tiny()), phase]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        engine = psutil.Process(int(parent.stdout.readline()))
+        if phase == "importing":
+            time.sleep(1.5)
+        if phase == "generating":
+            assert parent.stdout.readline() == "loaded\n"
+            time.sleep(1)
+        parent.kill()
+    psutil.wait_procs([engine], timeout=3)
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_end_of_the_input_ends_an_engine_that_never_got_a_message(python):
+    source = Path(__file__).parents[3] / "src"
+    command = [*python, "-m", "promptmill.backends.engines.child"]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        start_new_session=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode in {1, -9}
+    assert done.stdout == b""
+
+
+@posix
+def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_plan, tiny, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys, threading, time\n"
+        "def shout():\n"
+        "    while True:\n"
+        "        print('noise'); os.system('echo more noise'); os.write(1, b'noise'); time.sleep(0.05)\n"
+        "if 'promptmill.backends.engines.child' in sys.orig_argv:\n"
+        "    timer = threading.Timer(1, shout); timer.daemon = True; timer.start()\n"
+    )
+
+    async def loud():
+        host = create(make_plan(tiny()))
+        host._environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
+        await host.load(ignore)
+        outcomes = await desk.call(host, ["a"] * 40, ENDLESS, max_tokens=40).run()
+        await host.aclose()
+        return outcomes
+
+    outcomes = desk.wait(loud())
+    assert {outcome.usage.completion_tokens for outcome in outcomes} == {40}
+
+
+def test_it_works_on_uvloop(desk, plan):
+    uvloop = pytest.importorskip("uvloop")
+
+    async def whole_life():
+        host = create(plan)
+        await host.load(ignore)
+        outcomes = await desk.call(host, ["a", "b"], max_tokens=3).run()
+        await host.aclose()
+        return outcomes
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        outcomes = runner.run(asyncio.wait_for(whole_life(), 60))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+
+
+def test_attempts_made_before_are_counted(desk, engine):
+    import dataclasses
+
+    requests = [dataclasses.replace(request, attempts=2) for request in desk.requests(["Hi!", "\ud800"], max_tokens=1)]
+    call = desk.call(engine, [])
+    call.source._left = requests
+    good, bad = desk.wait(call.run())
+    assert (good.attempts, bad.attempts) == (3, 2)
+
+
+def test_an_error_of_the_source_ends_the_call_alone(desk, engine):
+    class Broken:
+        async def take(self, n):
+            raise OSError("disk gone")
+
+    async def broken():
+        call = desk.call(engine, [])
+        with pytest.raises(OSError, match="disk gone"):
+            await engine.run(Broken(), call.sink, Scope())
+        assert len(await desk.call(engine, ["Hi!"], max_tokens=1).run()) == 1
+
+    desk.wait(broken())
+
+
+def test_the_engine_runs_below_the_servers_priority(desk, engine):
+    if sys.platform == "win32":
+        pytest.skip("no niceness there")
+    assert engine_of(engine).nice() > psutil.Process().nice()
+    assert os.getpgid(engine_of(engine).pid) == engine_of(engine).pid
+
+
+def test_a_crowd_of_calls_ends_with_every_answer(desk, make_engine, tiny):
+    host = make_engine(tiny(), batch_size=4)
+
+    async def crowd():
+        calls = [desk.call(host, ["a"] * (1 + i % 3), max_tokens=1 + i % 5) for i in range(40)]
+        some = [asyncio.create_task(call.run()) for call in calls]
+        await asyncio.sleep(0.3)
+        for task in some[::4]:
+            task.cancel()
+        ended = await asyncio.gather(*some, return_exceptions=True)
+        for call, outcomes in zip(calls, ended, strict=True):
+            assert call.scope.in_flight == 0
+            if not isinstance(outcomes, asyncio.CancelledError):
+                assert len(outcomes) == call.scope.done
+
+    desk.wait(crowd())

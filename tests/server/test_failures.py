@@ -1,0 +1,256 @@
+"""What goes wrong, as a client sees it: each sentence of the contract's section on failures, provoked at the wire."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+import pytest
+
+from replies import (
+    answer,
+    at_most,
+    attempts,
+    by_prompt,
+    choose,
+    closed,
+    hang,
+    html,
+    http_date,
+    late,
+    quota,
+    raw,
+    reset,
+    status,
+    truncated,
+    vanishing,
+)
+from talk import codes, sent, text
+
+
+def _numbers(n):
+    return [str(number) for number in range(n)]
+
+
+def _echoes(prompts):
+    return [f"echo: {prompt}" for prompt in prompts]
+
+
+def _generate(*prompts):
+    async def work(talk):
+        return await talk("generate", prompt_ls=list(prompts))
+
+    return work
+
+
+# One item and the others
+
+
+def test_one_bad_item_costs_the_others_nothing(talk, upstream):
+    upstream.reply = by_prompt({"bad": status(400, "no such thing")})
+    result = talk(_generate("a", "bad", "b"))
+    assert not result.is_error
+    assert result.structured_content["ans_ls"] == ["echo: a", "", "echo: b"]
+    (entry,) = result.structured_content["errors"]
+    assert entry.keys() == {"index", "code", "message", "retryable", "attempts"}
+    assert (entry["index"], entry["code"], entry["retryable"], entry["attempts"]) == (1, "bad_request", False, 1)
+    assert "no such thing" in entry["message"]
+    assert orjson.loads(text(result)) == result.structured_content
+
+
+def test_when_nothing_is_answered_the_commonest_reason_comes_first(talk, upstream):
+    upstream.reply = by_prompt({"odd": status(404, "no such model")}, status(422, "cannot"))
+    result = talk(_generate("odd", "a", "b"))
+    assert result.is_error
+    assert text(result).startswith("2 of 3 failed with bad_request: ")
+    assert "not_found" in text(result)
+    assert result.structured_content["ans_ls"] == ["", "", ""]
+    assert codes(result) == {0: "not_found", 1: "bad_request", 2: "bad_request"}
+    assert result.meta["requests"] == 3
+
+
+@pytest.mark.parametrize(("on_error", "is_error"), [("report", False), ("raise", True)])
+def test_on_error_raise_turns_any_failure_into_an_error_that_holds_the_answers(talk, upstream, on_error, is_error):
+    upstream.reply = by_prompt({"bad": status(400)})
+    result = talk(_generate("a", "bad"), top={"on_error": on_error})
+    assert result.is_error is is_error
+    assert result.structured_content["ans_ls"] == ["echo: a", ""]
+    assert codes(result) == {1: "bad_request"}
+
+
+def test_a_filtered_answer_is_a_failure(talk, upstream):
+    upstream.reply = by_prompt({"bad": answer("", finish_reason="content_filter")})
+    assert codes(talk(_generate("bad", "x"))) == {0: "content_filter"}
+    assert upstream.attempts["bad"] == 1
+
+
+# What is tried again
+
+
+@pytest.mark.parametrize("code", [408, 409, 425, 429, 500, 502, 503, 504, 529])
+def test_these_answers_are_tried_again(talk, upstream, code):
+    upstream.reply = attempts(status(code), answer())
+    result = talk(_generate("x"))
+    assert result.structured_content == {"ans_ls": ["echo: x"]}
+    assert result.meta["attempts"] == [2]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [reset(), reset(10), closed(), truncated(), html(), raw(b"{"), raw(b""), answer("", finish_reason=None), hang()],
+)
+def test_these_faults_are_tried_again(talk, upstream, fault):
+    upstream.reply = attempts(fault, answer())
+    result = talk(_generate("x"), timeout=[1, 0.3])
+    assert result.structured_content == {"ans_ls": ["echo: x"]}
+    assert result.meta["retries"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (status(400), "bad_request"),
+        (status(404), "not_found"),
+        (status(413), "request_too_large"),
+        (status(422), "bad_request"),
+        (status(400, "This model's maximum context length is 8", code="context_length_exceeded"), "context_length"),
+        (status(429, "Request too large for m on tokens per min (TPM): Limit 5, Requested 9"), "request_too_large"),
+        (quota(), "insufficient_quota"),
+        (status(402), "insufficient_quota"),
+        (status(401), "unauthorized"),
+        (status(403), "unauthorized"),
+    ],
+)
+def test_these_are_not_tried_again(talk, upstream, reply, code):
+    upstream.reply = reply
+    result = talk(_generate("x"))
+    assert result.is_error
+    assert codes(result) == {0: code}
+    assert text(result).startswith(f"{code}: ")
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("reply", [status(401), status(403), quota()])
+def test_a_refused_key_stops_all_new_requests_at_once(talk, upstream, reply):
+    upstream.reply = reply
+    result = talk(_generate(*_numbers(300)), concurrency=8)
+    assert result.is_error
+    assert len(codes(result)) == 300
+    assert len(upstream.seen) <= 8
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        status(429, retry_after="1"),
+        status(429, retry_after=http_date(2)),
+        status(429, headers={"retry-after-ms": "700"}),
+        status(503, retry_after="1"),
+    ],
+)
+def test_the_endpoint_is_given_the_time_it_asks_for(talk, upstream, refusal):
+    upstream.reply = attempts(refusal, answer())
+    assert talk(_generate("x"), max_delay=1).structured_content == {"ans_ls": ["echo: x"]}
+    first, second = upstream.seen
+    assert 0.6 < second.at - first.at < 10
+
+
+def test_the_time_it_asks_for_is_honoured_up_to_ten_times_the_longest_wait(talk, upstream):
+    upstream.reply = attempts(status(429, retry_after="3600"), answer())
+    assert talk(_generate("x"), max_delay=0.05).structured_content == {"ans_ls": ["echo: x"]}
+    assert 0.4 < upstream.seen[1].at - upstream.seen[0].at < 10
+
+
+# Load is the endpoint's affair
+
+
+def test_a_busy_endpoint_costs_time_and_no_answer(talk, upstream):
+    upstream.reply = at_most(4, late(0.005), status(429))
+    prompts = _numbers(200)
+    result = talk(_generate(*prompts), retries=5, base_delay=0.05, max_delay=1)
+    assert result.structured_content == {"ans_ls": _echoes(prompts)}
+
+
+def test_an_endpoint_that_vanishes_for_a_while_costs_time_and_no_answer(talk, upstream):
+    def away(seen):
+        return len(upstream.seen) >= 60 and 0 <= seen.at - upstream.seen[59].at < 1.4
+
+    # a connection that was being accepted when the upstream went away must not go on answering
+    upstream.reply = vanishing(60, 1.5, choose(lambda seen: reset() if away(seen) else late(0.005)))
+    prompts = _numbers(200)
+    assert talk(_generate(*prompts), retries=5).structured_content == {"ans_ls": _echoes(prompts)}
+
+
+def test_a_prompt_that_kills_its_connection_costs_only_itself(talk, upstream):
+    upstream.reply = by_prompt({"killer": reset()}, late(0.01))
+    result = talk(_generate(*_numbers(40), "killer", *_numbers(40)), retries=3)
+    assert codes(result) == {40: "connection_lost"}
+    assert result.structured_content["errors"][0]["attempts"] == upstream.attempts["killer"] <= 15
+
+
+def test_an_item_is_sent_no_more_than_five_times_its_retries(talk, upstream):
+    upstream.reply = by_prompt({"busy": status(429)})
+    result = talk(_generate("busy", *_numbers(20)), retries=2, base_delay=0.001)
+    assert codes(result) == {0: "rate_limited"}
+    assert result.structured_content["errors"][0]["attempts"] == upstream.attempts["busy"] == 10
+
+
+def test_patience_ends_with_an_endpoint_that_answers_nothing(talk, upstream):
+    upstream.reply = status(429)
+    began = time.monotonic()
+    result = talk(_generate(*_numbers(20)), patience=0.5, retries=100)
+    assert set(codes(result).values()) == {"rate_limited"}
+    assert time.monotonic() - began < 15
+
+
+def test_a_port_where_nobody_listens_is_said_soon(talk, upstream):
+    upstream.vanish(None)
+    began = time.monotonic()
+    result = talk(_generate("a", "b"))
+    assert set(codes(result).values()) == {"unreachable"}
+    assert str(upstream.port) in text(result)
+    assert time.monotonic() - began < 15
+
+
+def test_a_name_that_nobody_knows_is_said_and_is_ours(talk):
+    result = talk(_generate("a"), base_url="http://no-such-host.example/v1")
+    assert codes(result) == {0: "name_resolution"}
+    assert "no-such-host.example" in text(result)
+
+
+# Time
+
+
+def test_an_item_may_have_a_deadline_of_its_own(talk, upstream):
+    upstream.reply = by_prompt({"slow": hang()})
+    assert codes(talk(_generate("slow", "x"), item_timeout=0.3)) == {0: "item_timeout"}
+
+
+def test_a_call_that_takes_too_long_returns_what_is_done(talk, upstream):
+    upstream.reply = by_prompt({"slow": hang()})
+
+    async def work(talk):
+        result = await talk("generate", prompt_ls=["a", "slow"])
+        await upstream.reaches(lambda: not upstream.in_flight, 1)
+        return result
+
+    result = talk(work, top={"call_timeout": 0.5})
+    assert result.structured_content["ans_ls"] == ["echo: a", ""]
+    assert codes(result) == {1: "deadline"}
+    assert result.structured_content["errors"][0]["retryable"]
+
+
+# What cannot be done as asked
+
+
+@pytest.mark.parametrize(("unsupported", "is_error"), [("warn", False), ("error", True)])
+def test_a_parameter_that_the_endpoint_cannot_take_is_a_warning_or_an_error(talk, upstream, unsupported, is_error):
+    # how an answer is received is ours everywhere, so that no endpoint of a certain kind is needed here
+    result = talk(_generate("x"), top={"unsupported": unsupported, "extra_params": {"stream": True}})
+    assert result.is_error is is_error
+    if is_error:
+        assert codes(result) == {0: "unsupported"}
+        assert not upstream.seen
+    else:
+        assert any("`stream`" in warning for warning in result.meta["warnings"])
+        assert "stream" not in sent(upstream)

@@ -1,0 +1,228 @@
+"""`generation_init`, and what is said of wrong arguments."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fastmcp.exceptions import ToolError
+
+from replies import answer, late
+from talk import codes, sent, text
+
+
+def test_without_init_the_file_says_what_is_used(talk, upstream):
+    async def work(talk):
+        await talk.answers("x")
+
+    talk(work, top={"sampling_params": {"temperature": 0.5}, "extra_params": {"custom": 1}})
+    body = sent(upstream)
+    assert (body["model"], body["temperature"], body["custom"]) == ("test-model", 0.5, 1)
+
+
+def test_init_returns_nothing_and_what_it_says_is_used(talk, upstream):
+    async def work(talk):
+        result = await talk.init(
+            backend_configs={"openai": {"model_name": "other"}},
+            sampling_params={"temperature": 0, "max_tokens": 5},
+            extra_params={"custom": 2},
+        )
+        assert not result.is_error
+        assert (result.content, result.structured_content) == ([], None)
+        await talk.answers("x")
+
+    talk(work, top={"sampling_params": {"top_p": 0.5}, "extra_params": {"old": 1}})
+    body = sent(upstream)
+    assert (body["model"], body["temperature"], body["max_tokens"], body["custom"]) == ("other", 0, 5, 2)
+    assert not body.keys() & {"top_p", "old"}, "what is not empty replaces the file's"
+
+
+def test_empty_sampling_keeps_that_of_the_file(talk, upstream):
+    async def work(talk):
+        await talk.init()
+        await talk.answers("x")
+
+    talk(work, top={"sampling_params": {"top_p": 0.5}})
+    assert sent(upstream)["top_p"] == 0.5
+
+
+def test_changing_the_sampling_keeps_the_connection(talk, upstream):
+    async def work(talk):
+        for temperature in (0, 1, 2):
+            await talk.init(sampling_params={"temperature": temperature})
+            await talk.answers("x")
+
+    talk(work)
+    assert [seen.json["temperature"] for seen in upstream.seen] == [0, 1, 2]
+    assert upstream.connections == 1
+
+
+def test_another_base_url_takes_over_while_running_calls_finish_where_they_started(talk, upstream, upstreams):
+    other = upstreams(answer("from the other"))
+    upstream.reply = late(0.5)
+
+    async def work(talk):
+        running = asyncio.ensure_future(talk.answers("x"))
+        await upstream.reaches(lambda: upstream.seen)
+        await talk.init(backend_configs={"openai": {"base_url": other.url}})
+        return await talk.answers("y"), await running
+
+    assert talk(work) == (["from the other"], ["echo: x"])
+
+
+def test_a_second_init_starts_from_the_file_again(talk, upstream):
+    async def work(talk):
+        await talk.init(backend_configs={"openai": {"model_name": "other"}}, sampling_params={"seed": 1})
+        await talk.init()
+        await talk.answers("x")
+
+    talk(work)
+    assert (sent(upstream)["model"], "seed" in sent(upstream)) == ("test-model", False)
+
+
+OPENAI = "backend_configs.openai"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"backend": "nope"}, "backend: "),
+        ({"backend": "opnai"}, "did you mean openai?"),
+        ({"backend": 3}, "backend is a number"),
+        ({"backend_configs": {"opnai": {}}}, "backend_configs.opnai: is no known key; did you mean openai?"),
+        ({"backend_configs": {"openai": {"retrys": 1}}}, f"{OPENAI}.retrys: is no known key; did you mean retries?"),
+        ({"backend_configs": {"openai": {"concurrency": 0}}}, f"{OPENAI}.concurrency: "),
+        ({"backend_configs": {"openai": {"concurrency": -1}}}, f"{OPENAI}.concurrency: "),
+        ({"backend_configs": {"openai": {"concurrency": "many"}}}, f"{OPENAI}.concurrency: "),
+        ({"backend_configs": {"openai": {"base_url": "localhost:8000"}}}, f"{OPENAI}.base_url: should start with"),
+        ({"backend_configs": {"openai": {"base_url": "ftp://h/v1"}}}, "should start with http:// or https://"),
+        ({"backend_configs": {"openai": {"base_url": "http://"}}}, f"{OPENAI}.base_url: "),
+        ({"backend_configs": {"openai": {"base_url": "http://h:99999"}}}, f"{OPENAI}.base_url: "),
+        ({"backend_configs": {"openai": {"base_url": []}}}, f"{OPENAI}.base_url: is missing"),
+        ({"backend_configs": {"openai": {"base_url": "http://me:hunter2@h/v1"}}}, "holds a user name or password"),
+        ({"backend_configs": {"openai": {"api_key": "hunter2\nX-Evil: 1"}}}, f"{OPENAI}.api_key: holds a line break"),
+        ({"backend_configs": {"openai": {"api_key": "hunter2-schlüssel"}}}, f"{OPENAI}.api_key: "),
+        ({"backend_configs": {"openai": {"headers": {"x-y": "hunter2\0"}}}}, f"{OPENAI}.headers.x-y: "),
+        ({"backend_configs": {"openai": {"headers": {"x-y": "hunter2\r\nz: 1"}}}}, f"{OPENAI}.headers.x-y: "),
+        ({"backend_configs": {"openai": {"headers": {"x-y\r\nz": "1"}}}}, f"{OPENAI}.headers: "),
+        ({"backend_configs": {"openai": {"headers": {"": "1"}}}}, f"{OPENAI}.headers: "),
+        ({"backend_configs": {"openai": {"headers": {"Content-Length": "1"}}}}, f"{OPENAI}.headers: "),
+        ({"backend_configs": {"openai": {"model_name": ""}}}, f"{OPENAI}.model_name: is missing"),
+        ({"backend_configs": {"openai": [1]}}, f"{OPENAI}: should be an object"),
+        ({"backend_configs": 3}, "backend_configs is a number; send an object."),
+        ({"backend_configs": ["x"]}, "backend_configs is a list of 1; send an object."),
+        ({"sampling_params": {"temperature": "hunter2"}}, "sampling_params.temperature: "),
+        ({"sampling_params": {"temprature": 1}}, "did you mean temperature?"),
+        ({"sampling_params": None}, "sampling_params is null; send an object."),
+        ({"extra_params": 3}, "extra_params is a number"),
+        ({"no_such_argument": 1}, "no_such_argument is no argument of this tool."),
+    ],
+)
+def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said):
+    async def work(talk):
+        await talk.answers("before")
+        result = await talk.init(**arguments)
+        assert result.is_error
+        assert await talk.answers("after") == ["echo: after"]
+        return text(result)
+
+    error = talk(work)
+    assert said in error
+    assert "hunter2" not in error
+    assert len(error) < 600
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "said"),
+    [
+        ("generate", {}, "prompt_ls is missing."),
+        ("generate", {"prompt_ls": None}, "prompt_ls is null; send a list."),
+        ("generate", {"prompt_ls": "just text"}, "prompt_ls is a text; send a list."),
+        ("generate", {"prompt_ls": 3}, "prompt_ls is a number; send a list."),
+        ("generate", {"prompt_ls": {"a": 1}}, "prompt_ls is an object with the keys 'a'; send a list."),
+        ("generate", {"prompt_ls": "[broken"}, "prompt_ls is a text; send a list."),
+        ("generate", {"prompt_ls": ["x"], "system_prompt": 3}, "system_prompt is a number; send a text."),
+        ("generate", {"prompt_ls": ["x"], "system_prompt": None}, "system_prompt is null; send a text."),
+        ("generate", {"prompt_ls": ["x"], "temperature": 0}, "temperature is no argument of this tool."),
+        ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing."),
+        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": ["a.png"]}, "multimodal_path[0] is a text"),
+        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[3]]}, "multimodal_path[0][0] is a number"),
+        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[]], "image_tag": 3}, "image_tag is a number"),
+        ("multiturn_generate", {"messages": "hi"}, "messages is a text; send a list."),
+        ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),
+        ("multiturn_generate", {"messages": {"role": "user"}}, "messages is an object"),
+        ("vllm_shutdown", {"now": True}, "now is no argument of this tool."),
+    ],
+)
+def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstream, tool, arguments, said):
+    async def work(talk):
+        error = await talk.error(tool, **arguments)
+        assert not upstream.seen
+        assert await talk.answers("after") == ["echo: after"]
+        return error
+
+    assert said in talk(work)
+
+
+def test_a_value_of_a_wrong_argument_is_not_quoted(talk):
+    async def work(talk):
+        return await talk.error("generate", prompt_ls=["x"], system_prompt=["hunter2"])
+
+    assert "hunter2" not in talk(work)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("generate", {"prompt_ls": [3] * 20_000}),
+        ("generate", {"prompt_ls": ["x"], "z" * 100_000: 1}),
+        ("generate", {"prompt_ls": [{"z" * 100_000: 1}]}),
+        ("multiturn_generate", {"messages": [{"role": "z" * 100_000, "content": "x"}]}),
+        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [["z" * 100_000]]}),
+        ("generation_init", {"backend_configs": {"z" * 100_000: {}}, "sampling_params": {}}),
+        ("generation_init", {"backend_configs": {"openai": {f"z{i}": 1 for i in range(3000)}}, "sampling_params": {}}),
+    ],
+)
+def test_an_error_stays_short_however_much_is_wrong(talk, tool, arguments):
+    async def work(talk):
+        return await talk.error(tool, **arguments)
+
+    assert len(talk(work)) < 8000
+
+
+def test_an_unknown_tool_is_an_error(talk):
+    async def work(talk):
+        with pytest.raises(ToolError, match="no_such_tool"):
+            await talk.client.call_tool("no_such_tool", {})
+        assert await talk.answers("after") == ["echo: after"]
+
+    talk(work)
+
+
+def test_a_seed_that_no_json_number_carries_is_refused_at_once(talk):
+    async def work(talk):
+        return text(await talk.init(sampling_params={"seed": 2**70}))
+
+    assert "sampling_params.seed" in talk(work)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"extra_params": {"a": "\ud800"}},
+        {"sampling_params": {"stop": ["\ud800"]}},
+        {"backend_configs": {"openai": {"model_name": "\ud800"}}},
+    ],
+)
+def test_parameters_that_json_cannot_carry_are_an_error_that_says_so(talk, upstream, arguments):
+    async def work(talk):
+        result = await talk.init(**arguments)
+        if not result.is_error:
+            result = await talk("generate", prompt_ls=["x"])
+            assert codes(result) == {0: "invalid_input"}
+        await talk.init(sampling_params={"seed": 1}, extra_params={"b": 1})
+        assert await talk.answers("after") == ["echo: after"]
+        return text(result)
+
+    assert "JSON" in talk(work)
+    assert len(upstream.seen) == 1

@@ -1,0 +1,384 @@
+"""The five tools as a client sees them, in memory, in front of a real loopback endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from replies import answer, attempts, by_prompt, choose, late, status
+from talk import codes, sent, text
+
+# What tools/list says
+
+
+async def _tools(talk):
+    return {tool.name: tool for tool in await talk.client.list_tools()}
+
+
+REQUIRED = ...
+TOOLS = {
+    "generation_init": {
+        "backend_configs": REQUIRED,
+        "sampling_params": REQUIRED,
+        "extra_params": None,
+        "backend": "vllm",
+    },
+    "generate": {"prompt_ls": REQUIRED, "system_prompt": ""},
+    "multimodal_generate": {
+        "multimodal_path": REQUIRED,
+        "prompt_ls": REQUIRED,
+        "system_prompt": "",
+        "image_tag": None,
+    },
+    "multiturn_generate": {"messages": REQUIRED, "system_prompt": ""},
+    "vllm_shutdown": {},
+}
+BULK_TOOLS = {
+    "bulk_generate": {"input_file": REQUIRED, "output_file": REQUIRED, "system_prompt": "", "resume": True},
+    "bulk_status": {"job_id": None},
+    "bulk_results": {"job_id": REQUIRED, "offset": 0, "limit": 50},
+    "bulk_cancel": {"job_id": REQUIRED},
+}
+
+
+def test_the_tools_have_exactly_the_names_parameters_order_and_defaults_of_the_contract(talk):
+    found = {}
+    for name, tool in talk(_tools).items():
+        properties, required = tool.input_schema.get("properties", {}), tool.input_schema.get("required", [])
+        parameters = {key: REQUIRED if key in required else schema["default"] for key, schema in properties.items()}
+        found[name] = list(parameters.items())
+    wanted = {name: list(parameters.items()) for name, parameters in (TOOLS | BULK_TOOLS).items()}
+    assert found == {name: wanted[name] for name in (wanted if "bulk_generate" in found else TOOLS)}
+
+
+def test_every_tool_and_parameter_is_described(talk):
+    for tool in talk(_tools).values():
+        assert tool.description
+        assert all(schema.get("description") for schema in tool.input_schema.get("properties", {}).values())
+
+
+def test_the_answering_tools_publish_what_they_return(talk):
+    tools = talk(_tools)
+    for name in ("generate", "multimodal_generate", "multiturn_generate"):
+        assert tools[name].output_schema["required"] == ["ans_ls"]
+    for name in ("generation_init", "vllm_shutdown"):
+        assert not tools[name].output_schema
+
+
+# What a result looks like
+
+
+def test_a_result_is_structured_and_its_first_text_is_the_same_json(talk):
+    async def work(talk):
+        return await talk("generate", prompt_ls=["grüße", "two"])
+
+    result = talk(work)
+    assert result.structured_content == {"ans_ls": ["echo: grüße", "echo: two"]}
+    assert result.content[0].type == "text"
+    assert orjson.loads(text(result)) == result.structured_content
+
+
+def test_answers_keep_the_order_of_the_prompts(talk, upstream):
+    upstream.reply = choose(lambda seen: late(0.002 * (30 - int(seen.prompt))))
+    prompts = [str(i) for i in range(30)]
+
+    async def work(talk):
+        return await talk.answers(*prompts)
+
+    assert talk(work) == [f"echo: {prompt}" for prompt in prompts]
+
+
+def test_no_prompts_give_no_answers_and_call_no_model(talk, upstream):
+    async def work(talk):
+        return await talk("generate", prompt_ls=[]), await talk("multimodal_generate", multimodal_path=[], prompt_ls=[])
+
+    for result in talk(work):
+        assert result.structured_content == {"ans_ls": []}
+        assert not result.is_error
+    assert not upstream.seen
+
+
+def test_an_empty_prompt_is_a_prompt(talk, upstream):
+    async def work(talk):
+        return await talk.answers("", "x")
+
+    assert talk(work) == ["echo: ", "echo: x"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "hi",
+        {"content": "hi"},
+        {"content": {"text": "hi"}},
+        {"text": "hi"},
+        {"role": "user", "content": {"type": "text", "text": "hi"}},
+        {"role": "user", "content": "hi"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ],
+)
+def test_every_shape_of_a_prompt_is_answered(talk, item):
+    async def work(talk):
+        return await talk.answers(item)
+
+    assert talk(work) == ["echo: hi"]
+
+
+def test_a_prompt_that_looks_like_json_stays_text(talk, upstream):
+    prompts = ['{"content": "x"}', "[1, 2]", "null", "5"]
+
+    async def work(talk):
+        return await talk.answers(*prompts)
+
+    assert talk(work) == [f"echo: {prompt}" for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["prompt_ls", "messages", "multimodal_path", "backend_configs"])
+def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name):
+    async def work(talk):
+        match name:
+            case "prompt_ls":
+                return await talk("generate", prompt_ls='["a", {"content": "b"}]')
+            case "messages":
+                return await talk("multiturn_generate", messages='[{"role": "user", "content": "a"}]')
+            case "multimodal_path":
+                return await talk("multimodal_generate", multimodal_path='[[], "[]"]', prompt_ls=["a", "b"])
+        await talk("generation_init", backend_configs="{}", sampling_params='{"seed": 3}', backend="openai")
+        return await talk("generate", prompt_ls=["a", "b"])
+
+    answers = talk(work).structured_content["ans_ls"]
+    assert answers == ["echo: a", "echo: b"][: len(answers)]
+    if name == "backend_configs":
+        assert sent(upstream)["seed"] == 3
+
+
+MALFORMED = [3, None, True, ["a"], {}, {"prompt": "x"}, {"content": 3}, {"role": "robot", "content": "x"}]
+
+
+@pytest.mark.parametrize("wrong", MALFORMED)
+def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk, upstream, wrong):
+    async def work(talk):
+        return await talk.error("generate", prompt_ls=["a", wrong, "b"])
+
+    assert talk(work).startswith("prompt_ls[1]")
+    assert not upstream.seen
+
+
+# Roles and system prompts
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "developer", "tool"])
+def test_known_roles_go_through(talk, upstream, role):
+    turn = {"role": role, "content": "x"} | ({"tool_call_id": "c1"} if role == "tool" else {})
+    messages = [turn, {"role": "user", "content": "y"}]
+
+    async def work(talk):
+        return await talk("multiturn_generate", messages=messages)
+
+    assert talk(work).structured_content == {"ans_ls": ["echo: y"]}
+    assert sent(upstream)["messages"] == messages
+
+
+def test_an_unknown_role_is_an_error_with_its_index(talk, upstream):
+    messages = [{"role": "user", "content": "x"}, {"role": "narrator", "content": "y"}]
+
+    async def work(talk):
+        return await talk.error("multiturn_generate", messages=messages)
+
+    said = talk(work)
+    assert said.startswith("messages[1]")
+    assert "narrator" in said
+    assert "assistant, developer, system, tool, user" in said
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("messages", [[], ["x"], [{"role": "user"}], [{"content": "x"}], "[]"])
+def test_a_conversation_without_a_turn_is_an_error(talk, upstream, messages):
+    async def work(talk):
+        return await talk.error("multiturn_generate", messages=messages)
+
+    assert talk(work).startswith("messages")
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("configured", "given", "own", "expected"),
+    [
+        ("", "", None, None),
+        ("file", "", None, "file"),
+        ("file", "call", None, "call"),
+        ("", "call", "own", "call"),
+        ("file", "", "own", "file"),
+        ("", "", "own", "own"),
+    ],
+)
+def test_one_system_turn_is_sent_that_of_the_call_first(talk, upstream, configured, given, own, expected):
+    messages = [{"role": "system", "content": own}] if own else []
+    messages.append({"role": "user", "content": "x"})
+
+    async def work(talk):
+        await talk("multiturn_generate", messages=messages, system_prompt=given)
+
+    talk(work, top={"system_prompt": configured})
+    system = [turn["content"] for turn in sent(upstream)["messages"] if turn["role"] == "system"]
+    assert system == ([expected] if expected else [])
+    assert sent(upstream)["messages"][-1] == {"role": "user", "content": "x"}
+
+
+# What _meta holds
+
+
+def test_meta_has_totals_and_a_column_per_item(talk, upstream):
+    upstream.reply = by_prompt({"two": attempts(status(500), answer())})
+
+    async def work(talk):
+        return await talk("generate", prompt_ls=["one", "two"])
+
+    meta = talk(work).meta
+    assert (meta["requests"], meta["retries"]) == (3, 1)
+    assert (meta["prompt_tokens"], meta["completion_tokens"]) == (2, 4)
+    assert meta["seconds"] > 0
+    assert meta["tokens_per_second"] > 0
+    assert meta["finish_reason"] == ["stop", "stop"]
+    assert meta["attempts"] == [1, 2]
+    assert meta["usage"] == [{"prompt_tokens": 1, "completion_tokens": 2}] * 2
+    assert all(latency > 0 for latency in meta["latency_s"])
+    assert not meta.keys() & {"reasoning", "warnings", "tool_calls"}
+
+
+@pytest.mark.parametrize(("items", "columns"), [(1000, True), (1001, False)])
+def test_large_calls_have_totals_without_columns(talk, items, columns):
+    async def work(talk):
+        return await talk("generate", prompt_ls=["x"] * items)
+
+    meta = talk(work).meta
+    assert meta["requests"] == items
+    assert ("attempts" in meta) is columns
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer("Paris.", message={"reasoning_content": "because"}),
+        answer("Paris.", message={"reasoning": "because"}),
+        answer("Paris.", message={"reasoning_details": [{"type": "reasoning.text", "text": "because"}]}),
+        answer("<think>because</think>\n\nParis."),
+    ],
+)
+def test_reasoning_is_kept_apart_from_the_answer(talk, upstream, reply):
+    upstream.reply = by_prompt({"plain": answer("Paris.")}, reply)
+
+    async def work(talk):
+        return await talk("generate", prompt_ls=["plain", "x"])
+
+    result = talk(work)
+    assert result.structured_content["ans_ls"] == ["Paris.", "Paris."]
+    assert result.meta["reasoning"] == [None, "because"]
+
+
+def test_a_finish_reason_of_length_is_a_success_that_is_marked(talk, upstream):
+    upstream.reply = answer("cut", finish_reason="length")
+
+    async def work(talk):
+        return await talk("generate", prompt_ls=["x"])
+
+    result = talk(work)
+    assert result.structured_content == {"ans_ls": ["cut"]}
+    assert result.meta["finish_reason"] == ["length"]
+
+
+def test_content_in_parts_is_joined(talk, upstream):
+    upstream.reply = answer([{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}])
+
+    async def work(talk):
+        return await talk.answers("x")
+
+    assert talk(work) == ["Paris."]
+
+
+def test_an_answer_of_tool_calls_alone_is_no_failure(talk, upstream):
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    upstream.reply = answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")
+
+    async def work(talk):
+        return await talk("generate", prompt_ls=["x"])
+
+    result = talk(work)
+    assert result.structured_content == {"ans_ls": [""]}
+    assert result.meta["tool_calls"] == [[call]]
+
+
+# Odd text
+
+
+@pytest.mark.parametrize("prompt", ["\0", "a\0b", "\u2028", "😀" * 1000, "\ufffe", "x" * 2_000_000])
+def test_odd_text_arrives_as_it_is(talk, upstream, prompt):
+    async def work(talk):
+        return await talk.answers(prompt)
+
+    assert talk(work) == [f"echo: {prompt}"]
+    assert upstream.seen[0].prompt == prompt
+
+
+def test_half_a_surrogate_pair_is_that_items_error(talk, upstream):
+    async def work(talk):
+        return await talk("generate", prompt_ls=["a\ud800", "fine"])
+
+    result = talk(work)
+    assert codes(result) == {0: "invalid_input"}
+    assert result.structured_content["ans_ls"] == ["", "echo: fine"]
+
+
+def test_a_deeply_nested_prompt_is_refused(talk, upstream):
+    nested = "x"
+    for _ in range(200):
+        nested = {"content": nested}
+
+    async def work(talk):
+        return await talk.error("generate", prompt_ls=[nested])
+
+    assert talk(work).startswith("prompt_ls[0]")
+    assert not upstream.seen
+
+
+# Shutdown
+
+
+def test_shutdown_is_a_successful_nothing_on_an_endpoint(talk, upstream):
+    upstream.reply = late(0.3)
+
+    async def work(talk):
+        running = asyncio.ensure_future(talk.answers("x"))
+        await upstream.reaches(lambda: upstream.seen)
+        for _ in range(2):
+            result = await talk("vllm_shutdown")
+            assert not result.is_error
+            assert (result.content, result.structured_content) == ([], None)
+        return await running
+
+    assert talk(work) == ["echo: x"]
+
+
+# Progress
+
+
+def test_progress_comes_first_and_last_and_grows(talk, upstream):
+    upstream.reply = late(0.05)
+    told = []
+
+    async def heard(progress, total, message):
+        told.append((progress, total, message))
+
+    async def work(talk):
+        await talk.client.call_tool("generate", {"prompt_ls": [str(i) for i in range(20)]}, progress_handler=heard)
+
+    talk(work, concurrency=1)
+    assert 2 <= len(told) <= 12, "at most two a second"
+    numbers = [progress for progress, _, _ in told]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] < 1
+    assert round(numbers[-1]) == 20
+    assert told[-1][1] == 20
+    assert "/s" in told[-1][2]

@@ -1,0 +1,185 @@
+"""The direction of the arrows, what an import costs, and which names may stand where. Read DESIGN.md beside this."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "promptmill"
+
+# From the top floor to the ground. A module imports from lower floors and, of its own room, from its own floor.
+FLOORS = (
+    {"cli"},
+    {"shell", "api"},
+    {"process"},
+    {"server", "unreadable"},
+    {"bulk_tools", "progress"},
+    {"jobs"},
+    {"service"},
+    {"registry", "lists", "placement", "report"},
+    {"backends"},
+    {"backends.protocol"},
+    {"config"},
+    {"webimages", "rows", "children"},
+    {"settings", "images", "conversation", "outcome", "reasoning", "embedded"},
+    {"sampling", "errors", "loop"},
+)
+HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
+# Modules that are themselves imported only on load, and those of an engine only in its own process.
+AT_HOME = {
+    "aiohttp": ("backends.openai", "webimages"),
+    "torch": ("backends.engines.hf",),
+    "transformers": ("backends.engines.hf",),
+    "safetensors": ("backends.engines.hf",),
+    "gguf": ("backends.engines.hf",),
+}
+
+
+def _modules() -> dict[str, Path]:
+    """Return `backends.openai.pool` → its file, for every module of the package."""
+    found = {}
+    for file in SOURCE.rglob("*.py"):
+        parts = file.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(file: Path, *, top_level: bool = False) -> set[str]:
+    """Return the dotted names that `file` imports; with `top_level` only what runs when it is imported itself."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    nodes = _run_on_import(tree) if top_level else ast.walk(tree)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative imports hide the direction"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _run_on_import(node: ast.AST):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from _run_on_import(child)
+
+
+def _ours(file: Path) -> set[str]:
+    """Return which of our modules `file` imports."""
+    found = set()
+    for name in _imports(file):
+        module = name.removeprefix("promptmill.") if name.startswith("promptmill.") else ""
+        while module and module not in MODULES:
+            module = module.rpartition(".")[0]
+        found.add(module)
+    return found - {""}
+
+
+def _floor(module: str) -> int:
+    """Return the floor of a module, counted from the top: that of the longest name that leads to it."""
+    while module:
+        for number, names in enumerate(FLOORS):
+            if module in names:
+                return number
+        module = module.rpartition(".")[0]
+    return len(FLOORS)
+
+
+def _room(module: str) -> str:
+    return ".".join(module.split(".")[:2]) if module.startswith("backends.") else module.split(".", maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
+def test_arrows_run_downwards_only(module):
+    assert _floor(module) < len(FLOORS), "a new module needs a floor in FLOORS"
+    for other in _ours(MODULES[module]):
+        same_room = _room(module) == _room(other)
+        assert _floor(other) > _floor(module) or same_room, f"{module} may not import {other}"
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("backends.")))
+def test_backends_never_import_each_other(module):
+    rooms = {_room(other) for other in _ours(MODULES[module]) if other.startswith("backends.")}
+    assert rooms <= {_room(module), "backends.protocol"}
+
+
+@pytest.mark.parametrize("module", ["server", "cli", "api", "shell", "process"])
+def test_who_talks_to_people_never_imports_a_backend(module):
+    if module not in MODULES:
+        pytest.skip(f"there is no {module} yet")
+    assert not {other for other in _ours(MODULES[module]) if other.startswith("backends.")} - {"backends.protocol"}
+
+
+@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
+def test_nothing_heavy_is_imported_at_the_top_of_a_file(module):
+    heavy = {name.partition(".")[0] for name in _imports(MODULES[module], top_level=True)} & HEAVY
+    assert not {name for name in heavy if not module.startswith(AT_HOME.get(name, ()))}
+
+
+@pytest.mark.parametrize("entry", ["promptmill.server", "promptmill.cli", "promptmill.service", "promptmill.process"])
+def test_a_fresh_interpreter_imports_nothing_heavy(entry):
+    code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not set(loaded.stdout.split()) & (HEAVY - {"rich"}), "fastmcp itself brings rich"
+    assert "promptmill" in loaded.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("entry", "allowed"),
+    [("promptmill.backends.openai.backend", {"aiohttp"}), ("promptmill.backends.engines.host", set())],
+)
+def test_our_side_of_a_backend_imports_nothing_of_an_engine(entry, allowed):
+    code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert set(loaded.stdout.split()) & HEAVY <= allowed
+
+
+def test_importing_prints_nothing():
+    code = "import promptmill.server, promptmill.process, promptmill.shell"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"server"}))
+def test_the_names_of_the_wire_live_and_die_in_the_server(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    wire = set(re.findall(r"prompt_ls|ans_ls|multimodal_path", text))
+    # the shell prints the same JSON as the server sends, for programs that read either
+    assert wire <= ({"ans_ls"} if module == "shell" else set())
+
+
+def test_names_under_servers_hide_no_importable_module():
+    names = {path.stem for path in (ROOT / "servers").rglob("*.py")}
+    names |= {path.name for path in (ROOT / "servers").rglob("*") if path.is_dir()} - {"src"}
+    dependencies = {
+        name for names_of in importlib.metadata.packages_distributions().items() for name in names_of[:1]
+    } - {"src", "servers"}
+    assert not names & set(sys.stdlib_module_names)
+    assert not names & dependencies
+
+
+def test_no_file_is_called_by_what_it_is_not():
+    names = {part for module in MODULES for part in module.split(".")}
+    assert not names & {"utils", "util", "helpers", "common", "misc", "base", "manager"}
+
+
+def test_a_test_can_find_a_wrong_arrow(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f():\n    from promptmill.service import Service\n")
+    assert _ours(wrong) == {"service"}
+    assert not _imports(wrong, top_level=True)
+    assert _floor("service") < _floor("backends.openai.pool")

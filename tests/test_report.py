@@ -1,0 +1,99 @@
+"""Outcomes → what a caller is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill import report
+from promptmill.backends.protocol import Scope
+from promptmill.errors import Code, PromptmillError
+from promptmill.outcome import Completion, Failure, Usage
+
+GOOD = Completion("Paris.", "stop", Usage(5, 2), attempts=2, latency_s=0.5)
+BAD = Failure(PromptmillError(Code.TIMEOUT, "h was silent."), 3, 1.5)
+FILTERED = Failure(PromptmillError(Code.CONTENT_FILTER, "h filtered this answer."), 1, usage=Usage(4, 0))
+
+
+def test_a_failed_item_is_an_empty_answer_and_an_entry_of_its_own():
+    outcomes = [GOOD, BAD, GOOD]
+    assert report.answers(outcomes) == ["Paris.", "", "Paris."]
+    assert report.errors(outcomes) == [
+        {"index": 1, "code": "timeout", "message": str(BAD.error), "retryable": True, "attempts": 3}
+    ]
+    assert report.errors([GOOD]) == []
+
+
+def test_the_commonest_reason_comes_first():
+    assert report.summary([GOOD, FILTERED, BAD, BAD]) == (
+        f"2 of 4 failed with timeout: {BAD.error} 1 of 4 failed with content_filter: {FILTERED.error}"
+    )
+    assert report.summary([BAD]) == f"timeout: {BAD.error}"
+    assert report.summary([GOOD]) == ""
+    assert report.summary([]) == ""
+
+
+def test_a_summary_stays_short_however_many_reasons_there_are():
+    outcomes = [Failure(PromptmillError(code, "it broke.")) for code in Code]
+    summary = report.summary(outcomes)
+    assert summary.count("failed with") == 3
+    assert f"and {len(Code) - 3} more" in summary
+
+
+def test_columns_have_one_entry_per_item_in_order():
+    columns = report.columns([GOOD, FILTERED])
+    assert columns == {
+        "finish_reason": ["stop", None],
+        "usage": [{"prompt_tokens": 5, "completion_tokens": 2}, {"prompt_tokens": 4, "completion_tokens": 0}],
+        "attempts": [2, 1],
+        "latency_s": [0.5, 0.0],
+    }
+
+
+def test_rare_columns_are_there_when_some_item_has_them():
+    calls = ({"id": "c1"},)
+    columns = report.columns([GOOD, Completion("x", reasoning="because"), Completion("", tool_calls=calls)])
+    assert columns["reasoning"] == [None, "because", None]
+    assert columns["tool_calls"] == [None, None, [{"id": "c1"}]]
+
+
+@pytest.mark.parametrize(("items", "there"), [(0, True), (1000, True), (1001, False)])
+def test_columns_are_left_out_of_large_calls(items, there):
+    assert bool(report.columns([GOOD] * items)) is there
+
+
+def test_totals_count_tokens_over_time():
+    scope = Scope()
+    for outcome in (GOOD, FILTERED):
+        scope.settle(outcome)
+    scope.requests, scope.retries, scope.started = 4, 2, scope.started - 10
+    totals = report.totals(scope)
+    assert {name: totals[name] for name in ("requests", "retries", "prompt_tokens", "completion_tokens")} == {
+        "requests": 4,
+        "retries": 2,
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+    }
+    assert 10 <= totals["seconds"] < 12
+    assert totals["tokens_per_second"] == 0.2
+    assert "warnings" not in totals
+
+
+def test_warnings_are_told_once_each_in_order():
+    scope = Scope()
+    for warning in ("b", "a", "b"):
+        scope.warn(warning)
+    assert report.totals(scope)["warnings"] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "any_failure", "failed"),
+    [
+        ([], False, False),
+        ([GOOD], True, False),
+        ([GOOD, BAD], False, False),
+        ([GOOD, BAD], True, True),
+        ([BAD, BAD], False, True),
+    ],
+)
+def test_a_call_failed_when_nothing_was_answered_or_any_failure_counts(outcomes, any_failure, failed):
+    assert report.failed(outcomes, any_failure=any_failure) is failed
