@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 from pydantic import ValidationError
@@ -28,15 +28,6 @@ _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _NOTHING: Mapping[str, Any] = {}
 # Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
-
-
-class Ref(NamedTuple):
-    """Where one line lies: `key` is its row, `offset` and `length` are bytes; `attempts` were made before."""
-
-    key: int
-    offset: int
-    length: int
-    attempts: int = 0
 
 
 Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]

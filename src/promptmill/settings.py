@@ -132,7 +132,11 @@ class Settings(Block):
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."
     )
-    allowed_roots: list[str] | None = Field(None, description="Folders that images may be read from; null: anywhere.")
+    allowed_roots: list[str] | None = Field(
+        None,
+        description="Folders that images may be read from, and that jobs of a call may read and write in; "
+        "null: anywhere, and for jobs the working directory.",
+    )
     fetch_images: bool = Field(False, description="Download web images here, instead of passing their URLs on.")
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
 

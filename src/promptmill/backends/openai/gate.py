@@ -69,7 +69,8 @@ class Gate:
         future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
         _, queue = self._waiting.setdefault(id(scope), (scope, deque()))
         queue.append(_Waiter(future, tokens, avoid))
-        self.serve()
+        if self._in_flight < self._concurrency:  # else the next that leaves serves
+            self.serve()
         try:
             return await future
         except asyncio.CancelledError:
@@ -97,7 +98,7 @@ class Gate:
     def serve(self) -> None:
         """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
         now = self._clock()  # one for all below: a pause that ended between two looks would never be waited for
-        while self._waiting:
+        while self._waiting and self._in_flight < self._concurrency:
             key, (scope, queue) = min(self._waiting.items(), key=lambda entry: entry[1][0].in_flight)
             while queue and queue[0].future.done():
                 queue.popleft()
@@ -113,7 +114,7 @@ class Gate:
         if self._waiting:
             if error := self._hopeless():
                 self._refuse_all(error)
-            else:
+            elif self._in_flight < self._concurrency:
                 self._wake_later(now)
 
     def _admit(self, scope: Scope, tokens: int, avoid: Lane | None, now: float) -> Ticket | None:

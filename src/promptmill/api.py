@@ -1,0 +1,268 @@
+"""Python faces of the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
+
+Constructor arguments and their defaults are those of DataStudio's classes of the same names, so that programs written
+for those run on promptmill; everything behind them is the backend that the server uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from promptmill import loop
+from promptmill.backends.protocol import Scope
+from promptmill.config import Configuration
+from promptmill.conversation import Conversation, ImagePart, Message, Part, TextPart, conversation_from_messages, shape
+from promptmill.errors import PromptmillError, input_error
+from promptmill.outcome import Completion, Failure, Outcome
+from promptmill.sampling import Sampling
+from promptmill.service import Service
+
+T = TypeVar("T")
+_FAIL_MESSAGE = "Failed to obtain answer via API."
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_SUFFICES_AS_IMAGE = ("data:image/", "file://")
+_OURS = frozenset(Sampling.model_fields)
+
+
+class OpenAIAPI:
+    """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
+
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        model: str,
+        key: str | None = None,
+        temperature: float | None = 0.6,
+        top_p: float | None = 0.95,
+        top_k: int | None = 20,
+        min_p: float | None = 0.0,
+        presence_penalty: float | None = 1.0,
+        repetition_penalty: float | None = 1.0,
+        api_base: str | None = None,
+        port: int | None = None,
+        retry: int = 10,
+        wait: float = 3,
+        timeout: tuple[float, float] = (30, 1800),
+        max_tokens: int | None = 16384,
+        thread_num: int = 8192,
+        return_dict: bool = False,  # noqa: FBT001, FBT002
+        logger: logging.Logger | None = None,
+        max_connections: int | None = None,
+        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
+        *,
+        fail_msg: str = _FAIL_MESSAGE,
+        use_system_proxy: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
+
+        `retry` counts attempts in all, `wait` is the longest wait between them in seconds, `timeout` seconds to connect
+        and of silence, `thread_num` requests in flight. None leaves a parameter to the endpoint. `kwargs` go into the
+        request body. Raises `PromptmillError` (`invalid_config`).
+        """
+        base = api_base or (f"http://localhost:{port}/v1" if port else "https://api.openai.com/v1")
+        self._block = {
+            "model_name": model,
+            "base_url": base,
+            "api_key": key,
+            "concurrency": thread_num,
+            "max_connections": max_connections or min(thread_num, 16384),
+            "retries": retry,
+            "base_delay": min(1.0, wait),
+            "max_delay": wait,
+            "timeout": timeout,
+            "trust_env": use_system_proxy,
+            "bulk_threshold": 2**31,
+            **self._bulk_settings(thread_num),
+        }
+        self._sampling = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "presence_penalty": presence_penalty,
+            "repetition_penalty": repetition_penalty,
+            "max_tokens": max_tokens,
+            "enable_thinking": enable_thinking,
+        }
+        self._extra = kwargs
+        self.fail_msg = fail_msg
+        self.return_dict = return_dict
+        self.logger = logger or logging.getLogger("promptmill")
+        self._configuration({})  # what is wrong with it shows now
+
+    def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
+
+        An input is a text; a part such as `{"type": "text" | "image", "value": …}`; an OpenAI message; or a list of
+        texts, parts or messages that belong together. `kwargs` override sampling or go into the request body. With
+        `return_dict` an answer is the object that its JSON holds. Raises `PromptmillError` (`invalid_input`).
+        """
+        if isinstance(messages, str | Mapping):
+            raise input_error("messages is one input; send a list of inputs.")
+        conversations = [conversation_of(item, f"messages[{index}]") for index, item in enumerate(messages)]
+        return [self._told(outcome, index) for index, outcome in enumerate(self._outcomes(conversations, kwargs))]
+
+    def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, dict[str, Any]]:
+        """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
+
+        `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
+        """
+        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], kwargs)
+        answer = self._told(outcome, 0)
+        usage = {
+            "prompt_tokens": outcome.usage.prompt_tokens,
+            "completion_tokens": outcome.usage.completion_tokens,
+        }
+        if isinstance(outcome, Failure):
+            error = {"code": str(outcome.error.code), "message": str(outcome.error), "attempts": outcome.attempts}
+            return -1, answer, {"error": error, "usage": usage}
+        response = {"finish_reason": outcome.finish_reason, "usage": usage, "reasoning": outcome.reasoning}
+        return (-1 if answer is self.fail_msg else 0), answer, response
+
+    def shutdown(self) -> None:
+        """Do nothing: what a call opens it closes."""
+
+    def _bulk_settings(self, thread_num: int) -> dict[str, Any]:
+        del thread_num
+        return {}
+
+    def _configuration(self, overrides: Mapping[str, Any]) -> Configuration:
+        sampling = self._sampling | {name: value for name, value in overrides.items() if name in _OURS}
+        extra = self._extra | {name: value for name, value in overrides.items() if name not in _OURS}
+        block = {name: value for name, value in self._block.items() if value is not None}
+        return Configuration(
+            {
+                "backend": "openai",
+                "backend_configs": {"openai": block},
+                "sampling_params": {name: value for name, value in sampling.items() if value is not None},
+                "extra_params": extra,
+            }
+        )
+
+    def _outcomes(self, conversations: Sequence[Conversation], overrides: Mapping[str, Any]) -> list[Outcome]:
+        return _run(self._answer(conversations, self._configuration(overrides)))
+
+    async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
+        service = Service(configuration)
+        scope = Scope(total=len(conversations))
+        try:
+            return await service.generate(conversations, scope)
+        finally:
+            await service.aclose()
+            for warning in scope.warnings:
+                self.logger.warning("%s", warning)
+
+    def _told(self, outcome: Outcome, index: int) -> Any:
+        if not isinstance(outcome, Completion):
+            self.logger.error("input %d: %s: %s", index, outcome.error.code, outcome.error)
+            return self.fail_msg
+        if not self.return_dict:
+            return outcome.text
+        found = object_in(outcome.text)
+        if found is None:
+            self.logger.error("input %d: the answer holds no JSON object", index)
+            return self.fail_msg
+        return found
+
+
+class MPOpenAIAPI(OpenAIAPI):
+    """`OpenAIAPI` over worker processes, for work where one process is busy encoding images and JSON."""
+
+    def __init__(
+        self, *args: Any, num_workers: int | None = None, worker_concurrency: int | None = None, **kwargs: Any
+    ) -> None:
+        """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
+
+        The default of `worker_concurrency` is each worker's share of `thread_num`. All else is `OpenAIAPI`'s.
+        """
+        self._num_workers = num_workers
+        self._worker_concurrency = worker_concurrency
+        super().__init__(*args, **kwargs)
+
+    def _bulk_settings(self, thread_num: int) -> dict[str, Any]:
+        del thread_num
+        return {
+            "bulk_threshold": 1,
+            "num_workers": self._num_workers,
+            "worker_concurrency": self._worker_concurrency,
+        }
+
+
+def conversation_of(item: Any, where: str) -> Conversation:
+    """Return the conversation of one input, as `OpenAIAPI.generate` describes it; `where` names it in errors."""
+    items = list(item) if isinstance(item, list | tuple) else [item]
+    if items and all(isinstance(one, Mapping) and "role" in one for one in items):
+        return conversation_from_messages(items, where)
+    system: list[str] = []
+    parts: list[Part] = []
+    for index, one in enumerate(items):
+        place = where if items == [item] else f"{where}[{index}]"
+        if isinstance(one, Mapping) and one.get("type") == "system":
+            system.append(_value(one, place))
+        else:
+            parts.append(_part(one, place))
+    if not parts:
+        raise input_error(f"{where} is {shape(item)} without a text or image.")
+    content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else tuple(parts)
+    return Conversation((Message("user", content),)).with_system("\n".join(system))
+
+
+def _part(item: Any, where: str) -> Part:
+    if isinstance(item, str):
+        return ImagePart(item) if _is_image(item) else TextPart(item)
+    if isinstance(item, Mapping):
+        match item.get("type"):
+            case "text":
+                return TextPart(_value(item, where))
+            case "image" | "image_url":
+                return ImagePart(_value(item, where))
+    raise input_error(
+        f'{where} is {shape(item)}. Send a text, {{"type": "text", "value": …}}, {{"type": "image", "value": …}} '
+        'or {"role": "user", "content": …}.'
+    )
+
+
+def _value(item: Mapping[str, Any], where: str) -> str:
+    value = next((item[name] for name in ("value", "text", "image", "image_url") if name in item), None)
+    if isinstance(value, Mapping):
+        value = value.get("url")
+    if not isinstance(value, str):
+        raise input_error(f"{where} has no text in `value`.")
+    return value
+
+
+def _is_image(text: str) -> bool:
+    if text.startswith(_SUFFICES_AS_IMAGE):
+        return True
+    if len(text) > 1024 or "\n" in text or Path(text.split("?", maxsplit=1)[0]).suffix.lower() not in _IMAGE_SUFFIXES:
+        return False
+    return text.startswith(("http://", "https://")) or Path(text).is_file()
+
+
+def object_in(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that an answer holds, around which models like to talk, or None."""
+    from json_repair import repair_json
+
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return None
+    found = repair_json(text[start : end + 1], return_objects=True)
+    return found if isinstance(found, dict) else None
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end, in a thread of its own where this one runs an event loop already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return loop.run(work)
+    with ThreadPoolExecutor(1, thread_name_prefix="promptmill") as thread:
+        return thread.submit(loop.run, work).result()
+
+
+__all__ = ["MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

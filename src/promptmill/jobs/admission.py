@@ -1,0 +1,232 @@
+"""May this job run? Everything that can be said before a request is sent is said here, in words."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import stat
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from promptmill.config import Plan
+from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.jobs import disk, formats, status
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.folder import Folder, Spec, folder_for
+from promptmill.jobs.lock import Lock
+from promptmill.jobs.order import Order
+
+_ANEW = "--overwrite (over MCP: resume=false) starts anew."
+
+
+@dataclass(slots=True)
+class Job:
+    """A job that this process may run: its folder locked, its input open."""
+
+    folder: Folder
+    spec: Spec
+    order: Order
+    input: RandomFile
+    lock: Lock
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do, and everybody can read so."""
+        return self.has_output and (disk.read_json(self.folder.status) or {}).get("state") == status.FINISHED
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the output is there, made by this job, for this limit."""
+        result = self.folder.result
+        if result is None or self.order.retry_failed:
+            return False
+        return result.finished and result.limit == self.order.limit and result.is_still(self.spec.output)
+
+    def close(self) -> None:
+        """Close the input and let others have the job."""
+        self.input.close()
+        self.lock.release()
+
+
+def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job:
+    """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
+
+    Raises `PromptmillError`: `invalid_input` when it runs already, when it is not the job that was begun (input, model,
+    sampling or prompt changed), or when input or output cannot be used, `storage`. Nothing is changed then.
+    """
+    _ = order.failure_limit
+    source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
+    folder = folder_for(source, target, root)
+    if source == target:
+        raise input_error("Input and output are the same file; name another output.")
+    formats.by_suffix(source, "input file")
+    formats.by_suffix(target, "output file")
+    with contextlib.ExitStack() as opened:
+        file = open_input(source, known=folder.spec is not None)
+        opened.callback(file.close)
+        try:
+            wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
+            _check_output_folder(target)
+            disk.make_private_folder(folder.path)
+            lock = lock or Lock.take(folder.lock)
+            if lock is None:
+                raise input_error(
+                    f"Job {folder.job_id} is running already. `promptmill jobs {folder.job_id}` shows how far it is."
+                )
+            opened.callback(lock.release)
+            spec = _begin_or_go_on(folder, wanted, order)
+        except OSError as error:
+            raise PromptmillError(
+                Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
+            ) from None
+        if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
+            order = order.model_copy(update={"dedupe": True})
+        opened.pop_all()
+        return Job(folder, spec, order, file, lock)
+
+
+def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:
+    source, target = paths
+    input_format = formats.of_input(source, file)
+    output_format = formats.of_output(target, input_format)
+    formats.check_installed(input_format, output_format)
+    size, mtime_ns = file.stamp()
+    return Spec(
+        job_id=folder.job_id,
+        input=source,
+        output=target,
+        input_format=input_format,
+        output_format=output_format,
+        size=size,
+        mtime_ns=mtime_ns,
+        fingerprint=fingerprint(plan, given_prompt, input_format),
+        backend=plan.backend,
+        model=model_name(plan),
+        created=int(time.time()),
+    )
+
+
+def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
+    """Return what the job is from now on; the caller holds its lock."""
+    begun, made = folder.spec, folder.result
+    own_output = made is not None and made.is_still(wanted.output)
+    if wanted.output.exists() and not own_output and not order.overwrite:
+        raise input_error(
+            f"{wanted.output} exists and is not this job's own output; name another file, or remove it"
+            " (from the shell --overwrite replaces it)."
+        )
+    anew = order.overwrite or order.anew
+    if begun is None and folder.journal.exists() and not anew:
+        raise input_error(f"The description of job {folder.job_id} in {folder.path} is damaged. {_ANEW}")
+    if begun is not None and not anew:
+        _check_same(begun, wanted)
+        spec = begun
+    else:
+        folder.clear()
+        if own_output and made is not None:
+            folder.result = made.model_copy(update={"finished": False})  # ours to replace
+        folder.spec = spec = wanted
+    folder.cancel.unlink(missing_ok=True)
+    return spec
+
+
+def open_input(source: Path, *, known: bool) -> RandomFile:
+    """Return the input file, open; `known`: a job with it was begun. Raises `PromptmillError` (`invalid_input`)."""
+    try:
+        if not stat.S_ISREG(source.stat().st_mode):
+            raise input_error(f"{source} is no file.")
+        return RandomFile(source)
+    except FileNotFoundError:
+        gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
+        raise input_error(f"There is no input file {source}. {gone}") from None
+    except OSError as error:
+        raise input_error(f"{source} cannot be read: {disk.why(error)}.") from None
+
+
+def _check_output_folder(target: Path) -> None:
+    if target.is_dir():
+        raise input_error(f"{target} is a folder; name a file.")
+    if not target.parent.is_dir():
+        raise input_error(f"There is no folder {target.parent} for the output; make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
+def _check_same(begun: Spec, now: Spec) -> None:
+    if begun.input_format != now.input_format or begun.size != now.size:
+        raise changed_input(begun)
+    different = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name) != value]
+    if different:
+        names = ", ".join(name.replace("_", " ") for name in different)
+        raise input_error(
+            f"Job {begun.job_id} was begun with another {names}, and answers are not mixed. "
+            f"Set it as it was to go on; {_ANEW}"
+        )
+
+
+def changed_input(spec: Spec) -> PromptmillError:
+    """Return the error of an input that is not what the job was begun with."""
+    return input_error(f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; {_ANEW}")
+
+
+def check_content(job: Job, halt: threading.Event) -> None:
+    """Read the input through and note in the job's spec what was found. Blocks, about a second per gigabyte.
+
+    A file with the size and time it had is believed. Does nothing more once `halt` is set. Raises `PromptmillError`
+    (`invalid_input`) when the input has changed.
+    """
+    spec = job.spec
+    size, mtime_ns = job.input.stamp()
+    if spec.sha256 is not None and (size, mtime_ns) == (spec.size, spec.mtime_ns):
+        return
+    digest, lines = hashlib.sha256(), 0
+    offset, last = 0, b"\n"
+    while block := job.input.read_at(offset, 1 << 20):
+        digest.update(block)
+        lines += block.count(b"\n")
+        offset, last = offset + len(block), block[-1:]
+        if halt.is_set():
+            return
+    found = digest.hexdigest()
+    if offset != spec.size or spec.sha256 not in {None, found}:
+        raise changed_input(spec)
+    if spec.lines is None and formats.row_kind(spec.input_format) != "table":
+        spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
+    job.spec = job.folder.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
+
+
+def model_name(plan: Plan) -> str:
+    """Return the model that the plan names."""
+    block = getattr(plan.settings.backend_configs, plan.backend, None)
+    return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
+
+
+def system_prompt(plan: Plan, given: str, input_format: str) -> str:
+    """Return what stands above every row: the given prompt, else the configured one.
+
+    A line of a Batch file is a whole request, which only a given prompt changes.
+    """
+    return given or ("" if input_format == "batch" else plan.settings.system_prompt)
+
+
+def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, str]:
+    """Return digests of what decides about answers; what each line brings itself is part of the input."""
+    settings = plan.settings
+    above = system_prompt(plan, given_prompt, input_format)
+    found = {"model": _digest(model_name(plan)), "system_prompt": _digest(above)}
+    if input_format != "batch":
+        found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
+        found["image_tag"] = _digest(settings.image_tag)
+    return found
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]

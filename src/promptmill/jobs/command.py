@@ -1,0 +1,135 @@
+"""`promptmill bulk` and `promptmill jobs`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from typing import Any
+
+import orjson
+
+from promptmill import loop
+from promptmill.config import Configuration, Plan
+from promptmill.errors import Code, PromptmillError
+from promptmill.jobs import admission, disk, folder, screen, status, validation
+from promptmill.jobs.admission import Job
+from promptmill.jobs.order import Order
+from promptmill.jobs.runner import Runner
+from promptmill.service import Service
+
+OK, SOME_FAILED, USAGE, TERMINATED = 0, 1, 2, 143
+_CANCEL_WAIT_S = 3.0
+_PAUSE_S = 0.05
+
+
+def bulk(configuration: Configuration, order: Order, *, validate: bool, as_json: bool) -> int:
+    """Run a job in the foreground, or go on with it. Returns 0 when all rows are answered, 1 when not."""
+    if validate:
+        return validation.run(configuration.plan, order, as_json=as_json)
+    job = admission.admit(order, configuration.plan, folder.state_root())
+    try:
+        if job.finished:
+            found = status.read(job.folder) | {"alive": False}
+            if not as_json:
+                print(f"promptmill: job {job.spec.job_id} is finished already.", file=sys.stderr)
+            _print(orjson.dumps(found).decode() if as_json else screen.summary(found))
+            return SOME_FAILED if found.get("failed") else OK
+        found, error, terminated = loop.run(_bulk(configuration, job))
+    finally:
+        job.close()
+    found = status.read(job.folder) | found
+    _print(orjson.dumps(found).decode() if as_json else screen.summary(found))
+    if terminated:
+        return TERMINATED
+    if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
+        return USAGE
+    return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    service = Service(configuration)
+    service.plan = without_own_dedupe(service.plan)
+    try:
+        with screen.watching(job.spec.job_id) as watch:
+            runner = Runner(job, service, watch=watch)
+            return await until_terminated(runner)
+    finally:
+        await service.aclose()
+
+
+async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    """Run a job until its end or SIGTERM. Returns its status, why it stopped early, and whether SIGTERM came."""
+    work = asyncio.ensure_future(runner.run())
+    terminated = False
+
+    def on_signal() -> None:
+        nonlocal terminated
+        terminated = True
+        work.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    try:
+        return await work, runner.error, False
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        return runner.progress.as_dict(), None, True
+
+
+def without_own_dedupe(plan: Plan) -> Plan:
+    """Return `plan` without the backend's `dedupe`, which remembers every answer: a job has its own, on disk."""
+    configs = plan.settings.backend_configs
+    if not configs.openai.dedupe:
+        return plan
+    openai = configs.openai.model_copy(update={"dedupe": False})
+    configs = configs.model_copy(update={"openai": openai})
+    settings = plan.settings.model_copy(update={"backend_configs": configs})
+    return Plan(settings, plan.operator, plan.from_call, plan.trust_client)
+
+
+def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
+    """Show one job or all; `cancel` ends a running one and waits until it has ended."""
+    root = folder.state_root()
+    if job_id is None:
+        if cancel:
+            print("promptmill: name the job to cancel.", file=sys.stderr)
+            return USAGE
+        found = [status.read(job) for job in folder.all_folders(root)]
+        if as_json:
+            _print(orjson.dumps({"jobs": found}).decode())
+        else:
+            for one in found:
+                _print(f"{one['job_id']}  {one['state']:<11}  {status.line(one)}")
+            if not found:
+                print("promptmill: there are no jobs.", file=sys.stderr)
+        return OK
+    job = folder.find(job_id, root)
+    if cancel:
+        request_cancel(job)
+        wait_for_end(job, _CANCEL_WAIT_S)
+    one = status.read(job)
+    _print(orjson.dumps(one).decode() if as_json else screen.summary(one))
+    return OK
+
+
+def request_cancel(job: folder.Folder) -> bool:
+    """Have a running job end; returns whether it runs."""
+    if not job.alive:
+        return False
+    disk.write_json(job.cancel, {}, durable=False)
+    return True
+
+
+def wait_for_end(job: folder.Folder, limit_s: float) -> None:
+    """Wait until nobody runs the job any more, or `limit_s` is over."""
+    end = time.monotonic() + limit_s
+    while job.alive and time.monotonic() < end:
+        time.sleep(_PAUSE_S)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,163 @@
+"""Files as jobs need them: private, read and written by offset, replaced whole. Platform differences stay here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+class RandomFile:
+    """A file of ours, read and written at offsets by any thread."""
+
+    def __init__(self, path: Path, *, writable: bool = False, fresh: bool = False) -> None:
+        """`writable` creates what is missing; `fresh` starts with nothing in it."""
+        flags = _BINARY | (os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0) if writable else os.O_RDONLY)
+        self._descriptor = os.open(path, flags, PRIVATE_FILE)
+        self._seeking = threading.Lock()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset`; fewer at the end."""
+        if sys.platform != "win32":
+            return os.pread(self._descriptor, size, offset)
+        with self._seeking:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, size)
+
+    def write_at(self, offset: int, data: bytes | bytearray) -> None:
+        """Write all of `data` at `offset`. Raises `OSError`; some of it may have been written then."""
+        written = self._write_some(offset, data)
+        if written == len(data):
+            return
+        view, offset = memoryview(data)[written:], offset + written
+        while view:
+            written = self._write_some(offset, view)
+            offset, view = offset + written, view[written:]
+
+    def _write_some(self, offset: int, view: memoryview | bytes | bytearray) -> int:
+        if sys.platform != "win32":
+            return os.pwrite(self._descriptor, view, offset)
+        with self._seeking:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.write(self._descriptor, view)
+
+    def stamp(self) -> tuple[int, int]:
+        """Return `(size in bytes, time of the last change in ns)`, also when the file was deleted meanwhile."""
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+    def shared_path(self) -> Path | None:
+        """Return a path at which processes of this user find this very file, even deleted or replaced, if there is one.
+
+        It works as long as the file is open here.
+        """
+        if sys.platform != "linux":
+            return None
+        path = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
+        return path if path.exists() else None
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend the file to `size` bytes."""
+        os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        """Return when the file's data is on the disk itself."""
+        if sys.platform == "linux":
+            os.fdatasync(self._descriptor)
+        else:
+            os.fsync(self._descriptor)
+
+    def stream(self) -> io.BufferedReader:
+        """Return the content as a file of its own from the beginning, for libraries; closing it closes nothing here."""
+        return io.BufferedReader(_Stream(self), 1 << 18)
+
+    def close(self) -> None:
+        """Close; a second time does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, file: RandomFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence, self._file.stamp()[0])
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read_at(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def sync_file(file: IO[bytes]) -> None:
+    """Return when what was flushed from `file` is on the disk itself."""
+    os.fsync(file.fileno())
+
+
+def make_private_folder(path: Path) -> None:
+    """Make `path` and what is missing above it, for this user alone."""
+    path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
+    with contextlib.suppress(OSError):
+        path.chmod(PRIVATE_FOLDER)
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Replace `path` by `value` as JSON, so that a reader finds the old or the new one, whole."""
+    beside = path.with_name(f"{path.name}.new")
+    descriptor = os.open(beside, _BINARY | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    beside.replace(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """Return the object in `path`, None when there is no such file or it is damaged."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the names in folder `path` are on the disk itself, where the platform can do that."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):  # some network file systems cannot
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def why(error: OSError) -> str:
+    """Return the reason of `error` in words, without a path."""
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,160 @@
+"""Where jobs live: one folder each, found again by the paths of its input and output.
+
+| file | what |
+|---|---|
+| `spec.json` | what the job is, without secrets |
+| `lock` | held by the process that runs it |
+| `journal` | what is answered, see `journal` |
+| `index` | where in the journal, see `index`; made anew at each start |
+| `rows.jsonl` | rows of a CSV or Parquet input as lines |
+| `status.json` | how far it is, written about once a second |
+| `result.json` | which output file it made |
+| `cancel` | there while somebody wants it to stop |
+| `log` | what a detached runner says |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from promptmill.errors import input_error
+from promptmill.jobs import disk, lock
+
+Model = TypeVar("Model", bound=BaseModel)
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+
+
+class Spec(BaseModel):
+    """What a job is. `fingerprint` tells model, sampling and prompts apart without showing them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    input: Path
+    output: Path
+    input_format: str
+    output_format: str
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+    lines: int | None = None
+    """Lines of the input (CSV, Parquet: its rows), once it was read through."""
+    fingerprint: dict[str, str]
+    backend: str
+    model: str
+    created: int
+
+
+class Output(BaseModel):
+    """A file that a job made, as the file system showed it then."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    mtime_ns: int
+    limit: int | None
+    finished: bool = True
+    """False when the job was begun anew since."""
+
+    def is_still(self, path: Path) -> bool:
+        """Return whether the file at `path` is that file, untouched."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+class Folder:
+    """The folder of one job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job_id = path.name
+        self.lock = path / "lock"
+        self.journal = path / "journal"
+        self.index = path / "index"
+        self.rows = path / "rows.jsonl"
+        self.status = path / "status.json"
+        self.cancel = path / "cancel"
+        self.log = path / "log"
+        self.duplicates = path / "duplicates"
+        self._spec = path / "spec.json"
+        self._result = path / "result.json"
+
+    @property
+    def spec(self) -> Spec | None:
+        """What the job is, None when there is none or its description is damaged."""
+        return _read(self._spec, Spec)
+
+    @spec.setter
+    def spec(self, spec: Spec) -> None:
+        disk.write_json(self._spec, spec.model_dump(mode="json"))
+
+    @property
+    def result(self) -> Output | None:
+        """The output it made last."""
+        return _read(self._result, Output)
+
+    @result.setter
+    def result(self, result: Output) -> None:
+        disk.write_json(self._result, result.model_dump(mode="json"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process runs this job now."""
+        return lock.is_held(self.lock)
+
+    def clear(self) -> None:
+        """Forget everything but the lock, which the caller holds."""
+        for file in self.path.iterdir():
+            if file != self.lock:
+                file.unlink()
+
+
+def state_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of all jobs: under `PROMPTMILL_STATE`, else the user's state directory."""
+    if named := environ.get("PROMPTMILL_STATE"):
+        return Path(named).absolute() / "jobs"
+    import platformdirs
+
+    return platformdirs.user_state_path("promptmill") / "jobs"
+
+
+def folder_for(source: Path, target: Path, root: Path) -> Folder:
+    """Return the folder of the job from `source` to `target`, both resolved; it need not exist."""
+    digest = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    slug = re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-")[:40].strip("-") or "job"
+    return Folder(root / f"{slug}-{digest}")
+
+
+def find(job_id: str, root: Path) -> Folder:
+    """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
+    folder = Folder(root / job_id)
+    if not _ID.fullmatch(job_id) or folder.spec is None:
+        raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+    return folder
+
+
+def all_folders(root: Path) -> Iterator[Folder]:
+    """Yield the folders of all jobs, by name."""
+    if root.is_dir():
+        for path in sorted(root.iterdir()):
+            folder = Folder(path)
+            if folder.spec is not None:
+                yield folder
+
+
+def _read(path: Path, model: type[Model]) -> Model | None:
+    value = disk.read_json(path)
+    try:
+        return None if value is None else model.model_validate(value)
+    except ValidationError:
+        return None

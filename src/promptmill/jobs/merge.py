@@ -1,0 +1,149 @@
+"""Input rows and journal records → the output file, in input order, there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promptmill.errors import input_error
+from promptmill.jobs import disk, tables
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.folder import Output
+from promptmill.jobs.index import AGAIN, Index
+from promptmill.jobs.journal import Journal, head_of
+from promptmill.jobs.lines import Lines
+from promptmill.jobs.outputs import batch_line, jsonl_line
+from promptmill.jobs.tally import Tally
+
+_BUFFER = 1 << 20
+
+
+class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
+    """A row has no sound record in the journal after all."""
+
+
+class Halted(Exception):  # noqa: N818 (as above)
+    """Nobody wants the output any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What is put together. `most` rows at most; `extra` names answer columns that tables get beside the usual ones."""
+
+    job_id: str
+    input: RandomFile
+    input_format: str
+    output_format: str
+    target: Path
+    index: Index
+    journal: Journal
+    model: str
+    created: int
+    most: int | None
+    tally: Tally
+    """Made new: counts every record that goes into the output."""
+    extra: tuple[str, ...] = ()
+    crash: Callable[[str], None] | None = None
+    halt: threading.Event | None = None
+    """Set by those who want no output any more."""
+
+    def answer(self, row: int) -> Mapping[str, Any]:
+        """Return the record of `row`. Raises `Unanswered`."""
+        entry = self.index.get(row)
+        record = None if not entry or entry & AGAIN else self.journal.read(entry, row)
+        if record is None:
+            raise Unanswered(row)
+        head = head_of(record)
+        self.tally.count(head)
+        self.tally.spend(head)
+        if self.crash:
+            self.crash("merging")
+        if self.halt is not None and self.halt.is_set():
+            raise Halted
+        return record
+
+
+def beside(target: Path, job_id: str) -> Path:
+    """Return where the output is written before it gets its name: the same folder, so the same file system."""
+    return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
+
+
+def write(merge: Merge) -> Path:
+    """Write the output beside its target, on the disk itself, and return where. Blocks.
+
+    Raises `Unanswered`, `Halted`, `OSError`; nothing is left behind then.
+    """
+    partial = beside(merge.target, merge.job_id)
+    try:
+        with partial.open("wb", _BUFFER) as out:
+            most = 1 << 62 if merge.most is None else merge.most
+            if merge.output_format == "csv":
+                tables.write_csv(merge.input, out, merge.answer, merge.extra, most)
+            elif merge.output_format == "parquet":
+                tables.write_parquet(merge.input, out, merge.answer, merge.extra, most)
+            elif merge.input_format in {"csv", "parquet"}:
+                for line in tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most):
+                    out.write(line)
+            else:
+                for line in _lines(merge, most):
+                    out.write(line)
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    return partial
+
+
+def _lines(merge: Merge, most: int) -> Iterator[bytes]:
+    lines, rows = Lines(merge.input), 0
+    while block := lines.read():
+        for line in block:
+            if line.blank:
+                continue
+            if rows >= most:
+                return
+            rows += 1
+            record, data = merge.answer(line.row), line.data or b""
+            if merge.input_format == "batch":
+                yield batch_line(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+            else:
+                yield jsonl_line(data, record)
+
+
+def described(partial: Path, limit: int | None) -> Output:
+    """Return what the file system says about the output, which stays true when it is renamed."""
+    status = partial.stat()
+    return Output(size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit)
+
+
+def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
+    """Give the output its name, at once, and have that on the disk.
+
+    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile; `OSError`.
+    """
+    if may_replace:
+        partial.replace(target)
+    else:
+        _place(partial, target)
+    disk.sync_folder(target.parent)
+
+
+def _place(partial: Path, target: Path) -> None:
+    taken = input_error(f"{target} was made by somebody else meanwhile; move it away and run the job again.")
+    try:
+        os.link(partial, target)  # unlike a rename, never over a file that is there
+    except FileExistsError:
+        raise taken from None
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise taken from None
+        partial.replace(target)
+    else:
+        partial.unlink()

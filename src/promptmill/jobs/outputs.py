@@ -1,0 +1,121 @@
+"""Journal records → what an output file says, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill import rows
+from promptmill.errors import PromptmillError
+
+ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+
+
+def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `answer`, `error`, `usage`, `finish_reason`; `reasoning` and `tool_calls` where there are any."""
+    prompt, completion = record["usage"]
+    code = record["code"]
+    found: dict[str, Any] = {
+        "answer": record.get("text", ""),
+        "error": None
+        if code is None
+        else {
+            "code": code,
+            "message": record["message"],
+            "retryable": record["retryable"],
+            "attempts": record["attempts"],
+        },
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
+        "finish_reason": record.get("finish_reason"),
+    }
+    for name in ("reasoning", "tool_calls"):
+        if name in record:
+            found[name] = record[name]
+    return found
+
+
+def jsonl_line(line: bytes, record: Mapping[str, Any]) -> bytes:
+    """Return the output line of an input line: its own bytes, with the answer's fields behind them."""
+    fields = answer_fields(record)
+    line = line.removeprefix(rows.BOM).strip()
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        value = None
+    if not isinstance(value, dict):  # the error says which line it is
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    if value.keys() & fields.keys():  # an earlier output as input: the new answer counts
+        return plain_line({name: inner for name, inner in value.items() if name not in fields} | fields)
+    tail = orjson.dumps(fields)[1:]
+    return b"%b%b%b\n" % (line[:-1].rstrip(), b"," if value else b"", tail)
+
+
+def plain_line(value: Mapping[str, Any]) -> bytes:
+    """Return `value` as a line of JSON."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+    except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
+        return json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
+
+
+def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> bytes:
+    """Return the output line of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output)."""
+    try:
+        asked = rows.load(line.strip(), "")
+    except PromptmillError:
+        asked = None
+    asked = asked if isinstance(asked, dict) else {}
+    body = asked.get("body")
+    number = f"{job_id[-10:]}-{record['row'] + 1}"
+    found: dict[str, Any] = {
+        "id": f"batch_req_{number}",
+        "custom_id": asked.get("custom_id"),
+        "response": None,
+        "error": None,
+    }
+    if record["code"] is not None:
+        found["error"] = {"code": record["code"], "message": record["message"]}
+        return plain_line(found)
+    message: dict[str, Any] = {"role": "assistant", "content": record["text"], "refusal": None}
+    if "reasoning" in record:
+        message["reasoning_content"] = record["reasoning"]
+    if "tool_calls" in record:
+        message["tool_calls"] = record["tool_calls"]
+        message["content"] = record["text"] or None
+    prompt, completion = record["usage"]
+    found["response"] = {
+        "status_code": 200,
+        "request_id": f"req_{number}",
+        "body": {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "created": created,
+            "model": (isinstance(body, dict) and body.get("model")) or model,
+            "choices": [
+                {"index": 0, "message": message, "logprobs": None, "finish_reason": record["finish_reason"] or "stop"}
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            },
+        },
+    }
+    return plain_line(found)
+
+
+def cells(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return the answer's fields named as CSV cells: an error as `code: message`, what has parts as JSON."""
+    fields = answer_fields(record)
+    error = fields["error"]
+    fields["error"] = f"{error['code']}: {error['message']}" if error else ""
+    return [_cell(fields.get(name)) for name in names]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

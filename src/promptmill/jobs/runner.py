@@ -1,0 +1,299 @@
+"""Runs one job in this process: what is unanswered goes through the service, what is answered becomes the output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from promptmill.errors import Code, PromptmillError, redact
+from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
+from promptmill.jobs.admission import Job
+from promptmill.jobs.answering import Answering
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.journal import Head
+from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.status import Progress
+from promptmill.jobs.tally import Tally
+from promptmill.rows import Reading
+from promptmill.service import Service
+
+T = TypeVar("T")
+Watch = Callable[[Progress], None]
+_LOOK_S = 0.2
+_STATUS_S = 1.0
+_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
+# A record that turns out damaged when the output is written is done again, but not without end.
+_ROUNDS = 3
+
+
+class _Ended(Exception):  # noqa: N818 (how a run ends early, told to `Runner.run` alone)
+    def __init__(self, state: str, error: PromptmillError | None = None) -> None:
+        super().__init__(state)
+        self.state = state
+        self.error = error
+
+
+class Runner:
+    """One run of a job that `admission` let in. The caller made job and service, and closes them."""
+
+    def __init__(self, job: Job, service: Service, *, watch: Watch | None = None) -> None:
+        """`watch` is shown the progress several times a second. Needs a running event loop.
+
+        Raises `PromptmillError` (`storage`).
+        """
+        self._job = job
+        self._service = service
+        self._watch = watch
+        self._crash = crash.from_environ()
+        self._ending: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
+        self._halt = threading.Event()
+        try:
+            self._ledger = Ledger(job.folder, crash=self._crash)
+        except OSError as error:
+            raise _unusable(error) from None
+        self.progress = Progress(self._ledger.tally)
+        self.error: PromptmillError | None = None
+        """Why the run stopped early."""
+        seconds = (disk.read_json(job.folder.status) or {}).get("seconds")
+        self.progress.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
+
+    async def run(self) -> dict[str, Any]:
+        """Run until the output is there or something ends it; returns the final status.
+
+        Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; when the service or
+        this task is ended, `interrupted`. Whatever happens, what is answered is kept, and the job can be run again.
+        """
+        progress = self.progress
+        helpers = [asyncio.ensure_future(helper) for helper in (self._look_after(), self._sync())]
+        try:
+            await self._work()
+            progress.state = status.FINISHED
+        except _Ended as ended:
+            self.error, progress.state = ended.error, ended.state
+            progress.reason = redact(str(ended.error)) if ended.error else ""
+        except asyncio.CancelledError:
+            progress.state = status.INTERRUPTED
+            raise
+        except BaseException as error:
+            progress.state = status.STOPPED
+            progress.reason = f"A bug in promptmill ({type(error).__name__}); please report it."
+            raise
+        finally:
+            progress.activity = ""
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.wait(helpers)
+            self._close()
+        return progress.as_dict()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ledger.index.flush()
+            self._ledger.journal.sync()
+        self._ledger.close()
+        self._show()
+        with contextlib.suppress(OSError):
+            self._job.folder.cancel.unlink(missing_ok=True)
+
+    async def _work(self) -> None:
+        job = self._job
+        lines = job.input
+        if job.has_output:  # ended between the output's rename and its last words
+            await self._rebuild()
+            self.progress.total = self._ledger.tally.done
+            return
+        try:
+            self._enter(status.STARTING, "reading the input")
+            await self._in_thread(lambda: admission.check_content(job, self._halt))
+            lines, path = await self._in_thread(self._open_lines)
+            await self._rebuild()
+            for _ in range(_ROUNDS):
+                await self._answer(lines, path)
+                if await self._merge():
+                    return
+                await self._rebuild()
+            raise PromptmillError(Code.STORAGE, "The job's journal is damaged again and again.")
+        except PromptmillError as error:
+            gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
+            raise _Ended(status.INTERRUPTED if gone else status.STOPPED, error) from None
+        except OSError as error:
+            raise _Ended(status.STOPPED, _unusable(error)) from None
+        finally:
+            if lines is not job.input:
+                lines.close()
+
+    def _open_lines(self) -> tuple[RandomFile, Path]:
+        """Return the file of lines to read: the input, or the rows of a table, streamed into lines once."""
+        job, folder = self._job, self._job.folder
+        if formats.row_kind(job.spec.input_format) != "table":
+            return job.input, job.spec.input
+        if job.spec.lines is None or not folder.rows.exists():
+            count = tables.spool(job.input, job.spec.input_format, folder.rows)
+            job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
+        return RandomFile(folder.rows), folder.rows
+
+    async def _rebuild(self) -> None:
+        self._enter(self.progress.state, "reading the journal")
+        await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again))
+        damage = self._ledger.damage
+        if damage.records:
+            self.progress.notes.append(
+                f"{damage.records} damaged record(s) in the journal are not trusted; their rows are done again."
+            )
+
+    def _is_again(self, head: Head) -> bool:
+        return head.code is not None and (head.retryable or self._job.order.retry_failed)
+
+    async def _answer(self, lines: RandomFile, path: Path) -> None:
+        """Have every unanswered row answered and journalled."""
+        job, plan, progress = self._job, self._service.plan, self.progress
+        limit, total = job.order.limit, job.spec.lines
+        progress.total = total if limit is None or total is None else min(limit, total)
+        progress.scope.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
+        self._enter(status.RUNNING)
+        reading = Reading(
+            formats.row_kind(job.spec.input_format),
+            plan.settings.sampling_params,
+            plan.settings.extra_params,
+            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
+            plan.settings.image_tag,
+        )
+        answering = Answering(
+            self._service,
+            self._ledger,
+            progress.scope,
+            lines,
+            path,
+            reading,
+            limit,
+            job.order.failure_limit,
+            job.folder.duplicates if job.order.dedupe else None,
+            self._guard,
+            self._give_up,
+        )
+        progress.total = await self._until_ended(answering.run())
+
+    async def _merge(self) -> bool:
+        """Write the output and give it its name; False when some row turns out to have no answer after all."""
+        job, spec, tally = self._job, self._job.spec, self._ledger.tally
+        self._enter(status.MERGING, "writing the output")
+        extra = [name for name, there in (("reasoning", tally.reasoning), ("tool_calls", tally.tool_calls)) if there]
+        plan = merge.Merge(
+            spec.job_id,
+            job.input,
+            spec.input_format,
+            spec.output_format,
+            spec.output,
+            self._ledger.index,
+            self._ledger.journal,
+            spec.model,
+            spec.created,
+            job.order.limit,
+            Tally(),
+            tuple(extra),
+            self._crash,
+            self._halt,
+        )
+        self._guard()
+        try:
+            partial = await self._in_thread(lambda: merge.write(plan))
+        except merge.Unanswered:
+            return False
+        self.progress.tally, self.progress.counted = plan.tally, True
+        made = job.folder.result
+        may_replace = job.order.overwrite or (made is not None and made.is_still(spec.output))
+        job.folder.result = merge.described(partial, job.order.limit)
+        if self._crash:
+            self._crash("before-rename")
+        merge.publish(partial, spec.output, may_replace=may_replace)
+        if self._crash:
+            self._crash("after-rename")
+        return True
+
+    def _guard(self) -> None:
+        """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
+        if self._job.input.stamp() != (self._job.spec.size, self._job.spec.mtime_ns):
+            admission.check_content(self._job, self._halt)
+
+    def _give_up(self, error: PromptmillError) -> None:
+        self._end(_Ended(status.STOPPED, error))
+
+    def _end(self, ended: _Ended) -> None:
+        if not self._ending.done():
+            self._ending.set_result(ended)
+
+    async def _until_ended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns, unless the job is to end before; `work` is ended then. Raises `_Ended`."""
+        task = asyncio.ensure_future(work)
+        try:
+            await self._first(task)
+            if self._ending.done():
+                raise self._ending.result()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _first(self, work: asyncio.Future[Any]) -> None:
+        """Wait until `work` is done or the job is to end."""
+        both: set[asyncio.Future[Any]] = {work, self._ending}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run what blocks; `self._halt` asks it to leave when the job is to end."""
+        thread = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            await self._first(thread)
+            if self._ending.done():
+                raise self._ending.result()
+            return await thread
+        finally:
+            if not thread.done():
+                self._halt.set()
+            await asyncio.wait({thread})
+
+    async def _sync(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._ledger.journal.sync)))
+                self._ledger.index.flush()
+            except OSError as error:
+                self._give_up(PromptmillError(Code.STORAGE, f"The job's journal cannot be written: {disk.why(error)}."))
+                return
+            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
+
+    async def _look_after(self) -> None:
+        """Show the progress, and look whether somebody wants the job to end."""
+        shown = 0.0
+        while True:
+            if self._job.folder.cancel.exists():
+                self._end(_Ended(status.CANCELLED))
+            if time.monotonic() - shown >= _STATUS_S:
+                shown = time.monotonic()
+                self.progress.sample()
+                self._show()
+            elif self._watch:
+                self._watch(self.progress)
+            await asyncio.sleep(_LOOK_S)
+
+    def _enter(self, state: str, activity: str = "") -> None:
+        self.progress.state, self.progress.activity = state, activity
+        self._show()
+
+    def _show(self) -> None:
+        if self.progress.state == status.RUNNING:
+            self.progress.activity = "" if self.progress.scope.done else self._service.activity
+        with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
+            disk.write_json(self._job.folder.status, self.progress.as_dict(), durable=False)
+        if self._watch:
+            self._watch(self.progress)
+
+
+def _unusable(error: OSError) -> PromptmillError:
+    return PromptmillError(Code.STORAGE, f"A file of the job cannot be used: {disk.why(error)}.")

@@ -1,0 +1,94 @@
+"""What people see of a running job: bars on a terminal, otherwise a line every few seconds; a summary at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+from promptmill.jobs import status
+from promptmill.jobs.runner import Watch
+from promptmill.jobs.status import Progress
+
+_LINE_EVERY_S = 5.0
+
+
+@contextlib.contextmanager
+def watching(job_id: str, stream: TextIO = sys.stderr) -> Iterator[Watch]:
+    """Give what shows a job's progress on `stream`."""
+    if stream.isatty():
+        with _bars(stream) as watch:
+            yield watch
+    else:
+        yield _lines(job_id, stream)
+
+
+def _lines(job_id: str, stream: TextIO) -> Watch:
+    told, state = time.monotonic(), ""
+
+    def watch(progress: Progress) -> None:
+        nonlocal told, state
+        now = time.monotonic()
+        if progress.state == state and now - told < _LINE_EVERY_S:
+            return
+        told, state = now, progress.state
+        doing = f" ({progress.activity})" if progress.activity else ""
+        with contextlib.suppress(OSError):  # a full disk, nobody there to read: no reason to end a job
+            print(
+                f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {status.line(progress.as_dict())}",
+                file=stream,
+                flush=True,
+            )
+
+    return watch
+
+
+@contextlib.contextmanager
+def _bars(stream: TextIO) -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    looks = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Bars(*looks, console=Console(file=stream), transient=True) as bars:
+        bar = bars.add_task("starting", total=None, said="")
+
+        def watch(progress: Progress) -> None:
+            said = status.line(progress.as_dict()).partition(" done, ")[2]
+            bars.update(
+                bar,
+                description=progress.activity or progress.state,
+                total=progress.total,
+                completed=progress.tally.done,
+                said=said,
+            )
+
+        yield watch
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return the paragraph at the end of a job, from its status."""
+    state, reason = found["state"], found.get("reason")
+    lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
+    lines.append(f"  rows      {status.line({**found, 'state': ''})}")
+    if found.get("errors"):
+        lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
+    lines.append(f"  requests  {found.get('requests', 0)}, {found.get('retries', 0)} of them retries")
+    lines.append(f"  tokens    {found.get('prompt_tokens', 0)} in, {found.get('completion_tokens', 0)} out")
+    latency = found.get("latency_s") or {}
+    if latency.get("p50") is not None:
+        lines.append(f"  latency   {', '.join(f'{name} {seconds:g} s' for name, seconds in latency.items())}")
+    lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
+    lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
+    if state == status.FINISHED:
+        lines.append(f"  output    {found['output_file']}")
+    elif not found.get("alive"):
+        lines.append("  go on with the same command; what is answered is kept")
+    return "\n".join(lines)

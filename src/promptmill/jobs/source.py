@@ -1,0 +1,149 @@
+"""The rows of a file that have no answer yet, as a source of requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptmill import rows
+from promptmill.backends.protocol import Request
+from promptmill.errors import PromptmillError, input_error
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.index import AGAIN, entries
+from promptmill.jobs.journal import Journal
+from promptmill.jobs.lines import Line, Lines
+from promptmill.outcome import Failure, Outcome
+from promptmill.rows import Reading
+
+_LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
+Settle = Callable[[int, Outcome], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A file of lines as one job sees it. `guard` raises when the file is not what it was (`PromptmillError`)."""
+
+    file: RandomFile
+    path: Path
+    reading: Reading
+    index: RandomFile
+    journal: Journal
+    limit: int | None
+    guard: Callable[[], None]
+    everything: bool = False
+    """Bring rows that are answered as well."""
+
+
+class FileSource:
+    """Reads in a thread, one block of lines ahead of what was taken. A line that is wrong is settled here.
+
+    `path` and `kind` are for those who read the file themselves by `take_refs`; `reading` says how.
+    """
+
+    def __init__(self, rows_: Rows, settle: Settle, give_up: Callable[[PromptmillError], None]) -> None:
+        """`settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on."""
+        self.path = rows_.file.shared_path() or rows_.path
+        self.reading = rows_.reading
+        self.kind = rows_.reading.kind
+        self.rows = 0
+        """Rows seen so far, answered ones included, blank lines not."""
+        self.exhausted = False
+        self._rows = rows_
+        self._settle = settle
+        self._give_up = give_up
+        self._lines = Lines(rows_.file)
+        self._ready: deque[tuple[Line, int]] = deque()
+        self._before: dict[int, int] = {}
+        self._ahead: asyncio.Future[list[tuple[Line, int]]] | None = None
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests."""
+        taken: list[Request] = []
+        while not taken and await self._fill():
+            while self._ready and len(taken) < n:
+                line, attempts = self._ready.popleft()
+                try:
+                    large = line.length > _LARGE
+                    taken.append(
+                        await asyncio.to_thread(self._request, line, attempts)
+                        if large
+                        else self._request(line, attempts)
+                    )
+                except PromptmillError as error:
+                    await self._settle(line.row, Failure(error, attempts))
+        return taken
+
+    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
+        """Return `(row, offset, length)` of up to `n` lines of the file at `path`, to be read elsewhere."""
+        await self._fill()
+        refs = []
+        for _ in range(min(n, len(self._ready))):
+            line, attempts = self._ready.popleft()
+            if attempts:
+                self._before[line.row] = attempts
+            refs.append((line.row, line.offset, line.length))
+        return refs
+
+    def attempts(self, row: int) -> int:
+        """Return how often a row that `take_refs` gave was sent by earlier runs; to be asked once."""
+        return self._before.pop(row, 0)
+
+    async def aclose(self) -> None:
+        """Wait until no thread reads the file any more."""
+        if self._ahead is not None:
+            await asyncio.wait({self._ahead})
+
+    async def _fill(self) -> bool:
+        """Have lines without an answer ready; return whether there are any."""
+        while not self._ready and not self.exhausted:
+            ahead = self._ahead or self._read_ahead()
+            try:
+                self._ready.extend(await asyncio.shield(ahead))
+            except PromptmillError as error:
+                self._give_up(error)
+                await asyncio.Event().wait()  # whoever was told ends this run
+            self._ahead = None if self.exhausted else self._read_ahead()
+        return bool(self._ready)
+
+    def _read_ahead(self) -> asyncio.Future[list[tuple[Line, int]]]:
+        future = asyncio.ensure_future(asyncio.to_thread(self._read))
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    def _read(self) -> list[tuple[Line, int]]:
+        job = self._rows
+        job.guard()
+        lines = self._lines.read()
+        job.guard()  # what was read between the two is what the job was begun with
+        if not lines:
+            self.exhausted = True
+            return []
+        first = lines[0].row
+        found = []
+        for line, entry in zip(lines, entries(job.index, first, len(lines)), strict=True):
+            if line.blank:
+                continue
+            if job.limit is not None and self.rows >= job.limit:
+                self.exhausted = True
+                break
+            self.rows += 1
+            if not entry or (job.everything and not entry & AGAIN):
+                found.append((line, 0))
+            elif entry & AGAIN:
+                found.append((line, self._attempts(entry, line.row)))
+        return found
+
+    def _attempts(self, entry: int, row: int) -> int:
+        if not entry & AGAIN:
+            return 0
+        head = self._rows.journal.head(entry & ~AGAIN, row)
+        return head.attempts if head else 0
+
+    def _request(self, line: Line, attempts: int) -> Request:
+        if line.data is None:
+            raise input_error(f"{rows.place(self.kind, line.row)} is longer than 256 MiB.")
+        conversation, sampling, extra = self.reading.read(line.row, line.data)
+        return Request(line.row, conversation, sampling, extra, attempts)

@@ -1,0 +1,124 @@
+"""How far a job is: written by its runner, read by everybody."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.backends.protocol import Scope
+from promptmill.jobs import disk
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.tally import Tally
+
+STARTING, RUNNING, MERGING = "starting", "running", "merging"
+FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
+_ALIVE = frozenset({STARTING, RUNNING, MERGING})
+_RATE_OVER_S = 30.0
+
+
+class Progress:
+    """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.scope = Scope()
+        self.counted = False
+        """Whether `tally` holds what this run cost as well, because every record was counted again."""
+        self.state = STARTING
+        self.activity = ""
+        self.reason = ""
+        self.total: int | None = None
+        self.notes: list[str] = []
+        self.seconds_before = 0.0
+        """Wall time of earlier runs."""
+        self._began = time.monotonic()
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all runs."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def sample(self) -> None:
+        """Note how far it is, about once a second, for the rates."""
+        now = time.monotonic()
+        self._samples.append((now, self.tally.done, self.scope.completion_tokens))
+        while len(self._samples) > 2 and self._samples[0][0] < now - _RATE_OVER_S:
+            self._samples.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """Return rows and answers' tokens per second, lately."""
+        if not self._samples:
+            return 0.0, 0.0
+        (then, done, tokens), now = self._samples[0], time.monotonic()
+        seconds = max(now - then, 0.001)
+        return max(0.0, (self.tally.done - done) / seconds), max(0.0, (self.scope.completion_tokens - tokens) / seconds)
+
+    def eta_s(self) -> float | None:
+        """Return the seconds left at the present rate, None when nobody can know."""
+        rate, _ = self.rates()
+        if self.total is None or rate <= 0:
+            return None
+        return max(0.0, (self.total - self.tally.done) / rate)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the picture for people and programs."""
+        rate, tokens = self.rates()
+        eta_s = self.eta_s() if self.state == RUNNING else None
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "activity": self.activity,
+            "total": self.total,
+            **self.tally.as_dict(Scope() if self.counted else self.scope),
+            "in_flight": self.scope.in_flight if self.state == RUNNING else 0,
+            "rows_per_second": round(rate, 2),
+            "tokens_per_second": round(tokens, 1),
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "seconds": round(self.seconds, 2),
+            "warnings": [*self.notes, *self.scope.warnings],
+        }
+
+
+def write_starting(folder: Folder) -> None:
+    """Say that somebody is about to run the job in `folder`, whose lock the caller holds."""
+    earlier = disk.read_json(folder.status) or {}
+    disk.write_json(folder.status, {**earlier, "state": STARTING, "reason": ""}, durable=False)
+
+
+def read(folder: Folder) -> dict[str, Any]:
+    """Return what is known about the job in `folder`. One that says it runs, but nobody runs, was interrupted."""
+    spec = folder.spec
+    assert spec is not None
+    found: dict[str, Any] = {"state": INTERRUPTED, **(disk.read_json(folder.status) or {})}
+    alive = folder.alive
+    if not alive and found["state"] in _ALIVE:
+        found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
+    about = {"job_id": folder.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
+    about |= {"model": spec.model, "backend": spec.backend}
+    return about | found | {"alive": alive}
+
+
+def line(status: Mapping[str, Any]) -> str:
+    """Return one line on how far a job is."""
+    total = status.get("total")
+    parts = [
+        f"{status.get('done', 0)}{'' if total is None else f' of {total}'} done",
+        f"{status.get('failed', 0)} failed",
+    ]
+    if status.get("state") == RUNNING:
+        parts.append(f"{status['rows_per_second']:.1f} rows/s")
+        parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
+        parts.append(f"{status['in_flight']} in flight")
+        if status.get("eta_s") is not None:
+            parts.append(f"{duration(status['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return `1:02:03`, or `2:03` below an hour."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,99 @@
+"""Counts of a whole job, over all its runs, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from promptmill.backends.protocol import Scope
+from promptmill.jobs.journal import Head
+
+# Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
+_STEP = math.log(1.04)
+_SHORTEST_S = 0.001
+_STEPS = 450
+
+
+class Tally:
+    """What is settled: rows, failures by code, requests, tokens, latencies of answers."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with nothing."""
+        self.reasoning = False
+        self.tool_calls = False
+        self.done = 0
+        self.failed = 0
+        self.requests = 0
+        self.retries = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self._codes: dict[str, int] = {}
+        self._latencies = [0] * _STEPS
+
+    def count(self, head: Head, sign: int = 1) -> None:
+        """Count what a record says became of its row, or with `sign` -1 take it out again."""
+        self.reasoning = self.reasoning or head.reasoning
+        self.tool_calls = self.tool_calls or head.tool_calls
+        self.done += sign
+        if head.code is not None:
+            self.failed += sign
+            self._codes[head.code] = self._codes.get(head.code, 0) + sign
+        elif head.attempts:  # a copy of another answer took no time
+            self._latencies[_step(head.latency_s)] += sign
+
+    def spend(self, head: Head, sign: int = 1) -> None:
+        """Count what the requests of a record cost, which stays spent when its row is done again."""
+        self.requests += sign * head.attempts
+        self.retries += sign * max(0, head.attempts - 1)
+        self.prompt_tokens += sign * head.prompt_tokens
+        self.completion_tokens += sign * head.completion_tokens
+
+    def fail(self, code: str) -> None:
+        """Count a failure of the present run."""
+        self.failed += 1
+        self._codes[code] = self._codes.get(code, 0) + 1
+
+    def sample(self, latency_s: float) -> None:
+        """Count a latency of the present run."""
+        if latency_s:  # a copy of another answer took no time
+            self._latencies[_step(latency_s)] += 1
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Failures by code, the commonest first."""
+        found = [(code, count) for code, count in self._codes.items() if count]
+        return dict(sorted(found, key=lambda item: (-item[1], item[0])))
+
+    def latency_s(self, share: float) -> float | None:
+        """Return the latency that `share` (0 to 1) of the answers did not exceed, within 4 %; None without answers."""
+        total = sum(self._latencies)
+        if not total:
+            return None
+        wanted, seen = math.ceil(share * total), 0
+        for step, count in enumerate(self._latencies):
+            seen += count
+            if seen >= wanted:
+                return round(_SHORTEST_S * math.exp((step + 0.5) * _STEP), 4)
+        return None
+
+    def as_dict(self, scope: Scope) -> dict[str, Any]:
+        """Return the counts for people and programs, with what the present run costs, which `scope` counts."""
+        return {
+            "done": self.done,
+            "failed": self.failed,
+            "errors": self.codes,
+            "requests": self.requests + scope.requests,
+            "retries": self.retries + scope.retries,
+            "prompt_tokens": self.prompt_tokens + scope.prompt_tokens,
+            "completion_tokens": self.completion_tokens + scope.completion_tokens,
+            "latency_s": {name: self.latency_s(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
+        }
+
+
+def _step(latency_s: float) -> int:
+    if latency_s <= _SHORTEST_S:
+        return 0
+    return min(_STEPS - 1, int(math.log(latency_s / _SHORTEST_S) / _STEP))

@@ -1,0 +1,121 @@
+"""`promptmill bulk --validate`: a whole file looked at before anything is spent. No request is sent, no job is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import orjson
+
+from promptmill import images, rows
+from promptmill.config import Plan
+from promptmill.conversation import Conversation, TextPart, check_encodable
+from promptmill.errors import PromptmillError, input_error
+from promptmill.jobs import admission, formats, tables
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.lines import Lines
+from promptmill.jobs.order import Order
+from promptmill.rows import Reading
+
+_SHOWN = 20
+_BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
+
+
+def run(plan: Plan, order: Order, *, as_json: bool) -> int:
+    """Print what was found. Returns 0 when every row can be asked, else 1. Raises `PromptmillError` as a job would."""
+    found = check(plan, order)
+    if as_json:
+        sys.stdout.write(orjson.dumps(found).decode() + "\n")
+    else:
+        for problem in found["problems"]:
+            sys.stdout.write(f"{problem}\n")
+        if found["invalid"] > len(found["problems"]):
+            sys.stdout.write(f"… and {found['invalid'] - len(found['problems'])} more\n")
+        sys.stdout.write(
+            f"{found['rows']} rows, {found['invalid']} of them invalid, {found['images']} images, "
+            f"about {found['estimated_prompt_tokens']} prompt tokens\n"
+        )
+    return int(found["invalid"] > 0)
+
+
+def check(plan: Plan, order: Order) -> dict[str, Any]:
+    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens."""
+    source = order.input.absolute().resolve()
+    file = admission.open_input(source, known=False)
+    try:
+        input_format = formats.of_input(source, file)
+        formats.of_output(order.output.absolute().resolve(), input_format)
+        formats.check_installed(input_format)
+        if formats.row_kind(input_format) != "table":
+            return _check_lines(file, plan, order, input_format)
+        with TemporaryDirectory() as folder:
+            lines = Path(folder) / "rows.jsonl"
+            tables.spool(file, input_format, lines)
+            spooled = RandomFile(lines)
+            try:
+                return _check_lines(spooled, plan, order, input_format)
+            finally:
+                spooled.close()
+    finally:
+        file.close()
+
+
+def _check_lines(file: RandomFile, plan: Plan, order: Order, input_format: str) -> dict[str, Any]:
+    settings = plan.settings
+    system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
+    reading = Reading(formats.row_kind(input_format), settings.sampling_params, {}, system_prompt, settings.image_tag)
+    roots = settings.allowed_roots
+    allowed = None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots)
+    rules = images.ImageRules(allowed, settings.max_image_pixels)
+    count = invalid = pictures = size = 0
+    problems: list[str] = []
+    lines = Lines(file)
+    while block := lines.read():
+        for line in block:
+            if line.blank:
+                continue
+            if order.limit is not None and count >= order.limit:
+                break
+            count += 1
+            try:
+                if line.data is None:
+                    raise input_error(f"{rows.place(reading.kind, line.row)} is longer than 256 MiB.")
+                conversation, _, _ = reading.read(line.row, line.data)
+                size += _bytes(conversation)
+                pictures += len(conversation.images)
+                _check_payload(conversation, rules, rows.place(reading.kind, line.row))
+            except PromptmillError as error:
+                invalid += 1
+                if len(problems) < _SHOWN:
+                    problems.append(str(error))
+        if order.limit is not None and count >= order.limit:
+            break
+    return {
+        "format": input_format,
+        "rows": count,
+        "invalid": invalid,
+        "images": pictures,
+        "estimated_prompt_tokens": size // _BYTES_PER_TOKEN,
+        "problems": problems,
+    }
+
+
+def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:
+    try:
+        check_encodable(conversation)
+        for image in conversation.images:
+            if not images.is_web(image.source):  # those are the endpoint's to fetch
+                images.load_image(image.source, rules)
+    except PromptmillError as error:
+        raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+
+
+def _bytes(conversation: Conversation) -> int:
+    size = 0
+    for message in conversation.messages:
+        content = message.content
+        parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
+        size += sum(len(part.text.encode("utf-8", "replace")) for part in parts if isinstance(part, TextPart))
+    return size

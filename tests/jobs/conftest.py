@@ -1,0 +1,129 @@
+"""A bench for file jobs: a folder, an endpoint, and the command line as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import KEY
+from promptmill.jobs import folder, status
+from promptmill.jobs.folder import Folder
+from replies import answer, late
+from upstream import Upstream
+
+QUICK = {"base_delay": 0.01, "max_delay": 0.1, "retries": 3, "timeout": [2, 5], "patience": 2, "concurrency": 32}
+
+
+class Bench:
+    """One input, one output, one endpoint."""
+
+    def __init__(self, path: Path, upstream: Upstream) -> None:
+        self.path = path
+        self.upstream = upstream
+        self.input = path / "in.jsonl"
+        self.output = path / "out.jsonl"
+        self._started: list[subprocess.Popen[str]] = []
+        self.settings: dict[str, Any] = {"model_name": "test-model", "api_key": KEY, **QUICK}
+
+    def write(self, rows: Sequence[Any], name: str = "in.jsonl") -> Path:
+        """Write JSON rows (or lines given as text) as the input."""
+        self.input = self.path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        self.input.write_text("\n".join(lines) + "\n")
+        return self.input
+
+    def prompts(self, n: int) -> list[dict[str, Any]]:
+        """Write and return `n` plain rows."""
+        rows = [{"id": f"r{at}", "prompt": f"prompt {at}"} for at in range(n)]
+        self.write(rows)
+        return rows
+
+    def command(self, *arguments: str, command: str = "bulk", **block: Any) -> list[str]:
+        """Return the command line, `block` over the endpoint's settings."""
+        config = self.path / "config.yaml"
+        settings = {"base_url": self.upstream.url, **self.settings, **block}
+        config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": settings}}))
+        files = [str(self.input), str(self.output)] if command == "bulk" else []
+        return [sys.executable, "-m", "promptmill.cli", command, *files, "--config", str(config), *arguments]
+
+    def start(
+        self, *arguments: str, env: dict[str, str] | None = None, preexec_fn: Any = None, **block: Any
+    ) -> subprocess.Popen[str]:
+        """Start `promptmill bulk`."""
+        process = subprocess.Popen(
+            self.command(*arguments, **block),
+            cwd=self.path,
+            preexec_fn=preexec_fn,  # noqa: PLW1509 (it calls setrlimit and nothing else)
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._started.append(process)
+        return process
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None, **block: Any) -> subprocess.CompletedProcess[str]:
+        """Run `promptmill bulk` to its end."""
+        process = self.start(*arguments, env=env, **block)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def succeed(self, *arguments: str, **options: Any) -> dict[str, Any]:
+        """Run to the end and return the summary; every row must be answered."""
+        result = self.run(*arguments, "--json", **options)
+        assert result.returncode == 0, result.stderr + result.stdout
+        found: dict[str, Any] = json.loads(result.stdout)
+        assert found["state"] == "finished"
+        return found
+
+    def fail(self, *arguments: str, code: int = 2, **options: Any) -> str:
+        """Run, expect this exit code, and return what was said."""
+        result = self.run(*arguments, **options)
+        assert result.returncode == code, (result.returncode, result.stderr, result.stdout)
+        return result.stderr + result.stdout
+
+    @property
+    def folder(self) -> Folder:
+        """The job's folder."""
+        return folder.folder_for(self.input.resolve(), self.output.resolve(), folder.state_root())
+
+    def status(self) -> dict[str, Any]:
+        """What anybody can read about the job."""
+        return status.read(self.folder)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The output's rows."""
+        return [json.loads(line) for line in self.output.read_text().splitlines()]
+
+    def wait(self, condition: Callable[[], object], timeout_s: float = 15) -> None:
+        """Wait until `condition()`."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"not reached within {timeout_s} s"
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        """End what was started."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, upstream: Upstream) -> Iterator[Bench]:
+    """A bench whose endpoint answers after 5 ms."""
+    upstream.reply = late(0.005, answer())
+    work = tmp_path / "work"
+    work.mkdir()
+    found = Bench(work, upstream)
+    yield found
+    found.close()

@@ -1,0 +1,163 @@
+"""The command line around jobs: validation, duplicates, progress, `promptmill jobs`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from replies import answer, choose, late, status
+
+LOST = 32 + 16  # in flight at a kill, and not written yet
+
+
+def jobs(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `promptmill jobs`."""
+    return subprocess.run(
+        bench.command(*arguments, command="jobs"),
+        cwd=bench.path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_validate_checks_every_row_and_spends_nothing(bench: Any) -> None:
+    bench.write(
+        [
+            {"prompt": "x" * 400},
+            "{broken",
+            {"prompt": "a", "images": ["gone.png"]},
+            {"prompt": "b", "images": ["https://images.example/a.png"]},
+            '{"prompt": "\\ud800"}',
+        ]
+    )
+    result = bench.run("--validate", "--json")
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert (found["rows"], found["invalid"], found["images"]) == (5, 3, 2)
+    assert 95 <= found["estimated_prompt_tokens"] <= 110
+    assert [problem[:6] for problem in found["problems"]] == ["line 2", "line 3", "line 5"]
+    assert not bench.upstream.seen
+    assert not bench.output.exists()
+    assert not bench.folder.path.exists()
+
+
+def test_validate_of_a_table_says_all_is_well(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("prompt\nhello\nworld\n")
+    result = bench.run("--validate")
+    assert result.returncode == 0
+    assert result.stdout == "2 rows, 0 of them invalid, 0 images, about 2 prompt tokens\n"
+
+
+def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
+    bench.write([{"id": at, "prompt": f"p{at % 7}"} for at in range(200)])
+    found = bench.succeed("--dedupe", "--set", "sampling_params.temperature=0")
+    assert len(bench.upstream.seen) == 7
+    assert [row["answer"] for row in bench.answers()] == [f"echo: p{at % 7}" for at in range(200)]
+    assert found["completion_tokens"] == 14
+
+
+def test_dedupe_leaves_rows_at_other_temperatures_alone(bench: Any) -> None:
+    bench.write([{"prompt": "same"}] * 5)
+    bench.succeed("--dedupe")
+    assert len(bench.upstream.seen) == 5
+
+
+def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p1" else late(0.05, answer()))
+    bench.write([{"id": at, "prompt": f"p{at % 300}"} for at in range(900)])
+    arguments = ("--dedupe", "--set", "sampling_params.temperature=0")
+    process = bench.start(*arguments)
+    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    process.kill()
+    process.communicate()
+    bench.wait(lambda: not bench.upstream.open)
+    bench.fail(*arguments, code=1)
+    assert len(bench.upstream.seen) <= 300 + LOST
+    rows = bench.answers()
+    assert [row["answer"] for row in rows] == ["" if at % 300 == 1 else f"echo: p{at % 300}" for at in range(900)]
+    assert [row["error"]["code"] for row in rows if row["error"]] == ["bad_request"] * 3
+
+
+def test_the_summary_tells_what_happened(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "prompt 1" else answer())
+    bench.prompts(4)
+    result = bench.run()
+    assert result.returncode == 1
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()[1:]]
+    said = dict(lines)
+    assert result.stdout.splitlines()[0] == f"{bench.folder.job_id}: finished"
+    assert said["rows"] == "4 of 4 done, 1 failed"
+    assert said["errors"] == "1 bad_request"
+    assert said["requests"] == "4, 0 of them retries"
+    assert said["tokens"] == "6 in, 9 out"
+    assert said["latency"].startswith("p50 0.0")
+    assert said["output"] == str(bench.output)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
+def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
+    bench.upstream.reply = late(0.2, answer())
+    bench.prompts(200)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        bench.command(), cwd=bench.path, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while data := os.read(ours, 65536):
+            shown += data
+    except OSError:
+        pass
+    process.communicate(timeout=30)
+    assert b"rows/s" in shown
+    assert b"in flight" in shown
+    assert b"left" in shown
+    bench.output.unlink()
+    again = bench.run()
+    assert "finished, 200 of 200 done" in again.stderr
+    assert "\x1b" not in again.stderr
+
+
+def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
+    assert "there are no jobs" in jobs(bench).stderr
+    bench.upstream.reply = late(0.1, answer())
+    bench.prompts(1000)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    job_id = bench.folder.job_id
+    listed = json.loads(jobs(bench, "--json").stdout)["jobs"]
+    assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
+    began = time.monotonic()
+    cancelled = json.loads(jobs(bench, job_id, "--cancel", "--json").stdout)
+    assert cancelled["state"] == "cancelled"
+    bench.wait(lambda: bench.upstream.in_flight == 0, 1)
+    assert time.monotonic() - began < 3
+    assert process.wait(5) == 1
+    assert f"{job_id}: cancelled" in jobs(bench, job_id).stdout
+    assert jobs(bench, "no-such-job").returncode == 2
+    assert jobs(bench, "../../etc").returncode == 2
+    assert jobs(bench, "--cancel").returncode == 2
+    bench.upstream.reply = answer()
+    bench.succeed()
+
+
+def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
+    bench.upstream.reply = late(0.1, answer())
+    bench.prompts(1000)
+    process = bench.start()
+    bench.wait(lambda: bench.folder.status.exists() and bench.status()["state"] == "running")
+    process.kill()
+    process.communicate()
+    found = json.loads(jobs(bench, bench.folder.job_id, "--json").stdout)
+    assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)

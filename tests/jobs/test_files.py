@@ -1,0 +1,303 @@
+"""Files in and out: every format, every shape of row, what is carried through."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replies import answer, by_prompt, choose, raw, status
+
+DATA = Path(__file__).parent / "data"
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc000000301010018dd8db0"
+    "0000000049454e44ae426082"
+)
+
+LOST = 32 + 16  # in flight at a kill, and not written yet
+
+
+def body_of(bench: Any, prompt: str) -> dict[str, Any]:
+    """Return the body of the request with this prompt."""
+    found: dict[str, Any] = next(seen.json for seen in bench.upstream.seen if seen.prompt == prompt)
+    return found
+
+
+def test_fields_are_carried_through_byte_for_byte_in_input_order(bench: Any) -> None:
+    lines = [
+        '{"id": 1, "prompt": "a", "score": 1.50, "big": 123456789012345678901234567890}',
+        '  { "prompt":"b" ,"nested" : {"x": [1, 2]}, "text": "\\u00e4\u00f6" }  ',
+        "",
+        '{"messages": [{"role": "user", "content": "c"}], "id": null}\r',
+        "   ",
+    ]
+    bench.write(lines)
+    found = bench.succeed()
+    assert (found["done"], found["total"]) == (3, 3)
+    out = bench.output.read_text().splitlines()
+    tail = ',"answer":"echo: %s","error":null,"usage":{"prompt_tokens":1,"completion_tokens":2},"finish_reason":"stop"}'
+    assert out == [
+        lines[0][:-1] + tail % "a",
+        lines[1].strip()[:-1].rstrip() + tail % "b",
+        lines[3].strip()[:-1] + tail % "c",
+    ]
+
+
+def test_an_earlier_output_as_input_gets_new_answers(bench: Any) -> None:
+    bench.write([{"prompt": "a", "answer": "old", "error": {"code": "x"}, "usage": {}, "finish_reason": "length"}])
+    bench.succeed()
+    (row,) = bench.answers()
+    assert (row["answer"], row["error"], row["finish_reason"]) == ("echo: a", None, "stop")
+    assert bench.output.read_text().count('"answer"') == 1
+
+
+def test_a_malformed_line_fails_alone_with_its_number(bench: Any) -> None:
+    bench.write(['{"prompt": "a"}', '{"prompt": ', '{"prompt": "c"}', "[]", '{"prompt": 7}'])
+    result = bench.run("--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["errors"] == {"invalid_input": 3}
+    rows = bench.answers()
+    assert [row["answer"] for row in rows] == ["echo: a", "", "echo: c", "", ""]
+    assert [row["error"] and row["error"]["message"][:6] for row in rows] == [None, "line 2", None, "line 4", "line 5"]
+    assert rows[4]["prompt"] == 7
+    assert len(bench.upstream.seen) == 2
+
+
+def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    bench.upstream.reply = by_prompt(
+        {
+            "bad": status(400, "no"),
+            "think": answer("so", message={"reasoning_content": "hm"}),
+            "tool": answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls"),
+            "long": answer("cut", finish_reason="length"),
+        }
+    )
+    bench.write([{"prompt": name} for name in ("bad", "think", "tool", "long")])
+    bench.fail(code=1)
+    bad, think, tool, long = bench.answers()
+    assert bad["error"] == {
+        "code": "bad_request",
+        "message": bad["error"]["message"],
+        "retryable": False,
+        "attempts": 1,
+    }
+    assert (think["answer"], think["reasoning"]) == ("so", "hm")
+    assert (tool["answer"], tool["tool_calls"], tool["error"]) == ("", [call], None)
+    assert (long["answer"], long["finish_reason"]) == ("cut", "length")
+
+
+def test_images_of_a_row_are_sent(bench: Any) -> None:
+    (bench.path / "a.png").write_bytes(PNG)
+    bench.write([{"prompt": "look", "images": ["a.png"]}, {"prompt": "gone", "images": ["b.png"]}])
+    bench.fail(code=1)
+    parts = body_of(bench, "look")["messages"][0]["content"]
+    assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert bench.answers()[1]["error"]["code"] == "invalid_image"
+
+
+def test_system_prompt_and_sampling_are_the_jobs(bench: Any) -> None:
+    bench.write([{"prompt": "a"}])
+    bench.succeed("--system", "Be brief.", "--set", "sampling_params.temperature=0.5", "--set", "extra_params.x=1")
+    body = body_of(bench, "a")
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert (body["temperature"], body["x"]) == (0.5, 1)
+
+
+def test_an_empty_file_is_done_at_once(bench: Any) -> None:
+    bench.input.write_text("")
+    assert bench.succeed()["done"] == 0
+    assert bench.output.read_bytes() == b""
+
+
+def test_a_long_line_and_a_missing_last_newline_are_read(bench: Any) -> None:
+    bench.input.write_text(json.dumps({"prompt": "x" * 700_000}) + "\n" + json.dumps({"prompt": "last"}))
+    bench.succeed()
+    assert [len(row["answer"]) for row in bench.answers()] == [700_006, 10]
+
+
+def test_half_a_surrogate_pair_fails_going_out_and_is_replaced_coming_in(bench: Any) -> None:
+    bench.upstream.reply = choose(
+        lambda seen: raw(b'{"choices":[{"message":{"content":"a\\ud800b"},"finish_reason":"stop"}]}')
+    )
+    bench.write(['{"prompt": "\\ud800"}', '{"prompt": "ok"}'])
+    bench.fail(code=1)
+    first, second = bench.answers()
+    assert first["error"]["code"] == "invalid_input"
+    assert second["answer"] == "a\ufffdb"
+
+
+# Batch API
+
+
+def test_a_batch_file_runs_unchanged(bench: Any) -> None:
+    bench.input = DATA / "batch.jsonl"
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    bench.upstream.reply = by_prompt(
+        {"Weather in Oslo?": answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")}
+    )
+    bench.fail("--set", "sampling_params.temperature=1.5", "--set", "system_prompt=Ours.", code=1)
+    first = body_of(bench, "Is water wet?")
+    assert (first["model"], first["max_completion_tokens"]) == ("model-a", 50)
+    assert "temperature" not in first
+    assert first["messages"][0]["content"] == "Answer in one word."
+    second = body_of(bench, "What is on this picture?")
+    assert (second["model"], second["temperature"], second["top_p"], second["seed"]) == ("model-b", 0.25, 0.9, 7)
+    assert (second["stop"], second["response_format"]) == (["END"], {"type": "json_object"})
+    assert second["messages"][0]["content"][1]["image_url"] == {
+        "url": "https://images.example/cat.png",
+        "detail": "low",
+    }
+    assert body_of(bench, "Weather in Oslo?")["tools"][0]["function"]["name"] == "weather"
+
+    rows = bench.answers()
+    assert [row["custom_id"] for row in rows] == ["task-001", "task-002", "task-003", "task-004"]
+    assert all(set(row) == {"id", "custom_id", "response", "error"} for row in rows)
+    assert len({row["id"] for row in rows}) == 4
+    response = rows[0]["response"]
+    assert (rows[0]["error"], response["status_code"]) == (None, 200)
+    assert response["request_id"]
+    assert response["body"]["object"] == "chat.completion"
+    assert response["body"]["model"] == "model-a"
+    assert response["body"]["choices"][0]["message"]["content"] == "echo: Is water wet?"
+    assert response["body"]["choices"][0]["finish_reason"] == "stop"
+    assert response["body"]["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert rows[2]["response"] is None
+    assert rows[2]["error"]["code"] == "unsupported"
+    assert "line 3" in rows[2]["error"]["message"]
+    message = rows[3]["response"]["body"]["choices"][0]["message"]
+    assert (message["content"], message["tool_calls"]) == (None, [call])
+
+
+# CSV and Parquet
+
+
+def test_csv_in_and_out(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes(
+        b'\xef\xbb\xbfid,prompt,note\r\n1,"a, b","two\nlines"\r\n\r\n2,c\r\n3,bad,"\xff"\r\n4,d\xc3\xa9,x\r\n'
+    )
+    bench.upstream.reply = by_prompt({"bad": status(400, "no")})
+    bench.fail(code=1)
+    with bench.output.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "prompt", "note", "answer", "error", "usage", "finish_reason"]
+    assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["answer"] for row in rows] == ["echo: a, b", "", "", "echo: d\u00e9"]
+    assert rows[0]["note"] == "two\nlines"
+    assert rows[1]["error"] == "invalid_input: row 2: has 2 cells, but the header has 3."
+    assert rows[2]["error"].startswith("bad_request: ")
+    assert rows[2]["note"] == "\udcff"
+    assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}
+
+
+def test_csv_with_messages_images_and_semicolons_into_jsonl(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    (bench.path / "a.png").write_bytes(PNG)
+    conversation = [{"role": "user", "content": "from messages"}]
+    with bench.input.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["prompt", "messages", "images", "n"])
+        writer.writerow(["", json.dumps(conversation), "", 1])
+        writer.writerow(["one", "", "a.png", 2])
+        writer.writerow(["two", "", '["a.png", "a.png"]', 3])
+        writer.writerow(["three", "", "[broken", 4])
+    bench.fail(code=1)
+    rows = bench.answers()
+    assert [row["answer"] for row in rows] == ["echo: from messages", "echo: one", "echo: two", ""]
+    assert [row["n"] for row in rows] == ["1", "2", "3", "4"]
+    assert "row 4: images is not valid JSON" in rows[3]["error"]["message"]
+    assert len(body_of(bench, "two")["messages"][0]["content"]) == 3
+
+
+def test_parquet_in_and_out_keeps_types(bench: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.parquet"
+    count = 3000
+    table = pa.table(
+        {
+            "id": pa.array(range(count), pa.int16()),
+            "prompt": [f"p{at}" for at in range(count)],
+            "tags": [["x", "y"]] * count,
+            "answer": ["old"] * count,
+        }
+    )
+    parquet.write_table(table, bench.input, row_group_size=700)
+    bench.upstream.reply = by_prompt({"p7": status(400, "no"), "p8": answer("so", message={"reasoning_content": "hm"})})
+    bench.fail(code=1)
+    out = parquet.read_table(bench.output)
+    assert out.schema.names == ["id", "prompt", "tags", "answer", "error", "usage", "finish_reason", "reasoning"]
+    assert out.schema.field("id").type == pa.int16()
+    rows = out.to_pylist()
+    assert [row["id"] for row in rows] == list(range(count))
+    assert [row["answer"] for row in rows[5:9]] == ["echo: p5", "echo: p6", "", "so"]
+    assert rows[7]["error"]["code"] == "bad_request"
+    assert rows[6]["error"] is None
+    assert rows[8]["reasoning"] == "hm"
+    assert rows[6]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bench.input = bench.path / "in.parquet"
+    (bench.path / "a.png").write_bytes(PNG)
+    rows = [
+        {"messages": [{"role": "user", "content": "m"}], "prompt": None, "images": None, "blob": b"\xff"},
+        {"messages": None, "prompt": "p", "images": ["a.png"], "blob": None},
+        {"messages": None, "prompt": None, "images": None, "blob": None},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), bench.input)
+    bench.fail(code=1)
+    assert [row["answer"] for row in bench.answers()] == ["echo: m", "echo: p", ""]
+    assert "row 3 has neither" in bench.answers()[2]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("in.txt", "out.jsonl", "The input file in.txt ends with '.txt'"),
+        ("in", "out.jsonl", "has no suffix"),
+        ("in.jsonl", "out.txt", "The output file out.txt ends with '.txt'"),
+        ("in.jsonl", "out.csv", "The output of a jsonl file ends with .jsonl, not .csv"),
+        ("in.jsonl", "in.jsonl", "Input and output are the same file"),
+        ("in.csv", "out.parquet", "ends with .csv or .jsonl"),
+        ("in.parquet", "out.jsonl", "The input is no Parquet file"),
+    ],
+)
+def test_files_that_cannot_be_are_said_before_anything_is_spent(
+    bench: Any, source: str, target: str, said: str
+) -> None:
+    bench.input, bench.output = bench.path / source, bench.path / target
+    bench.input.write_text('{"prompt": "a"}\n')
+    assert said in bench.fail()
+    assert not bench.upstream.seen
+
+
+def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("question,answer\nwhy,because\n")
+    assert "no column `prompt` or `messages`; its columns: question, answer" in bench.fail()
+
+
+def test_a_table_resumes_too(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,prompt\n" + "".join(f"{at},prompt {at}\n" for at in range(400)))
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    process.kill()
+    process.communicate()
+    bench.wait(lambda: not bench.upstream.open)
+    sent = len(bench.upstream.seen)
+    bench.succeed()
+    assert len(bench.upstream.seen) <= 400 + LOST
+    assert sent < 400
+    assert [line.split(",")[:3] for line in bench.output.read_text().splitlines()[1:]] == [
+        [str(at), f"prompt {at}", f"echo: prompt {at}"] for at in range(400)
+    ]

@@ -1,0 +1,261 @@
+"""What a job may go on with, and what it refuses to mix."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from replies import answer, attempts, by_prompt, choose, late, quota, status
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+LOST = 32 + 16  # in flight at a kill, and not written yet
+
+
+def stop_halfway(bench: Any, rows: int = 200) -> None:
+    """Have a job that was killed after half of its rows."""
+    bench.prompts(rows)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > rows // 2)
+    process.kill()
+    process.communicate()
+    bench.wait(lambda: not bench.upstream.open)
+
+
+def several_blocks(bench: Any) -> list[dict[str, Any]]:
+    """Write and return rows that are read in several goes."""
+    rows = [{"id": at, "prompt": f"prompt {at}", "carried": "x" * 500} for at in range(1500)]
+    bench.write(rows)
+    return rows
+
+
+def test_a_finished_job_says_so_and_sends_nothing(bench: Any) -> None:
+    bench.prompts(20)
+    bench.succeed()
+    result = bench.run()
+    assert result.returncode == 0
+    assert "finished already" in result.stderr
+    assert len(bench.upstream.seen) == 20
+
+
+def test_an_output_that_was_removed_is_made_again_from_the_journal(bench: Any) -> None:
+    bench.prompts(20)
+    bench.succeed()
+    bench.output.unlink()
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 20
+
+
+@pytest.mark.parametrize("change", ["longer", "same size"])
+def test_a_changed_input_is_refused(bench: Any, change: str) -> None:
+    stop_halfway(bench)
+    text = bench.input.read_text()
+    bench.input.write_text(
+        text + '{"prompt": "more"}\n' if change == "longer" else text.replace("prompt 7", "prompt 6")
+    )
+    sent = len(bench.upstream.seen)
+    assert "has changed since job" in bench.fail()
+    assert len(bench.upstream.seen) == sent
+    bench.succeed("--overwrite")
+
+
+def test_an_input_that_was_only_touched_goes_on(bench: Any) -> None:
+    stop_halfway(bench)
+    os.utime(bench.input, (1, 1))
+    bench.succeed()
+
+
+def test_an_input_that_is_gone_is_refused_until_it_is_back(bench: Any) -> None:
+    stop_halfway(bench)
+    content = bench.input.read_bytes()
+    bench.input.unlink()
+    said = bench.fail()
+    assert "There is no input file" in said
+    assert "answers so far are kept" in said
+    bench.input.write_bytes(content)
+    bench.succeed()
+
+
+def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
+    bench.upstream.reply = late(0.02, answer())
+    rows = several_blocks(bench)
+    process = bench.start("--json")
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    bench.input.unlink()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["done"] == len(rows)
+    assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
+
+
+def test_an_input_that_changes_during_the_run_stops_the_job(bench: Any) -> None:
+    bench.upstream.reply = late(0.02, answer())
+    rows = several_blocks(bench)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    with bench.input.open("a") as file:
+        file.write('{"prompt": "more"}\n')
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "has changed" in bench.status()["reason"]
+    assert not bench.output.exists()
+    assert len(bench.upstream.seen) < len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--set", "backend_configs.openai.model_name=other"], "model"),
+        (["--set", "sampling_params.temperature=0.5"], "sampling"),
+        (["--system", "Be brief."], "system prompt"),
+    ],
+)
+def test_answers_of_different_settings_are_not_mixed(bench: Any, arguments: list[str], named: str) -> None:
+    stop_halfway(bench)
+    assert f"was begun with another {named}" in bench.fail(*arguments)
+    assert bench.succeed(*arguments, "--overwrite")["requests"] == 200
+
+
+def test_a_foreign_output_is_not_overwritten_unless_asked_for(bench: Any) -> None:
+    bench.prompts(5)
+    bench.output.write_text("precious")
+    assert "is not this job's own output" in bench.fail()
+    assert bench.output.read_text() == "precious"
+    assert not bench.upstream.seen
+    bench.succeed("--overwrite")
+    assert len(bench.answers()) == 5
+
+
+def test_an_output_that_was_edited_is_not_overwritten(bench: Any) -> None:
+    bench.prompts(5)
+    bench.succeed()
+    bench.output.write_text("edited")
+    assert "is not this job's own output" in bench.fail()
+
+
+def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any) -> None:
+    bench.upstream.reply = late(0.05, answer())
+    bench.prompts(200)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 50)
+    bench.output.write_text("precious")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert bench.output.read_text() == "precious"
+    bench.output.unlink()
+    bench.succeed()
+    assert len(bench.upstream.seen) == 200
+
+
+def test_two_processes_cannot_run_one_job(bench: Any) -> None:
+    bench.upstream.reply = late(None)
+    bench.prompts(50)
+    first = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 5)
+    assert "is running already" in bench.fail()
+    assert first.poll() is None
+    assert bench.upstream.attempts.most_common(1)[0][1] == 1
+
+
+def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": attempts(*[status(500)] * 3, answer())})
+    bench.prompts(10)
+    result = bench.run("--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["errors"] == {"server_error": 1}
+    assert bench.answers()[3]["error"]["attempts"] == 3
+    assert bench.answers()[3]["answer"] == ""
+    assert "finished already" in bench.fail(code=1)
+    found = bench.succeed("--retry-failed")
+    assert bench.answers()[3]["answer"] == "echo: prompt 3"
+    assert len(bench.upstream.seen) == 9 + 3 + 1
+    assert (found["requests"], found["retries"]) == (13, 3)
+
+
+def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 0": attempts(*[status(500)] * 3, answer())}, late(0.05, answer()))
+    bench.prompts(300)
+    process = bench.start()
+    bench.wait(lambda: bench.upstream.attempts["prompt 0"] == 3 and len(bench.upstream.seen) > 100)
+    time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    bench.succeed()
+    assert bench.upstream.attempts["prompt 0"] == 4
+
+
+@pytest.mark.parametrize("refusal", [status(401), quota()])
+def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else refusal)
+    bench.prompts(400)
+    bench.fail(code=1)
+    found = bench.status()
+    assert found["state"] == "stopped"
+    assert found["failed"] == 0
+    assert len(bench.upstream.seen) <= 50 + 32
+    bench.upstream.reply = answer()
+    bench.succeed()
+    assert len(bench.answers()) == 400
+
+
+def test_an_endpoint_that_is_gone_stops_the_job(bench: Any) -> None:
+    bench.prompts(400)
+    bench.upstream.vanish()
+    bench.fail(code=1)
+    found = bench.status()
+    assert found["state"] == "stopped"
+    assert "refused the connection" in found["reason"]
+    bench.upstream.come_back()
+    bench.succeed()
+
+
+def test_max_failures_stops_early(bench: Any) -> None:
+    bench.upstream.reply = status(400, "no such thing")
+    bench.prompts(1000)
+    said = bench.fail("--max-failures", "20", code=1)
+    assert "more than --max-failures allows" in said
+    assert len(bench.upstream.seen) < 100
+    bench.upstream.reply = answer()
+    assert bench.succeed("--retry-failed")["done"] == 1000
+
+
+def test_max_failures_as_a_share(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400) if seen.number % 4 == 0 else answer())
+    bench.prompts(1000)
+    bench.fail("--max-failures", "10%", code=1)
+    assert len(bench.upstream.seen) < 120
+    assert "neither a number nor a share" in bench.fail("--max-failures", "many")
+
+
+def test_a_limit_can_be_raised_later(bench: Any) -> None:
+    bench.prompts(50)
+    bench.succeed("--limit", "10")
+    assert [row["id"] for row in bench.answers()] == [f"r{at}" for at in range(10)]
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 50
+
+
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int) -> None:
+    bench.upstream.reply = late(0.05, answer())
+    bench.prompts(500)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    process.send_signal(number)
+    began = time.monotonic()
+    process.communicate(timeout=10)
+    assert process.returncode == code
+    assert time.monotonic() - began < 2
+    assert bench.status()["state"] == "interrupted"
+    done = bench.status()["done"]
+    sent = len(bench.upstream.seen)
+    assert sent - done <= LOST
+    bench.succeed()
+    assert len(bench.upstream.seen) == 500 + sent - done

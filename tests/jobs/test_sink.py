@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.errors import Code, PromptmillError
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.order import FailureLimit
+from promptmill.jobs.sink import JournalSink
+from promptmill.outcome import Completion, Failure
+
+
+class World:
+    """A sink over a ledger."""
+
+    def __init__(self, path: Path) -> None:
+        self.reasons: list[PromptmillError] = []
+        self.ledger = Ledger(Folder(path))
+        self.ledger.rebuild(again=lambda head: head.retryable)
+
+    def sink(self, limit: str | None = None) -> JournalSink:
+        """Return a sink."""
+        ledger = self.ledger
+        failure_limit = None if limit is None else FailureLimit.parse(limit)
+        return JournalSink(ledger.journal, ledger.index, ledger.tally, self.reasons.append, failure_limit)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An empty ledger."""
+    found = World(tmp_path)
+    yield found
+    found.ledger.close()
+
+
+async def returns(sink: JournalSink, row: int, outcome: Any) -> bool:
+    """Put an outcome; return whether that came to an end."""
+    putting = asyncio.ensure_future(sink.put(row, outcome))
+    await asyncio.wait({putting}, timeout=0.05)
+    done = putting.done()
+    putting.cancel()
+    await asyncio.wait({putting})
+    return done
+
+
+def failure(code: Code, attempts: int) -> Failure:
+    """Return a failure."""
+    return Failure(PromptmillError(code, "why"), attempts)
+
+
+def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World, run: Any) -> None:
+    async def work() -> None:
+        sink = world.sink()
+        for row in range(40):
+            await sink.put(row, Completion(f"answer {row}"))
+        assert world.ledger.tally.done >= 32, "many that wait are not kept waiting"
+        await asyncio.sleep(0)
+        assert world.ledger.tally.done == 40
+        record = world.ledger.journal.read(world.ledger.index.get(39), 39)
+        assert record is not None
+        assert record["text"] == "answer 39"
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts", "journalled"),
+    [
+        (Code.UNAUTHORIZED, 1, False),
+        (Code.INSUFFICIENT_QUOTA, 2, False),
+        (Code.TLS, 1, False),
+        (Code.SHUTDOWN, 1, False),
+        (Code.REPLACED, 0, False),
+        (Code.UNREACHABLE, 0, False),
+        (Code.RATE_LIMITED, 0, False),
+        (Code.NAME_RESOLUTION, 0, False),
+        (Code.UNREACHABLE, 3, True),
+        (Code.RATE_LIMITED, 5, True),
+        (Code.TIMEOUT, 1, True),
+        (Code.INVALID_INPUT, 0, True),
+        (Code.INVALID_IMAGE, 0, True),
+        (Code.BAD_REQUEST, 1, True),
+        (Code.CONTENT_FILTER, 1, True),
+    ],
+)
+def test_only_what_is_the_rows_own_affair_is_journalled(
+    world: World, run: Any, code: Code, attempts: int, journalled: bool
+) -> None:
+    async def work() -> None:
+        assert await returns(world.sink(), 0, failure(code, attempts)) is journalled
+
+    run(work())
+    assert (world.ledger.tally.done, world.ledger.tally.failed) == ((1, 1) if journalled else (0, 0))
+    assert [error.code for error in world.reasons] == ([] if journalled else [code])
+
+
+def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World, run: Any) -> None:
+    async def work() -> None:
+        await world.sink().put(0, failure(Code.UNREACHABLE, 3))
+        await asyncio.sleep(0)
+        world.ledger.rebuild(again=lambda head: head.retryable)
+        assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
+        assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
+
+    run(work())
+
+
+def test_a_later_record_replaces_an_earlier_one(world: World, run: Any) -> None:
+    async def work() -> None:
+        sink = world.sink()
+        await sink.put(0, failure(Code.TIMEOUT, 3))
+        await sink.put(1, Completion("one"))
+        await sink.put(0, Completion("better", attempts=4))
+
+    run(work())
+    world.ledger.rebuild(again=lambda head: head.retryable)
+    tally = world.ledger.tally
+    assert (tally.done, tally.failed, tally.codes, tally.requests) == (2, 0, {}, 5)
+    assert world.ledger.is_answered(0)
+    record = world.ledger.journal.read(world.ledger.index.get(0), 0)
+    assert record is not None
+    assert record["text"] == "better"
+
+
+def test_too_many_failures_end_the_job_but_are_kept(world: World, run: Any) -> None:
+    async def work() -> None:
+        sink = world.sink("2")
+        for row in range(3):
+            assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
+
+    run(work())
+    assert world.ledger.tally.failed == 3
+    assert "3 of 3 rows failed, more than --max-failures allows. The last one: why" in world.reasons[0].message

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.journal import encode
+from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.source import FileSource, Rows
+from promptmill.outcome import Completion, Failure
+from promptmill.rows import Reading
+
+CODES = {"timeout"}
+
+
+class World:
+    """An input with a ledger beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settled: dict[int, Failure] = {}
+        self.reasons: list[PromptmillError] = []
+        self.ledger = Ledger(Folder(path))
+        self.ledger.rebuild(again=lambda head: head.code in CODES)
+
+    def answer(self, row: int, outcome: Any) -> None:
+        """Journal an outcome and open the ledger again."""
+        self.ledger.journal.write([encode(row, outcome)])
+        self.ledger.rebuild(again=lambda head: head.code in CODES)
+
+    def source(self, limit: int | None = None, guard: Any = lambda: None) -> FileSource:
+        """Return a source over the input."""
+        self.file = RandomFile(self.path / "in.jsonl")
+        ledger = self.ledger
+        rows = Rows(
+            self.file, self.path / "in.jsonl", Reading("jsonl"), ledger.index_file, ledger.journal, limit, guard
+        )
+
+        async def settle(row: int, outcome: Any) -> None:
+            self.settled[row] = outcome
+
+        return FileSource(rows, settle, self.reasons.append)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Rows 0 to 3999, but line 5 is blank and line 6 is broken."""
+    lines = [json.dumps({"prompt": f"prompt {at}", "carried": "x" * 100}) for at in range(4000)]
+    lines[5], lines[6] = " ", "{"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    found = World(tmp_path)
+    yield found
+    found.ledger.close()
+    found.file.close()
+
+
+async def keys(source: FileSource, n: int = 100) -> list[int]:
+    """Take everything."""
+    found: list[int] = []
+    while requests := await source.take(n):
+        assert len(requests) <= n
+        found += [request.key for request in requests]
+    assert await source.take(n) == []
+    await source.aclose()
+    return found
+
+
+def test_rows_come_in_order_and_wrong_ones_are_settled(world: World, run: Any) -> None:
+    source = world.source()
+    assert run(keys(source)) == [at for at in range(4000) if at not in {5, 6}]
+    assert list(world.settled) == [6]
+    assert "line 7" in str(world.settled[6].error)
+    assert source.rows == 3999
+
+
+def test_answered_rows_are_skipped_and_retryable_failures_bring_their_attempts(world: World, run: Any) -> None:
+    world.answer(0, Completion("a"))
+    world.answer(1, Failure(PromptmillError(Code.TIMEOUT, ""), 3))
+    world.answer(2, Failure(PromptmillError(Code.BAD_REQUEST, ""), 1))
+
+    async def work() -> None:
+        source = world.source()
+        requests = await source.take(3)
+        assert [(request.key, request.attempts) for request in requests] == [(1, 3), (3, 0), (4, 0)]
+        await source.aclose()
+        refs = world.source()
+        places = await refs.take_refs(3)
+        content = (world.path / "in.jsonl").read_bytes()
+        assert [json.loads(content[at : at + size])["prompt"] for _, at, size in places] == [
+            "prompt 1",
+            "prompt 3",
+            "prompt 4",
+        ]
+        assert [refs.attempts(row) for row, *_ in places] == [3, 0, 0]
+        assert refs.kind == "jsonl"
+        assert refs.path.read_bytes() == content
+        await refs.aclose()
+
+    run(work())
+
+
+def test_a_limit_counts_rows_not_lines(world: World, run: Any) -> None:
+    source = world.source(limit=8)
+    assert run(keys(source)) == [0, 1, 2, 3, 4, 7, 8]
+    assert source.rows == 8
+
+
+def test_a_file_that_is_not_what_it_was_ends_the_reading(world: World, run: Any) -> None:
+    import asyncio
+
+    def guard() -> None:
+        raise input_error("changed")
+
+    async def work() -> None:
+        source = world.source(guard=guard)
+        taking = asyncio.ensure_future(source.take(10))
+        await asyncio.wait({taking}, timeout=0.2)
+        assert not taking.done()
+        assert [error.message for error in world.reasons] == ["changed"]
+        taking.cancel()
+        await asyncio.wait({taking})
+        await source.aclose()
+
+    run(work())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from promptmill.backends.protocol import Scope
+from promptmill.errors import PromptmillError
+from promptmill.jobs.journal import Head
+from promptmill.jobs.order import FailureLimit
+from promptmill.jobs.tally import Tally
+
+
+def test_counts_add_up_and_can_be_taken_back() -> None:
+    tally = Tally()
+    heads = [
+        Head(0, 1, 0.5, 3, 4, None, False),
+        Head(1, 3, 0.1, 0, 0, "timeout", True),
+        Head(2, 2, 0.5, 1, 1, None, False),
+    ]
+    for head in heads:
+        tally.count(head)
+        tally.spend(head)
+    found = tally.as_dict(Scope(requests=10, prompt_tokens=1))
+    assert (found["done"], found["failed"], found["errors"]) == (3, 1, {"timeout": 1})
+    assert (found["requests"], found["retries"]) == (16, 3)
+    assert (found["prompt_tokens"], found["completion_tokens"]) == (5, 5)
+    tally.count(heads[1], -1)
+    assert (tally.done, tally.failed, tally.codes) == (2, 0, {})
+
+
+def test_latencies_are_within_four_percent() -> None:
+    tally, chance = Tally(), random.Random(3)
+    seconds = sorted(chance.lognormvariate(0, 2) for _ in range(5000))
+    for one in seconds:
+        tally.sample(one)
+    for share in (0.5, 0.95, 0.99):
+        assert tally.latency_s(share) == pytest.approx(seconds[int(share * 5000) - 1], rel=0.04)
+
+
+def test_latencies_of_any_size_are_counted() -> None:
+    tally = Tally()
+    assert tally.latency_s(0.5) is None
+    for one in (1e-9, 1e9):
+        tally.sample(one)
+    assert tally.latency_s(0.5) == pytest.approx(0.001, rel=0.05)
+    assert (tally.latency_s(1.0) or 0) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "failed", "settled", "exceeded"),
+    [
+        ("0", 1, 1, True),
+        ("5", 5, 5, False),
+        ("5", 6, 1000, True),
+        ("10%", 2, 2, False),  # too few to say
+        ("10%", 2, 20, False),
+        ("10%", 3, 20, True),
+        ("2.5%", 3, 100, True),
+    ],
+)
+def test_failure_limits(text: str, failed: int, settled: int, exceeded: bool) -> None:
+    assert FailureLimit.parse(text).exceeded(failed, settled) is exceeded
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "5 %%", "101%", "1.5"])
+def test_failure_limits_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(PromptmillError, match="neither a number nor a share"):
+        FailureLimit.parse(text)

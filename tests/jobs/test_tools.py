@@ -1,0 +1,293 @@
+"""The bulk tools, over the in-memory client and over real stdio."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
+from fastmcp.exceptions import ToolError
+
+from fakes import openai_configuration
+from promptmill.backends.protocol import Request, Scope, Sink, Source
+from promptmill.config import Configuration, Plan
+from promptmill.jobs import folder
+from promptmill.outcome import Completion
+from promptmill.server import create_server
+from promptmill.service import Service
+from replies import answer, late
+
+Call = Callable[..., Awaitable[dict[str, Any]]]
+
+
+@pytest.fixture
+def tools(bench: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a coroutine function with `call(tool, **arguments)`; the working directory is the bench's."""
+    monkeypatch.chdir(bench.path)
+
+    def runner(work: Callable[[Call], Awaitable[None]], service: Service | None = None) -> None:
+        async def main() -> None:
+            owned = service or Service(openai_configuration(bench.upstream.url))
+            try:
+                async with Client(create_server(owned)) as client:
+
+                    async def call(tool: str, **arguments: Any) -> dict[str, Any]:
+                        result = await client.call_tool(tool, arguments)
+                        found: dict[str, Any] = result.structured_content or {}
+                        assert json.loads(result.content[0].text) == found  # type: ignore[union-attr]
+                        return found
+
+                    await work(call)
+            finally:
+                await owned.aclose()
+
+        run(main())
+
+    return runner
+
+
+async def until(call: Call, job_id: str, *states: str, timeout_s: float = 20) -> dict[str, Any]:
+    """Wait until the job is in one of the states."""
+    end = time.monotonic() + timeout_s
+    while (found := await call("bulk_status", job_id=job_id))["state"] not in states:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.05)
+    return found
+
+
+def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -> None:
+    rows = bench.prompts(120)
+
+    async def work(call: Call) -> None:
+        began = time.monotonic()
+        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        assert time.monotonic() - began < 1.5
+        assert started["state"] in {"starting", "running"}
+        assert started["alive"]
+        job_id = started["job_id"]
+        found = await until(call, job_id, "finished")
+        assert (found["done"], found["failed"], found["total"]) == (120, 0, 120)
+        page = await call("bulk_results", job_id=job_id, offset=100, limit=15)
+        assert [row["id"] for row in page["rows"]] == [row["id"] for row in rows[100:115]]
+        assert page["rows"][0]["answer"] == "echo: prompt 100"
+        assert page["next_offset"] == 115
+        last = await call("bulk_results", job_id=job_id, offset=115)
+        assert (len(last["rows"]), last["next_offset"]) == (5, None)
+        assert (await call("bulk_results", job_id=job_id, offset=5000))["rows"] == []
+        again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        assert again["message"] == "The job is finished already."
+        assert [job["job_id"] for job in (await call("bulk_status"))["jobs"]] == [job_id]
+
+    tools(work)
+    assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
+    assert len(bench.upstream.seen) == 120
+
+
+def test_partial_answers_can_be_read_and_cancelling_is_quick(bench: Any, tools: Any) -> None:
+    bench.upstream.reply = late(0.1, answer())
+    bench.prompts(2000)
+
+    async def work(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        while not (page := await call("bulk_results", job_id=job_id, limit=20))["rows"]:
+            await asyncio.sleep(0.1)
+        assert page["state"] == "running"
+        assert all(row["answer"] == f"echo: {row['prompt']}" for row in page["rows"])
+        with pytest.raises(ToolError, match="is running already"):
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", resume=False)
+        began = time.monotonic()
+        found = await call("bulk_cancel", job_id=job_id)
+        assert (found["state"], found["alive"]) == ("cancelled", False)
+        await bench.upstream.reaches(lambda: bench.upstream.in_flight == 0, 1)
+        assert time.monotonic() - began < 1.2
+        assert (await call("bulk_cancel", job_id=job_id))["state"] == "cancelled"
+        bench.upstream.reply = answer()
+        await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        await until(call, job_id, "finished")
+
+    tools(work)
+    assert len(bench.answers()) == 2000
+    assert not bench.output.with_name("cancel").exists()
+
+
+def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:
+    bench.prompts(2)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "in.jsonl").write_text('{"prompt": "secret"}\n')
+    (bench.path / "link.jsonl").symlink_to(outside / "in.jsonl")
+    (bench.path / "folder").symlink_to(outside)
+    (bench.path / "mine.txt").write_text("x")
+    bench.output.write_text("precious")
+
+    async def work(call: Call) -> None:
+        for source, target, said in [
+            (str(outside / "in.jsonl"), "o.jsonl", "input_file is outside"),
+            ("link.jsonl", "o.jsonl", "input_file is outside"),
+            ("../outside/in.jsonl", "o.jsonl", "input_file is outside"),
+            ("folder/in.jsonl", "o.jsonl", "input_file is outside"),
+            ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
+            ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
+            ("in.jsonl", "mine.txt", "use one of .jsonl"),
+            ("mine.txt", "o.jsonl", "use one of .jsonl"),
+            ("in.jsonl", "out.jsonl", "is not this job's own output"),
+            ("gone.jsonl", "o.jsonl", "There is no input file"),
+            ("in.jsonl\0", "o.jsonl", "no path"),
+        ]:
+            for resume in (True, False):
+                with pytest.raises(ToolError, match=said):
+                    await call("bulk_generate", input_file=source, output_file=target, resume=resume)
+        assert (await call("bulk_status"))["jobs"] == []
+        with pytest.raises(ToolError, match="no job"):
+            await call("bulk_results", job_id="../../../etc")
+
+    tools(work)
+    assert bench.output.read_text() == "precious"
+    assert not bench.upstream.seen
+
+
+def test_jobs_of_other_folders_are_not_shown(bench: Any, tools: Any, tmp_path: Path) -> None:
+    bench.prompts(2)
+    bench.succeed()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    service = Service(openai_configuration(bench.upstream.url))
+    service.plan = Plan(
+        service.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]}), service.plan.operator
+    )
+
+    async def work(call: Call) -> None:
+        assert (await call("bulk_status"))["jobs"] == []
+        with pytest.raises(ToolError, match="outside the folders"):
+            await call("bulk_results", job_id=bench.folder.job_id)
+
+    tools(work, service)
+
+
+def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench: Any, tools: Any) -> None:
+    bench.upstream.reply = late(0.05, answer())
+    bench.prompts(600)
+    process = bench.start()
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    process.kill()
+    process.communicate()
+
+    async def work(call: Call) -> None:
+        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        while (await call("bulk_status", job_id=started["job_id"]))["done"] < 300:
+            await asyncio.sleep(0.05)
+        await call("bulk_cancel", job_id=started["job_id"])
+
+    tools(work)
+    bench.succeed()
+    assert len(bench.upstream.seen) <= 600 + 32 + 64
+    assert len(bench.answers()) == 600
+
+
+def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: Any) -> None:
+    from replies import status
+
+    bench.upstream.reply = status(401, "Incorrect API key provided")
+    bench.prompts(5)
+
+    async def work(call: Call) -> None:
+        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        found = await until(call, started["job_id"], "stopped")
+        assert "401" in found["reason"]
+
+    tools(work)
+
+
+class Echo:
+    """A backend like an engine of this process: slow, one row at a time."""
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        report("loading")
+
+    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+        while requests := await source.take(1):
+            for request in requests:
+                await asyncio.sleep(0.01)
+                await sink.put(request.key, self._answer(request))
+
+    def _answer(self, request: Request) -> Completion:
+        return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:
+    bench.prompts(150)
+
+    async def create(plan: Plan) -> Echo:
+        return Echo()
+
+    def local() -> Service:
+        model = {"model_name_or_path": "some-model"}
+        return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
+
+    service = local()
+
+    async def half(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        while not (await call("bulk_results", job_id=job_id, limit=20))["rows"]:
+            await asyncio.sleep(0.05)
+        await service.aclose()
+        found = await until(call, job_id, "interrupted", timeout_s=3)
+        assert 0 < found["done"] < 150
+
+    tools(half, service)
+
+    async def rest(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(call, job_id, "finished")
+
+    tools(rest, local())
+    assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
+
+
+@pytest.mark.stdio
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any, run: Any) -> None:
+    bench.upstream.reply = late(0.1, answer())
+    bench.prompts(600)
+    _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789")
+    config = rest[rest.index("--config") + 1]
+    server = StdioTransport(
+        sys.executable, ["-m", command, "serve", "--config", config], env=dict(os.environ), cwd=str(bench.path)
+    )
+
+    async def work() -> str:
+        async with Client(server) as client:
+            result = await client.call_tool("bulk_generate", {"input_file": "in.jsonl", "output_file": "out.jsonl"})
+            job_id: str = result.structured_content["job_id"]
+            await bench.upstream.reaches(lambda: len(bench.upstream.seen) > 50)
+        await server.close()
+        return job_id
+
+    job_id = run(work())
+    (runner,) = [
+        one for one in psutil.process_iter(["cmdline"]) if "promptmill.jobs.detached" in str(one.info["cmdline"])
+    ]
+    shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
+    assert b"very-secret" not in shown
+    assert os.getsid(runner.pid) != os.getsid(0)
+    assert bench.status()["alive"]
+    bench.wait(lambda: bench.status()["state"] == "finished")
+    bench.wait(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+    assert len(bench.answers()) == len(bench.upstream.seen) == 600
+    assert bench.upstream.seen[0].headers["authorization"] == "Bearer very-secret-key-0123456789"
+    log = bench.folder.log.read_text()
+    assert f"{job_id}: finished" in log
+    assert "very-secret" not in log + "".join(file.read_text("latin-1") for file in bench.folder.path.iterdir())
+    assert folder.find(job_id, folder.state_root()).job_id == job_id

@@ -1,0 +1,123 @@
+"""The Python faces, against a real endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+
+import pytest
+
+from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
+from promptmill.conversation import ImagePart, TextPart
+from promptmill.errors import PromptmillError
+from replies import answer, by_prompt, status
+
+
+@pytest.fixture
+def api(upstream):
+    return OpenAIAPI("m", key="k", api_base=upstream.url, retry=2, wait=0.01)
+
+
+def test_the_constructor_has_the_arguments_and_defaults_of_the_reference():
+    parameters = list(inspect.signature(OpenAIAPI.__init__).parameters.values())[1:20]
+    assert [(p.name, p.default) for p in parameters[1:]] == [
+        ("key", None),
+        ("temperature", 0.6),
+        ("top_p", 0.95),
+        ("top_k", 20),
+        ("min_p", 0.0),
+        ("presence_penalty", 1.0),
+        ("repetition_penalty", 1.0),
+        ("api_base", None),
+        ("port", None),
+        ("retry", 10),
+        ("wait", 3),
+        ("timeout", (30, 1800)),
+        ("max_tokens", 16384),
+        ("thread_num", 8192),
+        ("return_dict", False),
+        ("logger", None),
+        ("max_connections", None),
+        ("enable_thinking", False),
+    ]
+
+
+def test_answers_come_in_order_and_a_failed_one_is_the_message(api, upstream, caplog):
+    upstream.reply = by_prompt({"bad": status(400)}, answer())
+    with caplog.at_level(logging.ERROR):
+        assert api.generate(["a", "bad", "c"]) == ["echo: a", "Failed to obtain answer via API.", "echo: c"]
+    assert "input 1: bad_request" in caplog.text
+
+
+def test_sampling_goes_out_and_a_call_overrides_it(api, upstream):
+    api.generate(["a"], temperature=0, logit_bias={"1": 2})
+    sent = upstream.seen[0].json
+    assert (sent["temperature"], sent["top_p"], sent["top_k"], sent["max_tokens"]) == (0, 0.95, 20, 16384)
+    assert sent["logit_bias"] == {"1": 2}
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_one_answer_comes_with_its_response(api, upstream):
+    assert api.generate_inner("hi") == (
+        0,
+        "echo: hi",
+        {"finish_reason": "stop", "usage": {"prompt_tokens": 1, "completion_tokens": 2}, "reasoning": None},
+    )
+    upstream.reply = status(404)
+    code, text, response = api.generate_inner("hi")
+    assert (code, text, response["error"]["code"]) == (-1, api.fail_msg, "not_found")
+
+
+def test_it_works_inside_a_running_event_loop(api):
+    async def notebook():
+        return api.generate(["a"])
+
+    assert asyncio.run(notebook()) == ["echo: a"]
+
+
+def test_a_dict_is_found_in_the_answer(upstream):
+    upstream.reply = by_prompt({"x": answer('Sure!\n```json\n{"a": 1,}\n```')}, answer("no"))
+    api = OpenAIAPI("m", api_base=upstream.url, return_dict=True)
+    assert api.generate(["x", "y"]) == [{"a": 1}, api.fail_msg]
+
+
+def test_workers_give_the_same_answers(upstream):
+    api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=2, thread_num=16)
+    prompts = [f"prompt {i}" for i in range(200)]
+    assert api.generate(prompts) == [f"echo: {prompt}" for prompt in prompts]
+    api.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("item", "content"),
+    [
+        ("hi", "hi"),
+        ({"type": "text", "value": "hi"}, "hi"),
+        (["a", "https://x.org/b.png"], (TextPart("a"), ImagePart("https://x.org/b.png"))),
+        ([{"type": "image", "value": "c.png"}, {"type": "text", "text": "d"}], (ImagePart("c.png"), TextPart("d"))),
+        ({"role": "user", "content": "hi"}, "hi"),
+    ],
+)
+def test_an_input_becomes_a_conversation(item, content):
+    assert conversation_of(item, "inputs").messages[-1].content == content
+
+
+def test_a_system_part_becomes_the_system_turn():
+    turns = conversation_of([{"type": "system", "value": "Be short."}, "hi"], "inputs").messages
+    assert [(turn.role, turn.content) for turn in turns] == [("system", "Be short."), ("user", "hi")]
+
+
+@pytest.mark.parametrize("item", [3, None, [], [3], {"a": 1}, {"type": "video", "value": "x"}])
+def test_anything_else_is_an_error_that_names_it(item):
+    with pytest.raises(PromptmillError, match=r"inputs"):
+        conversation_of(item, "inputs")
+
+
+def test_a_mistake_in_the_settings_shows_at_once():
+    with pytest.raises(PromptmillError, match="concurrency"):
+        OpenAIAPI("m", api_base="http://localhost:1", thread_num=0)
+
+
+def test_no_object_is_none():
+    assert object_in("nothing here") is None
