@@ -1,0 +1,105 @@
+"""`python -m benchmarks [NAMES]`: measure, print the table, write benchmarks/out/results.json and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import (
+    ceiling,
+    crowd,
+    engine,
+    jobs_finished,
+    jobs_journal,
+    jobs_memory,
+    pictures,
+    plot,
+    serving,
+    throughput,
+)
+from benchmarks.client import OUT, ROOT
+from benchmarks.field import Field, field
+from benchmarks.measure import Row
+
+Case = Callable[[Field, int], Awaitable[list[Row]]]
+CASES: dict[str, Case] = {
+    "ceiling": ceiling.ceiling,
+    "startup": serving.startup,
+    "call": serving.call,
+    "latency": throughput.latency,
+    "cpu": throughput.cpu,
+    "rise": throughput.rise,
+    "large": crowd.large,
+    "four": crowd.four,
+    "beside": crowd.small_beside_huge,
+    "images": pictures.images,
+    "engine": engine.engine,
+    "jobs_journal": jobs_journal.cost,
+    "jobs_memory": jobs_memory.memory,
+    "jobs_finished": jobs_finished.finished,
+    "curve": throughput.curve,
+}
+PLOT = ROOT / "docs" / "performance.svg"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(CASES)}; default: all")
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved rounds per ratio, at least 5 for a claim")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(CASES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    rows = uvloop.run(_run(arguments.names or list(CASES), arguments.pairs))
+    found = {"at": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "load": os.getloadavg()}
+    results = OUT / "results.json"
+    before = orjson.loads(results.read_bytes()) if results.exists() else {}
+    for name in arguments.names or CASES:  # what was not run again stays
+        before[name] = found | {"rows": [row.as_json() for row in rows if row.case == name]}
+    results.write_bytes(orjson.dumps(before, option=orjson.OPT_INDENT_2))
+    if points := [row.raw for row in rows if row.case == "curve"]:
+        PLOT.parent.mkdir(exist_ok=True)
+        PLOT.write_text(plot.svg(points), encoding="utf-8")
+
+
+async def _run(names: list[str], pairs: int) -> list[Row]:
+    console = Console(width=160)
+    rows: list[Row] = []
+    async with field() as around:
+        for name in names:
+            console.print(f"… {name}", style="dim")
+            rows += (fresh := await CASES[name](around, pairs))
+            for row in fresh:
+                console.print(f"   {row.what}: {_value(row)}  {_spread(row)}  {row.detail}", highlight=False)
+    table = Table("case", "what", "value", "quartiles of the pairs", "target", "met", "ours / theirs")
+    for row in rows:
+        met = "" if row.met is None else "yes" if row.met else "NO"
+        sign = "≤" if row.better == "<=" else "≥"
+        target = "" if row.target is None else f"{sign} {row.target:.3g}{'' if row.unit == 'x' else ' ' + row.unit}"
+        table.add_row(row.case, row.what, _value(row), _spread(row), target, met, row.detail)
+    console.print(table)
+    return rows
+
+
+def _value(row: Row) -> str:
+    if math.isnan(row.value):
+        return "-"
+    if row.unit == "x":
+        return f"{row.value:.3f} x"
+    return f"{row.value:,.0f} {row.unit}" if row.value >= 100 else f"{row.value:.1f} {row.unit}"
+
+
+def _spread(row: Row) -> str:
+    return f"{row.spread[0]:.3f} … {row.spread[1]:.3f}" if row.spread else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How long it takes to find out that a job has nothing left: finished, and answered but for the merge.
+
+`python -m benchmarks.jobs_finished [--lines 1000000]`; no request is sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import orjson
+
+from benchmarks.client import OUT, ROOT
+from benchmarks.field import Field
+from benchmarks.jobs_journal import report
+from benchmarks.measure import Row
+
+
+async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> list[Row]:
+    """Seconds of wall time, the process's start included."""
+    del around, pairs  # no upstream, and seconds of another order than the noise
+    with tempfile.TemporaryDirectory(dir=OUT) as name:
+        folder = Path(name)
+        with (folder / "in.jsonl").open("w") as file:
+            for at in range(lines):
+                file.write(json.dumps({"id": at, "prompt": f"Question {at}: what is the capital of France?"}) + "\n")
+        block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "bench", "api_key": "x"}
+        (folder / "config.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+        _run(folder, "--limit", "1", expect=1)  # makes the job's folder; nobody answers there
+        (job,) = (folder / "state" / "jobs").iterdir()
+        with (job / "journal").open("wb") as file:
+            file.write(_record({"promptmill_journal": 1}))
+            for at in range(lines):
+                file.write(
+                    _record(
+                        {
+                            "row": at,
+                            "attempts": 1,
+                            "latency_s": 0.5,
+                            "usage": [24, 12],
+                            "code": None,
+                            "retryable": False,
+                            "finish_reason": "stop",
+                            "text": "Paris is the capital of France, on the river Seine.",
+                        }
+                    )
+                )
+        merged_s = _run(folder, expect=0)
+        again_s = _run(folder, expect=0)
+    what = f"{lines:,} lines"
+    return [
+        Row("jobs_finished", f"finding out that a finished job of {what} has nothing left", again_s, 10, unit=" s"),
+        Row("jobs_merge", f"reading the journal and writing the output of {what}", merged_s, unit=" s"),
+    ]
+
+
+def _record(value: dict[str, object]) -> bytes:
+    body = orjson.dumps(value)
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _run(folder: Path, *arguments: str, expect: int) -> float:
+    began = time.perf_counter()
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "promptmill.cli", "bulk", str(folder / "in.jsonl"), str(folder / "out.jsonl")),
+            *("--config", str(folder / "config.yaml"), "--set", "backend_configs.openai.patience=1", *arguments),
+        ],
+        env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert result.returncode == expect, result.stderr.decode()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("python -m benchmarks.jobs_finished", description=__doc__)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    OUT.mkdir(exist_ok=True)
+    for row in asyncio.run(finished(None, 1, parser.parse_args().lines)):
+        print(report(row))

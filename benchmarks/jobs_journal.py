@@ -1,0 +1,150 @@
+"""What the journal costs: rows through the openai backend with it, against the same rows without.
+
+`python -m benchmarks.jobs_journal [--rows N] [--pairs N]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+
+from benchmarks.client import OUT
+from benchmarks.field import Field, field
+from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
+from promptmill.backends.protocol import Scope
+from promptmill.config import Configuration
+from promptmill.jobs.answering import Answering
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.source import FileSource, Rows
+from promptmill.outcome import Outcome
+from promptmill.rows import Reading
+from promptmill.service import Service
+
+_SYNC_S = 0.9
+
+
+class NoSink:
+    """Takes outcomes and forgets them."""
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Do nothing."""
+
+
+async def cost(around: Field, pairs: int, rows: int = 20_000) -> list[Row]:
+    """Seconds with the journal over those without, at an upstream that answers at once and at one that takes 50 ms."""
+    pin(around.inner)
+    try:
+        fast = await _cost(around.fast, pairs, rows, 64, "answers at once: our core is the limit")
+        slow = await _cost(around.slow, pairs, rows // 4, 64, "answers after 50 ms")
+        return [fast, slow]
+    finally:
+        pin(around.outer)
+
+
+async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> Row:
+    OUT.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="journal-", dir=OUT))
+    source = folder / "in.jsonl"
+    with source.open("wb") as file:
+        for row in range(rows):
+            file.write(orjson.dumps({"id": row, "prompt": f"Question {row}: what is the capital of France?"}) + b"\n")
+    # one process: the rows of workers are journalled by one process as well
+    block = {"base_url": url, "model_name": "bench", "api_key": "x", "concurrency": in_flight, "num_workers": 1}
+    service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
+    used: dict[bool, list[float]] = {True: [], False: []}
+
+    async def run(*, journal: bool) -> float:
+        shutil.rmtree(folder / "job", ignore_errors=True)
+        (folder / "job").mkdir()
+        file = RandomFile(source)
+        ledger = Ledger(Folder(folder / "job"))
+        ledger.rebuild(again=lambda _: False)
+        scope = Scope()
+        began, cpu = time.perf_counter(), own_cpu_s()
+        await (_journalled if journal else _forgotten)(service, ledger, scope, file, source)
+        seconds = time.perf_counter() - began
+        used[journal].append(own_cpu_s() - cpu)
+        assert (scope.done, scope.failed) == (rows, 0)
+        ledger.close()
+        file.close()
+        return seconds
+
+    try:
+        await run(journal=True), await run(journal=False)
+        used = {True: [], False: []}
+        found = await interleaved(pairs, on=lambda: run(journal=True), off=lambda: run(journal=False))
+    finally:
+        await service.aclose()
+        shutil.rmtree(folder)
+    value, spread = ratio(found["on"], found["off"])
+    each = {journal: statistics.median(times) / rows * 1e6 for journal, times in used.items()}
+    rates = [rows / statistics.median(found[name]) for name in ("on", "off")]
+    detail = f"{rates[0]:,.0f} / {rates[1]:,.0f} rows/s; CPU {each[True]:.0f} / {each[False]:.0f} µs a row"
+    return Row("jobs_journal", f"journal on over off, {what}", value, 1.05, spread=spread, detail=detail, raw=found)
+
+
+async def _journalled(service: Service, ledger: Ledger, scope: Scope, file: RandomFile, source: Path) -> None:
+    syncing = asyncio.ensure_future(_sync(ledger))
+    await Answering(service, ledger, scope, file, source, Reading("jsonl"), None, None, None, _nothing, _give_up).run()
+    syncing.cancel()
+
+
+async def _forgotten(service: Service, ledger: Ledger, scope: Scope, file: RandomFile, source: Path) -> None:
+    async def settle(row: int, outcome: Outcome) -> None:
+        raise AssertionError(row, outcome)
+
+    lines = Rows(file, source, Reading("jsonl"), ledger.index_file, ledger.journal, None, _nothing)
+    reader = FileSource(lines, settle, _give_up)
+    await service.run(reader, NoSink(), scope)
+    await reader.aclose()
+
+
+def _nothing() -> None:
+    """Guard nothing."""
+
+
+def _give_up(error: Exception) -> None:
+    raise error
+
+
+async def _sync(ledger: Ledger) -> None:
+    while True:
+        await asyncio.to_thread(ledger.journal.sync)
+        ledger.index.flush()
+        await asyncio.sleep(_SYNC_S)
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    OUT.mkdir(exist_ok=True)
+    async with field() as around:
+        for row in await cost(around, arguments.pairs, arguments.rows):
+            print(report(row))
+
+
+def report(row: Row) -> str:
+    """Return the row as a line."""
+    spread = f" ({row.spread[0]:.3f}-{row.spread[1]:.3f})" if row.spread else ""
+    bound = f", target {row.better} {row.target:g}" if row.target is not None else ""
+    return f"{row.what}: {row.value:.3f}{row.unit}{spread}{bound}; {row.detail}"
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser("python -m benchmarks.jobs_journal", description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--pairs", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main(_arguments()))
