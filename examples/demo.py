@@ -34,8 +34,7 @@ async def main() -> int:
     )
     started = time.monotonic()
     with CONSOLE.status("starting the server") as status:
-        code = await show(server, questions, status, started)
-    return code
+        return await show(server, questions, status, started)
 
 
 async def show(server: StdioTransport, questions: list[dict[str, str]], status: Status, started: float) -> int:

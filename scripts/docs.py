@@ -35,8 +35,8 @@ def configuration() -> str:
     parts += [
         "## Which key goes where",
         "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "
-        "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you named: "
-        "in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's. A "
+        "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you "
+        "named: in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's over https. A "
         "`base_url` that only a call named gets none, and neither does it get the file's `api_key` or `headers`. "
         "`promptmill serve --trust-client` lifts that for a client that is your own program.",
     ]
@@ -84,16 +84,19 @@ def errors() -> str:
     for code in Code:
         error = PromptmillError(code, "")
         rows.append(f"| `{code}` | {'yes' if error.retryable else 'no'} | {error.hint} |")
-    return "\n\n".join(
-        [
-            "# Error codes",
-            "A failed item has the answer `\"\"` and an entry in `errors`: `index`, `code`, `message`, `retryable`, "
-            "`attempts`. When no item was answered the call itself is an error that says the commonest reason first. "
-            "promptmill has already tried again where that helps; *try again?* says whether the same request may "
-            "succeed later. This page is written by `scripts/docs.py`.",
-            "\n".join(rows),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Error codes",
+                'A failed item has the answer `""` and an entry in `errors`: `index`, `code`, `message`, `retryable`, '
+                "`attempts`. When no item was answered the call itself is an error that says the commonest reason first. "
+                "promptmill has already tried again where that helps; *try again?* says whether the same request may "
+                "succeed later. This page is written by `scripts/docs.py`.",
+                "\n".join(rows),
+            ]
+        )
+        + "\n"
+    )
 
 
 PAGES = {"configuration.md": configuration, "errors.md": errors}

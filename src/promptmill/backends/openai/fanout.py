@@ -180,7 +180,7 @@ class FanOut:
                 attempt.set_result(unpacked_completion(fields) if kind == "answer" else unpacked_verdict(fields))
 
     def _bury(self, worker: _Worker) -> None:
-        gone = Verdict(Blame.CHANCE, PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended."))
+        gone = Verdict(Blame.OURS, PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended."))
         for attempt in worker.attempts.values():
             if not attempt.done():
                 attempt.set_result(gone)

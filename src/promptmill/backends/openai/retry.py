@@ -45,6 +45,8 @@ class Blame(Enum):
     """The endpoint is busy (429): put the item back, shrink the window."""
     LOST = auto()
     """The endpoint may be gone (lost or refused connection, 503)."""
+    OURS = auto()
+    """Our own process's that made the attempt: put the item back."""
     KEY = auto()
     """The key's or the host's: stop new requests to this endpoint."""
 

@@ -205,6 +205,8 @@ class Run(Generic[TaskT]):
         if verdict.blame is Blame.ITEM:
             lane.succeeded(ticket)  # it answered; what it said concerns this item alone
             return False
+        if verdict.blame is Blame.OURS:
+            return True
         before = item.failed_serial if item.failed_at is lane else None
         item.failed_serial = lane.serial
         return lane.failed(ticket, verdict, before)

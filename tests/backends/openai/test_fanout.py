@@ -1,0 +1,221 @@
+"""The bulk path: worker processes beside the same gate, ledger and outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from driving import ask, echoes, opened
+from fakes import KEY
+from promptmill.backends.openai.spool import MappedFile
+from promptmill.backends.protocol import Request, Scope
+from promptmill.conversation import Conversation, Message
+from promptmill.errors import Code
+from promptmill.rows import Reading
+from promptmill.sampling import Sampling
+from replies import answer, by_prompt, late, quota, reset, status
+
+PROMPTS = [f"prompt {i}" for i in range(300)]
+BULK = {"bulk_threshold": 1, "num_workers": 2, "concurrency": 16}
+
+
+def workers() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if "promptmill.backends.openai.worker" in child.cmdline():
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_workers_answer_as_one_process_does(upstream, drive):
+    upstream.reply = by_prompt({"prompt 7": answer("x", finish_reason="length", message={"reasoning": "hm"})}, answer())
+    alone, shared = drive(PROMPTS), drive(PROMPTS, **BULK)
+    plain = [(o.text, o.finish_reason, o.usage, o.reasoning, o.attempts) for o in alone.outcomes]
+    assert [(o.text, o.finish_reason, o.usage, o.reasoning, o.attempts) for o in shared.outcomes] == plain
+    assert not workers(), "workers end with the call"
+
+
+def test_the_bound_on_requests_in_flight_holds_over_all_workers(upstream, drive):
+    upstream.reply = late(0.02)
+    drive(PROMPTS, **BULK | {"concurrency": 6})
+    assert upstream.peak <= 6
+
+
+def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
+    upstream.reply = by_prompt({"prompt 3": status(500), "prompt 5": status(400), "prompt 9": reset()}, late(0.002))
+    result = drive(PROMPTS, retries=3, **BULK)
+    codes = {index: (o.error.code, o.attempts) for index, o in enumerate(result.outcomes) if not hasattr(o, "text")}
+    assert codes.pop(9)[0] == Code.CONNECTION_LOST
+    assert codes == {3: (Code.SERVER_ERROR, 3), 5: (Code.BAD_REQUEST, 1)}
+
+
+def test_a_refused_key_is_known_to_all_workers(upstream, drive):
+    upstream.reply = quota()
+    result = drive(PROMPTS, **BULK)
+    assert result.codes == {Code.INSUFFICIENT_QUOTA}
+    assert len(upstream.seen) <= 16
+
+
+def test_half_a_surrogate_pair_fails_alone(drive):
+    result = drive(["a", "\ud800", "b"], **BULK)
+    assert [getattr(outcome, "text", None) for outcome in result.outcomes] == ["echo: a", None, "echo: b"]
+    assert result.codes == {Code.INVALID_INPUT}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream, run):
+    upstream.reply = late(0.02)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS))
+            for _ in range(3):
+                goal = len(upstream.seen) + 20
+                await upstream.reaches(lambda goal=goal: len(upstream.seen) > goal)
+                if victims := workers():
+                    os.kill(victims[0].pid, signal.SIGKILL)
+            return await call
+
+    result = run(work())
+    assert result.texts == echoes(PROMPTS)
+    assert sum(outcome.attempts for outcome in result.outcomes) >= len(upstream.seen) > len(PROMPTS)
+
+
+def test_cancelling_closes_the_requests_of_all_workers(upstream, run):
+    upstream.reply = late(30)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS))
+            await upstream.reaches(lambda: upstream.in_flight >= 16)
+            call.cancel()
+            await asyncio.wait({call})
+            await upstream.reaches(lambda: upstream.in_flight == 0, timeout_s=1)
+            upstream.reply = answer()
+            return await ask(backend, ["after"])
+
+    assert run(work()).texts == ["echo: after"]
+
+
+def test_two_calls_at_once_do_not_meet(upstream, run):
+    upstream.reply = late(0.005)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            return await asyncio.gather(
+                ask(backend, [f"a {i}" for i in range(200)]), ask(backend, [f"b {i}" for i in range(200)])
+            )
+
+    first, second = run(work())
+    assert first.texts == echoes([f"a {i}" for i in range(200)])
+    assert second.texts == echoes([f"b {i}" for i in range(200)])
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+def test_the_key_is_in_no_command_line_and_no_environment(upstream, run):
+    upstream.reply = late(0.05)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS))
+            await upstream.reaches(lambda: len(upstream.seen) > 10)
+            said = [" ".join(w.cmdline()) + Path(f"/proc/{w.pid}/environ").read_text() for w in workers()]
+            await call
+            return said
+
+    said = run(work())
+    assert len(said) == 2
+    assert not any(KEY in text for text in said)
+    assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    items = [
+        Request(i, Conversation((Message("user", f"p {i}"),)).with_images([str(tmp_path / name)], None), Sampling())
+        for i, name in enumerate(["a.png", "none.png"])
+    ]
+
+    class Source:
+        async def take(self, n):
+            taken, items[:] = items[:n], items[n:]
+            return taken
+
+    async def work():
+        outcomes = {}
+
+        class Sink:
+            async def put(self, key, outcome):
+                outcomes[key] = outcome
+
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(Source(), Sink(), Scope(total=2))
+        return outcomes
+
+    outcomes = run(work())
+    assert outcomes[0].text == "echo: p 0"
+    assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert outcomes[1].error.code == Code.INVALID_IMAGE
+
+
+def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
+    refs, offset = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        refs.append((number, offset, len(line)))
+        offset += len(line)
+
+    class Rows:
+        reading = Reading("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
+
+        def __init__(self):
+            self.path = path
+
+        async def take(self, n):
+            raise AssertionError("the parent parses nothing")
+
+        async def take_refs(self, n):
+            taken, refs[:] = refs[:n], refs[n:]
+            return taken
+
+        def attempts(self, key):
+            return 2 if key == 4 else 0
+
+    async def work():
+        outcomes = {}
+
+        class Sink:
+            async def put(self, key, outcome):
+                outcomes[key] = outcome
+
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(Rows(), Sink(), Scope())
+        return outcomes
+
+    outcomes = run(work())
+    assert [outcomes[i].text for i in range(50)] == [f"echo: row {i}" for i in range(50)]
+    assert outcomes[4].attempts == 3
+    assert "line 51" in outcomes[50].error.message
+    sent = upstream.seen[0].json
+    assert (sent["temperature"], sent["tag"], sent["messages"][0]["role"]) == (0, 1, "system")
+
+
+def test_a_mapped_file_shows_what_is_written_later(tmp_path):
+    path = tmp_path / "growing"
+    path.write_bytes(b"abc")
+    mapped = MappedFile(path)
+    assert mapped.read(1, 2) == b"bc"
+    with path.open("ab") as file:
+        file.write(b"def")
+    assert mapped.read(3, 3) == b"def"
+    mapped.close()
