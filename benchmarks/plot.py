@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-_WIDTH, _HEIGHT = 720, 440
+_WIDTH, _HEIGHT = 740, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 150, 48, 56
 _LOOKS = {
     "ours": ("promptmill (MCP tool)", "#0b7285", ""),

@@ -379,8 +379,10 @@ class Upstream:
         if self._listener is not None:
             self._listener.close()
         self._listener = None
-        for connection in list(self.open):
-            connection.reset()
+        for _ in range(3):  # uvloop closes the listener a turn later, and may accept until then
+            for connection in list(self.open):
+                connection.reset()
+            await asyncio.sleep(0)
         if dropping:
             self._listener = await self._loop.create_server(_Dropped, sock=_bound(self.port))
         if seconds is not None:

@@ -69,8 +69,9 @@ class Pool:
             ssl=trust,
         )
         self._fresh = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, force_close=True, ssl=trust)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
+        self._session, self._fresh_session = (
+            aiohttp.ClientSession(connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
+            for connector in (self._connector, self._fresh)
         )
         self._trust_env = settings.trust_env
         self._routes: dict[str, _Route] = {}
@@ -79,7 +80,8 @@ class Pool:
     async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> Reply:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
-        Raises what aiohttp and the system raise, and `TooLarge`."""
+        Raises what aiohttp and the system raise, and `TooLarge`.
+        """
         if not self._pace.pass_now():
             await self._pace.turn()
         route = self._routes.get(endpoint.url)
@@ -89,7 +91,8 @@ class Pool:
             body = b"".join(body)
         if route.exchange is not None and isinstance(body, bytes) and len(body) <= LARGEST_SMALL_REQUEST:
             return await route.exchange.post(body, fresh=fresh)
-        async with self._session.post(
+        session = self._fresh_session if fresh else self._session
+        async with session.post(
             route.url,
             data=_Pieces(body if isinstance(body, list) else [body]),
             headers=route.headers,
@@ -124,7 +127,7 @@ class Pool:
     async def aclose(self) -> None:
         """Close all connections, those with a request in flight too."""
         await self._session.close()
-        await self._fresh.close()
+        await self._fresh_session.close()
 
 
 def trust_of_environment() -> ssl.SSLContext | bool:
