@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _WIDTH, _HEIGHT = 740, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 150, 48, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 170, 48, 56
 _LOOKS = {
     "ours": ("promptmill (MCP tool)", "#0b7285", ""),
     "bare": ("bare aiohttp loop", "#868e96", "6 4"),
