@@ -148,6 +148,7 @@ def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any
     process.communicate(timeout=60)
     assert process.returncode == 2
     assert bench.output.read_text() == "precious"
+    assert not list(bench.path.glob(".*partial"))
     bench.output.unlink()
     bench.succeed()
     assert len(bench.upstream.seen) == 200

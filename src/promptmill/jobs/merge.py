@@ -18,6 +18,7 @@ from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
 from promptmill.jobs.outputs import batch_line, jsonl_line
+from promptmill.jobs.tables import Halted
 from promptmill.jobs.tally import Tally
 
 _BUFFER = 1 << 20
@@ -25,10 +26,6 @@ _BUFFER = 1 << 20
 
 class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
     """A row has no sound record in the journal after all."""
-
-
-class Halted(Exception):  # noqa: N818 (as above)
-    """Nobody wants the output any more."""
 
 
 @dataclass(frozen=True, slots=True)

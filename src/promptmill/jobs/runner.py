@@ -69,7 +69,7 @@ class Runner:
         this task is ended, `interrupted`. Whatever happens, what is answered is kept, and the job can be run again.
         """
         progress = self.progress
-        helpers = [asyncio.ensure_future(helper) for helper in (self._look_after(), self._sync())]
+        looking_after = asyncio.ensure_future(self._look_after())
         try:
             await self._work()
             progress.state = status.FINISHED
@@ -85,9 +85,8 @@ class Runner:
             raise
         finally:
             progress.activity = ""
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.wait(helpers)
+            looking_after.cancel()
+            await asyncio.wait({looking_after})
             self._close()
         return progress.as_dict()
 
@@ -133,13 +132,13 @@ class Runner:
         if formats.row_kind(job.spec.input_format) != "table":
             return job.input, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
-            count = tables.spool(job.input, job.spec.input_format, folder.rows)
+            count = tables.spool(job.input, job.spec.input_format, folder.rows, self._halt)
             job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
         return RandomFile(folder.rows), folder.rows
 
     async def _rebuild(self) -> None:
         self._enter(self.progress.state, "reading the journal")
-        await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again))
+        await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again, halt=self._halt))
         damage = self._ledger.damage
         if damage.records:
             self.progress.notes.append(
@@ -176,7 +175,13 @@ class Runner:
             self._guard,
             self._give_up,
         )
-        progress.total = await self._until_ended(answering.run())
+        # only now: before, the index is another thread's
+        syncing = asyncio.ensure_future(self._sync())
+        try:
+            progress.total = await self._until_ended(answering.run())
+        finally:
+            syncing.cancel()
+            await asyncio.wait({syncing})
 
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
@@ -210,7 +215,11 @@ class Runner:
         job.folder.result = merge.described(partial, job.order.limit)
         if self._crash:
             self._crash("before-rename")
-        merge.publish(partial, spec.output, may_replace=may_replace)
+        try:
+            merge.publish(partial, spec.output, may_replace=may_replace)
+        except (PromptmillError, OSError):
+            partial.unlink(missing_ok=True)
+            raise
         if self._crash:
             self._crash("after-rename")
         return True
@@ -256,13 +265,18 @@ class Runner:
             if not thread.done():
                 self._halt.set()
             await asyncio.wait({thread})
+            thread.cancelled() or thread.exception()  # told above, or of no interest any more
 
     async def _sync(self) -> None:
         while True:
             began = time.monotonic()
+            syncing = asyncio.ensure_future(asyncio.to_thread(self._ledger.journal.sync))
             try:
-                await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(self._ledger.journal.sync)))
+                await asyncio.shield(syncing)
                 self._ledger.index.flush()
+            except asyncio.CancelledError:
+                await asyncio.wait({syncing})  # the file is closed after this
+                raise
             except OSError as error:
                 self._give_up(PromptmillError(Code.STORAGE, f"The job's journal cannot be written: {disk.why(error)}."))
                 return
@@ -278,8 +292,8 @@ class Runner:
                 shown = time.monotonic()
                 self.progress.sample()
                 self._show()
-            elif self._watch:
-                self._watch(self.progress)
+            else:
+                self._tell()
             await asyncio.sleep(_LOOK_S)
 
     def _enter(self, state: str, activity: str = "") -> None:
@@ -291,8 +305,12 @@ class Runner:
             self.progress.activity = "" if self.progress.scope.done else self._service.activity
         with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
             disk.write_json(self._job.folder.status, self.progress.as_dict(), durable=False)
+        self._tell()
+
+    def _tell(self) -> None:
         if self._watch:
-            self._watch(self.progress)
+            with contextlib.suppress(OSError):  # nobody looks any more: no reason to end a job
+                self._watch(self.progress)
 
 
 def _unusable(error: OSError) -> PromptmillError:

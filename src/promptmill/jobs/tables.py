@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -23,11 +24,16 @@ _GROUP_ROWS = 16 * _BATCH_ROWS
 _LONGEST_CELL = 2**31 - 1
 
 
-def spool(file: RandomFile, table_format: str, target: Path) -> int:
+class Halted(Exception):  # noqa: N818 (a finding, told to the runner alone)
+    """Nobody wants the result any more."""
+
+
+def spool(file: RandomFile, table_format: str, target: Path, halt: threading.Event | None = None) -> int:
     """Write the rows of a table into `target`, one line each, and return how many there are.
 
     Only the columns that are asked about are kept. `target` is there whole or not at all. Raises `PromptmillError`
-    (`invalid_input`) for what is no table, or one without a `prompt` or `messages` column; `OSError`.
+    (`invalid_input`) for what is no table, or one without a `prompt` or `messages` column; `OSError`; `Halted` once
+    `halt` is set.
     """
     beside = target.with_name(f"{target.name}.new")
     lines = _csv_lines(file) if table_format == "csv" else _parquet_lines(file)
@@ -35,6 +41,8 @@ def spool(file: RandomFile, table_format: str, target: Path) -> int:
     with beside.open("wb") as out:
         beside.chmod(disk.PRIVATE_FILE)
         for line in lines:
+            if halt is not None and halt.is_set():
+                raise Halted
             out.write(line + b"\n")
             count += 1
         out.flush()

@@ -64,7 +64,8 @@ class Tally:
     @property
     def codes(self) -> dict[str, int]:
         """Failures by code, the commonest first."""
-        found = [(code, count) for code, count in self._codes.items() if count]
+        counted = tuple(self._codes.items())  # at once: a thread may be counting
+        found = [(code, count) for code, count in counted if count]
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
     def latency_s(self, share: float) -> float | None:

@@ -133,7 +133,11 @@ class FanOut:
                 self._bury(worker)
             false_starts = 0 if worker.answered else false_starts + 1
             if false_starts >= _FALSE_STARTS:
-                self._broken = PromptmillError(Code.INTERNAL, "The worker processes end as soon as they start.")
+                self._broken = PromptmillError(
+                    Code.ENGINE_DIED,
+                    "The worker processes end as soon as they start.",
+                    "Look at stderr for the reason.",
+                )
                 self._room.set()
                 return
 

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from promptmill.errors import PromptmillError
+from promptmill.jobs import merge
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.journal import encode
+from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.merge import Merge
+from promptmill.jobs.tables import Halted
+from promptmill.jobs.tally import Tally
+from promptmill.outcome import Completion
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Iterator[Merge]:
+    """Three rows, answered out of order."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
+    (tmp_path / "job-0123456789").mkdir()
+    ledger, file = Ledger(Folder(tmp_path / "job-0123456789")), RandomFile(tmp_path / "in.jsonl")
+    ledger.journal.begin()
+    for row in (2, 0, 1):
+        ledger.index.set(row, ledger.journal.write([encode(row, Completion(f"answer {row}"))]))
+    target = tmp_path / "out.jsonl"
+    yield Merge("job-0123456789", file, "jsonl", "jsonl", target, ledger.index, ledger.journal, "m", 0, None, Tally())
+    ledger.close()
+    file.close()
+
+
+def test_the_output_has_the_inputs_order_and_appears_by_a_rename(plan: Merge) -> None:
+    partial = merge.write(plan)
+    assert not plan.target.exists()
+    assert partial.parent == plan.target.parent
+    before = merge.described(partial, None)
+    merge.publish(partial, plan.target, may_replace=False)
+    assert before.is_still(plan.target)
+    assert [line[:14] for line in plan.target.read_text().splitlines()] == [f'{{"prompt": "{name}"' for name in "abc"]
+    assert plan.tally.done == 3
+    assert not partial.exists()
+
+
+def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Merge) -> None:
+    plan.index.set(1, plan.index.get(0))
+    with pytest.raises(merge.Unanswered):
+        merge.write(plan)
+    assert not merge.beside(plan.target, plan.job_id).exists()
+
+
+def test_a_merge_that_nobody_wants_any_more_leaves_nothing(plan: Merge) -> None:
+    halt = threading.Event()
+    halt.set()
+    with pytest.raises(Halted):
+        merge.write(replace(plan, halt=halt))
+    assert not merge.beside(plan.target, plan.job_id).exists()
+
+
+def test_a_name_that_is_taken_is_not_taken_away(plan: Merge) -> None:
+    partial = merge.write(plan)
+    plan.target.write_text("precious")
+    with pytest.raises(PromptmillError, match="made by somebody else meanwhile"):
+        merge.publish(partial, plan.target, may_replace=False)
+    assert plan.target.read_text() == "precious"
+    merge.publish(partial, plan.target, may_replace=True)
+    assert plan.target.read_text() != "precious"
+
+
+def test_a_limit_ends_the_output(plan: Merge) -> None:
+    assert merge.write(replace(plan, most=2)).read_text().count("\n") == 2
