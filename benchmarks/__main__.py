@@ -25,6 +25,7 @@ from benchmarks import (
     plot,
     serving,
     throughput,
+    workers,
 )
 from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field, field
@@ -43,6 +44,7 @@ CASES: dict[str, Case] = {
     "beside": crowd.small_beside_huge,
     "images": pictures.images,
     "engine": engine.engine,
+    "workers": workers.workers,
     "jobs_journal": jobs_journal.cost,
     "jobs_memory": jobs_memory.memory,
     "jobs_finished": jobs_finished.finished,

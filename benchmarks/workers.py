@@ -1,0 +1,140 @@
+"""The worker fan-out: what a second worker brings, what a worker costs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from benchmarks.field import Field
+from benchmarks.measure import Row, interleaved, ratio
+from promptmill.backends.openai.backend import OpenAIBackend
+from promptmill.backends.openai.bulk import Bulk
+from promptmill.backends.openai.run import Run
+from promptmill.backends.protocol import Scope
+from promptmill.config import Configuration
+from promptmill.conversation import Conversation, Message
+from promptmill.lists import ListSink, ListSource
+from promptmill.outcome import Completion
+from promptmill.sampling import Sampling
+
+_IMAGES = 160
+_PROMPTS = 300_000
+_CPU_PROMPTS = 40_000
+
+
+class _Taken:
+    """What one run took: `seconds`, `cpu_s` of its workers, `growth` of each worker's private memory in bytes."""
+
+    def __init__(self, seconds: float, cpu_s: float, growth: list[int]) -> None:
+        self.seconds = seconds
+        self.cpu_s = cpu_s
+        self.growth = growth
+
+
+async def _run(field: Field, workers: int, items: Sequence[Conversation], cores: Sequence[int] = ()) -> _Taken:
+    block = {"model_name": "bench", "base_url": field.fast, "api_key": "x", "num_workers": workers, "concurrency": 64}
+    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+    backend = OpenAIBackend(plan)
+    await backend.load(lambda _: None)
+    sink, scope = ListSink(len(items)), Scope(total=len(items))
+    source = ListSource(items, "", Sampling(), {})
+    gate = backend._gate
+    assert gate is not None
+    bulk = Bulk(plan, backend._endpoints, backend._rules)
+    async with bulk.opened(source, sink, scope) as (refs, fan_out):
+        while len(fan_out._workers) < workers:
+            await asyncio.sleep(0.01)
+        processes = [psutil.Process(worker.process.pid) for worker in fan_out._workers if worker.process]
+        for process, core in zip(processes, cores, strict=False):
+            process.cpu_affinity([core])
+        before = [process.memory_full_info().uss for process in processes]
+        cpu, began = _cpu(processes), time.perf_counter()
+        run = Run(
+            refs,
+            sink,
+            scope,
+            settings=plan.settings.backend_configs.openai,
+            concurrency=fan_out.capacity,
+            gate=gate,
+            sender=fan_out,
+            chance=random.Random(1),
+        )
+        await run.run()
+        seconds, cpu = time.perf_counter() - began, _cpu(processes) - cpu
+        growth = [process.memory_full_info().uss - bare for process, bare in zip(processes, before, strict=True)]
+    await backend.aclose()
+    assert all(isinstance(outcome, Completion) for outcome in sink.result(None))
+    return _Taken(seconds, cpu, growth)
+
+
+def _cpu(processes: Sequence[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def _texts(count: int) -> list[Conversation]:
+    return [Conversation((Message("user", f"Question {i}: what is the capital of France?"),)) for i in range(count)]
+
+
+async def workers(field: Field, pairs: int) -> list[Row]:
+    """Two workers over one on images that must be rewritten; CPU per item; private memory of eight."""
+    chance = np.random.default_rng(3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deep.tiff"
+        Image.fromarray(chance.integers(0, 65_536, (480, 480), np.uint16)).save(path)
+        # each its own file name, or the first reading would serve all
+        names = [Path(folder) / f"{i}.tiff" for i in range(_IMAGES)]
+        for name in names:
+            name.hardlink_to(path)
+        items = [Conversation((Message("user", "What is it?"),)).with_images([str(name)], None) for name in names]
+
+        async def rate(count: int) -> float:
+            return _IMAGES / (await _run(field, count, items, cores=(0, 1))).seconds
+
+        await rate(1)
+        found = await interleaved(pairs, two=lambda: rate(2), one=lambda: rate(1))
+    value, spread = ratio(found["two"], found["one"])
+    medians = [statistics.median(found[name]) for name in ("two", "one")]
+    rows = [
+        Row(
+            "workers",
+            "2 workers / 1, each on one core, 16-bit images",
+            value,
+            1.6,
+            ">=",
+            spread=spread,
+            detail=f"{medians[0]:.0f} / {medians[1]:.0f} requests/s",
+            raw=found,
+        )
+    ]
+    short = _texts(_CPU_PROMPTS)
+
+    async def cpu(count: int) -> float:
+        return (await _run(field, count, short)).cpu_s / _CPU_PROMPTS * 1e6
+
+    found = await interleaved(pairs, eight=lambda: cpu(8), one=lambda: cpu(1))
+    value, spread = ratio(found["eight"], found["one"])
+    detail = f"{statistics.median(found['eight']):.0f} / {statistics.median(found['one']):.0f} µs"
+    what = "CPU of the workers per item, 8 / 1, short prompts"
+    rows.append(Row("workers", what, value, 1.1, spread=spread, detail=detail, raw=found))
+    grown = (await _run(field, 8, _texts(_PROMPTS))).growth
+    rows.append(
+        Row(
+            "workers",
+            f"private memory of a worker beyond a bare one, {_PROMPTS:,} prompts, 8 workers",
+            max(grown) / 2**20,
+            10,
+            unit="MiB",
+            detail=f"least {min(grown) / 2**20:.1f} MiB",
+            raw={"bytes": grown},
+        )
+    )
+    return rows
