@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,8 @@ def make_plan() -> Callable[..., Plan]:
     return plan_of
 
 
-@pytest.fixture(scope="session")
-def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
-    """Load engines; those still running at the end are closed."""
+@contextmanager
+def _engines(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
     hosts: list[EngineHost] = []
 
     def make(model: str | Path, **keys: Any) -> EngineHost:
@@ -130,15 +130,32 @@ def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
         desk.wait(host.load(lambda text: None))
         return host
 
-    yield make
-    for host in hosts:
-        desk.wait(host.aclose())
+    try:
+        yield make
+    finally:
+        for host in hosts:
+            desk.wait(host.aclose())
+
+
+@pytest.fixture
+def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
+    """Load engines, which are closed with the test."""
+    with _engines(desk) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
-def engine(make_engine: Callable[..., EngineHost]) -> EngineHost:
+def engine(desk: Desk) -> Iterator[EngineHost]:
     """The embedded model in float32, in which batches answer exactly as single prompts do."""
-    return make_engine(EMBEDDED, dtype="float32")
+    with _engines(desk) as make:
+        yield make(EMBEDDED, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(desk: Desk, tiny: Callable[..., Path]) -> Iterator[EngineHost]:
+    """A small model without a chat template."""
+    with _engines(desk) as make:
+        yield make(tiny())
 
 
 @pytest.fixture(scope="session")

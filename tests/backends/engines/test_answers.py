@@ -126,9 +126,11 @@ def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
     assert texts[-1] != alone
 
 
-def test_seeds_beyond_64_bits_are_taken(desk, engine):
-    first, second = (desk.texts(engine, ["Hi!"], seed=2**70 + 5, temperature=1, max_tokens=6) for _ in range(2))
-    assert first == second
+def test_any_seed_that_can_be_given_is_taken(desk, engine):
+    seeds = (-(2**63), 2**63 - 1, -(2**63), 2**63 - 1)
+    texts = desk.texts(engine, ["Tell me a story."] * 4, seed=seeds, temperature=1.3, max_tokens=6)
+    assert texts[:2] == texts[2:]
+    assert texts[0] != texts[1]
 
 
 def test_presence_penalty_keeps_a_text_from_repeating_itself(desk, engine):

@@ -174,15 +174,15 @@ def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, engine):
     desk.wait(bounded())
 
 
-def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, make_engine, tiny):
-    host = make_engine(tiny(), batch_size=4)
+def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, tiny_engine):
+    host = tiny_engine
 
     async def slow():
         call = desk.call(host, ["a"] * 60, max_tokens=1)
         put = call.sink.put
 
         async def late(key, outcome):
-            assert call.source.taken - len(call.sink.order) <= 9
+            assert call.source.taken - len(call.sink.order) <= 17
             await asyncio.sleep(0.01)
             await put(key, outcome)
 
@@ -193,8 +193,8 @@ def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, make_engine, 
 
 
 @posix
-def test_a_stuck_engine_never_blocks_the_event_loop(desk, make_engine, tiny):
-    host = make_engine(tiny(), batch_size=4)
+def test_a_stuck_engine_never_blocks_the_event_loop(desk, tiny_engine):
+    host = tiny_engine
 
     async def stuck():
         process = engine_of(host)
@@ -347,8 +347,8 @@ def test_the_engine_runs_below_the_servers_priority(desk, engine):
     assert os.getpgid(engine_of(engine).pid) == engine_of(engine).pid
 
 
-def test_a_crowd_of_calls_ends_with_every_answer(desk, make_engine, tiny):
-    host = make_engine(tiny(), batch_size=4)
+def test_a_crowd_of_calls_ends_with_every_answer(desk, tiny_engine):
+    host = tiny_engine
 
     async def crowd():
         calls = [desk.call(host, ["a"] * (1 + i % 3), max_tokens=1 + i % 5) for i in range(40)]

@@ -202,7 +202,7 @@ class TestRemoteCode:
         assert self.trusted(make_plan("model", call=call, trust_client=True))
 
 
-def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny, tmp_path):
+def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny_engine, tiny, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(tiny(), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -214,7 +214,7 @@ def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny, tmp_pa
         "class M(LlamaForCausalLM):\n    config_class = C\n"
     )
     host = make_engine(folder, trust_remote_code=True)
-    assert desk.texts(host, ["a"], max_tokens=8) == desk.texts(make_engine(tiny()), ["a"], max_tokens=8)
+    assert desk.texts(host, ["a"], max_tokens=8) == desk.texts(tiny_engine, ["a"], max_tokens=8)
 
 
 def test_a_gguf_file_is_loaded_as_it_is(desk, make_engine):

@@ -49,8 +49,8 @@ def frail(tiny, make_engine, tmp_path) -> Callable[..., object]:
 
 
 @pytest.fixture
-def expected(desk, make_engine, tiny):
-    return desk.texts(make_engine(tiny()), PROMPTS, max_tokens=30)
+def expected(desk, tiny_engine):
+    return desk.texts(tiny_engine, PROMPTS, max_tokens=30)
 
 
 def test_a_batch_too_large_for_the_memory_is_computed_in_smaller_ones(desk, frail, expected):

@@ -46,7 +46,6 @@ def test_every_kind_of_cache_answers_as_transformers_does(desk, make_engine, tin
     alone = [desk.texts(host, [prompt], max_tokens=LENGTHS[i])[0] for i, prompt in enumerate(PROMPTS)]
     assert batched == alone
     assert batched[:4] == [generated(folder, prompt, LENGTHS[i]) for i, prompt in enumerate(PROMPTS[:4])]
-    desk.wait(host.aclose())
 
 
 @pytest.mark.parametrize("kind", ["plain columns", "a sliding window"])
@@ -97,9 +96,8 @@ def test_more_calls_than_places_take_turns(desk, make_engine, tiny):
     assert len({answer[0].text for answer in answers}) == 1
 
 
-def test_without_a_chat_template_the_prompt_goes_in_plain(desk, make_engine, tiny):
-    folder = tiny()
-    host = make_engine(folder)
+def test_without_a_chat_template_the_prompt_goes_in_plain(desk, tiny_engine, tiny):
+    folder, host = tiny(), tiny_engine
     (text,) = desk.texts(host, ["Once upon a time"], max_tokens=20)
     assert text == generated(folder, "Once upon a time", 20)
     assert "no chat template" in " ".join(desk.scope.warnings)
@@ -149,9 +147,8 @@ def test_unsupported_can_be_made_an_error(desk, make_engine, tiny):
     assert "response_format" in bad.error.message
 
 
-def test_answers_never_pass_the_end_of_the_context(desk, make_engine, tiny):
-    host = make_engine(tiny())
-    (outcome,) = desk.ask(host, ["a" * 500], {"ignore_eos": True}, max_tokens=400)
+def test_answers_never_pass_the_end_of_the_context(desk, tiny_engine):
+    (outcome,) = desk.ask(tiny_engine, ["a" * 500], {"ignore_eos": True}, max_tokens=400)
     assert outcome.finish_reason == "length"
     assert outcome.usage.prompt_tokens + outcome.usage.completion_tokens == 512
 

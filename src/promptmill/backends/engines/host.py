@@ -250,15 +250,12 @@ class EngineHost:
                 "Load a model that reads images, or choose another backend.",
             )
         check_encodable(conversation)
-        sampling = request.sampling.given()
-        if "seed" in sampling:
-            sampling["seed"] %= 2**63  # JSON holds 64 bits
         message = {
             "type": "submit",
             "run": run,
             "id": number,
             "messages": conversation.as_messages(),
-            "sampling": sampling,
+            "sampling": request.sampling.given(),
             "extra": dict(request.extra),
         }
         try:
