@@ -1,20 +1,7 @@
-"""The messages between the server and an engine's process: a length of four bytes, then one JSON object.
+"""The messages between a process of ours and its children: a length of four bytes, then one JSON object.
 
-To the engine:
-
-    {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra"}
-    {"type": "cancel", "run"}                        nothing more is wanted for this run
-
-From the engine:
-
-    {"type": "progress", "text"}                     while it loads
-    {"type": "loaded", "window", "images"}           `window`: how many items a run should keep submitted
-    {"type": "failed", "error"}                      it could not load
-    {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
-    {"type": "last_words", "text"}                   why it is about to end
-
-`error` is `[code, message, hint]`. JSON, not pickle: what comes out of a process that ran a model's code is data.
+JSON, not pickle: what comes out of a process that ran a model's code, or read an endpoint's answer, is data. What the
+messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/fanout.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import SplitResult
@@ -39,24 +39,19 @@ class Dialect:
     reasoning_refused: frozenset[str] = frozenset()
 
 
+_OPENAI = Dialect(
+    "openai",
+    ("api.openai.com",),
+    refused=_VLLM_ONLY,
+    thinking="refused",
+    reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
+    reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+)
+
 DIALECTS = (
-    Dialect(
-        "openai",
-        ("api.openai.com",),
-        refused=_VLLM_ONLY,
-        thinking="refused",
-        reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
-        reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
-    ),
-    Dialect(
-        "azure",
-        ("openai.azure.com",),
-        public=False,  # anyone can have a host there
-        refused=_VLLM_ONLY,
-        thinking="refused",
-        reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
-        reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
-    ),
+    _OPENAI,
+    # not public: anyone can have a host there, so no key goes to it unasked
+    replace(_OPENAI, name="azure", hosts=("openai.azure.com",), public=False),
     Dialect(
         "mistral",
         ("api.mistral.ai",),

@@ -3,6 +3,17 @@
 Gate, windows, rates, retries and every item's ledger stay here, so they are global by construction: a worker is told to
 make one attempt at the payload at an offset of a file that it maps, and says what came of it. A worker that dies costs
 its attempts in flight, nothing else.
+
+To a worker:
+
+    {"type": "job", …}                                             first, once: see `bulk.Bulk`
+    {"type": "send", "items": [[id, lane, fresh, key, offset, length], …]}
+    {"type": "cancel", "ids": […]}
+
+From a worker:
+
+    {"type": "ready"}
+    {"type": "results", "results": [[id, "answer" | "verdict" | "error", …], …], "warnings": […]}
 """
 
 from __future__ import annotations
