@@ -229,8 +229,9 @@ class Run(Generic[TaskT]):
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
         wait_s = 0.0
         if verdict.blame is Blame.LOAD:
+            if item.refusals:  # the first time the smaller window is wait enough
+                wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
             item.refusals += 1
-            wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
         elif counts and not lane.ailing and not verdict.stale:  # else the pauses between its probes are wait enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
         wait_s = max(wait_s, lane.wished(verdict))
