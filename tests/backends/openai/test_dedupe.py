@@ -1,0 +1,40 @@
+"""`dedupe: true`: identical requests of one call are sent once."""
+
+from __future__ import annotations
+
+from driving import ask, echoes, opened
+from fakes import ListSource
+from promptmill.sampling import Sampling
+from replies import by_prompt, late, status
+
+PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20
+
+
+def _drive(run, upstream, prompts, sampling, **block):
+    async def work():
+        async with opened(upstream.url, dedupe=True, **block) as backend:
+            return await ask(backend, prompts, source=ListSource(prompts, sampling))
+
+    return run(work())
+
+
+def test_each_is_sent_once_and_answers_all(upstream, run):
+    upstream.reply = late(0.01)
+    result = _drive(run, upstream, PROMPTS, Sampling(temperature=0), concurrency=4)
+    assert result.texts == echoes(PROMPTS)
+    assert upstream.attempts == {"a": 1, "b": 1, "c": 1}
+    assert result.scope.requests == 3
+    assert result.scope.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
+
+
+def test_a_failure_is_shared_as_an_answer_is(upstream, run):
+    upstream.reply = by_prompt({"a": status(400)}, late(0.01))
+    result = _drive(run, upstream, PROMPTS, Sampling(temperature=0))
+    assert [text for text in result.texts if text is None] == [None] * PROMPTS.count("a")
+    assert upstream.attempts["a"] == 1
+
+
+def test_what_is_left_to_chance_is_sent_each_time(upstream, run):
+    result = _drive(run, upstream, PROMPTS, Sampling(temperature=0.7))
+    assert result.texts == echoes(PROMPTS)
+    assert len(upstream.seen) == len(PROMPTS)
