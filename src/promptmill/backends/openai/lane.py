@@ -66,6 +66,7 @@ class Lane:
         self._clock = clock
         self._chance = chance
         self._strikes = 0
+        self._losses = 0  # lost connections since the last success
         self._refusals = 0  # strikes without anybody listening
         self._probing = False
         self._trouble_since: float | None = None
@@ -98,7 +99,7 @@ class Lane:
         self.newest_success = max(self.newest_success, ticket.serial)
         self.answered = True
         self.successes += 1
-        self._strikes = 0
+        self._strikes = self._losses = 0
         self._trouble_since = None
         self.window.accepted(self.in_flight)
 
@@ -115,6 +116,7 @@ class Lane:
             self._trouble_since = now
         alone = self.successes == ticket.successes if failed_before is None else self.newest_success <= failed_before
         fresh = ticket.outage == self.outage
+        self._losses += verdict.blame is Blame.LOST
         if verdict.blame is Blame.KEY:
             self.blocked = verdict.error
             return True
@@ -132,7 +134,8 @@ class Lane:
                 pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
                 self._strike(now, max(pause, self.wished(verdict)))
             return self.answered
-        return False
+        # several lost without a success between are the endpoint's loss, whoever was answered just before
+        return verdict.blame is Blame.LOST and self._losses > 1 and self.answered
 
     @property
     def ailing(self) -> bool:
