@@ -109,11 +109,6 @@ class _Slot:
         finally:
             self.awaited -= 1
 
-    @property
-    def idle(self) -> bool:
-        """Whether no call runs here."""
-        return not self._calls
-
 
 class Service:
     """Made by whoever starts promptmill, and closed by them."""

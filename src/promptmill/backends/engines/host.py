@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import Request, Scope, Sink, Source
@@ -54,14 +52,10 @@ def _trusts_remote_code(plan: Plan) -> bool:
 
 
 def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = process.environment()
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
-    root = Path(__file__).parents[3]
-    if root.name not in {"site-packages", "dist-packages"}:  # a checkout that may be on our path alone
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
     return environment
 
 
