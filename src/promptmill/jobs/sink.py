@@ -11,7 +11,7 @@ from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, encode
 from promptmill.jobs.order import FailureLimit
 from promptmill.jobs.tally import Tally
-from promptmill.outcome import Failure, Outcome
+from promptmill.outcome import Completion, Failure, Outcome
 
 _LARGEST_BATCH = 16
 # While a job runs, one latency of so many is enough; the merge counts every one.
@@ -66,8 +66,8 @@ class JournalSink:
         self._tally = tally
         self._give_up = give_up
         self._failure_limit = failure_limit
-        self._failed = self._settled = 0
-        self._batch: list[tuple[int, bytes]] = []
+        self._failed = self._settled = self._answers = 0
+        self._batch: list[tuple[int, Outcome]] = []
         self._broken = False
         self._call_soon = asyncio.get_running_loop().call_soon
 
@@ -82,19 +82,12 @@ class JournalSink:
         batch = self._batch
         if not batch:
             self._call_soon(self.flush)
-        batch.append((key, encode(key, outcome)))
+        batch.append((key, outcome))
         self._settled += 1
         if isinstance(outcome, Failure):
             self._failed += 1
             self._tally.fail(str(outcome.error.code))
             self._check(outcome)
-        else:
-            if outcome.reasoning is not None:
-                self._tally.reasoning = True
-            if outcome.tool_calls:
-                self._tally.tool_calls = True
-            if not self._settled % _SAMPLED:
-                self._tally.sample(outcome.latency_s)
         if len(batch) >= _LARGEST_BATCH:
             self.flush()
 
@@ -103,9 +96,11 @@ class JournalSink:
         batch, self._batch = self._batch, []
         if self._broken or not batch:
             return
+        # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+        lines = [encode(row, outcome) for row, outcome in batch]
         try:
-            offset = self._journal.write([line for _, line in batch])
-            for row, line in batch:
+            offset = self._journal.write(lines)
+            for (row, _), line in zip(batch, lines, strict=True):
                 self._index.set(row, offset)
                 offset += len(line)
         except OSError as error:
@@ -113,6 +108,18 @@ class JournalSink:
             self._give_up(PromptmillError(Code.STORAGE, f"The job's journal cannot be written: {why(error)}."))
             return
         self._tally.done += len(batch)
+        for _, outcome in batch:
+            if isinstance(outcome, Completion):
+                self._note(outcome)
+
+    def _note(self, answer: Completion) -> None:
+        self._answers += 1
+        if not self._answers % _SAMPLED:
+            self._tally.sample(answer.latency_s)
+        if answer.reasoning is not None:
+            self._tally.reasoning = True
+        if answer.tool_calls:
+            self._tally.tool_calls = True
 
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit
