@@ -1,8 +1,9 @@
-"""What every process of ours begins with: the fastest event loop there is, and logs on stderr."""
+"""What every process of ours begins with: the fastest event loop there is, a calm collector, logs on stderr."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,16 @@ def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+def spare_the_collector() -> None:
+    """Look for cyclic garbage seldom, and never among what the imports left.
+
+    By default 100,000 prompts make several full searches of 0.2 s and more, in which the process answers nobody.
+    Prompts and answers hold no cycles.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def log_to_stderr(level: str = "WARNING") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from promptmill.config import Configuration
-from promptmill.loop import run
+from promptmill.loop import run, spare_the_collector
 from promptmill.service import Service
 
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
@@ -41,7 +40,7 @@ async def _serve(configuration: Configuration) -> int:
 
     server = create_server(service)
     answer_unreadable(server)
-    _spare_the_collector()
+    spare_the_collector()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -61,16 +60,6 @@ async def _serve(configuration: Configuration) -> int:
             sys.stderr.flush()
         os._exit(code)
     return 1 if failed else 0
-
-
-def _spare_the_collector() -> None:
-    """Look for cyclic garbage seldom, and never among what the imports left.
-
-    By default 100,000 prompts make several full searches of 0.2 s and more, in which the server answers nobody. Prompts
-    and answers hold no cycles.
-    """
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 def _watch_signals(on_signal: Callable[[int], None]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from driving import ask, echoes, opened
 from fakes import KEY
+from promptmill.backends.openai.fanout import FanOut
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.protocol import Request, Scope
 from promptmill.conversation import Conversation, Message
@@ -219,3 +220,24 @@ def test_a_mapped_file_shows_what_is_written_later(tmp_path):
         file.write(b"def")
     assert mapped.read(3, 3) == b"def"
     mapped.close()
+
+
+def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):
+    live = FanOut._live
+
+    async def stillborn(self, worker):
+        if worker.number == 0:
+            return
+        await live(self, worker)
+
+    monkeypatch.setattr(FanOut, "_live", stillborn)
+    assert drive(PROMPTS, **BULK).texts == echoes(PROMPTS)
+
+
+def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):
+    async def stillborn(self, worker):
+        pass
+
+    monkeypatch.setattr(FanOut, "_live", stillborn)
+    result = drive(PROMPTS[:20], **BULK)
+    assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 class Bucket:
-    """Lets through `per_minute` units a minute, at most one second's worth at once.
+    """Lets through `per_minute` units a minute, at most a quarter of a second's worth at once.
 
     A taker may overdraw (a long prompt), the next ones then wait until the debt is paid.
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
         self._rate = per_minute / 60
-        self._most = max(1.0, self._rate)
+        self._most = max(1.0, self._rate / 4)
         self._level = self._most
         self._at = now
 

@@ -78,6 +78,7 @@ class FanOut:
         self._ids = itertools.count(1)
         self._room = asyncio.Event()
         self._minders: list[asyncio.Task[None]] = []
+        self._given_up = 0
         self._broken: PromptmillError | None = None
 
     async def __aenter__(self) -> FanOut:
@@ -143,14 +144,17 @@ class FanOut:
                     self._workers.remove(worker)
                 self._bury(worker)
             false_starts = 0 if worker.answered else false_starts + 1
-            if false_starts >= _FALSE_STARTS:
+            if false_starts < _FALSE_STARTS:
+                continue
+            self._given_up += 1
+            if self._given_up == self._count:
                 self._broken = PromptmillError(
                     Code.ENGINE_DIED,
                     "The worker processes end as soon as they start.",
                     "Look at stderr for the reason.",
                 )
                 self._room.set()
-                return
+            return
 
     async def _live(self, worker: _Worker) -> None:
         """Start the process and hear it until it ends."""
