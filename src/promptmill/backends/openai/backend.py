@@ -14,6 +14,7 @@ from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.gate import Gate
 from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.sender import LocalSender
@@ -61,12 +62,13 @@ class OpenAIBackend:
         settings = self._settings
         self._concurrency = min(settings.concurrency, room_for_connections(settings.concurrency))
         clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
+        pace = Pace(clock)
         lanes = [
             Lane(
                 endpoint,
                 Encoder(endpoint, self._model, enable_thinking=settings.enable_thinking, stream=settings.stream),
                 settings,
-                clock,
+                pace,
                 chance,
                 number=number,
             )
@@ -74,7 +76,7 @@ class OpenAIBackend:
         ]
         self._lanes = lanes
         self._gate = Gate(lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment))
+        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment), pace)
 
     async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
         """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""

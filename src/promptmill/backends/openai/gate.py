@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,8 +20,24 @@ class _Waiter(NamedTuple):
     avoid: Lane | None
 
 
+class Share:
+    """A call's part of what may be in flight: a hint how many of its items to have on their way, at least 1."""
+
+    __slots__ = ("grown", "most", "wanted")
+
+    def __init__(self, most: int, grown: Callable[[], None]) -> None:
+        """`grown` is told when `most` has become more."""
+        self.most = most
+        self.grown = grown
+        self.wanted: int | None = None
+        """How many items the call still has; None: more than it could be given."""
+
+
 class Gate:
-    """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair)."""
+    """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
+
+    Calls that keep to their `Share` seldom have to wait for one.
+    """
 
     def __init__(
         self,
@@ -39,21 +56,58 @@ class Gate:
         self._in_flight = 0
         self._waiting: dict[int, tuple[Scope, deque[_Waiter]]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._runs = 0
+        self._shares: set[Share] = set()
+        self._capacity = 1
+        self._sharing = False
 
-    def opened(self) -> None:
-        """Note that a call begins; the first one gives every endpoint a new chance."""
-        if not self._runs:
+    def opened(self, grown: Callable[[], None]) -> Share:
+        """Note that a call begins; the first one gives every endpoint a new chance. `grown` is `Share.grown`."""
+        if not self._shares:
             for lane in self._lanes:
                 lane.forgive()
-        self._runs += 1
+            self._capacity = self._room()
+        share = Share(max(1, self._capacity // (len(self._shares) + 1)), grown)
+        self._shares.add(share)
+        self._share_out_soon()
+        return share
 
-    def closed(self) -> None:
+    def closed(self, share: Share) -> None:
         """Note that a call has ended."""
-        self._runs -= 1
-        if not self._runs and self._timer:
+        self._shares.discard(share)
+        self._share_out_soon()
+        if not self._shares and self._timer:
             self._timer.cancel()
             self._timer = None
+
+    def want(self, share: Share, items: int | None) -> None:
+        """Note how many items the call still has; None when that is not known."""
+        if items != share.wanted:
+            share.wanted = items
+            if len(self._shares) > 1:
+                self._share_out_soon()
+
+    def _share_out_soon(self) -> None:
+        if not self._sharing:
+            self._sharing = True
+            asyncio.get_running_loop().call_soon(self._share_out)
+
+    def _share_out(self) -> None:
+        """Give each call as much as it wants or as the others get, whichever is less (max-min fairness)."""
+        self._sharing = False
+        left = self._capacity = self._room()
+        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
+        for position, share in enumerate(modest_first):
+            fair = left // (len(modest_first) - position)
+            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
+            left -= share.most
+            if share.most > before:
+                share.grown()
+
+    def _room(self) -> int:
+        """Return how many requests the endpoints' windows and `concurrency` let be in flight together."""
+        lanes = self._lanes
+        size = lanes[0].window.size if len(lanes) == 1 else sum(lane.window.size for lane in lanes if not lane.blocked)
+        return max(1, min(self._concurrency, size))
 
     def enter_now(self, scope: Scope, tokens: int, avoid: Lane | None) -> Ticket | None:
         """Return a ticket if there is a free place that nobody waits for.
@@ -83,6 +137,8 @@ class Gate:
         ticket.lane.leave(ticket)
         self._in_flight -= 1
         scope.in_flight -= 1
+        if self._room() != self._capacity:
+            self._share_out_soon()
         if self._waiting:
             self.serve()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.retry import Blame, Verdict, backoff_s
 from promptmill.backends.openai.window import Window
 from promptmill.backends.openai.wire import Encoder
@@ -19,10 +19,12 @@ _LONGEST_PROBE_PAUSE_S = 5.0
 class Ticket:
     """The right to send one request to `lane`, and what the lane looked like then."""
 
-    __slots__ = ("epoch", "lane", "outage", "probe", "serial", "successes")
+    __slots__ = ("at", "epoch", "idle_s", "lane", "outage", "probe", "serial", "successes")
 
-    def __init__(self, lane: Lane, *, probe: bool) -> None:
+    def __init__(self, lane: Lane, at: float, idle_s: float, *, probe: bool) -> None:
         self.lane = lane
+        self.at = at
+        self.idle_s = idle_s
         self.probe = probe
         self.serial = lane.serial
         self.epoch = lane.window.epoch
@@ -31,7 +33,7 @@ class Ticket:
 
 
 class Lane:
-    """An endpoint with its bookkeeping. Times are seconds of `clock`.
+    """An endpoint with its bookkeeping. Times are seconds of the pace's clock.
 
     After a *strike* (a failure without any success since it was sent) the lane is paused, then probed by one request
     at a time until one succeeds.
@@ -42,7 +44,7 @@ class Lane:
         endpoint: Endpoint,
         encoder: Encoder,
         settings: OpenAISettings,
-        clock: Callable[[], float],
+        pace: Pace,
         chance: random.Random,
         *,
         number: int = 0,
@@ -63,8 +65,9 @@ class Lane:
         self.paused_until = 0.0
         self.blocked: PromptmillError | None = None
         self._settings = settings
-        self._clock = clock
+        self._clock = pace.clock
         self._chance = chance
+        self._pace = pace
         self._strikes = 0
         self._losses = 0  # lost connections since the last success
         self._refusals = 0  # strikes without anybody listening
@@ -86,7 +89,8 @@ class Lane:
         self.serial += 1
         probe = self._strikes > 0
         self._probing = self._probing or probe
-        return Ticket(self, probe=probe)
+        now = self._clock()
+        return Ticket(self, now, self._pace.idle_s(now), probe=probe)
 
     def leave(self, ticket: Ticket) -> None:
         """Give the place back."""
@@ -101,7 +105,8 @@ class Lane:
         self.successes += 1
         self._strikes = self._losses = 0
         self._trouble_since = None
-        self.window.accepted(self.in_flight)
+        if self.window.may_grow and not self._pace.is_limit(ticket.at, ticket.idle_s):
+            self.window.accepted(self.in_flight)
 
     def failed(self, ticket: Ticket, verdict: Verdict, failed_before: int | None) -> bool:
         """Count a failure; return whether it is the endpoint's affair and does not count against the item.

@@ -55,7 +55,13 @@ class _Pieces(aiohttp.Payload):
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
-    def __init__(self, settings: OpenAISettings, connections: int, trust: ssl.SSLContext | bool) -> None:  # noqa: FBT001
+    def __init__(
+        self,
+        settings: OpenAISettings,
+        connections: int,
+        trust: ssl.SSLContext | bool,  # noqa: FBT001
+        pace: Pace,
+    ) -> None:
         """Open nothing yet; must be made on the event loop. `connections` is the most at a time.
 
         `trust` is from `trust_of_environment`.
@@ -75,7 +81,7 @@ class Pool:
         )
         self._trust_env = settings.trust_env
         self._routes: dict[str, _Route] = {}
-        self._pace = Pace()
+        self._pace = pace
 
     async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> Reply:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.

@@ -66,7 +66,7 @@ class Item(Generic[TaskT]):
 
 
 class Run(Generic[TaskT]):
-    """The life of one `Backend.run`: as many workers as requests may be in flight, items put back wait without one."""
+    """The life of one `Backend.run`: as many workers as its share of the gate, items put back wait without one."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Run(Generic[TaskT]):
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome."""
-        self._gate.opened()
+        self._share = self._gate.opened(self._employ)
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
@@ -106,17 +106,21 @@ class Run(Generic[TaskT]):
                     await self._finished.wait()
         finally:
             self._closed = True
-            self._gate.closed()
+            self._gate.closed(self._share)
 
     def _employ(self) -> None:
-        """Have one more worker for every item that waits for one (all others are busy), up to the bound."""
-        for _ in range(min(len(self._fresh) + len(self._back), self._most_workers - self._workers)):
+        """Have one more worker for every item that waits for one (all others are busy), up to the share."""
+        if self._closed:
+            return
+        most = min(self._share.most, self._most_workers)
+        for _ in range(min(len(self._fresh) + len(self._back), most - self._workers)):
             self._workers += 1
             self._group.create_task(self._work())
 
     async def _work(self) -> None:
         try:
-            while (item := await self._next()) is not None:
+            # the share may shrink, for a call beside this one; the last worker always goes on
+            while self._workers <= self._share.most and (item := await self._next()) is not None:
                 await self._advance(item)
         finally:
             self._workers -= 1
@@ -136,9 +140,11 @@ class Run(Generic[TaskT]):
         async with self._taking:
             if self._fresh or self._ended:
                 return
-            tasks = await self._source.take(min(self._most_workers, 256))
+            wanted = min(self._most_workers, 256)
+            tasks = await self._source.take(wanted)
             self._ended = not tasks
             self._open += len(tasks)
+            self._gate.want(self._share, None if len(tasks) == wanted else self._open)
             self._fresh.extend([Item(task) for task in tasks])
         if self._workers:
             self._employ()
@@ -246,14 +252,15 @@ class Run(Generic[TaskT]):
 
     def _return(self, item: Item[TaskT]) -> None:
         self._waiting -= 1
-        if not self._closed:
-            self._back.append(item)
-            self._employ()
+        self._back.append(item)
+        self._employ()
 
     async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
         await self._sink.put(item.task.key, outcome)
         self._scope.settle(outcome)
         self._open -= 1
+        if self._share.wanted is not None:
+            self._gate.want(self._share, self._open)
 
     @staticmethod
     def _age(item: Item[TaskT]) -> float:

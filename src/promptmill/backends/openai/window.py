@@ -32,9 +32,14 @@ class Window:
         """Requests that may be in flight now; at least 1."""
         return max(1, int(self._size))
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether it is below its bound and allowed to change."""
+        return self._adaptive and self._size < self._limit
+
     def accepted(self, in_flight: int) -> None:
         """Count an answer that came while `in_flight` requests were out; grows only if the window was in use."""
-        if not self._adaptive or self._size >= self._limit:
+        if not self.may_grow:
             return
         if self._ramping:
             # one more per answer doubles the window per round

@@ -20,6 +20,7 @@ from promptmill.backends.openai.dialect import dialect_named
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.fanout import packed_result
 from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.spool import MappedFile, Ref
@@ -28,6 +29,7 @@ from promptmill.backends.protocol import Request, Scope
 from promptmill.children import frames
 from promptmill.errors import Code, PromptmillError
 from promptmill.images import ImageRules
+from promptmill.loop import run, spare_the_collector
 from promptmill.rows import Reading
 from promptmill.sampling import Sampling
 from promptmill.settings import OpenAISettings
@@ -46,12 +48,13 @@ class Worker:
         self._scope = Scope()
         self._told: set[str] = set()
         chance = random.Random()  # noqa: S311 (a lane wants one; decisions are made elsewhere)
+        pace = Pace(time.monotonic)
         self._lanes = [
             Lane(
                 endpoint,
                 Encoder(endpoint, job["model"], enable_thinking=settings.enable_thinking, stream=settings.stream),
                 settings,
-                time.monotonic,
+                pace,
                 chance,
                 number=number,
             )
@@ -60,7 +63,7 @@ class Worker:
         roots = job["allowed_roots"]
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
         attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None)
-        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment())
+        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), pace)
         self._sender = LocalSender(pool, attachments, self._scope, unsupported_is_error=job["unsupported"] == "error")
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._results: list[tuple[Any, ...]] = []
@@ -123,6 +126,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     if job is None:
         return
     worker = Worker(job, transport)
+    spare_the_collector()
     transport.write(frames.packed({"type": "ready"}))
     while (message := await frames.receive(reader)) is not None:
         worker.hear(message)
@@ -132,8 +136,6 @@ def main() -> None:
     """Run the worker; ends without ceremony, the operating system closes what is open."""
     assert _PIPES is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    from promptmill.loop import run
-
     try:
         run(work(*_PIPES))
     finally:
