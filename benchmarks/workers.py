@@ -41,7 +41,13 @@ class _Taken:
 
 
 async def _run(field: Field, workers: int, items: Sequence[Conversation], cores: Sequence[int] = ()) -> _Taken:
-    block = {"model_name": "bench", "base_url": field.fast, "api_key": "x", "num_workers": workers, "concurrency": 64}
+    block = {
+        "model_name": "bench",
+        "base_url": field.fast,
+        "api_key": "x",
+        "num_workers": workers,
+        "concurrency": 64 * workers,
+    }
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
     backend = OpenAIBackend(plan)
     await backend.load(lambda _: None)
