@@ -12,7 +12,7 @@ from collections.abc import Callable
 _PER_TURN = 8
 # The load is averaged over this long, so that one pause of the endpoint does not look like time to spare.
 _MEMORY_S = 0.25
-_SATURATED = 0.5
+_SATURATED = 0.8
 
 
 class Pace:
