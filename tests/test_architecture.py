@@ -22,7 +22,7 @@ FLOORS = (
     {"server", "unreadable"},
     {"jobs"},
     {"service"},
-    {"registry", "lists", "placement", "report"},
+    {"registry", "lists", "placement", "report", "calls", "slot"},
     {"backends"},
     {"backends.protocol"},
     {"config"},

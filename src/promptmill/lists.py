@@ -61,6 +61,11 @@ class ListSink:
         """Keep the outcome of item `key`."""
         self._outcomes[key] = outcome
 
+    @property
+    def missing(self) -> int:
+        """How many items have no outcome."""
+        return self._outcomes.count(None)
+
     def result(self, unanswered: PromptmillError | None) -> list[Outcome]:
         """Return the outcomes in order; what has none failed for the reason `unanswered`."""
         if unanswered is None:

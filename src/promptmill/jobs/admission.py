@@ -106,7 +106,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
         mtime_ns=mtime_ns,
         fingerprint=fingerprint(plan, given_prompt, input_format),
         backend=plan.backend,
-        model=model_name(plan),
+        model=plan.model,
         created=int(time.time()),
     )
 
@@ -203,12 +203,6 @@ def check_content(job: Job, halt: threading.Event) -> None:
     job.spec = job.folder.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
 
 
-def model_name(plan: Plan) -> str:
-    """Return the model that the plan names."""
-    block = getattr(plan.settings.backend_configs, plan.backend, None)
-    return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
-
-
 def system_prompt(plan: Plan, given: str, input_format: str) -> str:
     """Return what stands above every row: the given prompt, else the configured one.
 
@@ -221,7 +215,7 @@ def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, s
     """Return digests of what decides about answers; what each line brings itself is part of the input."""
     settings = plan.settings
     above = system_prompt(plan, given_prompt, input_format)
-    found = {"model": _digest(model_name(plan)), "system_prompt": _digest(above)}
+    found = {"model": _digest(plan.model), "system_prompt": _digest(above)}
     if input_format != "batch":
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
         found["image_tag"] = _digest(settings.image_tag)

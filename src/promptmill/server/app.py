@@ -9,6 +9,7 @@ from promptmill.server.answer_tools import add_answer_tools
 from promptmill.server.bulk_tools import add_bulk_tools
 from promptmill.server.engine_tools import add_engine_tools
 from promptmill.server.refusals import PlainArguments
+from promptmill.server.status import add_status
 from promptmill.service import Service
 
 _ANSWERING = """\
@@ -39,4 +40,5 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         add_engine_tools(mcp, service)
     add_answer_tools(mcp, service)
     add_bulk_tools(mcp, service)
+    add_status(mcp, service)
     return mcp
