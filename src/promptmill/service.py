@@ -113,10 +113,10 @@ class Service:
         except TimeoutError:
             unanswered = too_long(limit_s)
         except PromptmillError as error:
-            self.calls.unanswered(error.code, sink.missing)
+            self.calls.unanswered(error.code, len(sink.missing))
             raise
         if unanswered is not None:
-            self.calls.unanswered(unanswered.code, sink.missing)
+            self.calls.unanswered(unanswered.code, len(sink.missing))
         return sink.result(unanswered)
 
     async def answer(

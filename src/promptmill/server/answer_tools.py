@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
@@ -20,11 +20,15 @@ from promptmill.server.refusals import said
 from promptmill.server.results import ANSWERS, result_of
 from promptmill.service import Service
 
+if TYPE_CHECKING:
+    from promptmill.jobs.board import Board
+
 _PROMPTS_AT_ONCE = 500  # half a millisecond of work, after which others get their turn
 
 
-def add_answer_tools(mcp: FastMCP, service: Service) -> None:
-    """Add the three tools to the app."""
+def add_answer_tools(mcp: FastMCP, service: Service, board: Callable[[], Board]) -> None:
+    """Add the three tools to the app; `board` takes what goes on when a call is to return."""
+    answers = _Answers(service, board)
 
     @mcp.tool(
         output_schema=ANSWERS,
@@ -37,12 +41,13 @@ def add_answer_tools(mcp: FastMCP, service: Service) -> None:
         Returns `ans_ls`, one answer per prompt in the same order; send many prompts at once, they run concurrently.
         A prompt that fails has the answer "" and an entry in `errors`, and costs the others nothing.
         """
+        scope = Scope(total=len(prompt_ls))
         items: list[Conversation | PromptmillError] = []
         for index, item in enumerate(prompt_ls):
             items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
             if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-        return await _answer(ctx, service, items, system_prompt)
+        return await answers.of(ctx, items, scope, system_prompt)
 
     @mcp.tool(
         output_schema=ANSWERS,
@@ -77,12 +82,13 @@ def add_answer_tools(mcp: FastMCP, service: Service) -> None:
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
+        scope = Scope(total=len(prompt_ls))
         tag = image_tag or service.plan.settings.image_tag
         items = [
             _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
             for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
         ]
-        return await _answer(ctx, service, items, system_prompt)
+        return await answers.of(ctx, items, scope, system_prompt)
 
     @mcp.tool(
         output_schema=ANSWERS,
@@ -109,7 +115,8 @@ def add_answer_tools(mcp: FastMCP, service: Service) -> None:
         system_prompt: SystemPrompt = "",
     ) -> ToolResult:
         """Answer the last turn of one conversation. Returns `ans_ls` with that one answer."""
-        return await _answer(ctx, service, [conversation_from_messages(messages, "messages")], system_prompt)
+        conversation = conversation_from_messages(messages, "messages")
+        return await answers.of(ctx, [conversation], Scope(total=1), system_prompt)
 
 
 def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | None) -> Conversation | PromptmillError:
@@ -119,10 +126,28 @@ def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | 
         return error
 
 
-async def _answer(
-    ctx: Context, service: Service, items: Sequence[Conversation | PromptmillError], system_prompt: str
-) -> ToolResult:
-    scope = Scope(total=len(items))
-    any_failure = service.plan.settings.on_error == "raise"
-    outcomes = await with_progress(ctx, service, scope, service.generate(items, scope, system_prompt=system_prompt))
-    return result_of(outcomes, scope, any_failure=any_failure)
+class _Answers:
+    """What the three tools have in common."""
+
+    def __init__(self, service: Service, board: Callable[[], Board]) -> None:
+        self._service = service
+        self._board = board
+
+    async def of(
+        self, ctx: Context, items: Sequence[Conversation | PromptmillError], scope: Scope, system_prompt: str
+    ) -> ToolResult:
+        """Answer `items`; within `max_call_s`, where that is set."""
+        service = self._service
+        any_failure = service.plan.settings.on_error == "raise"
+        if service.plan.settings.max_call_s is None:
+            work = service.generate(items, scope, system_prompt=system_prompt)
+            return result_of(await with_progress(ctx, service, scope, work), scope, any_failure=any_failure)
+        from promptmill.jobs.deferral import TimedCall  # who sets no limit need not import jobs
+
+        call = TimedCall(service, self._board(), items, scope, system_prompt)
+        try:
+            outcomes = await with_progress(ctx, service, scope, call.outcomes())
+            job_id, spent = call.go_on()
+        finally:
+            call.abandon()
+        return result_of(outcomes, spent, any_failure=any_failure, job_id=job_id)

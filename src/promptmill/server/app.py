@@ -6,7 +6,7 @@ from fastmcp import FastMCP
 
 from promptmill import __version__
 from promptmill.server.answer_tools import add_answer_tools
-from promptmill.server.bulk_tools import add_bulk_tools
+from promptmill.server.bulk_tools import add_bulk_tools, board_of
 from promptmill.server.engine_tools import add_engine_tools
 from promptmill.server.refusals import PlainArguments
 from promptmill.server.status import add_status
@@ -36,9 +36,10 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         mask_error_details=True,
         middleware=[PlainArguments()],
     )
+    board = board_of(service)
     if not locked:
         add_engine_tools(mcp, service)
-    add_answer_tools(mcp, service)
-    add_bulk_tools(mcp, service)
+    add_answer_tools(mcp, service, board)
+    add_bulk_tools(mcp, board)
     add_status(mcp, service)
     return mcp

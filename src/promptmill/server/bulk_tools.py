@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,8 @@ _MOST_ROWS = 1000
 _JobId = Annotated[str, Field(description="As bulk_generate returned it.")]
 
 
-def add_bulk_tools(mcp: FastMCP, service: Service, *, default_roots: Sequence[Path] | None = None) -> None:
-    """Add the four tools to the app.
+def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], Board]:
+    """Return what gives the board of the server's jobs, made on the first use: servers start often, jobs do not.
 
     Files are read and written inside `allowed_roots`; when that is not set inside `default_roots`, None for the
     working directory.
@@ -37,9 +37,15 @@ def add_bulk_tools(mcp: FastMCP, service: Service, *, default_roots: Sequence[Pa
 
     @functools.cache
     def board() -> Board:
-        from promptmill.jobs.board import Board  # on the first use: servers start often, jobs do not
+        from promptmill.jobs.board import Board
 
         return Board(service, roots)
+
+    return board
+
+
+def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
+    """Add the four tools to the app."""
 
     @mcp.tool(
         annotations=ToolAnnotations(title="Answer a file of prompts", readOnlyHint=False, destructiveHint=False),

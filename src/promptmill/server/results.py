@@ -36,17 +36,37 @@ ANSWERS: dict[str, Any] = {
                 "required": ["index", "code", "message", "retryable", "attempts"],
             },
         },
+        "job_id": {
+            "type": "string",
+            "description": "There only when time was up: the items that failed with code `deferred` go on as this job; "
+            "read their answers with bulk_results.",
+        },
     },
     "required": ["ans_ls"],
 }
 
 
-def result_of(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool) -> ToolResult:
+def result_of(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
+    """Return the result of a call; `job_id` names the job that its deferred items go on as."""
     structured: dict[str, Any] = {"ans_ls": report.answers(outcomes)}
+    meta = report.totals(scope) | report.columns(outcomes)
     if errors := report.errors(outcomes):
         structured["errors"] = errors
+    if job_id is not None:
+        structured["job_id"] = meta["job_id"] = job_id
     failed = report.failed(outcomes, any_failure=any_failure)
     # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
-    text = report.summary(outcomes) if failed else orjson.dumps(structured).decode()
-    meta = report.totals(scope) | report.columns(outcomes)
-    return ToolResult([TextContent(type="text", text=text)], structured, meta, is_error=failed)
+    texts = [report.summary(outcomes) if failed else orjson.dumps(structured).decode()]
+    if job_id is not None:
+        texts.append(_goes_on(outcomes, job_id))
+    content = [TextContent(type="text", text=text) for text in texts]
+    return ToolResult(content, structured, meta, is_error=failed)
+
+
+def _goes_on(outcomes: Sequence[Outcome], job_id: str) -> str:
+    left = report.deferred(outcomes)
+    return (
+        f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
+        f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '
+        "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
+    )
