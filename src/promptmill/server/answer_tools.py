@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
-from pydantic import Field
 
 from promptmill.backends.protocol import Scope
 from promptmill.conversation import Conversation, conversation_from_messages, conversation_from_prompt
 from promptmill.errors import PromptmillError, input_error
-from promptmill.server.arguments import Loose, Prompts, SystemPrompt
+from promptmill.server.arguments import Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
 from promptmill.server.refusals import said
 from promptmill.server.results import ANSWERS, result_of
@@ -36,10 +35,12 @@ def add_answer_tools(mcp: FastMCP, service: Service, board: Callable[[], Board])
     )
     @said
     async def generate(ctx: Context, prompt_ls: Prompts, system_prompt: SystemPrompt = "") -> ToolResult:
-        """Answer a list of independent text prompts with the configured model, in one call.
+        """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
-        Returns `ans_ls`, one answer per prompt in the same order; send many prompts at once, they run concurrently.
-        A prompt that fails has the answer "" and an entry in `errors`, and costs the others nothing.
+        Returns `ans_ls`: one answer per prompt, in the order of the prompts. A prompt that fails has the answer "" and
+        an entry in `errors` that says why; it costs the others nothing. When `job_id` is in the result, time was up:
+        prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
+        use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
         scope = Scope(total=len(prompt_ls))
         items: list[Conversation | PromptmillError] = []
@@ -56,26 +57,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, board: Callable[[], Board])
     @said
     async def multimodal_generate(
         ctx: Context,
-        multimodal_path: Annotated[
-            list[Annotated[list[str], Loose]],
-            Loose,
-            Field(
-                description="For each prompt the list of its images: local paths, or file, http(s) or data URLs. "
-                "[] for a prompt without one.",
-                examples=[[["chart.png"], ["https://example.com/a.jpg", "b.webp"]]],
-            ),
-        ],
+        multimodal_path: Images,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
-        image_tag: Annotated[
-            str | None,
-            Field(description="Text such as <img> whose k-th occurrence in a prompt is replaced by its k-th image."),
-        ] = None,
+        image_tag: ImageTag = None,
     ) -> ToolResult:
-        """Answer prompts that come with images; `multimodal_path[i]` holds the images of `prompt_ls[i]`.
+        """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
-        Images follow the prompt's text in order, unless `image_tag` marks their places. Returns `ans_ls` as `generate`
-        does.
+        Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` as `generate` does.
         """
         if len(multimodal_path) != len(prompt_ls):
             raise input_error(
@@ -97,24 +86,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, board: Callable[[], Board])
     @said
     async def multiturn_generate(
         ctx: Context,
-        messages: Annotated[
-            list[dict[str, Any]],
-            Loose,
-            Field(
-                description="One conversation, oldest turn first: objects with `role` (system, user, assistant, "
-                "developer or tool) and `content`.",
-                examples=[
-                    [
-                        {"role": "user", "content": "My name is Ada."},
-                        {"role": "assistant", "content": "Hello, Ada!"},
-                        {"role": "user", "content": "What is my name?"},
-                    ]
-                ],
-            ),
-        ],
+        messages: Messages,
         system_prompt: SystemPrompt = "",
     ) -> ToolResult:
-        """Answer the last turn of one conversation. Returns `ans_ls` with that one answer."""
+        """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
+
+        Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
+        """
         conversation = conversation_from_messages(messages, "messages")
         return await answers.of(ctx, [conversation], Scope(total=1), system_prompt)
 

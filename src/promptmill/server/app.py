@@ -13,14 +13,19 @@ from promptmill.server.status import add_status
 from promptmill.service import Service
 
 _ANSWERING = """\
-promptmill answers prompts with a language model. Call `generate` with a list of independent prompts, \
-`multimodal_generate` when images belong to them, `multiturn_generate` with one conversation. \
-Answers come in `ans_ls`, in the order of the prompts; an item that failed is "" there and explained in `errors`. \
-For a file of many prompts call `bulk_generate` with an input and an output file; it works in the background.\
+promptmill answers prompts with a language model of its own. Order of use:
+1. Nothing has to be prepared: call `generate` with all independent prompts in one list, `multimodal_generate` when \
+images belong to them, `multiturn_generate` with one conversation. Answers come in `ans_ls`, in the order of the \
+prompts; an item that failed is "" there and explained in `errors`.
+2. When the result holds a `job_id`, time was up: do not send those prompts again, read their answers with \
+`bulk_results`.
+3. For a file of prompts call `bulk_generate` with an input and an output file, then `bulk_status` until its `state` \
+is `finished`; `bulk_results` reads answers, `bulk_cancel` ends the job.
+The resource promptmill://status shows model, calls in progress and configuration.\
 """
-_CHOOSING = """ \
-`generation_init` is optional: it chooses another backend, model or sampling. \
-`vllm_shutdown` frees the engine's memory; a later call loads it again.\
+_CHOOSING = """
+`generation_init` comes before all that, and only to change backend, model or sampling. \
+`vllm_shutdown` comes last, and only to free the memory of a model that runs on this machine.\
 """
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
 from fastmcp import Context, FastMCP
 from mcp_types import ToolAnnotations
-from pydantic import Field
 
 from promptmill.backends.protocol import Scope
 from promptmill.config import Overrides
-from promptmill.server.arguments import Loose
+from promptmill.server.arguments import BackendConfigs, BackendName, ExtraParams, SamplingParams
 from promptmill.server.progress import with_progress
 from promptmill.server.refusals import said
 from promptmill.service import Service
@@ -28,33 +25,16 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
     @said
     async def generation_init(
         ctx: Context,
-        backend_configs: Annotated[
-            dict[str, Any],
-            Loose,
-            Field(
-                description="Per backend name, its settings over the configured ones; {} keeps them.",
-                examples=[{"openai": {"model_name": "Qwen/Qwen3-8B", "base_url": "http://localhost:8000/v1"}}],
-            ),
-        ],
-        sampling_params: Annotated[
-            dict[str, Any],
-            Loose,
-            Field(
-                description="`temperature`, `top_p`, `max_tokens`, `stop`, `seed`, …; {} keeps the configured ones.",
-                examples=[{"temperature": 0, "max_tokens": 256}],
-            ),
-        ],
-        extra_params: Annotated[
-            dict[str, Any] | None,
-            Loose,
-            Field(description="Goes through to the engine or into the request body, such as `chat_template_kwargs`."),
-        ] = None,
-        backend: Annotated[str, Field(description="`hf`, `openai` or `vllm`.")] = "vllm",
+        backend_configs: BackendConfigs,
+        sampling_params: SamplingParams,
+        extra_params: ExtraParams = None,
+        backend: BackendName = "vllm",
     ) -> None:
-        """Choose the backend, its model and the sampling for the calls that follow, and load it.
+        """Choose backend, model and sampling for all calls that follow, and load the model.
 
-        Optional: without it the first generating call loads what the server's configuration says. An unchanged engine
-        stays loaded; changing the sampling alone costs nothing.
+        Not needed before `generate`: the server has a configuration, and the first call loads what it says. Call it
+        only to change something. It returns nothing when the model is ready; loading may take minutes. An unchanged
+        model stays loaded, and changing the sampling alone costs nothing. When it fails, what answered before goes on.
         """
         overrides = Overrides(backend, backend_configs, sampling_params, extra_params or {})
         await with_progress(ctx, service, Scope(), service.init(overrides))
@@ -67,8 +47,9 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
     )
     @said
     async def vllm_shutdown() -> None:
-        """End the engine that runs here (vLLM or transformers) and free its memory; running calls end too.
+        """Free the memory of the model that runs on the server's machine (`vllm` or `hf`), when no more is to be asked.
 
-        Does nothing on the openai backend. A later call loads the engine again.
+        Calls that still run end with the answers they have. Does nothing on the `openai` backend. A later call loads
+        the model again. Returns nothing.
         """
         await service.shutdown_engine()

@@ -19,19 +19,22 @@ ANSWERS: dict[str, Any] = {
         "ans_ls": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "The answers, in the order of the prompts.",
+            "description": 'One answer per prompt, in their order; "" for an item that has none, see `errors`.',
         },
         "errors": {
             "type": "array",
-            "description": "One entry per failed item; absent when there is none.",
+            "description": "One entry per item without an answer; absent when there is none.",
             "items": {
                 "type": "object",
                 "properties": {
-                    "index": {"type": "integer"},
-                    "code": {"type": "string"},
+                    "index": {"type": "integer", "description": "Place in `ans_ls`, from 0."},
+                    "code": {
+                        "type": "string",
+                        "description": "What kind of failure; `deferred` is none, see `job_id`.",
+                    },
                     "message": {"type": "string"},
-                    "retryable": {"type": "boolean"},
-                    "attempts": {"type": "integer"},
+                    "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
+                    "attempts": {"type": "integer", "description": "Requests made for it."},
                 },
                 "required": ["index", "code", "message", "retryable", "attempts"],
             },
