@@ -59,6 +59,7 @@ def test_what_may_help_to_try_again_is_marked():
         Code.REQUEST_TOO_LARGE,
         Code.CONTENT_FILTER,
         Code.TLS,
+        Code.DEFERRED,
         Code.MISSING_DEPENDENCY,
         Code.ENGINE_LOAD_FAILED,
         Code.OUT_OF_MEMORY,

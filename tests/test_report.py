@@ -33,10 +33,20 @@ def test_the_commonest_reason_comes_first():
 
 
 def test_a_summary_stays_short_however_many_reasons_there_are():
-    outcomes = [Failure(PromptmillError(code, "it broke.")) for code in Code]
+    outcomes = [Failure(PromptmillError(code, "it broke.")) for code in Code if code is not Code.DEFERRED]
     summary = report.summary(outcomes)
     assert summary.count("failed with") == 3
-    assert f"and {len(Code) - 3} more" in summary
+    assert f"and {len(outcomes) - 3} more" in summary
+
+
+def test_what_goes_on_as_a_job_has_not_failed():
+    deferred, wrong = Failure(PromptmillError(Code.DEFERRED, "later")), Failure(PromptmillError(Code.TLS, "no"))
+    assert not report.failed([deferred], any_failure=True)
+    assert not report.failed([deferred, wrong], any_failure=False)
+    assert report.failed([deferred, wrong], any_failure=True)
+    assert report.summary([deferred, wrong]) == f"1 of 2 failed with tls: {wrong.error}"
+    assert report.deferred([deferred, wrong]) == 1
+    assert [entry["code"] for entry in report.errors([deferred, wrong])] == ["deferred", "tls"]
 
 
 def test_columns_have_one_entry_per_item_in_order():

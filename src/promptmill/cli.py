@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _serve(_: argparse.Namespace, configuration: Configuration) -> int:
+def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill import loop, process
 
     loop.log_to_stderr()
-    return process.serve_stdio(configuration)
+    return process.serve_stdio(configuration, locked=arguments.locked)
 
 
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -77,9 +77,13 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
 
 
-def _jobs(arguments: argparse.Namespace, _: Configuration) -> int:
+def _jobs(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.jobs import command
 
+    if arguments.prune is not None:
+        return command.forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
+    if arguments.resume:
+        return command.resume(configuration, arguments.job_id, as_json=arguments.json)
     return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
 
 
@@ -113,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
     )
+    serve.add_argument(
+        "--locked",
+        action="store_true",
+        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+    )
     serve.set_defaults(command=_serve)
 
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
@@ -136,9 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
 
-    jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are")
+    jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are; go on with one, forget old ones")
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
-    jobs.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    doing = jobs.add_mutually_exclusive_group()
+    doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    doing.add_argument("--resume", action="store_true", help="go on with the job, here")
+    doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
+    jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(command=_jobs)
 

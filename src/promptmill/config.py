@@ -50,6 +50,12 @@ class Plan:
         """The chosen backend's name."""
         return self.settings.backend
 
+    @property
+    def model(self) -> str:
+        """The model that the chosen backend's block names; `""` when it names none."""
+        block = getattr(self.settings.backend_configs, self.backend, None)
+        return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
+
 
 @dataclass(frozen=True, slots=True)
 class _Unset:

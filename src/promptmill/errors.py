@@ -39,6 +39,7 @@ class Code(StrEnum):
     # the life of a call
     ITEM_TIMEOUT = "item_timeout"
     DEADLINE = "deadline"
+    DEFERRED = "deferred"
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     # engines in a process of their own
@@ -83,10 +84,11 @@ _TRAITS: dict[Code, _Trait] = {
     ),
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
     Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
+    Code.DEFERRED: _Trait(False, "No failure: the item goes on as a job; read its answer with `bulk_results`."),
     Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),
     Code.SHUTDOWN: _Trait(True, "The engine was shut down during the call; send these items again."),
     Code.MISSING_DEPENDENCY: _Trait(False, "Install the extra that is named."),
-    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names and call `generation_init` again."),
+    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names in the configuration, and call again."),
     Code.ENGINE_DIED: _Trait(True, "The next call starts a new engine; send these items again."),
     Code.OUT_OF_MEMORY: _Trait(False, "Lower `batch_size` or `max_tokens`, or use a smaller model."),
     Code.INTERNAL: _Trait(False, "This is a bug in promptmill; please report it."),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from promptmill.backends.protocol import Scope
+from promptmill.errors import Code
 from promptmill.outcome import Completion, Failure, Outcome
 
 LONGEST_COLUMNS = 1000
@@ -35,7 +36,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return one paragraph on what failed, the commonest reason first; `""` when nothing did."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    failures = [failure for outcome in outcomes if (failure := _wrong(outcome))]
     if not failures:
         return ""
     by_code = Counter(failure.error.code for failure in failures).most_common()
@@ -99,5 +100,15 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
 
 def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:
     """Return whether the call as a whole failed: nothing was answered, or `any_failure` and something was not."""
-    wrong = sum(isinstance(outcome, Failure) for outcome in outcomes)
+    wrong = sum(_wrong(outcome) is not None for outcome in outcomes)
     return wrong > 0 and (any_failure or wrong == len(outcomes))
+
+
+def deferred(outcomes: Sequence[Outcome]) -> int:
+    """Return how many items go on as a job."""
+    return sum(isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED for outcome in outcomes)
+
+
+def _wrong(outcome: Outcome) -> Failure | None:
+    """Return what went wrong with an item; one that goes on as a job has not."""
+    return outcome if isinstance(outcome, Failure) and outcome.error.code is not Code.DEFERRED else None

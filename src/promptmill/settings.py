@@ -132,6 +132,12 @@ class Settings(Block):
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."
     )
+    max_call_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a call returns with what is done; the rest goes on as a job that "
+        "`bulk_results` reads. For clients that give up after a minute.",
+    )
     allowed_roots: list[str] | None = Field(
         None,
         description="Folders that images may be read from, and that jobs of a call may read and write in; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import jsonschema
 import orjson
 import pytest
 
@@ -57,6 +58,61 @@ def test_every_tool_and_parameter_is_described(talk):
     for tool in talk(_tools).values():
         assert tool.description
         assert all(schema.get("description") for schema in tool.input_schema.get("properties", {}).values())
+
+
+def test_every_argument_that_must_be_given_has_examples_and_all_examples_fit(talk):
+    for tool in talk(_tools).values():
+        for name, schema in tool.input_schema.get("properties", {}).items():
+            examples = schema.get("examples", [])
+            assert examples or name not in tool.input_schema.get("required", []), (tool.name, name)
+            for example in examples:
+                jsonschema.validate(example, schema)
+
+
+def _nodes(schema):
+    yield schema
+    for inner in [*schema.get("properties", {}).values(), *schema.get("anyOf", []), schema.get("items")]:
+        if inner is not None:
+            yield from _nodes(inner)
+
+
+def test_schemas_keep_to_what_every_client_understands(talk):
+    known = {"type", "properties", "required", "items", "anyOf", "enum", "description", "default", "examples"}
+    known |= {"additionalProperties", "minimum", "maximum"}
+    for tool in talk(_tools).values():
+        for schema in filter(None, (tool.input_schema, tool.output_schema)):
+            assert schema["type"] == "object"
+            for node in _nodes(schema):
+                assert set(node) <= known, (tool.name, node)
+                assert ("type" in node) != ("anyOf" in node), (tool.name, node)
+                assert node.get("type") != "array" or "items" in node, (tool.name, node)
+
+
+def test_what_tools_list_shows_is_enough_to_call_them(talk, tmp_path, monkeypatch):
+    """Each argument as its first example says, nothing else known."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+
+    async def work(talking):
+        tools = await _tools(talking)
+        failed = {}
+        for name in ("generate", "multiturn_generate", "bulk_generate"):
+            properties = tools[name].input_schema["properties"]
+            arguments = {key: schema["examples"][0] for key, schema in properties.items() if "examples" in schema}
+            result = await talking(name, **arguments)
+            if result.is_error or result.structured_content.get("errors"):
+                failed[name] = text(result)
+        return failed
+
+    assert not talk(work)
+
+
+def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
+    hints = {name: tool.annotations for name, tool in talk(_tools).items()}
+    reading = {"generate", "multimodal_generate", "multiturn_generate", "bulk_status", "bulk_results"}
+    assert {name for name, hint in hints.items() if hint.read_only_hint} == reading
+    assert {name for name, hint in hints.items() if hint.destructive_hint} == {"bulk_generate"}
+    assert all(hint.title for hint in hints.values())
 
 
 def test_the_answering_tools_publish_what_they_return(talk):

@@ -59,6 +59,8 @@ class Scope:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    codes: dict[str, int] = field(default_factory=dict)
+    """Failures by code."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
 
@@ -71,6 +73,8 @@ class Scope:
         self.done += 1
         if not isinstance(outcome, Completion):
             self.failed += 1
+            code = str(outcome.error.code)
+            self.codes[code] = self.codes.get(code, 0) + 1
         self.prompt_tokens += outcome.usage.prompt_tokens
         self.completion_tokens += outcome.usage.completion_tokens
 

@@ -21,6 +21,7 @@ from promptmill.jobs.folder import Folder, Spec, folder_for
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.order import Order
 
+_WHOLE = frozenset({"batch", "messages"})
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 
@@ -92,7 +93,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
 
 def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:
     source, target = paths
-    input_format = formats.of_input(source, file)
+    own = source.parent == folder.path.resolve()
+    input_format = "messages" if own else formats.of_input(source, file)
     output_format = formats.of_output(target, input_format)
     formats.check_installed(input_format, output_format)
     size, mtime_ns = file.stamp()
@@ -106,7 +108,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
         mtime_ns=mtime_ns,
         fingerprint=fingerprint(plan, given_prompt, input_format),
         backend=plan.backend,
-        model=model_name(plan),
+        model=plan.model,
         created=int(time.time()),
     )
 
@@ -203,26 +205,20 @@ def check_content(job: Job, halt: threading.Event) -> None:
     job.spec = job.folder.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
 
 
-def model_name(plan: Plan) -> str:
-    """Return the model that the plan names."""
-    block = getattr(plan.settings.backend_configs, plan.backend, None)
-    return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
-
-
 def system_prompt(plan: Plan, given: str, input_format: str) -> str:
     """Return what stands above every row: the given prompt, else the configured one.
 
-    A line of a Batch file is a whole request, which only a given prompt changes.
+    A line of a Batch file or of a call's rest is a whole request, which only a given prompt changes.
     """
-    return given or ("" if input_format == "batch" else plan.settings.system_prompt)
+    return given or ("" if input_format in _WHOLE else plan.settings.system_prompt)
 
 
 def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, str]:
     """Return digests of what decides about answers; what each line brings itself is part of the input."""
     settings = plan.settings
     above = system_prompt(plan, given_prompt, input_format)
-    found = {"model": _digest(model_name(plan)), "system_prompt": _digest(above)}
-    if input_format != "batch":
+    found = {"model": _digest(plan.model), "system_prompt": _digest(above)}
+    if input_format not in _WHOLE:
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
         found["image_tag"] = _digest(settings.image_tag)
     return found

@@ -12,8 +12,10 @@ from typing import Any
 import orjson
 
 from promptmill import rows
+from promptmill.config import Plan
+from promptmill.conversation import Conversation
 from promptmill.errors import PromptmillError, input_error
-from promptmill.jobs import admission, command, detached, formats, screen, status
+from promptmill.jobs import admission, command, detached, formats, rest, screen, status
 from promptmill.jobs import folder as folders
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
@@ -23,6 +25,7 @@ from promptmill.jobs.journal import read_record
 from promptmill.jobs.lines import Line, Lines
 from promptmill.jobs.order import Order
 from promptmill.jobs.outputs import answer_fields
+from promptmill.jobs.rest import Running
 from promptmill.jobs.runner import Runner
 from promptmill.service import Service
 
@@ -39,6 +42,7 @@ class Board:
         self._roots = roots
         self._state = state or folders.state_root()
         self._here: dict[str, asyncio.Task[None]] = {}
+        self._of_calls: set[str] = set()
 
     async def start(self, input_file: str, output_file: str, system_prompt: str, *, resume: bool) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status.
@@ -72,7 +76,7 @@ class Board:
         """Return the status of one job, or `{"jobs": […]}`."""
         if job_id is not None:
             return self._told(self._find(job_id))
-        return {"jobs": [self._told(folder) for folder in folders.all_folders(self._state) if self._may_see(folder)]}
+        return {"jobs": [self._told(folder) for folder in folders.all_folders(self._state) if self._is_listed(folder)]}
 
     def results(self, job_id: str, offset: int, limit: int) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
@@ -80,6 +84,7 @@ class Board:
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
         folder = self._find(job_id)
+        fields = _index if folder.spec and folder.spec.of_call else _fields
         found: list[dict[str, Any]] = []
         size, after = 0, None
         for line, record in _answered(folder, offset):
@@ -87,7 +92,7 @@ class Board:
                 after = line.row
                 break
             if record is not None:
-                row = {"row": line.row} | _fields(line) | answer_fields(record)
+                row = {"row": line.row} | fields(line) | answer_fields(record)
                 found.append(row)
                 size += line.length + len(record.get("text", ""))
         told = status.read(folder)
@@ -107,12 +112,23 @@ class Board:
             await asyncio.to_thread(command.wait_for_end, folder, _WAIT_S)
         return self._told(folder)
 
-    def _run_here(self, job: Job) -> None:
+    def spool(self, job_id: str, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: Plan) -> Job:
+        """Write the rest of a call as a job, see `rest.write`. Blocks."""
+        return rest.write(job_id, items, system_prompt, plan, self._state)
+
+    def go_on(self, job: Job, running: Running) -> None:
+        """Have the running rest of a call be journalled as `job` while this server lives."""
+        self._of_calls.add(job.spec.job_id)
+        self._run_here(job, running)
+
+    def _run_here(self, job: Job, running: Running | None = None) -> None:
         async def run() -> None:
             try:
                 with job.folder.log.open("a") as log, screen.watching(job.spec.job_id, log) as watch:
-                    await Runner(job, self._service, watch=watch).run()
+                    await Runner(job, self._service, watch=watch, running=running).run()
             finally:
+                if running is not None:
+                    running.end()
                 job.close()
 
         task = asyncio.ensure_future(run())
@@ -135,15 +151,24 @@ class Board:
             raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
         return folder
 
+    def _is_listed(self, folder: Folder) -> bool:
+        spec = folder.spec
+        return spec is not None and (folder.job_id in self._of_calls if spec.of_call else self._may_see(folder))
+
     def _may_see(self, folder: Folder) -> bool:
         spec = folder.spec
-        return spec is not None and self._inside(spec.input) and self._inside(spec.output)
+        if spec is None:
+            return False
+        # whoever knows the id of a call's job made that call, or was told by who did
+        return spec.of_call or (self._inside(spec.input) and self._inside(spec.output))
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
             path = Path(text).expanduser().absolute().resolve()
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is no path that can be used.") from None
+        if folders.owner(path, self._state) is not None:
+            return path
         if not self._inside(path):
             shown = ", ".join(str(root) for root in self._roots()) or "none"
             raise input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
@@ -174,6 +199,11 @@ def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any]
             for line, entry in zip(block, entries(index, block[0].row, len(block)), strict=True):
                 if not line.blank:
                     yield line, None if not entry or entry & AGAIN else read_record(journal, entry, line.row)
+
+
+def _index(line: Line) -> dict[str, Any]:
+    """Return which item of its call the row is; the caller has the prompt."""
+    return {"index": rows.load(line.data or b"", "")["index"]}
 
 
 def _fields(line: Line) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import orjson
 from promptmill import loop
 from promptmill.config import Configuration, Plan
 from promptmill.errors import Code, PromptmillError
-from promptmill.jobs import admission, disk, folder, screen, status, validation
+from promptmill.jobs import admission, disk, folder, prune, screen, status, validation
 from promptmill.jobs.admission import Job
 from promptmill.jobs.order import Order
 from promptmill.jobs.runner import Runner
@@ -113,6 +113,28 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
         wait_for_end(job, _CANCEL_WAIT_S)
     one = status.read(job)
     _print(orjson.dumps(one).decode() if as_json else screen.summary(one))
+    return OK
+
+
+def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
+    """Go on with a job in the foreground, by its id alone. Returns as `bulk` does."""
+    if job_id is None:
+        print("promptmill: name the job to go on with.", file=sys.stderr)
+        return USAGE
+    spec = folder.find(job_id, folder.state_root()).spec
+    assert spec is not None
+    return bulk(configuration, Order(input=spec.input, output=spec.output), validate=False, as_json=as_json)
+
+
+def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
+    """Remove old jobs and say which."""
+    removed = prune.prune(folder.state_root(), prune.age_s(age), unfinished=unfinished)
+    if as_json:
+        _print(orjson.dumps({"removed": removed}).decode())
+    else:
+        for job_id in removed:
+            _print(job_id)
+        print(f"promptmill: {len(removed)} job(s) removed.", file=sys.stderr)
     return OK
 
 

@@ -14,6 +14,7 @@ import orjson
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
+PUBLIC_FILE = 0o666  # less what the user's umask takes away
 _BINARY = getattr(os, "O_BINARY", 0)
 
 

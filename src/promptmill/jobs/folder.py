@@ -9,6 +9,8 @@
 | `rows.jsonl` | rows of a CSV or Parquet input as lines |
 | `status.json` | how far it is, written about once a second |
 | `result.json` | which output file it made |
+| `prompts.jsonl` | the input, when it came with a call and no file of the user's |
+| `answers.jsonl` | the output of such a job |
 | `cancel` | there while somebody wants it to stop |
 | `log` | what a detached runner says |
 """
@@ -51,6 +53,11 @@ class Spec(BaseModel):
     model: str
     created: int
 
+    @property
+    def of_call(self) -> bool:
+        """Whether the job is the rest of a call: its input and output lie in its folder."""
+        return self.input_format == "messages"
+
 
 class Output(BaseModel):
     """A file that a job made, as the file system showed it then."""
@@ -86,6 +93,8 @@ class Folder:
         self.cancel = path / "cancel"
         self.log = path / "log"
         self.duplicates = path / "duplicates"
+        self.prompts = path / "prompts.jsonl"
+        self.answers = path / "answers.jsonl"
         self._spec = path / "spec.json"
         self._result = path / "result.json"
 
@@ -113,9 +122,9 @@ class Folder:
         return lock.is_held(self.lock)
 
     def clear(self) -> None:
-        """Forget everything but the lock, which the caller holds."""
+        """Forget everything but the lock, which the caller holds, and an input that lies here."""
         for file in self.path.iterdir():
-            if file != self.lock:
+            if file not in {self.lock, self.prompts}:
                 file.unlink()
 
 
@@ -130,9 +139,18 @@ def state_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 def folder_for(source: Path, target: Path, root: Path) -> Folder:
     """Return the folder of the job from `source` to `target`, both resolved; it need not exist."""
+    if (own := owner(source, root)) is not None and target == own.answers.resolve():
+        return own
     digest = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:10]
     slug = re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-")[:40].strip("-") or "job"
     return Folder(root / f"{slug}-{digest}")
+
+
+def owner(path: Path, root: Path) -> Folder | None:
+    """Return the folder of the call's job that `path`, resolved, is the input or output of."""
+    folder = Folder(root / path.parent.name)
+    is_own = path.parent.parent == root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
+    return folder if is_own and folder.prompts.exists() else None
 
 
 def find(job_id: str, root: Path) -> Folder:

@@ -15,7 +15,13 @@ SUFFIXES = MappingProxyType({".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv
 # Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
 _LOOKED_AT = 100
 _OUTPUTS = MappingProxyType(
-    {"jsonl": ("jsonl",), "batch": ("jsonl",), "csv": ("csv", "jsonl"), "parquet": ("parquet", "jsonl")}
+    {
+        "jsonl": ("jsonl",),
+        "batch": ("jsonl",),
+        "messages": ("jsonl",),
+        "csv": ("csv", "jsonl"),
+        "parquet": ("parquet", "jsonl"),
+    }
 )
 
 
@@ -56,7 +62,7 @@ def of_output(path: Path, input_format: str) -> str:
 
 def row_kind(input_format: str) -> str:
     """Return the kind that `rows.decode` reads the rows of this format as."""
-    return input_format if input_format in {"jsonl", "batch"} else "table"
+    return "table" if input_format in {"csv", "parquet"} else input_format
 
 
 def check_installed(*formats: str) -> None:

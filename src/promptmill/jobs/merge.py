@@ -77,18 +77,17 @@ def write(merge: Merge) -> Path:
     """
     partial = beside(merge.target, merge.job_id)
     try:
-        with partial.open("wb", _BUFFER) as out:
+        mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
+        with open(partial, "wb", _BUFFER, opener=lambda path, flags: os.open(path, flags, mode)) as out:
             most = 1 << 62 if merge.most is None else merge.most
             if merge.output_format == "csv":
                 tables.write_csv(merge.input, out, merge.answer, merge.extra, most)
             elif merge.output_format == "parquet":
                 tables.write_parquet(merge.input, out, merge.answer, merge.extra, most)
             elif merge.input_format in {"csv", "parquet"}:
-                for line in tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most):
-                    out.write(line)
+                out.writelines(tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most))
             else:
-                for line in _lines(merge, most):
-                    out.write(line)
+                out.writelines(_lines(merge, most))
             out.flush()
             os.fsync(out.fileno())
     except BaseException:

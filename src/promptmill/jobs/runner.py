@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from promptmill.backends.protocol import Scope
 from promptmill.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
@@ -17,6 +18,7 @@ from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.rest import Running
 from promptmill.jobs.status import Progress
 from promptmill.jobs.tally import Tally
 from promptmill.rows import Reading
@@ -41,14 +43,19 @@ class _Ended(Exception):  # noqa: N818 (how a run ends early, told to `Runner.ru
 class Runner:
     """One run of a job that `admission` let in. The caller made job and service, and closes them."""
 
-    def __init__(self, job: Job, service: Service, *, watch: Watch | None = None) -> None:
-        """`watch` is shown the progress several times a second. Needs a running event loop.
+    def __init__(
+        self, job: Job, service: Service, *, watch: Watch | None = None, running: Running | None = None
+    ) -> None:
+        """`watch` is shown the progress several times a second; `running` is work that the job's rows are in already.
+
+        Needs a running event loop.
 
         Raises `PromptmillError` (`storage`).
         """
         self._job = job
         self._service = service
         self._watch = watch
+        self._running = running
         self._crash = crash.from_environ()
         self._ending: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
         self._halt = threading.Event()
@@ -56,7 +63,7 @@ class Runner:
             self._ledger = Ledger(job.folder, crash=self._crash)
         except OSError as error:
             raise _unusable(error) from None
-        self.progress = Progress(self._ledger.tally)
+        self.progress = Progress(self._ledger.tally, running.scope if running else Scope())
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
         seconds = (disk.read_json(job.folder.status) or {}).get("seconds")
@@ -150,11 +157,21 @@ class Runner:
 
     async def _answer(self, lines: RandomFile, path: Path) -> None:
         """Have every unanswered row answered and journalled."""
-        job, plan, progress = self._job, self._service.plan, self.progress
-        limit, total = job.order.limit, job.spec.lines
+        progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.scope.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
         self._enter(status.RUNNING)
+        running, self._running = self._running, None  # once: what it leaves is read from the file
+        work = running.journal(self._ledger, self._give_up) if running else self._answering(lines, path).run()
+        syncing = asyncio.ensure_future(self._sync())  # only now: before, the index is another thread's
+        try:
+            progress.total = await self._until_ended(work)
+        finally:
+            syncing.cancel()
+            await asyncio.wait({syncing})
+
+    def _answering(self, lines: RandomFile, path: Path) -> Answering:
+        job, plan = self._job, self._service.plan
         reading = Reading(
             formats.row_kind(job.spec.input_format),
             plan.settings.sampling_params,
@@ -162,26 +179,19 @@ class Runner:
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
         )
-        answering = Answering(
+        return Answering(
             self._service,
             self._ledger,
-            progress.scope,
+            self.progress.scope,
             lines,
             path,
             reading,
-            limit,
+            job.order.limit,
             job.order.failure_limit,
             job.folder.duplicates if job.order.dedupe else None,
             self._guard,
             self._give_up,
         )
-        # only now: before, the index is another thread's
-        syncing = asyncio.ensure_future(self._sync())
-        try:
-            progress.total = await self._until_ended(answering.run())
-        finally:
-            syncing.cancel()
-            await asyncio.wait({syncing})
 
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""

@@ -21,9 +21,9 @@ _RATE_OVER_S = 30.0
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, scope: Scope) -> None:
         self.tally = tally
-        self.scope = Scope()
+        self.scope = scope
         self.counted = False
         """Whether `tally` holds what this run cost as well, because every record was counted again."""
         self.state = STARTING

@@ -35,7 +35,7 @@ async def with_progress(ctx: Context, service: Service, scope: Scope, work: Coro
             if not task.done() and (scope.total is None or following < scope.total):
                 told = following
                 await ctx.report_progress(told, scope.total, _status(service, scope))
-        last = told + _TICK if scope.total is None else max(scope.total, _TICK)
+        last = told + _TICK if scope.total is None else max(scope.done, told + _TICK)
         if scope.total != 0:
             await ctx.report_progress(last, scope.total, "ready" if scope.total is None else _count(scope))
         return task.result()

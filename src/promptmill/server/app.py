@@ -1,0 +1,50 @@
+"""The FastMCP app: which tools a client gets, and what it is told of their use."""
+
+from __future__ import annotations
+
+from fastmcp import FastMCP
+
+from promptmill import __version__
+from promptmill.server.answer_tools import add_answer_tools
+from promptmill.server.bulk_tools import add_bulk_tools, board_of
+from promptmill.server.engine_tools import add_engine_tools
+from promptmill.server.refusals import PlainArguments
+from promptmill.server.status import add_status
+from promptmill.service import Service
+
+_ANSWERING = """\
+promptmill answers prompts with a language model of its own. Order of use:
+1. Nothing has to be prepared: call `generate` with all independent prompts in one list, `multimodal_generate` when \
+images belong to them, `multiturn_generate` with one conversation. Answers come in `ans_ls`, in the order of the \
+prompts; an item that failed is "" there and explained in `errors`.
+2. When the result holds a `job_id`, time was up: do not send those prompts again, read their answers with \
+`bulk_results`.
+3. For a file of prompts call `bulk_generate` with an input and an output file, then `bulk_status` until its `state` \
+is `finished`; `bulk_results` reads answers, `bulk_cancel` ends the job.
+The resource promptmill://status shows model, calls in progress and configuration.\
+"""
+_CHOOSING = """
+`generation_init` comes before all that, and only to change backend, model or sampling. \
+`vllm_shutdown` comes last, and only to free the memory of a model that runs on this machine.\
+"""
+
+
+def create_server(service: Service, *, locked: bool = False) -> FastMCP:
+    """Return the app over `service`, which the caller made and closes.
+
+    `locked` leaves out the tools that change what the server runs: the operator's configuration alone counts.
+    """
+    mcp = FastMCP(
+        "promptmill",
+        version=__version__,
+        instructions=_ANSWERING if locked else _ANSWERING + _CHOOSING,
+        mask_error_details=True,
+        middleware=[PlainArguments()],
+    )
+    board = board_of(service)
+    if not locked:
+        add_engine_tools(mcp, service)
+    add_answer_tools(mcp, service, board)
+    add_bulk_tools(mcp, board)
+    add_status(mcp, service)
+    return mcp

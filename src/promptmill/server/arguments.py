@@ -1,0 +1,149 @@
+"""The types of the tools' arguments, as a client that knows nothing else reads them in `tools/list`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+_PART = {
+    "type": "object",
+    "description": '{"type": "text", "text": "…"} or {"type": "image_url", "image_url": {"url": "…"}}.',
+    "additionalProperties": True,
+}
+_CONTENT = {
+    "description": "The text; or a list of parts.",
+    "anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "object", "additionalProperties": True}],
+}
+_PROMPT = {
+    "type": "object",
+    "description": 'One message: {"role": "user", "content": "…"}. {"content": "…"} and {"text": "…"} mean the same.',
+    "properties": {"role": {"type": "string"}, "content": _CONTENT, "text": {"type": "string"}},
+    "additionalProperties": True,
+}
+_TURN = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": _CONTENT,
+    },
+    "required": ["role"],
+    "additionalProperties": True,
+}
+
+
+def _as_list_or_object(value: object) -> object:
+    """Read a list or object that arrives as a JSON string, as language models like to send it."""
+    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
+
+
+Loose = BeforeValidator(_as_list_or_object)
+Prompts = Annotated[
+    list[str | Annotated[dict[str, Any], WithJsonSchema(_PROMPT)]],
+    Loose,
+    Field(
+        description="The prompts: a list, also for a single one. Each is answered on its own and sees none of the "
+        "others. Usually texts; a chat message with `content` stands for its text.",
+        examples=[
+            ["What is the capital of France?", "Translate to German: Good morning!"],
+            [{"role": "user", "content": "Name three colours."}],
+        ],
+    ),
+]
+SystemPrompt = Annotated[
+    str,
+    Field(
+        description="Instruction above every prompt of this call. Leave it out for the configured one.",
+        examples=["Answer in one word."],
+    ),
+]
+Images = Annotated[
+    list[Annotated[list[str], Loose]],
+    Loose,
+    Field(
+        description="The images: for each prompt a list, in the order of `prompt_ls` and as many as there are prompts; "
+        "[] for a prompt without an image. An image is a path on the server's machine (best absolute), or a file:, "
+        "http(s): or data: URL. PNG, JPEG, WebP, GIF, BMP or TIFF.",
+        examples=[[["/home/ada/chart.png"]], [["https://example.com/a.jpg", "b.webp"], []]],
+    ),
+]
+ImageTag = Annotated[
+    str | None,
+    Field(
+        description="Only when the prompts themselves say where images go: the text that marks a place. A prompt's "
+        "k-th tag is replaced by its k-th image, so it needs as many tags as images. Left out, images follow the text.",
+        examples=["<image>"],
+    ),
+]
+Messages = Annotated[
+    list[Annotated[dict[str, Any], WithJsonSchema(_TURN)]],
+    Loose,
+    Field(
+        description="One conversation, oldest turn first; the last turn is the one to answer. A system turn may come "
+        "first.",
+        examples=[
+            [
+                {"role": "user", "content": "My name is Ada."},
+                {"role": "assistant", "content": "Hello, Ada!"},
+                {"role": "user", "content": "What is my name?"},
+            ]
+        ],
+    ),
+]
+BackendConfigs = Annotated[
+    dict[str, Any],
+    Loose,
+    Field(
+        description="Settings by backend name, laid over the configured ones key by key; {} changes none. Keys of "
+        "`openai`: model_name, base_url, api_key_env (the variable that holds the key), concurrency, retries, rpm, "
+        "tpm, timeout, …; of `hf`: model_name_or_path, device, batch_size, dtype, …; of `vllm`: model_name_or_path, "
+        "gpu_ids, gpu_memory_utilization and any engine argument.",
+        examples=[
+            {"openai": {"model_name": "Qwen/Qwen3-8B", "base_url": "http://localhost:8000/v1"}},
+            {"hf": {"model_name_or_path": "smollm2-135m-instruct"}},
+            {},
+        ],
+    ),
+]
+SamplingParams = Annotated[
+    dict[str, Any],
+    Loose,
+    Field(
+        description="How answers are sampled; {} keeps the configured parameters, anything else replaces them all. "
+        "Names: temperature, top_p, max_tokens, stop, seed, presence_penalty, frequency_penalty, response_format, "
+        "reasoning_effort, top_k, min_p, repetition_penalty, enable_thinking.",
+        examples=[{"temperature": 0, "max_tokens": 256}, {}],
+    ),
+]
+ExtraParams = Annotated[
+    dict[str, Any] | None,
+    Loose,
+    Field(
+        description="More parameters, which go to the engine or into the request body as they are. Seldom needed; left "
+        "out or {}, the configured ones count.",
+        examples=[{"chat_template_kwargs": {"enable_thinking": False}}],
+    ),
+]
+BackendName = Annotated[
+    str,
+    Field(
+        description="Which backend answers from now on. Always give it: left out, it is `vllm`, whatever runs now. "
+        "`openai`: any OpenAI-compatible endpoint; `hf`: a transformers model on the server's machine; `vllm`: a vLLM "
+        "engine on the server's GPUs.",
+        examples=["openai"],
+        json_schema_extra={"enum": ["hf", "openai", "vllm"]},
+    ),
+]
+JobId = Annotated[
+    str,
+    Field(
+        description="The `job_id` that bulk_generate returned, or a call that was out of time.",
+        examples=["prompts-1f0c9a7b2e"],
+    ),
+]

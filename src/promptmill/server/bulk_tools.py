@@ -1,0 +1,189 @@
+"""The bulk tools: file → file jobs over MCP. Their names and arguments are the wire's, like those in `server`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastmcp import FastMCP
+from mcp_types import ToolAnnotations
+from pydantic import Field
+
+from promptmill.server.arguments import JobId, SystemPrompt
+from promptmill.server.refusals import said
+from promptmill.service import Service
+
+if TYPE_CHECKING:
+    from promptmill.jobs.board import Board
+
+_MOST_ROWS = 1000
+_NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
+_STATUS: dict[str, Any] = {
+    "job_id": {"type": "string"},
+    "state": {
+        "type": "string",
+        "description": "`starting`, `running`, `merging`; `finished`; `stopped`, `cancelled`, `interrupted`.",
+    },
+    "reason": {"type": "string", "description": "Why it stopped."},
+    "done": {"type": "integer", "description": "Rows that are settled, failed ones included."},
+    "failed": {"type": "integer"},
+    "total": {**_NUMBER_OR_NULL, "description": "Rows in all; null while that is being found out."},
+    "eta_s": {"anyOf": [{"type": "number"}, {"type": "null"}], "description": "Seconds left, as far as it goes."},
+    "input_file": {"type": "string"},
+    "output_file": {"type": "string", "description": "There, whole, when the state is `finished`."},
+}
+_ROWS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "job_id": {"type": "string"},
+        "state": _STATUS["state"],
+        "done": _STATUS["done"],
+        "total": _STATUS["total"],
+        "rows": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "row": {"type": "integer", "description": "Which row of the job, from 0."},
+                    "index": {"type": "integer", "description": "The rest of a call: which of its prompts, from 0."},
+                    "answer": {"type": "string", "description": '"" when the row failed.'},
+                    "error": {
+                        "anyOf": [{"type": "object", "additionalProperties": True}, {"type": "null"}],
+                        "description": "`code` and `message` of a failed row.",
+                    },
+                },
+                "additionalProperties": True,
+            },
+        },
+        "next_offset": {**_NUMBER_OR_NULL, "description": "Where the next page begins; null at the end."},
+    },
+    "required": ["job_id", "state", "rows", "next_offset"],
+    "additionalProperties": True,
+}
+
+
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
+
+
+def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], Board]:
+    """Return what gives the board of the server's jobs, made on the first use: servers start often, jobs do not.
+
+    Files are read and written inside `allowed_roots`; when that is not set inside `default_roots`, None for the
+    working directory.
+    """
+
+    def roots() -> list[Path]:
+        named = service.plan.settings.allowed_roots
+        if named is None:
+            return [Path.cwd()] if default_roots is None else [root.resolve() for root in default_roots]
+        return [Path(root).expanduser().resolve() for root in named]
+
+    @functools.cache
+    def board() -> Board:
+        from promptmill.jobs.board import Board
+
+        return Board(service, roots)
+
+    return board
+
+
+def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
+    """Add the four tools to the app."""
+
+    @mcp.tool(
+        output_schema=_object({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
+        annotations=ToolAnnotations(
+            title="Answer a file of prompts",
+            readOnlyHint=False,
+            destructiveHint=True,  # resume=false forgets the answers so far
+            idempotentHint=True,
+            openWorldHint=True,
+        ),
+    )
+    @said
+    async def bulk_generate(
+        input_file: Annotated[
+            str,
+            Field(
+                description="A file on the server's machine, inside its folders: .jsonl, each line "
+                '{"prompt": "…"}, {"messages": […]}, {"prompt": "…", "images": ["a.png"]} or an OpenAI Batch API '
+                "request; or .csv / .parquet with a column `prompt` or `messages`.",
+                examples=["prompts.jsonl"],
+            ),
+        ],
+        output_file: Annotated[
+            str,
+            Field(
+                description="Where the answers go: .jsonl, or the input's own kind. Must not exist yet. Written at the "
+                "job's end, in input order: each row as it was, with `answer`, `error`, `usage`, `finish_reason`.",
+                examples=["answers.jsonl"],
+            ),
+        ],
+        system_prompt: SystemPrompt = "",
+        resume: Annotated[  # noqa: FBT002 (the tool's signature is given)
+            bool,
+            Field(description="Go on where an earlier job of these two files ended; false forgets its answers."),
+        ] = True,
+    ) -> dict[str, Any]:
+        """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
+
+        For thousands of prompts, or whenever they are in a file. Then ask bulk_status every few seconds until `state`
+        is `finished`; answers so far can be read with bulk_results. The job survives crashes: the same call again goes
+        on where it ended, and rows that are answered are not asked twice.
+        """
+        return await board().start(input_file, output_file, system_prompt, resume=resume)
+
+    @mcp.tool(
+        output_schema=_object({**_STATUS, "jobs": {"type": "array", "items": _object(_STATUS)}}),
+        annotations=ToolAnnotations(title="How far jobs are", readOnlyHint=True, openWorldHint=False),
+    )
+    @said
+    async def bulk_status(
+        job_id: Annotated[
+            str | None,
+            Field(description="One job. Left out: all jobs, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
+        ] = None,
+    ) -> dict[str, Any]:
+        """Tell how far a job is: `state`, rows `done` and `failed` of `total`, `errors` by code, seconds left: `eta_s`.
+
+        `starting`, `running` and `merging` go on by themselves. `finished` is the end. `stopped` (`reason` says why),
+        `cancelled` and `interrupted` go on with bulk_generate and the job's `input_file` and `output_file`.
+        """
+        return await asyncio.to_thread(board().status, job_id)
+
+    @mcp.tool(
+        output_schema=_ROWS,
+        annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
+    )
+    @said
+    async def bulk_results(
+        job_id: JobId,
+        offset: Annotated[
+            int, Field(ge=0, description="Row of the job to begin with, from 0; for the next page `next_offset`.")
+        ] = 0,
+        limit: Annotated[int, Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
+    ) -> dict[str, Any]:
+        """Read a job's answers page by page, in input order, also while it runs.
+
+        Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an answer yet are left out, so while
+        `state` is not `finished` read again later from where the first was missing.
+        """
+        return await asyncio.to_thread(board().results, job_id, offset, limit)
+
+    @mcp.tool(
+        output_schema=_object(_STATUS, "job_id", "state"),
+        annotations=ToolAnnotations(
+            title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
+        ),
+    )
+    @said
+    async def bulk_cancel(job_id: JobId) -> dict[str, Any]:
+        """End a running job. What is answered is kept and can be read; bulk_generate with the same files goes on later.
+
+        Returns the status as bulk_status does.
+        """
+        return await board().cancel(job_id)

@@ -1,0 +1,75 @@
+"""Outcomes → the result of a tool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastmcp.tools import ToolResult
+from mcp_types import TextContent
+
+from promptmill import report
+from promptmill.backends.protocol import Scope
+from promptmill.outcome import Outcome
+
+ANSWERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "ans_ls": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": 'One answer per prompt, in their order; "" for an item that has none, see `errors`.',
+        },
+        "errors": {
+            "type": "array",
+            "description": "One entry per item without an answer; absent when there is none.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "index": {"type": "integer", "description": "Place in `ans_ls`, from 0."},
+                    "code": {
+                        "type": "string",
+                        "description": "What kind of failure; `deferred` is none, see `job_id`.",
+                    },
+                    "message": {"type": "string"},
+                    "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
+                    "attempts": {"type": "integer", "description": "Requests made for it."},
+                },
+                "required": ["index", "code", "message", "retryable", "attempts"],
+            },
+        },
+        "job_id": {
+            "type": "string",
+            "description": "There only when time was up: the items that failed with code `deferred` go on as this job; "
+            "read their answers with bulk_results.",
+        },
+    },
+    "required": ["ans_ls"],
+}
+
+
+def result_of(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
+    """Return the result of a call; `job_id` names the job that its deferred items go on as."""
+    structured: dict[str, Any] = {"ans_ls": report.answers(outcomes)}
+    meta = report.totals(scope) | report.columns(outcomes)
+    if errors := report.errors(outcomes):
+        structured["errors"] = errors
+    if job_id is not None:
+        structured["job_id"] = meta["job_id"] = job_id
+    failed = report.failed(outcomes, any_failure=any_failure)
+    # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
+    texts = [report.summary(outcomes) if failed else orjson.dumps(structured).decode()]
+    if job_id is not None:
+        texts.append(_goes_on(outcomes, job_id))
+    content = [TextContent(type="text", text=text) for text in texts]
+    return ToolResult(content, structured, meta, is_error=failed)
+
+
+def _goes_on(outcomes: Sequence[Outcome], job_id: str) -> str:
+    left = report.deferred(outcomes)
+    return (
+        f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
+        f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '
+        "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
+    )

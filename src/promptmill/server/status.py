@@ -1,0 +1,129 @@
+"""The resource `promptmill://status`: what the server runs and how it fares, with nothing secret in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+from fastmcp import FastMCP
+from mcp_types import Annotations
+from pydantic import BaseModel, SecretStr
+
+from promptmill import __version__
+from promptmill.config import Plan
+from promptmill.errors import redact
+from promptmill.service import Service
+
+URI = "promptmill://status"
+_SET = "[set]"
+_SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
+_KEY_VARIABLES = ("LLM_API_KEY", "OPENAI_API_KEY")
+
+
+def add_status(mcp: FastMCP, service: Service) -> None:
+    """Add the resource to the app."""
+
+    @mcp.resource(
+        URI,
+        name="status",
+        title="Status of promptmill",
+        description="Backend and model, engine state, calls in progress, totals since the start, configuration without "
+        "secrets. JSON; read it again for newer figures.",
+        mime_type="application/json",
+        annotations=Annotations(audience=["user", "assistant"]),
+    )
+    def status() -> str:
+        return orjson.dumps(describe(service), option=orjson.OPT_INDENT_2).decode()
+
+
+def describe(service: Service) -> dict[str, Any]:
+    """Return the status as an object of JSON. No key, header, password or prompt is part of it."""
+    plan, calls = service.plan, service.calls
+    shown = _Shown(plan)
+    return {
+        "version": __version__,
+        "uptime_s": round(time.time() - calls.started, 1),
+        "backend": shown.value(plan.backend),
+        "model": shown.value(plan.model) or None,
+        "engine": {"state": service.state, "activity": shown.value(service.activity)},
+        "calls_in_progress": calls.in_progress(),
+        "totals": calls.totals(),
+        "configuration": shown.configuration(),
+    }
+
+
+class _Shown:
+    """Values of a plan's settings as anybody may read them."""
+
+    def __init__(self, plan: Plan, environ: Mapping[str, str] = os.environ) -> None:
+        self._settings = plan.settings
+        named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
+        variables = [environ.get(name, "") for name in (*_KEY_VARIABLES, *named) if name]
+        self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the settings that count, of the backends the chosen one's alone."""
+        settings = self._settings
+        block = getattr(settings.backend_configs, settings.backend, None)
+        top = {
+            name: value
+            for name, value in settings
+            if name not in {"backend", "backend_configs", "sampling_params", "extra_params", "system_prompt"}
+        }
+        return {
+            **self.value(top),
+            "system_prompt": f"[{len(settings.system_prompt)} characters]" if settings.system_prompt else "",
+            "sampling_params": self.value(settings.sampling_params.given()),
+            "extra_params": self.value(settings.extra_params, secret=True),  # nobody knows what a text in there means
+            "backend_configs": {self.value(settings.backend): self.value(dict(block) if block else {})},
+        }
+
+    def value(self, value: Any, *, secret: bool = False) -> Any:
+        """Return `value` for the eyes of anybody; in a `secret` one no text is shown."""
+        match value:
+            case SecretStr():
+                return _SET
+            case str():
+                return self._text(value) if not secret else _SET if value else ""
+            case BaseModel():
+                return self.value(dict(value), secret=secret)
+            case Mapping():
+                return {
+                    self._text(str(name)): self.value(inner, secret=secret or bool(_SECRET_NAME.search(str(name))))
+                    for name, inner in value.items()
+                }
+            case list() | tuple() | set() | frozenset():
+                return [self.value(inner, secret=secret) for inner in value]
+            case None | bool() | int() | float():
+                return value
+        return _SET
+
+    def _text(self, text: str) -> str:
+        return redact(_bare(text) if "://" in text else text, self._secrets)
+
+
+def _bare(url: str) -> str:
+    """Return `url` without user, password, query and fragment, where people put keys."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    except ValueError:
+        return _SET
+
+
+def _secrets_in(value: Any) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for _, inner in value:
+            yield from _secrets_in(inner)
+        yield from _secrets_in(value.model_extra or {})
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _secrets_in(inner)

@@ -1,0 +1,389 @@
+"""`max_call_s`: a long call returns in time with what is done; the rest goes on as a job and nothing is asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from fastmcp import Client
+
+from fakes import openai_configuration
+from piped import Piped, eventually
+from promptmill.backends.protocol import Scope
+from promptmill.config import Configuration
+from promptmill.jobs import folder
+from promptmill.outcome import Completion
+from promptmill.server import create_server
+from promptmill.service import Service
+from replies import answer, by_prompt, hang, late, status
+from talk import Talk, codes, serving, text
+
+LIMIT = {"max_call_s": 1.2}
+
+
+async def _finished(talking, job_id, *states):
+    while (found := (await talking("bulk_status", job_id=job_id)).structured_content)["state"] not in (
+        states or ("finished",)
+    ):
+        assert found["state"] in {"starting", "running", "merging"}, (found["state"], found.get("reason"))
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def _rows(talking, job_id, page=7):
+    rows, offset = [], 0
+    while offset is not None:
+        found = (await talking("bulk_results", job_id=job_id, offset=offset, limit=page)).structured_content
+        rows += found["rows"]
+        offset = found["next_offset"]
+    return rows
+
+
+def _folders():
+    root = folder.state_root()
+    return sorted(root.iterdir()) if root.exists() else []
+
+
+def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
+    upstream.reply = late(0.25, answer())
+    prompts = [f"prompt {at}" for at in range(80)]
+
+    async def work(talking):
+        result = await talking("generate", prompt_ls=prompts)
+        job_id = result.structured_content["job_id"]
+        early = await _rows(talking, job_id)
+        return result, early, await _finished(talking, job_id), await _rows(talking, job_id)
+
+    result, early, ended, rows = talk(work, top={"max_call_s": 3}, concurrency=4)
+    found = result.structured_content
+    assert not result.is_error
+    assert len(found["ans_ls"]) == 80
+    done = [at for at, said in enumerate(found["ans_ls"]) if said]
+    left = sorted(codes(result))
+    assert done
+    assert left
+    assert sorted(done + left) == list(range(80))
+    assert all(found["ans_ls"][at] == f"echo: prompt {at}" for at in done)
+    assert set(codes(result).values()) == {"deferred"}
+    assert not any(entry["retryable"] for entry in found["errors"])
+    assert all(found["job_id"] in entry["message"] for entry in found["errors"])
+    assert json.loads(text(result)) == found
+    assert result.meta["job_id"] == found["job_id"]
+    assert found["job_id"] in result.content[1].text
+    assert "bulk_results" in result.content[1].text
+
+    assert len(early) < len(left)
+    assert [row["row"] for row in rows] == list(range(len(left)))
+    assert [row["index"] for row in rows] == left
+    assert [row["answer"] for row in rows] == [f"echo: prompt {at}" for at in left]
+    assert (ended["done"], ended["total"], ended["failed"], ended["requests"]) == (len(left), len(left), 0, len(left))
+    assert result.meta["requests"] >= len(done)
+    assert set(upstream.attempts.values()) == {1}
+    assert len(upstream.seen) == 80
+
+
+def test_a_call_that_ends_in_time_is_as_without_a_limit(talk, upstream):
+    upstream.reply = by_prompt({"bad": status(400, "no")}, answer())
+
+    async def work(talking):
+        return (await talking("generate", prompt_ls=["a", "bad"])), (await talking("generate", prompt_ls=[]))
+
+    limited, empty = talk(work, top={"max_call_s": 60})
+    without, _ = talk(work)
+    assert limited.structured_content == without.structured_content
+    assert len(limited.content) == 1
+    assert empty.structured_content == {"ans_ls": []}
+    assert not _folders()
+
+
+@pytest.mark.parametrize("tool", ["generate", "multimodal_generate", "multiturn_generate"])
+def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
+    upstream.reply = late(2.0, answer())
+    arguments = {
+        "generate": {"prompt_ls": ["a"]},
+        "multimodal_generate": {"prompt_ls": ["a"], "multimodal_path": [[]]},
+        "multiturn_generate": {"messages": [{"role": "user", "content": "a"}]},
+    }[tool]
+
+    async def work(talking):
+        result = await talking(tool, **arguments)
+        job_id = result.structured_content["job_id"]
+        await _finished(talking, job_id)
+        return result, await _rows(talking, job_id)
+
+    result, rows = talk(work, top={"max_call_s": 1})
+    assert not result.is_error
+    assert result.structured_content["ans_ls"] == [""]
+    assert codes(result) == {0: "deferred"}
+    assert [(row["index"], row["answer"]) for row in rows] == [(0, "echo: a")]
+    assert len(upstream.seen) == 1
+
+
+def test_what_fails_is_told_where_it_fails(talk, upstream):
+    upstream.reply = by_prompt(
+        {"bad": status(400, "no"), "late and bad": late(2, status(400, "no")), "late": late(2, answer())}, answer()
+    )
+
+    async def work(talking):
+        result = await talking("generate", prompt_ls=["good", "bad", "late", "late and bad"])
+        job_id = result.structured_content["job_id"]
+        await _finished(talking, job_id)
+        return result, await _rows(talking, job_id)
+
+    result, rows = talk(work, top=LIMIT)
+    assert not result.is_error
+    assert codes(result) == {1: "bad_request", 2: "deferred", 3: "deferred"}
+    assert [(row["index"], row["answer"], (row["error"] or {}).get("code")) for row in rows] == [
+        (2, "echo: late", None),
+        (3, "", "bad_request"),
+    ]
+    result, _ = talk(work, top={**LIMIT, "on_error": "raise"})
+    assert result.is_error
+    assert result.structured_content["ans_ls"][0] == "echo: good"
+    assert result.structured_content["job_id"] in result.content[1].text
+    assert text(result).startswith("1 of 4 failed with bad_request")
+
+
+def test_a_client_that_cancels_before_the_limit_ends_all(talk, upstream):
+    upstream.reply = hang()
+
+    async def work(talking):
+        call = asyncio.ensure_future(talking("generate", prompt_ls=["a", "b"]))
+        await upstream.reaches(lambda: upstream.in_flight == 2)
+        call.cancel()
+        await asyncio.wait({call})
+        await upstream.reaches(lambda: upstream.in_flight == 0)
+
+    talk(work, top={"max_call_s": 60})
+    assert not _folders()
+
+
+def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(talk, upstream):
+    upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
+
+    async def work(talking):
+        result = await talking("generate", prompt_ls=["a", "stuck", "b"])
+        job_id = result.structured_content["job_id"]
+        cancelled = (await talking("bulk_cancel", job_id=job_id)).structured_content
+        await upstream.reaches(lambda: upstream.in_flight == 0)
+        ended = await _finished(talking, job_id, "cancelled")
+        upstream.reply = answer()
+        again = await talking("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        assert again.structured_content["job_id"] == job_id, text(again)
+        await _finished(talking, job_id)
+        return cancelled, await _rows(talking, job_id)
+
+    cancelled, rows = talk(work, top=LIMIT)
+    assert cancelled["job_id"]
+    assert [(row["index"], row["answer"]) for row in rows] == [(1, "echo: stuck")]
+
+
+def test_call_timeout_ends_a_call_before_the_limit_and_never_its_job(talk, upstream):
+    upstream.reply = late(2.0, answer())
+
+    async def call(talking):
+        return await talking("generate", prompt_ls=["a"])
+
+    result = talk(call, top={"max_call_s": 60, "call_timeout": 0.3})
+    assert result.is_error
+    assert codes(result) == {0: "deadline"}
+    assert not _folders()
+
+    async def both(talking):
+        result = await call(talking)
+        return await _finished(talking, result.structured_content["job_id"])
+
+    assert talk(both, top={"max_call_s": 1, "call_timeout": 1.5})["failed"] == 0
+
+
+def test_where_no_disk_takes_the_rest_the_call_goes_on(talk, upstream, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "file"))
+    upstream.reply = late(2.0, answer())
+
+    async def work(talking):
+        return await talking("generate", prompt_ls=["a"])
+
+    result = talk(work, top={"max_call_s": 1})
+    assert result.structured_content == {"ans_ls": ["echo: a"]}
+    assert "max_call_s" in result.meta["warnings"][0]
+
+
+def test_a_job_of_a_call_is_for_those_who_know_its_id(talk, upstream, run):
+    upstream.reply = late(2.0, answer())
+
+    async def work(talking):
+        job_id = (await talking("generate", prompt_ls=["a"])).structured_content["job_id"]
+        listed = (await talking("bulk_status")).structured_content["jobs"]
+        async with serving(openai_configuration(upstream.url)) as other:
+            elsewhere = (await other("bulk_status")).structured_content["jobs"]
+            known = await other("bulk_status", job_id=job_id)
+        await _finished(talking, job_id)
+        return job_id, listed, elsewhere, known
+
+    job_id, listed, elsewhere, known = talk(work, top={"max_call_s": 1})
+    assert [job["job_id"] for job in listed] == [job_id]
+    assert elsewhere == []
+    assert known.structured_content["job_id"] == job_id
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+def test_prompts_on_disk_are_private(talk, upstream):
+    upstream.reply = late(2.0, answer())
+
+    async def work(talking):
+        job_id = (await talking("generate", prompt_ls=["a"])).structured_content["job_id"]
+        await _finished(talking, job_id)
+
+    talk(work, top={"max_call_s": 1})
+    (path,) = _folders()
+    assert path.stat().st_mode & 0o077 == 0
+    held = [
+        file for file in path.iterdir() if b"prompt_tokens" in file.read_bytes() or b"messages" in file.read_bytes()
+    ]
+    assert {"prompts.jsonl", "answers.jsonl", "spec.json"} <= {file.name for file in held}
+    assert not [file.name for file in held if file.stat().st_mode & 0o077]
+
+
+def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(talk, upstream, tmp_path, monkeypatch):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    upstream.reply = hang()
+
+    async def work(talking):
+        result = await talking(
+            "multimodal_generate",
+            prompt_ls=["first", "a", "b", "c", "d"],
+            multimodal_path=[
+                [],
+                ["a.png"],
+                [(tmp_path / "secret.png").as_uri()],
+                ["../secret.png"],
+                ["http://host.invalid/x.png"],
+            ],
+        )
+        await talking("bulk_cancel", job_id=result.structured_content["job_id"])
+        await _finished(talking, result.structured_content["job_id"], "cancelled")
+
+    talk(work, top={**LIMIT, "allowed_roots": [str(inside)]}, concurrency=1)
+    (path,) = _folders()
+    lines = [json.loads(line) for line in (path / "prompts.jsonl").read_text().splitlines()]
+    assert lines[1]["messages"][0]["content"][1]["image_url"]["url"] == str((inside / "a.png").resolve())
+    assert "allowed_roots" in lines[2]["problem"]
+    assert "allowed_roots" in lines[3]["problem"]
+    assert lines[4]["messages"][0]["content"][1]["image_url"]["url"] == "http://host.invalid/x.png"
+    assert "secret" not in json.dumps(lines)
+
+
+class Engine:
+    """A backend like an engine of this machine: slow to load, one row at a time."""
+
+    def __init__(self, load_s=0.0, row_s=0.2):
+        self._load_s, self._row_s = load_s, row_s
+        self.asked = []
+
+    async def load(self, report):
+        report("loading")
+        await asyncio.sleep(self._load_s)
+
+    async def run(self, source, sink, scope: Scope):
+        while requests := await source.take(1):
+            for request in requests:
+                self.asked.append(request.key)
+                await asyncio.sleep(self._row_s)
+                completion = Completion(f"local: {request.conversation.messages[-1].content}", "stop")
+                await sink.put(request.key, completion)
+                scope.settle(completion)
+
+    async def aclose(self):
+        pass
+
+
+def _on_engine(run, engine, work):
+    async def create(_plan):
+        return engine
+
+    async def whole():
+        raw = {"backend": "hf", **LIMIT, "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
+        service = Service(Configuration(raw), create=create)
+        try:
+            async with Client(create_server(service)) as client:
+                return await work(Talk(client))
+        finally:
+            await service.aclose()
+
+    return run(whole())
+
+
+def test_loading_counts(run):
+    async def work(talking):
+        result = await talking("generate", prompt_ls=["a", "b"])
+        await _finished(talking, result.structured_content["job_id"])
+        return result, await _rows(talking, result.structured_content["job_id"])
+
+    engine = Engine(load_s=1.5, row_s=0)
+    result, rows = _on_engine(run, engine, work)
+    assert result.structured_content["ans_ls"] == ["", ""]
+    assert [row["answer"] for row in rows] == ["local: a", "local: b"]
+    assert engine.asked == [0, 1]
+
+
+def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
+    async def work(talking):
+        result = await talking("generate", prompt_ls=[f"p{at}" for at in range(12)])
+        job_id = result.structured_content["job_id"]
+        await talking("vllm_shutdown")
+        ended = await _finished(talking, job_id, "interrupted")
+        again = await talking("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        assert not again.is_error, text(again)
+        await _finished(talking, job_id)
+        return result, await _rows(talking, job_id)
+
+    engine = Engine()
+    result, rows = _on_engine(run, engine, work)
+    assert [row["index"] for row in rows] == sorted(codes(result))
+    assert all(row["answer"] == f"local: p{row['index']}" for row in rows)
+    assert len(engine.asked) <= 12 + 1  # the one that was being answered
+
+
+def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
+    upstream.reply = late(0.25, answer())
+    file = tmp_path / "parameter.yaml"
+    raw = openai_configuration(upstream.url, concurrency=4)._raw | {
+        "max_call_s": 3,
+        "sampling_params": {"temperature": 0.5},
+        "system_prompt": "be brief",
+    }
+    file.write_text(yaml.safe_dump(raw))
+    with Piped(file) as server:
+        server.initialize()
+        result = server.result(server.call("generate", prompt_ls=[f"p{at}" for at in range(60)]))
+        server.process.kill()
+        server.process.wait()
+    eventually(lambda: not upstream.in_flight)
+    asked = len(upstream.seen)
+    found = result["structuredContent"]
+    left = [entry["index"] for entry in found["errors"]]
+    assert 0 < len(left) < 60
+    command = [sys.executable, "-m", "promptmill.cli", "jobs", found["job_id"], "--resume", "--json"]
+    other = yaml.safe_dump(raw | {"sampling_params": {"temperature": 0.9}, "system_prompt": "be long"})
+    (tmp_path / "other.yaml").write_text(other)
+    command += ["--config", str(tmp_path / "other.yaml")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    rows = [json.loads(line) for line in Path(summary["output_file"]).read_text().splitlines()]
+    answers = dict(enumerate(found["ans_ls"])) | {row["index"]: row["answer"] for row in rows}
+    assert answers == {at: f"echo: p{at}" for at in range(60)}
+    assert [row["index"] for row in rows] == left
+    assert len(upstream.seen) <= 60 + 4 + 16
+    assert asked >= 60 - len(left)
+    # what each line asks is what the call asked, whatever is configured by now
+    assert {seen.json["temperature"] for seen in upstream.seen} == {0.5}
+    assert {seen.json["messages"][0]["content"] for seen in upstream.seen} == {"be brief"}
