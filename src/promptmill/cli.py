@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _serve(_: argparse.Namespace, configuration: Configuration) -> int:
+def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill import loop, process
 
     loop.log_to_stderr()
-    return process.serve_stdio(configuration)
+    return process.serve_stdio(configuration, locked=arguments.locked)
 
 
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -112,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         "--trust-client",
         action="store_true",
         help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
+    )
+    serve.add_argument(
+        "--locked",
+        action="store_true",
+        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
     )
     serve.set_defaults(command=_serve)
 

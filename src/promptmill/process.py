@@ -21,12 +21,12 @@ _CLOSE_S = 1.5
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
-def serve_stdio(configuration: Configuration) -> int:
+def serve_stdio(configuration: Configuration, *, locked: bool = False) -> int:
     """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal."""
-    return run(_serve(configuration))
+    return run(_serve(configuration, locked=locked))
 
 
-async def _serve(configuration: Configuration) -> int:
+async def _serve(configuration: Configuration, *, locked: bool) -> int:
     stop = asyncio.Event()
     received: list[int] = []
 
@@ -39,7 +39,7 @@ async def _serve(configuration: Configuration) -> int:
     from promptmill.server import create_server
     from promptmill.unreadable import answer_unreadable
 
-    server = create_server(service)
+    server = create_server(service, locked=locked)
     answer_unreadable(server)
     _spare_the_collector()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
