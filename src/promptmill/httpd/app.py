@@ -53,8 +53,11 @@ class App:
     ) -> None:
         """`session_idle_s` seconds without a request end a session and the calls that run in it."""
         self._rules = rules
+        server = create_server(service, locked=True)._mcp_server  # FastMCP's own way here cannot set the size of bodies
+        # The SDK would list all tools at each call, to see which arguments come in headers: with ours none do.
+        server.get_tool_input_schema = lambda _: None
         self._sessions = StreamableHTTPSessionManager(
-            create_server(service, locked=True)._mcp_server,  # FastMCP's own way there cannot set the size of bodies
+            server,
             session_idle_timeout=session_idle_s,
             max_sessions=max_sessions,
             max_request_body_size=rules.max_body,
