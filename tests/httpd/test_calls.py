@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from piped import eventually
-from replies import by_prompt, hang, late
+from replies import answer, by_prompt, hang, late
 from served import VERSION, Served, messages, written
 
 pytestmark = pytest.mark.http
@@ -103,6 +103,44 @@ def test_progress_arrives_while_the_call_works(server, upstream, run, mode):
     assert len(told) >= 3
     assert {total for _, total, _ in told} == {2}
     assert any(in_flight for _, _, in_flight in told), "told while it worked, not at the end"
+
+
+# Large
+
+
+@BOTH
+def test_twenty_thousand_prompts_are_answered_in_order(server, run, mode):
+    prompts = [str(i) for i in range(20_000)]
+
+    async def work():
+        async with _client(server, mode) as client:
+            return await client.call_tool("generate", {"prompt_ls": prompts}, progress_handler=_nobody)
+
+    assert run(work()).structured_content == {"ans_ls": [f"echo: {prompt}" for prompt in prompts]}
+
+
+async def _nobody(progress, total, message):
+    """Ask for progress, as clients do."""
+
+
+@BOTH
+def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream, run, mode):
+    upstream.reply = late(1.2, answer("ü" * 3_000_000))
+
+    async def work():
+        async with _client(server, mode) as client:
+            return await client.call_tool("generate", {"prompt_ls": ["x" * 5000]}, progress_handler=_nobody)
+
+    assert run(work()).structured_content == {"ans_ls": ["ü" * 3_000_000]}
+
+
+def test_other_clients_are_told_progress_of_large_calls_too(server, upstream):
+    upstream.reply = late(0.7)
+    session = server.session({"User-Agent": "node"})
+    params = {"name": "generate", "arguments": {"prompt_ls": ["x" * 5000]}, "_meta": {"progressToken": "p"}}
+    said = messages(session.post({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": params}).body)
+    assert [message.get("method") for message in said[:2]] == ["notifications/progress"] * 2
+    assert len(said[-1]["result"]["structuredContent"]["ans_ls"][0]) == 5006
 
 
 def test_the_client_of_the_sdk_is_served(server, run):

@@ -19,6 +19,7 @@ from promptmill.httpd.body import read_body
 from promptmill.httpd.hosts import Hosts
 from promptmill.httpd.refusal import Refusal
 from promptmill.httpd.token import Token
+from promptmill.httpd.whole import in_one_piece
 from promptmill.server import create_server
 from promptmill.service import Service
 
@@ -92,7 +93,7 @@ class App:
             with self._counted(scope):
                 body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
                 inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
-                await self._inner(inside, _again(body, receive), _plain(send))
+                await self._inner(inside, _again(body, receive), in_one_piece(scope, body, _plain(send)))
         except Refusal as refusal:
             await refusal.response()(scope, receive, send)
         except ConnectionError:
