@@ -19,6 +19,7 @@ FLOORS = (
     {"cli"},
     {"shell", "api"},
     {"process"},
+    {"httpd"},
     {"server", "unreadable"},
     {"jobs"},
     {"service"},
