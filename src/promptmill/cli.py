@@ -11,6 +11,7 @@ from pathlib import Path
 from promptmill import __version__
 from promptmill.config import Configuration
 from promptmill.errors import PromptmillError
+from promptmill.install import command as install
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -18,6 +19,8 @@ OK, SOME_FAILED, USAGE = 0, 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     arguments = _parser().parse_args(argv)
+    if "unconfigured" in arguments:
+        return _without_configuration(arguments)
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
     try:
         configuration = Configuration.load(
@@ -37,6 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _without_configuration(arguments: argparse.Namespace) -> int:
+    try:
+        code: int = arguments.unconfigured(arguments)
+    except PromptmillError as error:
+        print(f"promptmill: {error}", file=sys.stderr)
+        return USAGE
+    return code
 
 
 def _serve(_: argparse.Namespace, configuration: Configuration) -> int:
@@ -145,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
+
+    install.add(commands)
     return parser
 
 

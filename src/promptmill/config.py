@@ -83,15 +83,35 @@ class Configuration:
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
         file = find(path, environ)
-        raw = _read(file)
+        return cls.of(
+            read(file),
+            origin=str(file),
+            assignments=assignments,
+            backend=backend,
+            trust_client=trust_client,
+            environ=environ,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        raw: dict[str, Any],
+        *,
+        origin: str,
+        assignments: Iterable[str] = (),
+        backend: str | None = None,
+        trust_client: bool = False,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Configuration:
+        """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
         try:
             for assignment in assignments:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
-            return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
+            return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
-            raise config_error("", f"{file} is nested too deeply.") from None
+            raise config_error("", f"{origin} is nested too deeply.") from None
 
     def overlaid(self, overrides: Overrides) -> Plan:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -149,7 +169,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the place."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:

@@ -10,10 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from promptmill.config import Configuration
 from promptmill.loop import run
 from promptmill.service import Service
+
+if TYPE_CHECKING:
+    from fastmcp import FastMCP
 
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
@@ -21,12 +25,15 @@ _CLOSE_S = 1.5
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
-def serve_stdio(configuration: Configuration) -> int:
-    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal."""
-    return run(_serve(configuration))
+def serve_stdio(configuration: Configuration, *, extend: Callable[[FastMCP], None] = lambda _: None) -> int:
+    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal.
+
+    `extend` may add tools to the server before it answers.
+    """
+    return run(_serve(configuration, extend))
 
 
-async def _serve(configuration: Configuration) -> int:
+async def _serve(configuration: Configuration, extend: Callable[[FastMCP], None]) -> int:
     stop = asyncio.Event()
     received: list[int] = []
 
@@ -40,6 +47,7 @@ async def _serve(configuration: Configuration) -> int:
     from promptmill.unreadable import answer_unreadable
 
     server = create_server(service)
+    extend(server)
     answer_unreadable(server)
     _spare_the_collector()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
