@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"cli"},
     {"shell", "api", "pipeline", "install"},
+    {"build_tool"},
     {"process"},
     {"server", "unreadable"},
     {"bulk_tools", "progress"},
