@@ -85,10 +85,10 @@ def environment_for(interpreter: str) -> dict[str, str]:
     return environment
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
     """Become the server."""
     interpreter = find_interpreter()
-    command = [interpreter, "-c", START, str(HERE.parent), *sys.argv[1:]]
+    command = [interpreter, "-c", START, str(HERE.parent), *arguments]
     environment = environment_for(interpreter)
     if sys.platform == "win32":
         sys.exit(run_as_child(command, environment))
@@ -148,5 +148,30 @@ def tie(child: subprocess.Popen[bytes]) -> object:
     return job
 
 
+def __getattr__(name: str) -> object:
+    """Give `mcp run`, `mcp dev` and `fastmcp run` the server object that they look for; running it hands over."""
+    if name != "mcp":
+        raise AttributeError(name)
+    try:
+        from mcp.server.mcpserver import MCPServer as Server
+    except ImportError:  # 1.x
+        from mcp.server.fastmcp import FastMCP as Server
+
+    def refuse() -> NoReturn:
+        complain("started like this it speaks only stdio: add --transport stdio.")
+
+    class Launcher(Server):
+        def run(self, transport: str = "stdio", **_: object) -> None:
+            main() if transport == "stdio" else refuse()
+
+        async def run_stdio_async(self, **_: object) -> None:
+            main()
+
+        async def run_streamable_http_async(self, **_: object) -> None:
+            refuse()
+
+    return Launcher("promptmill")
+
+
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
