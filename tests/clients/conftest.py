@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -23,15 +24,21 @@ from replies import by_prompt, hang, status
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv-clients"
-UNREACHABLE = ("Retrying (Retry(", "ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH")
+UNREACHABLE = (
+    *("Retrying (Retry(", "Failed to fetch", "error sending request"),  # pip, uv
+    *("ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH"),  # npm
+)
+ENVIRON = dict(os.environ)  # before it is sealed: installers may need its certificates and proxies
 
 
-def _install(command, folder, wanted):
+def _install(command, folder, wanted, **environ):
     """Run `command` unless `folder` holds what is `wanted` already."""
     stamp = folder / "done"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=folder)
+    done = subprocess.run(
+        command, env=ENVIRON | environ, capture_output=True, text=True, timeout=500, check=False, cwd=folder
+    )
     said = done.stdout + done.stderr
     if done.returncode and any(word in said for word in UNREACHABLE):
         pytest.skip(f"the registry cannot be reached: {said.strip().splitlines()[-1]}")
@@ -59,6 +66,28 @@ def npm():
     shutil.copy(pins, folder)
     _install([program, "install", "--no-audit", "--no-fund"], folder, pins.read_text())
     return folder / "node_modules" / ".bin"
+
+
+@pytest.fixture(scope="session")
+def bundle(sdk1, npm, tmp_path_factory):
+    """The desktop bundle: built, validated and packed by the official tool, unpacked, its environment made by uv."""
+    folder = tmp_path_factory.mktemp("bundle")
+    path = os.pathsep.join([str(npm), ENVIRON["PATH"]])
+    script = HERE.parents[1] / "scripts" / "mcpb.py"
+    done = subprocess.run(
+        [sys.executable, script, folder / "it.mcpb"],
+        env=ENVIRON | {"PATH": path},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    unpacked = folder / "it"
+    with zipfile.ZipFile(folder / "it.mcpb") as packed:
+        packed.extractall(unpacked)
+    command = [sdk1.with_name("uv"), "sync", "--quiet", "--no-dev", "--project", unpacked]
+    _install(command, unpacked, "", UV_PYTHON=sys.executable, UV_CACHE_DIR=str(FOLDER / "uv"))
+    return unpacked
 
 
 @pytest.fixture

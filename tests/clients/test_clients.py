@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+KEY = "key-of-a-desktop-user"
 DRIVERS = Path(__file__).parent / "drivers"
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
@@ -137,3 +139,36 @@ def test_mcp_run_and_fastmcp_run_on_the_launch_file(request, line, command, conf
     start = [python.with_name(command), "run", launcher, *(["--transport", "stdio"] if command == "fastmcp" else [])]
     found = _driven(python, "sdk", start, calm | {"PROMPTMILL_PYTHON": sys.executable})
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+
+
+# The desktop bundle
+
+
+def _substituted(value, variables):
+    """Fill `${…}` in, as desktop programs do."""
+    if isinstance(value, dict):
+        return {key: _substituted(inner, variables) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_substituted(inner, variables) for inner in value]
+    return re.sub(r"\$\{([^}]+)\}", lambda found: variables[found[1]], value)
+
+
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, npm, config, upstream, calm, tmp_path, key):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    typed = {"base_url": upstream.url, "model": "m", "api_key": key, "folder": str(tmp_path)}
+    assert typed.keys() == manifest["user_config"].keys()
+    variables = {f"user_config.{name}": value for name, value in typed.items()} | {"__dirname": str(bundle)}
+    start = _substituted(manifest["server"]["mcp_config"], variables)
+    environ = calm | start["env"] | {"UV_OFFLINE": "1"}
+    found = _driven(sdk1, "sdk", [sdk1.with_name(start["command"]), *start["args"]], environ)
+    _checked(found, upstream)
+    assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+    assert upstream.seen[-1].headers.get("authorization") == (f"Bearer {key}" if key else None)
+    assert [tool["name"] for tool in manifest["tools"]] == [tool["name"] for tool in found["tools"]]
+
+
+def test_the_key_of_a_desktop_user_is_marked_sensitive_and_stands_on_no_command_line(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["user_config"]["api_key"]["sensitive"]
+    assert "api_key" not in " ".join(manifest["server"]["mcp_config"]["args"])
