@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ OK, SOME_FAILED, USAGE = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
+    _speak_utf8()
     arguments = _parser().parse_args(argv)
     if "unconfigured" in arguments:
         return _without_configuration(arguments)
@@ -40,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _speak_utf8() -> None:
+    """Have pipes and files hold UTF-8 on Windows too, where Python would take the old code page of the country."""
+    if sys.platform == "win32":
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+                stream.reconfigure(encoding="utf-8")
 
 
 def _without_configuration(arguments: argparse.Namespace) -> int:
