@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ PATIENCE_S = 60.0
 class Piped:
     """A server and what it has written. `lines` are its messages with the time each came."""
 
-    def __init__(self, config: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path | None,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """`command` starts it otherwise than `promptmill serve --config config`."""
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config), *arguments],
+            [*(command or [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config)]), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -17,7 +17,8 @@ SOURCE = ROOT / "src" / "promptmill"
 # From the top floor to the ground. A module imports from lower floors and, of its own room, from its own floor.
 FLOORS = (
     {"cli"},
-    {"shell", "api"},
+    {"shell", "api", "pipeline", "install"},
+    {"build_tool"},
     {"process"},
     {"httpd"},
     {"server", "unreadable"},

@@ -232,6 +232,18 @@ def test_it_leaves_before_anybody_spoke_to_it(config, how):
         _ends(server, how)
 
 
+@posix
+def test_it_says_nothing_to_a_client_that_has_left(config, upstream):
+    upstream.reply = hang()
+    with Piped(config()) as server:
+        server.initialize()
+        server.call("generate", prompt_ls=["x"], progress="p")
+        eventually(lambda: upstream.in_flight and server.progress("p"))
+        said = len(server.lines)
+        _ends(server, "EOF")
+        assert server.lines[said:] == [], "clients of the SDK's 1.x line raise on it while they leave"
+
+
 ENGINE = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,13 +12,17 @@ from pathlib import Path
 from promptmill import __version__
 from promptmill.config import HTTP_DEFAULTS, Configuration
 from promptmill.errors import PromptmillError, config_error
+from promptmill.install import command as install
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
+    _speak_utf8()
     arguments = _parser().parse_args(argv)
+    if "unconfigured" in arguments:
+        return _without_configuration(arguments)
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
     try:
         configuration = Configuration.load(
@@ -38,6 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt:
         return 130
+
+
+def _speak_utf8() -> None:
+    """Have pipes and files hold UTF-8 on Windows too, where Python would take the old code page of the country."""
+    if sys.platform == "win32":
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+                stream.reconfigure(encoding="utf-8")
+
+
+def _without_configuration(arguments: argparse.Namespace) -> int:
+    try:
+        code: int = arguments.unconfigured(arguments)
+    except PromptmillError as error:
+        print(f"promptmill: {error}", file=sys.stderr)
+        return USAGE
+    return code
 
 
 def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -185,6 +207,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
+
+    install.add(commands)
     return parser
 
 

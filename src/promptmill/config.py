@@ -94,16 +94,38 @@ class Configuration:
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
         file = find(path, environ)
-        raw = _read(file)
+        return cls.of(
+            read(file),
+            origin=str(file),
+            assignments=assignments,
+            backend=backend,
+            trust_client=trust_client,
+            defaults=defaults,
+            environ=environ,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        raw: dict[str, Any],
+        *,
+        origin: str,
+        assignments: Iterable[str] = (),
+        backend: str | None = None,
+        trust_client: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        environ: Mapping[str, str] = os.environ,
+    ) -> Configuration:
+        """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
         try:
             for assignment in assignments:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
-            return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
+            return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
-            raise config_error("", f"{file} is nested too deeply.") from None
+            raise config_error("", f"{origin} is nested too deeply.") from None
 
     def overlaid(self, overrides: Overrides) -> Plan:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -161,7 +183,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the place."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:

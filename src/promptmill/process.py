@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from promptmill.config import Configuration
@@ -15,6 +16,8 @@ from promptmill.loop import run, spare_the_collector
 from promptmill.service import Service
 
 if TYPE_CHECKING:
+    from fastmcp import FastMCP
+
     from promptmill.httpd.offer import Offer, Opening
 
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
@@ -24,9 +27,14 @@ _MOST_CONNECTIONS = 4096
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
-def serve_stdio(configuration: Configuration, *, locked: bool = False) -> int:
-    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal."""
-    return run(_serve_stdio(configuration, locked=locked))
+def serve_stdio(
+    configuration: Configuration, *, locked: bool = False, extend: Callable[[FastMCP], None] = lambda _: None
+) -> int:
+    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal.
+
+    `extend` may add tools to the server before it answers.
+    """
+    return run(_serve_stdio(configuration, extend, locked=locked))
 
 
 def serve_http(configuration: Configuration, offer: Offer) -> int:
@@ -40,13 +48,14 @@ def serve_http(configuration: Configuration, offer: Offer) -> int:
         return run(_serve_http(configuration, opening))
 
 
-async def _serve_stdio(configuration: Configuration, *, locked: bool) -> int:
+async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP], None], *, locked: bool) -> int:
     signals = _Signals()  # before the imports, which take a second
     from promptmill.server import create_server
     from promptmill.unreadable import answer_unreadable
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
+    extend(server)
     answer_unreadable(server)
     spare_the_collector()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))

@@ -2,6 +2,9 @@
 
 The SDK drops a line that its parser refuses, such as one with half a surrogate pair (`"\\ud800"`, as programs write it
 that cut a text in the middle of an emoji) or with too deep a nesting, and the client would wait for ever.
+
+And the other way round: when the client has closed its side nobody reads any more, and nothing is said. The SDK would
+answer every call in progress with "Connection closed", on which clients of its 1.x line raise while they leave.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ def answer_unreadable(server: FastMCP) -> None:
     run = low_level.run
 
     async def answering(read_stream: Any, write_stream: Any, *rest: Any, **options: Any) -> None:
-        await run(_Readable(read_stream, write_stream), write_stream, *rest, **options)
+        readable = _Readable(read_stream, write_stream)
+        await run(readable, _WhileRead(write_stream, readable), *rest, **options)
 
     low_level.run = answering  # type: ignore[method-assign]
 
@@ -35,6 +39,7 @@ class _Readable:
     def __init__(self, inner: Any, out: Any) -> None:
         self._inner = inner
         self._out = out
+        self.ended = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -50,10 +55,40 @@ class _Readable:
         return self
 
     async def __anext__(self) -> Any:
-        while isinstance(item := await self._inner.__anext__(), Exception):
+        while isinstance(item := await self._next(), Exception):
             if isinstance(item, ValidationError) and (answer := answer_to(item)):
                 await self._out.send(SessionMessage(answer))
         return item
+
+    async def _next(self) -> Any:
+        try:
+            return await self._inner.__anext__()
+        except StopAsyncIteration:
+            self.ended = True
+            raise
+
+
+class _WhileRead:
+    """`inner` as long as `reader` has not ended; then what is sent is dropped. Everything else is `inner`'s."""
+
+    def __init__(self, inner: Any, reader: _Readable) -> None:
+        self._inner = inner
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def __aenter__(self) -> _WhileRead:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._inner.__aexit__(*error)
+
+    async def send(self, item: Any) -> None:
+        """Send `item` if the client still listens."""
+        if not self._reader.ended:
+            await self._inner.send(item)
 
 
 def answer_to(error: ValidationError) -> JSONRPCError | None:

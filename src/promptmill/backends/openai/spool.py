@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -97,7 +98,8 @@ class Spool:
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
+            self.path.unlink(missing_ok=True)
 
 
 class MappedFile:

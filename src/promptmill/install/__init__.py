@@ -1,0 +1,1 @@
+"""Putting promptmill where a client looks for it, and taking it away again."""

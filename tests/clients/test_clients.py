@@ -1,0 +1,174 @@
+"""Clients that people have, of the versions pinned beside this file, each in a process of its own over real stdio."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KEY = "key-of-a-desktop-user"
+DRIVERS = Path(__file__).parent / "drivers"
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
+
+TOOLS = {"generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown"}
+REASON = "answered 400: no such thing"
+
+
+def _run(command, environ, *, code=0, **options):
+    done = subprocess.run(
+        [str(part) for part in command], env=environ, capture_output=True, text=True, timeout=90, check=False, **options
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def _driven(python, driver, server, environ):
+    """Run a driver and return what it met."""
+    done = _run([python, DRIVERS / f"{driver}.py", *server], environ)
+    return json.loads(done.stdout)
+
+
+def _checked(found, upstream):
+    """Check what is true of every client."""
+    tools = {tool["name"]: tool for tool in found["tools"]}
+    assert set(tools) >= TOOLS
+    assert list(tools["generate"]["inputSchema"]["properties"]) == ["prompt_ls", "system_prompt"]
+    assert found["gave_up"]
+    upstream_saw = [request.prompt for request in upstream.seen]
+    assert upstream_saw[-1] == "hi again", "the session lived on after the client had given up a call"
+
+
+@pytest.fixture
+def own():
+    """The Python of this project, with the clients of the MCP SDK's 2.x line."""
+    return Path(sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("line", "driver", "package", "version"),
+    [
+        ("sdk1", "sdk", "mcp", "1."),
+        ("own", "sdk", "mcp", "2."),
+        ("own", "sdk2_client", "mcp", "2."),
+        ("sdk1", "fastmcp_client", "fastmcp", "3."),
+        ("own", "fastmcp_client", "fastmcp", "4."),
+    ],
+)
+def test_a_session_of_an_sdk(request, line, driver, package, version, server, calm, upstream):
+    found = _driven(request.getfixturevalue(line), driver, server, calm)
+    assert found["version"].startswith(version)
+    _checked(found, upstream)
+    assert found["init"]["content"] == []
+    assert not found["init"]["isError"]
+    partly = found["partly"]
+    assert not partly["isError"]
+    assert partly["structuredContent"]["ans_ls"] == ["echo: hi", ""]
+    assert [entry["index"] for entry in partly["structuredContent"]["errors"]] == [1]
+    assert json.loads(partly["content"][0]["text"]) == partly["structuredContent"]
+    assert found["progress"][-1] == [2, 2]
+    failed = found["failed"]
+    assert failed["isError"]
+    assert REASON in failed["content"][0]["text"]
+    assert failed["structuredContent"]["ans_ls"] == [""]
+    assert found["wrong"]["isError"]
+    assert "prompt_ls is missing" in found["wrong"]["content"][0]["text"]
+    assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+
+
+def test_langchain(sdk1, server, calm, upstream):
+    found = _driven(sdk1, "langchain_adapter", server, calm)
+    _checked(found, upstream)
+    assert found["partly"]["artifact"]["structured_content"]["ans_ls"] == ["echo: hi", ""]
+    assert found["failed"]["status"] == found["wrong"]["status"] == "error"
+    assert REASON in found["failed"]["content"][0]["text"]
+    assert json.loads(found["after"]["content"][0]["text"]) == {"ans_ls": ["echo: hi again"]}
+
+
+def test_pydantic_ai(sdk1, server, calm, upstream):
+    found = _driven(sdk1, "pydantic_ai_agent", server, calm)
+    _checked(found, upstream)
+    assert found["partly"]["ans_ls"] == ["echo: hi", ""]
+    assert REASON in found["failed"]
+    assert "prompt_ls is missing" in found["wrong"]
+    assert found["after"] == {"ans_ls": ["echo: hi again"]}
+
+
+# Command lines
+
+
+@pytest.mark.parametrize("line", ["sdk1", "own"])
+def test_fastmcp_list_and_call(request, line, server, calm):
+    python = request.getfixturevalue(line)
+    fastmcp, command = python.with_name("fastmcp"), shlex.join(server)
+    listed = json.loads(_run([fastmcp, "list", "--command", command, "--json"], calm).stdout)
+    assert {tool["name"] for tool in listed["tools"]} >= TOOLS
+    call = [fastmcp, "call", "--command", command, "--target", "generate", "--input-json"]
+    result = json.loads(_run([*call, '{"prompt_ls": ["hi", "bad"]}', "--json"], calm).stdout)
+    assert result["structured_content"]["ans_ls"] == ["echo: hi", ""]
+    failed = _run([*call, '{"prompt_ls": ["bad"]}'], calm, code=1)
+    assert REASON in failed.stdout + failed.stderr
+
+
+def test_the_inspector_on_the_command_line(npm, server, calm):
+    inspector = [npm / "mcp-inspector", "--cli", "--method"]
+    listed = _run([*inspector, "tools/list", "--strict", "--", *server], calm)  # strict: schemas that any client reads
+    assert {tool["name"] for tool in json.loads(listed.stdout)["tools"]} >= TOOLS
+    call = [*inspector, "tools/call", "--tool-name", "generate", "--tool-arg"]
+    result = json.loads(_run([*call, 'prompt_ls=["hi", "bad"]', "--", *server], calm).stdout)
+    assert result["structuredContent"]["ans_ls"] == ["echo: hi", ""]
+    failed = json.loads(_run([*call, 'prompt_ls=["bad"]', "--", *server], calm, code=5).stdout)
+    assert failed["isError"]
+    assert REASON in failed["content"][0]["text"]
+
+
+@pytest.mark.parametrize("line", ["sdk1", "own"])
+@pytest.mark.parametrize("command", ["mcp", "fastmcp"])
+def test_mcp_run_and_fastmcp_run_on_the_launch_file(request, line, command, config, calm, tmp_path):
+    python = request.getfixturevalue(line)
+    folder = tmp_path / "servers" / "generation" / "src"
+    folder.mkdir(parents=True)
+    launcher = folder / "generation.py"
+    launcher.write_bytes((ROOT / "servers" / "generation" / "src" / "generation.py").read_bytes())
+    (folder.parent / "parameter.yaml").write_bytes(config.read_bytes())
+    start = [python.with_name(command), "run", launcher, *(["--transport", "stdio"] if command == "fastmcp" else [])]
+    found = _driven(python, "sdk", start, calm | {"PROMPTMILL_PYTHON": sys.executable})
+    assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+
+
+# The desktop bundle
+
+
+def _substituted(value, variables):
+    """Fill `${…}` in, as desktop programs do."""
+    if isinstance(value, dict):
+        return {key: _substituted(inner, variables) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_substituted(inner, variables) for inner in value]
+    return re.sub(r"\$\{([^}]+)\}", lambda found: variables[found[1]], value)
+
+
+@pytest.mark.parametrize("key", [KEY, ""])
+def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, npm, config, upstream, calm, tmp_path, key):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    typed = {"base_url": upstream.url, "model": "m", "api_key": key, "folder": str(tmp_path)}
+    assert typed.keys() == manifest["user_config"].keys()
+    variables = {f"user_config.{name}": value for name, value in typed.items()} | {"__dirname": str(bundle)}
+    start = _substituted(manifest["server"]["mcp_config"], variables)
+    environ = calm | start["env"] | {"UV_OFFLINE": "1"}
+    found = _driven(sdk1, "sdk", [sdk1.with_name(start["command"]), *start["args"]], environ)
+    _checked(found, upstream)
+    assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+    assert upstream.seen[-1].headers.get("authorization") == (f"Bearer {key}" if key else None)
+    assert [tool["name"] for tool in manifest["tools"]] == [tool["name"] for tool in found["tools"]]
+
+
+def test_the_key_of_a_desktop_user_is_marked_sensitive_and_stands_on_no_command_line(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["user_config"]["api_key"]["sensitive"]
+    assert "api_key" not in " ".join(manifest["server"]["mcp_config"]["args"])

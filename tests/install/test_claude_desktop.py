@@ -1,0 +1,192 @@
+"""`promptmill install claude-desktop`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from promptmill import cli
+
+OTHERS = """\
+{
+\t"globalShortcut": "Ctrl+Space",
+\t"mcpServers": {
+\t\t"first": {"command": "first", "env": {"TOKEN": "hunter2"}},
+\t\t"größe": {"command": "second", "args": [1, 2.5, null, true], "unknown": {"z": 1, "a": []}}
+\t},
+\t"zoom": 12345678901234567890
+}"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Claude Desktop's configuration, which holds other servers."""
+    path = tmp_path / "claude_desktop_config.json"
+    path.write_text(OTHERS, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def install(file, tmp_path, monkeypatch):
+    """Run the command in a folder without a configuration."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    return lambda *arguments: cli.main(["install", "claude-desktop", "--file", str(file), *arguments])
+
+
+def _servers(file):
+    return json.loads(file.read_text(encoding="utf-8"))["mcpServers"]
+
+
+def test_the_entry_starts_us_by_absolute_paths(install, file):
+    assert install() == 0
+    entry = _servers(file)["promptmill"]
+    assert Path(entry["command"]).is_absolute()
+    assert Path(entry["command"]).parent == Path(sys.executable).parent
+    assert entry["args"][-1] == "serve"
+
+
+def test_everything_else_stays_in_its_order(install, file):
+    assert install() == 0
+    before, after = json.loads(OTHERS), json.loads(file.read_text(encoding="utf-8"))
+    assert list(after) == list(before)
+    assert list(after["mcpServers"]) == [*before["mcpServers"], "promptmill"]
+    del after["mcpServers"]["promptmill"]
+    assert json.dumps(after) == json.dumps(before)
+    text = file.read_text(encoding="utf-8")
+    assert "größe" in text
+    assert "\n\t\t" in text
+    assert file.with_name(file.name + ".before-promptmill").read_text(encoding="utf-8") == OTHERS
+
+
+def test_a_second_time_changes_nothing(install, file, capsys):
+    install()
+    once, looked = file.read_bytes(), file.stat().st_mtime_ns
+    assert install() == 0
+    assert "has this entry already" in capsys.readouterr().out
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == (once, looked)
+
+
+def test_what_a_person_added_to_the_entry_stays(install, file):
+    install()
+    content = json.loads(file.read_text())
+    content["mcpServers"]["promptmill"] |= {"env": {"LLM_API_KEY": "mine"}, "command": "/old"}
+    file.write_text(json.dumps(content))
+    assert install() == 0
+    entry = _servers(file)["promptmill"]
+    assert entry["env"] == {"LLM_API_KEY": "mine"}
+    assert entry["command"] != "/old"
+
+
+def test_a_dry_run_shows_the_entry_changes_nothing_and_tells_no_secret(install, file, capsys):
+    assert install("--dry-run", "--name", "mill") == 0
+    said = capsys.readouterr().out
+    assert f"would write {file}" in said
+    assert '"mill"' in said
+    assert "hunter2" not in said
+    assert file.read_text(encoding="utf-8") == OTHERS
+    assert len(list(file.parent.iterdir())) == 2
+
+
+def test_undo_takes_the_entry_out_alone(install, file):
+    install()
+    assert install("--undo") == 0
+    assert json.loads(file.read_text(encoding="utf-8")) == json.loads(OTHERS)
+    assert install("--undo") == 0
+
+
+def test_a_configuration_of_the_working_directory_is_named_by_its_whole_path(install, file):
+    Path("parameter.yaml").write_text("backend: openai\n")
+    assert install() == 0
+    assert _servers(file)["promptmill"]["args"][-2:] == ["--config", str(Path.cwd() / "parameter.yaml")]
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "There is no"), ("bakend: hf", "did you mean backend?")])
+def test_a_configuration_that_cannot_work_is_not_installed(install, file, tmp_path, content, said, capsys):
+    mine = tmp_path / "mine.yaml"
+    if content:
+        mine.write_text(content)
+    assert install("--config", str(mine)) == 2
+    assert said in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == OTHERS
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ('{"mcpServers": {\n  "a": {},\n}}', "line 3, column 1 is not valid JSON"),
+        ('{"a": 1} // mine', "line 1, column 10 is not valid JSON"),
+        ('{"a": 1, "a": 2}', "the key a occurs twice"),
+        ("[1]", "it should be an object, not a list"),
+        ('{"mcpServers": []}', "mcpServers should be an object"),
+        ('{"mcpServers": {"promptmill": 3}}', "mcpServers.promptmill should be an object"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be_is_left_alone(install, file, broken, said, capsys):
+    file.write_text(broken)
+    assert install() == 2
+    assert said in capsys.readouterr().err
+    assert file.read_text() == broken
+    assert len(list(file.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [None, "", "\ufeff{}"])
+def test_a_file_that_is_not_there_or_empty_is_written(install, file, content):
+    file.unlink()
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert install() == 0
+    assert list(_servers(file)) == ["promptmill"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_stays_a_link(install, file, tmp_path):
+    real = tmp_path / "dotfiles.json"
+    file.rename(real)
+    file.symlink_to(real)
+    assert install() == 0
+    assert file.is_symlink()
+    assert "promptmill" in _servers(real)
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(install, file, monkeypatch, capsys):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    assert install() == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == OTHERS
+    assert not list(file.parent.glob("*.part"))
+
+
+def test_without_a_file_named_it_is_claude_desktops_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Claude"
+    monkeypatch.setattr(platformdirs, "user_config_path", lambda *_, **__: folder)
+    assert cli.main(["install", "claude-desktop"]) == 2
+    assert str(folder) in capsys.readouterr().err
+    folder.mkdir()
+    assert cli.main(["install", "claude-desktop"]) == 0
+    assert "promptmill" in _servers(folder / "claude_desktop_config.json")
+
+
+@pytest.mark.parametrize(
+    ("platform", "where"),
+    [
+        ("macos", "Library/Application Support/Claude"),
+        ("unix", ".config/Claude"),
+    ],
+)
+def test_that_is_where_claude_desktop_keeps_it(platform, where, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    module = pytest.importorskip(f"platformdirs.{platform}")
+    dirs = {"macos": "MacOS", "unix": "Unix"}[platform]
+    found = getattr(module, dirs)("Claude", appauthor=False, roaming=True).user_config_path
+    assert found == Path.home() / where
