@@ -6,7 +6,6 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from transformers import AutoProcessor, processing_utils
 
 from promptmill.backends.engines.hf.sight import Sight
@@ -30,12 +29,21 @@ class NoVideos(dict[str, Any]):
         return cls()
 
 
-def load_processor(source: dict[str, Any]) -> Any:
-    """Return the processor of an image model, which also holds its tokenizer."""
+def stand_in_for_videos() -> None:
+    """Let processors that also take videos be made in this process when torchvision is not installed."""
     if importlib.util.find_spec("torchvision") is None:
         mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
         mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)
-        setattr(transformers, processing_utils.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"], NoVideos)
+        setattr(
+            processing_utils.transformers_module,
+            processing_utils.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"],
+            NoVideos,
+        )
+
+
+def load_processor(source: dict[str, Any]) -> Any:
+    """Return the processor of an image model, which also holds its tokenizer."""
+    stand_in_for_videos()
     return AutoProcessor.from_pretrained(**source)
 
 
