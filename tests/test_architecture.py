@@ -28,7 +28,7 @@ FLOORS = (
     {"backends"},
     {"backends.protocol"},
     {"config"},
-    {"webimages", "rows", "children"},
+    {"readings", "webimages", "rows", "children"},
     {"settings", "images", "conversation", "outcome", "reasoning", "embedded"},
     {"sampling", "errors", "loop"},
 )

@@ -6,6 +6,7 @@ import io
 import re
 import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,12 @@ class ImageRules:
     allowed_roots: tuple[Path, ...] | None = None
     max_pixels: int = 89_000_000
 
+    @classmethod
+    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int) -> ImageRules:
+        """Return the rules that settings name; `~` in a folder is the user's home."""
+        roots = allowed_roots
+        return cls(None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots), max_pixels)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
@@ -42,7 +49,7 @@ class ImageFile:
 
 
 def is_web(source: str) -> bool:
-    """Return whether `source` is an `http(s)` URL, which the endpoint fetches by itself."""
+    """Return whether `source` is an `http(s)` URL, which an endpoint fetches by itself."""
     return source[:8].lower().startswith(("http://", "https://"))
 
 

@@ -143,7 +143,11 @@ class Settings(Block):
         description="Folders that images may be read from, and that jobs of a call may read and write in; "
         "null: anywhere, and for jobs the working directory; over HTTP nowhere.",
     )
-    fetch_images: bool = Field(False, description="Download web images here, instead of passing their URLs on.")
+    fetch_images: bool = Field(
+        False,
+        description="Download web images here, instead of passing their URLs on; from public addresses only. "
+        "`hf` and `vllm` always do, having nobody to pass a URL on to.",
+    )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Images from the web, fetched only from public addresses (`fetch_images: true`)."""
+"""Images from the web, fetched only from public addresses (`fetch_images: true`, and always for the engines)."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ def _check_lines(file: RandomFile, plan: Plan, order: Order, input_format: str) 
     settings = plan.settings
     system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
     reading = Reading(formats.row_kind(input_format), settings.sampling_params, {}, system_prompt, settings.image_tag)
-    roots = settings.allowed_roots
-    allowed = None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots)
-    rules = images.ImageRules(allowed, settings.max_image_pixels)
+    rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
     count = invalid = pictures = size = 0
     problems: list[str] = []
     lines = Lines(file)

@@ -3,18 +3,21 @@
 To the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images"}
     {"type": "cancel", "run"}                        nothing more is wanted for this run
 
 From the engine:
 
     {"type": "progress", "text"}                     while it loads
-    {"type": "loaded", "window", "images"}           `window`: how many items a run should keep submitted
+    {"type": "loaded", "window", "images"}           `window`: how many items a run should keep submitted;
+                                                     `images`: true when the model reads images
     {"type": "failed", "error"}                      it could not load
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
     {"type": "last_words", "text"}                   why it is about to end
 
-`error` is `[code, message, hint]`.
+`error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and
+`{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG, JPEG, WebP or GIF: see
+`pictures`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
 """
 
 from __future__ import annotations

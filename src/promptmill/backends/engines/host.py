@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from promptmill.backends.engines.submission import Submissions, WebImages
 from promptmill.backends.protocol import Request, Scope, Sink, Source
 from promptmill.children import frames, process
 from promptmill.children.frames import Message
 from promptmill.config import Plan
-from promptmill.conversation import check_encodable
-from promptmill.errors import Code, PromptmillError, config_error, input_error
+from promptmill.errors import Code, PromptmillError, config_error
+from promptmill.images import ImageRules
 from promptmill.outcome import Completion, Failure, Outcome, Usage
 
-_LONGEST_ITEM = 256 << 20  # bytes
+_READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
 _CHILD = "promptmill.backends.engines.child"
 
 
@@ -33,7 +34,8 @@ def create(plan: Plan) -> EngineHost:
         "trust_remote_code": _trusts_remote_code(plan),
         "unsupported": plan.settings.unsupported,
     }
-    return EngineHost(plan.backend, options, _environment(block.gpu_ids))
+    rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+    return EngineHost(plan.backend, options, _environment(block.gpu_ids), rules)
 
 
 def _trusts_remote_code(plan: Plan) -> bool:
@@ -73,11 +75,15 @@ class _Run:
 class EngineHost:
     """An engine in a process group of its own, as a `Backend`."""
 
-    def __init__(self, engine: str, options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, engine: str, options: Mapping[str, Any], environment: Mapping[str, str], rules: ImageRules
+    ) -> None:
         """`options` go to the engine's `serve` as they are; `environment` is the process's whole environment."""
         self._engine = engine
         self._options = dict(options)
         self._environment = dict(environment)
+        self._rules = rules
+        self._web = WebImages()
         self._process: asyncio.subprocess.Process | None = None
         self._stdin: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -185,19 +191,24 @@ class EngineHost:
             raise self._end
         run = _Run(next(self._numbers))
         self._runs[run.number] = run
+        submissions = Submissions(run.number, self._rules, self._web, takes_images=self._takes_images)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._feed(run, source, scope))
+                tasks.create_task(self._feed(run, source, scope, submissions, tasks))
                 tasks.create_task(self._deliver(run, sink, scope))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
+            submissions.close()
             del self._runs[run.number]
             if run.sent:
                 scope.in_flight -= len(run.sent)
                 self._write({"type": "cancel", "run": run.number})
 
-    async def _feed(self, run: _Run, source: Source, scope: Scope) -> None:
+    async def _feed(
+        self, run: _Run, source: Source, scope: Scope, submissions: Submissions, tasks: asyncio.TaskGroup
+    ) -> None:
+        reading = asyncio.Semaphore(_READ_AT_ONCE)
         while True:
             while len(run.sent) >= self._window:
                 run.room.clear()
@@ -209,15 +220,24 @@ class EngineHost:
                 number = next(self._numbers)
                 run.sent[number] = request
                 scope.in_flight += 1
-                try:
-                    frame = self._submission(run.number, number, request)
-                except PromptmillError as error:
-                    run.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
+                if request.conversation.images:
+                    await reading.acquire()
+                    # a slow disk or host holds up its own item alone
+                    task = tasks.create_task(self._submit(run, number, scope, submissions))
+                    task.add_done_callback(lambda _: reading.release())
                 else:
-                    scope.requests += 1
-                    await self._send_frame(frame)
+                    await self._submit(run, number, scope, submissions)
         run.exhausted = True
         run.arrived.put_nowait(None)
+
+    async def _submit(self, run: _Run, number: int, scope: Scope, submissions: Submissions) -> None:
+        try:
+            frame = await submissions.frame(number, run.sent[number])
+        except PromptmillError as error:
+            run.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
+        else:
+            scope.requests += 1
+            await self._send_frame(frame)
 
     async def _deliver(self, run: _Run, sink: Sink, scope: Scope) -> None:
         while run.sent or not run.exhausted:
@@ -234,36 +254,6 @@ class EngineHost:
             outcome = _outcome(message, request)
             await sink.put(request.key, outcome)
             scope.settle(outcome)
-
-    def _submission(self, run: int, number: int, request: Request) -> bytes:
-        conversation = request.conversation
-        if conversation.images and not self._takes_images:
-            raise PromptmillError(
-                Code.UNSUPPORTED,
-                "The prompt comes with images, and this model reads only text.",
-                "Load a model that reads images, or choose another backend.",
-            )
-        check_encodable(conversation)
-        message = {
-            "type": "submit",
-            "run": run,
-            "id": number,
-            "messages": conversation.as_messages(),
-            "sampling": request.sampling.given(),
-            "extra": dict(request.extra),
-        }
-        try:
-            frame = frames.packed(message)
-        except (TypeError, ValueError, RecursionError):
-            raise input_error(
-                "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
-                "pair, a number above 64 bits, or too deep a nesting; remove it."
-            ) from None
-        if len(frame) > _LONGEST_ITEM:
-            raise PromptmillError(
-                Code.REQUEST_TOO_LARGE, f"The item takes {len(frame) >> 20} MiB, more than any model reads."
-            )
-        return frame
 
     async def _send(self, message: Message) -> None:
         await self._send_frame(frames.packed(message))
@@ -288,6 +278,7 @@ class EngineHost:
         """End the process group at once and wait until it is gone; running calls raise `shutdown`."""
         self._closed = True
         await self._finish()
+        await self._web.aclose()
         if self._process is None:
             self._end = _shut_down()
 

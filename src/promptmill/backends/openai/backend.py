@@ -6,7 +6,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from promptmill.backends.openai.attachments import Attachments
 from promptmill.backends.openai.bulk import Bulk
@@ -42,11 +41,7 @@ class OpenAIBackend:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._model = self._settings.model_name
         self._endpoints = endpoints(plan)
-        roots = plan.settings.allowed_roots
-        self._rules = ImageRules(
-            None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots),
-            plan.settings.max_image_pixels,
-        )
+        self._rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
         self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
         self._fetcher = ImageFetcher() if plan.settings.fetch_images else None

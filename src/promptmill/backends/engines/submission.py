@@ -1,0 +1,123 @@
+"""From a request to the frame that submits it to an engine: checked, its images read and spliced in as bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import Any
+
+import orjson
+
+from promptmill.backends.protocol import Request
+from promptmill.children import frames
+from promptmill.conversation import Message, TextPart, check_encodable
+from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.images import ImageFile, ImageRules
+from promptmill.readings import Readings
+
+_LONGEST_ITEM = 256 << 20  # bytes
+
+
+class WebImages:
+    """Downloads images for an engine, which cannot be given a URL; from public addresses only, and only when needed."""
+
+    def __init__(self) -> None:
+        self._fetcher: Any = None
+
+    async def fetch(self, url: str) -> str:
+        """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
+        # an HTTP client is slow to import, and most calls have no image on the web
+        module = await asyncio.to_thread(importlib.import_module, "promptmill.webimages")
+        if self._fetcher is None:
+            self._fetcher = module.ImageFetcher()
+        data_url: str = await self._fetcher.fetch(url)
+        return data_url
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            await fetcher.aclose()
+
+
+class Submissions:
+    """The requests of one run, on their way into the pipe."""
+
+    def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool) -> None:
+        self._run = run
+        self._takes_images = takes_images
+        self._readings = Readings(rules, _json_base64, web.fetch)
+
+    async def frame(self, number: int, request: Request) -> bytes:
+        """Return the `submit` frame (see `channel`) of a request.
+
+        Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
+        """
+        conversation = request.conversation
+        images = conversation.images
+        if images and not self._takes_images:
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The prompt comes with images, and this model reads only text.",
+                "Load a model that reads images, or choose another backend.",
+            )
+        check_encodable(conversation)
+        read = [await self._readings.read(image.source) for image in images]
+        size = sum(map(len, read))
+        if size <= _LONGEST_ITEM:
+            frame = _packed(
+                {
+                    "type": "submit",
+                    "run": self._run,
+                    "id": number,
+                    "messages": _messages(conversation.messages),
+                    "sampling": request.sampling.given(),
+                    "extra": dict(request.extra),
+                    **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
+                }
+            )
+            size = len(frame)
+        if size > _LONGEST_ITEM:
+            raise PromptmillError(
+                Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads."
+            )
+        return frame
+
+    def close(self) -> None:
+        """Stop what is still being read or fetched."""
+        self._readings.close()
+
+
+def _packed(message: frames.Message) -> bytes:
+    try:
+        return frames.packed(message)
+    except (TypeError, ValueError, RecursionError):
+        raise input_error(
+            "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
+            "pair, a number above 64 bits, or too deep a nesting; remove it."
+        ) from None
+
+
+def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    """Return the turns as OpenAI messages whose images are numbers, counted over all of them."""
+    index = 0
+    turns = []
+    for message in messages:
+        content: object = message.content
+        if isinstance(content, tuple):
+            parts: list[dict[str, Any]] = []
+            for part in content:
+                if isinstance(part, TextPart):
+                    parts.append({"type": "text", "text": part.text})
+                else:
+                    parts.append({"type": "image", "index": index})
+                    index += 1
+            content = parts
+        turns.append({**(message.extra or {}), "role": message.role, "content": content})
+    return turns
+
+
+def _json_base64(image: ImageFile) -> bytes:
+    import pybase64
+
+    return b'"%b"' % pybase64.b64encode(image.data)

@@ -1,0 +1,64 @@
+"""The images of one call: each source read once, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from promptmill.images import ImageFile, ImageRules, is_web, load_image
+
+# Encoded images that are kept for a later item of the call; those in flight are kept alive by their items.
+_KEPT_BYTES = 256 * 1024 * 1024
+
+
+class Readings:
+    """Reads and remembers. Two items that need the same file at the same time wait for one reading."""
+
+    def __init__(
+        self,
+        rules: ImageRules,
+        encode: Callable[[ImageFile], bytes],
+        fetch: Callable[[str], Awaitable[str]] | None,
+    ) -> None:
+        """`encode` makes what is kept, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL."""
+        self._rules = rules
+        self._encode = encode
+        self._fetch = fetch
+        self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._kept = 0
+
+    async def read(self, source: str) -> bytes:
+        """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
+        reading = self._readings.get(source)
+        if reading is None:
+            reading = asyncio.ensure_future(self._read(source))
+            self._readings[source] = reading
+            reading.add_done_callback(self._remember)
+        return await asyncio.shield(reading)  # another item may be waiting for the same file
+
+    async def _read(self, source: str) -> bytes:
+        if self._fetch is not None and is_web(source):
+            source = await self._fetch(source)
+        return await asyncio.to_thread(self._load, source)
+
+    def _load(self, source: str) -> bytes:
+        return self._encode(load_image(source, self._rules))
+
+    def _remember(self, reading: asyncio.Future[bytes]) -> None:
+        self._kept += _size(reading)
+        while self._kept > _KEPT_BYTES and len(self._readings) > 1:
+            source, oldest = next(iter(self._readings.items()))
+            if not oldest.done():
+                break
+            del self._readings[source]
+            self._kept -= _size(oldest)
+
+    def close(self) -> None:
+        """Stop what is still being read or fetched."""
+        for reading in self._readings.values():
+            reading.cancel()
+
+
+def _size(reading: asyncio.Future[bytes]) -> int:
+    return 0 if reading.cancelled() or reading.exception() else len(reading.result())

@@ -1,0 +1,74 @@
+"""Images of a call are read once each."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+from PIL import Image
+
+from promptmill.errors import PromptmillError
+from promptmill.images import ImageRules
+from promptmill.readings import Readings
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def test_a_source_is_read_once_however_many_ask_at_the_same_time(run, picture):
+    encoded = []
+
+    async def work():
+        readings = Readings(ImageRules(), lambda image: encoded.append(image.media_type) or image.data, None)
+        at_once = await asyncio.gather(*(readings.read(str(picture)) for _ in range(20)))
+        later = await readings.read(str(picture))
+        readings.close()
+        assert {*at_once, later} == {picture.read_bytes()}
+
+    run(work())
+    assert encoded == ["image/png"]
+
+
+def test_who_gives_up_does_not_take_the_reading_from_the_others(run, picture):
+    async def work():
+        readings = Readings(ImageRules(), lambda image: image.data, None)
+        impatient, patient = (asyncio.ensure_future(readings.read(str(picture))) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert await patient == picture.read_bytes()
+        readings.close()
+
+    run(work())
+
+
+def test_a_failed_reading_fails_everybody_who_wants_it(run, tmp_path):
+    async def work():
+        readings = Readings(ImageRules(), lambda image: image.data, None)
+        failures = await asyncio.gather(
+            *(readings.read(str(tmp_path / "nowhere.png")) for _ in range(3)), return_exceptions=True
+        )
+        readings.close()
+        assert {type(failure) for failure in failures} == {PromptmillError}
+
+    run(work())
+
+
+def test_what_is_fetched_is_checked_like_everything_else(run, picture):
+    bodies = {"http://a/x.png": picture.read_bytes(), "HTTPS://a/y.png": b"no image"}
+
+    async def fetch(url):
+        return "data:;base64," + base64.b64encode(bodies[url]).decode()
+
+    async def work():
+        readings = Readings(ImageRules(), lambda image: image.data, fetch)
+        assert await readings.read("http://a/x.png") == picture.read_bytes()
+        with pytest.raises(PromptmillError) as caught:
+            await readings.read("HTTPS://a/y.png")
+        readings.close()
+        assert caught.value.code == "invalid_image"
+
+    run(work())
