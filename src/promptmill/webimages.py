@@ -19,8 +19,15 @@ from promptmill.errors import Code, PromptmillError
 _REDIRECTS = 5
 _LARGEST = 64 * 1024 * 1024
 _UNICAST = ipaddress.IPv6Network("2000::/3")  # all that was ever given out; the rest is local, embedded or reserved
-_EMBEDDING = tuple(ipaddress.IPv6Network(net) for net in ("2002::/16", "2001::/32"))  # 6to4 and Teredo
-_METADATA = ipaddress.IPv4Address("168.63.129.16")  # Azure's: public by its number, never by its place
+# Inside that: assignments of the IETF with Teredo, examples, 6to4. Of IPv4 what not every Python counts as such, and
+# Azure's metadata service, public by its number, never by its place.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
 
 
 def is_public(address: str) -> bool:
@@ -31,10 +38,10 @@ def is_public(address: str) -> bool:
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is None:
-            return ip.is_global and ip in _UNICAST and not any(ip in network for network in _EMBEDDING)
-        ip = ip.ipv4_mapped
-    return ip.is_global and not ip.is_multicast and ip != _METADATA
+        if ip.ipv4_mapped is None and ip not in _UNICAST:
+            return False
+        ip = ip.ipv4_mapped or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 class _PublicResolver(AbstractResolver):

@@ -54,10 +54,10 @@ def test_what_cannot_be_read_costs_one_item(drive, upstream, name):
     assert result.raised is None
 
 
-_KEYS = (
-    "choices message content text error code usage tool_calls finish_reason refusal reasoning reasoning_details delta"
-    " prompt_tokens completion_tokens detail type index"
-).split()
+_KEYS = [
+    *("choices", "message", "delta", "index", "content", "text", "finish_reason", "refusal", "tool_calls", "reasoning"),
+    *("reasoning_details", "error", "code", "type", "detail", "usage", "prompt_tokens", "completion_tokens"),
+]
 _anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=4),
