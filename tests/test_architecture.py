@@ -29,7 +29,7 @@ FLOORS = (
     {"config"},
     {"webimages", "rows", "children"},
     {"settings", "images", "conversation", "outcome", "reasoning", "embedded"},
-    {"sampling", "errors", "loop"},
+    {"sampling", "errors", "loop", "guarded", "terminal"},
 )
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.

@@ -13,6 +13,7 @@ import orjson
 
 from promptmill import rows
 from promptmill.errors import PromptmillError, input_error
+from promptmill.guarded import NoFileError, OutsideError
 from promptmill.jobs import admission, command, detached, formats, screen, status
 from promptmill.jobs import folder as folders
 from promptmill.jobs.admission import Job
@@ -55,6 +56,9 @@ class Board:
         plan = self._service.plan
         job = await asyncio.to_thread(admission.admit, order, plan, self._state)
         folder = job.folder
+        if not self._may_see(folder):  # became a link since it was looked at
+            job.close()
+            raise self._outside("input_file or output_file")
         if job.finished:
             job.close()
             return {"job_id": folder.job_id, "message": "The job is finished already."} | self._told(folder)
@@ -145,10 +149,13 @@ class Board:
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is no path that can be used.") from None
         if not self._inside(path):
-            shown = ", ".join(str(root) for root in self._roots()) or "none"
-            raise input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
+            raise self._outside(name)
         formats.by_suffix(path, name)
         return path
+
+    def _outside(self, name: str) -> PromptmillError:
+        shown = ", ".join(str(root) for root in self._roots()) or "none"
+        return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
 
     def _inside(self, path: Path) -> bool:
         return any(path.is_relative_to(root) for root in self._roots())
@@ -158,14 +165,14 @@ def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any]
     """Yield the lines from row `first` on with their records, None for those without."""
     spec = folder.spec
     assert spec is not None
-    path = folder.rows if formats.row_kind(spec.input_format) == "table" else spec.input
+    is_table = formats.row_kind(spec.input_format) == "table"
     with contextlib.ExitStack() as opened:
-        files = []
-        for name in (path, folder.index, folder.journal):
+        files: list[RandomFile] = []
+        for name in (folder.rows if is_table else spec.input, folder.index, folder.journal):
             try:
-                files.append(RandomFile(name))
-            except FileNotFoundError:
-                return  # nothing answered yet, or the input is gone
+                files.append(RandomFile.given(name) if name == spec.input else RandomFile(name))
+            except (FileNotFoundError, OutsideError, NoFileError):
+                return  # nothing answered yet, or the input is gone or a link to something else now
             opened.callback(files[-1].close)
         file, index, journal = files
         lines = Lines(file)

@@ -65,6 +65,12 @@ class Merge:
         return record
 
 
+def check_folder(target: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when the way to `target`, resolved once, leads over a link now."""
+    if target.parent.resolve() != target.parent:
+        raise input_error(f"{target.parent} is not the folder that it was; put it back and run the job again.")
+
+
 def beside(target: Path, job_id: str) -> Path:
     """Return where the output is written before it gets its name: the same folder, so the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
@@ -75,20 +81,19 @@ def write(merge: Merge) -> Path:
 
     Raises `Unanswered`, `Halted`, `OSError`; nothing is left behind then.
     """
+    check_folder(merge.target)
     partial = beside(merge.target, merge.job_id)
     try:
-        with partial.open("wb", _BUFFER) as out:
+        with open(_created(partial), "wb", _BUFFER) as out:
             most = 1 << 62 if merge.most is None else merge.most
             if merge.output_format == "csv":
                 tables.write_csv(merge.input, out, merge.answer, merge.extra, most)
             elif merge.output_format == "parquet":
                 tables.write_parquet(merge.input, out, merge.answer, merge.extra, most)
             elif merge.input_format in {"csv", "parquet"}:
-                for line in tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most):
-                    out.write(line)
+                out.writelines(tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most))
             else:
-                for line in _lines(merge, most):
-                    out.write(line)
+                out.writelines(_lines(merge, most))
             out.flush()
             os.fsync(out.fileno())
     except BaseException:
@@ -96,6 +101,12 @@ def write(merge: Merge) -> Path:
             partial.unlink()
         raise
     return partial
+
+
+def _created(path: Path) -> int:
+    """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
 
 def _lines(merge: Merge, most: int) -> Iterator[bytes]:
@@ -123,8 +134,10 @@ def described(partial: Path, limit: int | None) -> Output:
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
     """Give the output its name, at once, and have that on the disk.
 
-    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile; `OSError`.
+    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile, or the folder is not what it
+    was; `OSError`.
     """
+    check_folder(target)
     if may_replace:
         partial.replace(target)
     else:
