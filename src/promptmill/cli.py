@@ -11,6 +11,7 @@ from pathlib import Path
 from promptmill import __version__
 from promptmill.config import Configuration
 from promptmill.errors import PromptmillError
+from promptmill.terminal import say
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PromptmillError as error:
-        print(f"promptmill: {error}", file=sys.stderr)
+        say(f"promptmill: {error}", sys.stderr)
         return USAGE
     except BrokenPipeError:  # the reader of our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
