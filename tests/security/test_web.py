@@ -13,7 +13,7 @@ from PIL import Image
 from promptmill import webimages
 from promptmill.errors import PromptmillError
 from promptmill.webimages import ImageFetcher, is_public
-from replies import huge, raw, redirect
+from replies import hang, huge, raw, redirect
 from upstream import Upstream
 
 
@@ -34,9 +34,9 @@ def web():
 def fetch(run):
     """Fetch one URL; return the data URL or the error."""
 
-    def fetched(url):
+    def fetched(url, timeout_s=30.0):
         async def work():
-            fetcher = ImageFetcher(10)
+            fetcher = ImageFetcher(timeout_s)
             try:
                 return await fetcher.fetch(url)
             except PromptmillError as error:
@@ -149,6 +149,8 @@ def test_redirects_and_bodies_have_an_end(fetch, web, open_door):
     assert len(web.seen) == 5
     web.reply = huge(1 << 30)
     assert "more than 64 MiB" in str(fetch(f"{web.url}/a.png"))
+    web.reply = hang()
+    assert "Timeout" in str(fetch(f"{web.url}/a.png", 0.2))
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024)) + packer.flush()
     web.reply = raw(bomb, headers={"Content-Encoding": "gzip"})
