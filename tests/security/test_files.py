@@ -20,7 +20,7 @@ from promptmill import guarded, images
 from promptmill.errors import PromptmillError
 from promptmill.guarded import OutsideError, is_remote, open_regular
 from promptmill.images import ImageRules, load_image
-from promptmill.jobs import disk, folder, merge
+from promptmill.jobs import admission, disk, folder, merge
 from promptmill.jobs.disk import RandomFile
 from talk import text
 
@@ -226,9 +226,9 @@ def work_folder(tmp_path, monkeypatch):
 def bulk(talk):
     """Start a job by a call; return what it said."""
 
-    def started(input_file="in.jsonl", output_file="out.jsonl", **options):
+    def started(input_file="in.jsonl", output_file="out.jsonl", *, resume=True, **options):
         async def work(talk):
-            return await talk("bulk_generate", input_file=input_file, output_file=output_file)
+            return await talk("bulk_generate", input_file=input_file, output_file=output_file, resume=resume)
 
         result = talk(work, **options)
         return text(result) if result.is_error else result.structured_content
@@ -358,6 +358,18 @@ def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
         return await talk.error(tool, job_id=job_id)
 
     assert "There is no job" in talk(work)
+
+
+@pytest.mark.rule("F12")
+def test_two_pairs_of_files_that_share_an_id_do_not_share_a_job(shell, bulk, work_folder, monkeypatch):
+    assert shell().returncode == 0
+    (work_folder / "other.jsonl").write_text('{"prompt": "hi"}\n')
+    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    journal = job.journal.read_bytes()
+    monkeypatch.setattr(admission, "folder_for", lambda *_: job)
+    assert "two other files" in bulk("other.jsonl", "new.jsonl")
+    assert "two other files" in bulk("in.jsonl", "new.jsonl", resume=False)
+    assert job.journal.read_bytes() == journal
 
 
 @pytest.mark.rule("F13")

@@ -46,7 +46,13 @@ def _sent(block, environ=ENVIRONMENT, *, operator=None, trust_client=False):
             "http://[fe80::1]",
         ),
         *("http://evil.example:80", "https://evil.example#api.openai.com", "https://evil.example?api.openai.com"),
-        *("http://localhost.evil.example", "http://0.0.0.0:8000", "https://api.openai.com.", "http://2130706433"),
+        *(
+            "http://localhost.evil.example",
+            "http://evil.localhost",
+            "http://0.0.0.0:8000",
+            "https://api.openai.com.",
+            "http://2130706433",
+        ),
     ],
 )
 def test_a_key_of_the_environment_stays_away_from_what_only_a_call_named(url):

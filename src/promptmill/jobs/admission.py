@@ -121,6 +121,9 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
             " (from the shell --overwrite replaces it)."
         )
     anew = order.overwrite or order.anew
+    if begun is not None and (begun.input, begun.output) != (wanted.input, wanted.output):
+        # the id is a short digest of both paths, so somebody with patience finds names that share one
+        raise input_error(f"Job {folder.job_id} is the job of two other files; name another output.")
     if begun is None and folder.journal.exists() and not anew:
         raise input_error(f"The description of job {folder.job_id} in {folder.path} is damaged. {_ANEW}")
     if begun is not None and not anew:

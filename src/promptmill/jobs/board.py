@@ -175,6 +175,8 @@ def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any]
                 return  # nothing answered yet, or the input is gone or a link to something else now
             opened.callback(files[-1].close)
         file, index, journal = files
+        if not is_table and file.stamp()[0] != spec.size:
+            raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():
