@@ -54,6 +54,15 @@ def test_what_cannot_be_read_costs_one_item(drive, upstream, name):
     assert result.raised is None
 
 
+@pytest.mark.rule("E1")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nor_does_it_cost_more_where_workers_read_it(drive, upstream, name):
+    code, body = HOSTILE[name]
+    upstream.reply = by_prompt({"bad": raw(body, code=code)})
+    result = drive(["good", "bad", "fine"], retries=2, num_workers=2, bulk_threshold=1)
+    assert result.texts == ["echo: good", None, "echo: fine"]
+
+
 _KEYS = [
     *("choices", "message", "delta", "index", "content", "text", "finish_reason", "refusal", "tool_calls", "reasoning"),
     *("reasoning_details", "error", "code", "type", "detail", "usage", "prompt_tokens", "completion_tokens"),
