@@ -18,7 +18,6 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"cli"},
     {"shell", "api", "pipeline", "install"},
-    {"build_tool"},
     {"process"},
     {"httpd"},
     {"server", "unreadable"},
@@ -29,8 +28,8 @@ FLOORS = (
     {"backends.protocol"},
     {"config"},
     {"readings", "webimages", "rows", "children"},
-    {"settings", "images", "conversation", "outcome", "reasoning", "embedded"},
-    {"sampling", "errors", "loop"},
+    {"settings", "images", "conversation", "outcome", "reasoning", "embedded", "terminal"},
+    {"sampling", "errors", "loop", "guarded"},
 )
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.

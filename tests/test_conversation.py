@@ -201,3 +201,9 @@ def test_a_shape_is_short_whatever_the_value():
     assert len(shape({f"{'k' * 100}{i}": i for i in range(100)})) < 400
     assert shape("x" * 1000) == "a text"
     assert shape(object()) == "a object"
+
+
+@pytest.mark.parametrize("role", [[], ["user"], {}, 1, True])
+def test_a_role_that_is_no_text_is_refused_in_words(role):
+    with pytest.raises(PromptmillError, match="Known roles"):
+        conversation_from_messages([{"role": role, "content": "x"}], "messages")

@@ -13,6 +13,7 @@ from promptmill import __version__
 from promptmill.config import HTTP_DEFAULTS, Configuration
 from promptmill.errors import PromptmillError, config_error
 from promptmill.install import command as install
+from promptmill.terminal import say
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PromptmillError as error:
-        print(f"promptmill: {error}", file=sys.stderr)
+        say(f"promptmill: {error}", sys.stderr)
         return USAGE
     except BrokenPipeError:  # the reader of our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

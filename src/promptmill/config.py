@@ -23,6 +23,7 @@ FILE_NAME = "parameter.yaml"
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_PROBLEMS = 10
+_MOST_NODES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,16 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, of which the parser would keep the last in silence."""
+    """YAML without duplicate keys, of which the parser would keep the last in silence, and of bounded size.
+
+    An alias costs a few bytes and stands for all it names, so a few nested lines can stand for more than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_NODES:
+            raise config_error("", f"what its aliases stand for adds up to more than {_MOST_NODES} values.")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         seen: set[object] = set()
@@ -181,6 +191,18 @@ class _Loader(yaml.SafeLoader):
                 raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many nodes `node` would be without aliases. Raises `RecursionError` when it holds itself."""
+    if id(node) not in known:
+        size = 1
+        if isinstance(node, yaml.SequenceNode):
+            size += sum(_written_out(inner, known) for inner in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            size += sum(_written_out(inner, known) for pair in node.value for inner in pair)
+        known[id(node)] = size
+    return known[id(node)]
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _message(item: object, where: str) -> Message:
     if not isinstance(item, Mapping):
         raise input_error(f'{where} is {shape(item)}. Send {{"role": "user", "content": "…"}}.')
     role = item.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
         found = "no role" if role is None else f"the role {role!r:.40}" if isinstance(role, str) else shape(role)
         raise input_error(f"{where} has {found}. Known roles: {known}.")

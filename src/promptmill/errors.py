@@ -126,9 +126,16 @@ def config_error(path: str, problem: str) -> PromptmillError:
     return PromptmillError(Code.INVALID_CONFIG, f"{path}: {problem}" if path else problem, "")
 
 
+# What a terminal obeys or hides: C0, DEL and C1 but for white space, and marks that turn the direction of writing.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
 _KEY_SHAPED = re.compile(r"\b(?:sk|pk|rk|gsk|hf|xai|nvapi|AIza)[-_]?[A-Za-z0-9_\-]{16,}\b")
+
+
+def without_controls(text: str) -> str:
+    """Return `text` with U+FFFD for characters that command a terminal instead of being seen."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 import re
-import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.errors import Code, PromptmillError, redact
+from promptmill.guarded import NoFileError, OutsideError, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,22 +67,20 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     path = _local_path(source)
     try:
-        resolved = path.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        raise _unusable(f"There is no image file at {_shown(path)}.") from None
-    roots = rules.allowed_roots
-    if roots is not None and not any(resolved.is_relative_to(root) for root in roots):
-        raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.")
-    try:
-        if not stat.S_ISREG(resolved.stat().st_mode):  # opening a pipe would wait for its writer
-            raise _unusable(f"{_shown(path)} is no file.")
-        with resolved.open("rb") as file:
+        with os.fdopen(open_regular(path, rules.allowed_roots), "rb") as file:
             _probe(file.read(16), _shown(path))
             file.seek(0)
-            data = file.read(_LARGEST_FILE + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
+    except OutsideError:
+        raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
+    except NoFileError:
+        raise _unusable(f"{_shown(path)} is no file.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _unusable(f"There is no image file at {_shown(path)}.") from None
     except OSError as error:
         raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
-    if len(data) > _LARGEST_FILE:
+    if max(size, len(data)) > _LARGEST_FILE:
         raise _unusable(f"{_shown(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
     return _shown(path), data
 

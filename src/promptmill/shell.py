@@ -17,6 +17,7 @@ from promptmill.conversation import conversation_from_prompt
 from promptmill.errors import PromptmillError, config_error, redact
 from promptmill.outcome import Completion, Failure, Outcome
 from promptmill.service import Service
+from promptmill.terminal import say
 
 _PAUSE_S = 0.2
 
@@ -29,14 +30,14 @@ def generate(configuration: Configuration, *, prompts: Sequence[str], system_pro
         found: dict[str, Any] = {"ans_ls": report.answers(outcomes)}  # as over MCP
         if errors := report.errors(outcomes):
             found["errors"] = errors
-        _print(orjson.dumps(found | {"_meta": report.totals(scope) | report.columns(outcomes)}).decode())
+        say(orjson.dumps(found | {"_meta": report.totals(scope) | report.columns(outcomes)}).decode())
     else:
         for outcome in outcomes:
-            _print(outcome.text if isinstance(outcome, Completion) else "")
+            say(outcome.text if isinstance(outcome, Completion) else "")
         for warning in scope.warnings:
-            print(f"promptmill: {warning}", file=sys.stderr)
+            say(f"promptmill: {warning}", sys.stderr)
         if failed := report.summary(outcomes):
-            print(f"promptmill: {failed}", file=sys.stderr)
+            say(f"promptmill: {failed}", sys.stderr)
     return int(any(isinstance(outcome, Failure) for outcome in outcomes))
 
 
@@ -76,10 +77,10 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     except PromptmillError as error:
         steps.append({"step": "problem", "ok": False, "code": str(error.code), "detail": redact(str(error))})
     if as_json:
-        _print(orjson.dumps({"ok": all(step["ok"] for step in steps), "steps": steps}).decode())
+        say(orjson.dumps({"ok": all(step["ok"] for step in steps), "steps": steps}).decode())
     else:
         for step in steps:
-            _print(f"{'ok  ' if step['ok'] else 'FAIL'}  {step['step']}: {step['detail']}")
+            say(f"{'ok  ' if step['ok'] else 'FAIL'}  {step['step']}: {step['detail']}")
     return 0 if all(step["ok"] for step in steps) else 2
 
 
@@ -107,7 +108,3 @@ async def _try(configuration: Configuration, steps: list[dict[str, Any]]) -> Non
         steps.extend({"step": "warning", "ok": True, "detail": warning} for warning in scope.warnings)
     finally:
         await service.aclose()
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")

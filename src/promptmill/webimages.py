@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import socket
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
+from yarl import URL
 
 from promptmill.errors import Code, PromptmillError
 
 _REDIRECTS = 5
 _LARGEST = 64 * 1024 * 1024
-_EMBEDDING = tuple(ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that was ever given out; the rest is local, embedded or reserved
+# Inside that: assignments of the IETF with Teredo, examples, 6to4. Of IPv4 what not every Python counts as such, and
+# Azure's metadata service, public by its number, never by its place.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
 
 
 def is_public(address: str) -> bool:
     """Return whether `address` is one of the public internet: not private, loopback, link-local, metadata, multicast.
 
-    IPv6 forms that carry an IPv4 address inside count as not public, unless they are plainly mapped ones.
+    IPv6 forms that carry an IPv4 address inside count as not public, unless they are plainly mapped ones. Raises
+    `ValueError` for what is no address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif any(ip in network for network in _EMBEDDING):
+        if ip.ipv4_mapped is None and ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast
+        ip = ip.ipv4_mapped or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 class _PublicResolver(AbstractResolver):
@@ -52,6 +63,14 @@ class _PublicResolver(AbstractResolver):
         await self._inner.close()
 
 
+def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for the very address that is connected to next, however the URL spelled it."""
+    family, kind, protocol, _, place = address
+    if not is_public(str(place[0])):
+        raise _refused(place[0])
+    return socket.socket(family, kind, protocol)
+
+
 class ImageFetcher:
     """Downloads images, a session of its own without proxies, cookies or keys."""
 
@@ -62,7 +81,9 @@ class ImageFetcher:
     async def fetch(self, url: str) -> str:
         """Return the body at `url` as a data URL, still to be checked. Raises `PromptmillError` (`invalid_image`)."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=_PublicResolver(), use_dns_cache=False, limit=16)
+            connector = aiohttp.TCPConnector(
+                resolver=_PublicResolver(), use_dns_cache=False, limit=16, socket_factory=_socket_to
+            )
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
@@ -99,25 +120,26 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 
 
 def _check(url: str) -> None:
-    """Refuse addresses written into the URL, which no resolver sees."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise _refused(url)
+    """Refuse what is no web address, and addresses written into the URL, which no resolver sees."""
     try:
-        public = is_public(parts.hostname)
+        parts = URL(url)  # as aiohttp reads it: another reader might find another host
+        host = parts.raw_host if parts.scheme in {"http", "https"} else None
     except ValueError:
-        return  # a name: the resolver checks what it stands for
-    if not public:
-        raise _refused(parts.hostname)
+        host = None
+    if not host:
+        raise _refused("there")
+    with contextlib.suppress(ValueError):  # a name: the resolver checks what it stands for
+        if not is_public(host):
+            raise _refused(host)
 
 
 def _refused(host: Any) -> PromptmillError:
     return PromptmillError(
         Code.INVALID_IMAGE,
-        f"Images are not fetched from {urlsplit(str(host)).hostname or host}: it is no public address.",
+        f"Images are not fetched from {host!s:.255}: it is no public address.",
         "Download the image and send its path.",
     )
 
 
 def _failed(url: str, why: str) -> PromptmillError:
-    return PromptmillError(Code.INVALID_IMAGE, f"The image at {urlsplit(url).hostname} cannot be fetched: {why}.")
+    return PromptmillError(Code.INVALID_IMAGE, f"The image at {URL(url).raw_host} cannot be fetched: {why}.")

@@ -289,3 +289,16 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
     assert f"{job_id}: finished" in log
     assert "very-secret" not in log + "".join(file.read_text("latin-1") for file in bench.folder.path.iterdir())
     assert folder.find(job_id, folder.state_root()).job_id == job_id
+
+
+def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench: Any, tools: Any) -> None:
+    bench.prompts(3)
+
+    async def work(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(call, job_id, "finished")
+        bench.write([{"prompt": "another question"}, {"prompt": "prompt 1"}])
+        with pytest.raises(ToolError, match="has changed since"):
+            await call("bulk_results", job_id=job_id)
+
+    tools(work)

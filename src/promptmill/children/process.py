@@ -54,8 +54,11 @@ else:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for a child that must find this very package, a checkout's too."""
-    environment = dict(os.environ)
+    """Return the environment for a child that must find this very package, a checkout's too; without API keys.
+
+    Workers are told over their pipe which key to send where, and engines, which run other people's code, need none.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_API_KEY")}
     root = Path(__file__).parents[2]
     if root.name not in {"site-packages", "dist-packages"}:  # a checkout that may be on our path alone
         inherited = environment.get("PYTHONPATH")

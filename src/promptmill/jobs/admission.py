@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import stat
 import tempfile
 import threading
 import time
@@ -15,6 +14,7 @@ import orjson
 
 from promptmill.config import Plan
 from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.guarded import NoFileError, OutsideError
 from promptmill.jobs import disk, formats, status
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder, Spec, folder_for
@@ -123,6 +123,9 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
             " (from the shell --overwrite replaces it)."
         )
     anew = order.overwrite or order.anew
+    if begun is not None and (begun.input, begun.output) != (wanted.input, wanted.output):
+        # the id is a short digest of both paths, so somebody with patience finds names that share one
+        raise input_error(f"Job {folder.job_id} is the job of two other files; name another output.")
     if begun is None and folder.journal.exists() and not anew:
         raise input_error(f"The description of job {folder.job_id} in {folder.path} is damaged. {_ANEW}")
     if begun is not None and not anew:
@@ -140,9 +143,9 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
 def open_input(source: Path, *, known: bool) -> RandomFile:
     """Return the input file, open; `known`: a job with it was begun. Raises `PromptmillError` (`invalid_input`)."""
     try:
-        if not stat.S_ISREG(source.stat().st_mode):
-            raise input_error(f"{source} is no file.")
-        return RandomFile(source)
+        return RandomFile.given(source)
+    except (NoFileError, OutsideError):  # outside: it became a link just now
+        raise input_error(f"{source} is no file.") from None
     except FileNotFoundError:
         gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
         raise input_error(f"There is no input file {source}. {gone}") from None

@@ -15,6 +15,7 @@ from promptmill import rows
 from promptmill.config import Plan
 from promptmill.conversation import Conversation
 from promptmill.errors import PromptmillError, input_error
+from promptmill.guarded import NoFileError, OutsideError
 from promptmill.jobs import admission, command, detached, formats, rest, screen, status
 from promptmill.jobs import folder as folders
 from promptmill.jobs.admission import Job
@@ -59,6 +60,9 @@ class Board:
         plan = self._service.plan
         job = await asyncio.to_thread(admission.admit, order, plan, self._state)
         folder = job.folder
+        if not self._may_see(folder):  # became a link since it was looked at
+            job.close()
+            raise self._outside("input_file or output_file")
         if job.finished:
             job.close()
             return {"job_id": folder.job_id, "message": "The job is finished already."} | self._told(folder)
@@ -170,10 +174,13 @@ class Board:
         if folders.owner(path, self._state) is not None:
             return path
         if not self._inside(path):
-            shown = ", ".join(str(root) for root in self._roots()) or "none"
-            raise input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
+            raise self._outside(name)
         formats.by_suffix(path, name)
         return path
+
+    def _outside(self, name: str) -> PromptmillError:
+        shown = ", ".join(str(root) for root in self._roots()) or "none"
+        return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
 
     def _inside(self, path: Path) -> bool:
         return any(path.is_relative_to(root) for root in self._roots())
@@ -183,16 +190,18 @@ def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any]
     """Yield the lines from row `first` on with their records, None for those without."""
     spec = folder.spec
     assert spec is not None
-    path = folder.rows if formats.row_kind(spec.input_format) == "table" else spec.input
+    is_table = formats.row_kind(spec.input_format) == "table"
     with contextlib.ExitStack() as opened:
-        files = []
-        for name in (path, folder.index, folder.journal):
+        files: list[RandomFile] = []
+        for name in (folder.rows if is_table else spec.input, folder.index, folder.journal):
             try:
-                files.append(RandomFile(name))
-            except FileNotFoundError:
-                return  # nothing answered yet, or the input is gone
+                files.append(RandomFile.given(name) if name == spec.input else RandomFile(name))
+            except (FileNotFoundError, OutsideError, NoFileError):
+                return  # nothing answered yet, or the input is gone or a link to something else now
             opened.callback(files[-1].close)
         file, index, journal = files
+        if not is_table and file.stamp()[0] != spec.size:
+            raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

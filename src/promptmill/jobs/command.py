@@ -19,6 +19,7 @@ from promptmill.jobs.admission import Job
 from promptmill.jobs.order import Order
 from promptmill.jobs.runner import Runner
 from promptmill.service import Service
+from promptmill.terminal import say
 
 OK, SOME_FAILED, USAGE, TERMINATED = 0, 1, 2, 143
 _CANCEL_WAIT_S = 3.0
@@ -35,13 +36,13 @@ def bulk(configuration: Configuration, order: Order, *, validate: bool, as_json:
             found = status.read(job.folder) | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.", file=sys.stderr)
-            _print(orjson.dumps(found).decode() if as_json else screen.summary(found))
+            say(orjson.dumps(found).decode() if as_json else screen.summary(found))
             return SOME_FAILED if found.get("failed") else OK
         found, error, terminated = loop.run(_bulk(configuration, job))
     finally:
         job.close()
     found = status.read(job.folder) | found
-    _print(orjson.dumps(found).decode() if as_json else screen.summary(found))
+    say(orjson.dumps(found).decode() if as_json else screen.summary(found))
     if terminated:
         return TERMINATED
     if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
@@ -100,10 +101,10 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
             return USAGE
         found = [status.read(job) for job in folder.all_folders(root)]
         if as_json:
-            _print(orjson.dumps({"jobs": found}).decode())
+            say(orjson.dumps({"jobs": found}).decode())
         else:
             for one in found:
-                _print(f"{one['job_id']}  {one['state']:<11}  {status.line(one)}")
+                say(f"{one['job_id']}  {one['state']:<11}  {status.line(one)}")
             if not found:
                 print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
@@ -112,7 +113,7 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
         request_cancel(job)
         wait_for_end(job, _CANCEL_WAIT_S)
     one = status.read(job)
-    _print(orjson.dumps(one).decode() if as_json else screen.summary(one))
+    say(orjson.dumps(one).decode() if as_json else screen.summary(one))
     return OK
 
 
@@ -130,10 +131,10 @@ def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     """Remove old jobs and say which."""
     removed = prune.prune(folder.state_root(), prune.age_s(age), unfinished=unfinished)
     if as_json:
-        _print(orjson.dumps({"removed": removed}).decode())
+        say(orjson.dumps({"removed": removed}).decode())
     else:
         for job_id in removed:
-            _print(job_id)
+            say(job_id)
         print(f"promptmill: {len(removed)} job(s) removed.", file=sys.stderr)
     return OK
 
@@ -151,7 +152,3 @@ def wait_for_end(job: folder.Folder, limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while job.alive and time.monotonic() < end:
         time.sleep(_PAUSE_S)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")

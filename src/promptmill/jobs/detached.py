@@ -15,7 +15,7 @@ from typing import Any
 
 from promptmill import loop
 from promptmill.config import Plan
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import admission, command, disk, handover, screen
 from promptmill.jobs.admission import Job
 from promptmill.jobs.runner import Runner
@@ -31,7 +31,8 @@ def start(job: Job, plan: Plan) -> None:
     """
     folder = job.folder
     # what was begun anew here is not begun anew again there
-    order = job.order.model_copy(update={"anew": False, "overwrite": False})
+    found = {"input": job.spec.input, "output": job.spec.output}
+    order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     told = handover.pack(command.without_own_dedupe(plan), order, folder.path.parent, inherited)
     try:
@@ -88,6 +89,8 @@ def main() -> int:
     service, order, root, lock = handover.unpack(told)
     try:
         job = admission.admit(order, service.plan, root, lock)
+        if (job.spec.input, job.spec.output) != (order.input, order.output):
+            raise input_error("Input or output became a link to something else while the job was started.")
     except PromptmillError as error:
         print(f"promptmill: {redact(str(error))}", file=sys.stderr)
         return 2

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
+import stat
 import sys
 import threading
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
+
+from promptmill.guarded import open_regular
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
@@ -26,6 +30,17 @@ class RandomFile:
         flags = _BINARY | (os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0) if writable else os.O_RDONLY)
         self._descriptor = os.open(path, flags, PRIVATE_FILE)
         self._seeking = threading.Lock()
+
+    @classmethod
+    def given(cls, path: Path) -> RandomFile:
+        """Return the file at `path` for reading: a regular one, that very one, no link anywhere on its way.
+
+        Raises what `guarded.open_regular` raises.
+        """
+        file = cls.__new__(cls)
+        file._descriptor = open_regular(path, (path,))
+        file._seeking = threading.Lock()
+        return file
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset`; fewer at the end."""
@@ -118,10 +133,20 @@ def sync_file(file: IO[bytes]) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make `path` and what is missing above it, for this user alone."""
-    path.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
-    with contextlib.suppress(OSError):
-        path.chmod(PRIVATE_FOLDER)
+    """Make `path` and the folder above it, for this user alone, and what is missing above those.
+
+    Raises `OSError`, also when something of another user's, or a link, is in its place.
+    """
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, path):
+        folder.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
+        if sys.platform == "win32":
+            continue
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EACCES, f"{folder.name} is not a folder of this user's")
+        with contextlib.suppress(OSError):  # a file system without permissions
+            folder.chmod(PRIVATE_FOLDER)
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:

@@ -65,6 +65,12 @@ class Merge:
         return record
 
 
+def check_folder(target: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when the way to `target`, resolved once, leads over a link now."""
+    if target.parent.resolve() != target.parent:
+        raise input_error(f"{target.parent} is not the folder that it was; put it back and run the job again.")
+
+
 def beside(target: Path, job_id: str) -> Path:
     """Return where the output is written before it gets its name: the same folder, so the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
@@ -75,10 +81,11 @@ def write(merge: Merge) -> Path:
 
     Raises `Unanswered`, `Halted`, `OSError`; nothing is left behind then.
     """
+    check_folder(merge.target)
     partial = beside(merge.target, merge.job_id)
     try:
         mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
-        with open(partial, "wb", _BUFFER, opener=lambda path, flags: os.open(path, flags, mode)) as out:
+        with open(_created(partial, mode), "wb", _BUFFER) as out:
             most = 1 << 62 if merge.most is None else merge.most
             if merge.output_format == "csv":
                 tables.write_csv(merge.input, out, merge.answer, merge.extra, most)
@@ -95,6 +102,12 @@ def write(merge: Merge) -> Path:
             partial.unlink()
         raise
     return partial
+
+
+def _created(path: Path, mode: int) -> int:
+    """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
 
 
 def _lines(merge: Merge, most: int) -> Iterator[bytes]:
@@ -122,8 +135,10 @@ def described(partial: Path, limit: int | None) -> Output:
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
     """Give the output its name, at once, and have that on the disk.
 
-    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile; `OSError`.
+    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile, or the folder is not what it
+    was; `OSError`.
     """
+    check_folder(target)
     if may_replace:
         partial.replace(target)
     else:

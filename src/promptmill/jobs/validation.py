@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,7 @@ from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.lines import Lines
 from promptmill.jobs.order import Order
 from promptmill.rows import Reading
+from promptmill.terminal import say
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
@@ -27,15 +27,15 @@ def run(plan: Plan, order: Order, *, as_json: bool) -> int:
     """Print what was found. Returns 0 when every row can be asked, else 1. Raises `PromptmillError` as a job would."""
     found = check(plan, order)
     if as_json:
-        sys.stdout.write(orjson.dumps(found).decode() + "\n")
+        say(orjson.dumps(found).decode())
     else:
         for problem in found["problems"]:
-            sys.stdout.write(f"{problem}\n")
+            say(problem)
         if found["invalid"] > len(found["problems"]):
-            sys.stdout.write(f"… and {found['invalid'] - len(found['problems'])} more\n")
-        sys.stdout.write(
+            say(f"… and {found['invalid'] - len(found['problems'])} more")
+        say(
             f"{found['rows']} rows, {found['invalid']} of them invalid, {found['images']} images, "
-            f"about {found['estimated_prompt_tokens']} prompt tokens\n"
+            f"about {found['estimated_prompt_tokens']} prompt tokens"
         )
     return int(found["invalid"] > 0)
 

@@ -18,6 +18,8 @@ _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
 _COMPLETIONS = "/chat/completions"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+# A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -119,6 +121,8 @@ def _parsed(url: str) -> SplitResult:
         raise config_error(where, "is not a URL; write it like http://localhost:8000/v1.") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise config_error(where, "should start with http:// or https:// and a host, like http://localhost:8000/v1.")
+    if not _HOST.fullmatch(parts.hostname):
+        raise config_error(where, "names a host that no computer can have; write it like http://localhost:8000/v1.")
     if parts.username is not None or parts.password is not None:
         raise config_error(where, "holds a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
@@ -133,7 +137,7 @@ def _origin(url: SplitResult) -> str:
 
 def _is_loopback(url: SplitResult) -> bool:
     host = url.hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
+    if host == "localhost":  # alone: who is asked for names below it may be anybody
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -19,7 +19,7 @@ import aiohttp
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.exchange import LARGEST_BODY, StaleError, TooLarge
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.errors import Code, PromptmillError, redact, without_controls
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing_hard_limit", "insufficient balance")
@@ -32,6 +32,7 @@ _CONTEXT_WORDS = (
 )
 _TOO_LARGE_WORDS = ("request too large", "request is too large", "tokens per min (tpm): limit", "reduce the length")
 _LONGEST_REASON = 400
+_LONGEST_READ = 1 << 16
 
 
 class Blame(Enum):
@@ -99,6 +100,7 @@ def _number(text: str | None) -> float | None:
 def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> Verdict:
     """Return what a reply with `status` and parsed body `payload` (or its text) means."""
     reason, words, labels = _reason(payload)
+    reason = " ".join(without_controls(reason).split())[:_LONGEST_READ]
     said = f": {_short(redact(reason, endpoint.secrets))}" if reason else ""
     message = f"{endpoint.name} answered {status}{said}"
 
@@ -235,6 +237,5 @@ def _said(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _short(value: str) -> str:
-    text = " ".join(value.split())
+def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_REASON else text[:_LONGEST_REASON] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ class Spool:
         """`first` is what was taken already, at least one; `refuse` takes what cannot be written."""
         handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
-        self.path = Path(name)
+        self.path = _unnamed(Path(name), handle)
         self.reading = Reading("jsonl", first[0].sampling, first[0].extra)
         self._source = source
         self._first = first
@@ -98,8 +99,21 @@ class Spool:
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
-        with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
-            self.path.unlink(missing_ok=True)
+        if self.path.suffix:
+            with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
+                self.path.unlink(missing_ok=True)
+
+
+def _unnamed(path: Path, descriptor: int) -> Path:
+    """Take the name away where the file can be found without one: then it is gone with this process, even a killed one.
+
+    Linux alone has such a place; the workers, of the same user, open it there.
+    """
+    without_name = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    if not sys.platform.startswith("linux") or not without_name.exists():
+        return path
+    path.unlink()
+    return without_name
 
 
 class MappedFile:

@@ -25,6 +25,8 @@ from promptmill.sampling import Sampling
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
+_DEEPEST = 32  # levels of nesting in tool calls; every encoder on their way has a bound of its own
+_MOST_TOKENS = 2**53
 
 
 class Encoder:
@@ -145,6 +147,13 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
     """Return the answer in a response, or what the response means instead."""
     try:
+        return _read(status, headers, body, endpoint)
+    except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
+        return _unreadable(endpoint, "what cannot be read", b"")
+
+
+def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
+    try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
         if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
@@ -199,6 +208,8 @@ def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: 
         reasoning = reasoning or thought
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+    if tool_calls and not _can_go_on(tool_calls):
+        return _unreadable(endpoint, "tool calls that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = str(refusal)
@@ -229,8 +240,26 @@ def _reasoning(message: Mapping[str, Any]) -> str | None:
 def _usage(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return NO_USAGE
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return Usage(prompt if isinstance(prompt, int) else 0, completion if isinstance(completion, int) else 0)
+    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
+
+
+def _can_go_on(value: Any) -> bool:
+    """Return whether journals, frames and results can hold `value`."""
+    try:
+        return _is_shallow(value, _DEEPEST) and bool(orjson.dumps(value))
+    except TypeError:
+        return False
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list | tuple):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in inside)
 
 
 def _loose_json(body: bytes) -> Any:

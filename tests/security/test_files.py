@@ -1,0 +1,454 @@
+"""Files of this machine: what a call may have read, written and overwritten, and what other users may do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fakes import KEY
+from promptmill import guarded, images
+from promptmill.errors import PromptmillError
+from promptmill.guarded import OutsideError, is_remote, open_regular
+from promptmill.images import ImageRules, load_image
+from promptmill.jobs import admission, disk, folder, merge
+from promptmill.jobs.disk import RandomFile
+from talk import text
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "inside" / "a.png"
+    path.parent.mkdir()
+    Image.new("RGB", (4, 4)).save(path)
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path):
+    path = tmp_path / "outside" / "b.png"
+    path.parent.mkdir()
+    Image.new("RGB", (4, 4), "red").save(path)
+    return path
+
+
+def _refusal(source, *roots):
+    with pytest.raises(PromptmillError) as caught:
+        load_image(str(source), ImageRules(roots or None))
+    return str(caught.value)
+
+
+@pytest.mark.rule("F1")
+@pytest.mark.parametrize("name", ["/etc/passwd", "/proc/self/environ", "/proc/self/maps", "secret.png"])
+def test_what_is_no_image_is_not_sent(talk, upstream, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("secret.png").write_text("password: hunter2\n" * 100)
+    monkeypatch.setenv("NOT_FOR_OTHERS", "hunter2")
+
+    async def work(talk):
+        return await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[name]])
+
+    result = talk(work)
+    assert result.structured_content["errors"][0]["code"] == "invalid_image"
+    assert "hunter2" not in str(result)
+    assert "root:" not in str(result)
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F1")
+def test_of_what_is_no_image_no_more_than_its_beginning_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "big.bin"
+    path.write_bytes(b"not an image " * 100_000)
+    read = []
+    real = os.fdopen
+
+    def watched(*arguments):
+        file = real(*arguments)
+        inner = file.read
+        return _Counting(file, lambda size: read.append(size) or inner(size))
+
+    monkeypatch.setattr(images.os, "fdopen", watched)
+    assert "no PNG" in _refusal(path)
+    assert read == [16]
+
+
+class _Counting:
+    def __init__(self, file, read):
+        self._file, self.read = file, read
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+@pytest.mark.rule("F2")
+@posix
+def test_links_count_as_what_they_lead_to(picture, outside):
+    root = picture.parent
+    (root / "link.png").symlink_to(outside)
+    (root / "folder").symlink_to(outside.parent)
+    (outside.parent / "back.png").symlink_to(picture)
+    assert "outside the folders" in _refusal(root / "link.png", root)
+    assert "outside the folders" in _refusal(root / "folder" / "b.png", root)
+    assert "outside the folders" in _refusal(root / ".." / "outside" / "b.png", root)
+    assert load_image(str(outside.parent / "back.png"), ImageRules((root,))).media_type == "image/png"
+
+
+@pytest.mark.rule("F3")
+@posix
+def test_a_file_that_becomes_a_link_after_the_check_is_not_read(picture, outside, monkeypatch):
+    """The check sees the picture; before it is opened, another process puts a link in its place."""
+    root, real = picture.parent, os.open
+
+    def swapped(path, *arguments, **options):
+        picture.unlink()
+        picture.symlink_to(outside)
+        monkeypatch.setattr(guarded.os, "open", real)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(guarded.os, "open", swapped)
+    assert "outside the folders" in _refusal(picture, root)
+
+
+@pytest.mark.rule("F3")
+@posix
+def test_a_folder_that_is_swapped_all_the_time_lets_nothing_out(picture, outside):
+    root = picture.parent.parent / "shared"
+    (root / "a").mkdir(parents=True)
+    picture.rename(root / "a" / "b.png")
+    ours, theirs = (root / "a" / "b.png").stat().st_ino, outside.stat().st_ino
+    done, opened = threading.Event(), set()
+
+    def swap():
+        while not done.is_set():
+            (root / "a").rename(root / "c")
+            (root / "a").symlink_to(outside.parent)
+            (root / "a").unlink()
+            (root / "c").rename(root / "a")
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        for _ in range(3000):
+            try:
+                descriptor = open_regular(root / "a" / "b.png", (root,))
+            except (OSError, OutsideError):
+                continue
+            opened.add(os.fstat(descriptor).st_ino)
+            os.close(descriptor)
+    finally:
+        done.set()
+        swapper.join()
+    assert theirs not in opened
+    assert opened == {ours}
+
+
+@pytest.mark.rule("F4")
+@posix
+def test_pipes_sockets_devices_and_folders_are_refused_at_once(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("s.png")
+        for name in ("pipe.png", "s.png", ".", "/dev/zero", "/dev/tty", "/dev/random"):
+            assert "is no file" in _refusal(name), name
+
+
+@pytest.mark.rule("F4")
+@posix
+def test_a_file_that_becomes_a_pipe_after_the_check_is_not_waited_for(picture, monkeypatch):
+    real = os.open
+
+    def swapped(path, *arguments, **options):
+        picture.unlink()
+        os.mkfifo(picture)
+        monkeypatch.setattr(guarded.os, "open", real)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(guarded.os, "open", swapped)
+    assert "is no file" in _refusal(picture)
+
+
+@pytest.mark.rule("F5")
+def test_outside_what_is_there_and_what_is_not_look_alike(picture, outside):
+    there = _refusal(outside, picture.parent)
+    missing = _refusal(outside.with_name("c.png"), picture.parent)
+    assert there.replace("b.png", "") == missing.replace("c.png", "")
+
+
+@pytest.mark.rule("F6")
+def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
+    Image.new("1", (10_001, 10_000)).save(tmp_path / "wide.png")
+    assert "max_image_pixels" in _refusal(tmp_path / "wide.png")
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(picture.read_bytes())
+    with huge.open("ab") as file:
+        file.truncate(300 << 20)
+    assert "larger than 256 MiB" in _refusal(huge)
+
+
+@pytest.mark.rule("F7")
+@pytest.mark.parametrize(
+    "path", [r"\\evil\share\a.png", "//evil/share/a.png", r"\\?\UNC\evil\share\a.png", r"\/evil\a"]
+)
+def test_windows_asks_no_other_machine_for_a_file(path):
+    assert is_remote(path, "win32")
+    assert not is_remote(path, "linux")
+    assert not is_remote(r"C:\a.png", "win32")
+
+
+# Jobs
+
+
+@pytest.fixture
+def work_folder(tmp_path, monkeypatch):
+    path = tmp_path / "work"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    (path / "in.jsonl").write_text('{"prompt": "hi"}\n')
+    return path
+
+
+@pytest.fixture
+def bulk(talk):
+    """Start a job by a call; return what it said."""
+
+    def started(input_file="in.jsonl", output_file="out.jsonl", *, resume=True, **options):
+        async def work(talk):
+            return await talk("bulk_generate", input_file=input_file, output_file=output_file, resume=resume)
+
+        result = talk(work, **options)
+        return text(result) if result.is_error else result.structured_content
+
+    return started
+
+
+@pytest.fixture
+def shell(upstream, tmp_path):
+    """Run `promptmill bulk in.jsonl out.jsonl` in the working directory."""
+
+    def ran(*more, environ=None):
+        config = tmp_path / "config.json"
+        block = {"base_url": upstream.url, "model_name": "m", "api_key": KEY, "retries": 2, "base_delay": 0.01}
+        config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+        command = [sys.executable, "-m", "promptmill.cli", "bulk", "in.jsonl", "out.jsonl", "--config", str(config)]
+        return subprocess.run(
+            [*command, *more],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, **(environ or {})},
+        )
+
+    return ran
+
+
+@pytest.mark.rule("F8")
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("../in.jsonl", "out.jsonl"), ("in.jsonl", "../out.jsonl"), ("/etc/passwd", "out.jsonl"),
+        ("in.jsonl", "~/out.jsonl"), ("link.jsonl", "out.jsonl"), ("in.jsonl", "folder/out.jsonl"),
+        ("in.jsonl", ".bashrc"), ("in.jsonl", "a.py"), ("secret.txt", "out.jsonl"), ("in.jsonl\0.txt", "out.jsonl"),
+    ],
+)  # fmt: skip
+@posix
+def test_a_call_uses_files_of_the_formats_inside_the_folders_alone(bulk, work_folder, upstream, source, target):
+    (work_folder.parent / "in.jsonl").write_text('{"prompt": "secret"}\n')
+    (work_folder / "link.jsonl").symlink_to(work_folder.parent / "in.jsonl")
+    (work_folder / "folder").symlink_to(work_folder.parent)
+    (work_folder / "secret.txt").write_text('{"prompt": "secret"}\n')
+    before = sorted(work_folder.parent.rglob("*"))
+    said = bulk(source, target)
+    assert isinstance(said, str), said
+    assert not upstream.seen
+    assert sorted(work_folder.parent.rglob("*")) == before
+
+
+@pytest.mark.rule("F8")
+def test_folders_that_the_operator_allows_replace_the_working_directory(bulk, work_folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    said = bulk(top={"allowed_roots": [str(other)]})
+    assert "outside the folders" in said
+    (other / "in.jsonl").write_text("")
+    assert bulk(str(other / "in.jsonl"), str(other / "out.jsonl"), top={"allowed_roots": [str(other)]})["job_id"]
+
+
+@pytest.mark.rule("F9")
+def test_a_file_that_is_not_the_jobs_own_stays_as_it_is(bulk, shell, work_folder):
+    (work_folder / "out.jsonl").write_text("precious")
+    assert "not this job's own output" in bulk()
+    assert shell().returncode == 2
+    assert (work_folder / "out.jsonl").read_text() == "precious"
+
+
+@pytest.mark.rule("F9")
+@posix
+def test_a_file_that_takes_the_name_meanwhile_stays_as_it_is(work_folder):
+    partial = work_folder / ".out.partial"
+    partial.write_text("answers")
+    (work_folder / "out.jsonl").write_text("precious")
+    with pytest.raises(PromptmillError, match="made by somebody else"):
+        merge.publish(partial, work_folder / "out.jsonl", may_replace=False)
+    assert (work_folder / "out.jsonl").read_text() == "precious"
+
+
+@pytest.mark.rule("F10")
+@posix
+def test_a_link_under_the_name_of_the_unfinished_output_is_not_followed(shell, work_folder, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    merge.beside(work_folder / "out.jsonl", job.job_id).symlink_to(victim)
+    done = shell()
+    assert done.returncode == 0, done.stderr
+    assert victim.read_text() == "precious"
+    assert json.loads((work_folder / "out.jsonl").read_text())["answer"] == "echo: hi"
+    assert not (work_folder / "out.jsonl").is_symlink()
+
+
+@pytest.mark.rule("F11")
+@posix
+def test_a_folder_of_the_output_that_became_a_link_gets_nothing(tmp_path):
+    inside, elsewhere = tmp_path / "inside", tmp_path / "elsewhere"
+    inside.mkdir()
+    elsewhere.mkdir()
+    target = inside / "out.jsonl"
+    (elsewhere / ".partial").write_text("answers")
+    inside.rmdir()
+    inside.symlink_to(elsewhere)
+    with pytest.raises(PromptmillError, match="not the folder that it was"):
+        merge.publish(elsewhere / ".partial", target, may_replace=True)
+    assert not (elsewhere / "out.jsonl").exists()
+
+
+@pytest.mark.rule("F11")
+@posix
+def test_an_input_that_became_a_link_is_not_opened(work_folder, tmp_path):
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"prompt": "secret"}\n')
+    (work_folder / "in.jsonl").unlink()
+    (work_folder / "in.jsonl").symlink_to(secret)
+    with pytest.raises(OutsideError):
+        RandomFile.given(work_folder / "in.jsonl")
+
+
+@pytest.mark.rule("F12")
+@pytest.mark.parametrize(
+    "job_id", ["..", "../..", "../../etc", "/etc", ".", "", "a/../../b", "a\0b", "a\nb", "x" * 5000]
+)
+@pytest.mark.parametrize("tool", ["bulk_status", "bulk_results", "bulk_cancel"])
+def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
+    async def work(talk):
+        return await talk.error(tool, job_id=job_id)
+
+    assert "There is no job" in talk(work)
+
+
+@pytest.mark.rule("F12")
+def test_two_pairs_of_files_that_share_an_id_do_not_share_a_job(shell, bulk, work_folder, monkeypatch):
+    assert shell().returncode == 0
+    (work_folder / "other.jsonl").write_text('{"prompt": "hi"}\n')
+    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    journal = job.journal.read_bytes()
+    monkeypatch.setattr(admission, "folder_for", lambda *_: job)
+    assert "two other files" in bulk("other.jsonl", "new.jsonl")
+    assert "two other files" in bulk("in.jsonl", "new.jsonl", resume=False)
+    assert job.journal.read_bytes() == journal
+
+
+@pytest.mark.rule("F13")
+@posix
+def test_what_jobs_keep_is_for_this_user_alone(shell, work_folder):
+    os.umask(os.umask(0o022))
+    assert shell().returncode == 0
+    root = folder.state_root()
+    found = [root, *root.rglob("*")]
+    assert len(found) > 4
+    for path in found:
+        bits = stat.S_IMODE(path.stat().st_mode)
+        assert bits == (0o700 if path.is_dir() else 0o600), f"{path.name}: {bits:o}"
+
+
+@pytest.mark.rule("F13")
+@posix
+def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_folder, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "jobs").symlink_to(elsewhere)
+    done = shell(environ={"PROMPTMILL_STATE": str(tmp_path / "state")})
+    assert done.returncode == 2
+    assert "cannot be used" in done.stderr
+    assert not list(elsewhere.iterdir())
+    monkeypatch.setattr(disk.os, "geteuid", lambda: 12345)
+    with pytest.raises(PermissionError):
+        disk.make_private_folder(tmp_path / "mine" / "jobs" / "a")
+
+
+@pytest.mark.rule("F14")
+def test_jobs_of_other_folders_are_not_shown(talk, shell, work_folder, tmp_path, monkeypatch):
+    assert shell().returncode == 0
+    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+
+    async def work(talk):
+        for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
+            assert "outside the folders" in await talk.error(tool, job_id=job.job_id)
+        return (await talk("bulk_status")).structured_content
+
+    assert talk(work) == {"jobs": []}
+
+
+@pytest.mark.rule("F15")
+@pytest.mark.skipif(sys.platform != "linux", reason="files without a name, and /proc to see them by")
+def test_the_spool_of_a_large_call_is_private_and_gone_even_after_a_kill(upstream, tmp_path):
+    code = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from driving import ask, opened
+async def main():
+    async with opened(sys.argv[2], num_workers=2, bulk_threshold=1) as backend:
+        print("started", flush=True)
+        await ask(backend, [f"private prompt {n}" for n in range(200)])
+asyncio.run(main())
+"""
+    from replies import hang
+
+    upstream.reply = hang()
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(__file__).parent.parent), upstream.url],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    try:
+        end = time.monotonic() + 60
+        while not upstream.seen and time.monotonic() < end:
+            time.sleep(0.02)
+        assert upstream.seen, "the workers read their prompts from the spool"
+        assert not list(scratch.iterdir())
+        (spool,) = [path for path in Path(f"/proc/{process.pid}/fd").iterdir() if ".spool" in str(path.readlink())]
+        assert stat.S_IMODE(spool.stat().st_mode) == 0o600
+    finally:
+        process.kill()
+        process.communicate()
+    assert not list(scratch.iterdir())

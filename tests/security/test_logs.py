@@ -1,0 +1,117 @@
+"""What is left behind and written down: no prompt, no answer, no key, unless somebody asked for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fakes import KEY
+from piped import Piped, eventually
+from replies import by_prompt, closed, raw, reset, status
+
+PROMPT = "the-private-prompt"
+ANSWER = "the-private-answer"
+HIDDEN = (PROMPT, ANSWER, KEY)
+
+
+@pytest.fixture
+def config(tmp_path, upstream):
+    """A configuration file; the endpoint fails in several ways, by the prompt's last word."""
+    upstream.reply = by_prompt(
+        {
+            f"{PROMPT} 400": status(400, f"You sent {KEY}"),
+            f"{PROMPT} 500": raw(f"<html>{KEY}</html>".encode(), code=500),
+            f"{PROMPT} reset": reset(),
+            f"{PROMPT} closed": closed(),
+            f"{PROMPT} broken": raw(b"{" * 1000),
+        },
+        raw(json.dumps({"choices": [{"message": {"content": ANSWER}, "finish_reason": "stop"}]}).encode()),
+    )
+    file = tmp_path / "config.json"
+    block = {
+        "base_url": upstream.url,
+        "model_name": "m",
+        "api_key": KEY,
+        "retries": 2,
+        "base_delay": 0.01,
+        "timeout": 5,
+    }
+    file.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+    return file
+
+
+PROMPTS = [f"{PROMPT} {how}" for how in ("ok", "400", "500", "reset", "closed", "broken")]
+
+
+@pytest.mark.rule("L1")
+@pytest.mark.stdio
+@pytest.mark.parametrize("level", ["WARNING", "INFO"])
+def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level):
+    with Piped(config, environ={"FASTMCP_LOG_LEVEL": level}) as server:
+        server.initialize()
+        result = server.result(server.call("generate", prompt_ls=PROMPTS, system_prompt=PROMPT))
+        assert result["structuredContent"]["ans_ls"][0] == ANSWER
+        assert len(result["structuredContent"]["errors"]) == 5
+        for arguments in ({"prompt_ls": PROMPT}, {"prompt_ls": [{PROMPT: PROMPT}]}, {"prompt_ls": [1], PROMPT: PROMPT}):
+            assert server.result(server.call("generate", **arguments))["isError"]
+        paths = [[f"/{PROMPT}.png"]]
+        assert server.result(server.call("multimodal_generate", prompt_ls=[PROMPT], multimodal_path=paths))["isError"]
+        assert server.result(server.call("multiturn_generate", messages=[{"role": PROMPT}]))["isError"]
+        block = {"openai": {"api_key": [KEY], PROMPT: KEY}}
+        init = {"backend_configs": block, "sampling_params": {"stop": 1}, "backend": "openai"}
+        assert server.result(server.call("generation_init", **init))["isError"]
+        server.write(f'{{"jsonrpc":"2.0","id":"x","method":"tools/call","params":"{PROMPT}\\ud800"}}'.encode())
+        server.reply("x")
+        server.end("EOF")
+        assert server.process.wait(30) == 0
+        said = server.said()
+    for hidden in HIDDEN:
+        assert hidden not in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.rule("L2")
+def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_the_output(config, tmp_path):
+    work, state, scratch = tmp_path / "work", tmp_path / "state", tmp_path / "scratch"
+    for folder in (work, scratch):
+        folder.mkdir()
+    rows = "".join(f"{json.dumps(PROMPTS[0])}\n" for _ in range(3))
+    (work / "in.csv").write_text("prompt\n" + rows)
+    environ = {**os.environ, "PROMPTMILL_STATE": str(state), "TMPDIR": str(scratch)}
+    command = [sys.executable, "-m", "promptmill.cli", "bulk", "in.csv", "out.csv", "--config", str(config)]
+    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    for hidden in HIDDEN:
+        assert hidden not in done.stdout + done.stderr
+    assert not list(scratch.iterdir())
+    files = [file for file in state.rglob("*") if file.is_file()]
+    with_prompts = {file.name for file in files if PROMPT.encode() in file.read_bytes()}
+    with_answers = {file.name for file in files if ANSWER.encode() in file.read_bytes()}
+    assert with_prompts <= {"rows.jsonl"}
+    assert with_answers == {"journal"}
+    assert not any(KEY.encode() in file.read_bytes() for file in files)
+
+
+@pytest.mark.rule("L3")
+@pytest.mark.stdio
+def test_a_call_leaves_nothing_in_the_folder_for_temporary_files(config, tmp_path):
+    scratch, work = tmp_path / "scratch", tmp_path / "work"
+    scratch.mkdir()
+    block = json.loads(config.read_text())
+    block["backend_configs"]["openai"] |= {"num_workers": 2, "bulk_threshold": 2}
+    config.write_text(json.dumps(block))
+    work.mkdir()
+    with Piped(config, environ={"TMPDIR": str(scratch)}) as server:
+        server.initialize()
+        server.answers(*[PROMPTS[0]] * 5)
+        eventually(lambda: not list(scratch.iterdir()))
+        server.end("EOF")
+        assert server.process.wait(30) == 0
+        said = server.said()
+    assert not list(scratch.iterdir())
+    for hidden in HIDDEN:
+        assert hidden not in said
