@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import venv
@@ -162,6 +164,19 @@ def test_the_launcher_needs_only_the_standard_library_of_python_3_8():
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
     assert names <= set(sys.stdlib_module_names)
+
+
+def test_where_there_is_no_exec_a_child_has_our_streams_and_its_exit_code_is_ours(monkeypatch, capfd):
+    spec = importlib.util.spec_from_file_location("launcher", LAUNCHER)
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # it leaves Ctrl-C to the child
+    tied = []
+    monkeypatch.setattr(launcher, "tie", tied.append)  # Windows' own calls; elsewhere there is exec
+    code = "import sys, os; print(os.environ['NAME']); sys.exit(7)"
+    assert launcher.run_as_child([sys.executable, "-c", code], {**os.environ, "NAME": "mine"}) == 7
+    assert capfd.readouterr().out.strip() == "mine"
+    assert len(tied) == 1
 
 
 def test_a_wrong_parameter_file_ends_it_with_the_key_and_a_strange_key_does_not(checkout, foreign_python):

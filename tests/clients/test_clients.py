@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 KEY = "key-of-a-desktop-user"
 DRIVERS = Path(__file__).parent / "drivers"
-ROOT = Path(__file__).parents[2]
+LAUNCHER = Path(__file__).parents[2] / "servers" / "generation" / "src" / "generation.py"
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
 TOOLS = {"generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown"}
@@ -134,11 +136,28 @@ def test_mcp_run_and_fastmcp_run_on_the_launch_file(request, line, command, conf
     folder = tmp_path / "servers" / "generation" / "src"
     folder.mkdir(parents=True)
     launcher = folder / "generation.py"
-    launcher.write_bytes((ROOT / "servers" / "generation" / "src" / "generation.py").read_bytes())
+    launcher.write_bytes(LAUNCHER.read_bytes())
     (folder.parent / "parameter.yaml").write_bytes(config.read_bytes())
     start = [python.with_name(command), "run", launcher, *(["--transport", "stdio"] if command == "fastmcp" else [])]
     found = _driven(python, "sdk", start, calm | {"PROMPTMILL_PYTHON": sys.executable})
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+
+
+def test_a_pipelines_client_builds_and_runs_in_its_own_environment(sdk1, config, calm, tmp_path, monkeypatch, upstream):
+    folder = Path("servers", "generation")
+    (tmp_path / folder / "src").mkdir(parents=True)
+    (tmp_path / folder / "src" / "generation.py").write_bytes(LAUNCHER.read_bytes())
+    parameters = yaml.safe_load(config.read_text()) | {"sampling_params": {"max_tokens": 8}, "extra_params": {"x": 1}}
+    (tmp_path / folder / "parameter.yaml").write_text(
+        yaml.safe_dump(parameters | {"system_prompt": "", "image_tag": None})
+    )
+    path = os.pathsep.join([str(sdk1.parent), calm["PATH"]])  # its client starts plain `python`
+    environ = calm | {"PATH": path, "PROMPTMILL_PYTHON": sys.executable}
+    found = json.loads(_run([sdk1, DRIVERS / "pipeline.py", folder], environ, cwd=tmp_path).stdout)
+    assert found["outputs"] == ["ans_ls"]
+    assert found["data"] == found["text"] == {"ans_ls": ["echo: Answer: one", "echo: Answer: two"]}
+    assert found["chat"] == {"ans_ls": ["echo: hello"]}
+    assert (upstream.seen[0].json["max_tokens"], upstream.seen[0].json["x"]) == (8, 1)
 
 
 # The desktop bundle

@@ -49,7 +49,7 @@ def add_build(server: FastMCP) -> None:
 def with_plain_results(server: FastMCP) -> None:
     """Describe results as objects without naming their members: FastMCP's client then gives a dict, not a class.
 
-    Programs that call tools through UltraRAG's `ToolCall` write `result["ans_ls"]`.
+    Programs that call tools through UltraRAG's `ToolCall` look answers up by their key.
     """
     server.add_middleware(_PlainResults())
 
