@@ -17,7 +17,7 @@ from promptmill.httpd.hosts import Hosts
 from promptmill.httpd.listener import Connection, listener
 from promptmill.httpd.refusal import Refusal
 from promptmill.service import Service
-from replies import by_prompt, hang
+from replies import answer, by_prompt, hang
 from served import VERSION
 
 
@@ -136,8 +136,6 @@ def _count(client):
 
 
 def test_who_does_not_read_an_answer_is_cut_off(run, upstream):
-    from replies import answer
-
     upstream.reply = answer("x" * 20_000_000)
     params = {"name": "generate", "arguments": {"prompt_ls": ["a"]}}
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}

@@ -116,6 +116,7 @@ def listener(
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",  # whoever can connect could fill the log with warnings
         access_log=False,
         proxy_headers=False,  # nothing here depends on what a proxy says about the client
         server_header=False,
