@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.config import FILE_NAME, Configuration, Overrides, find
+from promptmill.config import FILE_NAME, HTTP_DEFAULTS, Configuration, Overrides, find
 from promptmill.errors import Code, PromptmillError
 from promptmill.settings import Settings
 
@@ -383,3 +383,23 @@ def test_what_is_wrong_in_a_call_is_said_with_its_path(blocks, said):
     with pytest.raises(PromptmillError) as caught:
         Configuration(OPERATOR).overlaid(Overrides(backend_configs=blocks))
     assert said in str(caught.value)
+
+
+# Over HTTP
+
+
+def _over_http(tmp_path, text=""):
+    file = tmp_path / "parameter.yaml"
+    file.write_text("backend: openai\n" + text)
+    return Configuration.load(file, defaults=HTTP_DEFAULTS).plan.settings
+
+
+@pytest.mark.parametrize("text", ["", "call_timeout:\nallowed_roots: null"])
+def test_over_http_a_call_ends_some_time_and_files_are_out_of_reach(tmp_path, text):
+    settings = _over_http(tmp_path, text)
+    assert (settings.call_timeout, settings.allowed_roots) == (3600, [])
+
+
+def test_over_http_the_operator_may_say_otherwise(tmp_path):
+    settings = _over_http(tmp_path, "call_timeout: 5\nallowed_roots: [/data]")
+    assert (settings.call_timeout, settings.allowed_roots) == (5, ["/data"])

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from promptmill import __version__
-from promptmill.config import Configuration
-from promptmill.errors import PromptmillError
+from promptmill.config import HTTP_DEFAULTS, Configuration
+from promptmill.errors import PromptmillError, config_error
 from promptmill.terminal import say
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             assignments=arguments.set,
             backend=arguments.backend,
             trust_client=getattr(arguments, "trust_client", False),
+            defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
         )
         code = command(arguments, configuration)
         sys.stdout.flush()
@@ -40,11 +41,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _serve(_: argparse.Namespace, configuration: Configuration) -> int:
+def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill import loop, process
 
     loop.log_to_stderr()
-    return process.serve_stdio(configuration)
+    if arguments.http is None:
+        _refuse_http_options(arguments)
+        return process.serve_stdio(configuration, locked=arguments.locked)
+    if arguments.trust_client:
+        raise config_error(
+            "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
+        )
+    from promptmill.httpd.offer import Offer
+
+    offer = Offer.read(
+        arguments.http,
+        token_file=arguments.token_file,
+        token_env=arguments.token_env,
+        allowed_hosts=arguments.allowed_host,
+        max_body=arguments.max_body,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        environ=os.environ,
+    )
+    return process.serve_http(configuration, offer)
+
+
+def _refuse_http_options(arguments: argparse.Namespace) -> None:
+    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key"):
+        if getattr(arguments, name):
+            raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")
 
 
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -108,12 +134,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio")
+    serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
     serve.add_argument(
         "--trust-client",
         action="store_true",
         help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
     )
+    serve.add_argument(
+        "--locked",
+        action="store_true",
+        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+    )
+    _add_http_options(serve)
     serve.set_defaults(command=_serve)
 
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
@@ -147,6 +179,24 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
     return parser
+
+
+def _add_http_options(serve: argparse.ArgumentParser) -> None:
+    http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
+    http.add_argument("--http", metavar="HOST:PORT", help="serve streamable HTTP at /mcp there instead of stdio")
+    token = http.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help="the environment variable with the bearer token clients send; default: PROMPTMILL_HTTP_TOKEN, if set",
+    )
+    token.add_argument("--token-file", type=Path, metavar="PATH", help="the file that holds the token")
+    http.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
+    )
+    http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 64MiB")
+    http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
+    http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
 
 
 if __name__ == "__main__":

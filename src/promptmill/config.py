@@ -8,6 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -19,6 +20,8 @@ from promptmill.settings import Settings
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
 FILE_NAME = "parameter.yaml"
+# Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
+HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_PROBLEMS = 10
 _MOST_NODES = 100_000
 
@@ -77,10 +80,12 @@ class Configuration:
         assignments: Iterable[str] = (),
         backend: str | None = None,
         trust_client: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
+        `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
         file = find(path, environ)
@@ -90,6 +95,7 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
+            raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             return cls(_expanded(raw, environ), trust_client=trust_client, origin=str(file))
         except RecursionError:  # an alias may stand inside what it stands for
             raise config_error("", f"{file} is nested too deeply.") from None

@@ -86,7 +86,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),
     Code.SHUTDOWN: _Trait(True, "The engine was shut down during the call; send these items again."),
     Code.MISSING_DEPENDENCY: _Trait(False, "Install the extra that is named."),
-    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names and call `generation_init` again."),
+    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names in the configuration, and call again."),
     Code.ENGINE_DIED: _Trait(True, "The next call starts a new engine; send these items again."),
     Code.OUT_OF_MEMORY: _Trait(False, "Lower `batch_size` or `max_tokens`, or use a smaller model."),
     Code.INTERNAL: _Trait(False, "This is a bug in promptmill; please report it."),

@@ -9,54 +9,88 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from promptmill.config import Configuration
 from promptmill.loop import run
 from promptmill.service import Service
 
+if TYPE_CHECKING:
+    from promptmill.httpd.offer import Offer, Opening
+
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
+_MOST_CONNECTIONS = 4096
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
-def serve_stdio(configuration: Configuration) -> int:
+def serve_stdio(configuration: Configuration, *, locked: bool = False) -> int:
     """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal."""
-    return run(_serve(configuration))
+    return run(_serve_stdio(configuration, locked=locked))
 
 
-async def _serve(configuration: Configuration) -> int:
-    stop = asyncio.Event()
-    received: list[int] = []
+def serve_http(configuration: Configuration, offer: Offer) -> int:
+    """Serve over HTTP until a signal comes (exit code 128 + its number; it does not return then).
 
-    def on_signal(number: int) -> None:
-        received.append(number)
-        stop.set()
+    Raises `PromptmillError` (`invalid_config`) when that cannot be listened on, or not without a token.
+    """
+    from promptmill.httpd.offer import opened
 
-    _watch_signals(on_signal)
-    service = Service(configuration)
+    with opened(offer) as opening:
+        return run(_serve_http(configuration, opening))
+
+
+async def _serve_stdio(configuration: Configuration, *, locked: bool) -> int:
     from promptmill.server import create_server
     from promptmill.unreadable import answer_unreadable
 
-    server = create_server(service)
+    signals = _Signals()
+    service = Service(configuration)
+    server = create_server(service, locked=locked)
     answer_unreadable(server)
     _spare_the_collector()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await signals.wait_for_one_or(serving)
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
     if not serving.done():
         serving.cancel()
         await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await asyncio.wait({closing}, timeout=_CLOSE_S)
-    stopped.cancel()
+    return _exit_code(serving, signals)
+
+
+async def _serve_http(configuration: Configuration, opening: Opening) -> int:
+    from promptmill.httpd.app import App
+    from promptmill.httpd.listener import listener
+
+    signals = _Signals()
+    service = Service(configuration)
+    app = App(service, opening.rules)
+    server = listener(app, connections=_room_for_connections(), tls=opening.tls)
+    _spare_the_collector()
+    serving = asyncio.ensure_future(server.serve(opening.sockets))
+    print(f"promptmill: {opening.greeting}", file=sys.stderr, flush=True)
+    await signals.wait_for_one_or(serving)
+
+    async def end() -> None:
+        await service.aclose()  # running calls end, and answer with what they have
+        await app.end_sessions()
+        await asyncio.wait({serving})
+
+    app.close()
+    server.stop()
+    await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
+    return _exit_code(serving, signals)
+
+
+def _exit_code(serving: asyncio.Future[None], signals: _Signals) -> int:
+    """Return the exit code; after a signal leave at once, because threads may block that cannot be joined."""
     failed = serving.done() and not serving.cancelled() and serving.exception()
     if failed:
         logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
-    if received or not serving.done():
-        # the thread that reads stdin blocks and cannot be joined
-        code = 128 + received[0] if received else 1
+    if signals.received or not serving.done():
+        code = 128 + signals.received[0] if signals.received else 1
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)
@@ -73,13 +107,44 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-def _watch_signals(on_signal: Callable[[int], None]) -> None:
-    loop = asyncio.get_running_loop()
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
-        if number is None:
-            continue
-        try:
-            loop.add_signal_handler(number, on_signal, int(number))
-        except NotImplementedError:  # Windows: Python's own handler, handed to the loop
-            signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(on_signal, got))
+class _Signals:
+    """The signals that end the server, from now on."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is None:
+                continue
+            try:
+                loop.add_signal_handler(number, self._note, int(number))
+            except NotImplementedError:  # Windows: Python's own handler, handed to the loop
+                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(self._note, got))
+
+    def _note(self, number: int) -> None:
+        self.received.append(number)
+        self._stop.set()
+
+    async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
+        """Wait until a signal has come or `serving` is done."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        either: set[asyncio.Future[Any]] = {serving, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+
+
+def _room_for_connections() -> int:
+    """Return how many connections of clients to take: half of the descriptors, the rest is for endpoints and files."""
+    if sys.platform == "win32":
+        return _MOST_CONNECTIONS
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    goal = 2 * _MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * _MOST_CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < goal:
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower ceiling of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
+            soft = goal
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)

@@ -135,7 +135,7 @@ class Settings(Block):
     allowed_roots: list[str] | None = Field(
         None,
         description="Folders that images may be read from, and that jobs of a call may read and write in; "
-        "null: anywhere, and for jobs the working directory.",
+        "null: anywhere, and for jobs the working directory; over HTTP nowhere.",
     )
     fetch_images: bool = Field(False, description="Download web images here, instead of passing their URLs on.")
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastmcp import FastMCP
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
+from promptmill.server.refusals import said
 from promptmill.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.board import Board
 
 _MOST_ROWS = 1000
-P = ParamSpec("P")
-T = TypeVar("T")
 _JobId = Annotated[str, Field(description="As bulk_generate returned it.")]
 
 
-class Said(Protocol):
-    """Makes our errors in a tool FastMCP's own."""
-
-    def __call__(self, tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        """Return `tool` so changed."""
-        ...
-
-
-def add_bulk_tools(mcp: FastMCP, service: Service, said: Said, *, default_roots: Sequence[Path] | None = None) -> None:
+def add_bulk_tools(mcp: FastMCP, service: Service, *, default_roots: Sequence[Path] | None = None) -> None:
     """Add the four tools to the app.
 
     Files are read and written inside `allowed_roots`; when that is not set inside `default_roots`, None for the

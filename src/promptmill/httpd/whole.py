@@ -1,0 +1,46 @@
+"""Results in one piece, for clients that cannot take large ones as an event.
+
+httpx2, on which the Python SDK's client of the 2.x line stands, ends an event stream at an event of 1 MiB: the call
+has then been paid for, and its answers are lost. A JSON body has no such limit. It leaves no place for progress, so
+only calls large enough to matter are answered that way, and only to those clients; blanks keep the line alive.
+"""
+
+from __future__ import annotations
+
+from starlette.types import Message, Scope, Send
+
+_LIMITED = b"httpx2"
+_LARGE = 4 << 10  # some dozens of prompts
+_NOTIFICATION = b'{"jsonrpc":"2.0","method":'
+_DATA = b"data: "
+
+
+def in_one_piece(scope: Scope, body: bytes, send: Send) -> Send:
+    """Return `send`, changed for a large call of such a client to answer with JSON instead of an event stream."""
+    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+    return _reframed(send) if len(body) > _LARGE and _LIMITED in agent else send
+
+
+def _reframed(send: Send) -> Send:
+    framed = False
+
+    async def said(message: Message) -> None:
+        nonlocal framed
+        if message["type"] == "http.response.start":
+            headers = dict(message["headers"])
+            framed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            if framed:
+                message = {**message, "headers": [*(headers | {b"content-type": b"application/json"}).items()]}
+        elif framed and message.get("body"):
+            message = {**message, "body": _response(message["body"])}
+        await send(message)
+
+    return said
+
+
+def _response(events: bytes) -> bytes:
+    """Return the response among `events`, or a blank, which may stand before any JSON."""
+    for line in events.splitlines():
+        if line.startswith(_DATA) and not line.startswith(_NOTIFICATION, len(_DATA)):
+            return line[len(_DATA) :]
+    return b" "

@@ -1,0 +1,208 @@
+"""The server over HTTP as a subprocess, asked in plain HTTP and raw bytes, as no client library would.
+
+with Served(file) as server:            # `promptmill serve --http 127.0.0.1:0 --config file`
+    answer = server.ask("GET", "/healthz")
+    answers = server.session().answers("hi")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from fakes import KEY
+from piped import PATIENCE_S, eventually
+
+TOKEN = "correct-horse-battery-staple-0123"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+_GREETING = re.compile(r"serving MCP at (https?)://(\S+):(\d+)/mcp")
+_ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+VERSION = "2025-11-25"
+
+
+@dataclass
+class Answer:
+    """One HTTP response, whole."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body read as JSON."""
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        """What the JSON-RPC error in it says."""
+        return self.json["error"]["message"]
+
+
+def written(folder: Path, upstream_url: str, top: dict[str, Any] | None = None, **block: Any) -> Path:
+    """Write a configuration of the openai backend; return the file."""
+    quick = {"model_name": "m", "base_url": upstream_url, "api_key": KEY, "base_delay": 0.01, "timeout": [5, 60]}
+    file = folder / "promptmill.yaml"
+    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": quick | block}} | (top or {})))
+    return file
+
+
+class Served:
+    """A server and its address."""
+
+    def __init__(
+        self, config: Path, *arguments: str, listen: str = "127.0.0.1:0", environ: dict[str, str] | None = None
+    ) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        command = [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config), "--http", listen]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=dict(os.environ) | (environ or {}),
+        )
+        try:
+            eventually(lambda: _GREETING.search(self.said()) or self.process.poll() is not None)
+            found = _GREETING.search(self.said())
+            assert found, f"it did not start: {self.said()}"
+        except BaseException:
+            self._leave()
+            raise
+        self.port = int(found[3])
+        self.url = f"{found[1]}://127.0.0.1:{self.port}/mcp"
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        family = self.family()
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        assert self.process.stdout is not None
+        printed = self.process.stdout.read()
+        self.process.wait()
+        for left in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        self.errors.close()
+        assert printed == b"", "nothing belongs on stdout"
+
+    def ask(
+        self,
+        method: str = "POST",
+        path: str = "/mcp",
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        timeout_s: float = PATIENCE_S,
+    ) -> Answer:
+        """Send one request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes, timeout_s: float = 10) -> bytes:
+        """Send bytes; return what comes back until it closes, falls silent for `timeout_s`, or has said all."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
+            with contextlib.suppress(OSError):  # it may answer and close before it has read all
+                connection.sendall(data)
+            said = b""
+            with contextlib.suppress(OSError):
+                while piece := connection.recv(65_536):
+                    said += piece
+                    head, end, body = said.partition(b"\r\n\r\n")
+                    length = re.search(rb"content-length: (\d+)", head)
+                    if end and length and len(body) >= int(length[1]):
+                        break
+            return said
+
+    def session(self, headers: dict[str, str] | None = None) -> Session:
+        """Shake hands as a client of 2025 does."""
+        return Session(self, headers or {})
+
+    def family(self) -> list[psutil.Process]:
+        """Return the server's child processes, down to the last."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+    def end(self, how: str) -> None:
+        """Send it a signal."""
+        self.process.send_signal(getattr(signal, how))
+
+    def said(self) -> str:
+        """Return what it has written to stderr."""
+        self.errors.seek(0)
+        return self.errors.read().decode("utf-8", "replace")
+
+
+class Session:
+    """A session with the server, over plain requests."""
+
+    def __init__(self, server: Served, headers: dict[str, str]) -> None:
+        self._server = server
+        self._ids = itertools.count(1)
+        self.headers = _ACCEPT | headers
+        hello = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        opened = self.post({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello})
+        assert opened.status == 200, opened
+        self.headers |= {"Mcp-Session-Id": opened.headers["mcp-session-id"], "Mcp-Protocol-Version": VERSION}
+        self.notify("notifications/initialized")
+
+    def post(self, message: Any, timeout_s: float = PATIENCE_S) -> Answer:
+        """POST one message."""
+        return self._server.ask(headers=self.headers, body=json.dumps(message).encode(), timeout_s=timeout_s)
+
+    def notify(self, method: str, **params: Any) -> None:
+        """Send a notification."""
+        assert self.post({"jsonrpc": "2.0", "method": method, "params": params}).status == 202
+
+    def request(self, method: str, number: int | None = None, timeout_s: float = PATIENCE_S, **params: Any) -> Any:
+        """Send a request; return its response message."""
+        number = number or next(self._ids)
+        answer = self.post({"jsonrpc": "2.0", "id": number, "method": method, "params": params}, timeout_s)
+        assert answer.status == 200, answer
+        return next(message for message in messages(answer.body) if message.get("id") == number)
+
+    def call(self, tool: str, number: int | None = None, **arguments: Any) -> dict[str, Any]:
+        """Call a tool; return its result."""
+        return self.request("tools/call", number, name=tool, arguments=arguments)["result"]
+
+    def answers(self, *prompts: Any) -> list[str]:
+        """Return the answers of a `generate`."""
+        result = self.call("generate", prompt_ls=list(prompts))
+        assert not result.get("isError"), result["content"][0]["text"]
+        return result["structuredContent"]["ans_ls"]
+
+    def close(self) -> None:
+        """End the session as clients should."""
+        assert self._server.ask("DELETE", headers=self.headers).status == 200
+
+
+def messages(body: bytes) -> list[dict[str, Any]]:
+    """Return the messages of an event stream, or the one of a JSON body."""
+    if not body.startswith((b"event:", b":", b"data:")):
+        return [json.loads(body)]
+    return [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]

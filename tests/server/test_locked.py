@@ -1,0 +1,74 @@
+"""A locked server: the operator's configuration alone counts, and what would change it is not there."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from fastmcp import Client
+
+from fakes import openai_configuration
+from piped import Piped
+from promptmill.server import create_server
+from promptmill.service import Service
+from talk import Talk, text
+
+HIDDEN = {"generation_init", "vllm_shutdown"}
+
+
+@pytest.fixture
+def locked(run, upstream):
+    """Run `work(talk)` against a locked server in front of `upstream`."""
+
+    def runner(work):
+        async def whole():
+            service = Service(openai_configuration(upstream.url))
+            try:
+                async with Client(create_server(service, locked=True)) as client:
+                    return await work(Talk(client))
+            finally:
+                await service.aclose()
+
+        return run(whole())
+
+    return runner
+
+
+def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
+    async def names(talking):
+        return {tool.name for tool in await talking.client.list_tools()}
+
+    assert talk(names) - locked(names) == HIDDEN
+    assert "generate" in locked(names)
+
+
+@pytest.mark.parametrize("tool", sorted(HIDDEN))
+def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool):
+    async def work(talking):
+        refused = await talking(tool, backend_configs={}, sampling_params={})
+        unknown = await talking("no_such_tool", backend_configs={}, sampling_params={})
+        return refused, unknown, await talking.answers("hi")
+
+    refused, unknown, answers = locked(work)
+    assert refused.is_error
+    assert text(refused) == text(unknown).replace("no_such_tool", tool)
+    assert answers == ["echo: hi"]
+
+
+def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
+    async def work(talking):
+        return "".join([tool.model_dump_json() for tool in await talking.client.list_tools()])
+
+    said = locked(work) + create_server(Service(openai_configuration(upstream.url)), locked=True).instructions
+    assert "bulk_generate" in said
+    assert not {name for name in HIDDEN if name in said}
+
+
+def test_serve_locked_is_how_to_start_one(upstream, tmp_path):
+    file = tmp_path / "parameter.yaml"
+    file.write_text(yaml.safe_dump(openai_configuration(upstream.url)._raw))
+    with Piped(file, "--locked") as server:
+        server.initialize()
+        tools = server.result(server.request("tools/list"))["tools"]
+        assert not HIDDEN & {tool["name"] for tool in tools}
+        assert server.result(server.call("vllm_shutdown"))["isError"]
+        assert server.answers("hi") == ["echo: hi"]
