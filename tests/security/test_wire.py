@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import random
-import re
 import time
 from collections import defaultdict
 
@@ -22,12 +19,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fakes import KEY, openai_configuration
+from fuzzing import CASES, SEED, TRACE
 from piped import Piped
 from promptmill.server import create_server
 from promptmill.service import Service
 
-CASES = int(os.environ.get("PROMPTMILL_FUZZ_CASES", "10000"))
-SEED = int(os.environ.get("PROMPTMILL_FUZZ_SEED") or random.SystemRandom().randrange(2**32))
 _AT_ONCE = 20
 QUIET = settings(
     max_examples=max(1, CASES // 2 // _AT_ONCE),
@@ -36,7 +32,6 @@ QUIET = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
 )
-TRACE = re.compile(r"Traceback|File \"[^\"]+\.py\"|line \d+, in |RecursionError|site-packages")
 
 # What a JSON value can be, at its oddest. Lone surrogates and NaN cannot be on a wire, but in a client's arguments.
 SURROGATES = st.text(st.characters(), max_size=8)
