@@ -35,6 +35,19 @@ def test_a_request_that_cannot_be_read_is_answered_by_its_own_id(arguments, said
     assert said in answer.error.message
 
 
+@pytest.mark.parametrize("params", ["[1, 2]", '"x"', "5", "[]"])
+def test_params_that_are_no_object_are_said(params):
+    answer = _answer('{"jsonrpc":"2.0","id":"three","method":"ping","params":' + params + "}")
+    assert (answer.id, answer.error.code) == ("three", -32600)
+    assert "params" in answer.error.message
+
+
+def test_a_number_that_nobody_reads_is_said():
+    assert _answer(CALL % (3, '{"a":' + "9" * 5000 + "}")).id == 3
+    assert _answer(CALL % ("9" * 5000, "{}")) is None
+    assert _answer(CALL % ("9" * 5000, "[" * 50_000)) is None, "the server ended at this line"
+
+
 def test_an_id_behind_what_is_nested_is_found_too():
     nested = "[" * 50_000 + "]" * 50_000
     line = '{"jsonrpc":"2.0","params":{"id":9,"a":"\\"id\\":8","b":' + nested + '},"method":"x","id":3}'

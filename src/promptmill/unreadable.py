@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastmcp import FastMCP
 from mcp.shared.message import SessionMessage
-from mcp_types import PARSE_ERROR, ErrorData, JSONRPCError
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
 from pydantic import ValidationError
 
+_MOST_DIGITS = 4000  # Python refuses to read much more
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]|-?\d+')
 
 
@@ -93,7 +95,10 @@ class _WhileRead:
 
 def answer_to(error: ValidationError) -> JSONRPCError | None:
     """Return the answer to the line that was refused with `error`, or None when nobody waits for one."""
-    problem = error.errors(include_url=False)[0]
+    problem, *others = error.errors(include_url=False)
+    if (number := _id_of_request(others)) is not None:
+        wrong = ErrorData(code=INVALID_REQUEST, message="`params` of the request is no object.")
+        return JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
     if problem["type"] != "json_invalid" or (number := _id_of(problem["input"])) is None:
         return None
     reason = _in_words(str(problem.get("ctx", {}).get("error", "unreadable")))
@@ -110,13 +115,30 @@ def _in_words(reason: str) -> str:
 
 def _id_of(line: str) -> int | str | None:
     try:
-        message = json.loads(line)
+        message = json.loads(line, parse_int=_number)
         found = message.get("id") if isinstance(message, dict) and "method" in message else None
     except RecursionError:
         found = _outermost_id(line)
     except ValueError:
         return None
-    return found if isinstance(found, int | str) and not isinstance(found, bool) else None
+    return found if _is_id(found) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if len(text) <= _MOST_DIGITS else None
+
+
+def _id_of_request(problems: Sequence[Any]) -> int | str | None:
+    """Return the id of a message that is a request but for its `params`, as JSON-RPC allows a list there."""
+    for problem in problems:
+        match problem["input"]:
+            case {"jsonrpc": "2.0", "method": str(), "id": number} if _is_id(number):
+                return number  # type: ignore[no-any-return]
+    return None
 
 
 def _outermost_id(line: str) -> int | str | None:
@@ -129,6 +151,6 @@ def _outermost_id(line: str) -> int | str | None:
         elif piece in "}]":
             depth -= 1
         elif depth == 1 and before == ('"id"', ":"):
-            return piece[1:-1] if piece.startswith('"') else int(piece)
+            return piece[1:-1] if piece.startswith('"') else _number(piece)
         before = (before[1], piece)
     return None

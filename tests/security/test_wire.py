@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import random
-import re
 import time
 from collections import defaultdict
 
@@ -22,12 +19,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from fakes import KEY, openai_configuration
+from fuzzing import CASES, SEED, TRACE
 from piped import Piped
 from promptmill.server import create_server
 from promptmill.service import Service
 
-CASES = int(os.environ.get("PROMPTMILL_FUZZ_CASES", "10000"))
-SEED = int(os.environ.get("PROMPTMILL_FUZZ_SEED") or random.SystemRandom().randrange(2**32))
 _AT_ONCE = 20
 QUIET = settings(
     max_examples=max(1, CASES // 2 // _AT_ONCE),
@@ -36,7 +32,6 @@ QUIET = settings(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
 )
-TRACE = re.compile(r"Traceback|File \"[^\"]+\.py\"|line \d+, in |RecursionError|site-packages")
 
 # What a JSON value can be, at its oddest. Lone surrogates and NaN cannot be on a wire, but in a client's arguments.
 SURROGATES = st.text(st.characters(), max_size=8)
@@ -287,7 +282,7 @@ def _cut(params, at, end):
 LINES = st.one_of(
     st.builds(
         _request,
-        st.fixed_dictionaries({"method": METHODS}, optional={"params": st.dictionaries(PLAIN | WORDS, WILD)}),
+        st.fixed_dictionaries({"method": METHODS}, optional={"params": st.dictionaries(PLAIN | WORDS, WILD) | WILD}),
         st.booleans(),
     ),
     st.builds(_called_over, CALLS, WILD, st.booleans()),
@@ -301,10 +296,11 @@ LINES = st.one_of(
     st.builds(lambda one: (_dumped([one, {"jsonrpc": "2.0", "id": 1, "method": "ping"}], False), None), WILD),
     st.builds(_cut, WILD, st.integers(0, 500), st.sampled_from([b"", b"}", b"\xff", b"]]", b"\0", b",,"])),
     st.builds(
-        lambda ends, depth: (
-            f'{{"jsonrpc":"2.0","id":"deep","method":"ping","params":{ends[0] * depth}1{ends[1] * depth}}}'.encode(),
+        lambda n, ends, depth: (
+            f'{{"jsonrpc":"2.0","id":{n},"method":"ping","params":{ends[0] * depth}1{ends[1] * depth}}}'.encode(),
             None,
         ),
+        st.sampled_from(['"deep"', *HUGE]),
         st.sampled_from(DEEP),
         st.sampled_from([100, 300, 1000, 20_000]),
     ),
@@ -385,7 +381,7 @@ def test_any_lines_leave_the_server_right_and_every_request_answered_once(upstre
                 name = f"id {number}" if number % 2 else 1_000_000 + number
                 server.write(_dumped(message | {"id": name}, ascii_only))
                 owed.append(name)
-                if message.get("params", {}).get("name") == "generation_init":
+                if message["method"] == "tools/call" and "generation_init" in str(message.get("params")):
                     _only(server, name)
                     init = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
                     server.reply(server.call("generation_init", **init))

@@ -1,0 +1,241 @@
+"""Over HTTP: who is let in, under which name, and how far their reach goes. `tests/httpd` looks closer."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import socket
+import struct
+import subprocess
+import sys
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fuzzing import SEED, TRACE
+from piped import eventually
+from promptmill.config import HTTP_DEFAULTS
+from promptmill.httpd import token
+from promptmill.httpd.token import Token
+from replies import answer, by_prompt, hang
+from served import BEARER, TOKEN, Served, messages, written
+from upstream import Upstream
+
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+LIMIT = 64 << 10
+
+
+@pytest.fixture(scope="module")
+def _lasting(tmp_path_factory):
+    """One endpoint, and a server for every address of this machine before it, with a token."""
+    with Upstream() as up:
+        config = written(tmp_path_factory.mktemp("served"), up.url)
+        environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN}
+        with Served(config, "--max-body", "64KiB", listen="0.0.0.0:0", environ=environ) as served:
+            yield up, served
+
+
+@pytest.fixture
+def upstream(_lasting):
+    up, _ = _lasting
+    up.reply = answer()
+    eventually(lambda: not up.in_flight)
+    up.seen.clear()
+    return up
+
+
+@pytest.fixture
+def server(_lasting, upstream):
+    return _lasting[1]
+
+
+@pytest.mark.rule("H1")
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+def test_beyond_loopback_it_does_not_start_without_a_token(upstream, tmp_path, address):
+    command = [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(written(tmp_path, upstream.url))]
+    done = subprocess.run([*command, "--http", address], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "token" in done.stderr
+
+
+@pytest.mark.rule("H2")
+def test_without_the_token_nothing_is_answered_but_the_health(server, upstream):
+    call = PING | {"method": "tools/call", "params": {"name": "generate", "arguments": {"prompt_ls": ["x"]}}}
+    wrong = [
+        None,
+        "",
+        "Bearer",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN} {TOKEN}",
+    ]
+    for value in wrong:
+        for method in ("POST", "GET", "DELETE", "PUT"):
+            headers = JSON | ({} if value is None else {"Authorization": value})
+            got = server.ask(method, "/mcp", headers, json.dumps(call).encode())
+            assert (got.status, got.body) == (401, b""), (method, value)
+    assert server.ask("GET", "/healthz").body == b"ok\n"
+    assert not upstream.seen
+    assert server.session(BEARER).answers("x") == ["echo: x"]
+
+
+@pytest.mark.rule("H3")
+def test_the_token_is_kept_as_a_digest_compared_in_constant_time_and_shown_nowhere(server, monkeypatch):
+    compared = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(token.hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
+    kept = Token(TOKEN)
+    for value in (b"Bearer " + TOKEN.encode(), b"Bearer short", b"Basic x", b""):
+        kept.opens([(b"authorization", value)])
+    kept.opens([])
+    assert [len(one) for both in compared for one in both] == [32] * 10, "digests of one length, each time"
+    assert TOKEN not in str(vars(kept) if hasattr(kept, "__dict__") else kept._digest)
+    server.session(BEARER).answers("x")
+    server.ask("POST", "/mcp", {"Authorization": f"Bearer {TOKEN}x"})
+    assert TOKEN not in server.said()
+    assert TOKEN not in " ".join(psutil.Process(server.process.pid).cmdline())
+
+
+@pytest.mark.rule("H4")
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "a@localhost"])
+@pytest.mark.parametrize("path", ["/mcp", "/healthz"])
+def test_under_a_name_that_is_not_its_own_it_does_not_answer(server, host, path):
+    assert server.ask("GET", path, BEARER | {"Host": host}).status == 421
+
+
+@pytest.mark.rule("H5")
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "file://", "http://127.0.0.1.evil.example", "x"])
+def test_pages_from_elsewhere_are_refused_and_no_script_may_read(server, origin):
+    got = server.ask("POST", "/mcp", BEARER | JSON | {"Origin": origin}, json.dumps(PING).encode())
+    assert got.status == 403
+    preflight = server.ask("OPTIONS", "/mcp", {"Origin": origin, "Access-Control-Request-Method": "POST"})
+    for one in (got, preflight, server.ask("GET", "/healthz", {"Origin": "http://localhost"})):
+        assert not any(name.startswith("access-control") for name in one.headers)
+
+
+@pytest.mark.rule("H6")
+def test_no_call_over_http_changes_the_configuration(server, upstream):
+    session = server.session(BEARER)
+    names = {tool["name"] for tool in session.request("tools/list")["result"]["tools"]}
+    assert not names & {"generation_init", "vllm_shutdown"}
+    init = {
+        "backend_configs": {"openai": {"base_url": "http://127.0.0.1:9"}},
+        "sampling_params": {},
+        "backend": "openai",
+    }
+    assert session.call("generation_init", **init)["isError"]
+    assert session.call("vllm_shutdown")["isError"]
+    assert session.answers("still ours") == ["echo: still ours"]
+
+
+@pytest.mark.rule("H7")
+def test_no_file_is_read_or_written_unless_the_operator_names_folders(server, upstream, tmp_path):
+    assert HTTP_DEFAULTS["allowed_roots"] == []
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(path)
+    session = server.session(BEARER)
+    for source in (str(path), path.as_uri(), "a.png", "/etc/passwd"):
+        result = session.call("multimodal_generate", prompt_ls=["x"], multimodal_path=[[source]])
+        assert "outside the folders" in result["content"][0]["text"]
+        message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": source}}]}
+        assert session.call("multiturn_generate", messages=[message])["isError"]
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    files = {"input_file": str(tmp_path / "in.jsonl"), "output_file": str(tmp_path / "out.jsonl")}
+    assert session.call("bulk_generate", **files)["isError"]
+    assert session.call("bulk_status")["structuredContent"] == {"jobs": []}
+    assert not upstream.seen
+
+
+@pytest.mark.rule("H8")
+def test_a_body_beyond_the_limit_is_refused_and_not_held(server):
+    headers = b"".join(f"{name}: {value}\r\n".encode() for name, value in (BEARER | JSON).items())
+    declared = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + headers + b"Content-Length: %d\r\n\r\n"
+    assert server.raw(declared % (LIMIT + 1)).startswith(b"HTTP/1.1 413 ")
+    assert server.raw(declared % 10**30).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
+    endless = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\n" + headers + b"Transfer-Encoding: chunked\r\n\r\n"
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    said = server.raw(endless + (b"10000\r\n" + b"x" * 0x10000 + b"\r\n") * 500)
+    assert said.startswith(b"HTTP/1.1 413 ") or not said  # it may have closed before we had read why
+    assert process.memory_info().rss - before < 32 << 20
+    assert server.ask("GET", "/healthz").status == 200
+
+
+@pytest.mark.rule("H9")
+@pytest.mark.parametrize(
+    "framing",
+    [
+        *("Content-Length: 5\r\nTransfer-Encoding: chunked", "Content-Length: 5\r\nContent-Length: 6"),
+        *(
+            "Transfer-Encoding: chunked, identity",
+            "Transfer-Encoding : chunked",
+            "Content-Length: +5",
+            "Content-Length: 5,6",
+        ),
+        *("Transfer-Encoding: xchunked", "Content-Length: 0x5", "Transfer-Encoding:\x0bchunked"),
+    ],
+)
+def test_what_two_readers_could_read_differently_is_no_request(server, framing):
+    head = f"POST /healthz HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
+    hidden = "0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    said = server.raw((head + hidden).encode("latin-1"), 2)
+    assert b"ok\n" not in said, "the second request came out of the first one's body"
+
+
+@pytest.mark.rule("H10")
+def test_one_client_cannot_end_or_read_the_work_of_another(server, upstream):
+    upstream.reply = by_prompt({"hang": hang()})
+    first, second = server.session(BEARER), server.session(BEARER)
+    message = {"jsonrpc": "2.0", "id": 77, "method": "tools/call"}
+    body = json.dumps(message | {"params": {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        lines = {**first.headers, "Host": "localhost", "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        connection.sendall(f"POST /mcp HTTP/1.1\r\n{head}\r\n".encode() + body)
+        eventually(lambda: upstream.in_flight)
+        second.notify("notifications/cancelled", requestId=77)
+        assert second.answers("mine") == ["echo: mine"]
+        assert upstream.in_flight == 1
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    first.close()
+
+
+@pytest.mark.rule("H11")
+def test_whatever_is_posted_it_answers_in_words_and_lives_on(server, upstream):
+    value = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=6,
+    )
+    message = st.fixed_dictionaries(
+        {},
+        optional={
+            "jsonrpc": st.sampled_from(["2.0", "1.0"]) | value,
+            "id": st.integers() | value,
+            "method": st.sampled_from(["ping", "tools/call", "tools/list", "initialize", "server/discover"]) | value,
+            "params": value,
+        },
+    )
+    names = st.sampled_from(["Mcp-Session-Id", "Mcp-Protocol-Version", "Mcp-Method", "Content-Type", "Accept", "X-Y"])
+    plain = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+    session = server.session(BEARER)
+
+    @seed(SEED)
+    @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(message | st.lists(message, max_size=3) | value, st.dictionaries(names, plain, max_size=2), st.booleans())
+    def fuzz(body, headers, in_session):
+        upstream.seen.clear()
+        base = session.headers if in_session else BEARER | JSON
+        got = server.ask("POST", "/mcp", {**base, **headers}, json.dumps(body).encode())
+        assert 200 <= got.status < 500, got
+        assert not TRACE.search(got.body.decode("utf-8", "replace"))
+
+    fuzz()
+    assert session.answers("still", "right") == ["echo: still", "echo: right"]
+    assert not TRACE.search(server.said())
+    assert messages(session.post(PING).body)[0]["result"] == {}
