@@ -17,6 +17,7 @@ from piped import Piped, eventually
 from promptmill.backends.protocol import Scope
 from promptmill.config import Configuration
 from promptmill.jobs import folder
+from promptmill.jobs import status as job_status
 from promptmill.outcome import Completion
 from promptmill.server import create_server
 from promptmill.service import Service
@@ -387,3 +388,20 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     # what each line asks is what the call asked, whatever is configured by now
     assert {seen.json["temperature"] for seen in upstream.seen} == {0.5}
     assert {seen.json["messages"][0]["content"] for seen in upstream.seen} == {"be brief"}
+
+
+def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upstream, tmp_path):
+    upstream.reply = by_prompt({"stuck": hang()}, late(1.5, answer()))
+    file = tmp_path / "parameter.yaml"
+    file.write_text(yaml.safe_dump(openai_configuration(upstream.url)._raw | {"max_call_s": 2}))
+    with Piped(file) as server:
+        server.initialize()
+        result = server.result(server.call("generate", prompt_ls=["stuck", "late"]))
+        job_id = result["structuredContent"]["job_id"]
+        eventually(lambda: server.result(server.call("bulk_status", job_id=job_id))["structuredContent"]["done"])
+        server.end("EOF")
+        assert server.process.wait(30) == 0
+    job = folder.find(job_id, folder.state_root())
+    left = job_status.read(job)
+    assert (left["state"], left["done"], left["alive"]) == ("interrupted", 1, False)
+    assert len(upstream.seen) == 2
