@@ -29,7 +29,7 @@ async def first_answer(field: Field, pairs: int) -> list[Row]:
             tokens = result["_meta"]["completion_tokens"]
     whole, server_s, cpu = whole[1:], server_s[1:], cpu[1:]  # the first one warmed the disk
     detail = (
-        f"of these {statistics.median(server_s):.1f} s until the server answered; {statistics.median(cpu):.1f} s of CPU "
-        f"in all processes; {min(whole):.1f} … {max(whole):.1f} s; the last answer: {tokens} tokens, {text[:40]!r}"
+        f"of these {statistics.median(server_s):.1f} s until the server answered; {statistics.median(cpu):.1f} s of "
+        f"CPU in all processes; {min(whole):.1f} … {max(whole):.1f} s; the last answer: {tokens} tokens, {text[:40]!r}"
     )
     return [Row("first", "first answer, shipped parameter.yaml", statistics.median(whole), 6, unit="s", detail=detail)]

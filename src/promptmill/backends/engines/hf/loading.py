@@ -102,7 +102,10 @@ def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
     # most of a second to import, which models that read only text need not wait for
     from promptmill.backends.engines.hf.vision import Vision, load_processor
 
-    processor = load_processor(source)
+    try:
+        processor = load_processor(source)
+    except OSError:  # no file says how images are prepared: then the model reads text, as some copies are meant to
+        return AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None
     return processor.tokenizer, Vision(processor)
