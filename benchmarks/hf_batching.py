@@ -1,21 +1,19 @@
 """The hf engine beside transformers' own generate in padded batches of 8, on prompts and answers of mixed length.
 
-    .venv/bin/python benchmarks/hf_batching.py [--pairs 5] [--prompts 64]
-
 Both compute the same tokens on the same model in the same number format with the same threads; only tokens that were
-asked for count. Rounds are interleaved; printed is the ratio of medians with the quartiles of the ratios pair by pair.
+asked for count.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import os
 import random
 import statistics
 import time
 from typing import Any
 
+from benchmarks.field import Field
+from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Request, Scope
 from promptmill.config import Configuration
@@ -25,6 +23,11 @@ from promptmill.sampling import Sampling
 
 _MODEL = "smollm2-135m-instruct"
 _BATCH = 8
+_PROMPTS = 64
+
+
+def _ignore(text: str) -> None:
+    del text
 
 
 class _Source:
@@ -69,19 +72,18 @@ async def ours(host: EngineHost, work: list[tuple[str, int]]) -> float:
 class Theirs:
     """transformers' generate, batch by batch in the order of arrival; a batch takes as long as its longest answer."""
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from promptmill import embedded
         from promptmill.backends.engines.hf import machine
 
-        if dtype == "auto":
-            dtype = "bfloat16" if machine.has_native_bfloat16(torch) else "float32"
+        dtype = torch.bfloat16 if machine.has_native_bfloat16(torch) else torch.float32
         torch.set_num_threads(machine.cores())
         folder = embedded.model_folder(print)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
     def run(self, work: list[tuple[str, int]]) -> float:
         """Return tokens per second that were asked for."""
@@ -102,34 +104,26 @@ class Theirs:
         return text
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--dtype", default="auto")
-    arguments = parser.parse_args()
+async def batching(field: Field, pairs: int) -> list[Row]:
+    """Not pinned: both use every core, as they do for a user."""
+    del field
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the engine has it, before torch is imported here
-    work = workload(arguments.prompts)
-    block = {"model_name_or_path": _MODEL, "dtype": arguments.dtype, "batch_size": _BATCH}
+    work, warm = workload(_PROMPTS), workload(4)
+    block = {"model_name_or_path": _MODEL, "batch_size": _BATCH}
     host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan)
-    await host.load(print)
-    theirs = Theirs(arguments.dtype)
-    warm = workload(4)
-    await ours(host, warm)
-    theirs.run(warm)
-    found: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for pair in range(arguments.pairs):
-        for name in ("ours", "theirs") if pair % 2 == 0 else ("theirs", "ours"):
-            found[name].append(await ours(host, work) if name == "ours" else theirs.run(work))
-        print(f"pair {pair + 1}: {found['ours'][-1]:.1f} / {found['theirs'][-1]:.1f} tokens/s", flush=True)
-    await host.aclose()
-    each = [mine / other for mine, other in zip(found["ours"], found["theirs"], strict=True)]
-    low, _, high = statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else (each[0],) * 3
-    mine, other = statistics.median(found["ours"]), statistics.median(found["theirs"])
-    print(
-        f"hf engine over padded generate: {mine / other:.2f} x ({low:.2f} … {high:.2f}); {mine:.1f} / {other:.1f} tok/s"
-    )
+    try:
+        await host.load(_ignore)
+        theirs = Theirs()
+        await ours(host, warm)
+        theirs.run(warm)
 
+        async def one_by_one() -> float:
+            return theirs.run(work)
 
-if __name__ == "__main__":
-    asyncio.run(main())
+        found = await interleaved(pairs, ours=lambda: ours(host, work), theirs=one_by_one)
+    finally:
+        await host.aclose()
+    value, spread = ratio(found["ours"], found["theirs"])
+    detail = f"{statistics.median(found['ours']):.1f} / {statistics.median(found['theirs']):.1f} tokens/s"
+    what = f"{_PROMPTS} prompts of mixed length over padded batches of {_BATCH}, tokens/s"
+    return [Row("hf", what, value, 1.8, ">=", spread=spread, detail=detail)]

@@ -70,6 +70,11 @@ def cpu_s(pid: int) -> float:
     return times.user + times.system
 
 
+def family_cpu_s(pid: int) -> float:
+    """Return the CPU seconds that process `pid` and its children have used."""
+    return sum(cpu_s(process.pid) for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)))
+
+
 def own_cpu_s() -> float:
     """Return the CPU seconds that this process has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)

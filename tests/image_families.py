@@ -282,17 +282,18 @@ def _qwen(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
 def generated(folder: Path, text: str, images: list[Image.Image], tokens: int) -> str:
     """Return the answer of transformers' own greedy generate to one prompt, its marks already in `text`."""
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from promptmill.backends.engines.hf import vision
 
-    processor = vision.load_processor({"pretrained_model_name_or_path": folder})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     if images:
+        processor = vision.load_processor({"pretrained_model_name_or_path": folder})
         inputs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
     else:
-        inputs = processor.tokenizer([text], return_tensors="pt", add_special_tokens=False)
+        inputs = tokenizer([text], return_tensors="pt", add_special_tokens=False)
     model.generation_config.eos_token_id = None  # a few tokens prove little
     with torch.inference_mode():
         made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return processor.tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -138,3 +138,14 @@ def test_images_count_as_the_tokens_that_they_are(desk, make_engine, tmp_path, p
         assert outcome.usage.prompt_tokens + outcome.usage.completion_tokens <= 1024
     assert far_too_many.error.code == "context_length"
     assert "images included" in far_too_many.error.message
+
+
+def test_a_copy_without_an_image_processor_reads_text(desk, make_engine, tmp_path, pictures):
+    folder = make("gemma3", tmp_path / "model", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        (folder / file).unlink(missing_ok=True)
+    host = make_engine(folder, dtype="float32")
+    asked = [("# what", ["tall"]), ("plain", [])]
+    bad, good = desk.wait(_call(desk, host, _conversations(pictures, asked), [5] * 2).run())
+    assert bad.error.code == "unsupported"
+    assert good.text == generated(folder, "plain", [], 5)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationMixin
@@ -16,8 +16,10 @@ from transformers.utils import logging
 from promptmill.backends.engines.hf import attention, machine
 from promptmill.backends.engines.hf.locate import Location, load_failure
 from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.hf.vision import Vision, load_processor
 from promptmill.errors import Code, PromptmillError, redact
+
+if TYPE_CHECKING:
+    from promptmill.backends.engines.hf.vision import Vision
 
 _SHORT = (torch.float16, torch.bfloat16)
 _AGAIN = "Get the model's files again."
@@ -63,9 +65,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         dtype = _dtype(options["dtype"], device, config)
         _check_memory(location, device, dtype, config)
         sees = _reads_images(config)
-        tokenizer = load_processor(source) if sees else AutoTokenizer.from_pretrained(**source)
-        vision = Vision(tokenizer) if hasattr(tokenizer, "image_processor") else None
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        tokenizer, vision = _processor(source) if sees else (AutoTokenizer.from_pretrained(**source), None)
         name = Path(options["model_name_or_path"]).name
         report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
         several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
@@ -95,6 +95,20 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
             "Choose another model or backend.",
         )
     return LanguageModel(network.eval(), tokenizer, vision)
+
+
+def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
+    """Return the tokenizer of an image model, and what reads its images if that came with the model."""
+    # most of a second to import, which models that read only text need not wait for
+    from promptmill.backends.engines.hf.vision import Vision, load_processor
+
+    try:
+        processor = load_processor(source)
+    except OSError:  # no file says how images are prepared: then the model reads text, as some copies are meant to
+        return AutoTokenizer.from_pretrained(**source), None
+    if not hasattr(processor, "image_processor"):
+        return processor, None
+    return processor.tokenizer, Vision(processor)
 
 
 def _reads_images(config: Any) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
 from promptmill.backends.engines.hf.cache import can_merge
-from promptmill.backends.engines.hf.vision import Vision
+
+if TYPE_CHECKING:
+    from promptmill.backends.engines.hf.vision import Vision
 
 
 class LanguageModel:
