@@ -169,7 +169,12 @@ async def http_crowd(field: Field, pairs: int, clients: int = CLIENTS, seconds: 
     )
     rows = [
         Row(
-            "http_crowd", f"{clients} clients for {seconds:.0f} s: errors", sum(found.errors.values()), 0, detail=detail
+            "http_crowd",
+            f"{clients} clients for {seconds:.0f} s: errors",
+            sum(found.errors.values()),
+            0,
+            unit="errors",
+            detail=detail,
         ),
         Row(
             "http_crowd",
