@@ -23,17 +23,15 @@ import promptmill
 from promptmill.config import Configuration
 from promptmill.server import create_server
 from promptmill.service import Service
-from promptmill.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 TOOL = "@anthropic-ai/mcpb@2.1.2"
 FILES = ("pyproject.toml", "README.md", "LICENSE", "parameter.yaml", "servers/generation/src/generation.py")
-MAX_CALL_S = 50  # desktop programs give a call up after a minute
 
 
 def tools() -> list[dict[str, str]]:
     """Return the server's tools with the first sentence of each description."""
-    listed = asyncio.run(create_server(Service(Configuration({"backend": "openai"}))).list_tools())
+    listed = asyncio.run(create_server(Service(Configuration({"backend": "openai"})), locked=True).list_tools())
     return [
         {"name": tool.name, "description": re.split(r"(?<=\.)\s", tool.description or "", maxsplit=1)[0]}
         for tool in listed
@@ -57,9 +55,6 @@ def stage(folder: Path) -> None:
     tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "desktop" / "desktop.yaml", folder)
-    if "max_call_s" in Settings.model_fields:
-        with (folder / "desktop.yaml").open("a", encoding="utf-8") as configuration:
-            configuration.write(f"max_call_s: {MAX_CALL_S}\n")
     manifest = json.loads((ROOT / "desktop" / "manifest.json").read_text(encoding="utf-8"))
     manifest |= {"version": promptmill.__version__, "tools": tools()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
