@@ -130,10 +130,9 @@ def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     """Remove old jobs and say which."""
     removed = prune.prune(folder.state_root(), prune.age_s(age), unfinished=unfinished)
     if as_json:
-        _print(orjson.dumps({"removed": removed}).decode())
+        sys.stdout.write(orjson.dumps({"removed": removed}).decode() + "\n")
     else:
-        for job_id in removed:
-            _print(job_id)
+        sys.stdout.writelines(f"{job_id}\n" for job_id in removed)
         print(f"promptmill: {len(removed)} job(s) removed.", file=sys.stderr)
     return OK
 
