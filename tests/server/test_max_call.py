@@ -24,7 +24,7 @@ from promptmill.service import Service
 from replies import answer, by_prompt, hang, late, status
 from talk import Talk, codes, serving, text
 
-LIMIT = {"max_call_s": 1.2}
+LIMIT = {"max_call_s": 3}  # two seconds of work
 
 
 async def _finished(talking, job_id, *states):
@@ -60,7 +60,7 @@ def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
         early = await _rows(talking, job_id)
         return result, early, await _finished(talking, job_id), await _rows(talking, job_id)
 
-    result, early, ended, rows = talk(work, top={"max_call_s": 3}, concurrency=4)
+    result, early, ended, rows = talk(work, top=LIMIT, concurrency=4)
     found = result.structured_content
     assert not result.is_error
     assert len(found["ans_ls"]) == 80
@@ -127,7 +127,7 @@ def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
 
 def test_what_fails_is_told_where_it_fails(talk, upstream):
     upstream.reply = by_prompt(
-        {"bad": status(400, "no"), "late and bad": late(2, status(400, "no")), "late": late(2, answer())}, answer()
+        {"bad": status(400, "no"), "late and bad": late(3.5, status(400, "no")), "late": late(3.5, answer())}, answer()
     )
 
     async def work(talking):
@@ -328,7 +328,7 @@ def test_loading_counts(run):
         await _finished(talking, result.structured_content["job_id"])
         return result, await _rows(talking, result.structured_content["job_id"])
 
-    engine = Engine(load_s=1.5, row_s=0)
+    engine = Engine(load_s=3.5, row_s=0)
     result, rows = _on_engine(run, engine, work)
     assert result.structured_content["ans_ls"] == ["", ""]
     assert [row["answer"] for row in rows] == ["local: a", "local: b"]
@@ -337,7 +337,7 @@ def test_loading_counts(run):
 
 def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
     async def work(talking):
-        result = await talking("generate", prompt_ls=[f"p{at}" for at in range(12)])
+        result = await talking("generate", prompt_ls=[f"p{at}" for at in range(24)])
         job_id = result.structured_content["job_id"]
         await talking("vllm_shutdown")
         ended = await _finished(talking, job_id, "interrupted")
@@ -350,7 +350,7 @@ def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
     result, rows = _on_engine(run, engine, work)
     assert [row["index"] for row in rows] == sorted(codes(result))
     assert all(row["answer"] == f"local: p{row['index']}" for row in rows)
-    assert len(engine.asked) <= 12 + 1  # the one that was being answered
+    assert len(engine.asked) <= 24 + 1  # the one that was being answered
 
 
 def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
@@ -405,3 +405,26 @@ def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upst
     left = job_status.read(job)
     assert (left["state"], left["done"], left["alive"]) == ("interrupted", 1, False)
     assert len(upstream.seen) == 2
+
+
+def test_progress_ends_with_what_is_done(talk, upstream):
+    upstream.reply = by_prompt({"stuck": hang()}, answer())
+    told = []
+
+    async def heard(progress, total, message):
+        told.append((progress, total, message))
+
+    async def work(talking):
+        arguments = {"prompt_ls": ["a", "b", "stuck"]}
+        result = await talking.client.call_tool("generate", arguments, progress_handler=heard)
+        await talking("bulk_cancel", job_id=result.structured_content["job_id"])
+        await _finished(talking, result.structured_content["job_id"], "cancelled")
+        return len(told)
+
+    at_its_end = talk(work, top=LIMIT)
+    numbers = [progress for progress, _, _ in told]
+    assert numbers == sorted(set(numbers))
+    assert {total for _, total, _ in told} == {3}
+    assert 2 <= numbers[-1] < 3
+    assert told[-1][2].startswith("2 of 3 done")
+    assert len(told) == at_its_end
