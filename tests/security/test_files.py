@@ -361,6 +361,19 @@ def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
 
 
 @pytest.mark.rule("F12")
+def test_a_custom_id_is_no_path_either(shell, work_folder, tmp_path):
+    odd = ["../../escaped", "/tmp/escaped", "a\0b", "..", "\x1b[2J"]
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    lines = [{"custom_id": one, "method": "POST", "url": "/v1/chat/completions", "body": body} for one in odd]
+    (work_folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert shell().returncode == 0
+    answers = [json.loads(line) for line in (work_folder / "out.jsonl").read_text().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == odd
+    assert {path.name for path in work_folder.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
+
+
+@pytest.mark.rule("F12")
 def test_two_pairs_of_files_that_share_an_id_do_not_share_a_job(shell, bulk, work_folder, monkeypatch):
     assert shell().returncode == 0
     (work_folder / "other.jsonl").write_text('{"prompt": "hi"}\n')
