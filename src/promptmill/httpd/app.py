@@ -89,6 +89,7 @@ class App:
             await self._inner(scope, receive, send)
             return
         try:
+            _check_framing(scope)
             self._check_host(scope)
             if scope["path"] == HEALTH:
                 await self._health(scope, receive, send)
@@ -169,6 +170,12 @@ class App:
         for transport in list(self._sessions._server_instances.values()):  # as FastMCP's own app does it
             with contextlib.suppress(Exception):
                 await transport.terminate()
+
+
+def _check_framing(scope: Scope) -> None:
+    """Refuse a body of two lengths, of which a proxy before us may believe the other, and what comes behind it."""
+    if _headers(scope, b"transfer-encoding") and _headers(scope, b"content-length"):
+        raise Refusal(400, "The request says in two ways how long its body is.", {"connection": "close"})
 
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:

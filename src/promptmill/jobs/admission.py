@@ -73,6 +73,7 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
         try:
             wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
             _check_output_folder(target)
+            disk.make_private_folder(root)  # what is above is the user's own affair
             disk.make_private_folder(folder.path)
             lock = lock or Lock.take(folder.lock)
             if lock is None:

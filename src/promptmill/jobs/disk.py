@@ -133,20 +133,19 @@ def sync_file(file: IO[bytes]) -> None:
 
 
 def make_private_folder(path: Path) -> None:
-    """Make `path` and the folder above it, for this user alone, and what is missing above those.
+    """Make `path` for this user alone, and what is missing above it.
 
     Raises `OSError`, also when something of another user's, or a link, is in its place.
     """
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
-    for folder in (path.parent, path):
-        folder.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
-        if sys.platform == "win32":
-            continue
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise PermissionError(errno.EACCES, f"{folder.name} is not a folder of this user's")
-        with contextlib.suppress(OSError):  # a file system without permissions
-            folder.chmod(PRIVATE_FOLDER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
+    if sys.platform == "win32":
+        return
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(errno.EACCES, f"{path.name} is not a folder of this user's")
+    with contextlib.suppress(OSError):  # a file system without permissions
+        path.chmod(PRIVATE_FOLDER)
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:

@@ -26,7 +26,7 @@ from promptmill.sampling import Sampling
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
 _DEEPEST = 32  # levels of nesting in tool calls; every encoder on their way has a bound of its own
-_MOST_TOKENS = 2**53
+_MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
 class Encoder:
