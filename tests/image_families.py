@@ -24,6 +24,7 @@ _MARKS = {
     "gemma3": ("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "mllama": ("<|image|>",),
+    "paligemma": ("<image>",),
 }
 FAMILIES = tuple(_MARKS)
 SHOWN = {
@@ -36,6 +37,7 @@ SHOWN = {
     "gemma3": "<start_of_image>",
     "internvl": "<IMG_CONTEXT>",
     "mllama": "<|image|>",
+    "paligemma": "<image>",
 }
 _TEXT = {
     "hidden_size": 64,
@@ -226,6 +228,29 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
             image_processor=pixels, tokenizer=tokenizer, image_seq_length=_PATCHES, video_processor=vision.NoVideos()
         )
         return processor, config, "InternVLForConditionalGeneration"
+    if family == "paligemma":
+        eyes = t.SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=14,
+            projection_dim=64,
+        )
+        config = t.PaliGemmaConfig(
+            text_config=t.GemmaConfig(**_TEXT),
+            vision_config=eyes,
+            image_token_index=number("<image>"),
+            image_token_id=number("<image>"),
+            projection_dim=64,
+            hidden_size=64,
+            tie_word_embeddings=False,
+        )
+        pixels = t.SiglipImageProcessorPil(size=square)
+        pixels.image_seq_length = _PATCHES
+        processor = t.PaliGemmaProcessor(image_processor=pixels, tokenizer=tokenizer)
+        return processor, config, "PaliGemmaForConditionalGeneration"
     eyes = t.models.mllama.configuration_mllama.MllamaVisionConfig(
         hidden_size=32,
         intermediate_size=48,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -112,3 +115,68 @@ def test_a_hub_that_was_asked_too_often_is_said(refusal):
     error = refusal("hub/busy")
     assert "too many requests" in error.message
     assert "HF_TOKEN" in error.hint
+
+
+class _Mirror(_Hub):
+    """Gives the files of one model, as the hub does."""
+
+    folder: Path
+    asked: ClassVar[list[str]] = []
+
+    def do_HEAD(self):
+        self._give(body=False)
+
+    def do_GET(self):
+        self._give(body=True)
+
+    def _give(self, *, body):
+        _, owner, name, *rest = [*self.path.partition("?")[0].split("/"), "", ""]
+        file = self.folder / "/".join(rest[2:-2]) if rest[:2] == ["resolve", "main"] else None
+        if self.path == "/":
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.asked.append(self.path)
+        if (owner, name) != ("we", "model") or file is None or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data = file.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+def test_a_model_comes_from_the_hub_and_afterwards_from_its_cache(desk, make_plan, tiny, tmp_path):
+    _Mirror.folder = tiny()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "no_proxy": "127.0.0.1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+    async def answered():
+        host = create(make_plan("we/model"))
+        host._environment.update(environment)
+        try:
+            await host.load(lambda text: None)
+            (outcome,) = await desk.call(host, ["a"], {"ignore_eos": True}, max_tokens=5).run()
+        finally:
+            await host.aclose()
+        return outcome.text
+
+    first = desk.wait(answered())
+    assert any("model.safetensors" in path for path in _Mirror.asked)
+    server.shutdown()
+    server.server_close()
+    assert desk.wait(answered()) == first

@@ -149,3 +149,34 @@ def test_a_copy_without_an_image_processor_reads_text(desk, make_engine, tmp_pat
     bad, good = desk.wait(_call(desk, host, _conversations(pictures, asked), [5] * 2).run())
     assert bad.error.code == "unsupported"
     assert good.text == generated(folder, "plain", [], 5)
+
+
+def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_engine, tmp_path, pictures):
+    host = make_engine(make("llava", tmp_path / "model", template("llava")), dtype="float32", batch_size=2)
+    never = asyncio.Event()
+
+    class Slow:
+        async def fetch(self, url):
+            await never.wait()
+
+        async def aclose(self):
+            pass
+
+    host._web = Slow()
+    slow = conversation_from_prompt("x", "").with_images(["https://slow.example/x.png"], None)
+    conversations = [slow, *_conversations(pictures, [("#", ["tall"]), ("text", [])])]
+
+    async def given_up():
+        call = _call(desk, host, conversations, [3] * 3)
+        running = asyncio.create_task(call.run())
+        while call.scope.done < 2:
+            await asyncio.sleep(0.01)
+        assert sorted(call.sink.outcomes) == [1, 2]
+        assert call.scope.in_flight == 1
+        running.cancel()
+        await asyncio.wait({running}, timeout=1)
+        assert running.cancelled()
+        assert call.scope.in_flight == 0
+        return _texts(await _call(desk, host, conversations[2:], [3]).run())
+
+    assert len(desk.wait(given_up())) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import urllib.error
 import urllib.request
@@ -110,7 +109,7 @@ def _check_hub(name: str, file: str) -> None:
                 f"The model hub at {constants.ENDPOINT} cannot be reached from here, and {name} is not in its cache.",
                 "Give the path of a model folder, use smollm2-135m-instruct, or check the network and `HF_ENDPOINT`.",
             )
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True  # its variable was read when the client was imported
         return
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError

@@ -74,7 +74,8 @@ class Vision:
             ) from None
         data = dict(made)
         tokens: list[int] = data.pop("input_ids")[0].tolist()
-        data.pop("attention_mask", None)
+        for name in ("attention_mask", "labels"):  # ours, and what is for training
+            data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
         return tokens, Sight({name: value for name, value in data.items() if name not in marks}, marks)
 
