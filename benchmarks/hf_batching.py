@@ -74,7 +74,7 @@ class Theirs:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from promptmill import embedded
-        from promptmill.backends.engines.hf import machine
+        from promptmill.backends.engines import machine
 
         if dtype == "auto":
             dtype = "bfloat16" if machine.has_native_bfloat16(torch) else "float32"
