@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+_PR_SET_PDEATHSIG = 1
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
 
 if sys.platform == "win32":
@@ -51,6 +53,12 @@ else:
         """Give way to the server, which must answer within milliseconds while this process computes."""
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
+
+
+def end_with_parent() -> None:
+    """Ask the system, where it can, to end this process when its parent dies; for one that shares no pipe with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def environment() -> dict[str, str]:

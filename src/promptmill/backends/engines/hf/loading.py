@@ -111,10 +111,8 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
     free = machine.free_memory()
     if device != "cpu" or free is None or location.folder is None or location.gguf_file is not None:
         return
-    files = [*location.folder.glob("*.safetensors")] or [*location.folder.glob("pytorch_model*.bin")]
-    weights = sum(file.stat().st_size for file in files)
     own = getattr(config, "dtype", None)
-    needed = weights * (2 if dtype == torch.float32 and own in _SHORT else 1)
+    needed = machine.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1)
     if needed > free:
         raise too_large(needed, free)
 
