@@ -82,4 +82,5 @@ class Channel:
                 with self._routing:
                     self._handler(message)
         finally:
+            process.remove_scratch()  # nobody else is left to do it
             process.end_own_group()

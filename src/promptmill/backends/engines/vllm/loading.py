@@ -24,9 +24,13 @@ from promptmill.errors import Code, PromptmillError
 
 _CACHED_TOKENS = 64 * 1024  # that a CPU's cache has room for, or one longest prompt
 _LEAST_CACHE = 256 << 20
-_MEMORY_SIGNS = ("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "-9}")
+_MEMORY_SIGNS = (
+    *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),
+    "-9}",  # the status of a process that the system killed
+)
 _SMALLER = (
-    "Use a smaller model, a smaller `max_model_len`, another `gpu_memory_utilization`, or several GPUs with `gpu_ids`."
+    "Use a smaller model, a smaller `max_model_len`, a larger `gpu_memory_utilization` or `kv_cache_memory_bytes`, or "
+    "several GPUs with `gpu_ids`."
 )
 
 

@@ -100,7 +100,9 @@ def known_names() -> frozenset[str]:
 def _refused(error: Exception) -> PromptmillError:
     """Return the error of a value that vLLM does not take, without quoting the value."""
     if isinstance(error, pydantic.ValidationError):
-        first = error.errors(include_url=False, include_context=False)[0]
+        found = error.errors(include_url=False, include_context=False)
+        # one of them is always that the value is not the finished thing
+        first = next((problem for problem in found if problem["type"] != "is_instance_of"), found[0])
         place = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
         said = str(first["msg"]).removeprefix("Value error, ")
         if first["type"].endswith(("_type", "_parsing")):
