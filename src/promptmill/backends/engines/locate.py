@@ -132,9 +132,25 @@ def _check_hub(name: str, file: str) -> None:
             f"{name} on the model hub holds no {file}.", "Choose a transformers model, or set `gguf_file`."
         ) from None
     except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
-        raise load_failure(
-            f"The model hub did not answer for {name}: {type(error).__name__}.", "Try again later."
-        ) from None
+        raise _refused(name, error) from None
+
+
+def _refused(name: str, error: Exception) -> PromptmillError:
+    """Return what an answer of the hub means that its client has no name for; mirrors give no more than a status."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in {401, 403}:
+        return load_failure(
+            f"The model hub does not give {name} to us: the name is wrong, the model is private, or HF_TOKEN is no "
+            "valid token.",
+            "Check the name and HF_TOKEN.",
+        )
+    if status == 429:
+        return load_failure(
+            f"The model hub gives nothing more for now: too many requests (it was asked for {name}).",
+            "Set HF_TOKEN, or try again later.",
+        )
+    reason = type(error).__name__ if status is None else f"status {status}"
+    return load_failure(f"The model hub did not answer for {name}: {reason}.", "Try again later.")
 
 
 def _answers(endpoint: str) -> bool:

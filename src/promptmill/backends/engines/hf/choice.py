@@ -55,7 +55,7 @@ class Choice:
         if self.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[prompt] = True
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # an image's may lie beyond
             self._seen[tokens[self._told :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
             torch.where(self._seen, weaker, scores, out=scores)

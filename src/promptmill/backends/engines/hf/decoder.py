@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.hf.batch import Batch, ClosedBatch, OpenBatch, Prefill
+from promptmill.backends.engines.hf.batch import Batch, ClosedBatch, LoneRow, OpenBatch, Prefill
 from promptmill.backends.engines.hf.choice import choose
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.row import Row
@@ -33,9 +33,9 @@ class Decoder:
         self._most = self._room = batch_size
         self._chunk = chunk
         self._together = chunk if model.merges_rows else 4 * chunk
-        self._prefill: Prefill | None = None
-        self._open = OpenBatch(model) if model.merges_rows else None
-        self._closed: list[ClosedBatch] = []
+        self._prefill: Prefill | LoneRow | None = None
+        self._open = OpenBatch(model) if model.merges_rows and not model.alone else None
+        self._closed: list[ClosedBatch | LoneRow] = []
         self._steps = 0
 
     def run(self) -> NoReturn:
@@ -81,14 +81,16 @@ class Decoder:
                 free = self._made_room(running)
             if free <= 0:
                 return
-            taken = self._schedule.take(free, self._together, running)
+            taken = self._schedule.take(1 if self._model.alone else free, self._together, running)
             if not taken:
                 return
             for row in taken:
                 row.turns = 0
                 row.started = row.started or time.monotonic()
             try:
-                if taken[0].kept is None:
+                if self._model.alone:
+                    self._prefill = LoneRow(self._model, taken[0])
+                elif taken[0].kept is None:
                     self._prefill = Prefill(self._model, taken, self._chunk)
                 else:
                     self._resume(taken[0])
@@ -148,7 +150,10 @@ class Decoder:
             return
         self._prefill = None
         batch: Batch
-        if self._open is None:
+        if isinstance(prefill, LoneRow):
+            batch = prefill
+            self._closed.append(prefill)
+        elif self._open is None:
             batch = ClosedBatch(self._model, prefill.rows, prefill.cache, prefill.mask)
             self._closed.append(batch)
         else:

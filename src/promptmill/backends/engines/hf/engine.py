@@ -44,7 +44,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     chunk = machine.prompt_chunk(model.device.type, model.parameters)
     decoder = Decoder(model, schedule, channel, batch_size, chunk)
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * batch_size, "images": False})
+    channel.send({"type": "loaded", "window": 2 * batch_size, "images": model.vision is not None})
     decoder.run()
 
 

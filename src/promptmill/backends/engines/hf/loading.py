@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging
 
 from promptmill.backends.engines import machine
 from promptmill.backends.engines.explain import first_sentence, in_known_words, missing_gpus, too_large
 from promptmill.backends.engines.hf import attention
 from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.backends.engines.hf.vision import Vision, load_processor
 from promptmill.backends.engines.locate import Location, load_failure
 from promptmill.errors import Code, PromptmillError
 
@@ -42,11 +44,15 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         config = AutoConfig.from_pretrained(**source)
         dtype = _dtype(options["dtype"], device, config)
         _check_memory(location, device, dtype, config)
-        tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left")
+        sees = _reads_images(config)
+        tokenizer = load_processor(source) if sees else AutoTokenizer.from_pretrained(**source)
+        vision = Vision(tokenizer) if hasattr(tokenizer, "image_processor") else None
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         name = Path(options["model_name_or_path"]).name
         report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
         several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
-        network, info = AutoModelForCausalLM.from_pretrained(
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        network, info = kind.from_pretrained(
             **source,
             dtype=dtype,
             device_map="auto" if several else device,
@@ -61,12 +67,27 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
             f"The model's files lack {len(missing)} of its weights, such as {min(missing)}.",
             "Get the model again: its answers would be noise.",
         )
-    if not network._supports_default_dynamic_cache():
+    if (
+        not network._supports_default_dynamic_cache()
+        or network.config.is_encoder_decoder
+        or _writes_its_own_way(network)
+    ):
         raise load_failure(
             f"Models of type {config.model_type} keep their state in a way that this engine cannot batch.",
             "Choose another model or backend.",
         )
-    return LanguageModel(network.eval(), tokenizer)
+    return LanguageModel(network.eval(), tokenizer, vision)
+
+
+def _reads_images(config: Any) -> bool:
+    """Return whether the model is one that reads images, text or both."""
+    known = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return known or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+
+
+def _writes_its_own_way(network: Any) -> bool:
+    """Return whether the model replaces transformers' loop from token to token, which ours follows."""
+    return getattr(type(network), "generate", None) is not GenerationMixin.generate
 
 
 def _be_quiet() -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
 from promptmill.backends.engines.hf.cache import can_merge
+from promptmill.backends.engines.hf.vision import Vision
 
 
 class LanguageModel:
     """What the decode loop needs of a model, whatever its architecture."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, vision: Vision | None = None) -> None:
         self.network = model
         self.tokenizer = tokenizer
+        self.vision = vision
         self.config = model.config.get_text_config(decoder=True)
         self.defaults = model.generation_config
         self.device = model.get_input_embeddings().weight.device
@@ -28,16 +33,37 @@ class LanguageModel:
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         self.merges_rows = can_merge(self.new_cache())
+        self.alone = _keeps_more_than_a_cache(model)
+        """Whether each row must be computed by itself, as transformers' own loop does."""
 
     def new_cache(self) -> Cache:
         """Return an empty cache of the kind that this architecture keeps."""
         return DynamicCache(config=self.config)
 
-    def scores(self, tokens: Any, mask: Any, positions: Any, cache: Cache, *, first: bool) -> Any:
+    def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:
+        """Return the positions of one prompt with images, and how far the next token's is from the number of tokens.
+
+        They are `(1, tokens)` or, where images have height and width, `(axes, 1, tokens)`.
+        """
+        given = {"attention_mask": mask, **seen}
+        positions = self.network._prepare_position_ids_for_generation(tokens, given)
+        axes = positions[-3:] if positions.dim() == 3 else positions  # a fourth, in front, counts tokens
+        return positions, int(axes.max()) + 1 - tokens.shape[1]
+
+    def scores(
+        self,
+        tokens: Any,
+        mask: Any,
+        positions: Any,
+        cache: Cache,
+        *,
+        first: bool,
+        seen: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """Compute `tokens` behind what `cache` holds; return each row's scores of its next token.
 
         `tokens` and `positions` are `(rows, new)`, `mask` is `(rows, cached + new)`; the result is `(rows, vocabulary)`
-        in float32. `first` says that the cache is empty.
+        in float32. `first` says that the cache is empty; `seen` is then what the prompt shows.
         """
         inputs = self.network.prepare_inputs_for_generation(
             tokens,
@@ -46,9 +72,16 @@ class LanguageModel:
             is_first_iteration=first,
             **{self._cache_name: cache},
             **({"position_ids": positions} if self._takes_positions else {}),
+            **seen,
         )
         answered = self.network(**{**inputs, **self._short_logits}, return_dict=True)
         return answered.logits[:, -1].float()
+
+
+def _keeps_more_than_a_cache(network: Any) -> bool:
+    """Return whether the model carries state of its own from token to token, such as what to look at in an image."""
+    name = "_update_model_kwargs_for_generation"
+    return getattr(type(network), name, None) is not getattr(GenerationMixin, name)
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.engines.hf.choice import Choice
+from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sight import Sight
+from promptmill.backends.engines.pictures import pictures
 from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
 from promptmill.children.frames import Message
 from promptmill.conversation import shape
@@ -27,12 +30,17 @@ class Prompts:
         self._model = model
         self._tokenizer = model.tokenizer
         self._refuse = refuse_unsupported
-        self._template = _template(model.tokenizer)
+        self._vision = model.vision
+        self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
+        self._layout: TextLayout | ImageLayout = TextLayout()
+        if model.vision is not None:
+            self._template = self._template or _template(model.tokenizer)
+            self._layout = ImageLayout(model.tokenizer, self._template, model.vision.mark)
 
     def row(self, message: Message) -> Row:
         """Return the row of a `submit` message.
 
-        Raises `PromptmillError` (`context_length`, `invalid_input`, `unsupported`).
+        Raises `PromptmillError` (`context_length`, `invalid_image`, `invalid_input`, `unsupported`).
         """
         warnings: list[str] = []
         sampling: dict[str, Any] = message["sampling"]
@@ -44,7 +52,7 @@ class Prompts:
         choice = self._choice(sampling)
         if warnings and self._refuse and (refused := [text for text in warnings if text is not NO_TEMPLATE]):
             raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
-        tokens = self._encoded(text, special=special)
+        tokens, sight = self._encoded(text, message, special=special)
         return Row(
             run=message["run"],
             number=message["id"],
@@ -52,6 +60,7 @@ class Prompts:
             limit=self._limit(sampling.get("max_tokens"), len(tokens)),
             ends=ends,
             choice=choice,
+            sight=sight,
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
             warnings=warnings,
@@ -82,7 +91,7 @@ class Prompts:
         self, messages: list[dict[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
-        turns = [_turn(message) for message in messages]
+        turns = [self._layout.turn(message) for message in messages]
         if self._template is None:
             warnings.append(NO_TEMPLATE)
             return plain_text(turns), True
@@ -91,7 +100,9 @@ class Prompts:
                 turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
         options = {"add_generation_prompt": True, **options}
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
+            text: str = self._tokenizer.apply_chat_template(
+                turns, chat_template=self._template, tokenize=False, **options
+            )
         except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
             reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
             raise input_error(
@@ -134,19 +145,29 @@ class Prompts:
             seed=sampling.get("seed"),
         )
 
-    def _encoded(self, text: str, *, special: bool) -> list[int]:
+    def _encoded(self, text: str, message: Message, *, special: bool) -> tuple[list[int], Sight | None]:
+        """Return the prompt's tokens, and what it shows when it has images."""
+        self._check_length(text, special=special)
+        images = pictures(message)
+        sight = None
+        if images and self._vision is not None:
+            tokens, sight = self._vision.encode(text, images, special=special)
+        else:
+            tokens = self._tokens(text, special=special)
+        context = self._model.context
+        if context is not None and len(tokens) >= context:
+            raise _too_long(str(len(tokens)), context, images=bool(images))
+        if not tokens:
+            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+        return tokens, sight
+
+    def _check_length(self, text: str, *, special: bool) -> None:
         context = self._model.context
         if context is not None and len(text) > (enough := context * _CHARACTERS_PER_TOKEN):
             # megabytes take seconds and gigabytes to split: if their beginning is too long, they are
             found = len(self._tokens(text[:enough], special=special))
             if found > context:
                 raise _too_long(f"at least {found}", context)
-        tokens = self._tokens(text, special=special)
-        if context is not None and len(tokens) >= context:
-            raise _too_long(str(len(tokens)), context)
-        if not tokens:
-            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
-        return tokens
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]
@@ -157,22 +178,18 @@ class Prompts:
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
 
 
-def _too_long(found: str, context: int) -> PromptmillError:
+def _too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:
+    counted = ", images included" if images else ""
     return PromptmillError(
-        Code.CONTEXT_LENGTH, f"The prompt has {found} tokens; the model takes {context}, prompt and answer together."
+        Code.CONTEXT_LENGTH,
+        f"The prompt has {found} tokens{counted}; the model takes {context}, prompt and answer together.",
+        "Send fewer or smaller images, or less text." if images else None,
     )
 
 
-def _template(tokenizer: Any) -> str | None:
-    """Return the tokenizer's chat template; of several named ones the default."""
-    found = getattr(tokenizer, "chat_template", None)
+def _template(source: Any) -> str | None:
+    """Return the chat template of a tokenizer or processor; of several named ones the default."""
+    found = getattr(source, "chat_template", None)
     if isinstance(found, dict):
         found = found.get("default")
     return found or None
-
-
-def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, list):
-        content = "\n".join(part["text"] for part in content)
-    return {**message, "content": content or ""}

@@ -9,6 +9,7 @@ from typing import Any
 
 from promptmill.backends.engines.hf.cache import KeysValues
 from promptmill.backends.engines.hf.choice import Choice
+from promptmill.backends.engines.hf.sight import Sight
 from promptmill.children.frames import Message, packed_error
 from promptmill.errors import PromptmillError
 from promptmill.reasoning import split_reasoning
@@ -26,6 +27,7 @@ class Row:
     limit: int
     ends: frozenset[int]
     choice: Choice
+    sight: Sight | None = None
     stops: Sequence[str] = ()
     thinks: bool = False  # the prompt ends inside <think>
     warnings: Sequence[str] = ()
@@ -33,6 +35,8 @@ class Row:
     finish_reason: str | None = None
     text: str | None = None
     """The answer up to a stop string; None as long as none was met."""
+    offset: int = 0
+    """How far its positions run behind its tokens; models that give an image fewer positions than tokens have it."""
     kept: KeysValues | None = None
     """What it had computed when it had to make room."""
     turns: int = 0

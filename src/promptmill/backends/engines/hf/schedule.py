@@ -96,14 +96,15 @@ class Schedule:
         queue = self._waiting[run]
         if not taken:
             return queue.popleft()
-        if taken[0].kept is not None or taken[0].mishaps:
-            return None  # goes alone: nothing to compute, or something went wrong in company
+        if taken[0].kept is not None or taken[0].mishaps or taken[0].sight is not None:
+            return None  # goes alone: nothing to compute, something went wrong in company, or images to look at
         lengths = [len(row.sequence) for row in taken]
         for row in queue:
             together = [*lengths, len(row.sequence)]
             if (
                 row.kept is None
                 and not row.mishaps
+                and row.sight is None
                 and max(together) < _SIMILAR * min(together)
                 and max(together) * len(together) <= most_tokens
             ):

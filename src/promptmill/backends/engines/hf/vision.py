@@ -1,0 +1,103 @@
+"""An image model's processor: a text with marks and its images → token ids and what the model is to see."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoProcessor, processing_utils
+
+from promptmill.backends.engines.hf.sight import Sight
+from promptmill.errors import Code, PromptmillError, input_error, redact
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class NoVideos(dict[str, Any]):
+    """Stands in for a processor of videos, which transformers cannot make without torchvision; none is ever read.
+
+    A dict, because transformers prints processors as JSON.
+    """
+
+    model_input_names: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoVideos:
+        """Return one, whatever the model's files say."""
+        return cls()
+
+
+def stand_in_for_videos() -> None:
+    """Let processors that also take videos be made in this process when torchvision is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
+        mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)
+        setattr(
+            processing_utils.transformers_module,
+            processing_utils.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"],
+            NoVideos,
+        )
+
+
+def load_processor(source: dict[str, Any]) -> Any:
+    """Return the processor of an image model, which also holds its tokenizer."""
+    stand_in_for_videos()
+    return AutoProcessor.from_pretrained(**source)
+
+
+class Vision:
+    """Encodes prompts with images; used by one thread at a time."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.mark: str | None = _mark(processor)
+        """What stands for an image in a text; None when the processor does not say."""
+
+    def encode(self, text: str, images: list[Image], *, special: bool) -> tuple[list[int], Sight]:
+        """Return the token ids of `text` and what belongs to them; marks become as many tokens as an image has.
+
+        Raises `PromptmillError` (`invalid_input`, `invalid_image`).
+        """
+        self._check_marks(text, len(images))
+        try:
+            made = self.processor(
+                text=[text], images=images, add_special_tokens=special, return_tensors="pt", padding=False
+            )
+        except Exception as error:  # noqa: BLE001 (StopIteration, IndexError and whatever a processor raises)
+            reason = redact((str(error).splitlines() or [""])[0])[:200]
+            raise PromptmillError(
+                Code.INVALID_IMAGE,
+                f"The model's processor cannot take this prompt's images: {type(error).__name__}: {reason}",
+                "Send images of another size or fewer of them.",
+            ) from None
+        data = dict(made)
+        tokens: list[int] = data.pop("input_ids")[0].tolist()
+        data.pop("attention_mask", None)
+        marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
+        return tokens, Sight({name: value for name, value in data.items() if name not in marks}, marks)
+
+    def _check_marks(self, text: str, images: int) -> None:
+        """Refuse a wrong number of marks; processors and models would fail late, or give images to the wrong places."""
+        if self.mark is None or (found := text.count(self.mark)) == images:
+            return
+        if found > images:
+            raise input_error(
+                f"The prompt's own text holds {self.mark}, which stands for an image to this model; "
+                "write it in another way, or make it the `image_tag`."
+            )
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"The model's chat template has a place for {found} of the prompt's {images} images.",
+            "Put the images into user turns, or use another model.",
+        )
+
+
+def _mark(processor: Any) -> str | None:
+    mark = getattr(processor, "image_token", None)
+    return getattr(mark, "content", mark) or None  # some keep it with how it is tokenized
+
+
+def _is_per_token(value: Any, tokens: int) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and tuple(value.shape) == (1, tokens)
