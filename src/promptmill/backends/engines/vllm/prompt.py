@@ -46,6 +46,9 @@ class Prompts:
         self._model = engine.model_config
         self._tokenizer: Any = engine.renderer.tokenizer
         self._refuse = options["unsupported"] == "error"
+        config = self._model.hf_config
+        names = ("image_token_id", "image_token_index")
+        self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
         self._sampling = SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
         self._template = self._find_template()
         self._adapters = {
@@ -134,13 +137,19 @@ class Prompts:
         return prompt
 
     def _check_images(self, prompt: Mapping[str, Any], sent: int) -> None:
-        """Raise when the template dropped an image: vLLM would answer without it."""
-        placed = len((prompt.get("mm_placeholders") or {}).get("image", ()))
-        if placed != sent:
+        """Raise when images and places for them are not as many: vLLM would answer all the same, to something else."""
+        placed = (prompt.get("mm_placeholders") or {}).get("image", ())
+        if len(placed) != sent:
             raise input_error(
-                f"The prompt comes with {sent} image(s), and the model's chat template placed {placed}; "
+                f"The prompt comes with {sent} image(s), and the model's chat template placed {len(placed)}; "
                 "send images in user turns only."
             )
+        if self._image_token is None:
+            return
+        inside = {at for spot in placed for at in range(spot.offset, spot.offset + spot.length)}
+        tokens = enumerate(prompt["prompt_token_ids"])
+        if any(token == self._image_token and at not in inside for at, token in tokens):
+            raise input_error("The prompt's text holds the model's own sign for an image; take it out.")
 
     def _too_long(self, found: str, unit: str = "tokens") -> PromptmillError:
         return PromptmillError(
