@@ -25,6 +25,7 @@ from benchmarks import (
     plot,
     serving,
     throughput,
+    vllm_engine,
     workers,
 )
 from benchmarks.client import OUT, ROOT
@@ -44,6 +45,9 @@ CASES: dict[str, Case] = {
     "beside": crowd.small_beside_huge,
     "images": pictures.images,
     "engine": engine.engine,
+    "vllm_chat": vllm_engine.vllm_chat,
+    "vllm_calls": vllm_engine.vllm_calls,
+    "vllm_settings": vllm_engine.vllm_settings,
     "workers": workers.workers,
     "jobs_journal": jobs_journal.cost,
     "jobs_memory": jobs_memory.memory,
