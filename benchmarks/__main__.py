@@ -29,6 +29,7 @@ from benchmarks import (
     plot,
     serving,
     throughput,
+    vllm_engine,
     workers,
 )
 from benchmarks.client import OUT, ROOT
@@ -52,6 +53,9 @@ CASES: dict[str, Case] = {
     "engine": engine.engine,
     "first": first_answer.first_answer,
     "hf": hf_batching.batching,
+    "vllm_chat": vllm_engine.vllm_chat,
+    "vllm_calls": vllm_engine.vllm_calls,
+    "vllm_settings": vllm_engine.vllm_settings,
     "workers": workers.workers,
     "http_crowd": http_crowd.http_crowd,
     "jobs_journal": jobs_journal.cost,

@@ -77,7 +77,7 @@ class Theirs:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from promptmill import embedded
-        from promptmill.backends.engines.hf import machine
+        from promptmill.backends.engines import machine
 
         dtype = torch.bfloat16 if machine.has_native_bfloat16(torch) else torch.float32
         torch.set_num_threads(machine.cores())

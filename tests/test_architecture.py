@@ -35,7 +35,8 @@ HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas",
 # Modules that are themselves imported only on load, and those of an engine only in its own process.
 AT_HOME = {
     "aiohttp": ("backends.openai", "webimages"),
-    "torch": ("backends.engines.hf",),
+    "torch": ("backends.engines.hf", "backends.engines.vllm"),
+    "vllm": ("backends.engines.vllm",),
     "transformers": ("backends.engines.hf",),
     "safetensors": ("backends.engines.hf",),
     "gguf": ("backends.engines.hf",),

@@ -103,6 +103,9 @@ class VLLMSettings(Block):
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Share of each GPU's memory to take.")
     dtype: str = Field("auto", description="Number format of the weights.")
+    lora_modules: dict[str, str] | None = Field(
+        None, description="LoRA adapters by name: their folders. A call takes one with `extra_params: {lora: NAME}`."
+    )
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+SCRATCH = "PROMPTMILL_SCRATCH"
+"""The environment variable that names a child's folder for temporary files."""
+
+_PR_SET_PDEATHSIG = 1
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
 
 if sys.platform == "win32":
@@ -22,6 +28,11 @@ if sys.platform == "win32":
         """End the process at once; Windows has no group to end with it."""
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)  # TerminateProcess
+
+    def group_exists(pid: int) -> bool:
+        """Return False: Windows has no group that could outlive its first process."""
+        del pid
+        return False
 
     def end_own_group() -> NoReturn:
         """End this process at once."""
@@ -41,6 +52,13 @@ else:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
             os.killpg(pid, signal.SIGKILL)
 
+    def group_exists(pid: int) -> bool:
+        """Return whether any process is left of the group that `pid` led; one that nobody has waited for counts."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, 0)
+            return True
+        return False
+
     def end_own_group() -> NoReturn:
         """End this process and, when it leads a group, the whole group, at once."""
         if os.getpgrp() == os.getpid():
@@ -51,6 +69,18 @@ else:
         """Give way to the server, which must answer within milliseconds while this process computes."""
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
+
+
+def end_with_parent() -> None:
+    """Ask the system, where it can, to end this process when its parent dies; for one that shares no pipe with it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def remove_scratch() -> None:
+    """Remove this process's folder for temporary files, if its parent gave it one."""
+    if folder := os.environ.get(SCRATCH):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:

@@ -22,6 +22,7 @@ From the engine:
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Channel:
     """
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-        self._outgoing = outgoing
+        self._incoming, self._outgoing = incoming, outgoing
         self._writing = threading.Lock()
         self._routing = threading.Lock()
         self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -67,10 +68,19 @@ class Channel:
         except OSError:  # the server is gone
             process.end_own_group()
 
+    def leave_to_parent(self) -> None:
+        """Let go of both pipes in a forked child, which would keep them open, and end with the parent."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for pipe in (self._incoming, self._outgoing):
+            os.dup2(null, pipe.fileno(), inheritable=False)
+        os.close(null)
+        process.end_with_parent()
+
     def _listen(self, incoming: BinaryIO) -> None:
         try:
             while (message := frames.read(incoming)) is not None:
                 with self._routing:
                     self._handler(message)
         finally:
+            process.remove_scratch()  # nobody else is left to do it
             process.end_own_group()

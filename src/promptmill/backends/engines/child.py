@@ -7,7 +7,10 @@ import sys
 
 from promptmill.children.pipes import private_pipes  # the standard library's `os` is all that it imports
 
-_ENGINES = {"hf": "promptmill.backends.engines.hf.engine"}
+_ENGINES = {
+    "hf": "promptmill.backends.engines.hf.engine",
+    "vllm": "promptmill.backends.engines.vllm.engine",
+}
 """Modules with `serve(options, channel)`, which loads, sends `loaded` and answers until the process ends."""
 
 

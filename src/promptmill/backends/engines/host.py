@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from promptmill.backends.engines.submission import Submissions, WebImages
+from promptmill.backends.engines.trust import check_arguments, trusts_remote_code
 from promptmill.backends.protocol import Request, Scope, Sink, Source
 from promptmill.children import frames, process
 from promptmill.children.frames import Message
@@ -29,28 +33,14 @@ def create(plan: Plan) -> EngineHost:
     if not block.model_name_or_path:
         path = f"backend_configs.{plan.backend}.model_name_or_path"
         raise config_error(path, "name a folder, a model hub name, or smollm2-135m-instruct.")
+    check_arguments(plan)
     options = {
         **block.model_dump(mode="json"),
-        "trust_remote_code": _trusts_remote_code(plan),
+        "trust_remote_code": trusts_remote_code(plan),
         "unsupported": plan.settings.unsupported,
     }
     rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
     return EngineHost(plan.backend, options, _environment(block.gpu_ids), rules)
-
-
-def _trusts_remote_code(plan: Plan) -> bool:
-    """Return whether the model's own code may run: only if the operator said so, of this very model."""
-    block = getattr(plan.settings.backend_configs, plan.backend)
-    operator = getattr(plan.operator.backend_configs, plan.backend)
-    if not block.trust_remote_code or plan.trust_client:
-        return bool(block.trust_remote_code)
-    if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
-        raise config_error(
-            f"backend_configs.{plan.backend}.trust_remote_code",
-            "a call may not switch this on; set it in the configuration file, or start the server with "
-            "`promptmill serve --trust-client`.",
-        )
-    return bool(block.model_name_or_path == operator.model_name_or_path)
 
 
 def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
@@ -58,6 +48,8 @@ def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
+    # what was compiled is worth keeping; everything else that an engine calls temporary ends with it
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
     return environment
 
 
@@ -124,11 +116,12 @@ class EngineHost:
         self._loading = asyncio.Queue()
         # -P: a module in the working directory must not stand in for one of ours
         try:
+            scratch = tempfile.mkdtemp(prefix="promptmill-")
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", _CHILD),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=self._environment,
+                env=self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch},
                 start_new_session=True,
                 creationflags=process.group_creation_flags(),
             )
@@ -141,12 +134,14 @@ class EngineHost:
             ) from None
         self._process, self._stdin = child, child.stdin
         assert child.stdout is not None
-        self._listener = asyncio.create_task(self._listen(child, child.stdout), name=f"listen to {self._engine}")
+        self._listener = asyncio.create_task(
+            self._listen(child, child.stdout, scratch), name=f"listen to {self._engine}"
+        )
         if self._closed:
             raise _shut_down()
         await self._send({"type": "load", "engine": self._engine, "options": self._options})
 
-    async def _listen(self, child: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> None:
+    async def _listen(self, child: asyncio.subprocess.Process, stdout: asyncio.StreamReader, scratch: str) -> None:
         loaded = False
         try:
             while (message := await frames.receive(stdout)) is not None:
@@ -166,6 +161,8 @@ class EngineHost:
             if child.stdin is not None:
                 child.stdin.close()
             await child.wait()
+            await _group_gone(child.pid)
+            shutil.rmtree(scratch, ignore_errors=True)  # sockets and such, for which a killed process has no time
             self._settle_end(child.returncode, loaded)
 
     def _settle_end(self, returncode: int | None, loaded: bool) -> None:  # noqa: FBT001
@@ -288,6 +285,14 @@ class EngineHost:
         if not self._ended.is_set():
             process.end_group(self._process.pid)
         await asyncio.shield(self._listener)
+
+
+async def _group_gone(pid: int) -> None:
+    """Wait until what a killed process had started is gone too, with its memory and ports; not for long."""
+    for _ in range(100):
+        if not process.group_exists(pid):
+            return
+        await asyncio.sleep(0.01)
 
 
 def _shut_down() -> PromptmillError:

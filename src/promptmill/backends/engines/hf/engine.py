@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from promptmill.backends.engines import machine
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.hf import machine
-from promptmill.backends.engines.hf.locate import locate
+from promptmill.backends.engines.locate import locate, require_packages
 from promptmill.children.frames import Message, packed_error
 from promptmill.errors import Code, PromptmillError, redact
 
@@ -31,7 +31,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     gc.disable()  # a fifth of the time to import torch and transformers: nothing of them is garbage
     _set_up_libraries()
-    location = locate(options["model_name_or_path"], options["gguf_file"], report)
+    location = locate(options["model_name_or_path"], options["gguf_file"], report, _require_packages)
     report("Starting transformers")
     # torch and transformers, only now that there is something to load
     from promptmill.backends.engines.hf.decoder import Decoder
@@ -50,6 +50,10 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     channel.route(intake.handle)
     channel.send({"type": "loaded", "window": 2 * batch_size, "images": model.vision is not None})
     decoder.run()
+
+
+def _require_packages() -> None:
+    require_packages("hf", "torch", "transformers")
 
 
 def _set_up_libraries() -> None:

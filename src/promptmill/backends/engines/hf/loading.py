@@ -13,35 +13,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging
 
-from promptmill.backends.engines.hf import attention, machine
-from promptmill.backends.engines.hf.locate import Location, load_failure
+from promptmill.backends.engines import machine
+from promptmill.backends.engines.explain import first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.hf import attention
 from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.locate import Location, load_failure
+from promptmill.errors import Code, PromptmillError
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
 
 _SHORT = (torch.float16, torch.bfloat16)
-_AGAIN = "Get the model's files again."
-_KNOWN = {
-    "Unrecognized configuration class": (
-        "The model is of a kind that does not generate text.",
-        "Choose a text generation model.",
-    ),
-    "does not recognize this architecture": (
-        "The installed transformers does not know the architecture that the model's config.json names.",
-        "Upgrade transformers, or choose another model.",
-    ),
-    "Unrecognized model in": ("The model's config.json does not say what kind of model it is.", _AGAIN),
-    "is not a valid JSON file": ("The model's config.json is not valid JSON.", _AGAIN),
-    "instantiate the backend tokenizer": (
-        "There is no tokenizer beside the model, or a package that it needs is missing.",
-        "Put the tokenizer's files into the model's folder; some need `pip install sentencepiece tiktoken`.",
-    ),
-    "ignore_mismatched_sizes": ("The model's weights have other shapes than its config.json says.", _AGAIN),
-    "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
-}
-"""What transformers says, to what people can use."""
 
 
 def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
@@ -134,11 +116,7 @@ def _device(options: Mapping[str, Any]) -> str:
     wanted, gpu_ids = options["device"], options["gpu_ids"]
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu_ids and wanted in {"auto", "cuda"} and present < len(gpu_ids):
-        named = ", ".join(map(str, gpu_ids))
-        raise load_failure(
-            f"`gpu_ids` names GPU {named}, but of those this machine offers {present}{_without_cuda()}.",
-            "Correct `gpu_ids`, or leave it empty.",
-        )
+        raise missing_gpus(gpu_ids, present, _without_cuda())
     if wanted == "auto":
         return "cuda" if present else "mps" if torch.backends.mps.is_available() else "cpu"
     if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= present:
@@ -168,15 +146,10 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
     free = machine.free_memory()
     if device != "cpu" or free is None or location.folder is None or location.gguf_file is not None:
         return
-    files = [*location.folder.glob("*.safetensors")] or [*location.folder.glob("pytorch_model*.bin")]
-    weights = sum(file.stat().st_size for file in files)
     own = getattr(config, "dtype", None)
-    needed = weights * (2 if dtype == torch.float32 and own in _SHORT else 1)
+    needed = machine.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1)
     if needed > free:
-        raise load_failure(
-            f"The model needs {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.",
-            "Use a smaller model, `dtype: bfloat16`, or a machine with more memory.",
-        )
+        raise too_large(needed, free)
 
 
 def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
@@ -190,7 +163,7 @@ def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
     if isinstance(error, ImportError):
         return PromptmillError(
             Code.MISSING_DEPENDENCY,
-            f"The model needs a package that is not installed: {_first_sentence(error)}",
+            f"The model needs a package that is not installed: {first_sentence(error)}",
             "Run: pip install 'promptmill[hf]', or install the package that is named.",
         )
     if "trust_remote_code" in text and not options["trust_remote_code"]:
@@ -198,13 +171,4 @@ def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
             "The model brings Python code of its own, which is not run unless the operator allows it.",
             "If you trust its author, set `trust_remote_code: true` in the configuration file.",
         )
-    for sign, (message, hint) in _KNOWN.items():
-        if sign in text:
-            return load_failure(message, hint)
-    return load_failure(f"transformers cannot load the model: {_first_sentence(error)}")
-
-
-def _first_sentence(error: Exception) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    sentence = redact(line.split(". ")[0])[:300].rstrip(".")
-    return f"{sentence}."
+    return in_known_words(text) or load_failure(f"transformers cannot load the model: {first_sentence(error)}")

@@ -11,6 +11,7 @@ from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.row import Row
 from promptmill.backends.engines.hf.sight import Sight
 from promptmill.backends.engines.pictures import pictures
+from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
 from promptmill.children.frames import Message
 from promptmill.conversation import shape
 from promptmill.errors import Code, PromptmillError, input_error, redact
@@ -20,10 +21,6 @@ DEFAULT_MAX_TOKENS = 1024
 
 _CHARACTERS_PER_TOKEN = 16  # more than texts have, so that what is longer is known to be too long from its beginning
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
-_NO_TEMPLATE = (
-    "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "
-    "`Assistant: …`. For chats use an instruction-tuned model."
-)
 
 
 class Prompts:
@@ -53,7 +50,7 @@ class Prompts:
         if message["extra"].get("ignore_eos"):
             ends -= self._model.ends
         choice = self._choice(sampling)
-        if warnings and self._refuse and (refused := [text for text in warnings if text is not _NO_TEMPLATE]):
+        if warnings and self._refuse and (refused := [text for text in warnings if text is not NO_TEMPLATE]):
             raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
         tokens, sight = self._encoded(text, message, special=special)
         return Row(
@@ -96,8 +93,8 @@ class Prompts:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
         turns = [self._layout.turn(message) for message in messages]
         if self._template is None:
-            warnings.append(_NO_TEMPLATE)
-            return _plain(turns), True
+            warnings.append(NO_TEMPLATE)
+            return plain_text(turns), True
         for turn in turns:
             if turn["role"] == "developer" and "developer" not in self._template:
                 turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
@@ -196,11 +193,3 @@ def _template(source: Any) -> str | None:
     if isinstance(found, dict):
         found = found.get("default")
     return found or None
-
-
-def _plain(turns: list[dict[str, Any]]) -> str:
-    """Return the documented format of models without a chat template."""
-    if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
-        return "\n\n".join(turn["content"] for turn in turns if turn["content"])
-    names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}
-    return "\n\n".join([*(names.get(turn["role"], "") + turn["content"] for turn in turns), "Assistant:"])

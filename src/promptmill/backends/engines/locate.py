@@ -13,7 +13,6 @@ from pathlib import Path
 from promptmill import embedded
 from promptmill.errors import Code, PromptmillError
 
-_PACKAGES = ("torch", "transformers")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
 
@@ -36,24 +35,25 @@ def load_failure(message: str, hint: str | None = None) -> PromptmillError:
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 
 
-def require_packages() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when what hf needs is not installed; imports nothing."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+def require_packages(engine: str, *names: str) -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when what `engine` needs is not installed; imports nothing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
-            f"The hf backend needs {' and '.join(missing)}; not installed.",
-            "Run: pip install 'promptmill[hf]'",
+            f"The {engine} backend needs {' and '.join(missing)}; not installed.",
+            f"Run: pip install 'promptmill[{engine}]'",
         )
 
 
-def locate(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Location:
+def locate(name: str, gguf_file: str | None, report: Callable[[str], None], require: Callable[[], None]) -> Location:
     """Return where the model `name` is, before anything heavy is imported.
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    `require` raises when the engine's packages are missing: said before the network is asked, and after what is wrong
+    with a path. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     here = None if name == embedded.NAME else _on_disk(name, gguf_file)
-    require_packages()
+    require()
     if here is not None:
         return here
     if name == embedded.NAME:

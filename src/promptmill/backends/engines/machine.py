@@ -42,6 +42,12 @@ def free_memory() -> int | None:
     return free
 
 
+def weights(folder: Path) -> int:
+    """Return the bytes of the weights in a model's folder."""
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    return sum(file.stat().st_size for file in files)
+
+
 def _psutil() -> Any:
     """Return the module, which comes with accelerate; None without it."""
     with contextlib.suppress(ImportError):

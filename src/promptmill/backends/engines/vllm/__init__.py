@@ -1,0 +1,1 @@
+"""The vLLM engine, as it runs in its own process."""

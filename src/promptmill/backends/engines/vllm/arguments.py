@@ -1,0 +1,99 @@
+"""From the `vllm` block of the configuration to vLLM's engine arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from promptmill.backends.engines import machine
+from promptmill.backends.engines.locate import Location, load_failure
+from promptmill.errors import config_error
+
+_OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
+_BINDINGS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
+_NODES = Path("/sys/devices/system/node")
+
+
+def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
+    """Return the keyword arguments of `AsyncEngineArgs`: what the block says, and for the rest what suits.
+
+    Raises `PromptmillError` (`invalid_config`) for what is no engine argument.
+    """
+    given = {name: value for name, value in options.items() if name not in _OURS and value is not None}
+    _check_names(given)
+    file = location.gguf_file
+    arguments: dict[str, Any] = {
+        "model": location.name if file is None else str(Path(location.name) / file),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    gpus = len(options["gpu_ids"] or ())
+    if gpus > 1 and not any(name in given for name in _PARALLEL):
+        arguments["tensor_parallel_size"] = gpus
+    if adapters := options.get("lora_modules"):
+        arguments |= {"enable_lora": True, "max_lora_rank": _largest_rank(adapters), "max_loras": len(adapters)}
+    arguments |= given
+    return arguments | (_for_the_cpu(given) if on_cpu else {})
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")} - {"model"}
+    for name in given:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        meant = "model_name_or_path" if name == "model" else near[0] if near else None
+        advice = f"did you mean {meant}?" if meant else "see vLLM's documentation of its engine arguments."
+        raise config_error(f"backend_configs.vllm.{name:.60}", f"is no engine argument of vLLM; {advice}")
+
+
+def _largest_rank(adapters: Mapping[str, str]) -> int:
+    """Return the smallest rank that vLLM knows and every adapter fits into."""
+    largest = 1
+    for name, folder in adapters.items():
+        file = Path(folder).expanduser() / "adapter_config.json"
+        try:
+            largest = max(largest, int(json.loads(file.read_text(encoding="utf-8"))["r"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise load_failure(
+                f"The LoRA adapter {name:.60}: {file.absolute()} is missing or holds no rank.",
+                "Correct the folder in `lora_modules`.",
+            ) from None
+    return next((rank for rank in _LORA_RANKS if rank >= largest), _LORA_RANKS[-1])
+
+
+def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what we choose on a CPU where the operator did not.
+
+    Compiling takes minutes and is lost on short lives; a number format that the processor only emulates is slow.
+    """
+    chosen: dict[str, Any] = {}
+    if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
+        chosen["enforce_eager"] = True
+    if given.get("dtype", "auto") == "auto" and not machine.has_native_bfloat16(torch):
+        chosen["dtype"] = "float32"
+    if may_run_in_one_process(given):
+        chosen["distributed_executor_backend"] = "uni"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or it would not take "uni" at its word
+    return chosen
+
+
+def may_run_in_one_process(given: Mapping[str, Any]) -> bool:
+    """Return whether vLLM's scheduler and its only worker can share a process, with threads on all cores.
+
+    Of several memory nodes vLLM uses one, and binds threads to it only in a worker of its own.
+    """
+    one = all(given.get(name, 1) == 1 for name in _PARALLEL) and "distributed_executor_backend" not in given
+    nodes = len(list(_NODES.glob("node[0-9]*")))
+    return one and nodes <= 1 and sys.platform == "linux" and not any(os.environ.get(name) for name in _BINDINGS)

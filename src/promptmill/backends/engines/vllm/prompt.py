@@ -1,0 +1,180 @@
+"""From a submitted request to what vLLM's engine takes: chat template, images, limits, adapters, parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.exceptions import VLLMClientError, VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.renderers import ChatParams
+from vllm.renderers.hf import resolve_chat_template
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from promptmill.backends.engines.pictures import pictures
+from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.vllm.sampling import SamplingMap, known_names
+from promptmill.children.frames import Message
+from promptmill.conversation import shape
+from promptmill.errors import Code, PromptmillError, input_error, redact
+
+_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
+_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora"})
+_TAIL = 8  # tokens in which a template may open a thought
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `AsyncLLM.generate` is given, and what it takes to read the answer."""
+
+    prompt: Any
+    params: SamplingParams
+    lora: LoRARequest | None
+    template_options: Mapping[str, Any]
+    thinks: bool
+    """Whether the prompt ends inside `<think>`."""
+
+
+class Prompts:
+    """Turns submitted requests into prompts, with the model's own template and defaults."""
+
+    def __init__(self, engine: AsyncLLM, options: Mapping[str, Any]) -> None:
+        """`options` are the `vllm` block of the configuration."""
+        self._renderer = engine.renderer
+        self._model = engine.model_config
+        self._tokenizer: Any = engine.renderer.tokenizer
+        self._refuse = options["unsupported"] == "error"
+        config = self._model.hf_config
+        names = ("image_token_id", "image_token_index")
+        self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
+        self._sampling = SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
+        self._template = self._find_template()
+        self._adapters = {
+            name: LoRARequest(name, number, path)
+            for number, (name, path) in enumerate((options.get("lora_modules") or {}).items(), 1)
+        }
+
+    def _find_template(self) -> str | None:
+        try:
+            found: str | None = resolve_chat_template(self._tokenizer, None, None, model_config=self._model)
+        except (ValueError, AttributeError):  # a tokenizer with formats of its own, such as Mistral's
+            return ""
+        return found
+
+    async def prepare(self, message: Message, warnings: list[str]) -> Prepared:
+        """Return the prompt of a `submit` message; `warnings` gets what is not done exactly as asked.
+
+        Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
+        """
+        sampling, extra = message["sampling"], message["extra"]
+        left_out = sorted(set(extra) - _EXTRA - known_names())
+        options = self._template_options(sampling, extra, left_out)
+        adapter = self._adapter(extra.get("lora"))
+        prompt = await self._rendered(message, options, extra, warnings)
+        tokens: list[int] = prompt["prompt_token_ids"]
+        room = self._model.max_model_len - len(tokens)
+        if room <= 0:
+            raise self._too_long(str(len(tokens)))
+        if not tokens:
+            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+        params = self._sampling.params(sampling, extra, room, left_out, warnings)
+        warnings += [f"The vllm backend cannot take {name:.60} with this model; it was left out." for name in left_out]
+        if self._refuse and (refused := [text for text in warnings if text is not NO_TEMPLATE]):
+            raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+        thinks = self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith("<think>")
+        return Prepared(prompt, params, adapter, options, thinks)
+
+    def _template_options(
+        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], left_out: list[str]
+    ) -> dict[str, Any]:
+        options = extra.get("chat_template_kwargs") or {}
+        if not isinstance(options, dict):
+            raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
+        left_out += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
+        options = {name: value for name, value in options.items() if name not in _OURS}
+        for name in ("enable_thinking", "reasoning_effort"):
+            if (value := sampling.get(name)) is None:
+                continue
+            if self._template is None or (self._template and name not in self._template):
+                if value is not False:  # not to think is what a model without that switch does
+                    left_out.append(name)
+            else:
+                options[name] = value
+        return {"add_generation_prompt": True, **options}
+
+    def _adapter(self, name: object) -> LoRARequest | None:
+        if name is None:
+            return None
+        if not isinstance(name, str) or name not in self._adapters:
+            known = f"loaded are {', '.join(self._adapters)}" if self._adapters else "name some in `lora_modules`"
+            raise input_error(f"extra_params.lora names no adapter of this engine; {known}.")
+        return self._adapters[name]
+
+    async def _rendered(
+        self, message: Message, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
+    ) -> Any:
+        images = pictures(message)
+        turns = [_turn(turn, images) for turn in message["messages"]]
+        try:
+            if self._template is None and not images:
+                warnings.append(NO_TEMPLATE)
+                (prompt,) = await self._renderer.render_cmpl_async([{"prompt": plain_text(turns)}])
+                return prompt
+            chat = ChatParams(
+                chat_template_kwargs=dict(options), mm_processor_kwargs=extra.get("mm_processor_kwargs") or None
+            )
+            _, (prompt,) = await self._renderer.render_chat_async([turns], chat)
+        except VLLMValidationError as error:
+            if error.parameter in {"input_tokens", "input_text"}:
+                unit = "tokens" if error.parameter == "input_tokens" else "characters"
+                raise self._too_long(f"at least {error.value}", unit) from None
+            raise _refused(error) from None
+        except (VLLMClientError, ValueError, TypeError) as error:
+            raise _refused(error) from None
+        self._check_images(prompt, len(images))
+        return prompt
+
+    def _check_images(self, prompt: Mapping[str, Any], sent: int) -> None:
+        """Raise when images and places for them are not as many: vLLM would answer all the same, to something else."""
+        placed = (prompt.get("mm_placeholders") or {}).get("image", ())
+        if len(placed) != sent:
+            raise input_error(
+                f"The prompt comes with {sent} image(s), and the model's chat template placed {len(placed)}; "
+                "send images in user turns only."
+            )
+        if self._image_token is None:
+            return
+        inside = {at for spot in placed for at in range(spot.offset, spot.offset + spot.length)}
+        tokens = enumerate(prompt["prompt_token_ids"])
+        if any(token == self._image_token and at not in inside for at, token in tokens):
+            raise input_error("The prompt's text holds the model's own sign for an image; take it out.")
+
+    def _too_long(self, found: str, unit: str = "tokens") -> PromptmillError:
+        return PromptmillError(
+            Code.CONTEXT_LENGTH,
+            f"The prompt has {found} {unit}; the model takes {self._model.max_model_len} tokens, prompt and answer "
+            "together.",
+        )
+
+
+def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, list):
+        if all(part["type"] == "text" for part in content):
+            content = "\n".join(part["text"] for part in content)
+        else:
+            content = [
+                part if part["type"] == "text" else {"type": "image_pil", "image_pil": images[part["index"]]}
+                for part in content
+            ]
+    return {**message, "content": content or ""}
+
+
+def _refused(error: Exception) -> PromptmillError:
+    reason = redact((str(error).splitlines() or [type(error).__name__])[0])[:200].rstrip(".")
+    return input_error(
+        f"vLLM cannot make a prompt of this conversation: {reason}.",
+        "Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",
+    )

@@ -1,0 +1,207 @@
+"""What vLLM answers, and how: templates, sampling, structured outputs, reasoning, errors of one item alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from promptmill.outcome import Completion
+
+pytestmark = pytest.mark.engine
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 999}},
+    "required": ["city", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    from promptmill import embedded
+
+    return AutoTokenizer.from_pretrained(embedded.model_folder(print))
+
+
+@pytest.fixture(scope="session")
+def prompt_tokens(tokenizer):
+    return lambda turns: len(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+
+
+def test_it_answers_through_the_models_own_template(desk, vllm, tokenizer, prompt_tokens):
+    (outcome,) = desk.ask(vllm, ["What is the capital of France?"], max_tokens=20)
+    assert "Paris" in outcome.text
+    assert outcome.finish_reason == "stop"
+    assert outcome.latency_s > 0
+    assert desk.scope.warnings == {}
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    assert outcome.usage.prompt_tokens == prompt_tokens(turns)
+    assert outcome.usage.completion_tokens == len(tokenizer.encode(outcome.text)) + 1  # the end of the turn
+
+
+def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
+    turns = [
+        {"role": "developer", "content": "Answer briefly."},
+        {"role": "user", "content": [{"type": "text", "text": "My name"}, {"type": "text", "text": "is Zoltan."}]},
+        {"role": "assistant", "content": "Hello Zoltan!"},
+        {"role": "user", "content": "What is my name?"},
+    ]
+    (outcome,) = desk.ask(vllm, [turns], max_tokens=12)
+    told = [turns[0] | {"role": "system"}, turns[1] | {"content": "My name\nis Zoltan."}, *turns[2:]]
+    assert outcome.usage.prompt_tokens == prompt_tokens(told)
+    assert isinstance(outcome, Completion)
+
+
+def test_an_answer_that_is_cut_says_so(desk, vllm):
+    (outcome,) = desk.ask(vllm, ["Count to one hundred."], max_tokens=5)
+    assert outcome.finish_reason == "length"
+    assert outcome.usage.completion_tokens == 5
+
+
+def test_answers_keep_their_prompts_in_a_batch_larger_than_the_engine(desk, vllm):
+    prompts = [f"Repeat this word: {word}" for word in ("apple", "river", "stone", "cloud", "tiger", "bread") * 4]
+    texts = desk.texts(vllm, prompts, max_tokens=8)
+    assert texts[:6] == texts[6:12] == texts[18:]
+    assert "apple" in texts[0].lower()
+    assert "tiger" in texts[4].lower()
+
+
+def test_stop_strings_cut_before_the_text_and_special_tokens_end_the_answer(desk, vllm):
+    whole, cut, empty = desk.texts(
+        vllm, ["Write the alphabet: a b c d e f"] * 3, max_tokens=40, stop=(None, ["d"], ["", "zzzz"])
+    )
+    assert "d" in whole
+    assert cut == whole[: whole.index("d")]
+    assert empty == whole
+    assert "An empty stop string was left out." in desk.scope.warnings
+    (outcome,) = desk.ask(vllm, ["Hi!"], {"ignore_eos": True}, max_tokens=60, stop=["<|im_end|>"])
+    assert outcome.finish_reason == "stop"
+
+
+def test_seeds_repeat_item_by_item_in_any_company(desk, vllm):
+    prompts = ["Tell me a story."] * 4
+    first = desk.texts(vllm, prompts, temperature=1.0, top_p=0.95, seed=(1, 2, 1, 3), max_tokens=20)
+    alone = desk.texts(vllm, prompts[:1], temperature=1.0, top_p=0.95, seed=2, max_tokens=20)
+    assert first[0] == first[2]
+    assert len(set(first)) == 3
+    assert alone == [first[1]]
+
+
+def test_a_schema_is_kept(desk, vllm):
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+    prompt = "Describe Paris as JSON with its name and its age."
+    (text,) = desk.texts(vllm, [prompt], response_format=schema, max_tokens=80)
+    found = json.loads(text)
+    assert set(found) == {"city", "age"}
+    assert isinstance(found["age"], int)
+    (text,) = desk.texts(
+        vllm, ["Give me a JSON object with one key."], response_format={"type": "json_object"}, max_tokens=40
+    )
+    assert text.lstrip().startswith("{")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"guided_choice": ["blue", "red"]},
+        {"structured_outputs": {"choice": ["blue", "red"]}},
+        {"structured_outputs": {"regex": "blue|red"}},
+        {"guided_regex": "(blue|red)"},
+    ],
+)
+def test_guided_decoding_goes_through_extra_params(desk, vllm, extra):
+    assert desk.texts(vllm, ["What colour has the sky?"], extra, max_tokens=10)[0] in {"blue", "red"}
+    assert desk.scope.warnings == {}
+
+
+def test_reasoning_is_told_apart(desk, vllm):
+    forced = {"guided_choice": ["<think>two and two</think>four"]}
+    (outcome,) = desk.ask(vllm, ["What is 2 + 2?"], forced, max_tokens=40)
+    assert (outcome.text, outcome.reasoning) == ("four", "two and two")
+
+
+def test_sampling_parameters_of_vllm_go_through(desk, vllm):
+    (short,) = desk.ask(vllm, ["Hi!"], max_tokens=100)
+    (longer,) = desk.ask(vllm, ["Hi!"], {"min_tokens": 40}, max_tokens=45)
+    assert short.usage.completion_tokens < 40 <= longer.usage.completion_tokens
+    (banned,) = desk.texts(vllm, ["What is the capital of France?"], {"bad_words": ["Paris", " Paris"]}, max_tokens=12)
+    assert "Paris" not in banned
+
+
+def test_what_cannot_be_taken_is_a_warning(desk, vllm):
+    extra = {"n": 3, "nonsense": 1, "chat_template_kwargs": {"chat_template": "x"}}
+    (outcome,) = desk.ask(vllm, ["Hi!"], extra, max_tokens=4, enable_thinking=True, reasoning_effort="low")
+    assert isinstance(outcome, Completion)
+    said = " ".join(desk.scope.warnings)
+    for name in ("take n ", "nonsense", "chat_template_kwargs.chat_template", "enable_thinking", "reasoning_effort"):
+        assert name in said
+
+
+def test_a_bad_item_fails_alone(desk, vllm):
+    good, bad = "What is the capital of France?", "word " * 3000
+    outcomes = desk.ask(vllm, [good, bad, good], max_tokens=10)
+    assert [type(outcome).__name__ for outcome in outcomes] == ["Completion", "Failure", "Completion"]
+    assert outcomes[1].error.code == "context_length"
+    assert "the model takes 2048 tokens" in outcomes[1].error.message
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ({"min_tokens": "many"}, "min_tokens"),
+        ({"min_tokens": 50}, "min_tokens"),
+        ({"structured_outputs": {"regex": "(("}}, ""),
+        ({"structured_outputs": {"json": {"type": "object"}, "regex": "a"}}, ""),
+        ({"allowed_token_ids": [10**7]}, ""),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+        ({"lora": "nobody"}, "lora"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_that_items_error(desk, vllm, extra, name):
+    (outcome,) = desk.ask(vllm, ["Hi!"], extra, max_tokens=10)
+    assert outcome.error.code == "invalid_input"
+    assert name in outcome.error.message
+    assert "\n" not in outcome.error.message
+    assert "Paris" in desk.texts(vllm, ["What is the capital of France?"], max_tokens=10)[0]
+
+
+def test_cancelling_aborts_the_requests(desk, vllm):
+    async def cancelled():
+        call = desk.call(vllm, ["Count to one million in words."] * 40, {"ignore_eos": True}, max_tokens=1900)
+        running = asyncio.create_task(call.run())
+        await asyncio.sleep(3)
+        assert not running.done()
+        started = time.monotonic()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert call.scope.in_flight == 0
+        # four rows that go on for minutes would hold all places
+        outcomes = await desk.call(vllm, ["Hi!"] * 4, max_tokens=4).run()
+        return time.monotonic() - started, outcomes
+
+    seconds, outcomes = desk.wait(cancelled())
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)
+    assert seconds < 20  # the cancelled rows had minutes to go
+
+
+def test_a_small_call_beside_a_huge_one_gets_its_share(desk, vllm):
+    async def both():
+        huge = desk.call(vllm, ["Tell me a story."] * 200, {"ignore_eos": True}, max_tokens=24)
+        running = asyncio.create_task(huge.run())
+        while not huge.sink.order:
+            await asyncio.sleep(0.01)
+        small = await desk.call(vllm, ["Hi!"] * 3, max_tokens=8).run()
+        done = len(huge.sink.order)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return small, done
+
+    small, done = desk.wait(both())
+    assert all(isinstance(outcome, Completion) for outcome in small)
+    assert done < 60

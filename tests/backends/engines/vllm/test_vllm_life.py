@@ -1,0 +1,167 @@
+"""vLLM's processes: all gone after the end, however it comes, and there again for the next call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from piped import Piped, eventually
+from promptmill.backends.engines.host import create
+from promptmill.children.process import SCRATCH
+from promptmill.errors import PromptmillError
+
+pytestmark = pytest.mark.engine
+ENDLESS = {"ignore_eos": True}
+TESTS = Path(__file__).parents[3]
+
+
+def ignore(text: str) -> None:
+    pass
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def sockets(processes: list[psutil.Process]) -> list[int]:
+    """Return the TCP ports that processes listen at."""
+    found = []
+    for process in processes:
+        found += [entry.laddr.port for entry in process.net_connections("tcp") if entry.status == psutil.CONN_LISTEN]
+    return found
+
+
+def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, small):
+    async def life():
+        host = create(make_vllm_plan(small))
+        await host.load(ignore)
+        processes = family(host._process.pid)
+        scratch = Path(psutil.Process(host._process.pid).environ()[SCRATCH])
+        assert scratch.is_dir()
+        running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
+        await asyncio.sleep(1)
+        ports = sockets(processes)
+        started = time.monotonic()
+        await host.aclose()
+        seconds = time.monotonic() - started
+        with pytest.raises(PromptmillError) as caught:
+            await running
+        assert caught.value.code == "shutdown"
+        return processes, scratch, ports, seconds
+
+    processes, scratch, ports, seconds = desk.wait(life())
+    assert len(processes) >= 2  # vLLM computes in a process below ours
+    assert gone(processes)
+    assert seconds < 2
+    assert not scratch.exists()
+    listening = {entry.laddr.port for entry in psutil.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+    assert not listening & set(ports)
+
+
+@pytest.mark.parametrize("victim", ["ours", "vLLM's own"])
+def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_plan, small, victim):
+    async def killed():
+        host = create(make_vllm_plan(small, max_num_seqs=2))
+        await host.load(ignore)
+        processes = family(host._process.pid)
+        call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
+        running = asyncio.create_task(call.run())
+        while not call.source.taken:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        os.kill(processes[0 if victim == "ours" else -1].pid, signal.SIGKILL)
+        with pytest.raises(PromptmillError) as caught:
+            await asyncio.wait_for(running, 10)
+        assert caught.value.code == "engine_died"
+        assert ("SIGKILL" if victim == "ours" else "engine core ended") in caught.value.message
+        assert gone(processes)
+        await host.load(ignore)
+        assert len(await desk.call(host, ["a"], max_tokens=2).run()) == 1
+        await host.aclose()
+
+    desk.wait(killed())
+
+
+PARENT = """
+import asyncio, sys
+from promptmill.backends.engines.host import create
+from promptmill.backends.protocol import Request, Scope
+from promptmill.config import Configuration
+from promptmill.conversation import conversation_from_prompt
+from promptmill.sampling import Sampling
+
+class Endless:
+    async def take(self, n):
+        long = Sampling(max_tokens=400), {"ignore_eos": True}
+        return [Request(i, conversation_from_prompt("a", ""), *long) for i in range(n)]
+
+class Nowhere:
+    async def put(self, key, outcome): pass
+
+async def main(model):
+    host = create(Configuration({"backend": "vllm", "backend_configs": {"vllm": {"model_name_or_path": model}}}).plan)
+    await host.load(lambda text: None)
+    print(host._process.pid, flush=True)
+    await host.run(Endless(), Nowhere(), Scope())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_nothing_outlives_a_killed_server(small, python):
+    command = [*python, "-c", PARENT, str(small)]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "src")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        processes = family(int(parent.stdout.readline()))
+        time.sleep(1)
+        parent.kill()
+    assert len(processes) >= 2
+    eventually(lambda: gone(processes), 5)
+
+
+def test_a_client_generates_cancels_shuts_down_and_generates_again(tmp_path):
+    file = tmp_path / "parameter.yaml"
+    block = {"model_name_or_path": "smollm2-135m-instruct", "max_num_seqs": 4, "max_model_len": 2048}
+    settings = {"backend": "vllm", "backend_configs": {"vllm": block}, "sampling_params": {"temperature": 0}}
+    file.write_text(json.dumps(settings | {"extra_params": {}}))  # JSON is YAML
+    with Piped(file) as server:
+        server.initialize()
+        number = server.call("generate", progress="p", prompt_ls=["What is the capital of France?"])
+        result = server.result(number, 170)
+        assert "Paris" in result["structuredContent"]["ans_ls"][0]
+        assert result["_meta"]["finish_reason"] == ["stop"]
+        assert any("Loading" in told.get("message", "") for _, told in server.progress("p"))
+        turns = [{"role": "user", "content": "What is the capital of France?"}]
+        number = server.call("multiturn_generate", messages=turns, system_prompt="You know every city.")
+        assert "Paris" in server.result(number)["structuredContent"]["ans_ls"][0]
+        huge = server.call("generate", prompt_ls=["Tell me a very long story."] * 200)
+        time.sleep(2)
+        server.notify("notifications/cancelled", requestId=huge)
+        assert "Paris" in server.answers("What is the capital of France?")[0]
+        assert server.found(huge) is None
+        before = server.family()
+        assert len(before) >= 2
+        server.result(server.call("vllm_shutdown"))
+        assert gone(before)
+        assert server.family() == []
+        server.result(server.call("vllm_shutdown"))
+        number = server.call("generate", prompt_ls=["What is the capital of France?"])
+        assert "Paris" in server.result(number, 170)["structuredContent"]["ans_ls"][0]
+        after = server.family()
+        server.end("EOF")
+        assert server.process.wait(5) == 0
+        assert gone(after)
