@@ -412,3 +412,18 @@ def test_later_runs_are_right_after_every_fault(upstream, run):
                 assert (await ask(backend, ["good"])).texts == echoes(["good"]), fault.name
 
     run(work())
+
+
+def test_interim_responses_have_an_end(run, upstream):
+    async def flood(exchange):
+        while True:
+            await exchange.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+            await exchange.sleep(0.01)
+
+    upstream.reply = by_prompt({"bad": flood})
+
+    async def work():
+        async with opened(upstream.url, retries=1, timeout=[1, 1]) as backend:
+            return await ask(backend, ["good", "bad"])
+
+    assert run(work(), timeout_s=30).texts == ["echo: good", None]

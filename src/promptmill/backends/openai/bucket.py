@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+_MOST_DEBT_S = 120
+
 
 class Bucket:
     """Lets through `per_minute` units a minute, at most a quarter of a second's worth at once.
 
-    A taker may overdraw (a long prompt), the next ones then wait until the debt is paid.
+    A taker may overdraw (a long prompt), the next ones then wait until the debt is paid. What goes beyond two minutes'
+    worth is forgiven: what an endpoint says it used need not be true.
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
@@ -24,4 +27,4 @@ class Bucket:
 
     def take(self, units: float) -> None:
         """Take `units`; a negative number gives back."""
-        self._level -= units
+        self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)

@@ -21,6 +21,7 @@ LARGEST_BODY = 64 * 1024 * 1024
 LARGEST_SMALL_REQUEST = 48 * 1024
 # What is used here below the session is no promise of aiohttp's: other versions get the session until they are tested.
 KNOWN = aiohttp.__version__.startswith("3.14.")
+_MOST_INTERIM = 32
 _AT_ONCE = {"Content-Length", "Transfer-Encoding"}
 
 
@@ -105,7 +106,11 @@ class Exchange:
                 if protocol in self._used:
                     raise StaleError from None
                 raise
+            interim = 0
             while 100 <= message.code < 200 and message.code != 101:  # early hints and the like come before the answer
+                interim += 1
+                if interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
+                    raise aiohttp.ClientPayloadError("interim responses without end")
                 message, content = await protocol.read()
             reply = Reply(message.code, message.headers, await whole(content))
         except BaseException:

@@ -100,9 +100,26 @@ class Worker:
 
     def _flush(self) -> None:
         results, self._results = self._results, []
+        if self._outgoing.is_closing():  # the parent is gone, and the end of its pipe is about to be read
+            return
         warnings = [warning for warning in self._scope.warnings if warning not in self._told]
         self._told.update(warnings)
-        self._outgoing.write(frames.packed({"type": "results", "results": results, "warnings": warnings}))
+        try:
+            frame = frames.packed({"type": "results", "results": results, "warnings": warnings})
+        except TypeError:
+            results = [_sendable(result) for result in results]
+            frame = frames.packed({"type": "results", "results": results, "warnings": []})
+        self._outgoing.write(frame)
+
+
+def _sendable(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return `result`, or the failure of its item when JSON cannot carry it."""
+    try:
+        frames.packed({"result": result})
+    except TypeError:
+        wrong = PromptmillError(Code.BAD_RESPONSE, "The answer holds what JSON cannot carry.")
+        return result[0], "error", frames.packed_error(wrong)
+    return result
 
 
 def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
