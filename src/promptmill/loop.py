@@ -17,7 +17,6 @@ _SWITCH_S = 0.0005
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on an event loop of its own and return its result."""
-    sys.setswitchinterval(_SWITCH_S)
     with asyncio.Runner(loop_factory=_factory()) as runner:
         return runner.run(work)
 
@@ -31,14 +30,15 @@ def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def spare_the_collector() -> None:
-    """Look for cyclic garbage seldom, and never among what the imports left.
+def stay_responsive() -> None:
+    """Keep pauses short in a process of ours: look for cyclic garbage seldom, and let threads in at once.
 
     By default 100,000 prompts make several full searches of 0.2 s and more, in which the process answers nobody.
-    Prompts and answers hold no cycles.
+    Prompts and answers hold no cycles, and what the imports left is never garbage.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def log_to_stderr(level: str = "WARNING") -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from promptmill.config import Configuration
-from promptmill.loop import run, spare_the_collector
+from promptmill.loop import run, stay_responsive
 from promptmill.service import Service
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP],
     server = create_server(service, locked=locked)
     extend(server)
     answer_unreadable(server)
-    spare_the_collector()
+    stay_responsive()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
     await signals.wait_for_one_or(serving)
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
@@ -76,7 +76,7 @@ async def _serve_http(configuration: Configuration, opening: Opening) -> int:
     service = Service(configuration)
     app = App(service, opening.rules)
     server = listener(app, connections=_room_for_connections(), tls=opening.tls)
-    spare_the_collector()
+    stay_responsive()
     serving = asyncio.ensure_future(server.serve(opening.sockets))
     print(f"promptmill: {opening.greeting}", file=sys.stderr, flush=True)
     await signals.wait_for_one_or(serving)

@@ -29,7 +29,7 @@ from promptmill.backends.protocol import Request, Scope
 from promptmill.children import frames
 from promptmill.errors import Code, PromptmillError
 from promptmill.images import ImageRules
-from promptmill.loop import run, spare_the_collector
+from promptmill.loop import run, stay_responsive
 from promptmill.rows import Reading
 from promptmill.sampling import Sampling
 from promptmill.settings import OpenAISettings
@@ -143,7 +143,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     if job is None:
         return
     worker = Worker(job, transport)
-    spare_the_collector()
+    stay_responsive()
     transport.write(frames.packed({"type": "ready"}))
     while (message := await frames.receive(reader)) is not None:
         worker.hear(message)
