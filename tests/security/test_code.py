@@ -11,6 +11,7 @@ import pytest
 
 from driving import ask, opened
 from fakes import openai_configuration
+from promptmill.backends.engines.trust import trusts_remote_code
 from promptmill.config import Configuration, Overrides
 from promptmill.errors import PromptmillError
 from promptmill.settings import Settings
@@ -127,6 +128,28 @@ def test_a_call_cannot_have_a_models_code_run(run, operator):
             return text(await talk.init("hf", backend_configs={"hf": block}))
 
     assert "a call may not switch this on" in run(work())
+
+
+@pytest.mark.rule("C3")
+@pytest.mark.parametrize(
+    ("called", "trusted"),
+    [
+        ({}, True),
+        ({"gpu_memory_utilization": 0.5, "max_model_len": 512, "model_name_or_path": "mine"}, True),
+        ({"model_name_or_path": "evil/model"}, False),
+        ({"tokenizer": "evil/model"}, False),
+        ({"hf_config_path": "evil/model"}, False),
+        ({"revision": "evil"}, False),
+        ({"code_revision": "evil"}, False),
+        ({"tokenizer_revision": "evil"}, False),
+        ({"generation_config": "evil/model"}, False),
+        ({"what_a_later_vllm_adds": "evil/model"}, False),
+    ],
+)
+def test_the_operators_trust_is_for_what_the_operator_named(called, trusted):
+    block = {"model_name_or_path": "mine", "trust_remote_code": True}
+    configuration = Configuration({"backend": "vllm", "backend_configs": {"vllm": block}})
+    assert trusts_remote_code(configuration.overlaid(Overrides("vllm", {"vllm": called}))) is trusted
 
 
 @pytest.mark.rule("C4")

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from promptmill.backends.engines.submission import Submissions, WebImages
@@ -19,6 +18,7 @@ from promptmill.backends.protocol import Request, Scope, Sink, Source
 from promptmill.children import frames, process
 from promptmill.children.frames import Message
 from promptmill.config import Plan
+from promptmill.embedded import cache_folder
 from promptmill.errors import Code, PromptmillError, config_error
 from promptmill.images import ImageRules
 from promptmill.outcome import Completion, Failure, Outcome, Usage
@@ -48,8 +48,8 @@ def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
-    # what was compiled is worth keeping; everything else that an engine calls temporary ends with it
-    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor"))
+    # what was compiled is worth keeping, where nobody else lays code; all else that is temporary ends with the engine
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
 

@@ -24,6 +24,26 @@ _OF_THE_OPERATOR = frozenset(
         *("enable_mm_embeds", "fail_on_environ_validation", "kv_offloading_backend", "offload_backend"),
     }
 )
+# With these a call changes how the operator's model runs, not whose code runs. A tokenizer, a revision or a
+# configuration of its own may bring code, and so may what a later vLLM adds.
+_BRINGS_NO_CODE = frozenset(
+    {
+        *("trust_remote_code", "gpu_ids", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
+        *(
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "enforce_eager",
+            "seed",
+            "block_size",
+            "swap_space",
+        ),
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
+        *("enable_prefix_caching", "enable_chunked_prefill", "kv_cache_dtype", "kv_cache_memory_bytes"),
+        *("cpu_offload_gb", "limit_mm_per_prompt", "max_logprobs", "disable_log_stats", "async_scheduling"),
+        *("enable_lora", "max_loras", "max_lora_rank", "reasoning_parser", "served_model_name"),
+    }
+)
 
 
 def check_arguments(plan: Plan) -> None:
@@ -40,7 +60,10 @@ def check_arguments(plan: Plan) -> None:
 
 
 def trusts_remote_code(plan: Plan) -> bool:
-    """Return whether the model's own code may run: only if the operator said so, of this very model."""
+    """Return whether the model's own code may run: only if the operator said so, of this very model.
+
+    So not when a call sets anything beside it that may bring code, such as another tokenizer or revision.
+    """
     block = getattr(plan.settings.backend_configs, plan.backend)
     operator = getattr(plan.operator.backend_configs, plan.backend)
     if not block.trust_remote_code or plan.trust_client:
@@ -48,7 +71,8 @@ def trusts_remote_code(plan: Plan) -> bool:
     if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
         path = f"backend_configs.{plan.backend}.trust_remote_code"
         raise config_error(path, f"a call may not switch this on; {_SWITCH}")
-    return bool(block.model_name_or_path == operator.model_name_or_path)
+    ours, theirs = _given(plan.settings, plan.backend), _given(plan.operator, plan.backend)
+    return all(name in _BRINGS_NO_CODE or ours.get(name) == theirs.get(name) for name in plan.from_call)
 
 
 def _given(settings: Any, backend: str) -> dict[str, Any]:
