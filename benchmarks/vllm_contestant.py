@@ -1,7 +1,8 @@
-"""vLLM alone, in a process of its own: `python -m benchmarks.vllm_contestant same|defaults`, driven by `vllm_engine`.
+"""vLLM alone, in a process of its own: `python -m benchmarks.vllm_contestant same|own`, driven by `vllm_engine`.
 
-`same` has the settings that promptmill chooses, `defaults` those that vLLM does. It prints the seconds until it was
-ready, then for each line `PROMPTS TOKENS` on stdin the tokens per second of `LLM.chat`.
+`same` has the settings that promptmill chooses, `own` vLLM's threads, processes and number format, uncompiled as well:
+compiled, vLLM 0.32 answers wrongly on CPUs (the capital of France is "L'Étoile, la Marseillaise"). It prints the
+seconds until it was ready, then for each line `PROMPTS TOKENS` on stdin the tokens per second of `LLM.chat`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
         options = {"model_name_or_path": folder, "gpu_ids": None}
         arguments = engine_arguments(options, Location(folder), on_cpu=True)
     else:
-        arguments = {"model": folder}
+        arguments = {"model": folder, "enforce_eager": True}
     from vllm import LLM, SamplingParams
 
     # By default it takes nine tenths of the memory, or fails where less is free: this much it gets in either case.

@@ -18,7 +18,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
 
 _PROMPTS, _TOKENS = 64, 64
-_START_S = 900  # compiling included
+_START_S = 300
 _SMALL_CALL = 32  # tokens of an answer where calls are compared
 
 Case = Callable[[Field, int], Awaitable[list[Row]]]
@@ -49,7 +49,7 @@ class Contestant:
 
 @asynccontextmanager
 async def contestant(mode: str) -> AsyncIterator[Contestant]:
-    """Start vLLM alone, `same` or `defaults`."""
+    """Start vLLM alone, `same` or `own`."""
     with (OUT / "servers.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.vllm_contestant", mode),
@@ -110,9 +110,9 @@ async def vllm_chat(field: Field, pairs: int) -> list[Row]:
 
 @_where_vllm_is
 async def vllm_settings(field: Field, pairs: int) -> list[Row]:
-    """The settings that we choose on a CPU beside vLLM's own: until ready, and tokens per second; started in turn."""
+    """Our settings on a CPU beside vLLM's own, uncompiled: until ready, and tokens per second; started in turn."""
     del field
-    ready: dict[str, list[float]] = {"ours": [], "defaults": []}
+    ready: dict[str, list[float]] = {"ours": [], "own": []}
 
     async def chosen() -> float:
         async with ours() as (server, seconds):
@@ -121,19 +121,19 @@ async def vllm_settings(field: Field, pairs: int) -> list[Row]:
             return await tokens_per_s(server)
 
     async def own() -> float:
-        async with contestant("defaults") as theirs:
-            ready["defaults"].append(theirs.ready_s)
+        async with contestant("own") as theirs:
+            ready["own"].append(theirs.ready_s)
             await theirs.tokens_per_s()
             return await theirs.tokens_per_s()
 
-    speed = await interleaved(pairs, ours=chosen, defaults=own)
+    speed = await interleaved(pairs, ours=chosen, own=own)
     rows = []
     for what, found, target, better, unit in (
         ("tokens/s with our settings over vLLM's own", speed, 1.3, ">=", "tokens/s"),
         ("until ready with our settings over vLLM's own", ready, 0.7, "<=", "s"),
     ):
-        value, spread = ratio(found["ours"], found["defaults"])
-        detail = f"{statistics.median(found['ours']):.1f} / {statistics.median(found['defaults']):.1f} {unit}"
+        value, spread = ratio(found["ours"], found["own"])
+        detail = f"{statistics.median(found['ours']):.1f} / {statistics.median(found['own']):.1f} {unit}"
         rows.append(Row("vllm_settings", what, value, target, better, spread=spread, detail=detail, raw=found))
     return rows
 
