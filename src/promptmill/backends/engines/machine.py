@@ -5,29 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-_CGROUP = Path("/sys/fs/cgroup")
+from promptmill.cores import CGROUP, usable_cores
+
 _PER_CORE = 64e9  # multiply-adds a second and core that a current CPU really does in these models' products
 
 
 def cores() -> int:
     """Return how many cores this process may use: affinity, the container's quota, and no hyper-threads."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
-    usable = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        usable = min(usable, math.ceil(int(quota) / int(period)))  # "max" is no number: no quota
-    with contextlib.suppress(OSError, ValueError):
-        quota_us = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
-        if quota_us > 0:
-            usable = min(usable, math.ceil(quota_us / period_us))
-    if (psutil := _psutil()) is not None:
-        usable = min(usable, psutil.cpu_count(logical=False) or usable)
-    return max(1, usable)
+    usable, psutil = usable_cores(), _psutil()
+    return usable if psutil is None else min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def free_memory() -> int | None:
@@ -37,8 +26,8 @@ def free_memory() -> int | None:
         return None
     free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
-        limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+        limit = int((CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((CGROUP / "memory.current").read_text()))
     return free
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from promptmill.backends.openai.spool import MappedSource, Refs, Spool
 from promptmill.backends.protocol import Request, Scope, Sink, Source
 from promptmill.config import Plan
 from promptmill.conversation import check_encodable
+from promptmill.cores import usable_cores
 from promptmill.errors import PromptmillError, input_error
 from promptmill.images import ImageRules
 from promptmill.outcome import Failure
@@ -31,7 +31,7 @@ class Bulk:
         self._settings = plan.settings.backend_configs.openai
         self._endpoints = endpoints
         self._rules = rules
-        self._workers = self._settings.num_workers or min(_cores(), _MOST_WORKERS)
+        self._workers = self._settings.num_workers or min(usable_cores(), _MOST_WORKERS)
 
     def suits(self, source: Source, scope: Scope) -> bool:
         """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
@@ -111,8 +111,3 @@ class _Refusal:
         failure = Failure(error)
         await self._sink.put(request.key, failure)
         self._scope.settle(failure)
-
-
-def _cores() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
