@@ -1,8 +1,8 @@
 """vLLM alone, in a process of its own: `python -m benchmarks.vllm_contestant same|own`, driven by `vllm_engine`.
 
 `same` has the settings that promptmill chooses, `own` vLLM's threads, processes and number format, uncompiled as well:
-compiled in bfloat16, vLLM 0.32 answers wrongly on CPUs (the capital of France is "L'Étoile, la Marseillaise"). It prints the
-seconds until it was ready, then for each line `PROMPTS TOKENS` on stdin the tokens per second of `LLM.chat`.
+compiled in bfloat16, vLLM 0.32 answers wrongly on CPUs (the capital of France is "L'Étoile, la Marseillaise"). It
+prints the seconds until it was ready, then for each line `PROMPTS TOKENS` on stdin the tokens per second of `LLM.chat`.
 """
 
 from __future__ import annotations
