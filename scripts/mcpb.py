@@ -45,14 +45,20 @@ def pins() -> str:
     return f"\n[tool.uv]\nconstraint-dependencies = {json.dumps(pinned, indent=4)}\n"
 
 
+def without_engines(project: str) -> str:
+    """Return pyproject.toml without its extras: uv resolves them all, and vLLM wants another numpy than the pinned one."""
+    kept = re.sub(r"(?ms)^\[project\.optional-dependencies\]$.*?(?=^\[)", "", project)
+    assert "optional-dependencies" not in tomllib.loads(kept)["project"]
+    return kept
+
+
 def stage(folder: Path) -> None:
     """Lay the bundle's files into `folder`."""
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    with (folder / "pyproject.toml").open("a", encoding="utf-8") as project:
-        project.write(pins())
-    tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    project = folder / "pyproject.toml"
+    project.write_text(without_engines(project.read_text(encoding="utf-8")) + pins(), encoding="utf-8")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "desktop" / "desktop.yaml", folder)
     manifest = json.loads((ROOT / "desktop" / "manifest.json").read_text(encoding="utf-8"))
