@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from benchmarks.field import Field
-from benchmarks.measure import Row, interleaved, ratio
+from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Request, Scope
 from promptmill.config import Configuration
@@ -106,8 +106,13 @@ class Theirs:
 
 async def batching(field: Field, pairs: int) -> list[Row]:
     """Not pinned: both use every core, as they do for a user."""
-    del field
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the engine has it, before torch is imported here
+    os.environ.setdefault("GOMP_SPINCOUNT", "400")
+    with every_core(field.outer):
+        return await _batching(pairs)
+
+
+async def _batching(pairs: int) -> list[Row]:
     work, warm = workload(_PROMPTS), workload(4)
     block = {"model_name_or_path": _MODEL, "batch_size": _BATCH}
     host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -86,6 +86,18 @@ def pin(core: int | None) -> None:
     if core is not None and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {core})
+
+
+@contextlib.contextmanager
+def every_core(then: int | None) -> Iterator[None]:
+    """Let this process and what it starts run on every core meanwhile, as engines do; `then` is for `pin`."""
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        pin(then)
 
 
 def cores() -> tuple[int | None, int | None]:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.client import OURS, OUT, ROOT, Server
 from benchmarks.contestant import prompt
 from benchmarks.field import Field
-from benchmarks.measure import Row, interleaved, ratio
+from benchmarks.measure import Row, every_core, interleaved, ratio
 
 _PROMPTS, _TOKENS = 64, 64
 _START_S = 300
@@ -29,7 +29,8 @@ def _where_vllm_is(case: Case) -> Case:
     async def run(field: Field, pairs: int) -> list[Row]:
         if importlib.util.find_spec("vllm") is None:
             return [Row(case.__name__, "vLLM is not installed here", float("nan"), detail="scripts/setup-vllm")]
-        return await case(field, pairs)
+        with every_core(field.outer):
+            return await case(field, pairs)
 
     return run
 
