@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _MOST_CONNECTIONS = 4096
+_TIDY_S = 10.0
+_MUCH = 5_000  # items in progress: looking through them would be noticed
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
@@ -59,13 +62,26 @@ async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP],
     answer_unreadable(server)
     stay_responsive()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
+    tidying = asyncio.ensure_future(_tidy(service))
     await signals.wait_for_one_or(serving)
+    tidying.cancel()
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
     if not serving.done():
         serving.cancel()
         await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await asyncio.wait({closing}, timeout=_CLOSE_S)
     return _exit_code(serving, signals)
+
+
+async def _tidy(service: Service) -> None:
+    """Look for garbage after calls, while little goes on: they leave cycles, too few for the collector to come for."""
+    seen = 0
+    while True:
+        await asyncio.sleep(_TIDY_S)
+        calls = service.calls.totals()["calls"]
+        if calls != seen and sum(call["total"] or 0 for call in service.calls.in_progress()) < _MUCH:
+            seen = calls
+            gc.collect()
 
 
 async def _serve_http(configuration: Configuration, opening: Opening) -> int:
