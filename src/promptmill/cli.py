@@ -22,18 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     arguments = _parser().parse_args(argv)
-    if "unconfigured" in arguments:
-        return _without_configuration(arguments)
-    command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
     try:
-        configuration = Configuration.load(
-            arguments.config,
-            assignments=arguments.set,
-            backend=arguments.backend,
-            trust_client=getattr(arguments, "trust_client", False),
-            defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
-        )
-        code = command(arguments, configuration)
+        code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
         return code
     except PromptmillError as error:
@@ -54,13 +44,17 @@ def _speak_utf8() -> None:
                 stream.reconfigure(encoding="utf-8")
 
 
-def _without_configuration(arguments: argparse.Namespace) -> int:
-    try:
-        code: int = arguments.unconfigured(arguments)
-    except PromptmillError as error:
-        print(f"promptmill: {error}", file=sys.stderr)
-        return USAGE
-    return code
+def _configured(arguments: argparse.Namespace) -> int:
+    """Run a command that needs the configuration."""
+    command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
+    configuration = Configuration.load(
+        arguments.config,
+        assignments=arguments.set,
+        backend=arguments.backend,
+        trust_client=getattr(arguments, "trust_client", False),
+        defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+    )
+    return command(arguments, configuration)
 
 
 def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -154,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    shared.add_argument("--backend", metavar="NAME", help="hf or openai; overrides the file")
+    shared.add_argument("--backend", metavar="NAME", help="hf, openai or vllm; overrides the file")
     shared.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )

@@ -55,10 +55,8 @@ def configuration_in(folder: Path) -> Configuration:
 
 
 def _extended(server: FastMCP) -> None:
-    from promptmill.server.build_tool import (  # FastMCP is imported with the server, not before
-        add_build,
-        with_plain_results,
-    )
+    # FastMCP is imported with the server, not before
+    from promptmill.server.build_tool import add_build, with_plain_results
 
     add_build(server)
     with_plain_results(server)

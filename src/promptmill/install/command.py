@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,5 +84,4 @@ def _take(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) 
                 raise config_error("", f"cannot {step.words}: {error.strerror}.") from None
     if not steps:
         print(otherwise)
-    sys.stdout.flush()
     return 0
