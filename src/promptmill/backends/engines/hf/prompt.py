@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from promptmill.backends.engines.asked import (
+    DEFAULT_MAX_TOKENS,
+    empty_prompt,
+    refuse,
+    template_options,
+    warn_of_left_out,
+)
 from promptmill.backends.engines.hf.choice import Choice
 from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
 from promptmill.backends.engines.hf.model import LanguageModel
@@ -13,14 +20,9 @@ from promptmill.backends.engines.hf.sight import Sight
 from promptmill.backends.engines.pictures import pictures
 from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
 from promptmill.children.frames import Message
-from promptmill.conversation import shape
 from promptmill.errors import Code, PromptmillError, input_error, redact
 
-DEFAULT_MAX_TOKENS = 1024
-"""Longest answer when neither the request nor the model's generation defaults say."""
-
 _CHARACTERS_PER_TOKEN = 16  # more than texts have, so that what is longer is known to be too long from its beginning
-_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
 
 class Prompts:
@@ -50,8 +52,8 @@ class Prompts:
         if message["extra"].get("ignore_eos"):
             ends -= self._model.ends
         choice = self._choice(sampling)
-        if warnings and self._refuse and (refused := [text for text in warnings if text is not NO_TEMPLATE]):
-            raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+        if self._refuse:
+            refuse(warnings)
         tokens, sight = self._encoded(text, message, special=special)
         return Row(
             run=message["run"],
@@ -69,22 +71,11 @@ class Prompts:
     def _template_options(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
-        options = extra.get("chat_template_kwargs") or {}
-        if not isinstance(options, dict):
-            raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
-        unknown = sorted(set(extra) - {"chat_template_kwargs", "ignore_eos"})
-        unknown += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
-        options = {name: value for name, value in options.items() if name not in _OURS}
-        for name in ("enable_thinking", "reasoning_effort"):
-            if (value := sampling.get(name)) is None:
-                continue
-            if name in (self._template or ""):
-                options[name] = value
-            elif value is not False:  # not to think is what a model without that switch does
-                unknown.append(name)
+        left_out = sorted(set(extra) - {"chat_template_kwargs", "ignore_eos"})
+        options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if "response_format" in sampling and sampling["response_format"].get("type") != "text":
-            unknown.append("response_format")
-        warnings += [f"The hf backend cannot take {name:.60} with this model; it was left out." for name in unknown]
+            left_out.append("response_format")
+        warn_of_left_out(left_out, "hf", warnings)
         return options
 
     def _rendered(
@@ -98,7 +89,6 @@ class Prompts:
         for turn in turns:
             if turn["role"] == "developer" and "developer" not in self._template:
                 turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
-        options = {"add_generation_prompt": True, **options}
         try:
             text: str = self._tokenizer.apply_chat_template(
                 turns, chat_template=self._template, tokenize=False, **options
@@ -158,7 +148,7 @@ class Prompts:
         if context is not None and len(tokens) >= context:
             raise _too_long(str(len(tokens)), context, images=bool(images))
         if not tokens:
-            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+            raise empty_prompt()
         return tokens, sight
 
     def _check_length(self, text: str, *, special: bool) -> None:

@@ -13,14 +13,13 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.backends.engines.asked import empty_prompt, refuse, template_options, warn_of_left_out
 from promptmill.backends.engines.pictures import pictures
 from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.vllm.sampling import SamplingMap, known_names
 from promptmill.children.frames import Message
-from promptmill.conversation import shape
 from promptmill.errors import Code, PromptmillError, input_error, redact
 
-_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 _EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora"})
 _TAIL = 8  # tokens in which a template may open a thought
 
@@ -70,7 +69,7 @@ class Prompts:
         """
         sampling, extra = message["sampling"], message["extra"]
         left_out = sorted(set(extra) - _EXTRA - known_names())
-        options = self._template_options(sampling, extra, left_out)
+        options = template_options(sampling, extra, left_out, self._has_switch)
         adapter = self._adapter(extra.get("lora"))
         prompt = await self._rendered(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]
@@ -78,31 +77,18 @@ class Prompts:
         if room <= 0:
             raise self._too_long(str(len(tokens)))
         if not tokens:
-            raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+            raise empty_prompt()
         params = self._sampling.params(sampling, extra, room, left_out, warnings)
-        warnings += [f"The vllm backend cannot take {name:.60} with this model; it was left out." for name in left_out]
-        if self._refuse and (refused := [text for text in warnings if text is not NO_TEMPLATE]):
-            raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+        warn_of_left_out(left_out, "vllm", warnings)
+        if self._refuse:
+            refuse(warnings)
         thinks = self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith("<think>")
         return Prepared(prompt, params, adapter, options, thinks)
 
-    def _template_options(
-        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], left_out: list[str]
-    ) -> dict[str, Any]:
-        options = extra.get("chat_template_kwargs") or {}
-        if not isinstance(options, dict):
-            raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
-        left_out += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
-        options = {name: value for name, value in options.items() if name not in _OURS}
-        for name in ("enable_thinking", "reasoning_effort"):
-            if (value := sampling.get(name)) is None:
-                continue
-            if self._template is None or (self._template and name not in self._template):
-                if value is not False:  # not to think is what a model without that switch does
-                    left_out.append(name)
-            else:
-                options[name] = value
-        return {"add_generation_prompt": True, **options}
+    def _has_switch(self, name: str) -> bool:
+        if self._template is None:
+            return False
+        return not self._template or name in self._template  # a format of the tokenizer's own may know it
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:

@@ -11,11 +11,9 @@ import pydantic
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS
 from promptmill.conversation import shape
 from promptmill.errors import PromptmillError, input_error
-
-DEFAULT_MAX_TOKENS = 1024
-"""Longest answer when neither the request nor the model's generation defaults say."""
 
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),

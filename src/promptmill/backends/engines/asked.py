@@ -1,0 +1,53 @@
+"""What a request asks beyond its turns, where all engines treat it alike: the template's options, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from promptmill.backends.engines.plain import NO_TEMPLATE
+from promptmill.conversation import shape
+from promptmill.errors import Code, PromptmillError, input_error
+
+DEFAULT_MAX_TOKENS = 1024
+"""Longest answer when neither the request nor the model's generation defaults say."""
+
+_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
+
+
+def template_options(
+    sampling: Mapping[str, Any], extra: Mapping[str, Any], left_out: list[str], knows: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return what the chat template is given; `knows` says whether it has a switch of that name.
+
+    `left_out` gets the names of what it cannot take. Raises `PromptmillError` (`invalid_input`).
+    """
+    options = extra.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict):
+        raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
+    left_out += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
+    options = {name: value for name, value in options.items() if name not in _OURS}
+    for name in ("enable_thinking", "reasoning_effort"):
+        if (value := sampling.get(name)) is None:
+            continue
+        if knows(name):
+            options[name] = value
+        elif value is not False:  # not to think is what a model without that switch does
+            left_out.append(name)
+    return {"add_generation_prompt": True, **options}
+
+
+def warn_of_left_out(names: Iterable[str], engine: str, warnings: list[str]) -> None:
+    """Add to `warnings` what `engine` was asked and does not do."""
+    warnings += [f"The {engine} backend cannot take {name:.60} with this model; it was left out." for name in names]
+
+
+def refuse(warnings: Iterable[str]) -> None:
+    """Raise `PromptmillError` (`unsupported`) when something was not done as asked, as `unsupported: error` wants."""
+    if refused := [text for text in warnings if text is not NO_TEMPLATE]:
+        raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+
+
+def empty_prompt() -> PromptmillError:
+    """Return the error of a prompt without a token."""
+    return input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
