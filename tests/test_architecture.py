@@ -29,7 +29,7 @@ FLOORS = (
     {"config"},
     {"readings", "webimages", "rows", "children"},
     {"settings", "images", "conversation", "outcome", "reasoning", "embedded", "terminal"},
-    {"sampling", "errors", "loop", "guarded", "cores"},
+    {"sampling", "errors", "loop", "guarded", "cores", "descriptors"},
 )
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.

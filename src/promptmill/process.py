@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from promptmill.config import Configuration
+from promptmill.descriptors import descriptors
 from promptmill.loop import run, stay_responsive
 from promptmill.service import Service
 
@@ -62,7 +63,7 @@ async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP],
     answer_unreadable(server)
     stay_responsive()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
-    tidying = asyncio.ensure_future(_tidy(service))
+    tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
     await signals.wait_for_one_or(serving)
     tidying.cancel()
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
@@ -73,14 +74,17 @@ async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP],
     return _exit_code(serving, signals)
 
 
-async def _tidy(service: Service) -> None:
-    """Look for garbage after calls, while little goes on: they leave cycles, too few for the collector to come for."""
+async def _tidy(service: Service, answered: Callable[[], int]) -> None:
+    """Look for garbage after `answered` has grown, while little goes on.
+
+    Calls leave cycles, large but too few for the collector to come for.
+    """
     seen = 0
     while True:
         await asyncio.sleep(_TIDY_S)
-        calls = service.calls.totals()["calls"]
-        if calls != seen and sum(call["total"] or 0 for call in service.calls.in_progress()) < _MUCH:
-            seen = calls
+        now = answered()
+        if now != seen and sum(call["total"] or 0 for call in service.calls.in_progress()) < _MUCH:
+            seen = now
             gc.collect()
 
 
@@ -91,11 +95,15 @@ async def _serve_http(configuration: Configuration, opening: Opening) -> int:
 
     service = Service(configuration)
     app = App(service, opening.rules)
-    server = listener(app, connections=_room_for_connections(), tls=opening.tls)
+    # half of the descriptors; the rest is for endpoints and files
+    connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
+    server = listener(app, connections=connections, tls=opening.tls)
     stay_responsive()
     serving = asyncio.ensure_future(server.serve(opening.sockets))
+    tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
     print(f"promptmill: {opening.greeting}", file=sys.stderr, flush=True)
     await signals.wait_for_one_or(serving)
+    tidying.cancel()
 
     async def end() -> None:
         await service.aclose()  # running calls end, and answer with what they have
@@ -147,18 +155,3 @@ class _Signals:
         either: set[asyncio.Future[Any]] = {serving, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-
-
-def _room_for_connections() -> int:
-    """Return how many connections of clients to take: half of the descriptors, the rest is for endpoints and files."""
-    if sys.platform == "win32":
-        return _MOST_CONNECTIONS
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    goal = 2 * _MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(2 * _MOST_CONNECTIONS, hard)
-    if soft != resource.RLIM_INFINITY and soft < goal:
-        with contextlib.suppress(ValueError, OSError):  # macOS has a lower ceiling of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
-            soft = goal
-    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -30,8 +29,6 @@ _METHODS = ("GET", "POST", "DELETE")
 # A client that ended without saying so leaves its session behind: some 8 KiB, for half an hour.
 _SESSION_IDLE_S = 1800.0
 _MOST_SESSIONS = 10_000
-_LARGE = 1 << 20
-_COLLECT_SOON_S, _COLLECT_S = 5.0, 30.0
 _NO_MESSAGE = "The body is no single JSON-RPC 2.0 request, notification or response."
 
 
@@ -68,8 +65,9 @@ class App:
         )
         self._inner = self._mounted()
         self._closing = False
+        self.answered = 0
+        """Requests that passed the checks, so far."""
         self._calls = 0
-        self._collecting: tuple[float, asyncio.TimerHandle] | None = None
         self._quiet = asyncio.Event()
         self._quiet.set()
 
@@ -106,7 +104,7 @@ class App:
         body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         await self._inner(inside, _again(body, receive), in_one_piece(scope, body, _plain(send)))
-        self._collect_in(_COLLECT_SOON_S if len(body) > _LARGE else _COLLECT_S)
+        self.answered += 1
 
     def _check_host(self, scope: Scope) -> None:
         hosts = _headers(scope, b"host")
@@ -146,19 +144,6 @@ class App:
             self._calls -= 1
             if not self._calls:
                 self._quiet.set()
-
-    def _collect_in(self, seconds: float) -> None:
-        """Look for garbage then, or earlier: requests leave cycles behind, few enough for Python to let them grow."""
-        loop = asyncio.get_running_loop()
-        when = loop.time() + seconds
-        if self._collecting is None or self._collecting[0] > when:
-            if self._collecting is not None:
-                self._collecting[1].cancel()
-            self._collecting = when, loop.call_at(when, self._collect)
-
-    def _collect(self) -> None:
-        self._collecting = None
-        gc.collect()
 
     def close(self) -> None:
         """Take no more calls; those that run go on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
@@ -17,6 +16,7 @@ from yarl import URL
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.exchange import KNOWN, LARGEST_SMALL_REQUEST, Exchange, Reply, TooLarge, whole
 from promptmill.backends.openai.pace import Pace
+from promptmill.descriptors import descriptors
 from promptmill.settings import OpenAISettings
 
 # uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
@@ -152,18 +152,4 @@ def trust_of_environment() -> ssl.SSLContext | bool:
 
 def room_for_connections(wanted: int) -> int:
     """Return how many of `wanted` connections this process may open, after raising its soft limit of descriptors."""
-    if sys.platform == "win32":
-        return wanted
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = wanted + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < need:
-        goal = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
-            soft = goal
-        except (ValueError, OSError):  # macOS has a lower ceiling of its own
-            pass
-        return max(1, min(wanted, soft - _SPARE_DESCRIPTORS))
-    return wanted
+    return max(1, min(wanted, descriptors(wanted + _SPARE_DESCRIPTORS) - _SPARE_DESCRIPTORS))
