@@ -65,7 +65,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
 
 
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
-    path = _local_path(source)
+    path = local_path(source)
     try:
         with os.fdopen(open_regular(path, rules.allowed_roots), "rb") as file:
             _probe(file.read(16), _shown(path))
@@ -85,7 +85,8 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     return _shown(path), data
 
 
-def _local_path(source: str) -> Path:
+def local_path(source: str) -> Path:
+    """Return the file that a path or `file:` URL names. Raises `PromptmillError` (`invalid_image`)."""
     if source[:5].lower() == "file:":
         parts = urlsplit(source)
         if parts.netloc not in {"", "localhost"}:

@@ -127,6 +127,11 @@ class _Stream(io.RawIOBase):
         return len(data)
 
 
+def created(path: Path, mode: int = PRIVATE_FILE) -> int:
+    """Return the descriptor of a new file for writing. Raises `FileExistsError` for whatever is there, links too."""
+    return os.open(path, _BINARY | os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+
+
 def sync_file(file: IO[bytes]) -> None:
     """Return when what was flushed from `file` is on the disk itself."""
     os.fsync(file.fileno())

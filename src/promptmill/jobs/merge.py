@@ -107,7 +107,7 @@ def write(merge: Merge) -> Path:
 def _created(path: Path, mode: int) -> int:
     """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
     path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    return disk.created(path, mode)
 
 
 def _lines(merge: Merge, most: int) -> Iterator[bytes]:

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import orjson
 
@@ -23,6 +21,7 @@ from promptmill.backends.protocol import Scope
 from promptmill.config import Plan
 from promptmill.conversation import Conversation
 from promptmill.errors import Code, PromptmillError
+from promptmill.images import ImageRules
 from promptmill.jobs import admission, disk, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
@@ -96,11 +95,9 @@ def discard(job: Job) -> None:
 def _write_lines(path: Path, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: Plan) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
-    roots = settings.allowed_roots
-    allowed = None if roots is None else [Path(root).expanduser().resolve() for root in roots]
+    allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
     digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), disk.PRIVATE_FILE)
-    with os.fdopen(descriptor, "wb", _BUFFER) as file:
+    with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
         for index, conversation in items:
             line = _line(index, conversation.with_system(system_prompt), shared, allowed)
             digest.update(line)
@@ -110,7 +107,7 @@ def _write_lines(path: Path, items: Sequence[tuple[int, Conversation]], system_p
     return digest.hexdigest()
 
 
-def _line(index: int, conversation: Conversation, shared: Mapping[str, Any], roots: list[Path] | None) -> bytes:
+def _line(index: int, conversation: Conversation, shared: Mapping[str, Any], roots: Sequence[Path] | None) -> bytes:
     try:
         messages = _portable(conversation, roots)
     except PromptmillError as error:
@@ -122,12 +119,12 @@ def _line(index: int, conversation: Conversation, shared: Mapping[str, Any], roo
         return json.dumps(value, default=str).encode() + b"\n"
 
 
-def _portable(conversation: Conversation, roots: list[Path] | None) -> list[dict[str, Any]]:
+def _portable(conversation: Conversation, roots: Sequence[Path] | None) -> list[dict[str, Any]]:
     """Return the messages as another process can ask them: from another folder, with no wider rights to files."""
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():
-            if part["type"] != "image_url" or (path := _local_path(part["image_url"]["url"])) is None:
+            if part["type"] != "image_url" or (path := _resolved(part["image_url"]["url"])) is None:
                 continue
             if roots is not None and not any(path.is_relative_to(root) for root in roots):
                 raise PromptmillError(Code.INVALID_IMAGE, "An image is outside the folders of `allowed_roots`.", "")
@@ -135,13 +132,11 @@ def _portable(conversation: Conversation, roots: list[Path] | None) -> list[dict
     return messages
 
 
-def _local_path(source: str) -> Path | None:
+def _resolved(source: str) -> Path | None:
     if images.is_web(source) or source[:5].lower() == "data:":
         return None
-    if source[:5].lower() == "file:":
-        source = url2pathname(urlsplit(source).path)
     try:
-        return Path(source).expanduser().resolve()
+        return images.local_path(source).resolve()
     except (OSError, RuntimeError, ValueError):
         raise PromptmillError(Code.INVALID_IMAGE, "An image has a path that cannot be used.", "") from None
 

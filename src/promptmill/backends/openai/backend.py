@@ -12,12 +12,11 @@ from promptmill.backends.openai.bulk import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.gate import Gate
-from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.lane import Lane, lanes
 from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.sender import LocalSender
-from promptmill.backends.openai.wire import Encoder
 from promptmill.backends.protocol import Scope, Sink, Source
 from promptmill.config import Plan
 from promptmill.errors import Code, PromptmillError, config_error
@@ -58,19 +57,8 @@ class OpenAIBackend:
         self._concurrency = min(settings.concurrency, room_for_connections(settings.concurrency))
         clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
         pace = Pace(clock)
-        lanes = [
-            Lane(
-                endpoint,
-                Encoder(endpoint, self._model, enable_thinking=settings.enable_thinking, stream=settings.stream),
-                settings,
-                pace,
-                chance,
-                number=number,
-            )
-            for number, endpoint in enumerate(self._endpoints)
-        ]
-        self._lanes = lanes
-        self._gate = Gate(lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
+        self._lanes = lanes(self._endpoints, self._model, settings, pace, chance)
+        self._gate = Gate(self._lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
         self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment), pace)
 
     async def run(self, source: Source, sink: Sink, scope: Scope) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.pace import Pace
@@ -171,3 +172,20 @@ class Lane:
         self._strikes = self._refusals = 0
         self._trouble_since = None
         self.paused_until = 0.0
+
+
+def lanes(
+    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, pace: Pace, chance: random.Random
+) -> list[Lane]:
+    """Return a lane for each of `endpoints`, by whose place in the list processes name it to each other."""
+    return [
+        Lane(
+            endpoint,
+            Encoder(endpoint, model, enable_thinking=settings.enable_thinking, stream=settings.stream),
+            settings,
+            pace,
+            chance,
+            number=number,
+        )
+        for number, endpoint in enumerate(endpoints)
+    ]

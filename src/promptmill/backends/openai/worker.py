@@ -19,12 +19,11 @@ from promptmill.backends.openai.attachments import Attachments
 from promptmill.backends.openai.dialect import dialect_named
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.fanout import packed_result
-from promptmill.backends.openai.lane import Lane
+from promptmill.backends.openai.lane import lanes
 from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.spool import MappedFile, Ref
-from promptmill.backends.openai.wire import Encoder
 from promptmill.backends.protocol import Request, Scope
 from promptmill.children import frames
 from promptmill.errors import Code, PromptmillError
@@ -49,17 +48,7 @@ class Worker:
         self._told: set[str] = set()
         chance = random.Random()  # noqa: S311 (a lane wants one; decisions are made elsewhere)
         pace = Pace(time.monotonic)
-        self._lanes = [
-            Lane(
-                endpoint,
-                Encoder(endpoint, job["model"], enable_thinking=settings.enable_thinking, stream=settings.stream),
-                settings,
-                pace,
-                chance,
-                number=number,
-            )
-            for number, endpoint in enumerate(map(_endpoint, job["endpoints"]))
-        ]
+        self._lanes = lanes(list(map(_endpoint, job["endpoints"])), job["model"], settings, pace, chance)
         roots = job["allowed_roots"]
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
         attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None)
