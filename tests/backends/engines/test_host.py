@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine_parent import engine_parent
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Scope
 from promptmill.errors import PromptmillError
@@ -214,44 +215,10 @@ def test_a_stuck_engine_never_blocks_the_event_loop(desk, tiny_engine):
     assert desk.wait(stuck()) < 0.5
 
 
-PARENT = """
-import asyncio, sys
-from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Request, Scope
-from promptmill.config import Configuration
-from promptmill.conversation import conversation_from_prompt
-from promptmill.sampling import Sampling
-
-class Endless:
-    async def take(self, n):
-        long = Sampling(max_tokens=400), {"ignore_eos": True}
-        return [Request(i, conversation_from_prompt("a", ""), *long) for i in range(n)]
-
-class Nowhere:
-    async def put(self, key, outcome): pass
-
-async def main(model, generate):
-    host = create(Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": model}}}).plan)
-    loading = asyncio.create_task(host.load(lambda text: None))
-    while host._process is None:
-        await asyncio.sleep(0.01)
-    print(host._process.pid, flush=True)
-    await loading
-    print("loaded", flush=True)
-    await host.run(Endless(), Nowhere(), Scope())
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
 @posix
 @pytest.mark.parametrize("phase", ["starting", "importing", "generating"])
 def test_no_engine_outlives_a_killed_server(tiny, python, phase):
-    source = Path(__file__).parents[3] / "src"
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    command = [*python, "-c", PARENT, str(tiny()), phase]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        engine = psutil.Process(int(parent.stdout.readline()))
+    with engine_parent(python, "hf", tiny()) as (parent, engine):
         if phase == "importing":
             time.sleep(1.5)
         if phase == "generating":

@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from engine_parent import engine_parent
 from piped import Piped, eventually
 from promptmill.backends.engines.host import create
 from promptmill.children.process import SCRATCH
@@ -20,7 +20,6 @@ from promptmill.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
 ENDLESS = {"ignore_eos": True}
-TESTS = Path(__file__).parents[3]
 
 
 def ignore(text: str) -> None:
@@ -96,37 +95,10 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_p
     desk.wait(killed())
 
 
-PARENT = """
-import asyncio, sys
-from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Request, Scope
-from promptmill.config import Configuration
-from promptmill.conversation import conversation_from_prompt
-from promptmill.sampling import Sampling
-
-class Endless:
-    async def take(self, n):
-        long = Sampling(max_tokens=400), {"ignore_eos": True}
-        return [Request(i, conversation_from_prompt("a", ""), *long) for i in range(n)]
-
-class Nowhere:
-    async def put(self, key, outcome): pass
-
-async def main(model):
-    host = create(Configuration({"backend": "vllm", "backend_configs": {"vllm": {"model_name_or_path": model}}}).plan)
-    await host.load(lambda text: None)
-    print(host._process.pid, flush=True)
-    await host.run(Endless(), Nowhere(), Scope())
-
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
 def test_nothing_outlives_a_killed_server(small, python):
-    command = [*python, "-c", PARENT, str(small)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "src")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
-        processes = family(int(parent.stdout.readline()))
+    with engine_parent(python, "vllm", small) as (parent, engine):
+        assert parent.stdout.readline() == "loaded\n"
+        processes = family(engine.pid)
         time.sleep(1)
         parent.kill()
     assert len(processes) >= 2
