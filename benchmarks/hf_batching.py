@@ -1,17 +1,20 @@
 """The hf engine beside transformers' own generate in padded batches of 8, on prompts and answers of mixed length.
 
-Both compute the same tokens on the same model in the same number format with the same threads; only tokens that were
+Both compute the same tokens on the same model in the same number format with as many threads; only tokens that were
 asked for count.
 """
 
 from __future__ import annotations
 
-import os
+import asyncio
 import random
 import statistics
+import sys
 import time
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
@@ -22,8 +25,9 @@ from promptmill.outcome import Completion, Outcome
 from promptmill.sampling import Sampling
 
 _MODEL = "smollm2-135m-instruct"
-_BATCH = 8
+BATCH = 8
 _PROMPTS = 64
+_WARM = 4
 
 
 def _ignore(text: str) -> None:
@@ -70,65 +74,55 @@ async def ours(host: EngineHost, work: list[tuple[str, int]]) -> float:
 
 
 class Theirs:
-    """transformers' generate, batch by batch in the order of arrival; a batch takes as long as its longest answer."""
+    """`hf_contestant`, with transformers' and torch's own settings of threads."""
 
-    def __init__(self) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
 
-        from promptmill import embedded
-        from promptmill.backends.engines import machine
+    async def tokens_per_s(self, prompts: int) -> float:
+        """Return tokens per second over that many prompts of the workload."""
+        self._process.stdin.write(f"{prompts}\n".encode())
+        return float(await self._process.stdout.readline())
 
-        dtype = torch.bfloat16 if machine.has_native_bfloat16(torch) else torch.float32
-        torch.set_num_threads(machine.cores())
-        folder = embedded.model_folder(print)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
-    def run(self, work: list[tuple[str, int]]) -> float:
-        """Return tokens per second that were asked for."""
-        started = time.perf_counter()
-        for first in range(0, len(work), _BATCH):
-            batch = work[first : first + _BATCH]
-            longest = max(tokens for _, tokens in batch)
-            texts = [self._text(text) for text, _ in batch]
-            inputs: Any = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-            made = self._model.generate(**inputs, do_sample=False, max_new_tokens=longest, min_new_tokens=longest)
-            for row, (_, tokens) in enumerate(batch):
-                self._tokenizer.decode(made[row, inputs["input_ids"].shape[1] :][:tokens], skip_special_tokens=True)
-        return sum(tokens for _, tokens in work) / (time.perf_counter() - started)
-
-    def _text(self, prompt: str) -> str:
-        turns = [{"role": "user", "content": prompt}]
-        text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
+@asynccontextmanager
+async def theirs() -> AsyncIterator[Theirs]:
+    """Start the other side and load its model."""
+    with (OUT / "servers.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.hf_contestant"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            cwd=ROOT,
+        )
+    try:
+        if not await process.stdout.readline():
+            raise RuntimeError(f"transformers did not start; see {OUT / 'servers.log'}")
+        yield Theirs(process)
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 async def batching(field: Field, pairs: int) -> list[Row]:
-    """Not pinned: both use every core, as they do for a user."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the engine has it, before torch is imported here
-    os.environ.setdefault("GOMP_SPINCOUNT", "400")
+    """Not pinned: both use every core, as they do for a user. About seven minutes a pair."""
     with every_core(field.outer):
         return await _batching(pairs)
 
 
 async def _batching(pairs: int) -> list[Row]:
-    work, warm = workload(_PROMPTS), workload(4)
-    block = {"model_name_or_path": _MODEL, "batch_size": _BATCH}
+    work = workload(_PROMPTS)
+    block = {"model_name_or_path": _MODEL, "batch_size": BATCH}
     host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan)
     try:
         await host.load(_ignore)
-        theirs = Theirs()
-        await ours(host, warm)
-        theirs.run(warm)
-
-        async def one_by_one() -> float:
-            return theirs.run(work)
-
-        found = await interleaved(pairs, ours=lambda: ours(host, work), theirs=one_by_one)
+        async with theirs() as other:
+            await ours(host, workload(_WARM)), await other.tokens_per_s(_WARM)
+            found = await interleaved(pairs, ours=lambda: ours(host, work), theirs=lambda: other.tokens_per_s(_PROMPTS))
     finally:
         await host.aclose()
     value, spread = ratio(found["ours"], found["theirs"])
     detail = f"{statistics.median(found['ours']):.1f} / {statistics.median(found['theirs']):.1f} tokens/s"
-    what = f"{_PROMPTS} prompts of mixed length over padded batches of {_BATCH}, tokens/s"
-    return [Row("hf", what, value, 1.8, ">=", spread=spread, detail=detail)]
+    what = f"{_PROMPTS} prompts of mixed length over padded batches of {BATCH}, tokens/s"
+    return [Row("hf", what, value, 1.8, ">=", spread=spread, detail=detail, raw=found)]

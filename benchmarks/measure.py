@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import statistics
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -48,6 +49,7 @@ async def interleaved(pairs: int, **runs: Run) -> dict[str, list[float]]:
         order = list(runs.items())
         for name, run in order if index % 2 == 0 else reversed(order):
             found[name].append(await run())
+            print(f"  {name}: {found[name][-1]:.4g}", file=sys.stderr)
     return found
 
 

@@ -7,7 +7,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from promptmill.outcome import Completion
 from promptmill.sampling import Sampling
 
 _IMAGES = 160
+_CPU_IMAGES = 1_000  # a worker that never saw an image imports Pillow first, 50 ms
 _PROMPTS = 300_000
 _CPU_PROMPTS = 40_000
 
@@ -91,56 +93,48 @@ def _texts(count: int) -> list[Conversation]:
 
 
 async def workers(field: Field, pairs: int) -> list[Row]:
-    """Two workers over one on images that must be rewritten; CPU per item; private memory of eight."""
+    """Two workers over one, and CPU per item, on images that must be rewritten; CPU on short prompts; memory."""
+    with _images() as images:
+        rows = [await _second_worker(field, pairs, images[:_IMAGES]), await _cpu_per_item(field, pairs, images)]
+    rows.append(await _cpu_per_item(field, pairs, _texts(_CPU_PROMPTS)))
+    grown = (await _run(field, 8, _texts(_PROMPTS))).growth
+    what = f"private memory of a worker beyond a bare one, {_PROMPTS:,} prompts, 8 workers"
+    detail = f"least {min(grown) / 2**20:.1f} MiB"
+    return [*rows, Row("workers", what, max(grown) / 2**20, 10, unit="MiB", detail=detail, raw={"bytes": grown})]
+
+
+@contextmanager
+def _images() -> Iterator[list[Conversation]]:
+    """Give prompts with a 16-bit image each, under a file name of its own, or the first reading would serve all."""
     chance = np.random.default_rng(3)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "deep.tiff"
         Image.fromarray(chance.integers(0, 65_536, (480, 480), np.uint16)).save(path)
-        # each its own file name, or the first reading would serve all
-        names = [Path(folder) / f"{i}.tiff" for i in range(_IMAGES)]
+        names = [Path(folder) / f"{i}.tiff" for i in range(_CPU_IMAGES)]
         for name in names:
             name.hardlink_to(path)
-        items = [Conversation((Message("user", "What is it?"),)).with_images([str(name)], None) for name in names]
+        yield [Conversation((Message("user", "What is it?"),)).with_images([str(name)], None) for name in names]
 
-        async def rate(count: int) -> float:
-            return _IMAGES / (await _run(field, count, items, cores=(0, 1))).seconds
 
-        await rate(1)
-        found = await interleaved(pairs, two=lambda: rate(2), one=lambda: rate(1))
+async def _second_worker(field: Field, pairs: int, items: Sequence[Conversation]) -> Row:
+    async def rate(count: int) -> float:
+        return len(items) / (await _run(field, count, items, cores=(0, 1))).seconds
+
+    await rate(1)
+    found = await interleaved(pairs, two=lambda: rate(2), one=lambda: rate(1))
     value, spread = ratio(found["two"], found["one"])
-    medians = [statistics.median(found[name]) for name in ("two", "one")]
-    rows = [
-        Row(
-            "workers",
-            "2 workers / 1, each on one core, 16-bit images",
-            value,
-            1.6,
-            ">=",
-            spread=spread,
-            detail=f"{medians[0]:.0f} / {medians[1]:.0f} requests/s",
-            raw=found,
-        )
-    ]
-    short = _texts(_CPU_PROMPTS)
+    detail = f"{statistics.median(found['two']):.0f} / {statistics.median(found['one']):.0f} requests/s"
+    what = "2 workers / 1, each on one core, 16-bit images"
+    return Row("workers", what, value, 1.6, ">=", spread=spread, detail=detail, raw=found)
 
+
+async def _cpu_per_item(field: Field, pairs: int, items: Sequence[Conversation]) -> Row:
     async def cpu(count: int) -> float:
-        return (await _run(field, count, short)).cpu_s / _CPU_PROMPTS * 1e6
+        return (await _run(field, count, items)).cpu_s / len(items) * 1e6
 
     found = await interleaved(pairs, eight=lambda: cpu(8), one=lambda: cpu(1))
     value, spread = ratio(found["eight"], found["one"])
-    detail = f"{statistics.median(found['eight']):.0f} / {statistics.median(found['one']):.0f} µs"
-    what = "CPU of the workers per item, 8 / 1, short prompts"
-    rows.append(Row("workers", what, value, 1.1, spread=spread, detail=detail, raw=found))
-    grown = (await _run(field, 8, _texts(_PROMPTS))).growth
-    rows.append(
-        Row(
-            "workers",
-            f"private memory of a worker beyond a bare one, {_PROMPTS:,} prompts, 8 workers",
-            max(grown) / 2**20,
-            10,
-            unit="MiB",
-            detail=f"least {min(grown) / 2**20:.1f} MiB",
-            raw={"bytes": grown},
-        )
-    )
-    return rows
+    detail = f"{statistics.median(found['eight']):,.0f} / {statistics.median(found['one']):,.0f} µs"
+    kind = "16-bit images" if items[0].images else "short prompts"
+    what = f"CPU of the workers per item, 8 / 1, {len(items):,} {kind}"
+    return Row("workers", what, value, 1.1, spread=spread, detail=detail, raw=found)
