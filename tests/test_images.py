@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -325,3 +326,17 @@ def test_no_folder_allowed_means_no_file_but_data_urls(picture):
     assert "outside" in _problem(str(picture), nowhere)
     url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
     assert load_image(url, nowhere).media_type == "image/png"
+
+
+def test_no_decoder_is_imported_but_those_of_the_formats_that_are_read(tmp_path):
+    path = tmp_path / "x.tiff"
+    _picture("CMYK").save(path)
+    code = (
+        "import sys\n"
+        "from promptmill.images import ImageRules, load_image\n"
+        "load_image(sys.argv[1], ImageRules())\n"
+        "print(*(name for name in sys.modules if name.endswith('ImagePlugin')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    plugins = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
+    assert plugins <= {"Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP"}

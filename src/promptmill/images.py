@@ -128,7 +128,8 @@ def _probe(start: bytes, name: str) -> None:
 
 
 def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
-    from PIL import Image
+    # the plugins by name: for the first image of a format that it does not know yet, Pillow imports all that it has
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
     _probe(data[:16], name)
     try:
