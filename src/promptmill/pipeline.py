@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill import config, loop, process
+from promptmill import loop, parameter_file, process
 from promptmill.config import FILE_NAME, Configuration
 from promptmill.errors import PromptmillError
 from promptmill.settings import Settings
@@ -46,7 +46,7 @@ def configuration_in(folder: Path) -> Configuration:
     file = folder / FILE_NAME
     if not file.is_file():
         return Configuration.load(trust_client=True)
-    found = config.read(file)
+    found = parameter_file.read(file)
     mine = {key: value for key, value in found.items() if key in Settings.model_fields}
     if others := sorted(map(str, found.keys() - mine.keys())):
         log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from promptmill import config
 from promptmill.errors import PromptmillError
+from promptmill.parameter_file import read
 
 _TOOLS = ("generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown")
 
@@ -70,7 +71,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _write(parameter_file: str, tools: Sequence[Tool]) -> None:
     file = Path(parameter_file)
-    parameters = config.read(file) if file.exists() else {}
+    parameters = read(file) if file.exists() else {}
     path = str(parameters.get("path", file.parent / "src" / f"{file.parent.name}.py"))
     if not Path(path).exists():
         raise FileNotFoundError(0, f"there is no {path}")
