@@ -146,3 +146,14 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     text = _URL_USERINFO.sub("[redacted]@", text)
     text = _BEARER.sub(r"\1[redacted]", text)
     return _KEY_SHAPED.sub("[redacted]", text)
+
+
+def without_frames(error: BaseException) -> None:
+    """Have `error`, which was caught and is kept, hold no frame that it came through, nor those of what caused it.
+
+    A frame holds the call with all its answers, which hold the error: a circle that only the collector would find.
+    """
+    found: BaseException | None = error
+    while found is not None and found.__traceback__ is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from promptmill.errors import PromptmillError
+from promptmill.errors import PromptmillError, without_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,10 @@ class Failure:
     attempts: int = 0
     latency_s: float = 0.0
     usage: Usage = field(default=NO_USAGE)
+
+    def __post_init__(self) -> None:
+        """Let go of the call that `error` came through."""
+        without_frames(self.error)
 
 
 Outcome: TypeAlias = Completion | Failure

@@ -33,6 +33,10 @@ class Share:
         """How many items the call still has; None: more than it could be given."""
 
 
+def _nobody() -> None:
+    """Be told nothing."""
+
+
 class Gate:
     """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
 
@@ -74,6 +78,7 @@ class Gate:
     def closed(self, share: Share) -> None:
         """Note that a call has ended."""
         self._shares.discard(share)
+        share.grown = _nobody  # else call and share hold each other, and all its answers, until the collector comes
         self._share_out_soon()
         if not self._shares and self._timer:
             self._timer.cancel()

@@ -11,7 +11,7 @@ from promptmill.backends.openai.pool import Pool
 from promptmill.backends.openai.retry import Verdict, judge_exception
 from promptmill.backends.openai.wire import read_reply
 from promptmill.backends.protocol import Request, Scope
-from promptmill.errors import Code, PromptmillError
+from promptmill.errors import Code, PromptmillError, without_frames
 from promptmill.outcome import Completion
 
 TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
@@ -67,5 +67,6 @@ class LocalSender:
         try:
             reply = await self._pool.send(lane.endpoint, body, fresh=fresh)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
+            without_frames(error)
             return judge_exception(error, lane.endpoint)
         return read_reply(reply.status, reply.headers, reply.body, lane.endpoint)
