@@ -94,12 +94,12 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
 
             # fits beside: it is loaded first, and the call finishes where it began
             running = await calls.begun(PROMPTS * 4)
-            await calls.load("hf", small, long, ENDLESS, dtype="float32")
+            await calls.load("hf", small, long, ENDLESS, dtype="float32", batch_size=4)
             result = await running
             assert whole(result.structured_content["ans_ls"]) == answers * 4
             assert "errors" not in result.structured_content
-            await asyncio.to_thread(eventually, lambda: gone(vllm), 20)
-            assert not listened & taken_ports()
+            # a process whose first thread has ended may hold its ports for a moment yet
+            await asyncio.to_thread(eventually, lambda: gone(vllm) and not listened & taken_ports(), 20)
             assert whole(await calls.answers(*PROMPTS)) == answers
             hf = set(engine()) - before
             assert hf
