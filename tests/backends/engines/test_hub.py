@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
+from hub import Mirror, environment, refusing_hub
 from promptmill.backends.engines.host import create
 from promptmill.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
 
-# status, X-Error-Code, X-Error-Message: as huggingface.co answers
-REFUSALS = {
-    "gated/without-token": (401, "GatedRepo", "Access to model gated/without-token is restricted."),
-    "gated/not-accepted": (403, "GatedRepo", "Access to model gated/not-accepted is restricted."),
-    "nobody/nothing": (401, "RepoNotFound", "Repository not found"),
-    "nobody/with-token": (404, "RepoNotFound", "Repository not found"),
-    "wrong/token": (401, None, "Invalid credentials in Authorization header"),
-    "mirror/unknown": (403, None, None),
-    "hub/busy": (429, None, None),
-    "other/format": (404, "EntryNotFound", "Entry not found"),
-    "hub/tired": (503, None, None),
-}
-
-
-class _Hub(BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        name = "/".join(self.path.split("/")[1:3])
-        status, code, message = REFUSALS.get(name, (200, None, None))
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        if message:
-            self.send_header("X-Error-Message", message)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with refusing_hub() as url:
+        yield url
 
 
 @pytest.fixture
@@ -61,9 +25,7 @@ def refusal(desk, make_plan, hub, tmp_path):
 
     def load(name, **keys) -> PromptmillError:
         host = create(make_plan(name, **keys))
-        host._environment.update(
-            HF_ENDPOINT=hub, HF_HOME=str(tmp_path), no_proxy="127.0.0.1", HF_TOKEN="hf_abcdefghijklmnopqrstuvwxyz"
-        )
+        host._environment.update(environment(hub, tmp_path), HF_TOKEN="hf_abcdefghijklmnopqrstuvwxyz")
         started = time.monotonic()
         with pytest.raises(PromptmillError) as caught:
             desk.wait(host.load(lambda text: None))
@@ -117,57 +79,10 @@ def test_a_hub_that_was_asked_too_often_is_said(refusal):
     assert "HF_TOKEN" in error.hint
 
 
-class _Mirror(_Hub):
-    """Gives the files of one model, as the hub does."""
-
-    folder: Path
-    asked: ClassVar[list[str]] = []
-
-    def do_HEAD(self):
-        self._give(body=False)
-
-    def do_GET(self):
-        self._give(body=True)
-
-    def _give(self, *, body):
-        _, owner, name, *rest = [*self.path.partition("?")[0].split("/"), "", ""]
-        file = self.folder / "/".join(rest[2:-2]) if rest[:2] == ["resolve", "main"] else None
-        if self.path == "/":
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.asked.append(self.path)
-        if (owner, name) != ("we", "model") or file is None or not file.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        data = file.read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
 def test_a_model_comes_from_the_hub_and_afterwards_from_its_cache(desk, make_plan, tiny, tmp_path):
-    _Mirror.folder = tiny()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path),
-        "no_proxy": "127.0.0.1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-
-    async def answered():
+    async def answered(url):
         host = create(make_plan("we/model"))
-        host._environment.update(environment)
+        host._environment.update(environment(url, tmp_path))
         try:
             await host.load(lambda text: None)
             (outcome,) = await desk.call(host, ["a"], {"ignore_eos": True}, max_tokens=5).run()
@@ -175,8 +90,7 @@ def test_a_model_comes_from_the_hub_and_afterwards_from_its_cache(desk, make_pla
             await host.aclose()
         return outcome.text
 
-    first = desk.wait(answered())
-    assert any("model.safetensors" in path for path in _Mirror.asked)
-    server.shutdown()
-    server.server_close()
-    assert desk.wait(answered()) == first
+    with Mirror(tiny()) as mirror:
+        first = desk.wait(answered(mirror.url))
+    assert any("model.safetensors" in path for path in mirror.asked)
+    assert desk.wait(answered(mirror.url)) == first

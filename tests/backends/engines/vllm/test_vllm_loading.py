@@ -17,30 +17,32 @@ from promptmill.errors import PromptmillError
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture
-def refusal(desk, make_vllm_plan):
-    """Return the error of a model that does not load."""
-
-    def load(model, environment=None, **keys) -> PromptmillError:
-        host = create(make_vllm_plan(model, **keys))
-        host._environment.update(environment or {})
-        with pytest.raises(PromptmillError) as caught:
-            desk.wait(host.load(lambda text: None), 150)
-        assert host._ended.is_set()
-        assert "Traceback" not in str(caught.value)
-        assert "\n" not in caught.value.message
-        return caught.value
-
-    return load
-
-
 def test_a_path_or_a_name_that_leads_nowhere_is_said_at_once(refusal, tmp_path):
     assert "There is no model folder at /" in refusal("/no/such/model").message
     assert "no config.json" in refusal(tmp_path).message
-    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
-    error = refusal("nobody/nothing", hub)
-    assert "cannot be reached" in error.message
-    assert "smollm2-135m-instruct" in error.hint
+    assert "neither a folder nor a name on the model hub" in refusal("what is this?").message
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "is a file; a model is a folder" in refusal(tmp_path / "notes.txt").message
+
+
+def test_a_gguf_file_is_refused_with_what_reads_it(refusal, tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    for name in (file, tmp_path):
+        error = refusal(name)
+        assert error.code == "engine_load_failed"
+        assert error.message == "vLLM reads GGUF files only on GPUs, and the installed one is a build for CPUs."
+        assert "`backend: hf`" in error.hint
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert "holds 2 GGUF files; give the path of one" in refusal(tmp_path).message
+
+
+@pytest.mark.anywhere
+def test_on_a_gpu_the_plugin_that_reads_gguf_files_is_named():
+    with pytest.raises(PromptmillError) as caught:
+        engine.check_gguf(on_cpu=False)
+    assert caught.value.code == "missing_dependency"
+    assert "pip install vllm-gguf-plugin" in caught.value.hint
 
 
 def test_an_argument_that_vllm_does_not_know_comes_with_the_nearest(refusal, small):

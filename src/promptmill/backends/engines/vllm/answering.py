@@ -16,7 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.vllm.prompt import Prompts
-from promptmill.backends.engines.vllm.reading import Reading
+from promptmill.backends.engines.vllm.reading import Reading, outcome
 from promptmill.children.frames import Message, packed_error
 from promptmill.errors import Code, PromptmillError, input_error, redact
 
@@ -110,9 +110,12 @@ class Answering:
 
     async def _answered(self, message: Message, warnings: list[str]) -> Message:
         prepared = await self._prompts.prepare(message, warnings)
+        reader = self._reading.reader(prepared)
         name = str(next(self._names))
-        outputs = self._engine.generate(prepared.prompt, prepared.params, name, lora_request=prepared.lora)
-        return self._reading.outcome([output async for output in outputs][-1], prepared)
+        outputs = self._engine.generate(
+            prepared.prompt, prepared.params, name, lora_request=prepared.lora, **reader.gate
+        )
+        return outcome([output async for output in outputs][-1], reader)
 
 
 def _explained(error: Exception) -> PromptmillError:

@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.reasoning import ReasoningParserManager
 
 from promptmill.backends.engines import machine
+from promptmill.backends.engines.explain import first_sentence
 from promptmill.backends.engines.locate import Location, load_failure
-from promptmill.errors import config_error
+from promptmill.errors import PromptmillError, config_error
 
 _OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
+_MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+_PARSER = "backend_configs.vllm.reasoning_parser"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
 _BINDINGS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
 _NODES = Path("/sys/devices/system/node")
@@ -28,10 +32,11 @@ _NODES = Path("/sys/devices/system/node")
 def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
     """Return the keyword arguments of `AsyncEngineArgs`: what the block says, and for the rest what suits.
 
-    Raises `PromptmillError` (`invalid_config`) for what is no engine argument.
+    Raises `PromptmillError` (`invalid_config`) for what is no engine argument, or no reasoning parser.
     """
     given = {name: value for name, value in options.items() if name not in _OURS and value is not None}
     _check_names(given)
+    _check_parser(given)
     file = location.gguf_file
     arguments: dict[str, Any] = {
         "model": location.name if file is None else str(Path(location.name) / file),
@@ -53,9 +58,29 @@ def _check_names(given: Mapping[str, Any]) -> None:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        meant = "model_name_or_path" if name == "model" else near[0] if near else None
+        meant = _MEANT.get(name) or (near[0] if near else None)
         advice = f"did you mean {meant}?" if meant else "see vLLM's documentation of its engine arguments."
         raise config_error(f"backend_configs.vllm.{name:.60}", f"is no engine argument of vLLM; {advice}")
+
+
+def _check_parser(given: Mapping[str, Any]) -> None:
+    if plugin := given.get("reasoning_parser_plugin"):
+        ReasoningParserManager.import_reasoning_parser(plugin)
+    known = ReasoningParserManager.list_registered()
+    name = given.get("reasoning_parser")
+    if not name or name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]}? There" if near else "there"
+    raise config_error(_PARSER, f"is no reasoning parser of vLLM; {advice} are {', '.join(known)}.")
+
+
+def unfit_parser(why: str) -> PromptmillError:
+    """Return the error of a reasoning parser that cannot read this model's answers."""
+    reason = first_sentence(why).rstrip("!.")
+    return config_error(
+        _PARSER, f"does not fit this model: {reason}; name the parser of the model's family, or leave it out."
+    )
 
 
 def _largest_rank(adapters: Mapping[str, str]) -> int:

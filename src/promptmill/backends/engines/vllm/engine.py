@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from promptmill import loop
 from promptmill.backends.engines import machine
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.locate import load_failure, locate, require_packages
+from promptmill.errors import Code, PromptmillError
 
 SUPPORTED = ((0, 32), (0, 33))
 """From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
@@ -29,9 +31,14 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     def report(text: str) -> None:
         channel.send({"type": "progress", "text": text})
 
+    if isinstance(token := options.get("hf_token"), str):
+        os.environ["HF_TOKEN"] = token  # vLLM gives the argument to some of the hub's clients only
     location = locate(options["model_name_or_path"], None, report, _require_packages)
     fresh = "torch" not in sys.modules
-    _set_up_libraries(on_cpu="cpu" in check_version())
+    on_cpu = "cpu" in check_version()
+    if location.gguf_file is not None:
+        check_gguf(on_cpu=on_cpu)
+    _set_up_libraries(on_cpu=on_cpu)
     report("Starting vLLM")
     from promptmill.backends.engines.vllm.overheard import Overheard
 
@@ -66,6 +73,22 @@ def check_version() -> str:
             "Run: pip install 'promptmill[vllm]'",
         )
     return version
+
+
+def check_gguf(*, on_cpu: bool) -> None:
+    """Raise when this vLLM reads no GGUF files: its plugin does, on GPUs alone."""
+    if on_cpu:
+        raise load_failure(
+            "vLLM reads GGUF files only on GPUs, and the installed one is a build for CPUs.",
+            "Use `backend: hf`, which reads them, or the folder of the model in transformers' format.",
+        )
+    if importlib.util.find_spec("vllm_gguf_plugin") is None:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY,
+            "vLLM reads GGUF files only with its plugin vllm-gguf-plugin, which is not installed.",
+            "Run: pip install vllm-gguf-plugin, or use `backend: hf`, which reads them without, or the folder of the "
+            "model in transformers' format.",
+        )
 
 
 def _set_up_libraries(*, on_cpu: bool) -> None:

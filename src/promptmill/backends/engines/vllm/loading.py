@@ -18,7 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from promptmill.backends.engines import machine
 from promptmill.backends.engines.explain import first_sentence, in_known_words, missing_gpus, too_large
 from promptmill.backends.engines.locate import Location, load_failure
-from promptmill.backends.engines.vllm.arguments import engine_arguments
+from promptmill.backends.engines.vllm.arguments import engine_arguments, unfit_parser
 from promptmill.backends.engines.vllm.overheard import Overheard
 from promptmill.errors import Code, PromptmillError
 
@@ -28,6 +28,7 @@ _MEMORY_SIGNS = (
     *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),
     "-9}",  # the status of a process that the system killed
 )
+_UNFIT_PARSER_SIGNS = ("could not locate", "Tokenizer must contain")
 _SMALLER = (
     "Use a smaller model, a smaller `max_model_len`, a larger `gpu_memory_utilization` or `kv_cache_memory_bytes`, or "
     "several GPUs with `gpu_ids`."
@@ -121,6 +122,8 @@ def _explained(error: Exception, heard: Overheard, options: Mapping[str, Any]) -
             "The model brings Python code of its own, which is not run unless the operator allows it.",
             "If you trust its author, set `trust_remote_code: true` in the configuration file.",
         )
+    if options.get("reasoning_parser") and any(sign in text for sign in _UNFIT_PARSER_SIGNS):
+        return unfit_parser(_validation(error) or text)
     if kind in {"ImportError", "ModuleNotFoundError"}:
         return PromptmillError(
             Code.MISSING_DEPENDENCY,

@@ -1,0 +1,33 @@
+"""What the process table says of engines: who is there, who is gone, who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psutil
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: Iterable[psutil.Process]) -> bool:
+    """Return whether none of the processes is left; one that only waits to be waited for counts as gone."""
+    return not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def ports(processes: Iterable[psutil.Process]) -> set[int]:
+    """Return the TCP ports that processes listen at."""
+    return {
+        entry.laddr.port
+        for process in processes
+        for entry in process.net_connections("tcp")
+        if entry.status == psutil.CONN_LISTEN
+    }
+
+
+def taken_ports() -> set[int]:
+    """Return the TCP ports that anybody on this machine listens at."""
+    return {entry.laddr.port for entry in psutil.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
