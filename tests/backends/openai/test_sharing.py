@@ -11,8 +11,10 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.gate import Gate, Share
 from promptmill.backends.openai.lane import Lane
 from promptmill.backends.openai.pace import Pace
+from promptmill.backends.openai.retry import Blame, Verdict
 from promptmill.backends.openai.wire import Encoder
 from promptmill.backends.protocol import Scope
+from promptmill.errors import Code, PromptmillError
 from promptmill.settings import OpenAISettings
 
 
@@ -107,6 +109,30 @@ def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
             return ticket.lane is failed_there and waited, (await patient).lane is full
 
     assert asyncio.run(work()) == (True, True)
+
+
+def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
+    clock = Clock()
+    lane = a_lane(Pace(clock), concurrency=4)
+    lost = Verdict(Blame.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
+    first, older = lane.enter(), lane.enter()
+    lane.failed(first, lost, None)
+    lane.leave(first)
+    hanging = lane.enter()
+    assert lane.room(clock.now) == 0
+    lane.succeeded(older)
+    lane.leave(older)
+    assert lane.room(clock.now) == 3
+    later = lane.enter()
+    lane.failed(later, lost, None)
+    lane.leave(later)
+    clock.now += 60
+    assert lane.room(clock.now) == 1
+    probe = lane.enter()
+    lane.leave(hanging)
+    assert lane.room(clock.now) == 0
+    lane.leave(probe)
+    assert lane.room(clock.now) == 1
 
 
 def grown(answer_after_s: float, *, busy: bool) -> int:
