@@ -120,6 +120,28 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(upstream, drive):
     outcome.text.encode()
 
 
+def test_half_a_surrogate_pair_in_a_stream_is_mended_or_becomes_a_replacement_character(upstream, drive):
+    pieces = [rb"cut \ud83d here, \ud83d", rb"\ude00 whole"]
+    upstream.reply = sse(
+        *(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' % piece for piece in pieces),
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        b"data: [DONE]",
+    )
+    assert drive(["hi"], stream=True).texts == ["cut \ufffd here, 😀 whole"]
+
+
+def test_content_streamed_in_parts_is_joined(upstream, drive):
+    thinking = b'{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}'
+    upstream.reply = sse(
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":[%b]}}]}' % thinking,
+        b'data: {"choices":[{"index":0,"delta":{"content":[{"type":"text","text":"for"}]}}]}',
+        b'data: {"choices":[{"index":0,"delta":{"content":"ty"}}]}',
+        b'data: {"choices":[{"index":0,"delta":{"content":"-two"},"finish_reason":"stop"}]}',
+        b"data: [DONE]",
+    )
+    assert drive(["hi"], stream=True).texts == ["forty-two"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")

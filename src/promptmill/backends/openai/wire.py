@@ -6,12 +6,12 @@ Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, D
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
+from promptmill.backends.openai import loose
 from promptmill.backends.openai.dialect import translate
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, judge_status
@@ -158,7 +158,7 @@ def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoi
     except orjson.JSONDecodeError:
         if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
             return _read_stream(headers, body, endpoint)
-        payload = _loose_json(body)
+        payload = _loosely(body)
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
@@ -168,7 +168,7 @@ def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoi
 
 def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
     try:
-        return read_payload(assemble(body), headers, endpoint)
+        return read_payload(_assembled(body), headers, endpoint)
     except CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -176,6 +176,14 @@ def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) ->
         return Verdict(Blame.CHANCE, error)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
+
+
+def _assembled(body: bytes) -> dict[str, Any]:
+    try:
+        return assemble(body)
+    except orjson.JSONDecodeError:
+        whole: dict[str, Any] = loose.mended(assemble(body, loose.load))  # only now: halves may have come apart
+        return whole
 
 
 def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> Completion | Verdict:
@@ -262,13 +270,10 @@ def _is_shallow(value: Any, levels: int) -> bool:
     return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in inside)
 
 
-def _loose_json(body: bytes) -> Any:
-    """Read what orjson refuses: half a surrogate pair (llama.cpp cuts emojis) becomes U+FFFD."""
+def _loosely(body: bytes) -> Any:
     try:
-        loaded = json.loads(body.decode("utf-8", "replace"))
-        whole = json.dumps(loaded, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return json.loads(whole)
-    except (ValueError, RecursionError):
+        return loose.mended(loose.load(body))
+    except ValueError:
         return None
 
 
