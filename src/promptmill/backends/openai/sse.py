@@ -47,9 +47,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
                     _add_calls(calls, value or ())
                 elif name == "reasoning_details" and isinstance(value, list):
                     message.setdefault(name, []).extend(value)
-                elif isinstance(value, str) and name != "role":
-                    texts.setdefault(name, []).append(value)
-                elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
+                elif name != "role":
                     texts.setdefault(name, []).extend(_texts(value))
     if finish is None and not ended:
         raise CutOffError
@@ -73,10 +71,14 @@ def _events(body: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-def _texts(parts: list[Any]) -> Iterator[str]:
-    for part in parts:
-        if isinstance(part, dict) and isinstance(text := part.get("text"), str):
-            yield text
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the text of a delta, or those of its parts, as Mistral's reasoning models send them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+                yield text
 
 
 def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
