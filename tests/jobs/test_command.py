@@ -66,6 +66,24 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
     assert found["completion_tokens"] == 14
 
 
+def test_a_large_file_keeps_the_parameters_of_each_line_with_dedupe(bench: Any) -> None:
+    """Then a line is read before it is known that it is new, and goes to the workers by way of a spool."""
+    lines = [
+        {
+            "custom_id": f"c{at}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": f"m{at % 3}", "temperature": 0, "messages": [{"role": "user", "content": f"p{at // 2}"}]},
+        }
+        for at in range(20)
+    ]
+    bench.write(lines)
+    bench.succeed("--dedupe", bulk_threshold=1, num_workers=2)
+    asked = {(line["body"]["model"], line["body"]["messages"][0]["content"]) for line in lines}
+    assert {(seen.json["model"], seen.prompt) for seen in bench.upstream.seen} == asked
+    assert len(bench.upstream.seen) == len(asked)
+
+
 def test_dedupe_leaves_rows_at_other_temperatures_alone(bench: Any) -> None:
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed("--dedupe")

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from driving import ask, echoes, opened
-from fakes import KEY
+from fakes import KEY, DictSink
 from promptmill.backends.openai.fanout import FanOut
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.protocol import Request, Scope
-from promptmill.conversation import Conversation, Message
+from promptmill.conversation import Conversation, Message, conversation_from_prompt
 from promptmill.errors import Code
 from promptmill.rows import Reading
 from promptmill.sampling import Sampling
@@ -166,6 +166,44 @@ def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
     assert outcomes[0].text == "echo: p 0"
     assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert outcomes[1].error.code == Code.INVALID_IMAGE
+
+
+class Listed:
+    """A source of requests, as it brings them when a file has to be read before it is known what it asks."""
+
+    def __init__(self, *requests):
+        self.requests = list(requests)
+
+    async def take(self, n):
+        taken, self.requests = self.requests[:n], self.requests[n:]
+        return taken
+
+
+def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upstream, run):
+    async def work():
+        sink = DictSink()
+        source = Listed(
+            Request(0, conversation_from_prompt("a", "p"), Sampling(temperature=0), {"model": "one"}),
+            Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
+        )
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(source, sink, Scope(total=2))
+        return [sink.outcomes[key].attempts for key in (0, 1)]
+
+    assert run(work()) == [1, 3]
+    sent = {seen.prompt: seen.json for seen in upstream.seen}
+    assert (sent["a"]["model"], sent["a"].get("temperature"), sent["a"].get("max_tokens")) == ("one", 0, None)
+    assert (sent["b"]["model"], sent["b"].get("temperature"), sent["b"].get("max_tokens")) == ("two", None, 5)
+
+
+def test_a_large_call_with_nothing_left_to_ask_ends(upstream, run):
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(Listed(), DictSink(), Scope(total=30_000))
+
+    run(work())
+    assert not upstream.seen
+    assert not workers()
 
 
 def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
