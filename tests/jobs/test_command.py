@@ -66,6 +66,12 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
     assert found["completion_tokens"] == 14
 
 
+def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
+    bench.write([{"prompt": "same"}] * 5)
+    bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')
+    assert [seen.json["temperature"] for seen in bench.upstream.seen] == [1] * 5
+
+
 def test_a_large_file_keeps_the_parameters_of_each_line_with_dedupe(bench: Any) -> None:
     """Then a line is read before it is known that it is new, and goes to the workers by way of a spool."""
     lines = [
