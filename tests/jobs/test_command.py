@@ -66,6 +66,11 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
     assert found["completion_tokens"] == 14
 
 
+def test_parameters_that_json_cannot_carry_are_refused_in_words(bench: Any) -> None:
+    bench.prompts(3)
+    assert "number above 64 bits" in bench.fail("--set", f'extra_params={{"wide": {2**70}}}')
+
+
 def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')

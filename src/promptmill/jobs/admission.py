@@ -229,4 +229,11 @@ def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, s
 
 
 def _digest(*values: object) -> str:
-    return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    try:
+        text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # orjson's error is one
+        raise input_error(
+            "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 bits "
+            "or too deep a nesting, which JSON cannot carry; correct it."
+        ) from None
+    return hashlib.sha256(text).hexdigest()[:16]

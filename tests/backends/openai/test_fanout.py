@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from driving import ask, echoes, opened
-from fakes import KEY, DictSink
+from fakes import KEY, DictSink, ListSource
 from promptmill.backends.openai.fanout import FanOut
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.protocol import Request, Scope
@@ -204,6 +204,15 @@ def test_a_large_call_with_nothing_left_to_ask_ends(upstream, run):
     run(work())
     assert not upstream.seen
     assert not workers()
+
+
+def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upstream, run):
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            return await ask(backend, PROMPTS, source=ListSource(PROMPTS, extra={"wide": 2**70}))
+
+    assert run(work()).codes == {Code.INVALID_INPUT}
+    assert not upstream.seen
 
 
 def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):

@@ -30,7 +30,7 @@ from promptmill.backends.openai.retry import Blame, Verdict
 from promptmill.backends.openai.spool import Ref
 from promptmill.backends.protocol import Scope
 from promptmill.children import frames, process
-from promptmill.errors import Code, PromptmillError
+from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.outcome import Completion, Usage
 
 _WORKER = "promptmill.backends.openai.worker"
@@ -67,13 +67,22 @@ class FanOut:
     """A `Sender` of references, over worker processes; use as an async context."""
 
     def __init__(self, workers: int, per_worker: int, scope: Scope, job: Mapping[str, Any]) -> None:
-        """`job` is what every worker is told first, keys included: over a pipe, never on a command line."""
+        """`job` is what every worker is told first, keys included: over a pipe, never on a command line.
+
+        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry.
+        """
         self.capacity = workers * per_worker
         """Requests in flight, at most."""
         self._count = workers
         self._per_worker = per_worker
         self._scope = scope
-        self._job = frames.packed({"type": "job", **job})
+        try:
+            self._job = frames.packed({"type": "job", **job})
+        except TypeError:
+            raise input_error(
+                "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 "
+                "bits or too deep a nesting, which JSON cannot carry; correct it."
+            ) from None
         self._workers: list[_Worker] = []
         self._ids = itertools.count(1)
         self._room = asyncio.Event()
