@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -279,6 +280,45 @@ def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, 
 
     monkeypatch.setattr(FanOut, "_live", stillborn)
     assert drive(PROMPTS, **BULK).texts == echoes(PROMPTS)
+
+
+def test_workers_that_cannot_be_started_end_the_call(upstream, drive, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    result = drive(PROMPTS[:20], timeout_s=20, **BULK)
+    assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}
+    assert "could not be started" in result.outcomes[0].error.message
+
+
+def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, run, monkeypatch):
+    start, dying = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def long_lived(*arguments, **options):
+        child = await start(*arguments, **options)
+        wait = child.wait
+
+        async def slowly():
+            dying.set()
+            await asyncio.sleep(0.05)
+            return await wait()
+
+        child.wait = slowly
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", long_lived)
+    upstream.reply = late(0.02)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS))
+            await upstream.reaches(lambda: len(upstream.seen) > 10)
+            os.kill(workers()[0].pid, signal.SIGKILL)
+            await dying.wait()
+            call.cancel()
+            async with asyncio.timeout(10):
+                await asyncio.wait({call})
+
+    run(work())
+    assert not workers()
 
 
 def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):

@@ -19,7 +19,6 @@ From a worker:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import sys
 from collections.abc import Mapping
@@ -145,9 +144,11 @@ class FanOut:
         """Keep one worker running until the call ends."""
         false_starts = 0
         while True:
-            worker = _Worker(number)
+            worker, why = _Worker(number), "end as soon as they start"
             try:
                 await self._live(worker)
+            except OSError as error:  # no more processes, memory or files
+                why = f"could not be started: {error.strerror or type(error).__name__}"
             finally:
                 if worker in self._workers:
                     self._workers.remove(worker)
@@ -159,8 +160,8 @@ class FanOut:
             if self._given_up == self._count:
                 self._broken = PromptmillError(
                     Code.ENGINE_DIED,
-                    "The worker processes end as soon as they start.",
-                    "Look at stderr for the reason.",
+                    f"The worker processes {why}.",
+                    "Look at stderr, and at this machine's limits of processes, open files and memory.",
                 )
                 self._room.set()
             return
@@ -191,8 +192,12 @@ class FanOut:
         finally:
             process.end_group(child.pid)
             child.stdin.close()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(child.wait())
+            ending = asyncio.ensure_future(child.wait())
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # the call is over, which has to be known above
+                await asyncio.wait({ending})
+                raise
 
     def _hear(self, worker: _Worker, message: frames.Message) -> None:
         worker.answered = True
