@@ -75,6 +75,7 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             _check_output_folder(target)
             disk.make_private_folder(root)  # what is above is the user's own affair
             disk.make_private_folder(folder.path)
+            is_ours = lock is not None
             lock = lock or Lock.take(folder.lock)
             if lock is None:
                 raise input_error(
@@ -82,6 +83,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
                 )
             opened.callback(lock.release)
             spec = _begin_or_go_on(folder, wanted, order)
+            if not is_ours:  # else it is meant for the run that begins
+                folder.cancel.unlink(missing_ok=True)
         except OSError as error:
             raise PromptmillError(
                 Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
@@ -137,7 +140,6 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
         if own_output and made is not None:
             folder.result = made.model_copy(update={"finished": False})  # ours to replace
         folder.spec = spec = wanted
-    folder.cancel.unlink(missing_ok=True)
     return spec
 
 
