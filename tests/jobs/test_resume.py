@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs import crash
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -240,6 +241,19 @@ def test_a_limit_can_be_raised_later(bench: Any) -> None:
     assert [row["id"] for row in bench.answers()] == [f"r{at}" for at in range(10)]
     bench.succeed()
     assert len(bench.answers()) == len(bench.upstream.seen) == 50
+
+
+@posix
+@pytest.mark.parametrize("point", ["merging", "before-rename", "after-rename"])
+def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point: str) -> None:
+    bench.prompts(50)
+    bench.succeed("--limit", "10")
+    for _ in range(2 if point != "after-rename" else 1):
+        assert bench.run(env={crash.VARIABLE: point}).returncode == -signal.SIGKILL
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 50
+    bench.output.write_text("precious")
+    assert "is not this job's own output" in bench.fail("--limit", "20")
 
 
 @posix

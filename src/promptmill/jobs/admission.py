@@ -120,7 +120,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
 def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
     """Return what the job is from now on; the caller holds its lock."""
     begun, made = folder.spec, folder.result
-    own_output = made is not None and made.is_still(wanted.output)
+    own_output = made is not None and made.is_own(wanted.output)
     if wanted.output.exists() and not own_output and not order.overwrite:
         raise input_error(
             f"{wanted.output} exists and is not this job's own output; name another file, or remove it"
