@@ -194,6 +194,8 @@ class Decoder:
                 if place in wrong:
                     raise wrong[place]
                 if token is None:
+                    if isinstance(batch, OpenBatch):
+                        batch.wipe(first + place)
                     raise PromptmillError(
                         Code.INTERNAL,
                         "The model's scores are no numbers any more, as happens in float16.",
