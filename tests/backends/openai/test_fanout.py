@@ -216,6 +216,26 @@ def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upst
     assert not upstream.seen
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream, run):
+    import resource
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            return await ask(backend, ["x" * 2000] * 500)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        result = run(work())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.raised is not None
+    assert result.raised.code is Code.STORAGE
+    assert "TMPDIR" in result.raised.hint
+    assert result.answered > 30
+
+
 def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")

@@ -96,7 +96,7 @@ class Run(Generic[TaskT]):
         self._closed = False
 
     async def run(self) -> None:
-        """Work until the source is at its end and every item has its outcome."""
+        """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
         self._share = self._gate.opened(self._employ)
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -104,6 +104,8 @@ class Run(Generic[TaskT]):
                 self._employ()
                 if self._open or not self._ended:
                     await self._finished.wait()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             self._closed = True
             self._gate.closed(self._share)

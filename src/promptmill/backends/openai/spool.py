@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import orjson
 
 from promptmill.backends.protocol import Request, Source
+from promptmill.errors import Code, PromptmillError
 from promptmill.rows import Reading
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
@@ -62,8 +63,14 @@ class Spool:
     """
 
     def __init__(self, source: Source, first: list[Request], refuse: Refuse) -> None:
-        """`first` is what was taken already; `refuse` takes what cannot be written."""
-        handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
+        """`first` is what was taken already; `refuse` takes what cannot be written.
+
+        Raises `PromptmillError` (`storage`), as taking does.
+        """
+        try:
+            handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
+        except OSError as error:
+            raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
         self.reading = Reading("messages", first[0].sampling, first[0].extra) if first else Reading("messages")
@@ -77,25 +84,29 @@ class Spool:
         """Take up to `n` requests and write them."""
         while requests := self._first or await self._source.take(n):
             self._first = []
-            refs = []
-            for request in requests:
-                value: dict[str, Any] = {"messages": request.conversation.as_messages()}
-                if request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
-                    value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
-                try:
-                    row = orjson.dumps(value) + b"\n"
-                except TypeError:
-                    await self._refuse(request)
-                    continue
-                self._file.write(row)
-                refs.append((request.key, self._end, len(row)))
-                self._end += len(row)
-                if request.attempts:
-                    self._before[request.key] = request.attempts
-            self._file.flush()
+            try:
+                refs = [ref for request in requests if (ref := await self._written(request)) is not None]
+                self._file.flush()
+            except OSError as error:
+                raise _no_room(error) from None
             if refs:
                 return refs
         return []
+
+    async def _written(self, request: Request) -> tuple[int, int, int] | None:
+        value: dict[str, Any] = {"messages": request.conversation.as_messages()}
+        if request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
+            value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
+        try:
+            row = orjson.dumps(value) + b"\n"
+        except TypeError:
+            await self._refuse(request)
+            return None
+        self._file.write(row)
+        offset, self._end = self._end, self._end + len(row)
+        if request.attempts:
+            self._before[request.key] = request.attempts
+        return request.key, offset, len(row)
 
     def attempts(self, key: int) -> int:
         """Return how often a request was sent by earlier runs; to be asked once."""
@@ -103,10 +114,19 @@ class Spool:
 
     def close(self) -> None:
         """Remove the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is not on a full disk yet
+            self._file.close()
         if self.path.suffix:
             with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
                 self.path.unlink(missing_ok=True)
+
+
+def _no_room(error: OSError) -> PromptmillError:
+    return PromptmillError(
+        Code.STORAGE,
+        f"The prompts of so large a call cannot be written into a temporary file: {error.strerror or error}.",
+        "Free space there, or name a folder on another disk in TMPDIR.",
+    )
 
 
 def _unnamed(path: Path, descriptor: int) -> Path:
