@@ -67,6 +67,14 @@ def test_each_finds_its_own_limit(upstreams, drive):
     assert len(wide.seen) > len(narrow.seen)
 
 
+@pytest.mark.parametrize("code", [429, 503])
+def test_what_one_asks_to_wait_is_not_waited_at_another(upstreams, drive, code):
+    well, ill = upstreams(late(0.01)), upstreams(from_request(50, status(code, retry_after="30"), before=late(0.01)))
+    result = drive(PROMPTS, base_url=[ill.url, well.url], concurrency=16, retries=5, max_delay=30)
+    assert result.texts == echoes(PROMPTS)
+    assert result.seconds < 15
+
+
 def test_what_fails_at_one_while_the_other_is_out_holds_up_nobody(upstreams, run):
     """A failed item is better sent elsewhere, but elsewhere asks for half a minute."""
     stumbling = choose(lambda seen: status(500) if seen.attempt == 1 and seen.prompt.endswith("7") else late(0.005))

@@ -146,6 +146,10 @@ class Gate:
         """Return whether no other endpoint than `lane` can be hoped for."""
         return all(other.verdict() is not None for other in self._lanes if other is not lane)
 
+    def elsewhere(self, lane: Lane) -> bool:
+        """Return whether another endpoint than `lane` is well."""
+        return any(not other.ailing and other.verdict() is None for other in self._lanes if other is not lane)
+
     def settle_tokens(self, difference: int) -> None:
         """Charge what a request really used beyond its estimate."""
         if self._tokens:

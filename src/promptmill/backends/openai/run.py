@@ -242,7 +242,8 @@ class Run(Generic[TaskT]):
             item.refusals += 1
         elif counts and not lane.ailing and not verdict.stale:  # else the pauses between its probes are wait enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
-        wait_s = max(wait_s, lane.wished(verdict))
+        if not self._gate.elsewhere(lane):  # an endpoint speaks for itself alone
+            wait_s = max(wait_s, lane.wished(verdict))
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._settle(item, Failure(_too_slow(settings.item_timeout), item.attempts, self._age(item)))
         if wait_s <= 0:
