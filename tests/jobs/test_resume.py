@@ -180,6 +180,21 @@ def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -
     assert (found["requests"], found["retries"]) == (13, 3)
 
 
+@posix
+def test_what_a_killed_run_answered_of_the_failures_comes_into_the_output(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({f"prompt {at}": attempts(status(400), answer()) for at in (3, 4)})
+    bench.prompts(10)
+    bench.fail(code=1)
+    bench.upstream.reply = by_prompt({"prompt 4": late(None)}, answer())
+    process = bench.start("--retry-failed")
+    bench.wait(lambda: bench.upstream.attempts["prompt 3"] == 2)
+    time.sleep(0.2)  # it is journalled
+    process.kill()
+    process.communicate()
+    assert json.loads(bench.run("--json").stdout)["failed"] == 1
+    assert [row["id"] for row in bench.answers() if row["error"]] == ["r4"]
+
+
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 0": attempts(*[status(500)] * 3, answer())}, late(0.05, answer()))
     bench.prompts(300)

@@ -135,6 +135,8 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
     if begun is not None and not anew:
         _check_same(begun, wanted)
         spec = begun
+        if order.retry_failed and made is not None:
+            folder.result = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     else:
         folder.clear()
         if own_output and made is not None:

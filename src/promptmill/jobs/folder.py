@@ -68,7 +68,7 @@ class Output(BaseModel):
     mtime_ns: int
     limit: int | None
     finished: bool = True
-    """False when the job was begun anew since."""
+    """False when the job was begun anew since, or its failures were."""
     replaces: tuple[int, int] | None = None
     """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
 
