@@ -71,6 +71,20 @@ def test_parameters_that_json_cannot_carry_are_refused_in_words(bench: Any) -> N
     assert "number above 64 bits" in bench.fail("--set", f'extra_params={{"wide": {2**70}}}')
 
 
+def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    bench.write(
+        [
+            {"custom_id": str(at), "method": "POST", "url": "/v1/chat/completions", "body": {"messages": messages} | own}
+            for at, own in enumerate([{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}])
+        ]
+    )
+    bench.run(enable_thinking=True)
+    rows = bench.answers()
+    assert [row["error"] and row["error"]["code"] for row in rows] == [None, None, "invalid_input"]
+    assert [seen.json["chat_template_kwargs"] for seen in bench.upstream.seen] == [{"enable_thinking": True}] * 2
+
+
 def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')

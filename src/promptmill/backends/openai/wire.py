@@ -17,7 +17,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, judge_status
 from promptmill.backends.openai.sse import CutOffError, assemble
 from promptmill.backends.protocol import Request
-from promptmill.conversation import Message, TextPart, check_encodable
+from promptmill.conversation import Message, TextPart, check_encodable, shape
 from promptmill.errors import Code, PromptmillError
 from promptmill.outcome import NO_USAGE, Completion, Usage
 from promptmill.reasoning import split_reasoning
@@ -96,9 +96,11 @@ class Encoder:
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
-        if self._enable_thinking is not None and not (
-            "enable_thinking" in given or "enable_thinking" in (given.get("chat_template_kwargs") or {})
-        ):
+        if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
+            raise PromptmillError(
+                Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."
+            )
+        if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
         as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
         body, refused = translate(self._endpoint.dialect, str(given.get("model", self._model)), {**given, **ours})
