@@ -75,7 +75,12 @@ def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -
     messages = [{"role": "user", "content": "hi"}]
     bench.write(
         [
-            {"custom_id": str(at), "method": "POST", "url": "/v1/chat/completions", "body": {"messages": messages} | own}
+            {
+                "custom_id": str(at),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"messages": messages} | own,
+            }
             for at, own in enumerate([{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}])
         ]
     )

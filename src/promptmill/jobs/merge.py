@@ -126,7 +126,7 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                 yield jsonl_line(data, record)
 
 
-def described(partial: Path, limit: int | None, own: Path | None) -> Output:
+def described(partial: Path, limit: int | None, own: Path | None = None) -> Output:
     """Return what the file system says about the output, which stays true when it is renamed over its `own` old one."""
     status = partial.stat()
     return Output(

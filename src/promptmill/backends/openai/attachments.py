@@ -8,6 +8,7 @@ import orjson
 import pybase64
 
 from promptmill.conversation import ImagePart
+from promptmill.errors import Code, PromptmillError
 from promptmill.images import ImageFile, ImageRules, is_web
 from promptmill.readings import KEPT_BYTES, Readings
 from promptmill.webimages import ImageFetcher
@@ -30,7 +31,12 @@ class Attachments:
 
     async def _one(self, source: str) -> bytes:
         if self._passes_on and is_web(source):
-            return orjson.dumps(source)
+            try:
+                return orjson.dumps(source)
+            except TypeError:
+                raise PromptmillError(
+                    Code.INVALID_IMAGE, "The URL of an image holds half a surrogate pair.", "Write it percent-encoded."
+                ) from None
         return await self._readings.read(source)
 
     def close(self) -> None:

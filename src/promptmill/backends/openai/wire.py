@@ -68,11 +68,11 @@ class Encoder:
 
     def fingerprint(self, request: Request) -> bytes:
         """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
-        sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
         try:
+            sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
             body = self.encode(request, sources)
             return hashlib.blake2b(body if isinstance(body, bytes) else b"".join(body), digest_size=16).digest()
-        except PromptmillError:
+        except (PromptmillError, TypeError):
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
     def _head(self, request: Request) -> tuple[bytes, list[str], Sampling, Mapping[str, Any]]:
