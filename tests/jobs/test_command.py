@@ -71,6 +71,17 @@ def test_parameters_that_json_cannot_carry_are_refused_in_words(bench: Any) -> N
     assert "number above 64 bits" in bench.fail("--set", f'extra_params={{"wide": {2**70}}}')
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_a_file_name_that_is_no_text_is_refused_in_words(bench: Any, role: str) -> None:
+    bench.prompts(2)
+    named = bench.path / f"{role}\udcff.jsonl"
+    if role == "input":
+        named.write_bytes(bench.input.read_bytes())
+    setattr(bench, role, named)
+    assert f"{role}?.jsonl has a name that is not UTF-8 text" in bench.fail()
+
+
 def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
     bench.write(

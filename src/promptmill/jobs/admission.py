@@ -62,6 +62,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
     """
     _ = order.failure_limit
     source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
+    for path in (source, target):
+        _check_is_text(path)
     folder = folder_for(source, target, root)
     if source == target:
         raise input_error("Input and output are the same file; name another output.")
@@ -93,6 +95,13 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return Job(folder, spec, order, file, lock)
+
+
+def _check_is_text(path: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a path that no description of a job can hold."""
+    shown = str(path).encode("utf-8", "replace").decode()
+    if shown != str(path):
+        raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
 def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:
