@@ -20,6 +20,10 @@ class _Waiter(NamedTuple):
     avoid: Lane | None
 
 
+def _in_flight(entry: tuple[int, tuple[Scope, deque[_Waiter]]]) -> int:
+    return entry[1][0].in_flight
+
+
 class Share:
     """A call's part of what may be in flight: a hint how many of its items to have on their way, at least 1."""
 
@@ -168,12 +172,13 @@ class Gate:
                 self._wake_later(now)
 
     def _serve_one(self, now: float, stuck: set[Lane | None]) -> bool:
-        """Hand out one ticket; False when nobody who waits can have one.
+        """Hand out one ticket, or forget a call in which nobody waits any more; False when there is nothing to do.
 
         Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
         endpoints to be avoided for which there is no ticket at `now`.
         """
-        for key, (scope, queue) in sorted(self._waiting.items(), key=lambda entry: entry[1][0].in_flight):
+        waiting, alone = self._waiting.items(), len(self._lanes) == 1
+        for key, (scope, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
             while queue and queue[0].future.done():
                 queue.popleft()
             for waiter in queue:
@@ -184,14 +189,14 @@ class Gate:
                     waiter.future.set_result(ticket)
                     queue.remove(waiter)
                     break
-                if len(self._lanes) == 1:
+                if alone:
                     return False
                 stuck.add(waiter.avoid)
             else:
                 ticket = None
             if not queue:
                 del self._waiting[key]
-            if ticket is not None:
+            if not queue or ticket is not None:
                 return True
         return False
 
