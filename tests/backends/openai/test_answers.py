@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from driving import ask, echoes, opened
@@ -183,6 +185,29 @@ def test_idle_connections_that_the_server_closed_cost_nothing(upstream, run):
                 assert result.texts == echoes(prompts)
 
     run(work())
+
+
+@pytest.mark.parametrize("length", [1, 60_000])
+def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, run, length):
+    """A server or proxy may say something more on a connection that is kept."""
+
+    async def twice(exchange):
+        await answer()(exchange)
+        await exchange.sleep(0.05)  # the connection is back in the pool
+        await answer("meant for somebody else")(exchange)
+        said.append(exchange.seen.number)
+
+    async def work():
+        async with opened(upstream.url, concurrency=1) as backend:
+            for number, prompt in enumerate(prompts, 1):
+                texts.extend((await ask(backend, [prompt])).texts)
+                await upstream.reaches(lambda number=number: len(said) == number)
+                await asyncio.sleep(0.05)  # it is here
+
+    upstream.reply, said, texts = twice, [], []
+    prompts = [letter * length for letter in "abc"]
+    run(work())
+    assert texts == echoes(prompts)
 
 
 def test_answers_stay_with_their_prompts(upstream, drive):
