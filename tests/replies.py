@@ -309,6 +309,16 @@ def from_request(number: int, then: Reply, before: Reply | None = None) -> Reply
     return choose(lambda seen: then if seen.number >= number else default)
 
 
+def interim(reply: Reply) -> Reply:
+    """Send early hints first, as proxies do, then reply."""
+
+    async def hinting(exchange: Exchange) -> None:
+        await exchange.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
+        await reply(exchange)
+
+    return hinting
+
+
 def late(seconds: float, reply: Reply | None = None) -> Reply:
     """Reply after `seconds`."""
     default = reply or answer()

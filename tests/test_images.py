@@ -259,7 +259,13 @@ def test_a_device_is_refused_without_being_read():
     assert "/dev/zero" in _problem("/dev/zero")
 
 
-@pytest.mark.parametrize("source", ["", "\0", "a\0b.png", "x" * 5000, "ftp://host/a.png", "file://host/share/a.png"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("", "\0", "a\0b.png", "x" * 5000, "ftp://host/a.png", "file://host/share/a.png"),
+        *("~nobody-of-that-name/a.png", "~\0/a.png", "file://[/a.png", "\ud800.png", "ftp://\ud800/a.png"),
+    ],
+)
 def test_what_is_no_path_is_refused(source):
     assert len(_problem(source)) < 6000
 

@@ -45,6 +45,22 @@ def test_who_gives_up_does_not_take_the_reading_from_the_others(run, picture):
     run(work())
 
 
+def test_no_more_is_kept_than_may_be(run, tmp_path):
+    paths = [str(tmp_path / f"{color}.png") for color in ("red", "green", "blue")]
+    for path in paths:
+        Image.new("RGB", (4, 4), path.rpartition("/")[2][:-4]).save(path)
+    encoded = []
+
+    async def work():
+        readings = Readings(ImageRules(), lambda image: encoded.append(1) or bytes(600), None, kept_bytes=1300)
+        for path in [*paths, paths[2], paths[1], paths[0]]:
+            await readings.read(path)
+        readings.close()
+
+    run(work())
+    assert len(encoded) == 4
+
+
 def test_a_failed_reading_fails_everybody_who_wants_it(run, tmp_path):
     async def work():
         readings = Readings(ImageRules(), lambda image: image.data, None)

@@ -617,6 +617,50 @@ def test_what_is_loading_beside_the_old_one_ends_with_it(run, end):
     run(work())
 
 
+@pytest.mark.parametrize("end", ["shutdown_engine", "aclose"])
+def test_an_engine_that_still_has_to_leave_the_device_ends_as_well(run, end):
+    async def work():
+        shop = Shop(quick=False)
+        service = _service(shop)
+        running = asyncio.ensure_future(_ask(service, "slow"))
+        await _until(lambda: shop.made)
+        shop.made[0].ready.set()
+        await shop.made[0].running.wait()
+        swap = asyncio.ensure_future(service.init(SAME_DEVICE))
+        await _until(lambda: service.activity == "waiting for running calls to end")
+        await getattr(service, end)()
+        assert shop.made[0].closes
+        assert await running == [Code.SHUTDOWN]
+        with pytest.raises(PromptmillError) as caught:
+            await swap
+        assert caught.value.code is Code.SHUTDOWN
+        assert service.state == ("closed" if end == "aclose" else "not_loaded")
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_engine_loaded_again_while_another_one_loads_beside_it_is_not_left_behind(run):
+    async def work():
+        shop = Shop()
+        service = _service(shop)
+        await _ask(service, "a")
+        shop.quick = False
+        swap = asyncio.ensure_future(service.init(BESIDE))
+        await _until(lambda: len(shop.made) == 2 and shop.made[1].loads)
+        shop.quick = True
+        shop.made[0].dead = PromptmillError(Code.ENGINE_DIED, "gone")
+        assert await _ask(service, "b") == ["first: b"]
+        shop.made[1].may_answer.set()
+        shop.made[1].ready.set()
+        await swap
+        assert await _ask(service, "c") == ["second: c"]
+        await _until(lambda: shop.made[2].closes)
+        await service.aclose()
+
+    run(work())
+
+
 def test_shutdown_frees_an_engine_that_was_replaced_but_still_runs(run):
     async def work():
         shop = Shop(quick=False)

@@ -87,6 +87,13 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
 
 def local_path(source: str) -> Path:
     """Return the file that a path or `file:` URL names. Raises `PromptmillError` (`invalid_image`)."""
+    try:
+        return _local_path(source)
+    except (RuntimeError, ValueError):  # nobody's home folder, half a host name
+        raise _unusable(f"{redact(source[:80])} is no path or URL of an image.", "Send the path of a file.") from None
+
+
+def _local_path(source: str) -> Path:
     if source[:5].lower() == "file:":
         parts = urlsplit(source)
         if parts.netloc not in {"", "localhost"}:
@@ -190,4 +197,5 @@ def _to_eight_bits(image: Image) -> Image:
 
 
 def _unusable(message: str, hint: str | None = None) -> PromptmillError:
-    return PromptmillError(Code.INVALID_IMAGE, message, hint)
+    # a path may hold half a surrogate pair, with which no result could be sent
+    return PromptmillError(Code.INVALID_IMAGE, message.encode("utf-8", "replace").decode(), hint)

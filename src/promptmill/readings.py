@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from promptmill.images import ImageFile, ImageRules, is_web, load_image
 
-# Encoded images that are kept for a later item of the call; those in flight are kept alive by their items.
-_KEPT_BYTES = 256 * 1024 * 1024
+KEPT_BYTES = 256 * 1024 * 1024
+"""Enough for the images that several items of a call share."""
 
 
 class Readings:
@@ -20,12 +20,17 @@ class Readings:
         rules: ImageRules,
         encode: Callable[[ImageFile], bytes],
         fetch: Callable[[str], Awaitable[str]] | None,
+        kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`encode` makes what is kept, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL."""
+        """`encode` makes what is kept, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL.
+
+        Up to `kept_bytes` of it are kept for later items of the call; those in flight keep theirs alive.
+        """
         self._rules = rules
         self._encode = encode
         self._fetch = fetch
         self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._kept_bytes = kept_bytes
         self._kept = 0
 
     async def read(self, source: str) -> bytes:
@@ -47,7 +52,7 @@ class Readings:
 
     def _remember(self, reading: asyncio.Future[bytes]) -> None:
         self._kept += _size(reading)
-        while self._kept > _KEPT_BYTES and len(self._readings) > 1:
+        while self._kept > self._kept_bytes and len(self._readings) > 1:
             source, oldest = next(iter(self._readings.items()))
             if not oldest.done():
                 break

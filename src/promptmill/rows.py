@@ -5,7 +5,7 @@
 | `jsonl` | `{"prompt"}`, `{"messages"}` or `{"prompt", "images"}`; other fields are the caller's own and pass by |
 | `batch` | `{"custom_id", "method", "url", "body"}` (platform.openai.com/docs/api-reference/batch/request-input) |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
-| `messages` | `{"messages", "sampling", "extra"}`: a request of ours that was written to disk; or `{"problem"}` |
+| `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def decode(kind: str, line: bytes, where: str, image_tag: str | None = None) -> 
     if kind == "messages":
         if "problem" in value:
             raise input_error(f"{where}: {value['problem']}")
-        return _conversation(value["messages"], where), Sampling.model_validate(value["sampling"]), value["extra"]
+        conversation, own = _conversation(value["messages"], where), value.get("sampling")
+        return conversation, None if own is None else Sampling.model_validate(own), value.get("extra", _NOTHING)
     if kind == "batch":
         return _batch(value, where)
     return _row(value, where, image_tag), None, _NOTHING

@@ -74,7 +74,7 @@ class Service:
                 try:
                     await new.wait_ready()
                 except PromptmillError:
-                    if old is not None:
+                    if old is not None and self._slot in {new, None}:  # else a call loads again already
                         # refused before the old one had to leave, or gone with it: either way back to what worked
                         self.plan, self._slot = before, None if old.broken else old
                     raise
@@ -93,8 +93,10 @@ class Service:
                 raise
             finally:
                 self._coming = None
-            self.plan, self._slot = plan, new
-            self._retire(old)
+            # which may be another one by now: one that died is loaded again by the next call
+            replaced, self.plan, self._slot = self._slot, plan, new
+            if replaced is not None:
+                self._retire(replaced)
 
     async def generate(
         self, items: Sequence[Conversation | PromptmillError], scope: Scope, *, system_prompt: str = ""
@@ -173,7 +175,8 @@ class Service:
         await asyncio.gather(*(slot.end(reason) for slot in slots), return_exceptions=True)
 
     def _slots(self) -> list[Slot]:
-        return [slot for slot in (self._slot, self._coming, *self._retiring) if slot is not None]
+        slots = [slot for slot in (self._slot, self._coming, *self._retiring) if slot is not None]
+        return slots + [slot.leaving for slot in slots if slot.leaving is not None]
 
     def _refuse_when_closed(self) -> None:
         if self._closed:

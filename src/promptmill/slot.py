@@ -25,6 +25,8 @@ class Slot:
         self.broken = False
         self.awaited = 0
         """Calls that wait until it is loaded."""
+        self.leaving: Slot | None = None
+        """The one that has to leave the device before this one loads; None when it has."""
         self._backend: Backend | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._ending: PromptmillError | None = None
@@ -32,6 +34,7 @@ class Slot:
 
     def start(self, *, after: Slot | None = None) -> None:
         """Begin to load, once `after` has left the device."""
+        self.leaving = after
         self.ready = asyncio.ensure_future(self._load(after))
         # several callers may wait or none: a failure is told to each, and never "not retrieved"
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -43,13 +46,14 @@ class Slot:
                 self._report("waiting for running calls to end")
                 await after.drain(self._drain_s)
                 await after.end(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
+                self.leaving = None
             self._backend = backend
             await backend.load(self._report)
         except BaseException:
             self.broken = True
             raise
         finally:
-            self.activity = ""
+            self.activity, self.leaving = "", None
 
     def _report(self, activity: str) -> None:
         self.activity = activity

@@ -66,6 +66,65 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
     assert found["completion_tokens"] == 14
 
 
+def test_parameters_that_json_cannot_carry_are_refused_in_words(bench: Any) -> None:
+    bench.prompts(3)
+    assert "number above 64 bits" in bench.fail("--set", f'extra_params={{"wide": {2**70}}}')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_a_file_name_that_is_no_text_is_refused_in_words(bench: Any, role: str) -> None:
+    bench.prompts(2)
+    named = bench.path / f"{role}\udcff.jsonl"
+    if role == "input":
+        named.write_bytes(bench.input.read_bytes())
+    setattr(bench, role, named)
+    assert f"{role}?.jsonl has a name that is not UTF-8 text" in bench.fail()
+
+
+def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    bench.write(
+        [
+            {
+                "custom_id": str(at),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"messages": messages} | own,
+            }
+            for at, own in enumerate([{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}])
+        ]
+    )
+    bench.run(enable_thinking=True)
+    rows = bench.answers()
+    assert [row["error"] and row["error"]["code"] for row in rows] == [None, None, "invalid_input"]
+    assert [seen.json["chat_template_kwargs"] for seen in bench.upstream.seen] == [{"enable_thinking": True}] * 2
+
+
+def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
+    bench.write([{"prompt": "same"}] * 5)
+    bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')
+    assert [seen.json["temperature"] for seen in bench.upstream.seen] == [1] * 5
+
+
+def test_a_large_file_keeps_the_parameters_of_each_line_with_dedupe(bench: Any) -> None:
+    """Then a line is read before it is known that it is new, and goes to the workers by way of a spool."""
+    lines = [
+        {
+            "custom_id": f"c{at}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": f"m{at % 3}", "temperature": 0, "messages": [{"role": "user", "content": f"p{at // 2}"}]},
+        }
+        for at in range(20)
+    ]
+    bench.write(lines)
+    bench.succeed("--dedupe", bulk_threshold=1, num_workers=2)
+    asked = {(line["body"]["model"], line["body"]["messages"][0]["content"]) for line in lines}
+    assert {(seen.json["model"], seen.prompt) for seen in bench.upstream.seen} == asked
+    assert len(bench.upstream.seen) == len(asked)
+
+
 def test_dedupe_leaves_rows_at_other_temperatures_alone(bench: Any) -> None:
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed("--dedupe")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs import crash
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -179,6 +180,21 @@ def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -
     assert (found["requests"], found["retries"]) == (13, 3)
 
 
+@posix
+def test_what_a_killed_run_answered_of_the_failures_comes_into_the_output(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({f"prompt {at}": attempts(status(400), answer()) for at in (3, 4)})
+    bench.prompts(10)
+    bench.fail(code=1)
+    bench.upstream.reply = by_prompt({"prompt 4": late(None)}, answer())
+    process = bench.start("--retry-failed")
+    bench.wait(lambda: bench.upstream.attempts["prompt 3"] == 2)
+    time.sleep(0.2)  # it is journalled
+    process.kill()
+    process.communicate()
+    assert json.loads(bench.run("--json").stdout)["failed"] == 1
+    assert [row["id"] for row in bench.answers() if row["error"]] == ["r4"]
+
+
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 0": attempts(*[status(500)] * 3, answer())}, late(0.05, answer()))
     bench.prompts(300)
@@ -240,6 +256,19 @@ def test_a_limit_can_be_raised_later(bench: Any) -> None:
     assert [row["id"] for row in bench.answers()] == [f"r{at}" for at in range(10)]
     bench.succeed()
     assert len(bench.answers()) == len(bench.upstream.seen) == 50
+
+
+@posix
+@pytest.mark.parametrize("point", ["merging", "before-rename", "after-rename"])
+def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point: str) -> None:
+    bench.prompts(50)
+    bench.succeed("--limit", "10")
+    for _ in range(2 if point != "after-rename" else 1):
+        assert bench.run(env={crash.VARIABLE: point}).returncode == -signal.SIGKILL
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 50
+    bench.output.write_text("precious")
+    assert "is not this job's own output" in bench.fail("--limit", "20")
 
 
 @posix

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Damage, Journal
 from replies import answer, late
@@ -57,6 +58,23 @@ def test_a_disk_that_is_full_when_the_output_is_written_costs_no_request(bench: 
     sent = len(bench.upstream.seen)
     bench.succeed()
     assert len(bench.upstream.seen) == sent == 500
+
+
+def test_windows_lets_nobody_replace_a_file_that_is_being_read_and_a_reader_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = iter([True, True, False])
+    replace = Path.replace
+
+    def refused(path: Path, target: Path) -> Path:
+        if next(readers):
+            raise PermissionError(13, "Access is denied")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    monkeypatch.setattr(sys, "platform", "win32")
+    disk.write_json(tmp_path / "status.json", {"state": "finished"}, durable=False)
+    assert disk.read_json(tmp_path / "status.json") == {"state": "finished"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder that even root cannot write")

@@ -21,6 +21,8 @@ from fakes import openai_configuration
 from promptmill.backends.protocol import Request, Scope, Sink, Source
 from promptmill.config import Configuration, Plan
 from promptmill.jobs import folder
+from promptmill.jobs.board import Board
+from promptmill.jobs.lock import Lock
 from promptmill.outcome import Completion
 from promptmill.server import create_server
 from promptmill.service import Service
@@ -115,6 +117,42 @@ def test_partial_answers_can_be_read_and_cancelling_is_quick(bench: Any, tools: 
     tools(work)
     assert len(bench.answers()) == 2000
     assert not bench.output.with_name("cancel").exists()
+
+
+def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: Any) -> None:
+    bench.upstream.reply = late(None)
+    bench.prompts(20)
+
+    async def work(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await call("bulk_cancel", job_id=job_id)
+        assert (await until(call, job_id, "cancelled"))["alive"] is False
+
+    tools(work)
+
+
+def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, run: Any) -> None:
+    bench.prompts(20)
+    bench.folder.path.mkdir(parents=True)
+
+    async def work() -> None:
+        service = Service(openai_configuration(bench.upstream.url))
+        board = Board(service, lambda: [bench.path])
+        other = Lock.take(bench.folder.lock)
+        assert other is not None
+        starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), "", resume=True))
+        await asyncio.sleep(0.1)  # it waits for the lock
+        starting.cancel()
+        await asyncio.wait({starting})
+        other.release()
+        await bench.upstream.reaches(lambda: bench.folder.spec)
+        async with asyncio.timeout(10):
+            while (lock := Lock.take(bench.folder.lock)) is None:
+                await asyncio.sleep(0)
+        lock.release()
+        await service.aclose()
+
+    run(work())
 
 
 def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:

@@ -111,6 +111,18 @@ def test_an_image_that_cannot_be_read_is_that_items_error_with_its_whole_path(ta
     assert "hunter2" not in text
 
 
+@pytest.mark.parametrize(
+    "source", ["~nobody-of-that-name/a.png", "file://[/a.png", "\ud800.png", "http://a/\ud800.png"]
+)
+def test_an_image_under_an_impossible_name_is_that_items_error_alone(talk, source):
+    async def work(talk):
+        return await talk("multimodal_generate", multimodal_path=[[source], []], prompt_ls=["a", "b"])
+
+    result = talk(work)
+    assert result.structured_content["ans_ls"] == ["", "echo: b"]
+    assert codes(result) == {0: "invalid_image"}
+
+
 def test_images_stay_inside_the_allowed_folders(talk, upstream, pictures, tmp_path):
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -62,6 +62,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
     """
     _ = order.failure_limit
     source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
+    for path in (source, target):
+        _check_is_text(path)
     folder = folder_for(source, target, root)
     if source == target:
         raise input_error("Input and output are the same file; name another output.")
@@ -75,6 +77,7 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             _check_output_folder(target)
             disk.make_private_folder(root)  # what is above is the user's own affair
             disk.make_private_folder(folder.path)
+            is_ours = lock is not None
             lock = lock or Lock.take(folder.lock)
             if lock is None:
                 raise input_error(
@@ -82,6 +85,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
                 )
             opened.callback(lock.release)
             spec = _begin_or_go_on(folder, wanted, order)
+            if not is_ours:  # else it is meant for the run that begins
+                folder.cancel.unlink(missing_ok=True)
         except OSError as error:
             raise PromptmillError(
                 Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
@@ -90,6 +95,13 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return Job(folder, spec, order, file, lock)
+
+
+def _check_is_text(path: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a path that no description of a job can hold."""
+    shown = str(path).encode("utf-8", "replace").decode()
+    if shown != str(path):
+        raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
 def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:
@@ -117,7 +129,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
 def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
     """Return what the job is from now on; the caller holds its lock."""
     begun, made = folder.spec, folder.result
-    own_output = made is not None and made.is_still(wanted.output)
+    own_output = made is not None and made.is_own(wanted.output)
     if wanted.output.exists() and not own_output and not order.overwrite:
         raise input_error(
             f"{wanted.output} exists and is not this job's own output; name another file, or remove it"
@@ -132,12 +144,13 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
     if begun is not None and not anew:
         _check_same(begun, wanted)
         spec = begun
+        if order.retry_failed and made is not None:
+            folder.result = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     else:
         folder.clear()
         if own_output and made is not None:
             folder.result = made.model_copy(update={"finished": False})  # ours to replace
         folder.spec = spec = wanted
-    folder.cancel.unlink(missing_ok=True)
     return spec
 
 
@@ -229,4 +242,11 @@ def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, s
 
 
 def _digest(*values: object) -> str:
-    return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    try:
+        text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # orjson's error is one
+        raise input_error(
+            "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 bits "
+            "or too deep a nesting, which JSON cannot carry; correct it."
+        ) from None
+    return hashlib.sha256(text).hexdigest()[:16]

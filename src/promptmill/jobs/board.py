@@ -58,23 +58,38 @@ class Board:
             anew=not resume,
         )
         plan = self._service.plan
-        job = await asyncio.to_thread(admission.admit, order, plan, self._state)
+        job = await self._admitted(order, plan)
         folder = job.folder
-        if not self._may_see(folder):  # became a link since it was looked at
-            job.close()
-            raise self._outside("input_file or output_file")
-        if job.finished:
-            job.close()
-            return {"job_id": folder.job_id, "message": "The job is finished already."} | self._told(folder)
-        status.write_starting(folder)
-        if plan.backend == "openai":
-            try:
-                await asyncio.to_thread(detached.start, job, plan)
-            finally:
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
+            if not self._may_see(folder):  # became a link since it was looked at
+                raise self._outside("input_file or output_file")
+            if job.finished:
                 job.close()
+                return {"job_id": folder.job_id, "message": "The job is finished already."} | self._told(folder)
+            status.write_starting(folder)
+            held.pop_all()
+        if plan.backend == "openai":
+            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, plan))
+            starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
+            await asyncio.shield(starting)
         else:
             self._run_here(job)
         return {"job_id": folder.job_id, "message": "Ask bulk_status how far it is."} | self._told(folder)
+
+    async def _admitted(self, order: Order, plan: Plan) -> Job:
+        """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""
+
+        def let_go(done: asyncio.Future[Job]) -> None:
+            if not done.cancelled() and not done.exception():
+                done.result().close()
+
+        admitting = asyncio.ensure_future(asyncio.to_thread(admission.admit, order, plan, self._state))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(let_go)
+            raise
 
     def status(self, job_id: str | None) -> dict[str, Any]:
         """Return the status of one job, or `{"jobs": […]}`."""

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,8 @@ from promptmill.guarded import open_regular
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 PUBLIC_FILE = 0o666  # less what the user's umask takes away
+_READ_S = 0.5
+_PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -162,9 +165,23 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
         if durable:
             file.flush()
             os.fsync(file.fileno())
-    beside.replace(path)
+    _replace(beside, path)
     if durable:
         sync_folder(path.parent)
+
+
+def _replace(beside: Path, path: Path) -> None:
+    """Give `beside` the name `path`. Windows refuses while somebody reads what has that name, for a moment each."""
+    end = time.monotonic() + _READ_S
+    while True:
+        try:
+            beside.replace(path)
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+        else:
+            return
+        time.sleep(_PAUSE_S)
 
 
 def read_json(path: Path) -> dict[str, object] | None:

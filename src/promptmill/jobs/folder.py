@@ -68,15 +68,27 @@ class Output(BaseModel):
     mtime_ns: int
     limit: int | None
     finished: bool = True
-    """False when the job was begun anew since."""
+    """False when the job was begun anew since, or its failures were."""
+    replaces: tuple[int, int] | None = None
+    """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
 
     def is_still(self, path: Path) -> bool:
         """Return whether the file at `path` is that file, untouched."""
-        try:
-            found = path.stat()
-        except OSError:
-            return False
-        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime_ns)
+        return stamp(path) == (self.size, self.mtime_ns)
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether the file at `path` is that file or the one it was to replace, untouched."""
+        found = stamp(path)
+        return found is not None and found in {(self.size, self.mtime_ns), self.replaces}
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Return `(size in bytes, time of the last change in ns)` of the file at `path`, None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 class Folder:

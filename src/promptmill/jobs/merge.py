@@ -13,7 +13,7 @@ from typing import Any
 from promptmill.errors import input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Output
+from promptmill.jobs.folder import Output, stamp
 from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
@@ -126,10 +126,12 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                 yield jsonl_line(data, record)
 
 
-def described(partial: Path, limit: int | None) -> Output:
-    """Return what the file system says about the output, which stays true when it is renamed."""
+def described(partial: Path, limit: int | None, own: Path | None = None) -> Output:
+    """Return what the file system says about the output, which stays true when it is renamed over its `own` old one."""
     status = partial.stat()
-    return Output(size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit)
+    return Output(
+        size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit, replaces=None if own is None else stamp(own)
+    )
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:

@@ -221,8 +221,9 @@ class Runner:
             return False
         self.progress.tally, self.progress.counted = plan.tally, True
         made = job.folder.result
-        may_replace = job.order.overwrite or (made is not None and made.is_still(spec.output))
-        job.folder.result = merge.described(partial, job.order.limit)
+        is_own = made is not None and made.is_own(spec.output)
+        may_replace = job.order.overwrite or is_own
+        job.folder.result = merge.described(partial, job.order.limit, spec.output if is_own else None)
         if self._crash:
             self._crash("before-rename")
         try:

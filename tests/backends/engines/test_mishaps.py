@@ -36,14 +36,14 @@ PROMPTS = ["one", "two", "three", "four", "five", "six"]
 def frail(tiny, make_engine, tmp_path) -> Callable[..., object]:
     """Load a model whose forward pass does something more before or after."""
 
-    def make(before: str = "pass", after: str = "pass"):
+    def make(before: str = "pass", after: str = "pass", **block: object):
         folder: Path = tmp_path / "frail"
         shutil.copytree(tiny(), folder)
         config = json.loads((folder / "config.json").read_text())
         config |= {"model_type": "frail", "auto_map": {"AutoConfig": "frail.C", "AutoModelForCausalLM": "frail.M"}}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "frail.py").write_text(MODEL.format(before=before, after=after))
-        return make_engine(folder, trust_remote_code=True)
+        return make_engine(folder, trust_remote_code=True, **block)
 
     return make
 
@@ -75,6 +75,25 @@ def test_a_prompt_that_the_model_cannot_bear_fails_alone(desk, frail, expected):
     assert bad.error.code == "internal"
     assert "ValueError: no such thing" in bad.error.message
     assert [outcome.text for outcome in outcomes] == expected
+
+
+def test_a_row_whose_numbers_overflow_fails_alone(desk, frail, tiny_engine):
+    """What it leaves in the cache is not seen by the row that gets its place, beside one that is longer."""
+    long, short = "l" * 90, "s"
+    expected = desk.texts(tiny_engine, [long, short], max_tokens=30)
+    unborn = next(letter for letter in "QZXJ" if letter not in "".join(expected))
+    host = frail(
+        after=f"""
+        for row in (input_ids == {3 + ord(unborn) - ord("!")}).any(1).nonzero().flatten().tolist():
+            answered.logits[row] = float('nan')
+            for layer in past_key_values.layers:
+                layer.values[row] = float('nan')
+        """,
+        batch_size=2,
+    )
+    outcomes = desk.ask(host, [long, 60 * unborn, short], max_tokens=30)
+    assert outcomes[1].error.code == "internal"
+    assert [outcomes[0].text, outcomes[2].text] == expected
 
 
 def test_scores_that_are_no_numbers_are_that_rows_error(desk, frail):

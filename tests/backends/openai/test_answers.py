@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from driving import ask, echoes, opened
@@ -120,6 +122,28 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(upstream, drive):
     outcome.text.encode()
 
 
+def test_half_a_surrogate_pair_in_a_stream_is_mended_or_becomes_a_replacement_character(upstream, drive):
+    pieces = [rb"cut \ud83d here, \ud83d", rb"\ude00 whole"]
+    upstream.reply = sse(
+        *(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' % piece for piece in pieces),
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        b"data: [DONE]",
+    )
+    assert drive(["hi"], stream=True).texts == ["cut \ufffd here, 😀 whole"]
+
+
+def test_content_streamed_in_parts_is_joined(upstream, drive):
+    thinking = b'{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}'
+    upstream.reply = sse(
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":[%b]}}]}' % thinking,
+        b'data: {"choices":[{"index":0,"delta":{"content":[{"type":"text","text":"for"}]}}]}',
+        b'data: {"choices":[{"index":0,"delta":{"content":"ty"}}]}',
+        b'data: {"choices":[{"index":0,"delta":{"content":"-two"},"finish_reason":"stop"}]}',
+        b"data: [DONE]",
+    )
+    assert drive(["hi"], stream=True).texts == ["forty-two"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")
@@ -161,6 +185,29 @@ def test_idle_connections_that_the_server_closed_cost_nothing(upstream, run):
                 assert result.texts == echoes(prompts)
 
     run(work())
+
+
+@pytest.mark.parametrize("length", [1, 60_000])
+def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, run, length):
+    """A server or proxy may say something more on a connection that is kept."""
+
+    async def twice(exchange):
+        await answer()(exchange)
+        await exchange.sleep(0.05)  # the connection is back in the pool
+        await answer("meant for somebody else")(exchange)
+        said.append(exchange.seen.number)
+
+    async def work():
+        async with opened(upstream.url, concurrency=1) as backend:
+            for number, prompt in enumerate(prompts, 1):
+                texts.extend((await ask(backend, [prompt])).texts)
+                await upstream.reaches(lambda number=number: len(said) == number)
+                await asyncio.sleep(0.05)  # it is here
+
+    upstream.reply, said, texts = twice, [], []
+    prompts = [letter * length for letter in "abc"]
+    run(work())
+    assert texts == echoes(prompts)
 
 
 def test_answers_stay_with_their_prompts(upstream, drive):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from fakes import ListSource
+from promptmill.conversation import conversation_from_prompt
+from promptmill.errors import Code
 from promptmill.sampling import Sampling
 from replies import by_prompt, late, status
 
@@ -38,3 +40,10 @@ def test_what_is_left_to_chance_is_sent_each_time(upstream, run):
     result = _drive(run, upstream, PROMPTS, Sampling(temperature=0.7))
     assert result.texts == echoes(PROMPTS)
     assert len(upstream.seen) == len(PROMPTS)
+
+
+def test_what_cannot_be_told_apart_fails_alone(upstream, run):
+    image = conversation_from_prompt("look", "p").with_images(["\ud800.png"], None)
+    result = _drive(run, upstream, ["a", image, "a"], Sampling(temperature=0))
+    assert result.texts == ["echo: a", None, "echo: a"]
+    assert result.codes == {Code.INVALID_IMAGE}

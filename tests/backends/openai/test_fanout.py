@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,11 +14,11 @@ import pytest
 from PIL import Image
 
 from driving import ask, echoes, opened
-from fakes import KEY
+from fakes import KEY, DictSink, ListSource
 from promptmill.backends.openai.fanout import FanOut
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.protocol import Request, Scope
-from promptmill.conversation import Conversation, Message
+from promptmill.conversation import Conversation, Message, conversation_from_prompt
 from promptmill.errors import Code
 from promptmill.rows import Reading
 from promptmill.sampling import Sampling
@@ -168,6 +169,73 @@ def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
     assert outcomes[1].error.code == Code.INVALID_IMAGE
 
 
+class Listed:
+    """A source of requests, as it brings them when a file has to be read before it is known what it asks."""
+
+    def __init__(self, *requests):
+        self.requests = list(requests)
+
+    async def take(self, n):
+        taken, self.requests = self.requests[:n], self.requests[n:]
+        return taken
+
+
+def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upstream, run):
+    async def work():
+        sink = DictSink()
+        source = Listed(
+            Request(0, conversation_from_prompt("a", "p"), Sampling(temperature=0), {"model": "one"}),
+            Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
+        )
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(source, sink, Scope(total=2))
+        return [sink.outcomes[key].attempts for key in (0, 1)]
+
+    assert run(work()) == [1, 3]
+    sent = {seen.prompt: seen.json for seen in upstream.seen}
+    assert (sent["a"]["model"], sent["a"].get("temperature"), sent["a"].get("max_tokens")) == ("one", 0, None)
+    assert (sent["b"]["model"], sent["b"].get("temperature"), sent["b"].get("max_tokens")) == ("two", None, 5)
+
+
+def test_a_large_call_with_nothing_left_to_ask_ends(upstream, run):
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            await backend.run(Listed(), DictSink(), Scope(total=30_000))
+
+    run(work())
+    assert not upstream.seen
+    assert not workers()
+
+
+def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upstream, run):
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            return await ask(backend, PROMPTS, source=ListSource(PROMPTS, extra={"wide": 2**70}))
+
+    assert run(work()).codes == {Code.INVALID_INPUT}
+    assert not upstream.seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream, run):
+    import resource
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            return await ask(backend, ["x" * 2000] * 500)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        result = run(work())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.raised is not None
+    assert result.raised.code is Code.STORAGE
+    assert "TMPDIR" in result.raised.hint
+    assert result.answered > 30
+
+
 def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
@@ -232,6 +300,45 @@ def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, 
 
     monkeypatch.setattr(FanOut, "_live", stillborn)
     assert drive(PROMPTS, **BULK).texts == echoes(PROMPTS)
+
+
+def test_workers_that_cannot_be_started_end_the_call(upstream, drive, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    result = drive(PROMPTS[:20], timeout_s=20, **BULK)
+    assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}
+    assert "could not be started" in result.outcomes[0].error.message
+
+
+def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, run, monkeypatch):
+    start, dying = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def long_lived(*arguments, **options):
+        child = await start(*arguments, **options)
+        wait = child.wait
+
+        async def slowly():
+            dying.set()
+            await asyncio.sleep(0.05)
+            return await wait()
+
+        child.wait = slowly
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", long_lived)
+    upstream.reply = late(0.02)
+
+    async def work():
+        async with opened(upstream.url, **BULK) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS))
+            await upstream.reaches(lambda: len(upstream.seen) > 10)
+            os.kill(workers()[0].pid, signal.SIGKILL)
+            await dying.wait()
+            call.cancel()
+            async with asyncio.timeout(10):
+                await asyncio.wait({call})
+
+    run(work())
+    assert not workers()
 
 
 def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):

@@ -19,6 +19,7 @@ from replies import (
     hang,
     html,
     huge,
+    interim,
     late,
     quota,
     raw,
@@ -85,6 +86,7 @@ FAULTS = [
     _row("Content-Length too short", wrong_length(-40), Code.BAD_RESPONSE),
     _row("hang before the headers", hang(), Code.TIMEOUT, block=SILENCE, says=("silent",)),
     _row("hang in the body", hang(20), Code.TIMEOUT, block=SILENCE, says=("silent",)),
+    _row("hang after early hints", interim(hang()), Code.TIMEOUT, block=SILENCE, says=("silent",)),
     # what is no answer
     _row("invalid JSON", raw(GARBAGE), Code.BAD_RESPONSE, says=("JSON",)),
     _row("half a JSON", raw(b'{"choices": [{"mess'), Code.BAD_RESPONSE),

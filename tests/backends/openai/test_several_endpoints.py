@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from driving import echoes
-from replies import at_most, from_request, late, reset, status, vanishing
+from driving import ask, echoes, opened
+from fakes import DictSink
+from replies import at_most, choose, from_request, late, reset, status, vanishing
 
 PROMPTS = [f"prompt {i}" for i in range(600)]
 
@@ -62,3 +65,28 @@ def test_each_finds_its_own_limit(upstreams, drive):
     result = drive(PROMPTS, base_url=[narrow.url, wide.url], concurrency=32, retries=5)
     assert result.texts == echoes(PROMPTS)
     assert len(wide.seen) > len(narrow.seen)
+
+
+@pytest.mark.parametrize("code", [429, 503])
+def test_what_one_asks_to_wait_is_not_waited_at_another(upstreams, drive, code):
+    well, ill = upstreams(late(0.01)), upstreams(from_request(50, status(code, retry_after="30"), before=late(0.01)))
+    result = drive(PROMPTS, base_url=[ill.url, well.url], concurrency=16, retries=5, max_delay=30)
+    assert result.texts == echoes(PROMPTS)
+    assert result.seconds < 15
+
+
+def test_what_fails_at_one_while_the_other_is_out_holds_up_nobody(upstreams, run):
+    """A failed item is better sent elsewhere, but elsewhere asks for half a minute."""
+    stumbling = choose(lambda seen: status(500) if seen.attempt == 1 and seen.prompt.endswith("7") else late(0.005))
+    well, ill = upstreams(stumbling), upstreams(from_request(5, status(503, retry_after="30"), before=late(0.005)))
+
+    async def work():
+        sink = DictSink()
+        async with opened([ill.url, well.url], concurrency=8, retries=3, max_delay=30) as backend:
+            call = asyncio.ensure_future(ask(backend, PROMPTS, sink=sink))
+            await well.reaches(lambda: len(sink.outcomes) >= len(PROMPTS) - 8)  # but for those that the other refused
+            call.cancel()
+            await asyncio.wait({call})
+        return sum(seen.attempt > 1 for seen in well.seen)
+
+    assert run(work()) > 40

@@ -11,7 +11,10 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.gate import Gate, Share
 from promptmill.backends.openai.lane import Lane
 from promptmill.backends.openai.pace import Pace
+from promptmill.backends.openai.retry import Blame, Verdict
 from promptmill.backends.openai.wire import Encoder
+from promptmill.backends.protocol import Scope
+from promptmill.errors import Code, PromptmillError
 from promptmill.settings import OpenAISettings
 
 
@@ -87,6 +90,49 @@ def test_a_call_hears_when_its_share_grows():
 
     asyncio.run(leave_one())
     assert heard == [64]
+
+
+def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
+    async def work() -> tuple[bool, bool]:
+        clock, scope = Clock(), Scope()
+        failed_there, full = (a_lane(Pace(clock), concurrency=1, adaptive=False) for _ in range(2))
+        gate = Gate([failed_there, full], 3, clock)
+        taken = gate.enter_now(scope, 0, failed_there)
+        assert taken is not None
+        patient = asyncio.ensure_future(gate.enter(scope, 0, failed_there))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            ticket = await gate.enter(scope, 0, None)
+        waited = not patient.done()
+        gate.leave(taken, scope)
+        async with asyncio.timeout(5):
+            return ticket.lane is failed_there and waited, (await patient).lane is full
+
+    assert asyncio.run(work()) == (True, True)
+
+
+def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
+    clock = Clock()
+    lane = a_lane(Pace(clock), concurrency=4)
+    lost = Verdict(Blame.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
+    first, older = lane.enter(), lane.enter()
+    lane.failed(first, lost, None)
+    lane.leave(first)
+    hanging = lane.enter()
+    assert lane.room(clock.now) == 0
+    lane.succeeded(older)
+    lane.leave(older)
+    assert lane.room(clock.now) == 3
+    later = lane.enter()
+    lane.failed(later, lost, None)
+    lane.leave(later)
+    clock.now += 60
+    assert lane.room(clock.now) == 1
+    probe = lane.enter()
+    lane.leave(hanging)
+    assert lane.room(clock.now) == 0
+    lane.leave(probe)
+    assert lane.room(clock.now) == 1
 
 
 def grown(answer_after_s: float, *, busy: bool) -> int:

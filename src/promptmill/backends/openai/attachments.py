@@ -8,18 +8,22 @@ import orjson
 import pybase64
 
 from promptmill.conversation import ImagePart
+from promptmill.errors import Code, PromptmillError
 from promptmill.images import ImageFile, ImageRules, is_web
-from promptmill.readings import Readings
+from promptmill.readings import KEPT_BYTES, Readings
 from promptmill.webimages import ImageFetcher
 
 
 class Attachments:
     """Images as endpoints get them: a `data:` URL, or the URL of an image on the web."""
 
-    def __init__(self, rules: ImageRules, fetcher: ImageFetcher | None) -> None:
-        """With a `fetcher` images on the web are downloaded here, else the endpoint gets their URLs."""
+    def __init__(self, rules: ImageRules, fetcher: ImageFetcher | None, kept_bytes: int = KEPT_BYTES) -> None:
+        """With a `fetcher` images on the web are downloaded here, else the endpoint gets their URLs.
+
+        Up to `kept_bytes` are kept for later items.
+        """
         self._passes_on = fetcher is None
-        self._readings = Readings(rules, _json_url, None if fetcher is None else fetcher.fetch)
+        self._readings = Readings(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
 
     async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
         """Return source → JSON string with the URL that is sent. Raises `PromptmillError` (`invalid_image`)."""
@@ -27,7 +31,12 @@ class Attachments:
 
     async def _one(self, source: str) -> bytes:
         if self._passes_on and is_web(source):
-            return orjson.dumps(source)
+            try:
+                return orjson.dumps(source)
+            except TypeError:
+                raise PromptmillError(
+                    Code.INVALID_IMAGE, "The URL of an image holds half a surrogate pair.", "Write it percent-encoded."
+                ) from None
         return await self._readings.read(source)
 
     def close(self) -> None:

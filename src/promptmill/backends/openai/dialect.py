@@ -101,7 +101,7 @@ def translate(dialect: Dialect, model: str, given: Mapping[str, Any]) -> tuple[d
     thinking = body.pop("enable_thinking", None)
     if thinking is not None:
         if dialect.thinking == "template":
-            body["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), "enable_thinking": thinking}
+            body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": thinking}
         elif dialect.thinking == "top_level":
             body["enable_thinking"] = thinking
         else:

@@ -111,6 +111,7 @@ class Exchange:
                 interim += 1
                 if interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
                     raise aiohttp.ClientPayloadError("interim responses without end")
+                protocol.start_timeout()  # aiohttp stops the clock with every response
                 message, content = await protocol.read()
             reply = Reply(message.code, message.headers, await whole(content))
         except BaseException:

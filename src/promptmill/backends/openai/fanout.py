@@ -19,7 +19,6 @@ From a worker:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import sys
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from promptmill.backends.openai.retry import Blame, Verdict
 from promptmill.backends.openai.spool import Ref
 from promptmill.backends.protocol import Scope
 from promptmill.children import frames, process
-from promptmill.errors import Code, PromptmillError
+from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.outcome import Completion, Usage
 
 _WORKER = "promptmill.backends.openai.worker"
@@ -67,13 +66,22 @@ class FanOut:
     """A `Sender` of references, over worker processes; use as an async context."""
 
     def __init__(self, workers: int, per_worker: int, scope: Scope, job: Mapping[str, Any]) -> None:
-        """`job` is what every worker is told first, keys included: over a pipe, never on a command line."""
+        """`job` is what every worker is told first, keys included: over a pipe, never on a command line.
+
+        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry.
+        """
         self.capacity = workers * per_worker
         """Requests in flight, at most."""
         self._count = workers
         self._per_worker = per_worker
         self._scope = scope
-        self._job = frames.packed({"type": "job", **job})
+        try:
+            self._job = frames.packed({"type": "job", **job})
+        except TypeError:
+            raise input_error(
+                "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 "
+                "bits or too deep a nesting, which JSON cannot carry; correct it."
+            ) from None
         self._workers: list[_Worker] = []
         self._ids = itertools.count(1)
         self._room = asyncio.Event()
@@ -136,9 +144,11 @@ class FanOut:
         """Keep one worker running until the call ends."""
         false_starts = 0
         while True:
-            worker = _Worker(number)
+            worker, why = _Worker(number), "end as soon as they start"
             try:
                 await self._live(worker)
+            except OSError as error:  # no more processes, memory or files
+                why = f"could not be started: {error.strerror or type(error).__name__}"
             finally:
                 if worker in self._workers:
                     self._workers.remove(worker)
@@ -150,8 +160,8 @@ class FanOut:
             if self._given_up == self._count:
                 self._broken = PromptmillError(
                     Code.ENGINE_DIED,
-                    "The worker processes end as soon as they start.",
-                    "Look at stderr for the reason.",
+                    f"The worker processes {why}.",
+                    "Look at stderr, and at this machine's limits of processes, open files and memory.",
                 )
                 self._room.set()
             return
@@ -182,8 +192,12 @@ class FanOut:
         finally:
             process.end_group(child.pid)
             child.stdin.close()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(child.wait())
+            ending = asyncio.ensure_future(child.wait())
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # the call is over, which has to be known above
+                await asyncio.wait({ending})
+                raise
 
     def _hear(self, worker: _Worker, message: frames.Message) -> None:
         worker.answered = True

@@ -20,6 +20,10 @@ class _Waiter(NamedTuple):
     avoid: Lane | None
 
 
+def _in_flight(entry: tuple[int, tuple[Scope, deque[_Waiter]]]) -> int:
+    return entry[1][0].in_flight
+
+
 class Share:
     """A call's part of what may be in flight: a hint how many of its items to have on their way, at least 1."""
 
@@ -151,6 +155,10 @@ class Gate:
         """Return whether no other endpoint than `lane` can be hoped for."""
         return all(other.verdict() is not None for other in self._lanes if other is not lane)
 
+    def elsewhere(self, lane: Lane) -> bool:
+        """Return whether another endpoint than `lane` is well."""
+        return any(not other.ailing and other.verdict() is None for other in self._lanes if other is not lane)
+
     def settle_tokens(self, difference: int) -> None:
         """Charge what a request really used beyond its estimate."""
         if self._tokens:
@@ -159,24 +167,43 @@ class Gate:
     def serve(self) -> None:
         """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
         now = self._clock()  # one for all below: a pause that ended between two looks would never be waited for
-        while self._waiting and self._in_flight < self._concurrency:
-            key, (scope, queue) = min(self._waiting.items(), key=lambda entry: entry[1][0].in_flight)
-            while queue and queue[0].future.done():
-                queue.popleft()
-            if queue:
-                future, tokens, avoid = queue[0]
-                ticket = self._admit(scope, tokens, avoid, now)
-                if ticket is None:
-                    break
-                queue.popleft()
-                future.set_result(ticket)
-            if not queue:
-                del self._waiting[key]
+        stuck: set[Lane | None] = set()
+        while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
+            pass
         if self._waiting:
             if error := self._hopeless():
                 self._refuse_all(error)
             elif self._in_flight < self._concurrency:
                 self._wake_later(now)
+
+    def _serve_one(self, now: float, stuck: set[Lane | None]) -> bool:
+        """Hand out one ticket, or forget a call in which nobody waits any more; False when there is nothing to do.
+
+        Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
+        endpoints to be avoided for which there is no ticket at `now`.
+        """
+        waiting, alone = self._waiting.items(), len(self._lanes) == 1
+        for key, (scope, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
+            while queue and queue[0].future.done():
+                queue.popleft()
+            for waiter in queue:
+                if waiter.avoid in stuck or waiter.future.done():
+                    continue
+                ticket = self._admit(scope, waiter.tokens, waiter.avoid, now)
+                if ticket is not None:
+                    waiter.future.set_result(ticket)
+                    queue.remove(waiter)
+                    break
+                if alone:
+                    return False
+                stuck.add(waiter.avoid)
+            else:
+                ticket = None
+            if not queue:
+                del self._waiting[key]
+            if not queue or ticket is not None:
+                return True
+        return False
 
     def _admit(self, scope: Scope, tokens: int, avoid: Lane | None, now: float) -> Ticket | None:
         if self._in_flight >= self._concurrency:
@@ -197,9 +224,12 @@ class Gate:
         return lane.enter()
 
     def _best(self, avoid: Lane | None, now: float) -> Lane | None:
-        """Return the endpoint with the most room; `avoid` only when there is no hope for any other."""
+        """Return the endpoint with the most room; `avoid` only when all others ail, and none is to be probed now."""
         others = [lane for lane in self._lanes if lane is not avoid and lane.verdict() is None]
-        return max(others, key=lambda lane: lane.room(now)) if others else avoid
+        best = max(others, key=lambda lane: lane.room(now), default=avoid)
+        if avoid is None or best is None or best.room(now) > 0 or avoid.verdict() is not None:
+            return best
+        return avoid if all(lane.ailing for lane in others) else best
 
     def _rate_wait_s(self, now: float) -> float:
         return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)

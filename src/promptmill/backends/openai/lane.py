@@ -20,13 +20,12 @@ _LONGEST_PROBE_PAUSE_S = 5.0
 class Ticket:
     """The right to send one request to `lane`, and what the lane looked like then."""
 
-    __slots__ = ("at", "epoch", "idle_s", "lane", "outage", "probe", "serial", "successes")
+    __slots__ = ("at", "epoch", "idle_s", "lane", "outage", "serial", "successes")
 
-    def __init__(self, lane: Lane, at: float, idle_s: float, *, probe: bool) -> None:
+    def __init__(self, lane: Lane, at: float, idle_s: float) -> None:
         self.lane = lane
         self.at = at
         self.idle_s = idle_s
-        self.probe = probe
         self.serial = lane.serial
         self.epoch = lane.window.epoch
         self.outage = lane.outage
@@ -72,7 +71,7 @@ class Lane:
         self._strikes = 0
         self._losses = 0  # lost connections since the last success
         self._refusals = 0  # strikes without anybody listening
-        self._probing = False
+        self._probe: Ticket | None = None
         self._trouble_since: float | None = None
         self._last_error: PromptmillError | None = None
 
@@ -81,23 +80,24 @@ class Lane:
         if self.blocked or now < self.paused_until:
             return 0
         if self._strikes:
-            return 0 if self._probing else 1
+            return 0 if self._probe else 1
         return self.window.size - self.in_flight
 
     def enter(self) -> Ticket:
         """Take a place."""
         self.in_flight += 1
         self.serial += 1
-        probe = self._strikes > 0
-        self._probing = self._probing or probe
         now = self._clock()
-        return Ticket(self, now, self._pace.idle_s(now), probe=probe)
+        ticket = Ticket(self, now, self._pace.idle_s(now))
+        if self._strikes:
+            self._probe = ticket
+        return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Give the place back."""
         self.in_flight -= 1
-        if ticket.probe:
-            self._probing = False
+        if self._probe is ticket:
+            self._probe = None
 
     def succeeded(self, ticket: Ticket) -> None:
         """Count a reply that shows the endpoint is well; before `leave`."""
@@ -105,6 +105,7 @@ class Lane:
         self.answered = True
         self.successes += 1
         self._strikes = self._losses = 0
+        self._probe = None  # one that hangs is in nobody's way when it is needed again
         self._trouble_since = None
         if self.window.may_grow and not self._pace.is_limit(ticket.at, ticket.idle_s):
             self.window.accepted(self.in_flight)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -52,6 +54,30 @@ class _Pieces(aiohttp.Payload):
             await writer.write(piece)
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Keeps connections, but none on which something came that nobody had asked for.
+
+    It would be taken for the answer to the next request, and each answer from then on for that of the one after.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._kept: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            if protocol not in self._kept or not protocol.should_close:
+                break
+            connection.close()
+        self._kept.add(protocol)
+        return connection
+
+
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
@@ -68,7 +94,7 @@ class Pool:
         """
         connect_s, silence_s = settings.timeout
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
-        self._connector = aiohttp.TCPConnector(
+        self._connector = _Connector(
             limit=settings.max_connections or connections,
             ttl_dns_cache=300,
             keepalive_timeout=_KEEPALIVE_S,

@@ -96,7 +96,7 @@ class Run(Generic[TaskT]):
         self._closed = False
 
     async def run(self) -> None:
-        """Work until the source is at its end and every item has its outcome."""
+        """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
         self._share = self._gate.opened(self._employ)
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -104,6 +104,8 @@ class Run(Generic[TaskT]):
                 self._employ()
                 if self._open or not self._ended:
                     await self._finished.wait()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             self._closed = True
             self._gate.closed(self._share)
@@ -240,7 +242,8 @@ class Run(Generic[TaskT]):
             item.refusals += 1
         elif counts and not lane.ailing and not verdict.stale:  # else the pauses between its probes are wait enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
-        wait_s = max(wait_s, lane.wished(verdict))
+        if not self._gate.elsewhere(lane):  # an endpoint speaks for itself alone
+            wait_s = max(wait_s, lane.wished(verdict))
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._settle(item, Failure(_too_slow(settings.item_timeout), item.attempts, self._age(item)))
         if wait_s <= 0:

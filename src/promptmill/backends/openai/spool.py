@@ -9,11 +9,12 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import orjson
 
 from promptmill.backends.protocol import Request, Source
+from promptmill.errors import Code, PromptmillError
 from promptmill.rows import Reading
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
@@ -58,50 +59,74 @@ class Refs:
 class Spool:
     """A source in memory as a mapped one: what is taken is written to a private file first.
 
-    All its requests must share sampling and extra parameters, as those of one call do.
+    Requests whose sampling or extra parameters are not those of the first, as all of one call have them, bring theirs.
     """
 
     def __init__(self, source: Source, first: list[Request], refuse: Refuse) -> None:
-        """`first` is what was taken already, at least one; `refuse` takes what cannot be written."""
-        handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
+        """`first` is what was taken already; `refuse` takes what cannot be written.
+
+        Raises `PromptmillError` (`storage`), as taking does.
+        """
+        try:
+            handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
+        except OSError as error:
+            raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        self.reading = Reading("jsonl", first[0].sampling, first[0].extra)
+        self.reading = Reading("messages", first[0].sampling, first[0].extra) if first else Reading("messages")
         self._source = source
         self._first = first
         self._refuse = refuse
         self._end = 0
+        self._before: dict[int, int] = {}
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
         """Take up to `n` requests and write them."""
         while requests := self._first or await self._source.take(n):
             self._first = []
-            refs = []
-            for request in requests:
-                try:
-                    row = orjson.dumps({"messages": request.conversation.as_messages()}) + b"\n"
-                except TypeError:
-                    await self._refuse(request)
-                    continue
-                self._file.write(row)
-                refs.append((request.key, self._end, len(row)))
-                self._end += len(row)
-            self._file.flush()
+            try:
+                refs = [ref for request in requests if (ref := await self._written(request)) is not None]
+                self._file.flush()
+            except OSError as error:
+                raise _no_room(error) from None
             if refs:
                 return refs
         return []
 
+    async def _written(self, request: Request) -> tuple[int, int, int] | None:
+        value: dict[str, Any] = {"messages": request.conversation.as_messages()}
+        if request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
+            value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
+        try:
+            row = orjson.dumps(value) + b"\n"
+        except TypeError:
+            await self._refuse(request)
+            return None
+        self._file.write(row)
+        offset, self._end = self._end, self._end + len(row)
+        if request.attempts:
+            self._before[request.key] = request.attempts
+        return request.key, offset, len(row)
+
     def attempts(self, key: int) -> int:
-        """Return 0: what is in memory was never sent."""
-        del key
-        return 0
+        """Return how often a request was sent by earlier runs; to be asked once."""
+        return self._before.pop(key, 0)
 
     def close(self) -> None:
         """Remove the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is not on a full disk yet
+            self._file.close()
         if self.path.suffix:
             with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
                 self.path.unlink(missing_ok=True)
+
+
+def _no_room(error: OSError) -> PromptmillError:
+    return PromptmillError(
+        Code.STORAGE,
+        f"The prompts of so large a call cannot be written into a temporary file: {error.strerror or error}.",
+        "Free space there, or name a folder on another disk in TMPDIR.",
+    )
 
 
 def _unnamed(path: Path, descriptor: int) -> Path:

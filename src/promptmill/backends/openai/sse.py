@@ -5,7 +5,7 @@ Format: html.spec.whatwg.org, server-sent events; platform.openai.com, chat comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -17,8 +17,8 @@ class CutOffError(Exception):
     """The stream ended before the answer did."""
 
 
-def assemble(body: bytes) -> dict[str, Any]:
-    """Return the completion object of a whole stream, or the first event that reports an error.
+def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
+    """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
     Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for what is no JSON.
     """
@@ -32,7 +32,7 @@ def assemble(body: bytes) -> dict[str, Any]:
         if data == END:
             ended = True
             break
-        event = orjson.loads(data)
+        event = load(data)
         if not isinstance(event, dict):
             raise ValueError("an event is no object")
         if event.get("error"):
@@ -47,8 +47,8 @@ def assemble(body: bytes) -> dict[str, Any]:
                     _add_calls(calls, value or ())
                 elif name == "reasoning_details" and isinstance(value, list):
                     message.setdefault(name, []).extend(value)
-                elif isinstance(value, str) and name != "role":
-                    texts.setdefault(name, []).append(value)
+                elif name != "role":
+                    texts.setdefault(name, []).extend(_texts(value))
     if finish is None and not ended:
         raise CutOffError
     message |= {name: "".join(parts) for name, parts in texts.items()}
@@ -69,6 +69,16 @@ def _events(body: bytes) -> Iterator[bytes]:
             lines = []
     if lines:
         yield b"\n".join(lines)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the text of a delta, or those of its parts, as Mistral's reasoning models send them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, dict) and isinstance(text := part.get("text"), str):
+                yield text
 
 
 def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:

@@ -6,18 +6,18 @@ Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, D
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
+from promptmill.backends.openai import loose
 from promptmill.backends.openai.dialect import translate
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, judge_status
 from promptmill.backends.openai.sse import CutOffError, assemble
 from promptmill.backends.protocol import Request
-from promptmill.conversation import Message, TextPart, check_encodable
+from promptmill.conversation import Message, TextPart, check_encodable, shape
 from promptmill.errors import Code, PromptmillError
 from promptmill.outcome import NO_USAGE, Completion, Usage
 from promptmill.reasoning import split_reasoning
@@ -68,11 +68,11 @@ class Encoder:
 
     def fingerprint(self, request: Request) -> bytes:
         """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
-        sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
         try:
+            sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
             body = self.encode(request, sources)
             return hashlib.blake2b(body if isinstance(body, bytes) else b"".join(body), digest_size=16).digest()
-        except PromptmillError:
+        except (PromptmillError, TypeError):
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
     def _head(self, request: Request) -> tuple[bytes, list[str], Sampling, Mapping[str, Any]]:
@@ -96,9 +96,11 @@ class Encoder:
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
-        if self._enable_thinking is not None and not (
-            "enable_thinking" in given or "enable_thinking" in (given.get("chat_template_kwargs") or {})
-        ):
+        if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
+            raise PromptmillError(
+                Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."
+            )
+        if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
         as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
         body, refused = translate(self._endpoint.dialect, str(given.get("model", self._model)), {**given, **ours})
@@ -158,7 +160,7 @@ def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoi
     except orjson.JSONDecodeError:
         if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
             return _read_stream(headers, body, endpoint)
-        payload = _loose_json(body)
+        payload = _loosely(body)
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
@@ -168,7 +170,7 @@ def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoi
 
 def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
     try:
-        return read_payload(assemble(body), headers, endpoint)
+        return read_payload(_assembled(body), headers, endpoint)
     except CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -176,6 +178,14 @@ def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) ->
         return Verdict(Blame.CHANCE, error)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
+
+
+def _assembled(body: bytes) -> dict[str, Any]:
+    try:
+        return assemble(body)
+    except orjson.JSONDecodeError:
+        whole: dict[str, Any] = loose.mended(assemble(body, loose.load))  # only now: halves may have come apart
+        return whole
 
 
 def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> Completion | Verdict:
@@ -262,13 +272,10 @@ def _is_shallow(value: Any, levels: int) -> bool:
     return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in inside)
 
 
-def _loose_json(body: bytes) -> Any:
-    """Read what orjson refuses: half a surrogate pair (llama.cpp cuts emojis) becomes U+FFFD."""
+def _loosely(body: bytes) -> Any:
     try:
-        loaded = json.loads(body.decode("utf-8", "replace"))
-        whole = json.dumps(loaded, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return json.loads(whole)
-    except (ValueError, RecursionError):
+        return loose.mended(loose.load(body))
+    except ValueError:
         return None
 
 

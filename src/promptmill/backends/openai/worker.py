@@ -34,6 +34,8 @@ from promptmill.sampling import Sampling
 from promptmill.settings import OpenAISettings
 from promptmill.webimages import ImageFetcher
 
+_KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there may be many
+
 
 class Worker:
     """Makes the attempts it is told to and reports what came of them, in frames of whatever is ready together."""
@@ -51,7 +53,7 @@ class Worker:
         self._lanes = lanes(list(map(_endpoint, job["endpoints"])), job["model"], settings, pace, chance)
         roots = job["allowed_roots"]
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
-        attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None)
+        attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
         pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), pace)
         self._sender = LocalSender(pool, attachments, self._scope, unsupported_is_error=job["unsupported"] == "error")
         self._attempts: dict[int, asyncio.Task[None]] = {}

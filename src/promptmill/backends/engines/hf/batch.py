@@ -51,6 +51,10 @@ class OpenBatch:
         self.rows[place].kept = self._cache.copy_of(place)
         self.drop([place])
 
+    def wipe(self, place: int) -> None:
+        """Leave nothing of what was computed for a row, where other rows will be."""
+        self._cache.wipe(place)
+
     def drop(self, places: list[int]) -> None:
         """Take the rows at `places` out; the last ones move up."""
         for place in sorted(places, reverse=True):

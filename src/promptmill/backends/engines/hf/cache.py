@@ -124,6 +124,12 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         else:
             window.start = window.end = 0
 
+    def wipe(self, slot: int) -> None:
+        """Set a row to zeros. What is no number does harm behind a mask, too: a weight of zero times it is none."""
+        for layer in self.layers:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0
+
     def copy_of(self, slot: int) -> KeysValues:
         """Return a row's content, to be added again later."""
         used = slice(self._window.end - self.lengths[slot], self._window.end)

@@ -87,6 +87,7 @@ class Decoder:
             for row in taken:
                 row.turns = 0
                 row.started = row.started or time.monotonic()
+            resumed = self._open if taken[0].kept is not None else None
             try:
                 if self._model.alone:
                     self._prefill = LoneRow(self._model, taken[0])
@@ -95,7 +96,8 @@ class Decoder:
                 else:
                     self._resume(taken[0])
             except Exception as error:  # noqa: BLE001 (sorted out there)
-                self._mishap(list(dict.fromkeys([*self._given_up(), *taken])), error)
+                # a prompt that cannot even begin has spoilt nothing that others computed
+                self._mishap(taken if resumed is None else self._reset(resumed, *taken), error)
 
     def _worth_a_batch(self, free: int, running: Counter[int]) -> int:
         """Return how many rows to start as a closed batch: many at a time, for each such batch is a step of its own.
@@ -192,6 +194,8 @@ class Decoder:
                 if place in wrong:
                     raise wrong[place]
                 if token is None:
+                    if isinstance(batch, OpenBatch):
+                        batch.wipe(first + place)
                     raise PromptmillError(
                         Code.INTERNAL,
                         "The model's scores are no numbers any more, as happens in float16.",

@@ -1,0 +1,23 @@
+"""JSON that orjson refuses, read as far as it goes: half a surrogate pair (llama.cpp cuts emojis), wrong UTF-8."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def load(data: bytes) -> Any:
+    """Return the value of `data`; half a surrogate pair stays one, for its other half may come. Raises `ValueError`."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def mended(value: Any) -> Any:
+    """Return `value` with whole characters: half a surrogate pair becomes U+FFFD. Raises `ValueError`."""
+    try:
+        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

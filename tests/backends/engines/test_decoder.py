@@ -1,0 +1,54 @@
+"""The decode loop by itself: what befalls one row befalls no other."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from promptmill.backends.engines.hf.choice import Choice  # noqa: E402
+from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
+from promptmill.backends.engines.hf.model import LanguageModel  # noqa: E402
+from promptmill.backends.engines.hf.row import Row  # noqa: E402
+from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
+from promptmill.backends.engines.hf.sight import Sight  # noqa: E402
+
+
+class Enough(BaseException):
+    """Everything is answered."""
+
+
+class Channel:
+    """Keeps what is sent, until so many outcomes are there."""
+
+    def __init__(self, outcomes):
+        self.sent = {}
+        self._outcomes = outcomes
+
+    def send(self, message):
+        assert message["id"] not in self.sent
+        self.sent[message["id"]] = message
+        if len(self.sent) == self._outcomes:
+            raise Enough
+
+
+@pytest.fixture
+def model(tiny):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny()
+    return LanguageModel(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
+    """Its marks are of another length than its tokens, so nothing is computed."""
+    rows = [Row(1, number, [5 + number] * 9, 200, frozenset(), Choice()) for number in range(4)]
+    rows.append(Row(2, 4, [7] * 9, 5, frozenset(), Choice(), sight=Sight({}, {"marks": torch.zeros((1, 30))})))
+    schedule, channel = Schedule(), Channel(len(rows))
+    for row in rows:
+        schedule.add(row)
+    with pytest.raises(Enough):
+        Decoder(model, schedule, channel, batch_size=8, chunk=64).run()
+    assert "error" in channel.sent.pop(4)
+    assert all("error" not in message for message in channel.sent.values())
+    assert [row.mishaps for row in rows[:4]] == [0] * 4
