@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 
@@ -22,6 +23,8 @@ from promptmill.jobs.lock import Lock
 from promptmill.jobs.order import Order
 
 _WHOLE = frozenset({"batch", "messages"})
+_ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
+"""What an order says for this time alone; going on with the job by its id does the rest again."""
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 
@@ -111,6 +114,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
         backend=plan.backend,
         model=plan.model,
         created=int(time.time()),
+        working_folder=Path.cwd(),
     )
 
 
@@ -137,6 +141,9 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
         if own_output and made is not None:
             folder.result = made.model_copy(update={"finished": False})  # ours to replace
         folder.spec = spec = wanted
+    kept = order.model_copy(update={**_ONCE, "input": spec.input, "output": spec.output})
+    if folder.order != kept:
+        folder.order = kept
     folder.cancel.unlink(missing_ok=True)
     return spec
 

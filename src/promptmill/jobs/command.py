@@ -118,13 +118,15 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
 
 
 def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
-    """Go on with a job in the foreground, by its id alone. Returns as `bulk` does."""
+    """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
     if job_id is None:
         print("promptmill: name the job to go on with.", file=sys.stderr)
         return USAGE
-    spec = folder.find(job_id, folder.state_root()).spec
+    job = folder.find(job_id, folder.state_root())
+    spec = job.spec
     assert spec is not None
-    return bulk(configuration, Order(input=spec.input, output=spec.output), validate=False, as_json=as_json)
+    order = job.order or Order(input=spec.input, output=spec.output)
+    return bulk(configuration, order, validate=False, as_json=as_json)
 
 
 def forget(age: str, *, unfinished: bool, as_json: bool) -> int:

@@ -3,6 +3,7 @@
 | file | what |
 |---|---|
 | `spec.json` | what the job is, without secrets |
+| `order.json` | how it was last asked for, to go on with it by its id alone |
 | `lock` | held by the process that runs it |
 | `journal` | what is answered, see `journal` |
 | `index` | where in the journal, see `index`; made anew at each start |
@@ -28,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptmill.errors import input_error
 from promptmill.jobs import disk, lock
+from promptmill.jobs.order import Order
 
 Model = TypeVar("Model", bound=BaseModel)
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
@@ -52,6 +54,8 @@ class Spec(BaseModel):
     backend: str
     model: str
     created: int
+    working_folder: Path | None = None
+    """Where relative image paths start, from wherever the job is taken up again."""
 
     @property
     def of_call(self) -> bool:
@@ -97,6 +101,7 @@ class Folder:
         self.answers = path / "answers.jsonl"
         self._spec = path / "spec.json"
         self._result = path / "result.json"
+        self._order = path / "order.json"
 
     @property
     def spec(self) -> Spec | None:
@@ -115,6 +120,15 @@ class Folder:
     @result.setter
     def result(self, result: Output) -> None:
         disk.write_json(self._result, result.model_dump(mode="json"))
+
+    @property
+    def order(self) -> Order | None:
+        """How it was last asked for."""
+        return _read(self._order, Order)
+
+    @order.setter
+    def order(self, order: Order) -> None:
+        disk.write_json(self._order, order.model_dump(mode="json"))
 
     @property
     def alive(self) -> bool:

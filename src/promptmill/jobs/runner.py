@@ -178,6 +178,7 @@ class Runner:
             plan.settings.extra_params,
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
+            self._foreign_folder(),
         )
         return Answering(
             self._service,
@@ -192,6 +193,11 @@ class Runner:
             self._guard,
             self._give_up,
         )
+
+    def _foreign_folder(self) -> str:
+        """Return the folder where the job was begun, `""` when it is this process's own."""
+        begun_in = self._job.spec.working_folder
+        return "" if begun_in is None or begun_in == Path.cwd() else str(begun_in)
 
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
