@@ -31,6 +31,8 @@ class Completion:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     attempts: int = 1
     latency_s: float = 0.0
+    logprobs: Mapping[str, Any] | None = None
+    """The tokens' probabilities as the endpoint gave them, where it was asked to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ PNG = bytes.fromhex(
     "0000000049454e44ae426082"
 )
 
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.25, "bytes": [97], "top_logprobs": []}], "refusal": None}
 LOST = 32 + 16  # in flight at a kill, and not written yet
 
 
@@ -74,11 +75,12 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None
             "think": answer("so", message={"reasoning_content": "hm"}),
             "tool": answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls"),
             "long": answer("cut", finish_reason="length"),
+            "sure": answer("a", logprobs=LOGPROBS),
         }
     )
-    bench.write([{"prompt": name} for name in ("bad", "think", "tool", "long")])
+    bench.write([{"prompt": name} for name in ("bad", "think", "tool", "long", "sure")])
     bench.fail(code=1)
-    bad, think, tool, long = bench.answers()
+    bad, think, tool, long, sure = bench.answers()
     assert bad["error"] == {
         "code": "bad_request",
         "message": bad["error"]["message"],
@@ -88,6 +90,7 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None
     assert (think["answer"], think["reasoning"]) == ("so", "hm")
     assert (tool["answer"], tool["tool_calls"], tool["error"]) == ("", [call], None)
     assert (long["answer"], long["finish_reason"]) == ("cut", "length")
+    assert [row.get("logprobs") for row in (bad, think, sure)] == [None, None, LOGPROBS]
 
 
 def test_images_of_a_row_are_sent(bench: Any) -> None:
@@ -170,6 +173,28 @@ def test_a_batch_file_runs_unchanged(bench: Any) -> None:
     assert "line 3" in rows[2]["error"]["message"]
     message = rows[3]["response"]["body"]["choices"][0]["message"]
     assert (message["content"], message["tool_calls"]) == (None, [call])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench: Any, workers: int) -> None:
+    bench.upstream.reply = choose(lambda seen: answer(logprobs=LOGPROBS if seen.json.get("logprobs") else None))
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    bodies = [body, body | {"logprobs": True, "top_logprobs": 2}]
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    bench.write([{"custom_id": str(at), **line, "body": found} for at, found in enumerate(bodies)])
+    bench.succeed(num_workers=workers)
+    choices = [row["response"]["body"]["choices"][0] for row in bench.answers()]
+    assert [choice["logprobs"] for choice in choices] == [None, LOGPROBS]
+
+
+def test_log_probabilities_are_a_column_of_a_table(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"sure": answer("a", logprobs=LOGPROBS)})
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("prompt\nsure\nplain\n")
+    bench.succeed()
+    sure, plain = csv.DictReader(bench.output.open(newline=""))
+    assert json.loads(sure["logprobs"]) == LOGPROBS
+    assert not plain["logprobs"]
 
 
 # CSV and Parquet

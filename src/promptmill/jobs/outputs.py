@@ -12,10 +12,12 @@ from promptmill import rows
 from promptmill.errors import PromptmillError
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+RARE_FIELDS = ("reasoning", "tool_calls", "logprobs")
+"""Those of a record that only some models give, or when they are asked to."""
 
 
 def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `answer`, `error`, `usage`, `finish_reason`; `reasoning` and `tool_calls` where there are any."""
+    """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are."""
     prompt, completion = record["usage"]
     code = record["code"]
     found: dict[str, Any] = {
@@ -31,7 +33,7 @@ def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
         "finish_reason": record.get("finish_reason"),
     }
-    for name in ("reasoning", "tool_calls"):
+    for name in RARE_FIELDS:
         if name in record:
             found[name] = record[name]
     return found
@@ -95,7 +97,12 @@ def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: st
             "created": created,
             "model": (isinstance(body, dict) and body.get("model")) or model,
             "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": record["finish_reason"] or "stop"}
+                {
+                    "index": 0,
+                    "message": message,
+                    "logprobs": record.get("logprobs"),
+                    "finish_reason": record["finish_reason"] or "stop",
+                }
             ],
             "usage": {
                 "prompt_tokens": prompt,

@@ -18,6 +18,7 @@ from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.outputs import RARE_FIELDS
 from promptmill.jobs.rest import Running
 from promptmill.jobs.status import Progress
 from promptmill.jobs.tally import Tally
@@ -203,7 +204,7 @@ class Runner:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         job, spec, tally = self._job, self._job.spec, self._ledger.tally
         self._enter(status.MERGING, "writing the output")
-        extra = [name for name, there in (("reasoning", tally.reasoning), ("tool_calls", tally.tool_calls)) if there]
+        extra = [name for name in RARE_FIELDS if getattr(tally, name)]
         plan = merge.Merge(
             spec.job_id,
             job.input,

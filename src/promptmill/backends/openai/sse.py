@@ -26,6 +26,7 @@ def assemble(body: bytes) -> dict[str, Any]:
     message: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
     calls: dict[int, dict[str, Any]] = {}
+    logprobs: dict[str, list[Any]] = {}
     finish: Any = None
     ended = False
     for data in _events(body):
@@ -42,6 +43,7 @@ def assemble(body: bytes) -> dict[str, Any]:
             if choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
+            _add_logprobs(logprobs, choice.get("logprobs"))
             for name, value in (choice.get("delta") or {}).items():
                 if name == "tool_calls":
                     _add_calls(calls, value or ())
@@ -54,8 +56,8 @@ def assemble(body: bytes) -> dict[str, Any]:
     message |= {name: "".join(parts) for name, parts in texts.items()}
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    choices = [{"index": 0, "message": message, "finish_reason": finish}] if message or finish else []
-    return {**whole, "object": "chat.completion", "choices": choices}
+    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
+    return {**whole, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
 
 def _events(body: bytes) -> Iterator[bytes]:
@@ -69,6 +71,12 @@ def _events(body: bytes) -> Iterator[bytes]:
             lines = []
     if lines:
         yield b"\n".join(lines)
+
+
+def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
+    if isinstance(piece, dict):
+        for name, values in piece.items():
+            logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
 
 
 def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
