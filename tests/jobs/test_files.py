@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,29 @@ def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nwhy,because\n")
     assert "no column `prompt` or `messages`; its columns: question, answer" in bench.fail()
+
+
+def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,prompt\n1,hello\n", encoding="utf-16")
+    assert "save the file as UTF-8" in bench.fail()
+    assert "save the file as UTF-8" in bench.fail("--validate")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_column_name_that_is_not_utf8_is_carried_through(bench: Any, suffix: str) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / f"out{suffix}"
+    bench.input.write_bytes(b"pr\xe9nom,prompt\nAnn,hello\n")
+    bench.succeed()
+    out = bench.output.read_bytes()
+    assert out.startswith(b"pr\xe9nom," if suffix == ".csv" else '{"pr\ufffdnom":"Ann"'.encode())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_name_that_is_not_utf8_is_refused(bench: Any) -> None:
+    bench.prompts(1)
+    bench.input = bench.input.rename(bench.path / os.fsdecode(b"pr\xe9.jsonl"))
+    assert "is not UTF-8; rename it" in bench.fail()
 
 
 def test_a_table_resumes_too(bench: Any) -> None:

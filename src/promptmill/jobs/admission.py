@@ -65,6 +65,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
     """
     _ = order.failure_limit
     source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
+    for path in (source, target):
+        _check_name(path)
     folder = folder_for(source, target, root)
     if source == target:
         raise input_error("Input and output are the same file; name another output.")
@@ -93,6 +95,14 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return Job(folder, spec, order, file, lock)
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise input_error(f"The name of {shown} is not UTF-8; rename it.") from None
 
 
 def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:

@@ -82,6 +82,11 @@ class _Csv:
                 yield row
 
 
+def _is_utf8(text: str) -> bool:
+    """Return whether `text`, read with `surrogateescape`, was UTF-8."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
 class _Encoded:
     """What `csv` writes into, over a file of bytes."""
 
@@ -106,7 +111,7 @@ def _csv_row(found: list[str], width: int, asked: list[tuple[int, str]]) -> dict
     row: dict[str, Any] = {}
     for at, name in asked:
         text = found[at]
-        if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
+        if not _is_utf8(text):
             return f"{name} is not UTF-8 text."
         if not text and name != "prompt":
             continue
@@ -146,6 +151,8 @@ def _parquet_lines(file: RandomFile) -> Iterator[bytes]:
 
 def _check_columns(names: list[str]) -> None:
     if not {"prompt", "messages"} & set(names):
+        if not all(map(_is_utf8, names)):
+            raise input_error("The first line of the input is not UTF-8 text; save the file as UTF-8.")
         shown = ", ".join(name[:40] for name in names[:10]) or "none"
         raise input_error(f"The input has no column `prompt` or `messages`; its columns: {shown}.")
 
@@ -179,9 +186,14 @@ def _rows(file: RandomFile, table_format: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
         return
     table = _Csv(file)
+    header = _readable(table.header)
     for row in table.rows():
-        texts = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in row]
-        yield dict(zip(table.header, texts, strict=False))
+        yield dict(zip(header, _readable(row), strict=False))
+
+
+def _readable(texts: list[str]) -> list[str]:
+    """Return cells with the replacement character for what is not UTF-8."""
+    return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
 
 
 def write_parquet(file: RandomFile, out: IO[bytes], answer: Answer, extra: tuple[str, ...], most: int) -> None:
