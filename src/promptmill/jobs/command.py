@@ -78,7 +78,7 @@ async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillEr
     except asyncio.CancelledError:
         if not terminated:
             raise
-        return runner.progress.as_dict(), None, True
+        return runner.found(), None, True
 
 
 def without_own_dedupe(plan: Plan) -> Plan:

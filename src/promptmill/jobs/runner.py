@@ -67,7 +67,9 @@ class Runner:
         self.progress = Progress(self._ledger.tally, running.scope if running else Scope())
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
-        seconds = (disk.read_json(job.folder.status) or {}).get("seconds")
+        self._earlier = disk.read_json(job.folder.status) or {}
+        self._journal_read = False
+        seconds = self._earlier.get("seconds")
         self.progress.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     async def run(self) -> dict[str, Any]:
@@ -96,7 +98,14 @@ class Runner:
             looking_after.cancel()
             await asyncio.wait({looking_after})
             self._close()
-        return progress.as_dict()
+        return self.found()
+
+    def found(self) -> dict[str, Any]:
+        """Return the status; until the journal is read, the counts are those that the run before left."""
+        found = self.progress.as_dict()
+        if not self._journal_read:
+            found |= {name: self._earlier[name] for name in status.COUNTS if name in self._earlier}
+        return found
 
     def _close(self) -> None:
         with contextlib.suppress(OSError):
@@ -147,6 +156,10 @@ class Runner:
     async def _rebuild(self) -> None:
         self._enter(self.progress.state, "reading the journal")
         await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again, halt=self._halt))
+        if not self._journal_read:
+            self._journal_read = True
+            sent = self._earlier.get("requests")
+            self.progress.unsettled_before = max(0, sent - self._ledger.tally.requests) if type(sent) is int else 0
         damage = self._ledger.damage
         if damage.records:
             self.progress.notes.append(
@@ -161,6 +174,7 @@ class Runner:
         progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.scope.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
+        progress.begin_rates()
         self._enter(status.RUNNING)
         running, self._running = self._running, None  # once: what it leaves is read from the file
         work = running.journal(self._ledger, self._give_up) if running else self._answering(lines, path).run()
@@ -321,7 +335,7 @@ class Runner:
         if self.progress.state == status.RUNNING:
             self.progress.activity = "" if self.progress.scope.done else self._service.activity
         with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
-            disk.write_json(self._job.folder.status, self.progress.as_dict(), durable=False)
+            disk.write_json(self._job.folder.status, self.found(), durable=False)
         self._tell()
 
     def _tell(self) -> None:
