@@ -138,6 +138,7 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     job_id = bench.folder.job_id
     listed = json.loads(jobs(bench, "--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
+    assert " in flight" in jobs(bench, job_id).stdout
     began = time.monotonic()
     cancelled = json.loads(jobs(bench, job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
@@ -145,11 +146,26 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     assert time.monotonic() - began < 3
     assert process.wait(5) == 1
     assert f"{job_id}: cancelled" in jobs(bench, job_id).stdout
+    assert f"job {job_id} was not running" in jobs(bench, job_id, "--cancel").stderr
     assert jobs(bench, "no-such-job").returncode == 2
     assert jobs(bench, "../../etc").returncode == 2
     assert jobs(bench, "--cancel").returncode == 2
     bench.upstream.reply = answer()
     bench.succeed()
+
+
+def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
+    bench.prompts(2)
+    bench.succeed()
+    assert jobs(bench, bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
+    assert jobs(bench, "--prune", "7d", "--set", "no.such.key=1").returncode == 0
+    refused = jobs(bench, bench.folder.job_id, "--resume", "--set", "no.such.key=1")
+    assert (refused.returncode, "no: is no known key" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
+def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str) -> None:
+    assert f"--limit: '{limit}' is no number of rows" in bench.fail(f"--limit={limit}")
 
 
 def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:

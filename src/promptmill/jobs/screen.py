@@ -77,7 +77,7 @@ def summary(found: Mapping[str, Any]) -> str:
     """Return the paragraph at the end of a job, from its status."""
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
-    lines.append(f"  rows      {status.line({**found, 'state': ''})}")
+    lines.append(f"  rows      {status.line(found)}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
     lines.append(f"  requests  {found.get('requests', 0)}, {found.get('retries', 0)} of them retries")
