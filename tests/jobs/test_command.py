@@ -110,7 +110,11 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     bench.prompts(200)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        bench.command(), cwd=bench.path, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        bench.command(),
+        cwd=bench.path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
     )
     os.close(theirs)
     shown = b""
@@ -123,6 +127,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     assert b"rows/s" in shown
     assert b"in flight" in shown
     assert b"left" in shown
+    assert "…".encode() not in shown, "nothing is cut off"
     bench.output.unlink()
     again = bench.run()
     assert "finished, 200 of 200 done" in again.stderr

@@ -50,14 +50,16 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    console = Console(file=stream)
     looks = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        BarColumn(bar_width=min(24, max(4, console.width - 96)), table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[said]}", table_column=Column()),  # has a second line where there is no room
     )
-    with Bars(*looks, console=Console(file=stream), transient=True) as bars:
+    with Bars(*looks, console=console, transient=True) as bars:
         bar = bars.add_task("starting", total=None, said="")
 
         def watch(progress: Progress) -> None:
