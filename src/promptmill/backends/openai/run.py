@@ -114,8 +114,14 @@ class Run(Generic[TaskT]):
             return
         most = min(self._share.most, self._most_workers)
         for _ in range(min(len(self._fresh) + len(self._back), most - self._workers)):
+            work = self._work()
+            try:
+                self._group.create_task(work)
+            except RuntimeError:  # the run is being ended and takes nobody any more
+                work.close()
+                self._closed = True
+                return
             self._workers += 1
-            self._group.create_task(self._work())
 
     async def _work(self) -> None:
         try:
