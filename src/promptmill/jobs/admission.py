@@ -83,7 +83,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             lock = lock or Lock.take(folder.lock)
             if lock is None:
                 raise input_error(
-                    f"Job {folder.job_id} is running already. `promptmill jobs {folder.job_id}` shows how far it is."
+                    f"Job {folder.job_id} is running already; bulk_status, or in the shell "
+                    f"`promptmill jobs {folder.job_id}`, shows how far it is."
                 )
             opened.callback(lock.release)
             spec = _begin_or_go_on(folder, wanted, order)
