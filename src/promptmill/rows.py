@@ -68,7 +68,8 @@ def load(line: bytes, where: str) -> Any:
     except orjson.JSONDecodeError as error:
         reason = error.msg
     try:
-        return json.loads(line)  # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row
+        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
+        return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text.") from None
     except (ValueError, RecursionError):

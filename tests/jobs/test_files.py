@@ -315,9 +315,20 @@ def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
 
 def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
-    bench.input.write_text("id,prompt\n1,hello\n", encoding="utf-16")
+    bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
     assert "save the file as UTF-8" in bench.fail()
     assert "save the file as UTF-8" in bench.fail("--validate")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf16_is_refused_before_anything_is_spent(bench: Any, suffix: str, encoding: str) -> None:
+    bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
+    text = "prompt\nhello\n" if suffix == ".csv" else '{"prompt": "hello"}\n'
+    bench.input.write_text(f"\ufeff{text}" if encoding == "utf-16-be" else text, encoding=encoding)
+    assert "is UTF-16 text; save it as UTF-8" in bench.fail()
+    assert "is UTF-16 text; save it as UTF-8" in bench.fail("--validate")
+    assert not bench.upstream.seen
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill import cli
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Damage, Journal
 from replies import answer, late
@@ -179,6 +180,19 @@ def test_a_clock_that_is_set_back_does_no_harm(bench: Any) -> None:
     assert len(bench.upstream.seen) - sent == 300 - count
     assert 0 <= found["seconds"] < 60
     assert bench.succeed()["done"] == 300
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions")
+@pytest.mark.parametrize("arguments", [[], ["--prune", "7d"]])
+def test_a_folder_of_jobs_that_cannot_be_read_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # root may read everything
+    assert cli.main(["jobs", *arguments]) == 2
+    assert "cannot be read: permission denied" in capsys.readouterr().err
 
 
 def test_files_of_a_job_are_for_this_user_alone(bench: Any) -> None:

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from promptmill.errors import input_error
+from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, lock
 from promptmill.jobs.order import Order
 
@@ -176,12 +176,23 @@ def find(job_id: str, root: Path) -> Folder:
 
 
 def all_folders(root: Path) -> Iterator[Folder]:
-    """Yield the folders of all jobs, by name."""
-    if root.is_dir():
-        for path in sorted(root.iterdir()):
-            folder = Folder(path)
-            if folder.spec is not None:
-                yield folder
+    """Yield the folders of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+    for path in paths(root):
+        folder = Folder(path)
+        if folder.spec is not None:
+            yield folder
+
+
+def paths(root: Path) -> list[Path]:
+    """Return what lies in the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+    try:
+        return sorted(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PromptmillError(
+            Code.STORAGE, f"The folder of jobs {root} cannot be read: {disk.why(error)}.", ""
+        ) from None
 
 
 def _read(path: Path, model: type[Model]) -> Model | None:
