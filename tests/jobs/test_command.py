@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs import screen
 from replies import answer, choose, late, status
 
 LOST = 32 + 16  # in flight at a kill, and not written yet
@@ -102,6 +103,11 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
     assert said["tokens"] == "6 in, 9 out"
     assert said["latency"].startswith("p50 0.0")
     assert said["output"] == str(bench.output)
+
+
+def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
+    found = {"job_id": "x", "state": "stopped", "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
+    assert "p50 0.022 s, p95 2 s, p99 120 s\n" in screen.summary(found)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")

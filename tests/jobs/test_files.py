@@ -283,6 +283,7 @@ def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), bench.input)
     bench.fail(code=1)
     assert [row["answer"] for row in bench.answers()] == ["echo: m", "echo: p", ""]
+    assert [row["blob"] for row in bench.answers()] == ["/w==", None, None]
     assert "row 3 has neither" in bench.answers()[2]["error"]["message"]
 
 

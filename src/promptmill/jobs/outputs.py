@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -58,9 +59,14 @@ def jsonl_line(line: bytes, record: Mapping[str, Any]) -> bytes:
 def plain_line(value: Mapping[str, Any]) -> bytes:
     """Return `value` as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
     except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
+        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """Return what JSON has no form for, from a column of a table: bytes as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> bytes:

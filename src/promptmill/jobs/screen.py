@@ -86,7 +86,8 @@ def summary(found: Mapping[str, Any]) -> str:
     lines.append(f"  tokens    {found.get('prompt_tokens', 0)} in, {found.get('completion_tokens', 0)} out")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
-        lines.append(f"  latency   {', '.join(f'{name} {seconds:g} s' for name, seconds in latency.items())}")
+        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
+        lines.append(f"  latency   {shown}")
     lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     if state == status.FINISHED:
@@ -94,3 +95,7 @@ def summary(found: Mapping[str, Any]) -> str:
     elif not found.get("alive"):
         lines.append("  go on with the same command; what is answered is kept")
     return "\n".join(lines)
+
+
+def _two_digits(seconds: float) -> str:
+    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %
