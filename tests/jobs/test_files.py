@@ -215,7 +215,7 @@ def test_csv_in_and_out(bench: Any) -> None:
     assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
     assert [row["answer"] for row in rows] == ["echo: a, b", "", "", "echo: d\u00e9"]
     assert rows[0]["note"] == "two\nlines"
-    assert rows[1]["error"] == "invalid_input: row 2: has 2 cells, but the header has 3."
+    assert rows[1]["error"] == "invalid_input: row 2: has 2 cells, but the header has 3 (line 5)."
     assert rows[2]["error"].startswith("bad_request: ")
     assert rows[2]["note"] == "\udcff"
     assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}

@@ -67,6 +67,11 @@ class _Csv:
         except csv.Error as error:
             raise input_error(f"The input is no CSV file: {error}.") from None
 
+    @property
+    def line(self) -> int:
+        """Where the row that was read last ends; a row has several lines when a cell holds line breaks."""
+        return self._reader.line_num
+
     def rows(self) -> Iterator[list[str]]:
         """Yield the rows under the header; empty lines are none."""
         while True:
@@ -102,7 +107,8 @@ def _csv_lines(file: RandomFile) -> Iterator[bytes]:
     _check_columns(table.header)
     asked = [(at, name) for at, name in enumerate(table.header) if name in _ASKED]
     for cells_ in table.rows():
-        yield orjson.dumps(_csv_row(cells_, len(table.header), asked))
+        row = _csv_row(cells_, len(table.header), asked)
+        yield orjson.dumps(f"{row.removesuffix('.')} (line {table.line})." if isinstance(row, str) else row)
 
 
 def _csv_row(found: list[str], width: int, asked: list[tuple[int, str]]) -> dict[str, Any] | str:
