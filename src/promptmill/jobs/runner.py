@@ -278,6 +278,7 @@ class Runner:
         finally:
             task.cancel()
             await asyncio.wait({task})
+            task.cancelled() or task.exception()  # told above, or of no interest any more
 
     async def _first(self, work: asyncio.Future[Any]) -> None:
         """Wait until `work` is done or the job is to end."""
