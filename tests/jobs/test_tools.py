@@ -308,7 +308,9 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
 
     job_id = run(work())
     (runner,) = [
-        one for one in psutil.process_iter(["cmdline"]) if "promptmill.jobs.detached" in str(one.info["cmdline"])
+        one
+        for one in psutil.process_iter(["cmdline", "cwd"])
+        if "promptmill.jobs.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
     ]
     shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
     assert b"very-secret" not in shown
