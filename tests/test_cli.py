@@ -87,7 +87,7 @@ def test_some_failed_is_exit_code_one_and_said_on_stderr(promptmill, upstream):
     code, out, err = promptmill("generate", "a", "bad", "b")
     assert (code, out) == (1, "echo: a\n\necho: b\n")
     assert "1 of 3 failed with bad_request" in err
-    assert "no such thing" in err
+    assert "no such thing. The endpoint" in err
 
 
 def test_a_warning_is_said_on_stderr(promptmill):

@@ -64,6 +64,8 @@ def test_rare_columns_are_there_when_some_item_has_them():
     columns = report.columns([GOOD, Completion("x", reasoning="because"), Completion("", tool_calls=calls)])
     assert columns["reasoning"] == [None, "because", None]
     assert columns["tool_calls"] == [None, None, [{"id": "c1"}]]
+    assert "logprobs" not in columns
+    assert report.columns([GOOD, Completion("x", logprobs={"content": []})])["logprobs"] == [None, {"content": []}]
 
 
 @pytest.mark.parametrize(("items", "there"), [(0, True), (1000, True), (1001, False)])

@@ -45,6 +45,7 @@ def test_images_replace_the_tag() -> None:
     [
         (b"{not json", "line 7 is not valid JSON"),
         (b'{"prompt": "\xff"}', "line 7 is not UTF-8 text"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 7 is not UTF-8 text"),
         (b'"text"', "line 7 is a text"),
         (b"[1]", "line 7 is a list of 1"),
         ({}, "line 7 has neither `prompt` nor `messages`"),

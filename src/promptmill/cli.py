@@ -47,14 +47,17 @@ def _speak_utf8() -> None:
 def _configured(arguments: argparse.Namespace) -> int:
     """Run a command that needs the configuration."""
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
-    configuration = Configuration.load(
+    return command(arguments, _configuration(arguments))
+
+
+def _configuration(arguments: argparse.Namespace) -> Configuration:
+    return Configuration.load(
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
     )
-    return command(arguments, configuration)
 
 
 def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -120,21 +123,21 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
 
 
-def _jobs(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def _jobs(arguments: argparse.Namespace) -> int:
+    """Run `jobs`, where only going on with one needs the configuration."""
     from promptmill.jobs import command
 
     if arguments.prune is not None:
         return command.forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.resume:
-        return command.resume(configuration, arguments.job_id, as_json=arguments.json)
+        return command.resume(_configuration(arguments), arguments.job_id, as_json=arguments.json)
     return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of rows; give 1 or more")
+    return int(text)
 
 
 def _prompts(given: Sequence[str]) -> list[str]:
@@ -181,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     bulk.add_argument("output", type=Path, metavar="OUTPUT", help="there whole once every row is done, in input order")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
-    bulk.add_argument("--max-failures", metavar="N|P%%", help="stop when more rows than this have failed")
+    bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
     bulk.add_argument("--overwrite", action="store_true", help="start anew and replace OUTPUT, whatever it is")
@@ -197,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
     jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
-    jobs.set_defaults(command=_jobs)
+    jobs.set_defaults(unconfigured=_jobs)
 
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")

@@ -6,7 +6,7 @@ OpenAI chat messages (platform.openai.com, chat completions). Everything else is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -92,6 +92,12 @@ class Conversation:
         rest = self.messages[1:] if self.messages and self.messages[0].role in _SYSTEM_ROLES else self.messages
         return Conversation((Message("system", system_prompt), *rest))
 
+    def with_sources(self, change: Callable[[str], str]) -> Conversation:
+        """Return the conversation with the source of each image changed."""
+        if not self.images:
+            return self
+        return Conversation(tuple(_with_sources(message, change) for message in self.messages))
+
     def with_images(self, sources: Sequence[str], image_tag: str | None) -> Conversation:
         """Return the conversation with images in its last message, for `image_tag` by `image_tag` or behind the text.
 
@@ -107,6 +113,15 @@ class Conversation:
         placed = _place_at_tags(parts, images, image_tag) if image_tag else (*parts, *images)
         kept = tuple(part for part in placed if isinstance(part, ImagePart) or part.text)
         return Conversation((*before, Message(last.role, kept, last.extra)))
+
+
+def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
+    if not isinstance(message.content, tuple):
+        return message
+    parts = (
+        ImagePart(change(part.source), part.detail) if isinstance(part, ImagePart) else part for part in message.content
+    )
+    return Message(message.role, tuple(parts), message.extra)
 
 
 def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: str) -> list[Part]:

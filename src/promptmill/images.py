@@ -23,6 +23,7 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_PATH = 4096
 _LARGEST_FILE = 256 * 1024 * 1024
 
@@ -52,6 +53,13 @@ class ImageFile:
 def is_web(source: str) -> bool:
     """Return whether `source` is an `http(s)` URL, which an endpoint fetches by itself."""
     return source[:8].lower().startswith(("http://", "https://"))
+
+
+def from_folder(source: str, folder: str) -> str:
+    """Return `source` as it is meant in `folder`: only a relative path becomes another one."""
+    if source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
+        return source
+    return os.path.join(folder, source)  # noqa: PTH118 (an absolute path stays as it is, letter for letter)
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:
@@ -99,7 +107,7 @@ def _local_path(source: str) -> Path:
         if parts.netloc not in {"", "localhost"}:
             raise _unusable("A file URL may not name another host.", "Write file:///path/to/image.png.")
         return Path(url2pathname(parts.path))
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+    if _URL.match(source):
         raise _unusable(
             f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
         )

@@ -71,7 +71,7 @@ def totals(scope: Scope) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return per-item lists in order; empty for calls of more than `LONGEST_COLUMNS` items.
 
-    `reasoning` and `tool_calls` are there only when some item has them.
+    `reasoning`, `tool_calls` and `logprobs` are there only when some item has them.
     """
     if len(outcomes) > LONGEST_COLUMNS:
         return {}
@@ -94,6 +94,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     rare = {
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
+        "logprobs": column(lambda completion: completion.logprobs),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
 

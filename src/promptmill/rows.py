@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
+from promptmill import images
 from promptmill.conversation import Conversation, conversation_from_messages, conversation_from_prompt, shape
 from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.sampling import Sampling
@@ -68,7 +69,8 @@ def load(line: bytes, where: str) -> Any:
     except orjson.JSONDecodeError as error:
         reason = error.msg
     try:
-        return json.loads(line)  # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row
+        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
+        return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text.") from None
     except (ValueError, RecursionError):
@@ -84,6 +86,8 @@ class Reading:
     extra: Mapping[str, Any] = field(default_factory=dict)
     system_prompt: str = ""
     image_tag: str | None = None
+    folder: str = ""
+    """Where relative image paths start; `""` for the working directory."""
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
@@ -93,11 +97,13 @@ class Reading:
         conversation, sampling, extra = decode(self.kind, line, place(self.kind, row), self.image_tag)
         if sampling is None:
             sampling, extra = self.sampling, self.extra
+        if self.folder:
+            conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
 
 
 def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversation:
-    prompt, messages, images = row.get("prompt"), row.get("messages"), row.get("images")
+    prompt, messages, sources = row.get("prompt"), row.get("messages"), row.get("images")
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")
@@ -105,11 +111,12 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversat
         conversation = conversation_from_prompt(prompt, f"{where}: prompt")
     else:
         conversation = _conversation(messages, f"{where}: messages")
-    if not images:
+    if not sources:
         return conversation
-    sources = [images] if isinstance(images, str) else images
+    if isinstance(sources, str):
+        sources = [sources]
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
-        raise input_error(f"{where}: images is {shape(images)}; send a list of paths or URLs.")
+        raise input_error(f"{where}: images is {shape(sources)}; send a list of paths or URLs.")
     try:
         return conversation.with_images(sources, image_tag)
     except PromptmillError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs import screen
 from replies import answer, choose, late, status
 
 LOST = 32 + 16  # in flight at a kill, and not written yet
@@ -163,13 +164,22 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
     assert said["output"] == str(bench.output)
 
 
+def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
+    found = {"job_id": "x", "state": "stopped", "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
+    assert "p50 0.022 s, p95 2 s, p99 120 s\n" in screen.summary(found)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(200)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        bench.command(), cwd=bench.path, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        bench.command(),
+        cwd=bench.path,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"},
     )
     os.close(theirs)
     shown = b""
@@ -182,6 +192,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     assert b"rows/s" in shown
     assert b"in flight" in shown
     assert b"left" in shown
+    assert "…".encode() not in shown, "nothing is cut off"
     bench.output.unlink()
     again = bench.run()
     assert "finished, 200 of 200 done" in again.stderr
@@ -197,6 +208,7 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     job_id = bench.folder.job_id
     listed = json.loads(jobs(bench, "--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
+    assert " in flight" in jobs(bench, job_id).stdout
     began = time.monotonic()
     cancelled = json.loads(jobs(bench, job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
@@ -204,11 +216,26 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     assert time.monotonic() - began < 3
     assert process.wait(5) == 1
     assert f"{job_id}: cancelled" in jobs(bench, job_id).stdout
+    assert f"job {job_id} was not running" in jobs(bench, job_id, "--cancel").stderr
     assert jobs(bench, "no-such-job").returncode == 2
     assert jobs(bench, "../../etc").returncode == 2
     assert jobs(bench, "--cancel").returncode == 2
     bench.upstream.reply = answer()
     bench.succeed()
+
+
+def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
+    bench.prompts(2)
+    bench.succeed()
+    assert jobs(bench, bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
+    assert jobs(bench, "--prune", "7d", "--set", "no.such.key=1").returncode == 0
+    refused = jobs(bench, bench.folder.job_id, "--resume", "--set", "no.such.key=1")
+    assert (refused.returncode, "no: is no known key" in refused.stderr) == (2, True), refused.stderr
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
+def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str) -> None:
+    assert f"--limit: '{limit}' is no number of rows" in bench.fail(f"--limit={limit}")
 
 
 def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:

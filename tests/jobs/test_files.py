@@ -17,6 +17,7 @@ PNG = bytes.fromhex(
     "0000000049454e44ae426082"
 )
 
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.25, "bytes": [97], "top_logprobs": []}], "refusal": None}
 LOST = 32 + 16  # in flight at a kill, and not written yet
 
 
@@ -74,11 +75,12 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None
             "think": answer("so", message={"reasoning_content": "hm"}),
             "tool": answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls"),
             "long": answer("cut", finish_reason="length"),
+            "sure": answer("a", logprobs=LOGPROBS),
         }
     )
-    bench.write([{"prompt": name} for name in ("bad", "think", "tool", "long")])
+    bench.write([{"prompt": name} for name in ("bad", "think", "tool", "long", "sure")])
     bench.fail(code=1)
-    bad, think, tool, long = bench.answers()
+    bad, think, tool, long, sure = bench.answers()
     assert bad["error"] == {
         "code": "bad_request",
         "message": bad["error"]["message"],
@@ -88,6 +90,7 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None
     assert (think["answer"], think["reasoning"]) == ("so", "hm")
     assert (tool["answer"], tool["tool_calls"], tool["error"]) == ("", [call], None)
     assert (long["answer"], long["finish_reason"]) == ("cut", "length")
+    assert [row.get("logprobs") for row in (bad, think, sure)] == [None, None, LOGPROBS]
 
 
 def test_images_of_a_row_are_sent(bench: Any) -> None:
@@ -172,6 +175,28 @@ def test_a_batch_file_runs_unchanged(bench: Any) -> None:
     assert (message["content"], message["tool_calls"]) == (None, [call])
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench: Any, workers: int) -> None:
+    bench.upstream.reply = choose(lambda seen: answer(logprobs=LOGPROBS if seen.json.get("logprobs") else None))
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+    bodies = [body, body | {"logprobs": True, "top_logprobs": 2}]
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    bench.write([{"custom_id": str(at), **line, "body": found} for at, found in enumerate(bodies)])
+    bench.succeed(num_workers=workers)
+    choices = [row["response"]["body"]["choices"][0] for row in bench.answers()]
+    assert [choice["logprobs"] for choice in choices] == [None, LOGPROBS]
+
+
+def test_log_probabilities_are_a_column_of_a_table(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"sure": answer("a", logprobs=LOGPROBS)})
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("prompt\nsure\nplain\n")
+    bench.succeed()
+    sure, plain = csv.DictReader(bench.output.open(newline=""))
+    assert json.loads(sure["logprobs"]) == LOGPROBS
+    assert not plain["logprobs"]
+
+
 # CSV and Parquet
 
 
@@ -188,7 +213,7 @@ def test_csv_in_and_out(bench: Any) -> None:
     assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
     assert [row["answer"] for row in rows] == ["echo: a, b", "", "", "echo: d\u00e9"]
     assert rows[0]["note"] == "two\nlines"
-    assert rows[1]["error"] == "invalid_input: row 2: has 2 cells, but the header has 3."
+    assert rows[1]["error"] == "invalid_input: row 2: has 2 cells, but the header has 3 (line 5)."
     assert rows[2]["error"].startswith("bad_request: ")
     assert rows[2]["note"] == "\udcff"
     assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}
@@ -256,6 +281,7 @@ def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), bench.input)
     bench.fail(code=1)
     assert [row["answer"] for row in bench.answers()] == ["echo: m", "echo: p", ""]
+    assert [row["blob"] for row in bench.answers()] == ["/w==", None, None]
     assert "row 3 has neither" in bench.answers()[2]["error"]["message"]
 
 
@@ -284,6 +310,33 @@ def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nwhy,because\n")
     assert "no column `prompt` or `messages`; its columns: question, answer" in bench.fail()
+
+
+def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
+    assert "save the file as UTF-8" in bench.fail()
+    assert "save the file as UTF-8" in bench.fail("--validate")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf16_is_refused_before_anything_is_spent(bench: Any, suffix: str, encoding: str) -> None:
+    bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
+    text = "prompt\nhello\n" if suffix == ".csv" else '{"prompt": "hello"}\n'
+    bench.input.write_text(f"\ufeff{text}" if encoding == "utf-16-be" else text, encoding=encoding)
+    assert "is UTF-16 text; save it as UTF-8" in bench.fail()
+    assert "is UTF-16 text; save it as UTF-8" in bench.fail("--validate")
+    assert not bench.upstream.seen
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_column_name_that_is_not_utf8_is_carried_through(bench: Any, suffix: str) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / f"out{suffix}"
+    bench.input.write_bytes(b"pr\xe9nom,prompt\nAnn,hello\n")
+    bench.succeed()
+    out = bench.output.read_bytes()
+    assert out.startswith(b"pr\xe9nom," if suffix == ".csv" else '{"pr\ufffdnom":"Ann"'.encode())
 
 
 def test_a_table_resumes_too(bench: Any) -> None:

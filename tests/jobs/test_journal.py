@@ -3,6 +3,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_an_answer_comes_back_whole(file: RandomFile) -> None:
     assert record["text"] == ANSWER.text
     assert (record["finish_reason"], record["reasoning"], record["tool_calls"]) == ("length", "hm", [{"id": "1"}])
     head = head_of(record)
-    assert head == (0, 2, 0.25, 3, 4, None, False, True, True)
+    assert head == (0, 2, 0.25, 3, 4, None, False, True, True, False)
     assert list(Journal(file).scan(Damage())) == [(offset, head)]
 
 
@@ -51,7 +52,22 @@ def test_a_failure_comes_back_whole(file: RandomFile) -> None:
     record = read_record(file, offset, 0)
     assert record is not None
     assert record["message"] == str(FAILURE.error)
-    assert Journal(file).head(offset, 0) == (0, 3, 1e-05, 1, 0, "timeout", True, False, False)
+    assert Journal(file).head(offset, 0) == (0, 3, 1e-05, 1, 0, "timeout", True, False, False, False)
+
+
+@pytest.mark.parametrize("reasoning", [None, "hm"])
+@pytest.mark.parametrize("tool_calls", [(), ({"id": "1"},)])
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}])
+def test_a_scan_finds_what_only_some_records_hold(
+    file: RandomFile, reasoning: str | None, tool_calls: tuple[dict[str, str]], logprobs: dict[str, Any] | None
+) -> None:
+    filled(file, Completion("a", reasoning=reasoning, tool_calls=tool_calls, logprobs=logprobs))
+    ((_, head),) = Journal(file).scan(Damage())
+    assert (head.reasoning, head.tool_calls, head.logprobs) == (
+        reasoning is not None,
+        bool(tool_calls),
+        logprobs is not None,
+    )
 
 
 def test_text_that_looks_like_a_key_is_no_reasoning(file: RandomFile) -> None:

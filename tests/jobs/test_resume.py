@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from promptmill.backends.protocol import Scope
 from promptmill.jobs import crash
+from promptmill.jobs.status import Progress
+from promptmill.jobs.tally import Tally
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -280,8 +283,10 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int)
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     process.send_signal(number)
     began = time.monotonic()
-    process.communicate(timeout=10)
+    said, _ = process.communicate(timeout=10)
     assert process.returncode == code
+    assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
+    assert "what is answered is kept" in said
     assert time.monotonic() - began < 2
     assert bench.status()["state"] == "interrupted"
     done = bench.status()["done"]
@@ -289,3 +294,34 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int)
     assert sent - done <= LOST
     bench.succeed()
     assert len(bench.upstream.seen) == 500 + sent - done
+
+
+@posix
+def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
+    rows = bench.prompts(300)
+    process = bench.start(adaptive=False)
+    bench.wait(lambda: len(bench.upstream.seen) == 100 + 32)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert bench.status()["done"] == 100
+    text = bench.input.read_text()
+    bench.write([{"id": row["id"], "prompt": row["prompt"].replace("prompt", "PROMPT")} for row in rows])
+    said = bench.fail()
+    assert "rows      100 of 300 done" in said
+    assert bench.status()["done"] == 100
+    bench.input.write_text(text)
+    bench.upstream.reply = answer()
+    found = bench.succeed()
+    assert found["requests"] == len(bench.upstream.seen) == 300 + 32
+    assert found["retries"] == 0
+
+
+def test_rates_are_those_of_this_run() -> None:
+    progress = Progress(Tally(), Scope())
+    progress.total = 2_000_000
+    progress.sample()
+    progress.tally.done = 1_000_000  # by earlier runs, found in the journal
+    progress.begin_rates()
+    assert progress.rates() == (0.0, 0.0)
+    assert progress.eta_s() is None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill import cli
 from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Damage, Journal
@@ -33,9 +34,11 @@ def limited(size: int) -> Any:
 
 
 @posix
-def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
+@pytest.mark.parametrize("size", [5_000, 150_000])  # the index does not fit either, the journal alone does not
+def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any, size: int) -> None:
     bench.prompts(2000)
-    said = bench.fail("--json", code=1, preexec_fn=limited(150_000))
+    said = bench.fail("--json", code=1, preexec_fn=limited(size))
+    assert "Traceback" not in said
     found = bench.status()
     assert found["state"] == "stopped"
     assert "cannot be written: file too large" in found["reason"], said
@@ -197,6 +200,19 @@ def test_a_clock_that_is_set_back_does_no_harm(bench: Any) -> None:
     assert len(bench.upstream.seen) - sent == 300 - count
     assert 0 <= found["seconds"] < 60
     assert bench.succeed()["done"] == 300
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions")
+@pytest.mark.parametrize("arguments", [[], ["--prune", "7d"]])
+def test_a_folder_of_jobs_that_cannot_be_read_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # root may read everything
+    assert cli.main(["jobs", *arguments]) == 2
+    assert "cannot be read: permission denied" in capsys.readouterr().err
 
 
 def test_files_of_a_job_are_for_this_user_alone(bench: Any) -> None:

@@ -191,6 +191,39 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
     assert not bench.upstream.seen
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"offset": -1}, "offset is a number; send 0 or more."),
+        ({"limit": 0}, "limit is a number; send 1 or more."),
+        ({"limit": 1001}, "limit is a number; send 1000 or less."),
+        ({"limit": "many"}, "limit is a text; send a whole number."),
+        ({"limit": 2.5}, "limit is a number; send a whole number."),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused_in_words(tools: Any, arguments: dict[str, Any], said: str) -> None:
+    async def work(call: Call) -> None:
+        with pytest.raises(ToolError) as refused:
+            await call("bulk_results", job_id="x", **arguments)
+        assert str(refused.value) == said
+
+    tools(work)
+
+
+def test_results_are_not_empty_because_the_input_is_gone(bench: Any, tools: Any) -> None:
+    bench.prompts(2)
+    bench.succeed()
+    moved = bench.input.rename(bench.path / "moved.jsonl")
+
+    async def work(call: Call) -> None:
+        with pytest.raises(ToolError, match="put it back"):
+            await call("bulk_results", job_id=bench.folder.job_id)
+        moved.rename(bench.input)
+        assert len((await call("bulk_results", job_id=bench.folder.job_id))["rows"]) == 2
+
+    tools(work)
+
+
 def test_jobs_of_other_folders_are_not_shown(bench: Any, tools: Any, tmp_path: Path) -> None:
     bench.prompts(2)
     bench.succeed()
@@ -313,7 +346,9 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
 
     job_id = run(work())
     (runner,) = [
-        one for one in psutil.process_iter(["cmdline"]) if "promptmill.jobs.detached" in str(one.info["cmdline"])
+        one
+        for one in psutil.process_iter(["cmdline", "cwd"])
+        if "promptmill.jobs.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
     ]
     shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
     assert b"very-secret" not in shown

@@ -35,6 +35,10 @@ HOSTILE = {
     "parts nested too deeply": (200, _answer(b'"content":' + _nested(400, opening=b'[{"text":', closing=b"}]"))),
     "a refusal nested too deeply": (200, _answer(b'"content":"","refusal":' + _nested(1000))),
     "tool calls nested too deeply": (200, _answer(b'"content":"","tool_calls":[{"a":' + _nested(300) + b"}]")),
+    "probabilities nested too deeply": (
+        200,
+        b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop","logprobs":{"a":%b}}]}' % _nested(300),
+    ),
     "numbers beyond 64 bits": (200, _answer(b'"content":"","tool_calls":[{"a":' + b"9" * 400 + b"}]")),
     "an error nested too deeply": (500, _nested(1000, b'{"error":"x"}')),
     "a message nested too deeply": (400, b'{"error":{"message":' + _nested(1000) + b"}}"),

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import orjson
 
@@ -22,6 +23,8 @@ from promptmill.jobs.lock import Lock
 from promptmill.jobs.order import Order
 
 _WHOLE = frozenset({"batch", "messages"})
+_ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
+"""What an order says for this time alone; going on with the job by its id does the rest again."""
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 
@@ -81,7 +84,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             lock = lock or Lock.take(folder.lock)
             if lock is None:
                 raise input_error(
-                    f"Job {folder.job_id} is running already. `promptmill jobs {folder.job_id}` shows how far it is."
+                    f"Job {folder.job_id} is running already; bulk_status, or in the shell "
+                    f"`promptmill jobs {folder.job_id}`, shows how far it is."
                 )
             opened.callback(lock.release)
             spec = _begin_or_go_on(folder, wanted, order)
@@ -123,6 +127,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
         backend=plan.backend,
         model=plan.model,
         created=int(time.time()),
+        working_folder=Path.cwd(),
     )
 
 
@@ -151,6 +156,9 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
         if own_output and made is not None:
             folder.result = made.model_copy(update={"finished": False})  # ours to replace
         folder.spec = spec = wanted
+    kept = order.model_copy(update={**_ONCE, "input": spec.input, "output": spec.output})
+    if folder.order != kept:
+        folder.order = kept
     return spec
 
 

@@ -111,4 +111,5 @@ def _outcome(record: Mapping[str, Any], attempts: int) -> Outcome:
         reasoning=record.get("reasoning"),
         tool_calls=tuple(record.get("tool_calls", ())),
         attempts=attempts,
+        logprobs=record.get("logprobs"),
     )

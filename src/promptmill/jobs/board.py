@@ -212,7 +212,12 @@ def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any]
             try:
                 files.append(RandomFile.given(name) if name == spec.input else RandomFile(name))
             except (FileNotFoundError, OutsideError, NoFileError):
-                return  # nothing answered yet, or the input is gone or a link to something else now
+                if name == spec.input:  # gone, or a link to something else now
+                    raise input_error(
+                        f"{spec.input} is not there any more, and rows are read from it; put it back. "
+                        "What is answered is kept, and a finished job's output has all of it."
+                    ) from None
+                return  # nothing answered yet
             opened.callback(files[-1].close)
         file, index, journal = files
         if not is_table and file.stamp()[0] != spec.size:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -36,18 +37,25 @@ def bulk(configuration: Configuration, order: Order, *, validate: bool, as_json:
             found = status.read(job.folder) | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.", file=sys.stderr)
-            say(orjson.dumps(found).decode() if as_json else screen.summary(found))
+            _tell(found, as_json=as_json)
             return SOME_FAILED if found.get("failed") else OK
         found, error, terminated = loop.run(_bulk(configuration, job))
+    except KeyboardInterrupt:
+        job.close()
+        _tell(status.read(job.folder), as_json=as_json)
+        raise
     finally:
         job.close()
-    found = status.read(job.folder) | found
-    say(orjson.dumps(found).decode() if as_json else screen.summary(found))
+    _tell(status.read(job.folder) | found, as_json=as_json)
     if terminated:
         return TERMINATED
     if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
         return USAGE
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _tell(found: Mapping[str, Any], *, as_json: bool) -> None:
+    say(orjson.dumps(found).decode() if as_json else screen.summary(found))
 
 
 async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any], PromptmillError | None, bool]:
@@ -78,7 +86,7 @@ async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillEr
     except asyncio.CancelledError:
         if not terminated:
             raise
-        return runner.progress.as_dict(), None, True
+        return runner.found(), None, True
 
 
 def without_own_dedupe(plan: Plan) -> Plan:
@@ -109,22 +117,24 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
                 print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
     job = folder.find(job_id, root)
-    if cancel:
-        request_cancel(job)
+    if cancel and request_cancel(job):
         wait_for_end(job, _CANCEL_WAIT_S)
-    one = status.read(job)
-    say(orjson.dumps(one).decode() if as_json else screen.summary(one))
+    elif cancel:
+        print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
+    _tell(status.read(job), as_json=as_json)
     return OK
 
 
 def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
-    """Go on with a job in the foreground, by its id alone. Returns as `bulk` does."""
+    """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
     if job_id is None:
         print("promptmill: name the job to go on with.", file=sys.stderr)
         return USAGE
-    spec = folder.find(job_id, folder.state_root()).spec
+    job = folder.find(job_id, folder.state_root())
+    spec = job.spec
     assert spec is not None
-    return bulk(configuration, Order(input=spec.input, output=spec.output), validate=False, as_json=as_json)
+    order = job.order or Order(input=spec.input, output=spec.output)
+    return bulk(configuration, order, validate=False, as_json=as_json)
 
 
 def forget(age: str, *, unfinished: bool, as_json: bool) -> int:

@@ -3,6 +3,7 @@
 | file | what |
 |---|---|
 | `spec.json` | what the job is, without secrets |
+| `order.json` | how it was last asked for, to go on with it by its id alone |
 | `lock` | held by the process that runs it |
 | `journal` | what is answered, see `journal` |
 | `index` | where in the journal, see `index`; made anew at each start |
@@ -26,8 +27,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from promptmill.errors import input_error
+from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, lock
+from promptmill.jobs.order import Order
 
 Model = TypeVar("Model", bound=BaseModel)
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
@@ -52,6 +54,8 @@ class Spec(BaseModel):
     backend: str
     model: str
     created: int
+    working_folder: Path | None = None
+    """Where relative image paths start, from wherever the job is taken up again."""
 
     @property
     def of_call(self) -> bool:
@@ -109,6 +113,7 @@ class Folder:
         self.answers = path / "answers.jsonl"
         self._spec = path / "spec.json"
         self._result = path / "result.json"
+        self._order = path / "order.json"
 
     @property
     def spec(self) -> Spec | None:
@@ -127,6 +132,15 @@ class Folder:
     @result.setter
     def result(self, result: Output) -> None:
         disk.write_json(self._result, result.model_dump(mode="json"))
+
+    @property
+    def order(self) -> Order | None:
+        """How it was last asked for."""
+        return _read(self._order, Order)
+
+    @order.setter
+    def order(self, order: Order) -> None:
+        disk.write_json(self._order, order.model_dump(mode="json"))
 
     @property
     def alive(self) -> bool:
@@ -174,12 +188,23 @@ def find(job_id: str, root: Path) -> Folder:
 
 
 def all_folders(root: Path) -> Iterator[Folder]:
-    """Yield the folders of all jobs, by name."""
-    if root.is_dir():
-        for path in sorted(root.iterdir()):
-            folder = Folder(path)
-            if folder.spec is not None:
-                yield folder
+    """Yield the folders of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+    for path in paths(root):
+        folder = Folder(path)
+        if folder.spec is not None:
+            yield folder
+
+
+def paths(root: Path) -> list[Path]:
+    """Return what lies in the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+    try:
+        return sorted(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise PromptmillError(
+            Code.STORAGE, f"The folder of jobs {root} cannot be read: {disk.why(error)}.", ""
+        ) from None
 
 
 def _read(path: Path, model: type[Model]) -> Model | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 from pathlib import Path
 from types import MappingProxyType
@@ -35,8 +36,13 @@ def by_suffix(path: Path, role: str) -> str:
 
 
 def of_input(path: Path, file: RandomFile) -> str:
-    """Return `jsonl`, `batch`, `csv` or `parquet`, by suffix and first line."""
+    """Return `jsonl`, `batch`, `csv` or `parquet`, by suffix and first line.
+
+    Raises `PromptmillError` (`invalid_input`) for another suffix, and text that is not UTF-8 throughout.
+    """
     kind = by_suffix(path, "input file")
+    if file.read_at(0, 2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
+        raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
     if kind != "jsonl":
         return kind
     for line in Lines(file).read()[:_LOOKED_AT]:

@@ -41,6 +41,7 @@ class Head(NamedTuple):
     retryable: bool
     reasoning: bool = False
     tool_calls: bool = False
+    logprobs: bool = False
     """Whether the record holds any; `Journal.head`, which reads the beginning alone, does not say."""
 
 
@@ -57,6 +58,7 @@ def head_of(record: Mapping[str, Any]) -> Head:
         record["retryable"],
         "reasoning" in record,
         "tool_calls" in record,
+        "logprobs" in record,
     )
 
 
@@ -79,6 +81,8 @@ def encode(row: int, outcome: Outcome) -> bytes:
             value["reasoning"] = outcome.reasoning
         if outcome.tool_calls:
             value["tool_calls"] = outcome.tool_calls
+        if outcome.logprobs is not None:
+            value["logprobs"] = outcome.logprobs
     else:
         value = {
             "row": row,
@@ -151,7 +155,9 @@ class Journal:
                 found = _HEAD.match(body) if body else None
                 if body and found is not None:
                     # a quote inside a text is escaped, so these bytes are a key
-                    yield offset, _head(found, b'"reasoning":' in body, b'"tool_calls":' in body)
+                    more = body[-2:] != b'"}'  # what is no text is written behind all texts
+                    calls, logprobs = more and b'"tool_calls":' in body, more and b'"logprobs":' in body
+                    yield offset, _head(found, b'"reasoning":' in body, calls, logprobs)
                 elif body is None:
                     damage.records += 1
                 offset += len(line) + 1

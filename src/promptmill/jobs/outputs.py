@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,12 @@ from promptmill import rows
 from promptmill.errors import PromptmillError
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+RARE_FIELDS = ("reasoning", "tool_calls", "logprobs")
+"""Those of a record that only some models give, or when they are asked to."""
 
 
 def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `answer`, `error`, `usage`, `finish_reason`; `reasoning` and `tool_calls` where there are any."""
+    """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are."""
     prompt, completion = record["usage"]
     code = record["code"]
     found: dict[str, Any] = {
@@ -31,7 +34,7 @@ def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
         "finish_reason": record.get("finish_reason"),
     }
-    for name in ("reasoning", "tool_calls"):
+    for name in RARE_FIELDS:
         if name in record:
             found[name] = record[name]
     return found
@@ -56,9 +59,14 @@ def jsonl_line(line: bytes, record: Mapping[str, Any]) -> bytes:
 def plain_line(value: Mapping[str, Any]) -> bytes:
     """Return `value` as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=str)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
     except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=str).encode() + b"\n"
+        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """Return what JSON has no form for, from a column of a table: bytes as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> bytes:
@@ -95,7 +103,12 @@ def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: st
             "created": created,
             "model": (isinstance(body, dict) and body.get("model")) or model,
             "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": record["finish_reason"] or "stop"}
+                {
+                    "index": 0,
+                    "message": message,
+                    "logprobs": record.get("logprobs"),
+                    "finish_reason": record["finish_reason"] or "stop",
+                }
             ],
             "usage": {
                 "prompt_tokens": prompt,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, status
-from promptmill.jobs.folder import Folder
+from promptmill.jobs.folder import Folder, paths
 from promptmill.jobs.lock import Lock
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -32,7 +32,7 @@ def prune(root: Path, older_than_s: float, *, unfinished: bool) -> list[str]:
     """
     before = time.time() - older_than_s
     removed = []
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
+    for path in paths(root):
         folder = Folder(path)
         if not path.is_dir() or _last_change(path) > before:
             continue

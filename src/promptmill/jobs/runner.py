@@ -18,6 +18,7 @@ from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.outputs import RARE_FIELDS
 from promptmill.jobs.rest import Running
 from promptmill.jobs.status import Progress
 from promptmill.jobs.tally import Tally
@@ -66,7 +67,9 @@ class Runner:
         self.progress = Progress(self._ledger.tally, running.scope if running else Scope())
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
-        seconds = (disk.read_json(job.folder.status) or {}).get("seconds")
+        self._earlier = disk.read_json(job.folder.status) or {}
+        self._journal_read = False
+        seconds = self._earlier.get("seconds")
         self.progress.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
 
     async def run(self) -> dict[str, Any]:
@@ -95,7 +98,14 @@ class Runner:
             looking_after.cancel()
             await asyncio.wait({looking_after})
             self._close()
-        return progress.as_dict()
+        return self.found()
+
+    def found(self) -> dict[str, Any]:
+        """Return the status; until the journal is read, the counts are those that the run before left."""
+        found = self.progress.as_dict()
+        if not self._journal_read:
+            found |= {name: self._earlier[name] for name in status.COUNTS if name in self._earlier}
+        return found
 
     def _close(self) -> None:
         with contextlib.suppress(OSError):
@@ -146,6 +156,10 @@ class Runner:
     async def _rebuild(self) -> None:
         self._enter(self.progress.state, "reading the journal")
         await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again, halt=self._halt))
+        if not self._journal_read:
+            self._journal_read = True
+            sent = self._earlier.get("requests")
+            self.progress.unsettled_before = max(0, sent - self._ledger.tally.requests) if type(sent) is int else 0
         damage = self._ledger.damage
         if damage.records:
             self.progress.notes.append(
@@ -160,6 +174,7 @@ class Runner:
         progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.scope.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
+        progress.begin_rates()
         self._enter(status.RUNNING)
         running, self._running = self._running, None  # once: what it leaves is read from the file
         work = running.journal(self._ledger, self._give_up) if running else self._answering(lines, path).run()
@@ -178,6 +193,7 @@ class Runner:
             plan.settings.extra_params,
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
+            self._foreign_folder(),
         )
         return Answering(
             self._service,
@@ -193,11 +209,16 @@ class Runner:
             self._give_up,
         )
 
+    def _foreign_folder(self) -> str:
+        """Return the folder where the job was begun, `""` when it is this process's own."""
+        begun_in = self._job.spec.working_folder
+        return "" if begun_in is None or begun_in == Path.cwd() else str(begun_in)
+
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         job, spec, tally = self._job, self._job.spec, self._ledger.tally
         self._enter(status.MERGING, "writing the output")
-        extra = [name for name, there in (("reasoning", tally.reasoning), ("tool_calls", tally.tool_calls)) if there]
+        extra = [name for name in RARE_FIELDS if getattr(tally, name)]
         plan = merge.Merge(
             spec.job_id,
             job.input,
@@ -258,6 +279,7 @@ class Runner:
         finally:
             task.cancel()
             await asyncio.wait({task})
+            task.cancelled() or task.exception()  # told above, or of no interest any more
 
     async def _first(self, work: asyncio.Future[Any]) -> None:
         """Wait until `work` is done or the job is to end."""
@@ -315,7 +337,7 @@ class Runner:
         if self.progress.state == status.RUNNING:
             self.progress.activity = "" if self.progress.scope.done else self._service.activity
         with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
-            disk.write_json(self._job.folder.status, self.progress.as_dict(), durable=False)
+            disk.write_json(self._job.folder.status, self.found(), durable=False)
         self._tell()
 
     def _tell(self) -> None:

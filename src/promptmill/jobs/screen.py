@@ -50,14 +50,16 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    console = Console(file=stream)
     looks = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        BarColumn(bar_width=min(24, max(4, console.width - 96)), table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[said]}", table_column=Column()),  # has a second line where there is no room
     )
-    with Bars(*looks, console=Console(file=stream), transient=True) as bars:
+    with Bars(*looks, console=console, transient=True) as bars:
         bar = bars.add_task("starting", total=None, said="")
 
         def watch(progress: Progress) -> None:
@@ -77,14 +79,15 @@ def summary(found: Mapping[str, Any]) -> str:
     """Return the paragraph at the end of a job, from its status."""
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
-    lines.append(f"  rows      {status.line({**found, 'state': ''})}")
+    lines.append(f"  rows      {status.line(found)}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
     lines.append(f"  requests  {found.get('requests', 0)}, {found.get('retries', 0)} of them retries")
     lines.append(f"  tokens    {found.get('prompt_tokens', 0)} in, {found.get('completion_tokens', 0)} out")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
-        lines.append(f"  latency   {', '.join(f'{name} {seconds:g} s' for name, seconds in latency.items())}")
+        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
+        lines.append(f"  latency   {shown}")
     lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     if state == status.FINISHED:
@@ -92,3 +95,7 @@ def summary(found: Mapping[str, Any]) -> str:
     elif not found.get("alive"):
         lines.append("  go on with the same command; what is answered is kept")
     return "\n".join(lines)
+
+
+def _two_digits(seconds: float) -> str:
+    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %

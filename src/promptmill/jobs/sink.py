@@ -120,6 +120,8 @@ class JournalSink:
             self._tally.reasoning = True
         if answer.tool_calls:
             self._tally.tool_calls = True
+        if answer.logprobs is not None:
+            self._tally.logprobs = True
 
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit

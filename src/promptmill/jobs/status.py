@@ -14,6 +14,11 @@ from promptmill.jobs.tally import Tally
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
+# What `Progress.as_dict` says about the whole job, over all its runs.
+COUNTS = (
+    *("total", "done", "failed", "errors", "requests", "retries"),
+    *("prompt_tokens", "completion_tokens", "latency_s"),
+)
 _ALIVE = frozenset({STARTING, RUNNING, MERGING})
 _RATE_OVER_S = 30.0
 
@@ -33,6 +38,8 @@ class Progress:
         self.notes: list[str] = []
         self.seconds_before = 0.0
         """Wall time of earlier runs."""
+        self.unsettled_before = 0
+        """Requests of earlier runs whose answers nobody waited for any more."""
         self._began = time.monotonic()
         self._samples: deque[tuple[float, int, int]] = deque()
 
@@ -40,6 +47,11 @@ class Progress:
     def seconds(self) -> float:
         """Wall time of all runs."""
         return self.seconds_before + time.monotonic() - self._began
+
+    def begin_rates(self) -> None:
+        """Have the rates count from here: what is done already was done by earlier runs."""
+        self._samples.clear()
+        self.sample()
 
     def sample(self) -> None:
         """Note how far it is, about once a second, for the rates."""
@@ -67,12 +79,14 @@ class Progress:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
         eta_s = self.eta_s() if self.state == RUNNING else None
+        counts = self.tally.as_dict(Scope() if self.counted else self.scope)
         return {
             "state": self.state,
             "reason": self.reason,
             "activity": self.activity,
             "total": self.total,
-            **self.tally.as_dict(Scope() if self.counted else self.scope),
+            **counts,
+            "requests": counts["requests"] + self.unsettled_before,
             "in_flight": self.scope.in_flight if self.state == RUNNING else 0,
             "rows_per_second": round(rate, 2),
             "tokens_per_second": round(tokens, 1),

@@ -67,6 +67,11 @@ class _Csv:
         except csv.Error as error:
             raise input_error(f"The input is no CSV file: {error}.") from None
 
+    @property
+    def line(self) -> int:
+        """Where the row that was read last ends; a row has several lines when a cell holds line breaks."""
+        return self._reader.line_num
+
     def rows(self) -> Iterator[list[str]]:
         """Yield the rows under the header; empty lines are none."""
         while True:
@@ -80,6 +85,11 @@ class _Csv:
                 ) from None
             if row:
                 yield row
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether `text`, read with `surrogateescape`, was UTF-8."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 class _Encoded:
@@ -97,7 +107,8 @@ def _csv_lines(file: RandomFile) -> Iterator[bytes]:
     _check_columns(table.header)
     asked = [(at, name) for at, name in enumerate(table.header) if name in _ASKED]
     for cells_ in table.rows():
-        yield orjson.dumps(_csv_row(cells_, len(table.header), asked))
+        row = _csv_row(cells_, len(table.header), asked)
+        yield orjson.dumps(f"{row.removesuffix('.')} (line {table.line})." if isinstance(row, str) else row)
 
 
 def _csv_row(found: list[str], width: int, asked: list[tuple[int, str]]) -> dict[str, Any] | str:
@@ -106,7 +117,7 @@ def _csv_row(found: list[str], width: int, asked: list[tuple[int, str]]) -> dict
     row: dict[str, Any] = {}
     for at, name in asked:
         text = found[at]
-        if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
+        if not _is_utf8(text):
             return f"{name} is not UTF-8 text."
         if not text and name != "prompt":
             continue
@@ -146,6 +157,8 @@ def _parquet_lines(file: RandomFile) -> Iterator[bytes]:
 
 def _check_columns(names: list[str]) -> None:
     if not {"prompt", "messages"} & set(names):
+        if not all(map(_is_utf8, names)):
+            raise input_error("The first line of the input is not UTF-8 text; save the file as UTF-8.")
         shown = ", ".join(name[:40] for name in names[:10]) or "none"
         raise input_error(f"The input has no column `prompt` or `messages`; its columns: {shown}.")
 
@@ -179,9 +192,14 @@ def _rows(file: RandomFile, table_format: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
         return
     table = _Csv(file)
+    header = _readable(table.header)
     for row in table.rows():
-        texts = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in row]
-        yield dict(zip(table.header, texts, strict=False))
+        yield dict(zip(header, _readable(row), strict=False))
+
+
+def _readable(texts: list[str]) -> list[str]:
+    """Return cells with the replacement character for what is not UTF-8."""
+    return [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
 
 
 def write_parquet(file: RandomFile, out: IO[bytes], answer: Answer, extra: tuple[str, ...], most: int) -> None:

@@ -24,6 +24,7 @@ class Tally:
         """Begin with nothing."""
         self.reasoning = False
         self.tool_calls = False
+        self.logprobs = False
         self.done = 0
         self.failed = 0
         self.requests = 0
@@ -37,6 +38,7 @@ class Tally:
         """Count what a record says became of its row, or with `sign` -1 take it out again."""
         self.reasoning = self.reasoning or head.reasoning
         self.tool_calls = self.tool_calls or head.tool_calls
+        self.logprobs = self.logprobs or head.logprobs
         self.done += sign
         if head.code is not None:
             self.failed += sign

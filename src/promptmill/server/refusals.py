@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from fastmcp.exceptions import ToolError, ValidationError
@@ -48,7 +48,7 @@ class PlainArguments(Middleware):
 
 def _wrong_arguments(error: PydanticValidationError) -> str:
     lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False, include_context=False):
+    for problem in error.errors(include_url=False):
         name, *inner = problem["loc"] or ("arguments",)
         place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
         match problem["type"]:
@@ -57,15 +57,28 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
             case "unexpected_keyword_argument" | "extra_forbidden":
                 lines[place] = "is no argument of this tool."
             case _:
-                lines.setdefault(place, f"is {shape(problem['input'])}; {_expected(problem['type'], place)}")
+                lines.setdefault(
+                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], place, problem.get('ctx', {}))}"
+                )
     told = [f"{place:.100} {text}" for place, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
 
 
-def _expected(problem: str, place: str) -> str:
+def _expected(problem: str, place: str, bounds: Mapping[str, object]) -> str:
     if problem in {"list_type", "dict_type"}:
         return f"send a{' list' if problem == 'list_type' else 'n object'}."
     if place.startswith("prompt_ls["):
         return 'send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
-    return "send a text." if problem == "string_type" else "see the tool's input schema."
+    match problem:
+        case "string_type":
+            return "send a text."
+        case "greater_than_equal":
+            return f"send {bounds['ge']} or more."
+        case "less_than_equal":
+            return f"send {bounds['le']} or less."
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "send a whole number."
+        case "bool_type" | "bool_parsing":
+            return "send true or false."
+    return "see the tool's input schema."

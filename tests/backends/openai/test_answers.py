@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 
 from driving import ask, echoes, opened
@@ -103,6 +104,21 @@ def test_a_streamed_tool_call_is_put_together(upstream, drive):
     )
     outcome = drive(["hi"], stream=True).outcomes[0]
     assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
+
+
+def test_log_probabilities_come_whole_and_in_pieces(upstream, drive):
+    probabilities = [{"token": token, "logprob": -0.5} for token in "ab"]
+    upstream.reply = answer("ab", logprobs={"content": probabilities})
+    assert drive(["hi"]).outcomes[0].logprobs == {"content": probabilities}
+
+    def event(token, at):
+        found = orjson.dumps({"content": [probabilities[at]], "refusal": None})
+        return b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"logprobs":%b}]}' % (token, found)
+
+    end = b'data: {"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}'
+    upstream.reply = sse(event(b"a", 0), event(b"b", 1), end, b"data: [DONE]")
+    streamed = drive(["hi"], stream=True).outcomes[0]
+    assert (streamed.text, streamed.logprobs) == ("ab", {"content": probabilities, "refusal": []})
 
 
 def test_a_refusal_is_shown(upstream, drive):

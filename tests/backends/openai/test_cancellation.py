@@ -209,3 +209,42 @@ def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
     result = drive(["a"], stream=True, timeout=[2, 0.5])
     assert result.texts == ["a longer answer, in pieces"]
     assert result.seconds > 0.8
+
+
+def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream, run):
+    upstream.reply = choose(lambda seen: late(60) if seen.prompt == "stays" else answer())
+
+    class SlowToEnd(DictSink):
+        waiting = 0
+
+        def __init__(self):
+            super().__init__()
+            self.released = asyncio.Event()
+
+        async def put(self, key, outcome):
+            self.waiting += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await self.released.wait()
+
+    async def work():
+        reported = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
+            other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), Scope()))
+            await upstream.reaches(lambda: upstream.in_flight == 2)
+            sink = SlowToEnd()
+            ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, Scope()))
+            await upstream.reaches(lambda: sink.waiting == 2)
+            ending.cancel()
+            await asyncio.sleep(0.01)
+            other.cancel()
+            await asyncio.wait({other})
+            await asyncio.sleep(0.01)
+            sink.released.set()
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+        assert not reported
+
+    run(work())

@@ -92,6 +92,7 @@ def _reading(reading: Reading) -> dict[str, Any]:
         "extra": dict(reading.extra),
         "system_prompt": reading.system_prompt,
         "image_tag": reading.image_tag,
+        "folder": reading.folder,
     }
 
 

@@ -232,14 +232,16 @@ def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
             usage.completion_tokens,
             result.reasoning,
             result.tool_calls,
+            result.logprobs,
         )
     return ("verdict", result.blame.name, frames.packed_error(result.error), result.wait_s, result.stale)
 
 
 def unpacked_completion(fields: list[Any]) -> Completion:
     """Return the completion that `packed_result` wrote."""
-    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls = fields
-    return Completion(text, finish_reason, Usage(prompt_tokens, completion_tokens), reasoning, tuple(tool_calls))
+    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls, logprobs = fields
+    usage = Usage(prompt_tokens, completion_tokens)
+    return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs)
 
 
 def unpacked_verdict(fields: list[Any]) -> Verdict:

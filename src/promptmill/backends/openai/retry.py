@@ -103,6 +103,8 @@ def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint
     reason = " ".join(without_controls(reason).split())[:_LONGEST_READ]
     said = f": {_short(redact(reason, endpoint.secrets))}" if reason else ""
     message = f"{endpoint.name} answered {status}{said}"
+    if message[-1] not in ".!?…":  # our own sentence follows
+        message += "."
 
     def final(code: Code) -> Verdict:
         return Verdict(Blame.ITEM, PromptmillError(code, message))

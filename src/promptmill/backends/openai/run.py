@@ -7,7 +7,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.endpoint import refusal_hint
@@ -116,8 +115,14 @@ class Run(Generic[TaskT]):
             return
         most = min(self._share.most, self._most_workers)
         for _ in range(min(len(self._fresh) + len(self._back), most - self._workers)):
+            work = self._work()
+            try:
+                self._group.create_task(work)
+            except RuntimeError:  # the run is being ended and takes nobody any more
+                work.close()
+                self._closed = True
+                return
             self._workers += 1
-            self._group.create_task(self._work())
 
     async def _work(self) -> None:
         try:
@@ -175,8 +180,7 @@ class Run(Generic[TaskT]):
             self._gate.leave(ticket, self._scope)
             usage = result.usage
             self._gate.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
-            done = replace(result, attempts=item.attempts, latency_s=self._age(item))
-            return await self._settle(item, done)
+            return await self._settle(item, result.after(item.attempts, self._age(item)))
         counts = not self._blame(item, ticket, result)
         self._gate.leave(ticket, self._scope)
         return await self._after_failure(item, lane, result, counts=counts)

@@ -26,6 +26,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
     message: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
     calls: dict[int, dict[str, Any]] = {}
+    logprobs: dict[str, list[Any]] = {}
     finish: Any = None
     ended = False
     for data in _events(body):
@@ -42,6 +43,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
             if choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
+            _add_logprobs(logprobs, choice.get("logprobs"))
             for name, value in (choice.get("delta") or {}).items():
                 if name == "tool_calls":
                     _add_calls(calls, value or ())
@@ -54,8 +56,8 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
     message |= {name: "".join(parts) for name, parts in texts.items()}
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
-    choices = [{"index": 0, "message": message, "finish_reason": finish}] if message or finish else []
-    return {**whole, "object": "chat.completion", "choices": choices}
+    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
+    return {**whole, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
 
 def _events(body: bytes) -> Iterator[bytes]:
@@ -79,6 +81,12 @@ def _texts(value: Any) -> Iterator[str]:
         for part in value:
             if isinstance(part, dict) and isinstance(text := part.get("text"), str):
                 yield text
+
+
+def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
+    if isinstance(piece, dict):
+        for name, values in piece.items():
+            logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
 
 
 def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:

@@ -25,7 +25,8 @@ from promptmill.sampling import Sampling
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
-_DEEPEST = 32  # levels of nesting in tool calls; every encoder on their way has a bound of its own
+_DEEPEST = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
+_ORJSON_DEEPEST = 254
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -218,14 +219,17 @@ def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: 
         reasoning = reasoning or thought
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
-    if tool_calls and not _can_go_on(tool_calls):
-        return _unreadable(endpoint, "tool calls that JSON cannot carry", b"")
+    logprobs = choice.get("logprobs")
+    if (tool_calls or logprobs) and not _can_go_on((tool_calls, logprobs)):
+        return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = str(refusal)
         elif finish is None:
             return _empty(endpoint)
-    return Completion(text, finish, usage, reasoning, tool_calls)
+    if logprobs is None or not isinstance(logprobs, dict):
+        return Completion(text, finish, usage, reasoning, tool_calls)
+    return Completion(text, finish, usage, reasoning, tool_calls, logprobs=logprobs)
 
 
 def _content(content: Any) -> str:
@@ -259,17 +263,12 @@ def _count(value: Any) -> int:
 
 def _can_go_on(value: Any) -> bool:
     """Return whether journals, frames and results can hold `value`."""
+    for _ in range(_ORJSON_DEEPEST - _DEEPEST):  # its bound then is ours, at the cost of encoding alone
+        value = [value]
     try:
-        return _is_shallow(value, _DEEPEST) and bool(orjson.dumps(value))
+        return bool(orjson.dumps(value))
     except TypeError:
         return False
-
-
-def _is_shallow(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list | tuple):
-        return True
-    inside = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_is_shallow(inner, levels - 1) for inner in inside)
 
 
 def _loosely(body: bytes) -> Any:

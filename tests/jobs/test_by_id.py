@@ -1,0 +1,80 @@
+"""A job taken up by its id alone, by another process in another folder: it is still the job that was begun."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from replies import answer, choose, late, status
+
+
+def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Go on with the bench's job from `folder`."""
+    return subprocess.run(
+        bench.command(bench.folder.job_id, "--resume", "--json", *arguments, command="jobs"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def begin(bench: Any, *arguments: str, **block: Any) -> None:
+    """Begin the bench's job and end it by a kill after a few answers."""
+    process = bench.start(*arguments, **block)
+    bench.wait(lambda: len(bench.upstream.seen) > 5)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_relative_images_are_those_of_the_folder_where_it_was_begun(bench: Any, tmp_path: Path, workers: int) -> None:
+    absolute = tmp_path / "absolute.png"
+    for file in (bench.path / "own.png", absolute):
+        Image.new("RGB", (1, 1)).save(file)
+    part = {"type": "image_url", "image_url": {"url": "own.png"}}
+    rows: list[dict[str, Any]] = [
+        {"prompt": "relative", "images": ["own.png"]},
+        {"prompt": "absolute", "images": [str(absolute), absolute.as_uri()]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "in a message"}, part]}]},
+        {"prompt": "web", "images": ["https://images.example/a.png", "data:image/png;base64,AAAA"]},
+    ]
+    bench.settings |= {"num_workers": workers}
+    bench.upstream.reply = late(None)
+    bench.write([{"prompt": f"first {at}"} for at in range(10)] + rows)
+    begin(bench)
+    bench.upstream.reply = answer()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = resumed(bench, elsewhere)
+    assert json.loads(result.stdout)["failed"] == 1, result.stderr
+    codes = [row["error"] and row["error"]["code"] for row in bench.answers()[10:]]
+    assert codes == [None, None, None, "invalid_image"]  # that data: URL holds no image
+
+
+def test_it_goes_on_as_it_was_asked_for_last(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 8 else late(None))
+    bench.write([{"prompt": f"p{at % 12}"} for at in range(200)])
+    begin(bench, "--limit", "30", "--dedupe", "--system", "Be brief.", "--set", "sampling_params.temperature=0")
+    bench.upstream.reply = answer()
+    result = resumed(bench, bench.path, "--set", "sampling_params.temperature=0")
+    assert result.returncode == 0, result.stderr
+    assert len(bench.answers()) == 30
+    assert len(bench.upstream.attempts) == 12
+    assert all(seen.json["messages"][0]["content"] == "Be brief." for seen in bench.upstream.seen)
+
+
+def test_it_stops_after_as_many_failures_as_before(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number < 10 else status(400, "no"))
+    bench.prompts(2000)
+    bench.fail("--max-failures", "5", code=1)
+    result = resumed(bench, bench.path)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["state"] == "stopped"
+    assert len(bench.upstream.seen) < 300
