@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from promptmill.backends.protocol import Scope
 from promptmill.errors import Code, PromptmillError, redact
@@ -16,6 +15,7 @@ from promptmill.jobs import admission, crash, disk, formats, merge, status, tabl
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.ending import Ended, Ending
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.outputs import RARE_FIELDS
@@ -25,20 +25,12 @@ from promptmill.jobs.tally import Tally
 from promptmill.rows import Reading
 from promptmill.service import Service
 
-T = TypeVar("T")
 Watch = Callable[[Progress], None]
 _LOOK_S = 0.2
 _STATUS_S = 1.0
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
 # A record that turns out damaged when the output is written is done again, but not without end.
 _ROUNDS = 3
-
-
-class _Ended(Exception):  # noqa: N818 (how a run ends early, told to `Runner.run` alone)
-    def __init__(self, state: str, error: PromptmillError | None = None) -> None:
-        super().__init__(state)
-        self.state = state
-        self.error = error
 
 
 class Runner:
@@ -58,8 +50,7 @@ class Runner:
         self._watch = watch
         self._running = running
         self._crash = crash.from_environ()
-        self._ending: asyncio.Future[_Ended] = asyncio.get_running_loop().create_future()
-        self._halt = threading.Event()
+        self._ending = Ending()
         try:
             self._ledger = Ledger(job.folder, crash=self._crash)
         except OSError as error:
@@ -83,7 +74,7 @@ class Runner:
         try:
             await self._work()
             progress.state = status.FINISHED
-        except _Ended as ended:
+        except Ended as ended:
             self.error, progress.state = ended.error, ended.state
             progress.reason = redact(str(ended.error)) if ended.error else ""
         except asyncio.CancelledError:
@@ -125,8 +116,8 @@ class Runner:
             return
         try:
             self._enter(status.STARTING, "reading the input")
-            await self._in_thread(lambda: admission.check_content(job, self._halt))
-            lines, path = await self._in_thread(self._open_lines)
+            await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
+            lines, path = await self._ending.or_left(self._open_lines)
             await self._rebuild()
             for _ in range(_ROUNDS):
                 await self._answer(lines, path)
@@ -136,9 +127,9 @@ class Runner:
             raise PromptmillError(Code.STORAGE, "The job's journal is damaged again and again.")
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
-            raise _Ended(status.INTERRUPTED if gone else status.STOPPED, error) from None
+            raise Ended(status.INTERRUPTED if gone else status.STOPPED, error) from None
         except OSError as error:
-            raise _Ended(status.STOPPED, _unusable(error)) from None
+            raise Ended(status.STOPPED, _unusable(error)) from None
         finally:
             if lines is not job.input:
                 lines.close()
@@ -149,13 +140,13 @@ class Runner:
         if formats.row_kind(job.spec.input_format) != "table":
             return job.input, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
-            count = tables.spool(job.input, job.spec.input_format, folder.rows, self._halt)
+            count = tables.spool(job.input, job.spec.input_format, folder.rows, self._ending.halt)
             job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
         return RandomFile(folder.rows), folder.rows
 
     async def _rebuild(self) -> None:
         self._enter(self.progress.state, "reading the journal")
-        await self._in_thread(lambda: self._ledger.rebuild(again=self._is_again, halt=self._halt))
+        await self._ending.or_left(lambda: self._ledger.rebuild(again=self._is_again, halt=self._ending.halt))
         if not self._journal_read:
             self._journal_read = True
             sent = self._earlier.get("requests")
@@ -180,7 +171,7 @@ class Runner:
         work = running.journal(self._ledger, self._give_up) if running else self._answering(lines, path).run()
         syncing = asyncio.ensure_future(self._sync())  # only now: before, the index is another thread's
         try:
-            progress.total = await self._until_ended(work)
+            progress.total = await self._ending.or_done(work)
         finally:
             syncing.cancel()
             await asyncio.wait({syncing})
@@ -233,11 +224,11 @@ class Runner:
             Tally(),
             tuple(extra),
             self._crash,
-            self._halt,
+            self._ending.halt,
         )
         self._guard()
         try:
-            partial = await self._in_thread(lambda: merge.write(plan))
+            partial = await self._ending.or_left(lambda: merge.write(plan))
         except merge.Unanswered:
             return False
         self.progress.tally, self.progress.counted = plan.tally, True
@@ -259,46 +250,10 @@ class Runner:
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
         if self._job.input.stamp() != (self._job.spec.size, self._job.spec.mtime_ns):
-            admission.check_content(self._job, self._halt)
+            admission.check_content(self._job, self._ending.halt)
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._end(_Ended(status.STOPPED, error))
-
-    def _end(self, ended: _Ended) -> None:
-        if not self._ending.done():
-            self._ending.set_result(ended)
-
-    async def _until_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what `work` returns, unless the job is to end before; `work` is ended then. Raises `_Ended`."""
-        task = asyncio.ensure_future(work)
-        try:
-            await self._first(task)
-            if self._ending.done():
-                raise self._ending.result()
-            return await task
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            task.cancelled() or task.exception()  # told above, or of no interest any more
-
-    async def _first(self, work: asyncio.Future[Any]) -> None:
-        """Wait until `work` is done or the job is to end."""
-        both: set[asyncio.Future[Any]] = {work, self._ending}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run what blocks; `self._halt` asks it to leave when the job is to end."""
-        thread = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            await self._first(thread)
-            if self._ending.done():
-                raise self._ending.result()
-            return await thread
-        finally:
-            if not thread.done():
-                self._halt.set()
-            await asyncio.wait({thread})
-            thread.cancelled() or thread.exception()  # told above, or of no interest any more
+        self._ending.end(Ended(status.STOPPED, error))
 
     async def _sync(self) -> None:
         while True:
@@ -320,7 +275,7 @@ class Runner:
         shown = 0.0
         while True:
             if self._job.folder.cancel.exists():
-                self._end(_Ended(status.CANCELLED))
+                self._ending.end(Ended(status.CANCELLED))
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
