@@ -416,16 +416,33 @@ def test_later_runs_are_right_after_every_fault(upstream, run):
     run(work())
 
 
-def test_interim_responses_have_an_end(run, upstream):
+@pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
+def test_interim_responses_have_an_end(run, upstream, length):
+    bad = "bad" + "." * length
+
     async def flood(exchange):
         while True:
             await exchange.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
             await exchange.sleep(0.01)
 
-    upstream.reply = by_prompt({"bad": flood})
+    upstream.reply = by_prompt({bad: flood})
 
     async def work():
         async with opened(upstream.url, retries=1, timeout=[1, 1]) as backend:
-            return await ask(backend, ["good", "bad"])
+            return await ask(backend, ["good", bad])
 
     assert run(work(), timeout_s=30).texts == ["echo: good", None]
+
+
+@pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
+def test_silence_after_early_hints_is_silence(run, upstream, length):
+    bad = "bad" + "." * length
+    upstream.reply = by_prompt({bad: interim(hang())})
+
+    async def work():
+        async with opened(upstream.url, retries=1, timeout=[2, 0.3]) as backend:
+            return await ask(backend, ["good", bad])
+
+    found = run(work(), timeout_s=30)
+    assert found.texts == ["echo: good", None]
+    assert found.codes == {"timeout"}

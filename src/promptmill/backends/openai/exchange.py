@@ -21,7 +21,6 @@ LARGEST_BODY = 64 * 1024 * 1024
 LARGEST_SMALL_REQUEST = 48 * 1024
 # What is used here below the session is no promise of aiohttp's: other versions get the session until they are tested.
 KNOWN = aiohttp.__version__.startswith("3.14.")
-_MOST_INTERIM = 32
 _AT_ONCE = {"Content-Length", "Transfer-Encoding"}
 
 
@@ -70,7 +69,10 @@ class Exchange:
         headers: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,
     ) -> None:
-        """`connector` keeps connections, `fresh` makes a new one each time; both stay the caller's."""
+        """`connector` keeps connections, `fresh` makes a new one each time; both stay the caller's.
+
+        Interim responses are theirs to read over, as `Connector` does.
+        """
         self._connector = connector
         self._fresh = fresh
         self._used: WeakSet[ResponseHandler] = WeakSet()
@@ -106,13 +108,6 @@ class Exchange:
                 if protocol in self._used:
                     raise StaleError from None
                 raise
-            interim = 0
-            while 100 <= message.code < 200 and message.code != 101:  # early hints and the like come before the answer
-                interim += 1
-                if interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
-                    raise aiohttp.ClientPayloadError("interim responses without end")
-                protocol.start_timeout()  # aiohttp stops the clock with every response
-                message, content = await protocol.read()
             reply = Reply(message.code, message.headers, await whole(content))
         except BaseException:
             connection.close()

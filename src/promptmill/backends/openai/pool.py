@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
-from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.client_proto import ResponseHandler
 from multidict import CIMultiDict
 from yarl import URL
 
+from promptmill.backends.openai.connector import Connector
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.exchange import KNOWN, LARGEST_SMALL_REQUEST, Exchange, Reply, TooLarge, whole
 from promptmill.backends.openai.pace import Pace
@@ -54,30 +53,6 @@ class _Pieces(aiohttp.Payload):
             await writer.write(piece)
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Keeps connections, but none on which something came that nobody had asked for.
-
-    It would be taken for the answer to the next request, and each answer from then on for that of the one after.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._kept: WeakSet[ResponseHandler] = WeakSet()
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            assert protocol is not None
-            if protocol not in self._kept or not protocol.should_close:
-                break
-            connection.close()
-        self._kept.add(protocol)
-        return connection
-
-
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
@@ -94,13 +69,13 @@ class Pool:
         """
         connect_s, silence_s = settings.timeout
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
-        self._connector = _Connector(
+        self._connector = Connector(
             limit=settings.max_connections or connections,
             ttl_dns_cache=300,
             keepalive_timeout=_KEEPALIVE_S,
             ssl=trust,
         )
-        self._fresh = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, force_close=True, ssl=trust)
+        self._fresh = Connector(limit=0, ttl_dns_cache=300, force_close=True, ssl=trust)
         self._session, self._fresh_session = (
             aiohttp.ClientSession(connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
             for connector in (self._connector, self._fresh)

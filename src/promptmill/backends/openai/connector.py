@@ -1,0 +1,54 @@
+"""aiohttp's connector, with what its connections lack for requests that are answered much later than they are sent."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
+
+_MOST_INTERIM = 32
+
+
+class Connector(aiohttp.TCPConnector):
+    """Keeps connections, but none on which something came that nobody had asked for.
+
+    It would be taken for the answer to the next request, and each answer from then on for that of the one after.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """`options` are `aiohttp.TCPConnector`'s; must be made on the event loop."""
+        super().__init__(**options)
+        self._factory = cast("functools.partial[ResponseHandler]", functools.partial(_Connection, loop=self._loop))
+        self._kept: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """Return a connection for `req`, kept or new. Raises what aiohttp and the system raise."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            if protocol not in self._kept or not protocol.should_close:
+                break
+            connection.close()
+        self._kept.add(protocol)
+        return connection
+
+
+class _Connection(ResponseHandler):
+    """Reads over interim responses (1xx): aiohttp stops the clock of silence at one, and would read them for ever."""
+
+    async def read(self) -> tuple[RawResponseMessage, StreamReader]:
+        interim = 0
+        while 100 <= (found := await super().read())[0].code < 200 and found[0].code != 101:
+            interim += 1
+            if interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
+                raise aiohttp.ClientPayloadError("interim responses without end")
+            self.start_timeout()
+        return found
