@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
-from weakref import WeakSet
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from yarl import URL
+
+from promptmill.backends.openai.connector import Connection, Connector
 
 # Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
 LARGEST_BODY = 64 * 1024 * 1024
@@ -63,19 +63,15 @@ class Exchange:
 
     def __init__(
         self,
-        connector: aiohttp.BaseConnector,
-        fresh: aiohttp.BaseConnector,
+        connector: Connector,
+        fresh: Connector,
         url: URL,
         headers: Mapping[str, str],
         timeout: aiohttp.ClientTimeout,
     ) -> None:
-        """`connector` keeps connections, `fresh` makes a new one each time; both stay the caller's.
-
-        Interim responses are theirs to read over, as `Connector` does.
-        """
+        """`connector` keeps connections, `fresh` makes a new one each time; both stay the caller's."""
         self._connector = connector
         self._fresh = fresh
-        self._used: WeakSet[ResponseHandler] = WeakSet()
         self._timeout = timeout
         # aiohttp's own request knows where to connect and which headers aiohttp would send
         self._request = aiohttp.ClientRequest("POST", url, headers=headers, loop=asyncio.get_running_loop())
@@ -97,7 +93,7 @@ class Exchange:
             raise aiohttp.ConnectionTimeoutError(f"no connection to {self._request.host}") from error
         try:
             protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None
+            assert isinstance(protocol, Connection)
             assert transport is not None
             protocol.set_response_params(read_until_eof=True, read_timeout=self._timeout.sock_read)
             transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
@@ -105,13 +101,13 @@ class Exchange:
             try:
                 message, content = await protocol.read()
             except (aiohttp.ServerDisconnectedError, ConnectionError):
-                if protocol in self._used:
+                if protocol.answered:
                     raise StaleError from None
                 raise
             reply = Reply(message.code, message.headers, await whole(content))
         except BaseException:
             connection.close()
             raise
-        self._used.add(protocol)
+        protocol.answered = True
         connection.release()
         return reply
