@@ -161,3 +161,50 @@ pathlib.Path.unlink = counted
     assert bench.output.read_bytes() == made
     bench.succeed()
     assert len(bench.answers()) == 20
+
+
+@posix
+def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": status(500)}, answer())
+    bench.prompts(20)
+    assert bench.run(env={crash.VARIABLE: "after-rename"}).returncode == -signal.SIGKILL
+    sent = len(bench.upstream.seen)
+    result = bench.run("--json")
+    found = json.loads(result.stdout)
+    assert (found["state"], found["done"], found["total"]) == ("finished", 20, 20)
+    assert (found["failed"], found["errors"], result.returncode) == (1, {"server_error": 1}, 1)
+    assert found["requests"] == len(bench.upstream.seen) == sent
+
+
+@posix
+def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
+    bench.prompts(5)
+    killed(bench, "link = os.link\ndef linked(*names): link(*names), end()\nos.link = linked")
+    assert len(list(bench.path.glob(".*.partial"))) == 1
+    bench.succeed()
+    assert not list(bench.path.glob(".*.partial"))
+
+
+@posix
+def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench: Any) -> None:
+    bench.prompts(5)
+    patch = """
+fsync = os.fsync
+def slow(descriptor):
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+        pathlib.Path("written").touch()
+        time.sleep(1)
+    fsync(descriptor)
+os.fsync = slow
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc")
+    process = patched(bench, patch)
+    bench.wait((bench.path / "written").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert not bench.output.exists()
+    assert not list(bench.path.glob(".*.partial"))
+    bench.succeed()
+    assert len(bench.upstream.seen) == 5

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptmill.errors import input_error
+from promptmill.errors import PromptmillError, input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Output, stamp
@@ -74,6 +74,13 @@ def check_folder(target: Path) -> None:
 def beside(target: Path, job_id: str) -> Path:
     """Return where the output is written before it gets its name: the same folder, so the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
+
+
+def discard(target: Path, job_id: str) -> None:
+    """Remove what a merge may have left beside its target."""
+    with contextlib.suppress(OSError, PromptmillError):
+        check_folder(target)
+        beside(target, job_id).unlink(missing_ok=True)
 
 
 def write(merge: Merge) -> Path:

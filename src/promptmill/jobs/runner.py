@@ -111,7 +111,8 @@ class Runner:
         job = self._job
         lines = job.input
         if job.has_output:  # ended between the output's rename and its last words
-            await self._rebuild()
+            merge.discard(job.spec.output, job.spec.job_id)
+            await self._rebuild(again=lambda _: False)
             self.progress.total = self._ledger.tally.done
             return
         try:
@@ -144,9 +145,10 @@ class Runner:
             job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
         return RandomFile(folder.rows), folder.rows
 
-    async def _rebuild(self) -> None:
+    async def _rebuild(self, again: Callable[[Head], bool] | None = None) -> None:
         self._enter(self.progress.state, "reading the journal")
-        await self._ending.or_left(lambda: self._ledger.rebuild(again=self._is_again, halt=self._ending.halt))
+        to_do = again or self._is_again
+        await self._ending.or_left(lambda: self._ledger.rebuild(again=to_do, halt=self._ending.halt))
         if not self._journal_read:
             self._journal_read = True
             sent = self._earlier.get("requests")
@@ -231,6 +233,9 @@ class Runner:
             partial = await self._ending.or_left(lambda: merge.write(plan))
         except merge.Unanswered:
             return False
+        except BaseException:  # it may have been written whole at that very moment
+            merge.discard(spec.output, spec.job_id)
+            raise
         self.progress.tally, self.progress.counted = plan.tally, True
         made = job.folder.result
         is_own = made is not None and made.is_own(spec.output)
