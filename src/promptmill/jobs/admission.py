@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import tempfile
 import threading
 import time
@@ -25,6 +27,7 @@ from promptmill.jobs.order import Order
 _WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
 """What an order says for this time alone; going on with the job by its id does the rest again."""
+_TRIES = 100
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 
@@ -79,9 +82,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
             _check_output_folder(target)
             disk.make_private_folder(root)  # what is above is the user's own affair
-            disk.make_private_folder(folder.path)
             is_ours = lock is not None
-            lock = lock or Lock.take(folder.lock)
+            lock = lock or _locked(folder)
             if lock is None:
                 raise input_error(
                     f"Job {folder.job_id} is running already; bulk_status, or in the shell "
@@ -99,6 +101,17 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return Job(folder, spec, order, file, lock)
+
+
+def _locked(folder: Folder) -> Lock | None:
+    """Return the lock of the job in `folder`, which is made if need be; None when another process has it."""
+    for _ in range(_TRIES):
+        try:
+            disk.make_private_folder(folder.path)
+            return Lock.take(folder.lock)
+        except FileNotFoundError:  # an old job of these files is removed at this moment
+            continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _check_is_text(path: Path) -> None:
