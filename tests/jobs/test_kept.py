@@ -208,3 +208,13 @@ os.fsync = slow
     assert not list(bench.path.glob(".*.partial"))
     bench.succeed()
     assert len(bench.upstream.seen) == 5
+
+
+def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
+    arguments = ("--set", "sampling_params.temperature=0")
+    bench.upstream.reply = late(0.05, choose(lambda seen: answer() if seen.prompt == "a" else status(500)))
+    bench.write([{"prompt": "a"}, *[{"prompt": "b"}] * 9])
+    bench.fail(*arguments, code=1)
+    bench.upstream.reply = late(0.05, answer())
+    found = bench.succeed("--retry-failed", "--dedupe", *arguments)
+    assert found["latency_s"]["p50"] >= 0.045
