@@ -10,7 +10,8 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.backends.protocol import Request, Source
+from promptmill.backends.protocol import Request
+from promptmill.jobs.source import FileSource
 
 # The table is thrown away with the run, so nothing about it needs to be safe.
 _SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
@@ -56,8 +57,9 @@ class FirstOnly:
     It has no `take_refs`: to know what a line asks, it has to be read here.
     """
 
-    def __init__(self, source: Source, asked: Asked, is_answered: Callable[[int], bool]) -> None:
+    def __init__(self, source: FileSource, asked: Asked, is_answered: Callable[[int], bool]) -> None:
         """`source` brings all rows: those answered earlier were asked first as well."""
+        self.reading = source.reading
         self._source = source
         self._asked = asked
         self._is_answered = is_answered

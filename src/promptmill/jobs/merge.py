@@ -17,7 +17,7 @@ from promptmill.jobs.folder import Output, stamp
 from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
-from promptmill.jobs.outputs import batch_line, jsonl_line
+from promptmill.jobs.outputs import batch_output, jsonl_line, plain_line
 from promptmill.jobs.tables import Halted
 from promptmill.jobs.tally import Tally
 
@@ -128,7 +128,8 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             rows += 1
             record, data = merge.answer(line.row), line.data or b""
             if merge.input_format == "batch":
-                yield batch_line(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                found = batch_output(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                yield plain_line(found)
             else:
                 yield jsonl_line(data, record)
 
