@@ -90,6 +90,24 @@ def test_a_copied_batch_answer_costs_nothing(bench: Any) -> None:
     assert second["system_fingerprint"] == "fp_1"
 
 
+def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
+    lines = batch("a", "b", "c", "d")
+    lines[2]["custom_id"] = lines[3]["custom_id"] = "id-0"
+    bench.write(lines)
+    result = bench.run("--validate", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["problems"] == [
+        f"line {at} has the custom_id of line 1; give each line one of its own." for at in (3, 4)
+    ]
+    found = bench.succeed()
+    said = "2 line(s) repeat the `custom_id` of an earlier one, line 3 that of line 1 first"
+    assert found["warnings"] == [f"{said}: their answers are told apart by their order alone."]
+    assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in bench.answers()] == [
+        f"echo: {prompt}" for prompt in "abcd"
+    ]
+    assert not bench.folder.duplicates.exists()
+
+
 @pytest.mark.parametrize(
     ("method", "url"),
     [("POST", "/v1/embeddings"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", None)],

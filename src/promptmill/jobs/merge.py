@@ -13,6 +13,7 @@ from typing import Any
 from promptmill.errors import PromptmillError, input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import Output, stamp
 from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
@@ -45,6 +46,8 @@ class Merge:
     tally: Tally
     """Made new: counts every record that goes into the output."""
     extra: tuple[str, ...] = ()
+    custom_ids: CustomIds | None = None
+    """Notes those of a Batch file."""
     crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
@@ -129,6 +132,8 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             record, data = merge.answer(line.row), line.data or b""
             if merge.input_format == "batch":
                 found = batch_output(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                if merge.custom_ids is not None and isinstance(found["custom_id"], str):
+                    merge.custom_ids.add(found["custom_id"], line.row)
                 yield plain_line(found)
             else:
                 yield jsonl_line(data, record)
