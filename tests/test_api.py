@@ -19,28 +19,63 @@ def api(upstream):
     return OpenAIAPI("m", key="k", api_base=upstream.url, retry=2, wait=0.01)
 
 
-def test_the_constructor_has_the_arguments_and_defaults_of_the_reference():
-    parameters = list(inspect.signature(OpenAIAPI.__init__).parameters.values())[1:20]
-    assert [(p.name, p.default) for p in parameters[1:]] == [
-        ("key", None),
-        ("temperature", 0.6),
-        ("top_p", 0.95),
-        ("top_k", 20),
-        ("min_p", 0.0),
-        ("presence_penalty", 1.0),
-        ("repetition_penalty", 1.0),
-        ("api_base", None),
-        ("port", None),
-        ("retry", 10),
-        ("wait", 3),
-        ("timeout", (30, 1800)),
-        ("max_tokens", 16384),
-        ("thread_num", 8192),
-        ("return_dict", False),
-        ("logger", None),
-        ("max_connections", None),
-        ("enable_thinking", False),
-    ]
+ARGUMENTS = [
+    ("key", None),
+    ("temperature", 0.6),
+    ("top_p", 0.95),
+    ("top_k", 20),
+    ("min_p", 0.0),
+    ("presence_penalty", 1.0),
+    ("repetition_penalty", 1.0),
+    ("api_base", None),
+    ("port", None),
+    ("retry", 10),
+    ("wait", 3),
+    ("timeout", (30, 1800)),
+    ("max_tokens", 16384),
+    ("thread_num", 8192),
+    ("return_dict", False),
+    ("logger", None),
+    ("max_connections", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("api_class", "more"),
+    [
+        (OpenAIAPI, [("enable_thinking", False)]),
+        (MPOpenAIAPI, [("num_workers", None), ("worker_concurrency", None), ("enable_thinking", False)]),
+    ],
+)
+def test_the_constructor_has_the_arguments_and_defaults_of_the_reference(api_class, more):
+    parameters = list(inspect.signature(api_class.__init__).parameters.values())[2:]
+    by_position = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert [(p.name, p.default) for p in by_position] == ARGUMENTS + more
+
+
+def test_arguments_of_the_workers_count_by_position_too(upstream):
+    given = [None, 0.5, 0.9, 5, 0.1, 0.2, 1.1, upstream.url, None, 2, 0.1, (5, 5), 7, 9, False, None, 8, 2, 3, True]
+    api = MPOpenAIAPI("m", *given)
+    assert api.generate(["a"]) == ["echo: a"]
+    sent = upstream.seen[0].json
+    assert (sent["top_k"], sent["max_tokens"]) == (5, 7)
+    assert sent["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_one_answer_needs_no_workers(upstream, monkeypatch):
+    started = []
+    start = asyncio.create_subprocess_exec
+
+    def counted(*arguments, **options):
+        started.append(arguments)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)
+    api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=2, thread_num=4)
+    assert api.generate_inner("hi")[:2] == (0, "echo: hi")
+    assert not started
+    assert api.generate(["hi"]) == ["echo: hi"]
+    assert len(started) == 2
 
 
 def test_answers_come_in_order_and_a_failed_one_is_the_message(api, upstream, caplog):

@@ -77,7 +77,6 @@ class OpenAIAPI:
             "timeout": timeout,
             "trust_env": use_system_proxy,
             "bulk_threshold": 2**31,
-            **self._bulk_settings(thread_num),
         }
         self._sampling = {
             "temperature": temperature,
@@ -93,7 +92,8 @@ class OpenAIAPI:
         self.fail_msg = fail_msg
         self.return_dict = return_dict
         self.logger = logger or logging.getLogger("promptmill")
-        self._configuration({})  # what is wrong with it shows now
+        self._shared = self._shared_block()
+        self._configuration({}, shared=True)  # what is wrong with it shows now
 
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
@@ -105,14 +105,15 @@ class OpenAIAPI:
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
         conversations = [conversation_of(item, f"messages[{index}]") for index, item in enumerate(messages)]
-        return [self._told(outcome, index) for index, outcome in enumerate(self._outcomes(conversations, kwargs))]
+        outcomes = self._outcomes(conversations, kwargs, shared=True)
+        return [self._told(outcome, index) for index, outcome in enumerate(outcomes)]
 
     def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, dict[str, Any]]:
         """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
 
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
-        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], kwargs)
+        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], kwargs, shared=False)
         answer = self._told(outcome, 0)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
@@ -127,14 +128,15 @@ class OpenAIAPI:
     def shutdown(self) -> None:
         """Do nothing: what a call opens it closes."""
 
-    def _bulk_settings(self, thread_num: int) -> dict[str, Any]:
-        del thread_num
+    def _shared_block(self) -> dict[str, Any]:
+        """Return the settings under which several processes share the inputs of a call."""
         return {}
 
-    def _configuration(self, overrides: Mapping[str, Any]) -> Configuration:
+    def _configuration(self, overrides: Mapping[str, Any], *, shared: bool) -> Configuration:
         sampling = self._sampling | {name: value for name, value in overrides.items() if name in _OURS}
         extra = self._extra | {name: value for name, value in overrides.items() if name not in _OURS}
-        block = {name: value for name, value in self._block.items() if value is not None}
+        block = self._block | (self._shared if shared else {})
+        block = {name: value for name, value in block.items() if value is not None}
         return Configuration(
             {
                 "backend": "openai",
@@ -144,8 +146,10 @@ class OpenAIAPI:
             }
         )
 
-    def _outcomes(self, conversations: Sequence[Conversation], overrides: Mapping[str, Any]) -> list[Outcome]:
-        return _run(self._answer(conversations, self._configuration(overrides)))
+    def _outcomes(
+        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], *, shared: bool
+    ) -> list[Outcome]:
+        return _run(self._answer(conversations, self._configuration(overrides, shared=shared)))
 
     async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
         service = Service(configuration)
@@ -173,8 +177,30 @@ class OpenAIAPI:
 class MPOpenAIAPI(OpenAIAPI):
     """`OpenAIAPI` over worker processes, for work where one process is busy encoding images and JSON."""
 
-    def __init__(
-        self, *args: Any, num_workers: int | None = None, worker_concurrency: int | None = None, **kwargs: Any
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        model: str,
+        key: str | None = None,
+        temperature: float | None = 0.6,
+        top_p: float | None = 0.95,
+        top_k: int | None = 20,
+        min_p: float | None = 0.0,
+        presence_penalty: float | None = 1.0,
+        repetition_penalty: float | None = 1.0,
+        api_base: str | None = None,
+        port: int | None = None,
+        retry: int = 10,
+        wait: float = 3,
+        timeout: tuple[float, float] = (30, 1800),
+        max_tokens: int | None = 16384,
+        thread_num: int = 8192,
+        return_dict: bool = False,  # noqa: FBT001, FBT002
+        logger: logging.Logger | None = None,
+        max_connections: int | None = None,
+        num_workers: int | None = None,
+        worker_concurrency: int | None = None,
+        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
+        **kwargs: Any,
     ) -> None:
         """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
 
@@ -182,10 +208,30 @@ class MPOpenAIAPI(OpenAIAPI):
         """
         self._num_workers = num_workers
         self._worker_concurrency = worker_concurrency
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            model,
+            key,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            presence_penalty,
+            repetition_penalty,
+            api_base,
+            port,
+            retry,
+            wait,
+            timeout,
+            max_tokens,
+            thread_num,
+            return_dict,
+            logger,
+            max_connections,
+            enable_thinking,
+            **kwargs,
+        )
 
-    def _bulk_settings(self, thread_num: int) -> dict[str, Any]:
-        del thread_num
+    def _shared_block(self) -> dict[str, Any]:
         return {
             "bulk_threshold": 1,
             "num_workers": self._num_workers,

@@ -33,6 +33,8 @@ class Completion:
     latency_s: float = 0.0
     logprobs: Mapping[str, Any] | None = None
     """The tokens' probabilities as the endpoint gave them, where it was asked to."""
+    details: Mapping[str, Any] | None = None
+    """What else the endpoint said, where that is wanted: see `details.details_of`."""
 
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
@@ -45,6 +47,7 @@ class Completion:
             attempts,
             latency_s,
             self.logprobs,
+            self.details,
         )
 
 

@@ -88,6 +88,8 @@ class Reading:
     image_tag: str | None = None
     folder: str = ""
     """Where relative image paths start; `""` for the working directory."""
+    whole: bool = False
+    """Whether an answer is wanted with all that the endpoint says beside it."""
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).

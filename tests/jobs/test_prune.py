@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from promptmill.config import Configuration
 from promptmill.errors import PromptmillError
-from promptmill.jobs import folder, prune
+from promptmill.jobs import admission, crash, disk, folder, prune
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.order import Order
 from replies import answer, hang
 
 DAY_S = 86_400
+REMOVING = """
+import sys
+from pathlib import Path
+from promptmill.jobs import prune
+while True:
+    prune.prune(Path(sys.argv[1]), 0, unfinished=True)
+"""
 
 
 def _age(path, days):
@@ -89,3 +101,64 @@ def test_what_a_crash_left_without_a_description_goes_too(bench):
 def test_nothing_is_there_to_prune(bench):
     said = subprocess.run(bench.command("--prune", "7d", command="jobs"), capture_output=True, text=True, check=True)
     assert (said.stdout, said.stderr) == ("", "promptmill: 0 job(s) removed.\n")
+
+
+def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):
+    bench.prompts(20)
+    bench.succeed("--limit", "5")
+    _age(bench.folder.path, 8)
+    root = folder.state_root()
+    assert prune.prune(root, DAY_S, unfinished=False) == []
+    bench.succeed()
+    assert len(bench.upstream.seen) == 20
+    _age(bench.folder.path, 8)
+    assert prune.prune(root, DAY_S, unfinished=False) == [bench.folder.job_id]
+
+
+def test_what_a_killed_job_left_beside_its_output_goes_with_it(bench):
+    bench.prompts(5)
+    bench.run(env={crash.VARIABLE: "merging:2"})
+    assert len(list(bench.path.glob(".*.partial"))) == 1
+    assert prune.prune(folder.state_root(), 0, unfinished=True) == [bench.folder.job_id]
+    assert not list(bench.path.glob(".*.partial"))
+
+
+def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench):
+    bench.prompts(3)
+    root = folder.state_root()
+    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
+    order = Order(input=bench.input, output=bench.output)
+    removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(root)])
+    try:
+        for _ in range(1500):
+            job = admission.admit(order, plan, root)
+            try:
+                time.sleep(0.0003)
+                assert job.folder.alive
+                assert job.folder.spec == job.spec
+            finally:
+                job.close()
+        assert removing.poll() is None
+    finally:
+        removing.kill()
+        removing.wait()
+
+
+def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
+    old = _finished(bench, "old", 8)
+    lock = Lock.take(old.lock)
+    ended = threading.Event()
+
+    def write():
+        while not ended.is_set():
+            disk.write_json(old.status, {"state": "running"}, durable=False)
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            for _ in range(2000):
+                assert prune.prune(folder.state_root(), DAY_S, unfinished=True) == []
+        finally:
+            ended.set()
+            lock.release()
+        writing.result()

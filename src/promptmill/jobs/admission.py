@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import tempfile
 import threading
 import time
@@ -18,13 +20,14 @@ from promptmill.errors import Code, PromptmillError, input_error
 from promptmill.guarded import NoFileError, OutsideError
 from promptmill.jobs import disk, formats, status
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, Spec, folder_for
+from promptmill.jobs.folder import Folder, Output, Spec, folder_for, stamp
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.order import Order
 
 _WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
 """What an order says for this time alone; going on with the job by its id does the rest again."""
+_TRIES = 100
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 
@@ -45,11 +48,11 @@ class Job:
 
     @property
     def has_output(self) -> bool:
-        """Whether the output is there, made by this job, for this limit."""
+        """Whether the output is there, made by this job, with the rows that are asked for."""
         result = self.folder.result
         if result is None or self.order.retry_failed:
             return False
-        return result.finished and result.limit == self.order.limit and result.is_still(self.spec.output)
+        return result.finished and result.holds(self.order.limit) and result.is_still(self.spec.output)
 
     def close(self) -> None:
         """Close the input and let others have the job."""
@@ -79,9 +82,8 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
             _check_output_folder(target)
             disk.make_private_folder(root)  # what is above is the user's own affair
-            disk.make_private_folder(folder.path)
             is_ours = lock is not None
-            lock = lock or Lock.take(folder.lock)
+            lock = lock or _locked(folder)
             if lock is None:
                 raise input_error(
                     f"Job {folder.job_id} is running already; bulk_status, or in the shell "
@@ -99,6 +101,17 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return Job(folder, spec, order, file, lock)
+
+
+def _locked(folder: Folder) -> Lock | None:
+    """Return the lock of the job in `folder`, which is made if need be; None when another process has it."""
+    for _ in range(_TRIES):
+        try:
+            disk.make_private_folder(folder.path)
+            return Lock.take(folder.lock)
+        except FileNotFoundError:  # an old job of these files is removed at this moment
+            continue
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _check_is_text(path: Path) -> None:
@@ -134,13 +147,9 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
 def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
     """Return what the job is from now on; the caller holds its lock."""
     begun, made = folder.spec, folder.result
-    own_output = made is not None and made.is_own(wanted.output)
-    if wanted.output.exists() and not own_output and not order.overwrite:
-        raise input_error(
-            f"{wanted.output} exists and is not this job's own output; name another file, or remove it"
-            " (from the shell --overwrite replaces it)."
-        )
     anew = order.overwrite or order.anew
+    if wanted.output.exists() and not (made is not None and made.is_own(wanted.output)) and not order.overwrite:
+        raise _foreign(wanted, begun)
     if begun is not None and (begun.input, begun.output) != (wanted.input, wanted.output):
         # the id is a short digest of both paths, so somebody with patience finds names that share one
         raise input_error(f"Job {folder.job_id} is the job of two other files; name another output.")
@@ -148,13 +157,14 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
         raise input_error(f"The description of job {folder.job_id} in {folder.path} is damaged. {_ANEW}")
     if begun is not None and not anew:
         _check_same(begun, wanted)
+        if made is not None:
+            _check_limit(made, wanted.output, order)
         spec = begun
         if order.retry_failed and made is not None:
             folder.result = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     else:
-        folder.clear()
-        if own_output and made is not None:
-            folder.result = made.model_copy(update={"finished": False})  # ours to replace
+        there = stamp(wanted.output)
+        folder.clear(None if there is None else Output(size=there[0], mtime_ns=there[1], limit=0, finished=False))
         folder.spec = spec = wanted
     kept = order.model_copy(update={**_ONCE, "input": spec.input, "output": spec.output})
     if folder.order != kept:
@@ -185,6 +195,28 @@ def _check_output_folder(target: Path) -> None:
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
+def _foreign(wanted: Spec, begun: Spec | None) -> PromptmillError:
+    """Return the error of an output that somebody else made."""
+    said = f"{wanted.output} exists and is not this job's own output; "
+    if begun is None:
+        return input_error(f"{said}name another file, or remove it (from the shell --overwrite replaces it).")
+    return input_error(
+        f"{said}move it away to go on with job {wanted.job_id}"
+        " (from the shell --overwrite replaces it, but asks everything anew)."
+    )
+
+
+def _check_limit(made: Output, output: Path, order: Order) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
+    if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
+        return
+    if not made.finished or order.retry_failed or not made.is_still(output):
+        raise input_error(
+            f"{output} holds more rows than --limit {order.limit} asks for, and would lose them. "
+            "Leave --limit out, or name another output."
+        )
 
 
 def _check_same(begun: Spec, now: Spec) -> None:

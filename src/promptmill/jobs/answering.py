@@ -112,4 +112,12 @@ def _outcome(record: Mapping[str, Any], attempts: int) -> Outcome:
         tool_calls=tuple(record.get("tool_calls", ())),
         attempts=attempts,
         logprobs=record.get("logprobs"),
+        details=_copied(record.get("details")),
     )
+
+
+def _copied(details: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the details of another row's answer without what that cost."""
+    if details is None or "body" not in details:
+        return details
+    return {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}

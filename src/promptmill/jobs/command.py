@@ -36,17 +36,17 @@ def bulk(configuration: Configuration, order: Order, *, validate: bool, as_json:
         if job.finished:
             found = status.read(job.folder) | {"alive": False}
             if not as_json:
-                print(f"promptmill: job {job.spec.job_id} is finished already.", file=sys.stderr)
+                print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
             _tell(found, as_json=as_json)
             return SOME_FAILED if found.get("failed") else OK
         found, error, terminated = loop.run(_bulk(configuration, job))
     except KeyboardInterrupt:
         job.close()
-        _tell(status.read(job.folder), as_json=as_json)
+        _tell(status.read(job.folder), order, as_json=as_json)
         raise
     finally:
         job.close()
-    _tell(status.read(job.folder) | found, as_json=as_json)
+    _tell(status.read(job.folder) | found, order, as_json=as_json)
     if terminated:
         return TERMINATED
     if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
@@ -54,8 +54,17 @@ def bulk(configuration: Configuration, order: Order, *, validate: bool, as_json:
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
 
 
-def _tell(found: Mapping[str, Any], *, as_json: bool) -> None:
-    say(orjson.dumps(found).decode() if as_json else screen.summary(found))
+def _kept(job: Job) -> str:
+    """Return what is to be said about an output that holds more rows than this order asks for."""
+    result, limit = job.folder.result, job.order.limit
+    if limit is None or result is None or result.limit == limit:
+        return ""
+    return f" Its output holds the first {limit} rows and those behind them, and stays as it is."
+
+
+def _tell(found: Mapping[str, Any], order: Order | None = None, *, as_json: bool) -> None:
+    anew = order is not None and order.overwrite
+    say(orjson.dumps(found).decode() if as_json else screen.summary(found, anew=anew))
 
 
 async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any], PromptmillError | None, bool]:

@@ -71,10 +71,15 @@ class Output(BaseModel):
     size: int
     mtime_ns: int
     limit: int | None
+    """How many rows of the input it holds; None for all, 0 for another one's file that may be replaced."""
     finished: bool = True
     """False when the job was begun anew since, or its failures were."""
     replaces: tuple[int, int] | None = None
     """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
+
+    def holds(self, limit: int | None) -> bool:
+        """Return whether the first `limit` rows are in it, None for all."""
+        return self.limit is None or (limit is not None and limit <= self.limit)
 
     def is_still(self, path: Path) -> bool:
         """Return whether the file at `path` is that file, untouched."""
@@ -147,11 +152,18 @@ class Folder:
         """Whether a process runs this job now."""
         return lock.is_held(self.lock)
 
-    def clear(self) -> None:
-        """Forget everything but the lock, which the caller holds, and an input that lies here."""
-        for file in self.path.iterdir():
-            if file not in {self.lock, self.prompts}:
-                file.unlink()
+    def clear(self, replaceable: Output | None) -> None:
+        """Forget everything but the lock, which the caller holds, and an input that lies here.
+
+        `replaceable` is the file that the job's output is to replace.
+        """
+        kept = {self.lock, self.prompts}
+        if replaceable is not None:
+            self.result = replaceable  # first, so that it may be replaced whenever this process is killed
+            kept.add(self._result)
+        files = [file for file in self.path.iterdir() if file not in kept]
+        for file in sorted(files, key=lambda file: file == self._spec):  # last: without it the rest reads as damaged
+            file.unlink(missing_ok=True)
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:

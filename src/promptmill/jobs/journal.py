@@ -83,6 +83,8 @@ def encode(row: int, outcome: Outcome) -> bytes:
             value["tool_calls"] = outcome.tool_calls
         if outcome.logprobs is not None:
             value["logprobs"] = outcome.logprobs
+        if outcome.details is not None:
+            value["details"] = outcome.details
     else:
         value = {
             "row": row,

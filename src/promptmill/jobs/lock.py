@@ -22,15 +22,19 @@ class Lock:
 
     @classmethod
     def take(cls, path: Path) -> Lock | None:
-        """Return the lock, None when another process has it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        """Return the lock, None when another process has it. Raises `OSError`."""
         end = time.monotonic() + _PATIENCE_S
-        while not _try(descriptor):
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+            held = _try(descriptor)
+            if held and _is_at(descriptor, path):
+                return cls(descriptor)
+            os.close(descriptor)
+            if held:  # its holder removed it, with the job: what is there now, if anything, is another file
+                continue
             if time.monotonic() > end:
-                os.close(descriptor)
                 return None
             time.sleep(_PAUSE_S)
-        return cls(descriptor)
 
     @classmethod
     def adopt(cls, descriptor: int) -> Lock:
@@ -59,6 +63,13 @@ def is_held(path: Path) -> bool:
         return not _try(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try(descriptor: int) -> bool:

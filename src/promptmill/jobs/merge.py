@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptmill.errors import input_error
+from promptmill.errors import PromptmillError, input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import Output, stamp
 from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
-from promptmill.jobs.outputs import batch_line, jsonl_line
+from promptmill.jobs.outputs import batch_output, jsonl_line, plain_line
 from promptmill.jobs.tables import Halted
 from promptmill.jobs.tally import Tally
 
@@ -45,6 +46,8 @@ class Merge:
     tally: Tally
     """Made new: counts every record that goes into the output."""
     extra: tuple[str, ...] = ()
+    custom_ids: CustomIds | None = None
+    """Notes those of a Batch file."""
     crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
@@ -74,6 +77,13 @@ def check_folder(target: Path) -> None:
 def beside(target: Path, job_id: str) -> Path:
     """Return where the output is written before it gets its name: the same folder, so the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
+
+
+def discard(target: Path, job_id: str) -> None:
+    """Remove what a merge may have left beside its target."""
+    with contextlib.suppress(OSError, PromptmillError):
+        check_folder(target)
+        beside(target, job_id).unlink(missing_ok=True)
 
 
 def write(merge: Merge) -> Path:
@@ -121,7 +131,10 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             rows += 1
             record, data = merge.answer(line.row), line.data or b""
             if merge.input_format == "batch":
-                yield batch_line(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                found = batch_output(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                if merge.custom_ids is not None and isinstance(found["custom_id"], str):
+                    merge.custom_ids.add(found["custom_id"], line.row)
+                yield plain_line(found)
             else:
                 yield jsonl_line(data, record)
 

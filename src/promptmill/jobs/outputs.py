@@ -69,8 +69,8 @@ def _as_text(value: object) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> bytes:
-    """Return the output line of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output)."""
+def batch_output(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> dict[str, Any]:
+    """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output)."""
     try:
         asked = rows.load(line.strip(), "")
     except PromptmillError:
@@ -86,38 +86,45 @@ def batch_line(line: bytes, record: Mapping[str, Any], *, job_id: str, model: st
     }
     if record["code"] is not None:
         found["error"] = {"code": record["code"], "message": record["message"]}
-        return plain_line(found)
-    message: dict[str, Any] = {"role": "assistant", "content": record["text"], "refusal": None}
+        return found
+    prompt, completion = record["usage"]
+    details = record.get("details", {})
+    said = details.get("body", {})
+    if not isinstance(said.get("usage", {}), dict):
+        said = {name: value for name, value in said.items() if name != "usage"}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    choice = {
+        "index": 0,
+        "message": _batch_message(record, details.get("message", {})),
+        "logprobs": record.get("logprobs"),
+        "finish_reason": record["finish_reason"] or "stop",
+    }
+    answered = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": created,
+        "model": (isinstance(body, dict) and body.get("model")) or model,
+        "choices": [details.get("choice", {}) | choice],
+        "usage": usage,
+    }
+    found["response"] = {
+        "status_code": 200,
+        "request_id": f"req_{number}",
+        "body": answered | said,  # the endpoint's own id, model and usage where it gave them
+    }
+    return found
+
+
+def _batch_message(record: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": record["text"], "refusal": None, **details}
+    if message["refusal"] == record["text"]:  # elsewhere the answer; here it has a field of its own
+        message["content"] = None
     if "reasoning" in record:
         message["reasoning_content"] = record["reasoning"]
     if "tool_calls" in record:
         message["tool_calls"] = record["tool_calls"]
         message["content"] = record["text"] or None
-    prompt, completion = record["usage"]
-    found["response"] = {
-        "status_code": 200,
-        "request_id": f"req_{number}",
-        "body": {
-            "id": f"chatcmpl-{number}",
-            "object": "chat.completion",
-            "created": created,
-            "model": (isinstance(body, dict) and body.get("model")) or model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": message,
-                    "logprobs": record.get("logprobs"),
-                    "finish_reason": record["finish_reason"] or "stop",
-                }
-            ],
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            },
-        },
-    }
-    return plain_line(found)
+    return message
 
 
 def cells(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
+import sys
 import time
 from pathlib import Path
 
 from promptmill.errors import Code, PromptmillError, input_error
-from promptmill.jobs import disk, status
+from promptmill.jobs import disk, merge, status
 from promptmill.jobs.folder import Folder, paths
 from promptmill.jobs.lock import Lock
 
@@ -33,34 +34,65 @@ def prune(root: Path, older_than_s: float, *, unfinished: bool) -> list[str]:
     before = time.time() - older_than_s
     removed = []
     for path in paths(root):
-        folder = Folder(path)
-        if not path.is_dir() or _last_change(path) > before:
-            continue
-        if folder.spec is not None and not unfinished and status.read(folder)["state"] != status.FINISHED:
-            continue
-        lock = Lock.take(folder.lock)
-        if lock is None:
-            continue
         try:
-            if _last_change(path) <= before:
-                _remove(folder)
+            if _is_forgotten(Folder(path), before, unfinished=unfinished):
                 removed.append(path.name)
+        except FileNotFoundError:  # somebody else removes it
+            continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
-        finally:
-            lock.release()
-        shutil.rmtree(path, ignore_errors=True)
     return removed
 
 
+def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
+    """Remove the folder unless something changed there since `before`; return whether it is gone."""
+    if not folder.path.is_dir() or _last_change(folder.path) > before:
+        return False
+    if not unfinished and not _is_done(folder):
+        return False
+    lock = Lock.take(folder.lock)
+    if lock is None:
+        return False
+    try:
+        if _last_change(folder.path) > before:
+            return False
+        _remove(folder)
+    finally:
+        lock.release()
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):  # somebody looks at the lock, or has begun the job anew
+            folder.lock.unlink()
+            folder.path.rmdir()
+    return True
+
+
+def _is_done(folder: Folder) -> bool:
+    """Return whether nothing could go on here: no job any more, or one whose output holds every row."""
+    spec, result = folder.spec, folder.result
+    if spec is None:
+        return True
+    is_whole = result is not None and result.holds(None)
+    return is_whole and status.read(folder)["state"] == status.FINISHED
+
+
 def _remove(folder: Folder) -> None:
-    """Remove everything but the lock, whose holder we are: Windows removes no open file."""
+    """Remove all of the job; the caller holds its lock, and so nobody begins it before it is gone."""
+    if (spec := folder.spec) is not None:
+        merge.discard(spec.output, folder.job_id)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()
+    if sys.platform != "win32":  # which removes no open file
+        folder.lock.unlink()
+        with contextlib.suppress(OSError):  # somebody begins the job anew
+            folder.path.rmdir()
 
 
 def _last_change(path: Path) -> float:
     """Return when something was last written in the folder; taking or looking at the lock does not count."""
-    times = [file.stat().st_mtime for file in path.iterdir() if file.name != "lock"]
-    return max(times, default=path.stat().st_mtime)
+    times = []
+    for file in path.iterdir():
+        if file.name != "lock":
+            with contextlib.suppress(FileNotFoundError):  # written beside and renamed just now
+                times.append(file.stat().st_mtime)
+    return max(times) if times else path.stat().st_mtime

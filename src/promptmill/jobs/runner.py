@@ -15,6 +15,7 @@ from promptmill.jobs import admission, crash, disk, formats, merge, status, tabl
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.ending import Ended, Ending
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
@@ -111,7 +112,8 @@ class Runner:
         job = self._job
         lines = job.input
         if job.has_output:  # ended between the output's rename and its last words
-            await self._rebuild()
+            merge.discard(job.spec.output, job.spec.job_id)
+            await self._rebuild(again=lambda _: False)
             self.progress.total = self._ledger.tally.done
             return
         try:
@@ -144,9 +146,10 @@ class Runner:
             job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
         return RandomFile(folder.rows), folder.rows
 
-    async def _rebuild(self) -> None:
+    async def _rebuild(self, again: Callable[[Head], bool] | None = None) -> None:
         self._enter(self.progress.state, "reading the journal")
-        await self._ending.or_left(lambda: self._ledger.rebuild(again=self._is_again, halt=self._ending.halt))
+        to_do = again or self._is_again
+        await self._ending.or_left(lambda: self._ledger.rebuild(again=to_do, halt=self._ending.halt))
         if not self._journal_read:
             self._journal_read = True
             sent = self._earlier.get("requests")
@@ -185,6 +188,7 @@ class Runner:
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
             self._foreign_folder(),
+            whole=job.spec.input_format == "batch",
         )
         return Answering(
             self._service,
@@ -207,30 +211,23 @@ class Runner:
 
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
-        job, spec, tally = self._job, self._job.spec, self._ledger.tally
+        job, spec = self._job, self._job.spec
         self._enter(status.MERGING, "writing the output")
-        extra = [name for name in RARE_FIELDS if getattr(tally, name)]
-        plan = merge.Merge(
-            spec.job_id,
-            job.input,
-            spec.input_format,
-            spec.output_format,
-            spec.output,
-            self._ledger.index,
-            self._ledger.journal,
-            spec.model,
-            spec.created,
-            job.order.limit,
-            Tally(),
-            tuple(extra),
-            self._crash,
-            self._ending.halt,
-        )
+        ids = CustomIds(job.folder.duplicates) if spec.input_format == "batch" else None
+        plan = self._plan_of_merge(ids)
         self._guard()
         try:
-            partial = await self._ending.or_left(lambda: merge.write(plan))
+            partial, note = await self._ending.or_left(lambda: (merge.write(plan), ids.warning if ids else ""))
         except merge.Unanswered:
             return False
+        except BaseException:  # it may have been written whole at that very moment
+            merge.discard(spec.output, spec.job_id)
+            raise
+        finally:
+            if ids is not None:
+                ids.close()
+        if note:
+            self.progress.notes.append(note)
         self.progress.tally, self.progress.counted = plan.tally, True
         made = job.folder.result
         is_own = made is not None and made.is_own(spec.output)
@@ -246,6 +243,26 @@ class Runner:
         if self._crash:
             self._crash("after-rename")
         return True
+
+    def _plan_of_merge(self, ids: CustomIds | None) -> merge.Merge:
+        job, spec, tally = self._job, self._job.spec, self._ledger.tally
+        return merge.Merge(
+            spec.job_id,
+            job.input,
+            spec.input_format,
+            spec.output_format,
+            spec.output,
+            self._ledger.index,
+            self._ledger.journal,
+            spec.model,
+            spec.created,
+            job.order.limit,
+            Tally(),
+            tuple(name for name in RARE_FIELDS if getattr(tally, name)),
+            ids,
+            self._crash,
+            self._ending.halt,
+        )
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""

@@ -75,8 +75,8 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
         yield watch
 
 
-def summary(found: Mapping[str, Any]) -> str:
-    """Return the paragraph at the end of a job, from its status."""
+def summary(found: Mapping[str, Any], *, anew: bool = False) -> str:
+    """Return the paragraph at the end of a job, from its status; `anew`: the command began it anew."""
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
     lines.append(f"  rows      {status.line(found)}")
@@ -93,7 +93,8 @@ def summary(found: Mapping[str, Any]) -> str:
     if state == status.FINISHED:
         lines.append(f"  output    {found['output_file']}")
     elif not found.get("alive"):
-        lines.append("  go on with the same command; what is answered is kept")
+        but = ", but without --overwrite" if anew else ""
+        lines.append(f"  go on with the same command{but}; what is answered is kept")
     return "\n".join(lines)
 
 

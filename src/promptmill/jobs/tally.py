@@ -43,7 +43,7 @@ class Tally:
         if head.code is not None:
             self.failed += sign
             self._codes[head.code] = self._codes.get(head.code, 0) + sign
-        elif head.attempts:  # a copy of another answer took no time
+        elif head.latency_s:  # a copy of another answer took no time
             self._latencies[_step(head.latency_s)] += sign
 
     def spend(self, head: Head, sign: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +15,7 @@ from promptmill.conversation import Conversation, TextPart, check_encodable
 from promptmill.errors import PromptmillError, input_error
 from promptmill.jobs import admission, formats, tables
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.lines import Lines
 from promptmill.jobs.order import Order
 from promptmill.rows import Reading
@@ -48,21 +50,24 @@ def check(plan: Plan, order: Order) -> dict[str, Any]:
         input_format = formats.of_input(source, file)
         formats.of_output(order.output.absolute().resolve(), input_format)
         formats.check_installed(input_format)
-        if formats.row_kind(input_format) != "table":
-            return _check_lines(file, plan, order, input_format)
-        with TemporaryDirectory() as folder:
-            lines = Path(folder) / "rows.jsonl"
-            tables.spool(file, input_format, lines)
-            spooled = RandomFile(lines)
-            try:
-                return _check_lines(spooled, plan, order, input_format)
-            finally:
-                spooled.close()
+        with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
+            lines, ids = file, None
+            if formats.row_kind(input_format) == "table":
+                spooled = Path(name) / "rows.jsonl"
+                tables.spool(file, input_format, spooled)
+                lines = RandomFile(spooled)
+                opened.callback(lines.close)
+            elif input_format == "batch":
+                ids = CustomIds(Path(name) / "custom_ids")
+                opened.callback(ids.close)
+            return _check_lines(lines, plan, order, input_format, ids)
     finally:
         file.close()
 
 
-def _check_lines(file: RandomFile, plan: Plan, order: Order, input_format: str) -> dict[str, Any]:
+def _check_lines(
+    file: RandomFile, plan: Plan, order: Order, input_format: str, ids: CustomIds | None
+) -> dict[str, Any]:
     settings = plan.settings
     system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
     reading = Reading(formats.row_kind(input_format), settings.sampling_params, {}, system_prompt, settings.image_tag)
@@ -78,18 +83,28 @@ def _check_lines(file: RandomFile, plan: Plan, order: Order, input_format: str) 
                 break
             count += 1
             try:
+                where = rows.place(reading.kind, line.row)
                 if line.data is None:
-                    raise input_error(f"{rows.place(reading.kind, line.row)} is longer than 256 MiB.")
+                    raise input_error(f"{where} is longer than 256 MiB.")
                 conversation, _, _ = reading.read(line.row, line.data)
                 size += _bytes(conversation)
                 pictures += len(conversation.images)
-                _check_payload(conversation, rules, rows.place(reading.kind, line.row))
+                _check_payload(conversation, rules, where)
+                if ids is not None:
+                    ids.add(rows.load(line.data, where)["custom_id"], line.row)
             except PromptmillError as error:
                 invalid += 1
                 if len(problems) < _SHOWN:
                     problems.append(str(error))
         if order.limit is not None and count >= order.limit:
             break
+    if ids is not None:  # OpenAI refuses a file in which one stands twice
+        repeated, examples = ids.repeated(_SHOWN - len(problems))
+        invalid += repeated
+        problems += [
+            f"line {row + 1} has the custom_id of line {first + 1}; give each line one of its own."
+            for row, first in examples
+        ]
     return {
         "format": input_format,
         "rows": count,

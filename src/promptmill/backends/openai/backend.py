@@ -17,6 +17,7 @@ from promptmill.backends.openai.pace import Pace
 from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.sender import LocalSender
+from promptmill.backends.openai.spool import wants_whole
 from promptmill.backends.protocol import Scope, Sink, Source
 from promptmill.config import Plan
 from promptmill.errors import Code, PromptmillError, config_error
@@ -102,7 +103,13 @@ class OpenAIBackend:
                 ).run()
             return
         attachments = Attachments(self._rules, self._fetcher)
-        sender = LocalSender(pool, attachments, scope, unsupported_is_error=self._unsupported_is_error)
+        sender = LocalSender(
+            pool,
+            attachments,
+            scope,
+            unsupported_is_error=self._unsupported_is_error,
+            whole=wants_whole(source),
+        )
         try:
             await Run(
                 source,

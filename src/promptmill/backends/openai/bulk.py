@@ -93,6 +93,7 @@ def _reading(reading: Reading) -> dict[str, Any]:
         "system_prompt": reading.system_prompt,
         "image_tag": reading.image_tag,
         "folder": reading.folder,
+        "whole": reading.whole,
     }
 
 

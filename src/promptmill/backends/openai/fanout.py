@@ -233,15 +233,16 @@ def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
             result.reasoning,
             result.tool_calls,
             result.logprobs,
+            result.details,
         )
     return ("verdict", result.blame.name, frames.packed_error(result.error), result.wait_s, result.stale)
 
 
 def unpacked_completion(fields: list[Any]) -> Completion:
     """Return the completion that `packed_result` wrote."""
-    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls, logprobs = fields
+    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls, logprobs, details = fields
     usage = Usage(prompt_tokens, completion_tokens)
-    return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs)
+    return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs, details=details)
 
 
 def unpacked_verdict(fields: list[Any]) -> Verdict:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
+
+_DEEPEST = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
+_ORJSON_DEEPEST = 254
+
 
 def load(data: bytes) -> Any:
     """Return the value of `data`; half a surrogate pair stays one, for its other half may come. Raises `ValueError`."""
@@ -21,3 +26,16 @@ def mended(value: Any) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def can_go_on(value: Any) -> bool:
+    """Return whether journals, frames and results can hold `value`."""
+    try:
+        text = orjson.dumps(value)
+        if text.count(b"{") + text.count(b"[") <= _DEEPEST:
+            return True
+        for _ in range(_ORJSON_DEEPEST - _DEEPEST):  # its bound then is ours, at the cost of encoding alone
+            value = [value]
+        return bool(orjson.dumps(value))
+    except TypeError:
+        return False

@@ -39,11 +39,21 @@ class Sender(Protocol[TaskT_contra]):
 class LocalSender:
     """Encodes and sends in this process."""
 
-    def __init__(self, pool: Pool, attachments: Attachments, scope: Scope, *, unsupported_is_error: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        attachments: Attachments,
+        scope: Scope,
+        *,
+        unsupported_is_error: bool,
+        whole: bool = False,
+    ) -> None:
+        """`whole`: answers come with their details."""
         self._pool = pool
         self._attachments = attachments
         self._scope = scope
         self._unsupported_is_error = unsupported_is_error
+        self._whole = whole
 
     def size(self, task: Request) -> int:
         """Return a rough four bytes a token; what was really used is charged afterwards."""
@@ -69,4 +79,4 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return judge_exception(error, lane.endpoint)
-        return read_reply(reply.status, reply.headers, reply.body, lane.endpoint)
+        return read_reply(reply.status, reply.headers, reply.body, lane.endpoint, whole=self._whole)

@@ -73,7 +73,11 @@ class Spool:
             raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        self.reading = Reading("messages", first[0].sampling, first[0].extra) if first else Reading("messages")
+        whole = wants_whole(source)
+        if first:
+            self.reading = Reading("messages", first[0].sampling, first[0].extra, whole=whole)
+        else:
+            self.reading = Reading("messages", whole=whole)
         self._source = source
         self._first = first
         self._refuse = refuse
@@ -119,6 +123,12 @@ class Spool:
         if self.path.suffix:
             with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
                 self.path.unlink(missing_ok=True)
+
+
+def wants_whole(source: Source) -> bool:
+    """Return whether answers to what `source` brings are wanted with their details."""
+    reading = getattr(source, "reading", None)
+    return reading is not None and bool(reading.whole)
 
 
 def _no_room(error: OSError) -> PromptmillError:

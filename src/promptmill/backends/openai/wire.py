@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai import loose
+from promptmill.backends.openai.details import details_of
 from promptmill.backends.openai.dialect import translate
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.retry import Blame, Verdict, judge_status
@@ -25,8 +26,6 @@ from promptmill.sampling import Sampling
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
-_DEEPEST = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
-_ORJSON_DEEPEST = 254
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -147,31 +146,44 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
     return [*merged, b"".join(small)]
 
 
-def read_reply(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
-    """Return the answer in a response, or what the response means instead."""
+def read_reply(
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool = False
+) -> Completion | Verdict:
+    """Return the answer in a response, `whole` with its details, or what the response means instead."""
     try:
-        return _read(status, headers, body, endpoint)
+        return _read(status, headers, body, endpoint, whole)
     except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
         return _unreadable(endpoint, "what cannot be read", b"")
 
 
-def _read(status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
+def _read(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    endpoint: Endpoint,
+    whole: bool,  # noqa: FBT001 (as `read_reply`)
+) -> Completion | Verdict:
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
         if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
-            return _read_stream(headers, body, endpoint)
+            return _read_stream(headers, body, endpoint, whole)
         payload = _loosely(body)
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
         return _unreadable(endpoint, "an empty body" if not body.strip() else "what is no JSON object", body)
-    return read_payload(payload, headers, endpoint)
+    return read_payload(payload, headers, endpoint, whole=whole)
 
 
-def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint) -> Completion | Verdict:
+def _read_stream(
+    headers: Mapping[str, str],
+    body: bytes,
+    endpoint: Endpoint,
+    whole: bool,  # noqa: FBT001 (as `read_reply`)
+) -> Completion | Verdict:
     try:
-        return read_payload(_assembled(body), headers, endpoint)
+        return read_payload(_assembled(body), headers, endpoint, whole=whole)
     except CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -189,8 +201,10 @@ def _assembled(body: bytes) -> dict[str, Any]:
         return whole
 
 
-def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> Completion | Verdict:
-    """Return the answer in a chat completion object, or what it means instead."""
+def read_payload(
+    payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, whole: bool = False
+) -> Completion | Verdict:
+    """Return the answer in a chat completion object, `whole` with its details, or what it means instead."""
     error = payload.get("error")
     if error:
         code = error.get("code") if isinstance(error, dict) else None
@@ -220,16 +234,22 @@ def read_payload(payload: dict[str, Any], headers: Mapping[str, str], endpoint: 
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")
-    if (tool_calls or logprobs) and not _can_go_on((tool_calls, logprobs)):
+    if (tool_calls or logprobs) and not loose.can_go_on((tool_calls, logprobs)):
         return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = str(refusal)
         elif finish is None:
             return _empty(endpoint)
-    if logprobs is None or not isinstance(logprobs, dict):
-        return Completion(text, finish, usage, reasoning, tool_calls)
-    return Completion(text, finish, usage, reasoning, tool_calls, logprobs=logprobs)
+    return Completion(
+        text,
+        finish,
+        usage,
+        reasoning,
+        tool_calls,
+        logprobs=logprobs if isinstance(logprobs, dict) else None,
+        details=details_of(payload, choice, message) if whole else None,
+    )
 
 
 def _content(content: Any) -> str:
@@ -259,16 +279,6 @@ def _usage(usage: Any) -> Usage:
 
 def _count(value: Any) -> int:
     return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
-
-
-def _can_go_on(value: Any) -> bool:
-    """Return whether journals, frames and results can hold `value`."""
-    for _ in range(_ORJSON_DEEPEST - _DEEPEST):  # its bound then is ours, at the cost of encoding alone
-        value = [value]
-    try:
-        return bool(orjson.dumps(value))
-    except TypeError:
-        return False
 
 
 def _loosely(body: bytes) -> Any:

@@ -55,7 +55,13 @@ class Worker:
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
         attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
         pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), pace)
-        self._sender = LocalSender(pool, attachments, self._scope, unsupported_is_error=job["unsupported"] == "error")
+        self._sender = LocalSender(
+            pool,
+            attachments,
+            self._scope,
+            unsupported_is_error=job["unsupported"] == "error",
+            whole=self._reading.whole,
+        )
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._results: list[tuple[Any, ...]] = []
 

@@ -1,0 +1,124 @@
+"""Batch API files: what stands in an answer, and what a line may not be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from replies import answer, completion
+
+DETAILS = {
+    "system_fingerprint": "fp_1",
+    "service_tier": "default",
+    "model": "model-a-2026-01-01",
+    "usage": {
+        "prompt_tokens": 7,
+        "completion_tokens": 9,
+        "total_tokens": 16,
+        "completion_tokens_details": {"reasoning_tokens": 4},
+        "prompt_tokens_details": {"cached_tokens": 5},
+    },
+}
+
+
+def batch(*prompts: str, **body: Any) -> list[dict[str, Any]]:
+    """Return a line of a Batch file per prompt."""
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    return [
+        {"custom_id": f"id-{at}", **line, "body": {"messages": [{"role": "user", "content": prompt}], **body}}
+        for at, prompt in enumerate(prompts)
+    ]
+
+
+def detailed(message: Mapping[str, Any]) -> Any:
+    """Answer with much beside the text."""
+
+    async def reply(exchange: Any) -> None:
+        choice = {"content_filter_results": {"hate": "safe"}, "stop_reason": 7}
+        whole = completion(exchange.seen, "fine", message, choice)
+        await exchange.respond(200, {}, json.dumps(whole | DETAILS).encode())
+
+    return reply
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_a_batch_answer_is_the_endpoints_with_all_its_details(bench: Any, workers: int, dedupe: bool) -> None:
+    bench.upstream.reply = detailed({"annotations": [{"type": "url_citation"}], "reasoning": "hm"})
+    bench.write(batch("a", model="model-a", temperature=0))
+    bench.succeed(*(["--dedupe"] if dedupe else []), num_workers=workers, **({"bulk_threshold": 1} if dedupe else {}))
+    (row,) = bench.answers()
+    body = row["response"]["body"]
+    assert {name: body[name] for name in DETAILS} == DETAILS
+    assert (body["id"], body["created"], body["object"]) == ("chatcmpl-1", 1_700_000_000, "chat.completion")
+    (choice,) = body["choices"]
+    assert choice == {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "content": "fine",
+            "refusal": None,
+            "annotations": [{"type": "url_citation"}],
+            "reasoning_content": "hm",
+        },
+        "logprobs": None,
+        "finish_reason": "stop",
+        "content_filter_results": {"hate": "safe"},
+        "stop_reason": 7,
+    }
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_refusal_in_a_batch_file_is_no_content(bench: Any, stream: str) -> None:
+    bench.upstream.reply = answer(None, message={"refusal": "I will not."})
+    bench.write(batch("a"))
+    bench.succeed("--set", f"backend_configs.openai.stream={stream}")
+    message = bench.answers()[0]["response"]["body"]["choices"][0]["message"]
+    assert (message["content"], message["refusal"]) == (None, "I will not.")
+
+
+def test_a_copied_batch_answer_costs_nothing(bench: Any) -> None:
+    bench.upstream.reply = detailed({})
+    bench.write(batch("a", "a", temperature=0))
+    bench.succeed("--dedupe")
+    first, second = (row["response"]["body"] for row in bench.answers())
+    assert first["usage"] == DETAILS["usage"]
+    assert second["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    assert second["system_fingerprint"] == "fp_1"
+
+
+def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
+    lines = batch("a", "b", "c", "d")
+    lines[2]["custom_id"] = lines[3]["custom_id"] = "id-0"
+    bench.write(lines)
+    result = bench.run("--validate", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["problems"] == [
+        f"line {at} has the custom_id of line 1; give each line one of its own." for at in (3, 4)
+    ]
+    found = bench.succeed()
+    said = "2 line(s) repeat the `custom_id` of an earlier one, line 3 that of line 1 first"
+    assert found["warnings"] == [f"{said}: their answers are told apart by their order alone."]
+    assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in bench.answers()] == [
+        f"echo: {prompt}" for prompt in "abcd"
+    ]
+    assert not bench.folder.duplicates.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "url"),
+    [("POST", "/v1/embeddings"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", None)],
+)
+def test_a_batch_line_for_another_endpoint_fails_alone_in_words(bench: Any, method: str, url: str | None) -> None:
+    lines = batch("a", "b")
+    lines[0] |= {"method": method, "url": url or lines[0]["url"]}
+    bench.write(lines)
+    bench.fail(code=1)
+    first, second = bench.answers()
+    assert (first["custom_id"], first["response"], first["error"]["code"]) == ("id-0", None, "unsupported")
+    assert first["error"]["message"] == "line 1: only POST to /v1/chat/completions can be run."
+    assert second["error"] is None
+    assert len(bench.upstream.seen) == 1

@@ -1,0 +1,220 @@
+"""What is answered, and the output that holds it, are kept whatever the next command asks for."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from promptmill.jobs import crash
+from replies import answer, by_prompt, choose, late, status
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+
+# Runs the command line, with what `patch` does to the system's functions before.
+PATCHED = """
+import os, pathlib, signal, sys
+def end(): os.kill(os.getpid(), signal.SIGKILL)
+{patch}
+from promptmill import cli
+sys.exit(cli.main())
+"""
+
+
+def patched(bench: Any, patch: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start `promptmill bulk` with some function of the system changed."""
+    command = bench.command(*arguments)
+    process = subprocess.Popen(
+        [command[0], "-c", PATCHED.format(patch=patch), *command[3:]],
+        cwd=bench.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    bench._started.append(process)
+    return process
+
+
+def killed(bench: Any, patch: str, *arguments: str) -> None:
+    """Run until `patch` kills the process."""
+    process = patched(bench, patch, *arguments)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, err
+    bench.wait(lambda: not bench.upstream.open)
+
+
+@pytest.mark.parametrize("before", [(), ("--limit", "20")])
+def test_a_smaller_limit_keeps_an_output_that_holds_more(bench: Any, before: tuple[str, ...]) -> None:
+    bench.prompts(50)
+    bench.succeed(*before)
+    made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
+    result = bench.run("--limit", "5")
+    assert result.returncode == 0
+    assert "is finished already. Its output holds the first 5 rows and those behind them" in result.stderr
+    assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, sent)
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 50
+
+
+def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": status(400, "no")}, answer())
+    bench.prompts(20)
+    bench.fail(code=1)
+    made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
+    assert "holds more rows than --limit 5 asks for" in bench.fail("--retry-failed", "--limit", "5")
+    assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, sent)
+    bench.upstream.reply = answer()
+    bench.succeed("--retry-failed")
+    assert [row["id"] for row in bench.answers()] == [f"r{at}" for at in range(20)]
+
+
+@posix
+def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": status(400, "no")}, answer())
+    bench.prompts(20)
+    bench.fail(code=1)
+    made = bench.output.read_bytes()
+    assert bench.run("--retry-failed", env={crash.VARIABLE: "merging"}).returncode == -signal.SIGKILL
+    assert "holds more rows than --limit 5 asks for" in bench.fail("--limit", "5")
+    assert bench.output.read_bytes() == made
+    bench.fail(code=1)
+    assert len(bench.answers()) == 20
+
+
+def test_an_answered_row_behind_the_limit_is_not_forgotten(bench: Any) -> None:
+    bench.prompts(30)
+    bench.succeed()
+    bench.output.unlink()
+    bench.succeed("--limit", "10")
+    assert len(bench.answers()) == 10
+    bench.succeed()
+    assert len(bench.answers()) == len(bench.upstream.seen) == 30
+
+
+@posix
+@pytest.mark.parametrize("point", ["after-write", "merging", "before-rename"])
+def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(bench: Any, point: str) -> None:
+    bench.prompts(16)
+    bench.output.write_text("to be replaced")
+    assert bench.run("--overwrite", env={crash.VARIABLE: point}).returncode == -signal.SIGKILL
+    bench.wait(lambda: not bench.upstream.open)
+    assert bench.output.read_text() == "to be replaced"
+    answered = len(bench.folder.journal.read_bytes().splitlines()) - 1
+    sent = len(bench.upstream.seen)
+    bench.succeed()
+    assert len(bench.answers()) == 16
+    assert len(bench.upstream.seen) == sent + 16 - answered
+
+
+@posix
+def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: Any) -> None:
+    bench.prompts(16)
+    bench.output.write_text("to be replaced")
+    assert bench.run("--overwrite", env={crash.VARIABLE: "merging"}).returncode == -signal.SIGKILL
+    bench.output.write_text("precious")
+    said = bench.fail()
+    assert "is not this job's own output; move it away to go on with job" in said
+    assert "asks everything anew" in said
+    assert bench.output.read_text() == "precious"
+    bench.output.unlink()
+    bench.succeed()
+    assert len(bench.upstream.seen) == 16
+
+
+@posix
+def test_an_interrupted_overwrite_says_how_to_go_on_with_what_is_answered(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 40 else late(None))
+    bench.prompts(200)
+    process = bench.start("--overwrite")
+    bench.wait(lambda: len(bench.upstream.seen) > 40)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=10)
+    assert "go on with the same command, but without --overwrite; what is answered is kept" in said
+
+
+@posix
+@pytest.mark.parametrize("number", range(7))
+def test_a_job_killed_while_it_forgets_its_last_run_is_neither_damaged_nor_refused(bench: Any, number: int) -> None:
+    bench.prompts(20)
+    bench.succeed()
+    made = bench.output.read_bytes()
+    files = len(list(bench.folder.path.iterdir()))
+    assert files >= 7
+    patch = f"""
+left, unlink = [{number}], pathlib.Path.unlink
+def counted(path, *arguments, **options):
+    if path.parent.parent.name == "jobs":
+        if not left[0]: end()
+        left[0] -= 1
+    unlink(path, *arguments, **options)
+pathlib.Path.unlink = counted
+"""
+    process = patched(bench, patch, "--overwrite")
+    process.communicate(timeout=60)
+    if process.returncode == 0:
+        return  # it did not remove as many
+    assert process.returncode == -signal.SIGKILL
+    assert bench.output.read_bytes() == made
+    bench.succeed()
+    assert len(bench.answers()) == 20
+
+
+@posix
+def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": status(500)}, answer())
+    bench.prompts(20)
+    assert bench.run(env={crash.VARIABLE: "after-rename"}).returncode == -signal.SIGKILL
+    sent = len(bench.upstream.seen)
+    result = bench.run("--json")
+    found = json.loads(result.stdout)
+    assert (found["state"], found["done"], found["total"]) == ("finished", 20, 20)
+    assert (found["failed"], found["errors"], result.returncode) == (1, {"server_error": 1}, 1)
+    assert found["requests"] == len(bench.upstream.seen) == sent
+
+
+@posix
+def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
+    bench.prompts(5)
+    killed(bench, "link = os.link\ndef linked(*names): link(*names), end()\nos.link = linked")
+    assert len(list(bench.path.glob(".*.partial"))) == 1
+    bench.succeed()
+    assert not list(bench.path.glob(".*.partial"))
+
+
+@posix
+def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench: Any) -> None:
+    bench.prompts(5)
+    patch = """
+fsync = os.fsync
+def slow(descriptor):
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+        pathlib.Path("written").touch()
+        time.sleep(1)
+    fsync(descriptor)
+os.fsync = slow
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc")
+    process = patched(bench, patch)
+    bench.wait((bench.path / "written").exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert not bench.output.exists()
+    assert not list(bench.path.glob(".*.partial"))
+    bench.succeed()
+    assert len(bench.upstream.seen) == 5
+
+
+def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
+    arguments = ("--set", "sampling_params.temperature=0")
+    bench.upstream.reply = late(0.05, choose(lambda seen: answer() if seen.prompt == "a" else status(500)))
+    bench.write([{"prompt": "a"}, *[{"prompt": "b"}] * 9])
+    bench.fail(*arguments, code=1)
+    bench.upstream.reply = late(0.05, answer())
+    found = bench.succeed("--retry-failed", "--dedupe", *arguments)
+    assert found["latency_s"]["p50"] >= 0.045
