@@ -163,3 +163,22 @@ def test_generation_defaults_of_the_model_are_kept(desk, make_engine, tiny):
     outcomes = desk.ask(host, ["a"] * 4, {"ignore_eos": True}, temperature=None)
     assert {outcome.usage.completion_tokens for outcome in outcomes} == {7}
     assert len({outcome.text for outcome in outcomes}) > 1
+
+
+def test_a_stop_string_that_is_a_token_without_text_ends_the_answer(desk, make_engine, tiny, tmp_path):
+    """Many models mark tokens as special that have no role of their own, such as the one that begins a turn."""
+    import shutil
+
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    whole = generated(tiny(), "Hello there", 30)
+    stop = next(letter for letter in whole[8:] if letter.isascii() and letter.isalpha() and letter not in "Hello there")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(stop, special=True, normalized=False)])
+    tokenizer.save_pretrained(folder)
+    assert stop not in AutoTokenizer.from_pretrained(folder).all_special_tokens
+    (outcome,) = desk.ask(make_engine(folder), ["Hello there"], {"ignore_eos": True}, max_tokens=30, stop=[stop])
+    assert (outcome.text, outcome.finish_reason) == (whole[: whole.index(stop)], "stop")
