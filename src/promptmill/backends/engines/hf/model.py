@@ -11,10 +11,12 @@ import torch
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
-from promptmill.backends.engines.hf.cache import can_merge
+from promptmill.backends.engines.hf.cache import can_merge, is_common
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
+
+_SLOPES = frozenset({"bloom", "mpt"})  # kinds that know how far apart tokens are from the mask, or need no more
 
 
 class LanguageModel:
@@ -34,13 +36,32 @@ class LanguageModel:
         self._takes_positions = "position_ids" in accepted
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        self.merges_rows = can_merge(self.new_cache())
-        self.alone = _keeps_more_than_a_cache(model)
+        cache = self.new_cache()
+        self.merges_rows = can_merge(cache)
+        self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself, as transformers' own loop does."""
 
     def new_cache(self) -> Cache:
         """Return an empty cache of the kind that this architecture keeps."""
         return DynamicCache(config=self.config)
+
+    def _bears_padding(self) -> bool:
+        """Return whether rows of several lengths may be computed together: whether the model is told each one's places.
+
+        Some count them by the columns of the cache instead, where a shorter row has columns that are not its own.
+        """
+        if not self._takes_positions:
+            return self._cache_name == "cache_params" or self.network.config.model_type in _SLOPES
+        ones = torch.ones((1, 1), dtype=torch.long, device=self.device)
+        inputs = self.network.prepare_inputs_for_generation(
+            ones,
+            attention_mask=ones,
+            position_ids=ones,
+            use_cache=True,
+            is_first_iteration=False,
+            **{self._cache_name: self.new_cache()},
+        )
+        return inputs.get("position_ids") is not None
 
     def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:
         """Return the positions of one prompt with images, and how far the next token's is from the number of tokens.
