@@ -100,7 +100,7 @@ def _load(folder: Path):
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:
     rows = [Row(1, n, prompt, lengths[n], frozenset(), Choice()) for n, prompt in enumerate(prompts)]
-    schedule, channel = Schedule(), _Channel(len(rows))
+    schedule, channel = Schedule(model.border), _Channel(len(rows))
     for row in rows:
         schedule.add(row)
     with pytest.raises(_Enough):
@@ -137,6 +137,25 @@ def test_rows_answer_in_company_as_transformers_does_alone(save, family):
     expected = [_generated(model.network, prompt, LENGTHS[n]) for n, prompt in enumerate(PROMPTS)]
     assert _answers(model, PROMPTS, LENGTHS) == expected
     assert len({tuple(tokens[:4]) for tokens in expected}) > 5
+
+
+@pytest.mark.parametrize("window", [None, 262])
+def test_a_model_that_turns_long_texts_by_other_angles_does_so_row_by_row(save, window):
+    """As Phi-3 and Phi-4-mini do behind 4,096 tokens. What is right then is what is computed without a cache."""
+    import transformers as t
+
+    angles = {"short_factor": [1 + n / 20 for n in range(8)], "long_factor": [1.5 + n for n in range(8)]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, **angles}
+    more = {"original_max_position_embeddings": 32, "rope_parameters": rope, "sliding_window": window}
+    sizes = {name: value for name, value in TEXT.items() if name != "head_dim"}
+    model = _load(save(t.Phi3ForCausalLM(t.Phi3Config(**sizes, **more))))
+    lengths = tuple(
+        35 - len(prompt) if len(prompt) < 12 else tokens for prompt, tokens in zip(PROMPTS, LENGTHS, strict=True)
+    )
+    prompts = [*PROMPTS, PROMPTS[5][:32], PROMPTS[5][:33], PROMPTS[5][:31]]
+    lengths = (*lengths, 5, 5, 5)
+    expected = [_generated(model.network, prompt, lengths[n], use_cache=False) for n, prompt in enumerate(prompts)]
+    assert _answers(model, prompts, lengths) == expected
 
 
 def _refusal(folder: Path) -> str:

@@ -37,7 +37,9 @@ class LanguageModel:
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         cache = self.new_cache()
-        self.merges_rows = can_merge(cache)
+        self.border = _border(self.config)
+        """Length behind which all tokens of a sequence, those in the cache too, have to be computed in another way."""
+        self.merges_rows = can_merge(cache) and self.border is None
         self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself, as transformers' own loop does."""
 
@@ -97,8 +99,18 @@ class LanguageModel:
             **({"position_ids": positions} if self._takes_positions else {}),
             **seen,
         )
-        answered = self.network(**{**inputs, **self._short_logits}, return_dict=True)
+        # Phi-3 would rather have a cache of its own for a prompt that begins behind the border
+        answered = self.network(**{**inputs, self._cache_name: cache, **self._short_logits}, return_dict=True)
         return answered.logits[:, -1].float()
+
+
+def _border(config: Any) -> int | None:
+    """Return the length at which the model changes the angles by which it turns tokens, as LongRoPE does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
+    lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    border = min((length for length in lengths if length), default=None)
+    return border if border is not None and border < config.max_position_embeddings else None
 
 
 def _keeps_more_than_a_cache(network: Any) -> bool:
