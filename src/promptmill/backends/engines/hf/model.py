@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
 from promptmill.backends.engines.hf.cache import can_merge, is_common
+from promptmill.backends.engines.hf.constraints import Constraints
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
@@ -31,6 +32,7 @@ class LanguageModel:
         self.device = model.get_input_embeddings().weight.device
         self.context = _context(self.config, tokenizer)
         self.ends = _ends(model.generation_config, tokenizer)
+        self.constraints = Constraints(model, self.ends)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted

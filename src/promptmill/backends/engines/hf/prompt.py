@@ -56,12 +56,15 @@ class Prompts:
         choice = self._choice(sampling)
         if self._refuse:
             refuse(warnings)
+        warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
         tokens, sight = self._encoded(text, message, special=special)
+        limit = self._limit(sampling.get("max_tokens"), len(tokens))
+        choice.constraints = self._model.constraints.of(tokens, limit)
         return Row(
             run=message["run"],
             number=message["id"],
             prompt=tokens,
-            limit=self._limit(sampling.get("max_tokens"), len(tokens)),
+            limit=limit,
             ends=ends,
             choice=choice,
             sight=sight,
