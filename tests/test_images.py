@@ -78,6 +78,22 @@ def test_of_an_animation_the_first_frame_is_sent(tmp_path, kind):
     assert _like(image.convert("RGB").getpixel((4, 4)), (255, 0, 0))
 
 
+def test_a_photo_with_more_views_behind_it_is_a_jpeg_like_any_other(tmp_path):
+    """As many phones write them: a preview, a depth map or a second eye's view behind the photo itself."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (("plain.jpg", {}), ("turned.jpg", {"exif": exif})):
+        path = tmp_path / name
+        behind = Image.new("RGB", (40, 20), "green")
+        path.write_bytes(data := _bytes(_picture(), "MPO", save_all=True, append_images=[behind], **options))
+        assert _open(data).format == "MPO"
+        loaded = load_image(str(path), ANYWHERE)
+        assert (loaded.data == data, loaded.media_type) == (
+            (True, "image/jpeg") if name == "plain.jpg" else (False, "image/png")
+        )
+        assert _like(_open(loaded.data).convert("RGB").getpixel((5, 5)), (255, 0, 0))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_usual_kinds_of_pixels_stay_as_they_are(tmp_path, mode):
     path = tmp_path / "a.png"

@@ -25,7 +25,7 @@ class Backend:
             self.ready.set()
             self.may_answer.set()
         self.loads = self.runs = self.closes = self.cancelled = 0
-        self.load_error = self.run_error = self.dead = None
+        self.load_error = self.run_error = self.dead = self.lingers = None
         self.requests = []
 
     async def load(self, report):
@@ -55,6 +55,8 @@ class Backend:
                     scope.settle(outcome)
         except asyncio.CancelledError:
             self.cancelled += 1
+            if self.lingers:
+                await self.lingers.wait()
             raise
         finally:
             self.runs -= 1
@@ -656,6 +658,60 @@ def test_an_engine_loaded_again_while_another_one_loads_beside_it_is_not_left_be
         await swap
         assert await _ask(service, "c") == ["second: c"]
         await _until(lambda: shop.made[2].closes)
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_engine_that_leaves_for_one_that_has_to_leave_itself_is_not_left_behind(run):
+    async def work():
+        shop = Shop(quick=False)
+        service = _service(shop)
+        running = asyncio.ensure_future(_ask(service, "slow"))
+        await _until(lambda: shop.made)
+        shop.made[0].ready.set()
+        await shop.made[0].running.wait()
+        swap = asyncio.ensure_future(service.init(SAME_DEVICE))
+        await _until(lambda: service.activity == "waiting for running calls to end")
+        waiting = asyncio.ensure_future(_ask(service, "waits for the second"))
+        await asyncio.sleep(0.01)
+        swap.cancel()  # its caller gave up, but another call waits for what it loads
+        await asyncio.wait({swap})
+        shop.quick = True
+        third = asyncio.ensure_future(service.init(_hf(model_name_or_path="third", gpu_ids="0")))
+        with pytest.raises(PromptmillError):
+            await waiting
+        assert not third.done(), "the first one still runs a call on the device"
+        shop.made[0].may_answer.set()
+        assert await running == ["first: slow"]
+        await third
+        assert [bool(backend.closes) for backend in shop.made] == [True, False, False]
+        assert not shop.made[1].loads
+        assert await _ask(service, "a") == ["third: a"]
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_engine_whose_successor_is_given_up_while_it_ends_is_not_left_behind(run):
+    async def work():
+        shop = Shop(quick=False)
+        service = _service(shop, drain_s=0.01)
+        running = asyncio.ensure_future(_ask(service, "slow"))
+        await _until(lambda: shop.made)
+        first = shop.made[0]
+        first.ready.set()
+        await first.running.wait()
+        first.lingers = asyncio.Event()
+        swap = asyncio.ensure_future(service.init(SAME_DEVICE))
+        await _until(lambda: first.cancelled)
+        swap.cancel()
+        await asyncio.wait({swap})
+        first.lingers.set()
+        assert await running == [Code.REPLACED]
+        await _until(lambda: first.closes)
+        shop.quick = True
+        assert await _ask(service, "a") == ["first: a"]
         await service.aclose()
 
     run(work())

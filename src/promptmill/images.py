@@ -157,7 +157,7 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         f"{name} has {width} x {height} pixels, more than `max_image_pixels` ({rules.max_pixels}).",
                         "Make it smaller.",
                     )
-                media_type = _FORMATS[image.format or ""]
+                media_type = _FORMATS[_kind(image)]
                 if media_type and not _needs_rewriting(image):
                     return ImageFile(data, media_type)
                 return ImageFile(_rewritten(image), "image/png")
@@ -172,8 +172,14 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
         raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
 
 
+def _kind(image: Image) -> str:
+    """Return one of the formats. A JPEG with previews or other views behind it, as phones write, is a JPEG to all."""
+    return "JPEG" if image.format == "MPO" else image.format or ""
+
+
 def _needs_rewriting(image: Image) -> bool:
-    if getattr(image, "is_animated", False) or image.mode not in _WEB_MODES:
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    if animated or image.mode not in _WEB_MODES:
         return True
     # reading EXIF parses the file only where there is some
     return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1

@@ -42,11 +42,12 @@ class Slot:
     async def _load(self, after: Slot | None) -> None:
         try:
             backend = await self._create(self.plan)
-            if after is not None:
+            while after is not None:
+                before = after.leaving  # which it was to replace, and may not have yet
                 self._report("waiting for running calls to end")
                 await after.drain(self._drain_s)
                 await after.end(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
-                self.leaving = None
+                self.leaving = after = before
             self._backend = backend
             await backend.load(self._report)
         except BaseException:
@@ -91,9 +92,11 @@ class Slot:
         self.broken = True
         for task in (self.ready, *self._calls):
             task.cancel()
-        await asyncio.wait({self.ready, *self._calls}, timeout=1)
-        if self._backend is not None:
-            await self._backend.aclose()
+        try:
+            await asyncio.wait({self.ready, *self._calls}, timeout=1)
+        finally:  # also when whoever wanted the end is cancelled meanwhile
+            if self._backend is not None:
+                await self._backend.aclose()
 
     async def wait_ready(self) -> None:
         """Wait until loaded. Raises why it could not be; a waiter's cancellation does not stop the loading."""

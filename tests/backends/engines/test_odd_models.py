@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -163,3 +164,75 @@ def test_generation_defaults_of_the_model_are_kept(desk, make_engine, tiny):
     outcomes = desk.ask(host, ["a"] * 4, {"ignore_eos": True}, temperature=None)
     assert {outcome.usage.completion_tokens for outcome in outcomes} == {7}
     assert len({outcome.text for outcome in outcomes}) > 1
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": list(range(20, 160))},
+        {"begin_suppress_tokens": list(range(3, 250))},
+        {"bad_words_ids": [[number] for number in range(60, 200)]},
+        {"sequence_bias": [[[77], 90.0], [[78, 79], 80.0]], "repetition_penalty": 1.8},
+        {"forced_eos_token_id": 2},
+        {"encoder_repetition_penalty": 1.9},
+    ],
+    ids=lambda defaults: next(iter(defaults)),
+)
+def test_what_the_models_defaults_forbid_or_force_counts(desk, make_engine, tiny, tmp_path, defaults):
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    asked, lengths = PROMPTS[:6], (24,) * 6
+    free = [generated(folder, prompt, 24) for prompt in asked]
+    GenerationConfig(**{"eos_token_id": 2, "pad_token_id": 0, **defaults}).save_pretrained(folder)
+    expected = [generated(folder, prompt, 24) for prompt in asked]
+    assert desk.texts(make_engine(folder, batch_size=4), asked, max_tokens=lengths) == expected
+    assert expected != free or "forced_eos_token_id" in defaults
+    assert not [text for text in desk.scope.warnings if "defaults" in text]
+
+
+def test_the_least_length_of_the_models_defaults_counts(desk, make_engine, tiny, tmp_path):
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    defaults = {"eos_token_id": [2, *range(40, 240)], "pad_token_id": 0}
+    GenerationConfig(**defaults).save_pretrained(folder)
+    soon = desk.ask(make_engine(folder), PROMPTS[:6], max_tokens=24)
+    GenerationConfig(min_new_tokens=20, **defaults).save_pretrained(folder)
+    late = desk.ask(make_engine(folder), PROMPTS[:6], max_tokens=24)
+    assert max(outcome.usage.completion_tokens for outcome in soon) < 20
+    assert min(outcome.usage.completion_tokens for outcome in late) > 20
+
+
+def test_defaults_of_the_model_that_are_not_followed_are_said(desk, make_engine, tiny, tmp_path):
+    from transformers import GenerationConfig
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    GenerationConfig(num_beams=4, do_sample=True, typical_p=0.9, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
+    host = make_engine(folder, unsupported="error")
+    desk.texts(host, ["a"], max_tokens=3)
+    assert "num_beams," in " ".join(desk.scope.warnings)
+    assert "typical_p" not in " ".join(desk.scope.warnings)
+    desk.texts(host, ["a"], max_tokens=3, temperature=1)
+    assert "typical_p" in " ".join(desk.scope.warnings)
+
+
+def test_a_stop_string_that_is_a_token_without_text_ends_the_answer(desk, make_engine, tiny, tmp_path):
+    """Many models mark tokens as special that have no role of their own, such as the one that begins a turn."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    whole = generated(tiny(), "Hello there", 30)
+    stop = next(letter for letter in whole[8:] if letter.isascii() and letter.isalpha() and letter not in "Hello there")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(stop, special=True, normalized=False)])
+    tokenizer.save_pretrained(folder)
+    assert stop not in AutoTokenizer.from_pretrained(folder).all_special_tokens
+    (outcome,) = desk.ask(make_engine(folder), ["Hello there"], {"ignore_eos": True}, max_tokens=30, stop=[stop])
+    assert (outcome.text, outcome.finish_reason) == (whole[: whole.index(stop)], "stop")

@@ -37,6 +37,13 @@ def template_options(
     return {"add_generation_prompt": True, **options}
 
 
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the tokens that are left out of every answer's text, by name: a stop string cannot be found there."""
+    named = {token: tokenizer.convert_tokens_to_ids(token) for token in getattr(tokenizer, "all_special_tokens", ())}
+    marked = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return named | {str(token): number for number, token in marked.items() if token.special}
+
+
 def warn_of_left_out(names: Iterable[str], engine: str, warnings: list[str]) -> None:
     """Add to `warnings` what `engine` was asked and does not do."""
     warnings += [f"The {engine} backend cannot take {name:.60} with this model; it was left out." for name in names]

@@ -8,11 +8,9 @@ from promptmill.backends.engines.locate import load_failure
 from promptmill.errors import PromptmillError, redact
 
 _AGAIN = "Get the model's files again."
+NO_WRITER = ("The model is of a kind that does not generate text.", "Choose a text generation model.")
 _KNOWN = {
-    "Unrecognized configuration class": (
-        "The model is of a kind that does not generate text.",
-        "Choose a text generation model.",
-    ),
+    "Unrecognized configuration class": NO_WRITER,
     "does not recognize this architecture": (
         "The installed transformers does not know the architecture that the model's config.json names.",
         "Upgrade transformers, or choose another model.",

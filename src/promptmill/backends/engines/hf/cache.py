@@ -18,6 +18,11 @@ def can_merge(cache: Cache) -> bool:
     return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
+def is_common(cache: Cache) -> bool:
+    """Return whether all layers of `cache` are of kinds that rows can leave; models bring kinds of their own, too."""
+    return all(type(layer).__module__ == Cache.__module__ for layer in cache.layers)
+
+
 def row_of(cache: Cache, index: int, tokens: int) -> KeysValues:
     """Return the last `tokens` columns of one row of a cache that can merge; views, not copies."""
     return [(layer.keys[index, :, -tokens:], layer.values[index, :, -tokens:]) for layer in cache.layers]

@@ -25,6 +25,8 @@ class Choice:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    constraints: Any = None
+    """What changes scores beyond the above (see `constraints`); None: nothing does."""
     _generator: Any = None
     _seen: Any = None
     _counts: Any = None
@@ -66,6 +68,9 @@ class Choice:
                 self._counts[token] += 1
             scores -= self.frequency_penalty * self._counts + self.presence_penalty * (self._counts > 0)
         self._told = len(tokens)
+        if self.constraints is not None:
+            whole = torch.tensor([prompt + tokens], device=scores.device)
+            scores.copy_(self.constraints(whole, scores.unsqueeze(0)).squeeze(0))
 
 
 def choose(scores: Any, choices: list[Choice]) -> list[int | None]:

@@ -40,7 +40,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.hf.schedule import Schedule
 
     model = load_model(location, options, report)
-    schedule = Schedule()
+    schedule = Schedule(model.border)
     intake = _Intake(Prompts(model, refuse_unsupported=options["unsupported"] == "error"), schedule, channel)
     batch_size = options["batch_size"]
     chunk = machine.prompt_chunk(model.device.type, model.parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, GenerationMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from promptmill.backends.engines import machine
-from promptmill.backends.engines.explain import first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.explain import NO_WRITER, first_sentence, in_known_words, missing_gpus, too_large
 from promptmill.backends.engines.hf import attention
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.locate import Location, load_failure
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
 
 _SHORT = (torch.float16, torch.bfloat16)
+_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # kinds that keep a state in themselves, or cut their own input
 
 
 def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
@@ -44,6 +49,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         source["gguf_file"] = location.gguf_file
     try:
         config = AutoConfig.from_pretrained(**source)
+        _refuse_kinds_that_cannot_answer(config)
         dtype = _dtype(options["dtype"], device, config)
         _check_memory(location, device, dtype, config)
         sees = _reads_images(config)
@@ -67,15 +73,8 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
             f"The model's files lack {len(missing)} of its weights, such as {min(missing)}.",
             "Get the model again: its answers would be noise.",
         )
-    if (
-        not network._supports_default_dynamic_cache()
-        or network.config.is_encoder_decoder
-        or _writes_its_own_way(network)
-    ):
-        raise load_failure(
-            f"Models of type {config.model_type} keep their state in a way that this engine cannot batch.",
-            "Choose another model or backend.",
-        )
+    if not network._supports_default_dynamic_cache() or _writes_its_own_way(network) or not _takes_a_cache(network):
+        raise _unfit(config)
     return LanguageModel(network.eval(), tokenizer, vision)
 
 
@@ -97,6 +96,28 @@ def _reads_images(config: Any) -> bool:
     """Return whether the model is one that reads images, text or both."""
     known = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return known or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+
+
+def _refuse_kinds_that_cannot_answer(config: Any) -> None:
+    """Raise for models of which transformers would load a half, or whose answers would be noise, without a word."""
+    decoder = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or decoder.model_type in _STATEFUL:
+        raise _unfit(config)
+    if decoder.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(decoder, "is_decoder", False):
+        raise load_failure(*NO_WRITER)
+
+
+def _unfit(config: Any) -> PromptmillError:
+    return load_failure(
+        f"Models of type {config.model_type} keep their state in a way that this engine cannot batch.",
+        "Choose another model or backend.",
+    )
+
+
+def _takes_a_cache(network: Any) -> bool:
+    """Return whether the model can be given what was computed before; a few early ones compute all of it each time."""
+    accepted = inspect.signature(network.forward).parameters
+    return "input_ids" not in accepted or not accepted.keys().isdisjoint(("past_key_values", "cache_params"))
 
 
 def _writes_its_own_way(network: Any) -> bool:

@@ -11,10 +11,13 @@ import torch
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
-from promptmill.backends.engines.hf.cache import can_merge
+from promptmill.backends.engines.hf.cache import can_merge, is_common
+from promptmill.backends.engines.hf.constraints import Constraints
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
+
+_SLOPES = frozenset({"bloom", "mpt"})  # kinds that know how far apart tokens are from the mask, or need no more
 
 
 class LanguageModel:
@@ -29,18 +32,40 @@ class LanguageModel:
         self.device = model.get_input_embeddings().weight.device
         self.context = _context(self.config, tokenizer)
         self.ends = _ends(model.generation_config, tokenizer)
+        self.constraints = Constraints(model, self.ends)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        self.merges_rows = can_merge(self.new_cache())
-        self.alone = _keeps_more_than_a_cache(model)
+        cache = self.new_cache()
+        self.border = _border(self.config)
+        """Length behind which all tokens of a sequence, those in the cache too, have to be computed in another way."""
+        self.merges_rows = can_merge(cache) and self.border is None
+        self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself, as transformers' own loop does."""
 
     def new_cache(self) -> Cache:
         """Return an empty cache of the kind that this architecture keeps."""
         return DynamicCache(config=self.config)
+
+    def _bears_padding(self) -> bool:
+        """Return whether rows of several lengths may be computed together: whether the model is told each one's places.
+
+        Some count them by the columns of the cache instead, where a shorter row has columns that are not its own.
+        """
+        if not self._takes_positions:
+            return self._cache_name == "cache_params" or self.network.config.model_type in _SLOPES
+        ones = torch.ones((1, 1), dtype=torch.long, device=self.device)
+        inputs = self.network.prepare_inputs_for_generation(
+            ones,
+            attention_mask=ones,
+            position_ids=ones,
+            use_cache=True,
+            is_first_iteration=False,
+            **{self._cache_name: self.new_cache()},
+        )
+        return inputs.get("position_ids") is not None
 
     def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:
         """Return the positions of one prompt with images, and how far the next token's is from the number of tokens.
@@ -76,8 +101,18 @@ class LanguageModel:
             **({"position_ids": positions} if self._takes_positions else {}),
             **seen,
         )
-        answered = self.network(**{**inputs, **self._short_logits}, return_dict=True)
+        # Phi-3 would rather have a cache of its own for a prompt that begins behind the border
+        answered = self.network(**{**inputs, self._cache_name: cache, **self._short_logits}, return_dict=True)
         return answered.logits[:, -1].float()
+
+
+def _border(config: Any) -> int | None:
+    """Return the length at which the model changes the angles by which it turns tokens, as LongRoPE does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
+    lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
+    border = min((length for length in lengths if length), default=None)
+    return border if border is not None and border < config.max_position_embeddings else None
 
 
 def _keeps_more_than_a_cache(network: Any) -> bool:

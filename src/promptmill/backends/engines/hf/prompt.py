@@ -9,6 +9,7 @@ from promptmill.backends.engines.asked import (
     DEFAULT_MAX_TOKENS,
     empty_prompt,
     refuse,
+    special_tokens,
     template_options,
     warn_of_left_out,
 )
@@ -31,6 +32,7 @@ class Prompts:
     def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
         self._model = model
         self._tokenizer = model.tokenizer
+        self._special = special_tokens(model.tokenizer)
         self._refuse = refuse_unsupported
         self._vision = model.vision
         self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
@@ -54,12 +56,15 @@ class Prompts:
         choice = self._choice(sampling)
         if self._refuse:
             refuse(warnings)
+        warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
         tokens, sight = self._encoded(text, message, special=special)
+        limit = self._limit(sampling.get("max_tokens"), len(tokens))
+        choice.constraints = self._model.constraints.of(tokens, limit)
         return Row(
             run=message["run"],
             number=message["id"],
             prompt=tokens,
-            limit=self._limit(sampling.get("max_tokens"), len(tokens)),
+            limit=limit,
             ends=ends,
             choice=choice,
             sight=sight,
@@ -106,9 +111,8 @@ class Prompts:
         stops = [stop for stop in wanted if stop]
         if len(stops) < len(wanted):
             warnings.append("An empty stop string was left out.")
-        special = {token: self._tokenizer.convert_tokens_to_ids(token) for token in self._tokenizer.all_special_tokens}
-        ends = self._model.ends | {special[stop] for stop in stops if stop in special}
-        return [stop for stop in stops if stop not in special], ends
+        ends = self._model.ends | {self._special[stop] for stop in stops if stop in self._special}
+        return [stop for stop in stops if stop not in self._special], ends
 
     def _choice(self, sampling: Mapping[str, Any]) -> Choice:
         """Return how the row chooses: what the request says, else the model's generation defaults."""

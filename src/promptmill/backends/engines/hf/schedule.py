@@ -14,7 +14,9 @@ _SIMILAR = 1.5  # prompts computed together differ in length by less than this, 
 class Schedule:
     """Rows that wait, by run; filled by the thread that reads prompts, emptied by the decode loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, border: int | None = None) -> None:
+        """Rows up to `border` tokens long are never taken together with longer ones."""
+        self._border = border
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[Row]] = {}
         self._cancelled: set[int] = set()
@@ -107,6 +109,7 @@ class Schedule:
                 and row.sight is None
                 and max(together) < _SIMILAR * min(together)
                 and max(together) * len(together) <= most_tokens
+                and (self._border is None or not min(together) <= self._border < max(together))
             ):
                 queue.remove(row)
                 return row

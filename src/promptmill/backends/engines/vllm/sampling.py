@@ -11,7 +11,7 @@ import pydantic
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS
+from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS, special_tokens
 from promptmill.conversation import shape
 from promptmill.errors import PromptmillError, input_error
 
@@ -40,8 +40,7 @@ class SamplingMap:
     def __init__(self, tokenizer: Any, defaults: Mapping[str, Any]) -> None:
         """`defaults` are the model's own generation defaults, under vLLM's names."""
         self._defaults = dict(defaults)
-        special = getattr(tokenizer, "all_special_tokens", ())
-        self._special = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+        self._special = special_tokens(tokenizer)
 
     def params(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], room: int, left_out: list[str], warnings: list[str]
