@@ -238,7 +238,7 @@ def read_payload(
         return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
-            text = str(refusal)
+            text = _part(refusal)
         elif finish is None:
             return _empty(endpoint)
     return Completion(
@@ -256,8 +256,16 @@ def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):  # Mistral's and Anthropic's reasoning models send parts
-        return "".join(_content(part.get("text")) if isinstance(part, dict) else _content(part) for part in content)
+        return "".join(map(_part, content))
     return ""
+
+
+def _part(part: Any) -> str:
+    """Return the text of a part, `""` for one of another kind. Raises `TypeError` for what is neither."""
+    text = part.get("text") or "" if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise TypeError
+    return text
 
 
 def _reasoning(message: Mapping[str, Any]) -> str | None:
