@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,10 @@ from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field, field
 from benchmarks.jobs_journal import report
 from benchmarks.measure import Row
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from peak import peak_bytes
 
 
 async def memory(around: Field, pairs: int, lines: int = 100_000) -> list[Row]:
@@ -51,19 +54,15 @@ def _peak(around: Field, folder: Path, lines: int) -> tuple[int, float]:
     block = {"base_url": around.fast, "model_name": "bench", "api_key": "x", "num_workers": 1}
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     began = time.perf_counter()
-    process = subprocess.Popen(
+    peak = peak_bytes(
         [sys.executable, "-m", "promptmill.cli", "bulk", str(source), str(target), "--config", str(config)],
+        folder=ROOT,
         env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
     )
-    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
-    assert status == 0, f"the job ended with {status}"
     with target.open() as file:
         assert sum(1 for _ in file) == lines
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), seconds
+    return peak, seconds
 
 
 async def _main(lines: int) -> None:

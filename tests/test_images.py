@@ -340,7 +340,8 @@ def test_a_link_counts_as_what_it_points_to(picture, tmp_path):
     rules = ImageRules((inside.resolve(),))
     assert "outside" in _problem(str(inside / "link.png"), rules)
     assert load_image(str(tmp_path / "way-in.png"), rules).data
-    assert "There is no image file" in _problem(str(inside / "loop.png"), rules)
+    loop = _problem(str(inside / "loop.png"), rules)
+    assert "There is no image file" in loop or "symbolic links" in loop  # the latter from Python 3.13 on
 
 
 def test_no_folder_allowed_means_no_file_but_data_urls(picture):
