@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,6 +61,13 @@ def test_arguments_of_the_workers_count_by_position_too(upstream):
     sent = upstream.seen[0].json
     assert (sent["top_k"], sent["max_tokens"]) == (5, 7)
     assert sent["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_calls_of_several_threads_with_workers_all_end(upstream):
+    api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=3, thread_num=6)
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(api.generate, [f"{at}"]) for at in range(6)]
+        assert [answers.result(timeout=45) for answers in asked] == [[f"echo: {at}"] for at in range(6)]
 
 
 def test_one_answer_needs_no_workers(upstream, monkeypatch):

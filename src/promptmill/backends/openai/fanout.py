@@ -36,6 +36,8 @@ _WORKER = "promptmill.backends.openai.worker"
 _NOTHING: Mapping[str, bytes] = {}
 # A worker that ends this often before it has answered anything will not do better the next time.
 _FALSE_STARTS = 3
+_TRIES = 1000
+_PAUSE_S = 0.005
 
 
 class _Worker:
@@ -147,8 +149,8 @@ class FanOut:
             worker, why = _Worker(number), "end as soon as they start"
             try:
                 await self._live(worker)
-            except OSError as error:  # no more processes, memory or files
-                why = f"could not be started: {error.strerror or type(error).__name__}"
+            except Exception as error:  # noqa: BLE001 (no more processes, memory, files: nobody may wait for ever)
+                why = f"could not be started: {getattr(error, 'strerror', None) or type(error).__name__}"
             finally:
                 if worker in self._workers:
                     self._workers.remove(worker)
@@ -168,15 +170,7 @@ class FanOut:
 
     async def _live(self, worker: _Worker) -> None:
         """Start the process and hear it until it ends."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", _WORKER),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=process.environment(),
-            start_new_session=True,
-            creationflags=process.group_creation_flags(),
-        )
-        worker.process = child
+        worker.process = child = await _spawned()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -218,6 +212,26 @@ class FanOut:
             if not attempt.done():
                 attempt.set_result(gone)
         worker.attempts.clear()
+
+
+async def _spawned() -> asyncio.subprocess.Process:
+    """Return a new worker process. uvloop starts none while a loop of another thread starts one: try again then."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", _WORKER),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=process.environment(),
+                start_new_session=True,
+                creationflags=process.group_creation_flags(),
+            )
+        except RuntimeError:
+            if tries == _TRIES:
+                raise
+            await asyncio.sleep(_PAUSE_S)
 
 
 def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
