@@ -325,6 +325,22 @@ def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, t
     assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
 
 
+def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: Any, tools: Any) -> None:
+    body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
+    bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+
+    async def create(plan: Plan) -> Echo:
+        return Echo()
+
+    async def work(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(call, job_id, "finished")
+
+    model = {"model_name_or_path": "some-model"}
+    tools(work, Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create))
+    assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
+
+
 @pytest.mark.stdio
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any, run: Any) -> None:

@@ -262,6 +262,7 @@ class Runner:
             ids,
             self._crash,
             self._ending.halt,
+            takes_model=spec.backend == "openai",
         )
 
     def _guard(self) -> None:
