@@ -210,6 +210,17 @@ os.fsync = slow
     assert len(bench.upstream.seen) == 5
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_filtered_answer_cost_is_counted(bench: Any, workers: int) -> None:
+    filtered = answer("half of it", finish_reason="content_filter")
+    bench.upstream.reply = by_prompt({"prompt 1": filtered}, answer())
+    bench.prompts(3)
+    said = bench.run("--json", num_workers=workers)
+    found = json.loads(said.stdout)
+    assert (found["failed"], found["prompt_tokens"], found["completion_tokens"]) == (1, 6, 3 + 3 + 3)
+    assert bench.answers()[1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3}
+
+
 def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
     arguments = ("--set", "sampling_params.temperature=0")
     bench.upstream.reply = late(0.05, choose(lambda seen: answer() if seen.prompt == "a" else status(500)))

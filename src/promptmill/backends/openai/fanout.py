@@ -249,7 +249,16 @@ def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
             result.logprobs,
             result.details,
         )
-    return ("verdict", result.blame.name, frames.packed_error(result.error), result.wait_s, result.stale)
+    usage = result.usage
+    return (
+        "verdict",
+        result.blame.name,
+        frames.packed_error(result.error),
+        result.wait_s,
+        result.stale,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+    )
 
 
 def unpacked_completion(fields: list[Any]) -> Completion:
@@ -261,5 +270,6 @@ def unpacked_completion(fields: list[Any]) -> Completion:
 
 def unpacked_verdict(fields: list[Any]) -> Verdict:
     """Return the verdict that `packed_result` wrote."""
-    blame, error, wait_s, stale = fields
-    return Verdict(Blame[blame], frames.unpacked_error(error), wait_s, stale)
+    blame, error, wait_s, stale, prompt_tokens, completion_tokens = fields
+    usage = Usage(prompt_tokens, completion_tokens)
+    return Verdict(Blame[blame], frames.unpacked_error(error), wait_s, stale, usage)

@@ -238,7 +238,9 @@ class Run(Generic[TaskT]):
             or item.counted >= settings.retries
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
-            return await self._settle(item, Failure(error, item.attempts, self._age(item)))
+            return await self._settle(item, Failure(error, item.attempts, self._age(item), verdict.usage))
+        self._scope.prompt_tokens += verdict.usage.prompt_tokens  # spent, though another attempt will be the outcome
+        self._scope.completion_tokens += verdict.usage.completion_tokens
         wait_s = 0.0
         if verdict.blame is Blame.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough
