@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +16,7 @@ import pytest
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
 from promptmill.conversation import ImagePart, TextPart
 from promptmill.errors import PromptmillError
-from replies import answer, by_prompt, status
+from replies import answer, by_prompt, late, status
 
 
 @pytest.fixture
@@ -117,6 +121,36 @@ def test_it_works_inside_a_running_event_loop(api):
         return api.generate(["a"])
 
     assert asyncio.run(notebook()) == ["echo: a"]
+
+
+NOTEBOOK = """
+import asyncio, sys
+from promptmill.api import OpenAIAPI
+
+async def cell():
+    OpenAIAPI("m", api_base=sys.argv[1], thread_num=8).generate([str(at) for at in range(300)])
+
+try:
+    asyncio.new_event_loop().run_until_complete(cell())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
+def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
+    upstream.reply = late(0.1, answer())
+    notebook = subprocess.Popen([sys.executable, "-c", NOTEBOOK, upstream.url], stdout=subprocess.PIPE, text=True)
+    try:
+        while len(upstream.seen) < 20:
+            assert notebook.poll() is None
+            time.sleep(0.01)
+        notebook.send_signal(signal.SIGINT)
+        assert notebook.communicate(timeout=30)[0] == "interrupted\n"
+        assert len(upstream.seen) < 200
+    finally:
+        notebook.kill()
+        notebook.communicate()
 
 
 def test_a_dict_is_found_in_the_answer(upstream):

@@ -7,8 +7,9 @@ for those run on promptmill; everything behind them is the backend that the serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -307,8 +308,23 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return loop.run(work)
+    stop: list[Callable[[], object]] = []
+
+    async def stoppable() -> T:
+        running, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        stop.append(lambda: running.call_soon_threadsafe(task.cancel))
+        return await work
+
     with ThreadPoolExecutor(1, thread_name_prefix="promptmill") as thread:
-        return thread.submit(loop.run, work).result()
+        result = thread.submit(loop.run, stoppable())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            if stop and not result.done():
+                with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
+                    stop[0]()
+            raise
 
 
 __all__ = ["MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]
