@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
+import io
 import logging
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
 from promptmill.conversation import ImagePart, TextPart
@@ -151,6 +154,15 @@ def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
     finally:
         notebook.kill()
         notebook.communicate()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "YCbCr"])
+def test_an_image_of_pillows_is_sent(api, upstream, mode):
+    api.generate([[{"type": "image", "value": Image.new(mode, (3, 2))}, {"type": "text", "value": "What?"}]])
+    image, text = upstream.seen[0].json["messages"][0]["content"]
+    kind, _, data = image["image_url"]["url"].partition(";base64,")
+    assert (kind, text["text"]) == ("data:image/png", "What?")
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (3, 2)
 
 
 def test_a_dict_is_found_in_the_answer(upstream):
