@@ -189,6 +189,7 @@ def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
 def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench: Any) -> None:
     bench.prompts(5)
     patch = """
+import time
 fsync = os.fsync
 def slow(descriptor):
     if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
@@ -202,8 +203,8 @@ os.fsync = slow
     process = patched(bench, patch)
     bench.wait((bench.path / "written").exists)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert process.returncode == 143
+    said = process.communicate(timeout=10)
+    assert process.returncode == 143, said
     assert not bench.output.exists()
     assert not list(bench.path.glob(".*.partial"))
     bench.succeed()
