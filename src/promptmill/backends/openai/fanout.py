@@ -100,6 +100,15 @@ class FanOut:
             minder.cancel()
         await asyncio.gather(*self._minders, return_exceptions=True)
 
+    @property
+    def ready(self) -> bool:
+        """Whether all workers run; while some start or are replaced, there may be no room."""
+        return len(self._workers) == self._count
+
+    async def wait_ready(self) -> None:
+        """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
+        await self._least_busy()
+
     def size(self, task: Ref) -> int:
         """Return a rough four bytes a token."""
         return task.length // 4

@@ -187,6 +187,8 @@ class Run(Generic[TaskT]):
 
     async def _attempt(self, item: Item[TaskT], lane: Lane, prepared: Mapping[str, bytes]) -> Completion | Verdict:
         """Send once. Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker."""
+        if not self._sender.ready:
+            await self._sender.wait_ready()
         now = time.monotonic()
         item.since = item.since or now
         limit_s = self._settings.item_timeout
