@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
+import io
 import logging
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
 from promptmill.conversation import ImagePart, TextPart
 from promptmill.errors import PromptmillError
-from replies import answer, by_prompt, status
+from replies import answer, by_prompt, late, status
 
 
 @pytest.fixture
@@ -62,6 +70,13 @@ def test_arguments_of_the_workers_count_by_position_too(upstream):
     assert sent["chat_template_kwargs"] == {"enable_thinking": True}
 
 
+def test_calls_of_several_threads_with_workers_all_end(upstream):
+    api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=3, thread_num=6)
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(api.generate, [f"{at}"]) for at in range(6)]
+        assert [answers.result(timeout=45) for answers in asked] == [[f"echo: {at}"] for at in range(6)]
+
+
 def test_one_answer_needs_no_workers(upstream, monkeypatch):
     started = []
     start = asyncio.create_subprocess_exec
@@ -109,6 +124,45 @@ def test_it_works_inside_a_running_event_loop(api):
         return api.generate(["a"])
 
     assert asyncio.run(notebook()) == ["echo: a"]
+
+
+NOTEBOOK = """
+import asyncio, sys
+from promptmill.api import OpenAIAPI
+
+async def cell():
+    OpenAIAPI("m", api_base=sys.argv[1], thread_num=8).generate([str(at) for at in range(300)])
+
+try:
+    asyncio.new_event_loop().run_until_complete(cell())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
+def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
+    upstream.reply = late(0.1, answer())
+    notebook = subprocess.Popen([sys.executable, "-c", NOTEBOOK, upstream.url], stdout=subprocess.PIPE, text=True)
+    try:
+        while len(upstream.seen) < 20:
+            assert notebook.poll() is None
+            time.sleep(0.01)
+        notebook.send_signal(signal.SIGINT)
+        assert notebook.communicate(timeout=30)[0] == "interrupted\n"
+        assert len(upstream.seen) < 200
+    finally:
+        notebook.kill()
+        notebook.communicate()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "YCbCr"])
+def test_an_image_of_pillows_is_sent(api, upstream, mode):
+    api.generate([[{"type": "image", "value": Image.new(mode, (3, 2))}, {"type": "text", "value": "What?"}]])
+    image, text = upstream.seen[0].json["messages"][0]["content"]
+    kind, _, data = image["image_url"]["url"].partition(";base64,")
+    assert (kind, text["text"]) == ("data:image/png", "What?")
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (3, 2)
 
 
 def test_a_dict_is_found_in_the_answer(upstream):

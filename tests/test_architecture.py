@@ -27,7 +27,7 @@ FLOORS = (
     {"backends"},
     {"backends.protocol"},
     {"config"},
-    {"readings", "webimages", "rows", "children", "parameter_file"},
+    {"readings", "webimages", "rows", "children", "parameter_file", "inputs"},
     {"settings", "images", "conversation", "outcome", "reasoning", "embedded", "terminal"},
     {"sampling", "errors", "loop", "guarded", "cores", "descriptors"},
 )

@@ -33,6 +33,17 @@ def test_a_source_is_read_once_however_many_ask_at_the_same_time(run, picture):
     assert encoded == ["image/png"]
 
 
+def test_images_that_cannot_be_read_are_forgotten_as_others_are(run, tmp_path):
+    async def work():
+        readings = Readings(ImageRules(), lambda image: image.data, None, kept_bytes=1 << 20)
+        for number in range(1000):
+            with pytest.raises(PromptmillError, match="no image file"):
+                await readings.read(str(tmp_path / f"{number}.png"))
+        assert len(readings._readings) < 300
+
+    run(work())
+
+
 def test_who_gives_up_does_not_take_the_reading_from_the_others(run, picture):
     async def work():
         readings = Readings(ImageRules(), lambda image: image.data, None)
@@ -52,7 +63,7 @@ def test_no_more_is_kept_than_may_be(run, tmp_path):
     encoded = []
 
     async def work():
-        readings = Readings(ImageRules(), lambda image: encoded.append(1) or bytes(600), None, kept_bytes=1300)
+        readings = Readings(ImageRules(), lambda image: encoded.append(1) or bytes(600_000), None, kept_bytes=1_300_000)
         for path in [*paths, paths[2], paths[1], paths[0]]:
             await readings.read(path)
         readings.close()

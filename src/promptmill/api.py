@@ -7,25 +7,24 @@ for those run on promptmill; everything behind them is the backend that the serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from promptmill import loop
 from promptmill.backends.protocol import Scope
 from promptmill.config import Configuration
-from promptmill.conversation import Conversation, ImagePart, Message, Part, TextPart, conversation_from_messages, shape
+from promptmill.conversation import Conversation
 from promptmill.errors import PromptmillError, input_error
+from promptmill.inputs import conversation_of
 from promptmill.outcome import Completion, Failure, Outcome
 from promptmill.sampling import Sampling
 from promptmill.service import Service
 
 T = TypeVar("T")
 _FAIL_MESSAGE = "Failed to obtain answer via API."
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_SUFFICES_AS_IMAGE = ("data:image/", "file://")
 _OURS = frozenset(Sampling.model_fields)
 
 
@@ -98,9 +97,10 @@ class OpenAIAPI:
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
-        An input is a text; a part such as `{"type": "text" | "image", "value": …}`; an OpenAI message; or a list of
-        texts, parts or messages that belong together. `kwargs` override sampling or go into the request body. With
-        `return_dict` an answer is the object that its JSON holds. Raises `PromptmillError` (`invalid_input`).
+        An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL or as one
+        of Pillow's; an OpenAI message; or a list of texts, parts or messages that belong together. `kwargs` override
+        sampling or go into the request body. With `return_dict` an answer is the object that its JSON holds. Raises
+        `PromptmillError` (`invalid_input`).
         """
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
@@ -239,57 +239,6 @@ class MPOpenAIAPI(OpenAIAPI):
         }
 
 
-def conversation_of(item: Any, where: str) -> Conversation:
-    """Return the conversation of one input, as `OpenAIAPI.generate` describes it; `where` names it in errors."""
-    items = list(item) if isinstance(item, list | tuple) else [item]
-    if items and all(isinstance(one, Mapping) and "role" in one for one in items):
-        return conversation_from_messages(items, where)
-    system: list[str] = []
-    parts: list[Part] = []
-    for index, one in enumerate(items):
-        place = where if items == [item] else f"{where}[{index}]"
-        if isinstance(one, Mapping) and one.get("type") == "system":
-            system.append(_value(one, place))
-        else:
-            parts.append(_part(one, place))
-    if not parts:
-        raise input_error(f"{where} is {shape(item)} without a text or image.")
-    content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else tuple(parts)
-    return Conversation((Message("user", content),)).with_system("\n".join(system))
-
-
-def _part(item: Any, where: str) -> Part:
-    if isinstance(item, str):
-        return ImagePart(item) if _is_image(item) else TextPart(item)
-    if isinstance(item, Mapping):
-        match item.get("type"):
-            case "text":
-                return TextPart(_value(item, where))
-            case "image" | "image_url":
-                return ImagePart(_value(item, where))
-    raise input_error(
-        f'{where} is {shape(item)}. Send a text, {{"type": "text", "value": …}}, {{"type": "image", "value": …}} '
-        'or {"role": "user", "content": …}.'
-    )
-
-
-def _value(item: Mapping[str, Any], where: str) -> str:
-    value = next((item[name] for name in ("value", "text", "image", "image_url") if name in item), None)
-    if isinstance(value, Mapping):
-        value = value.get("url")
-    if not isinstance(value, str):
-        raise input_error(f"{where} has no text in `value`.")
-    return value
-
-
-def _is_image(text: str) -> bool:
-    if text.startswith(_SUFFICES_AS_IMAGE):
-        return True
-    if len(text) > 1024 or "\n" in text or Path(text.split("?", maxsplit=1)[0]).suffix.lower() not in _IMAGE_SUFFIXES:
-        return False
-    return text.startswith(("http://", "https://")) or Path(text).is_file()
-
-
 def object_in(text: str) -> dict[str, Any] | None:
     """Return the JSON object that an answer holds, around which models like to talk, or None."""
     from json_repair import repair_json
@@ -307,8 +256,23 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return loop.run(work)
+    stop: list[Callable[[], object]] = []
+
+    async def stoppable() -> T:
+        running, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        stop.append(lambda: running.call_soon_threadsafe(task.cancel))
+        return await work
+
     with ThreadPoolExecutor(1, thread_name_prefix="promptmill") as thread:
-        return thread.submit(loop.run, work).result()
+        result = thread.submit(loop.run, stoppable())
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            if stop and not result.done():
+                with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
+                    stop[0]()
+            raise
 
 
 __all__ = ["MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +11,7 @@ from promptmill.images import ImageFile, ImageRules, is_web, load_image
 
 KEPT_BYTES = 256 * 1024 * 1024
 """Enough for the images that several items of a call share."""
+_EACH = 4096  # what remembering costs, most of it the error of an image that cannot be read
 
 
 class Readings:
@@ -39,7 +41,7 @@ class Readings:
         if reading is None:
             reading = asyncio.ensure_future(self._read(source))
             self._readings[source] = reading
-            reading.add_done_callback(self._remember)
+            reading.add_done_callback(functools.partial(self._remember, source))
         return await asyncio.shield(reading)  # another item may be waiting for the same file
 
     async def _read(self, source: str) -> bytes:
@@ -50,14 +52,14 @@ class Readings:
     def _load(self, source: str) -> bytes:
         return self._encode(load_image(source, self._rules))
 
-    def _remember(self, reading: asyncio.Future[bytes]) -> None:
-        self._kept += _size(reading)
+    def _remember(self, read: str, reading: asyncio.Future[bytes]) -> None:
+        self._kept += _size(read, reading)
         while self._kept > self._kept_bytes and len(self._readings) > 1:
             source, oldest = next(iter(self._readings.items()))
             if not oldest.done():
                 break
             del self._readings[source]
-            self._kept -= _size(oldest)
+            self._kept -= _size(source, oldest)
 
     def close(self) -> None:
         """Stop what is still being read or fetched."""
@@ -65,5 +67,6 @@ class Readings:
             reading.cancel()
 
 
-def _size(reading: asyncio.Future[bytes]) -> int:
-    return 0 if reading.cancelled() or reading.exception() else len(reading.result())
+def _size(source: str, reading: asyncio.Future[bytes]) -> int:
+    image = b"" if reading.cancelled() or reading.exception() else reading.result()
+    return _EACH + len(source) + len(image)

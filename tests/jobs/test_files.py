@@ -219,6 +219,16 @@ def test_csv_in_and_out(bench: Any) -> None:
     assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
+def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"a": answer("50 %\r100 %")})
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes(b'note,prompt\n"x\ry",a\n"z",b\n')
+    bench.succeed()
+    first, second = csv.DictReader(bench.output.open(newline="", encoding="utf-8"))
+    assert (first["note"], first["answer"]) == ("x\ry", "50 %\r100 %")
+    assert (second["note"], second["answer"]) == ("z", "echo: b")
+
+
 def test_csv_with_messages_images_and_semicolons_into_jsonl(bench: Any) -> None:
     bench.input = bench.path / "in.csv"
     (bench.path / "a.png").write_bytes(PNG)

@@ -189,6 +189,7 @@ def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
 def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench: Any) -> None:
     bench.prompts(5)
     patch = """
+import time
 fsync = os.fsync
 def slow(descriptor):
     if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
@@ -202,12 +203,23 @@ os.fsync = slow
     process = patched(bench, patch)
     bench.wait((bench.path / "written").exists)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert process.returncode == 143
+    said = process.communicate(timeout=10)
+    assert process.returncode == 143, said
     assert not bench.output.exists()
     assert not list(bench.path.glob(".*.partial"))
     bench.succeed()
     assert len(bench.upstream.seen) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_filtered_answer_cost_is_counted(bench: Any, workers: int) -> None:
+    filtered = answer("half of it", finish_reason="content_filter")
+    bench.upstream.reply = by_prompt({"prompt 1": filtered}, answer())
+    bench.prompts(3)
+    said = bench.run("--json", num_workers=workers)
+    found = json.loads(said.stdout)
+    assert (found["failed"], found["prompt_tokens"], found["completion_tokens"]) == (1, 6, 3 + 3 + 3)
+    assert bench.answers()[1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
 def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from promptmill.config import Configuration
 from promptmill.errors import PromptmillError
-from promptmill.jobs import admission, crash, disk, folder, prune
+from promptmill.jobs import admission, crash, disk, folder, prune, status
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.order import Order
 from replies import answer, hang
@@ -142,6 +143,31 @@ def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench)
     finally:
         removing.kill()
         removing.wait()
+
+
+def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(bench):
+    _finished(bench, "stays", 0)
+    root = folder.state_root()
+    bench.prompts(3)
+    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
+    orders = [Order(input=bench.input, output=bench.path / f"{at}.jsonl", overwrite=True) for at in range(2)]
+    ended = threading.Event()
+
+    def begin():
+        while not ended.is_set():
+            for order in orders:
+                admission.admit(order, plan, root).close()
+            shutil.rmtree(folder.folder_for(bench.input.resolve(), orders[1].output.resolve(), root).path)
+
+    with ThreadPoolExecutor(1) as pool:
+        beginning = pool.submit(begin)
+        try:
+            for _ in range(3000):
+                found = {told["job_id"].rpartition("-")[0] for told in status.read_all(folder.all_folders(root))}
+                assert "stays" in found
+        finally:
+            ended.set()
+        beginning.result()
 
 
 def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):

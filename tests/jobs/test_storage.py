@@ -52,6 +52,18 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any, size: int) -> N
 
 
 @posix
+def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(bench: Any) -> None:
+    bench.prompts(3000)
+    temperature = ("--set", "sampling_params.temperature=0")
+    said = bench.fail("--dedupe", *temperature, "--json", code=1, preexec_fn=limited(60_000))
+    assert "Traceback" not in said
+    found = bench.status()
+    assert (found["state"], "bug" in found["reason"]) == ("stopped", False), found["reason"]
+    bench.succeed("--dedupe", *temperature)
+    assert len(bench.answers()) == 3000
+
+
+@posix
 def test_a_disk_that_is_full_when_the_output_is_written_costs_no_request(bench: Any) -> None:
     bench.write([{"prompt": f"p{at}", "carried": "x" * 400} for at in range(500)])
     bench.fail(code=1, preexec_fn=limited(200_000))

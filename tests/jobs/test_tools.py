@@ -45,7 +45,8 @@ def tools(bench: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
                     async def call(tool: str, **arguments: Any) -> dict[str, Any]:
                         result = await client.call_tool(tool, arguments)
                         found: dict[str, Any] = result.structured_content or {}
-                        assert json.loads(result.content[0].text) == found  # type: ignore[union-attr]
+                        if result.content:  # `generation_init` returns nothing
+                            assert json.loads(result.content[0].text) == found  # type: ignore[union-attr]
                         return found
 
                     await work(call)
@@ -323,6 +324,65 @@ def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, t
 
     tools(rest, local())
     assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
+
+
+class Telling(Echo):
+    """Answers with model and temperature."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def _answer(self, request: Request) -> Completion:
+        return Completion(f"{self._model} at {request.sampling.temperature}", "stop")
+
+
+@pytest.mark.parametrize(
+    "change", [{"sampling_params": {"temperature": 0.9}}, {"backend_configs": {"hf": {"model_name_or_path": "second"}}}]
+)
+def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(
+    bench: Any, tools: Any, change: dict[str, Any]
+) -> None:
+    bench.write([{"prompt": f"p{at}", "carried": "x" * 4_000_000} for at in range(20)])  # takes a moment to read
+
+    async def create(plan: Plan) -> Telling:
+        return Telling(plan.model)
+
+    def local() -> Service:
+        first = {"hf": {"model_name_or_path": "first"}}
+        given = {"backend": "hf", "backend_configs": first, "sampling_params": {"temperature": 0.5}}
+        return Service(Configuration(given), create=create)
+
+    async def work(call: Call) -> None:
+        await call("generate", prompt_ls=["loads"])
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        given = {"backend_configs": {}, "sampling_params": {}, "backend": "hf"} | change
+        await call("generation_init", **given)
+        await until(call, job_id, "finished", "interrupted")
+
+    tools(work, local())
+
+    async def rest(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(call, job_id, "finished")
+
+    tools(rest, local())
+    assert {row["answer"] for row in bench.answers()} == {"first at 0.5"}
+
+
+def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: Any, tools: Any) -> None:
+    body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
+    bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+
+    async def create(plan: Plan) -> Echo:
+        return Echo()
+
+    async def work(call: Call) -> None:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(call, job_id, "finished")
+
+    model = {"model_name_or_path": "some-model"}
+    tools(work, Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create))
+    assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
 @pytest.mark.stdio

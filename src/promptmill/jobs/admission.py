@@ -38,6 +38,8 @@ class Job:
     folder: Folder
     spec: Spec
     order: Order
+    plan: Plan
+    """What it is asked under, whatever is configured after its admission."""
     input: RandomFile
     lock: Lock
 
@@ -100,7 +102,7 @@ def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
-        return Job(folder, spec, order, file, lock)
+        return Job(folder, spec, order, plan, file, lock)
 
 
 def _locked(folder: Folder) -> Lock | None:

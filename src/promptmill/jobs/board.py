@@ -95,7 +95,7 @@ class Board:
         """Return the status of one job, or `{"jobs": […]}`."""
         if job_id is not None:
             return self._told(self._find(job_id))
-        return {"jobs": [self._told(folder) for folder in folders.all_folders(self._state) if self._is_listed(folder)]}
+        return {"jobs": status.read_all(filter(self._is_listed, folders.all_folders(self._state)))}
 
     def results(self, job_id: str, offset: int, limit: int) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.

@@ -116,7 +116,7 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
         if cancel:
             print("promptmill: name the job to cancel.", file=sys.stderr)
             return USAGE
-        found = [status.read(job) for job in folder.all_folders(root)]
+        found = status.read_all(folder.all_folders(root))
         if as_json:
             say(orjson.dumps({"jobs": found}).decode())
         else:

@@ -153,17 +153,17 @@ class Folder:
         return lock.is_held(self.lock)
 
     def clear(self, replaceable: Output | None) -> None:
-        """Forget everything but the lock, which the caller holds, and an input that lies here.
+        """Forget everything but the lock, which the caller holds, an input that lies here, and what the job is.
 
-        `replaceable` is the file that the job's output is to replace.
+        The caller writes anew what it is. `replaceable` is the file that its output is to replace.
         """
-        kept = {self.lock, self.prompts}
+        kept = {self.lock, self.prompts, self._spec}  # without the last the rest would read as damaged meanwhile
         if replaceable is not None:
             self.result = replaceable  # first, so that it may be replaced whenever this process is killed
             kept.add(self._result)
-        files = [file for file in self.path.iterdir() if file not in kept]
-        for file in sorted(files, key=lambda file: file == self._spec):  # last: without it the rest reads as damaged
-            file.unlink(missing_ok=True)
+        for file in self.path.iterdir():
+            if file not in kept:
+                file.unlink(missing_ok=True)
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:

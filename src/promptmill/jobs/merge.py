@@ -51,6 +51,8 @@ class Merge:
     crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
+    takes_model: bool = True
+    """Whether a line of a Batch file was answered by the model that it names."""
 
     def answer(self, row: int) -> Mapping[str, Any]:
         """Return the record of `row`. Raises `Unanswered`."""
@@ -131,7 +133,14 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             rows += 1
             record, data = merge.answer(line.row), line.data or b""
             if merge.input_format == "batch":
-                found = batch_output(data, record, job_id=merge.job_id, model=merge.model, created=merge.created)
+                found = batch_output(
+                    data,
+                    record,
+                    job_id=merge.job_id,
+                    model=merge.model,
+                    created=merge.created,
+                    takes_model=merge.takes_model,
+                )
                 if merge.custom_ids is not None and isinstance(found["custom_id"], str):
                     merge.custom_ids.add(found["custom_id"], line.row)
                 yield plain_line(found)

@@ -69,8 +69,13 @@ def _as_text(value: object) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def batch_output(line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int) -> dict[str, Any]:
-    """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output)."""
+def batch_output(
+    line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int, takes_model: bool
+) -> dict[str, Any]:
+    """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output).
+
+    `takes_model`: the line's own model answered it, where it names one.
+    """
     try:
         asked = rows.load(line.strip(), "")
     except PromptmillError:
@@ -103,7 +108,7 @@ def batch_output(line: bytes, record: Mapping[str, Any], *, job_id: str, model: 
         "id": f"chatcmpl-{number}",
         "object": "chat.completion",
         "created": created,
-        "model": (isinstance(body, dict) and body.get("model")) or model,
+        "model": (takes_model and isinstance(body, dict) and body.get("model")) or model,
         "choices": [details.get("choice", {}) | choice],
         "usage": usage,
     }

@@ -71,7 +71,7 @@ def _is_done(folder: Folder) -> bool:
     spec, result = folder.spec, folder.result
     if spec is None:
         return True
-    is_whole = result is not None and result.holds(None)
+    is_whole = result is not None and result.holds(spec.lines)  # None: not known, so that only all will do
     return is_whole and status.read(folder)["state"] == status.FINISHED
 
 

@@ -83,7 +83,7 @@ def write(job_id: str, items: Sequence[tuple[int, Conversation]], system_prompt:
                 Code.STORAGE, f"The folder of jobs {root} cannot be written: {disk.why(error)}.", ""
             ) from None
         undo.pop_all()
-    return Job(folder, spec, Order(input=source, output=target), file, lock)
+    return Job(folder, spec, Order(input=source, output=target), plan, file, lock)
 
 
 def discard(job: Job) -> None:

@@ -180,7 +180,9 @@ class Runner:
             await asyncio.wait({syncing})
 
     def _answering(self, lines: RandomFile, path: Path) -> Answering:
-        job, plan = self._job, self._service.plan
+        job, plan, now = self._job, self._job.plan, self._service.plan
+        if (now.backend, now.model) != (plan.backend, plan.model):
+            raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
         reading = Reading(
             formats.row_kind(job.spec.input_format),
             plan.settings.sampling_params,
@@ -262,6 +264,7 @@ class Runner:
             ids,
             self._crash,
             self._ending.halt,
+            takes_model=spec.backend == "openai",
         )
 
     def _guard(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from promptmill.backends.protocol import Scope
+from promptmill.errors import PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.tally import Tally
@@ -103,9 +105,13 @@ def write_starting(folder: Folder) -> None:
 
 
 def read(folder: Folder) -> dict[str, Any]:
-    """Return what is known about the job in `folder`. One that says it runs, but nobody runs, was interrupted."""
+    """Return what is known about the job in `folder`. One that says it runs, but nobody runs, was interrupted.
+
+    Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
+    """
     spec = folder.spec
-    assert spec is not None
+    if spec is None:
+        raise input_error(f"Job {folder.job_id} is not there any more.")
     found: dict[str, Any] = {"state": INTERRUPTED, **(disk.read_json(folder.status) or {})}
     alive = folder.alive
     if not alive and found["state"] in _ALIVE:
@@ -113,6 +119,15 @@ def read(folder: Folder) -> dict[str, Any]:
     about = {"job_id": folder.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
     about |= {"model": spec.model, "backend": spec.backend}
     return about | found | {"alive": alive}
+
+
+def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
+    """Return what is known about each job that is still there."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(PromptmillError):
+            found.append(read(folder))
+    return found
 
 
 def line(status: Mapping[str, Any]) -> str:

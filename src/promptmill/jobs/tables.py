@@ -93,13 +93,16 @@ def _is_utf8(text: str) -> bool:
 
 
 class _Encoded:
-    """What `csv` writes into, over a file of bytes."""
+    """What `csv` writes into, over a file of bytes. Rows end with a line feed.
+
+    Told so, `csv` would leave a lone carriage return unquoted before Python 3.13, and readers take it for a row's end.
+    """
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
 
     def write(self, text: str) -> int:
-        return self._out.write(text.encode("utf-8", "surrogateescape"))
+        return self._out.write(text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n")
 
 
 def _csv_lines(file: RandomFile) -> Iterator[bytes]:
@@ -168,7 +171,7 @@ def write_csv(file: RandomFile, out: IO[bytes], answer: Answer, extra: tuple[str
     table = _Csv(file)
     names = ANSWER_FIELDS + extra
     kept = [at for at, name in enumerate(table.header) if name not in names]
-    writer = csv.writer(_Encoded(out), delimiter=table.delimiter, lineterminator="\n")
+    writer = csv.writer(_Encoded(out), delimiter=table.delimiter, lineterminator="\r\n")
     writer.writerow([table.header[at] for at in kept] + list(names))
     for number, row in enumerate(table.rows()):
         if number >= most:

@@ -53,6 +53,15 @@ def test_the_bound_on_requests_in_flight_holds_over_all_workers(upstream, drive)
     assert upstream.peak <= 6
 
 
+def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(1)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = drive(PROMPTS, item_timeout=0.9, **BULK)
+    assert result.texts == echoes(PROMPTS)
+    assert max(outcome.latency_s for outcome in result.outcomes) < 0.9
+    assert result.scope.requests == len(upstream.seen) == len(PROMPTS)
+
+
 def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"prompt 3": status(500), "prompt 5": status(400), "prompt 9": reset()}, late(0.002))
     result = drive(PROMPTS, retries=3, **BULK)

@@ -36,6 +36,8 @@ _WORKER = "promptmill.backends.openai.worker"
 _NOTHING: Mapping[str, bytes] = {}
 # A worker that ends this often before it has answered anything will not do better the next time.
 _FALSE_STARTS = 3
+_TRIES = 1000
+_PAUSE_S = 0.005
 
 
 class _Worker:
@@ -98,6 +100,15 @@ class FanOut:
             minder.cancel()
         await asyncio.gather(*self._minders, return_exceptions=True)
 
+    @property
+    def ready(self) -> bool:
+        """Whether all workers run; while some start or are replaced, there may be no room."""
+        return len(self._workers) == self._count
+
+    async def wait_ready(self) -> None:
+        """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
+        await self._least_busy()
+
     def size(self, task: Ref) -> int:
         """Return a rough four bytes a token."""
         return task.length // 4
@@ -147,8 +158,8 @@ class FanOut:
             worker, why = _Worker(number), "end as soon as they start"
             try:
                 await self._live(worker)
-            except OSError as error:  # no more processes, memory or files
-                why = f"could not be started: {error.strerror or type(error).__name__}"
+            except Exception as error:  # noqa: BLE001 (no more processes, memory, files: nobody may wait for ever)
+                why = f"could not be started: {getattr(error, 'strerror', None) or type(error).__name__}"
             finally:
                 if worker in self._workers:
                     self._workers.remove(worker)
@@ -168,15 +179,7 @@ class FanOut:
 
     async def _live(self, worker: _Worker) -> None:
         """Start the process and hear it until it ends."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", _WORKER),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=process.environment(),
-            start_new_session=True,
-            creationflags=process.group_creation_flags(),
-        )
-        worker.process = child
+        worker.process = child = await _spawned()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -220,6 +223,26 @@ class FanOut:
         worker.attempts.clear()
 
 
+async def _spawned() -> asyncio.subprocess.Process:
+    """Return a new worker process. uvloop starts none while a loop of another thread starts one: try again then."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", _WORKER),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=process.environment(),
+                start_new_session=True,
+                creationflags=process.group_creation_flags(),
+            )
+        except RuntimeError:
+            if tries == _TRIES:
+                raise
+            await asyncio.sleep(_PAUSE_S)
+
+
 def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
     """Return what came of an attempt in the form that frames carry."""
     if isinstance(result, Completion):
@@ -235,7 +258,16 @@ def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
             result.logprobs,
             result.details,
         )
-    return ("verdict", result.blame.name, frames.packed_error(result.error), result.wait_s, result.stale)
+    usage = result.usage
+    return (
+        "verdict",
+        result.blame.name,
+        frames.packed_error(result.error),
+        result.wait_s,
+        result.stale,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+    )
 
 
 def unpacked_completion(fields: list[Any]) -> Completion:
@@ -247,5 +279,6 @@ def unpacked_completion(fields: list[Any]) -> Completion:
 
 def unpacked_verdict(fields: list[Any]) -> Verdict:
     """Return the verdict that `packed_result` wrote."""
-    blame, error, wait_s, stale = fields
-    return Verdict(Blame[blame], frames.unpacked_error(error), wait_s, stale)
+    blame, error, wait_s, stale, prompt_tokens, completion_tokens = fields
+    usage = Usage(prompt_tokens, completion_tokens)
+    return Verdict(Blame[blame], frames.unpacked_error(error), wait_s, stale, usage)

@@ -20,6 +20,7 @@ import aiohttp
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.exchange import LARGEST_BODY, StaleError, TooLarge
 from promptmill.errors import Code, PromptmillError, redact, without_controls
+from promptmill.outcome import NO_USAGE, Usage
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing_hard_limit", "insufficient balance")
@@ -57,13 +58,14 @@ class Verdict:
     """What one failed attempt means.
 
     `wait_s` is the endpoint's own wish (`Retry-After`), if it had one. `stale`: a kept connection was at its end, so
-    the next attempt needs a new one and no wait.
+    the next attempt needs a new one and no wait. `usage`: what an answer cost that is none.
     """
 
     blame: Blame
     error: PromptmillError
     wait_s: float | None = None
     stale: bool = False
+    usage: Usage = NO_USAGE
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random) -> float:

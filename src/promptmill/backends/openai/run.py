@@ -187,6 +187,8 @@ class Run(Generic[TaskT]):
 
     async def _attempt(self, item: Item[TaskT], lane: Lane, prepared: Mapping[str, bytes]) -> Completion | Verdict:
         """Send once. Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker."""
+        if not self._sender.ready:
+            await self._sender.wait_ready()
         now = time.monotonic()
         item.since = item.since or now
         limit_s = self._settings.item_timeout
@@ -238,7 +240,9 @@ class Run(Generic[TaskT]):
             or item.counted >= settings.retries
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
-            return await self._settle(item, Failure(error, item.attempts, self._age(item)))
+            return await self._settle(item, Failure(error, item.attempts, self._age(item), verdict.usage))
+        self._scope.prompt_tokens += verdict.usage.prompt_tokens  # spent, though another attempt will be the outcome
+        self._scope.completion_tokens += verdict.usage.completion_tokens
         wait_s = 0.0
         if verdict.blame is Blame.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough

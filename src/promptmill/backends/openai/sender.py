@@ -21,6 +21,15 @@ _NO_IMAGES: Mapping[str, bytes] = {}
 class Sender(Protocol[TaskT_contra]):
     """Makes attempts. A task is a `Request` here, or a reference to one that another process reads."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether an attempt can begin at once; else `wait_ready` comes first, which is no part of it."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Wait until an attempt can begin. Raises `PromptmillError` when none ever will."""
+        ...
+
     def size(self, task: TaskT_contra) -> int:
         """Return the estimated number of tokens of the prompt, for `tpm` alone."""
         ...
@@ -38,6 +47,11 @@ class Sender(Protocol[TaskT_contra]):
 
 class LocalSender:
     """Encodes and sends in this process."""
+
+    ready = True
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
 
     def __init__(
         self,

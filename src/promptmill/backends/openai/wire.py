@@ -215,7 +215,7 @@ def read_payload(
         return _unreadable(endpoint, "no `choices`", b"")
     usage = _usage(payload.get("usage"))
     if not choices or not isinstance(choices[0], dict):
-        return _empty(endpoint)
+        return _empty(endpoint, usage)
     choice = choices[0]
     message = choice.get("message")
     if not isinstance(message, dict):
@@ -223,9 +223,11 @@ def read_payload(
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else None
     if finish == "content_filter":
-        return Verdict(Blame.ITEM, PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer."))
+        error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
+        return Verdict(Blame.ITEM, error, usage=usage)
     if finish == "error":
-        return Verdict(Blame.CHANCE, PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer."))
+        error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer.")
+        return Verdict(Blame.CHANCE, error, usage=usage)
     text = _content(message.get("content"))
     reasoning = _reasoning(message)
     if text and "<think>" in text[:64]:
@@ -240,7 +242,7 @@ def read_payload(
         if refusal := message.get("refusal"):
             text = _part(refusal)
         elif finish is None:
-            return _empty(endpoint)
+            return _empty(endpoint, usage)
     return Completion(
         text,
         finish,
@@ -305,5 +307,6 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> Verdict:
     return Verdict(Blame.CHANCE, PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{page}."))
 
 
-def _empty(endpoint: Endpoint) -> Verdict:
-    return Verdict(Blame.CHANCE, PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer."))
+def _empty(endpoint: Endpoint, usage: Usage) -> Verdict:
+    error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
+    return Verdict(Blame.CHANCE, error, usage=usage)
