@@ -190,6 +190,16 @@ def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
     assert outcomes[1].text
 
 
+def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
+    (outcome,) = desk.ask(engine, ["Count to one hundred."], {"max_completion_tokens": 3, "n": 1, "logprobs": None})
+    assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
+    assert not desk.scope.warnings
+    for value, said in ((0, "less than 1"), ("many", "a text"), (True, "true or false")):
+        (outcome,) = desk.ask(engine, ["Hi!"], {"max_completion_tokens": value})
+        assert outcome.error.code == "invalid_input"
+        assert f"max_completion_tokens is {said}" in outcome.error.message
+
+
 def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
     extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
     desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "json_object"}, reasoning_effort="low")
