@@ -15,6 +15,7 @@ from promptmill.errors import PromptmillError
 from promptmill.reasoning import split_reasoning
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +65,11 @@ class Row:
         """Look for a stop string where the new token may have completed one; cut the answer before the first."""
         reach = _TOKENS_PER_CHARACTER * max(map(len, self.stops)) + 8
         if len(self.tokens) > reach:
-            recent = _decoded(self.tokens[-reach:], tokenizer)
+            # where bytes are tokens, half a character at its beginning would spoil all others of their row
+            for more in range(_TOKENS_PER_CHARACTER):
+                recent = _decoded(self.tokens[-reach - more :], tokenizer)
+                if not recent.startswith(_BROKEN):
+                    break
             if not any(stop in recent for stop in self.stops):
                 return False
         whole = _decoded(self.tokens, tokenizer)
