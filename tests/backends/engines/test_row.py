@@ -12,6 +12,7 @@ from promptmill.backends.engines.hf.choice import Choice
 from promptmill.backends.engines.hf.row import Row
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
+BROKEN = "\N{REPLACEMENT CHARACTER}"
 WORDS = ("▁", "▁the", "▁a", "he", "llo", "▁wor", "ld", "é", "✓", "▁▁", "\n", "a", "th", "e", "▁e", "日", "本")
 
 
@@ -56,3 +57,16 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
         ended = next((n for n, token in enumerate(tokens) if row.accept(token, tokenizer)), None)
         assert ended is not None, stops
         assert row.text == _cut(tokenizer, tokens, stops)
+
+
+@pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
+def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
+    tokenizer = _vocabulary(kind)
+    tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    complete = ""
+    for limit in range(1, len(tokens) + 1):
+        row = Row(1, 1, [5], limit, frozenset(), Choice())
+        assert [row.accept(token, tokenizer) for token in tokens[:limit]][-1]
+        so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
+        complete = complete if BROKEN in so_far else so_far
+        assert row.outcome(tokenizer)["text"].rstrip(BROKEN) == complete

@@ -84,7 +84,7 @@ class Row:
         text = self.text
         if text is None:
             ended = self.tokens and self.tokens[-1] in self.ends
-            text = _decoded(self.tokens[:-1] if ended else self.tokens, tokenizer)
+            text = _whole(self.tokens[:-1] if ended else self.tokens, tokenizer)
         reasoning, answer = split_reasoning(text, opened=self.thinks)
         return {
             **self._address(),
@@ -107,6 +107,17 @@ class Row:
             "latency_s": round(taken, 6),
             "warnings": list(self.warnings),
         }
+
+
+def _whole(tokens: list[int], tokenizer: Any) -> str:
+    """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
+    text = _decoded(tokens, tokenizer)
+    if text.endswith(_BROKEN):
+        for fewer in range(1, _TOKENS_PER_CHARACTER):
+            shorter = _decoded(tokens[:-fewer], tokenizer)
+            if not shorter.endswith(_BROKEN):
+                return text if text.startswith(shorter) else shorter
+    return text
 
 
 def _decoded(tokens: list[int], tokenizer: Any) -> str:
