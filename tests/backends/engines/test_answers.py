@@ -133,6 +133,11 @@ def test_any_seed_that_can_be_given_is_taken(desk, engine):
     assert texts[0] != texts[1]
 
 
+def test_to_choose_among_all_tokens_is_no_wish_to_draw(desk, engine):
+    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=12)
+    assert len(set(texts)) == 1
+
+
 def test_presence_penalty_keeps_a_text_from_repeating_itself(desk, engine):
     plain, varied = desk.texts(
         engine, ["Write the word ha many times."] * 2, max_tokens=40, frequency_penalty=(None, 2.0)

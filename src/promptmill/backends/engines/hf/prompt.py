@@ -129,7 +129,7 @@ class Prompts:
         temperature = sampling.get("temperature")
         if temperature is None:
             # who says how to choose wants a choice
-            draws = defaults.do_sample or any(sampling.get(name) for name in ("top_p", "top_k", "min_p"))
+            draws = defaults.do_sample or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
             temperature = given("temperature", 1.0) if draws else 0.0
         return Choice(
             temperature=float(temperature),
