@@ -133,6 +133,11 @@ def test_any_seed_that_can_be_given_is_taken(desk, engine):
     assert texts[0] != texts[1]
 
 
+def test_to_choose_among_all_tokens_is_no_wish_to_draw(desk, engine):
+    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=12)
+    assert len(set(texts)) == 1
+
+
 def test_presence_penalty_keeps_a_text_from_repeating_itself(desk, engine):
     plain, varied = desk.texts(
         engine, ["Write the word ha many times."] * 2, max_tokens=40, frequency_penalty=(None, 2.0)
@@ -188,6 +193,16 @@ def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
     outcomes = desk.ask(engine, ["Hi!", "Hi!"], max_tokens=3, stop=(["\ud800"], ["z"]))
     assert outcomes[0].error.code == "invalid_input"
     assert outcomes[1].text
+
+
+def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
+    (outcome,) = desk.ask(engine, ["Count to one hundred."], {"max_completion_tokens": 3, "n": 1, "logprobs": None})
+    assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
+    assert not desk.scope.warnings
+    for value, said in ((0, "less than 1"), ("many", "a text"), (True, "true or false")):
+        (outcome,) = desk.ask(engine, ["Hi!"], {"max_completion_tokens": value})
+        assert outcome.error.code == "invalid_input"
+        assert f"max_completion_tokens is {said}" in outcome.error.message
 
 
 def test_what_the_engine_cannot_take_is_a_warning(desk, engine):

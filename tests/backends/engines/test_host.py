@@ -123,6 +123,26 @@ def test_a_cancelled_load_leaves_nothing(desk, plan):
     desk.wait(cancelled())
 
 
+@posix
+def test_a_load_given_up_before_there_is_a_process_leaves_no_folder(desk, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def given_up():
+        for turns in range(6):
+            loading = asyncio.create_task(create(plan).load(ignore))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            loading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await loading
+        monkeypatch.setattr("sys.executable", "/no/such/python")
+        with pytest.raises(PromptmillError, match="could not be started"):
+            await create(plan).load(ignore)
+
+    desk.wait(given_up())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_closing_before_loading_is_no_error(desk, plan):
     async def closed():
         host = create(plan)

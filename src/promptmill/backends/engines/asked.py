@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from promptmill.backends.engines.plain import NO_TEMPLATE
@@ -12,7 +12,30 @@ from promptmill.errors import Code, PromptmillError, input_error
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer when neither the request nor the model's generation defaults say."""
 
+LONGEST = ("max_tokens", "max_completion_tokens")
+"""Names in `extra_params` for the longest answer; the second is OpenAI's newer word, which Batch files have."""
+
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
+
+
+def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a request wants, None when it does not say. Raises `PromptmillError`."""
+    if (said := sampling.get("max_tokens")) is not None:
+        return int(said)
+    for name in LONGEST:
+        if (value := extra.get(name)) is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            found = "less than 1" if isinstance(value, int) and not isinstance(value, bool) else shape(value)
+            raise input_error(f"extra_params.{name} is {found}; send a whole number, at least 1.")
+        return value
+    return None
+
+
+def not_known(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
+    """Return the names in `extra_params` that are not `known`; null asks for nothing, and so does one answer."""
+    asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
+    return sorted(name for name in asked if name not in known)
 
 
 def template_options(

@@ -114,17 +114,9 @@ class EngineHost:
         self._ended.clear()
         self._last_words = ""
         self._loading = asyncio.Queue()
-        # -P: a module in the working directory must not stand in for one of ours
         try:
             scratch = tempfile.mkdtemp(prefix="promptmill-")
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", _CHILD),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch},
-                start_new_session=True,
-                creationflags=process.group_creation_flags(),
-            )
+            child = await self._spawn(scratch)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise PromptmillError(
@@ -140,6 +132,22 @@ class EngineHost:
         if self._closed:
             raise _shut_down()
         await self._send({"type": "load", "engine": self._engine, "options": self._options})
+
+    async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
+        """Start the process, whose temporary files go into `scratch`; without a process that goes, too."""
+        try:
+            return await asyncio.create_subprocess_exec(
+                # -P: a module in the working directory must not stand in for one of ours
+                *(sys.executable, "-P", "-m", _CHILD),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch},
+                start_new_session=True,
+                creationflags=process.group_creation_flags(),
+            )
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
 
     async def _listen(self, child: asyncio.subprocess.Process, stdout: asyncio.StreamReader, scratch: str) -> None:
         loaded = False

@@ -133,6 +133,22 @@ def test_sampling_parameters_of_vllm_go_through(desk, vllm):
     assert "Paris" not in banned
 
 
+def test_a_stop_string_among_the_extra_parameters_is_one_string(desk, vllm):
+    (whole,) = desk.texts(vllm, ["What is the capital of France?"], max_tokens=12)
+    (cut,) = desk.texts(vllm, ["What is the capital of France?"], {"stop": "Paris"}, max_tokens=12)
+    assert cut == whole[: whole.index("Paris")]
+
+
+def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, vllm):
+    body = {"max_completion_tokens": 3, "n": 1, "min_tokens": None, "logprobs": None}
+    (outcome,) = desk.ask(vllm, ["Count to one hundred."], body)
+    assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
+    assert not desk.scope.warnings
+    (outcome,) = desk.ask(vllm, ["Count to one hundred."], {"max_tokens": "12"})
+    assert outcome.error.code == "invalid_input"
+    assert "max_tokens is a text" in outcome.error.message
+
+
 def test_what_cannot_be_taken_is_a_warning(desk, vllm):
     extra = {"n": 3, "nonsense": 1, "chat_template_kwargs": {"chat_template": "x"}}
     (outcome,) = desk.ask(vllm, ["Hi!"], extra, max_tokens=4, enable_thinking=True, reasoning_effort="low")
@@ -160,6 +176,8 @@ def test_a_bad_item_fails_alone(desk, vllm):
         ({"allowed_token_ids": [10**7]}, ""),
         ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
         ({"lora": "nobody"}, "lora"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["e", 5]}, "stop"),
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_that_items_error(desk, vllm, extra, name):

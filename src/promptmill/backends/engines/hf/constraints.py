@@ -29,16 +29,17 @@ _NOT_FOLLOWED_IN_DRAWING = {
 class Constraints:
     """Tokens that must or must not come, passages that must not come again, a least length."""
 
-    def __init__(self, network: Any, ends: Collection[int]) -> None:
-        """`ends` are the tokens that end an answer."""
+    def __init__(self, network: Any, ends: Collection[int], device: torch.device) -> None:
+        """`ends` are the tokens that end an answer; `device` is where scores are."""
         self._network = network
+        self._device = device
         self._defaults = defaults = copy.deepcopy(network.generation_config)
         self._warnings = [_warning(defaults, _NOT_FOLLOWED), _warning(defaults, _NOT_FOLLOWED_IN_DRAWING)]
         nothing = dict.fromkeys(
             (*_NOT_FOLLOWED, *_NOT_FOLLOWED_IN_DRAWING, *(() if ends else ("exponential_decay_length_penalty",)))
         )
         vars(defaults).update(nothing | _ELSEWHERE)
-        defaults._eos_token_tensor = torch.tensor(sorted(ends), device=network.device) if ends else None
+        defaults._eos_token_tensor = torch.tensor(sorted(ends), device=device) if ends else None
         self._any = bool(self.of([0], 1, always=True))
 
     def warnings(self, *, drawing: bool) -> list[str]:
@@ -54,10 +55,8 @@ class Constraints:
             return None
         defaults = copy.copy(self._defaults)
         defaults.max_length = len(prompt) + limit
-        device = self._network.device
-        return self._network._get_logits_processor(
-            defaults, len(prompt), torch.tensor([prompt], device=device), device=device, model_kwargs={}
-        )
+        tokens = torch.tensor([prompt], device=self._device)
+        return self._network._get_logits_processor(defaults, len(prompt), tokens, device=self._device, model_kwargs={})
 
 
 def _warning(defaults: Any, off: dict[str, tuple[Any, ...]]) -> str:

@@ -32,7 +32,7 @@ class LanguageModel:
         self.device = model.get_input_embeddings().weight.device
         self.context = _context(self.config, tokenizer)
         self.ends = _ends(model.generation_config, tokenizer)
-        self.constraints = Constraints(model, self.ends)
+        self.constraints = Constraints(model, self.ends, self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -57,14 +57,17 @@ class LanguageModel:
         if not self._takes_positions:
             return self._cache_name == "cache_params" or self.network.config.model_type in _SLOPES
         ones = torch.ones((1, 1), dtype=torch.long, device=self.device)
-        inputs = self.network.prepare_inputs_for_generation(
-            ones,
-            attention_mask=ones,
-            position_ids=ones,
-            use_cache=True,
-            is_first_iteration=False,
-            **{self._cache_name: self.new_cache()},
-        )
+        try:
+            inputs = self.network.prepare_inputs_for_generation(
+                ones,
+                attention_mask=ones,
+                position_ids=ones,
+                use_cache=True,
+                is_first_iteration=False,
+                **{self._cache_name: self.new_cache()},
+            )
+        except Exception:  # noqa: BLE001 (code that came with a model; each item will meet it again, and say so)
+            return True
         return inputs.get("position_ids") is not None
 
     def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:

@@ -7,7 +7,10 @@ from typing import Any
 
 from promptmill.backends.engines.asked import (
     DEFAULT_MAX_TOKENS,
+    LONGEST,
     empty_prompt,
+    longest_answer,
+    not_known,
     refuse,
     special_tokens,
     template_options,
@@ -53,12 +56,12 @@ class Prompts:
         stops, ends = self._stops(sampling.get("stop") or (), warnings)
         if message["extra"].get("ignore_eos"):
             ends -= self._model.ends
-        choice = self._choice(sampling)
+        choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
         if self._refuse:
             refuse(warnings)
         warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
         tokens, sight = self._encoded(text, message, special=special)
-        limit = self._limit(sampling.get("max_tokens"), len(tokens))
+        limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.of(tokens, limit)
         return Row(
             run=message["run"],
@@ -76,7 +79,7 @@ class Prompts:
     def _template_options(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
-        left_out = sorted(set(extra) - {"chat_template_kwargs", "ignore_eos"})
+        left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if "response_format" in sampling and sampling["response_format"].get("type") != "text":
             left_out.append("response_format")
@@ -126,7 +129,7 @@ class Prompts:
         temperature = sampling.get("temperature")
         if temperature is None:
             # who says how to choose wants a choice
-            draws = defaults.do_sample or any(sampling.get(name) for name in ("top_p", "top_k", "min_p"))
+            draws = defaults.do_sample or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
             temperature = given("temperature", 1.0) if draws else 0.0
         return Choice(
             temperature=float(temperature),

@@ -15,6 +15,7 @@ from promptmill.errors import PromptmillError
 from promptmill.reasoning import split_reasoning
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +65,11 @@ class Row:
         """Look for a stop string where the new token may have completed one; cut the answer before the first."""
         reach = _TOKENS_PER_CHARACTER * max(map(len, self.stops)) + 8
         if len(self.tokens) > reach:
-            recent = _decoded(self.tokens[-reach:], tokenizer)
+            # where bytes are tokens, half a character at its beginning would spoil all others of their row
+            for more in range(_TOKENS_PER_CHARACTER):
+                recent = _decoded(self.tokens[-reach - more :], tokenizer)
+                if not recent.startswith(_BROKEN):
+                    break
             if not any(stop in recent for stop in self.stops):
                 return False
         whole = _decoded(self.tokens, tokenizer)
@@ -79,7 +84,7 @@ class Row:
         text = self.text
         if text is None:
             ended = self.tokens and self.tokens[-1] in self.ends
-            text = _decoded(self.tokens[:-1] if ended else self.tokens, tokenizer)
+            text = _whole(self.tokens[:-1] if ended else self.tokens, tokenizer)
         reasoning, answer = split_reasoning(text, opened=self.thinks)
         return {
             **self._address(),
@@ -102,6 +107,17 @@ class Row:
             "latency_s": round(taken, 6),
             "warnings": list(self.warnings),
         }
+
+
+def _whole(tokens: list[int], tokenizer: Any) -> str:
+    """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
+    text = _decoded(tokens, tokenizer)
+    if text.endswith(_BROKEN):
+        for fewer in range(1, _TOKENS_PER_CHARACTER):
+            shorter = _decoded(tokens[:-fewer], tokenizer)
+            if not shorter.endswith(_BROKEN):
+                return text if text.startswith(shorter) else shorter
+    return text
 
 
 def _decoded(tokens: list[int], tokenizer: Any) -> str:

@@ -13,7 +13,7 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from promptmill.backends.engines.asked import empty_prompt, refuse, template_options, warn_of_left_out
+from promptmill.backends.engines.asked import empty_prompt, not_known, refuse, template_options, warn_of_left_out
 from promptmill.backends.engines.pictures import pictures
 from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.vllm.sampling import SamplingMap, known_names
@@ -68,7 +68,7 @@ class Prompts:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = sorted(set(extra) - _EXTRA - known_names())
+        left_out = not_known(extra, _EXTRA | known_names())
         options = template_options(sampling, extra, left_out, self._has_switch)
         adapter = self._adapter(extra.get("lora"))
         prompt = await self._rendered(message, options, extra, warnings)

@@ -103,7 +103,11 @@ def outcome(output: Any, reader: Reader) -> Message:
     """Return the fields of an `outcome` message. Raises `PromptmillError` (`internal`) for no answer."""
     answer = output.outputs[0]
     if answer.finish_reason in {"abort", "error"}:
-        raise PromptmillError(Code.INTERNAL, f"vLLM broke the answer off: {answer.finish_reason}.")
+        raise PromptmillError(
+            Code.INTERNAL,
+            f"vLLM broke the answer off: {answer.finish_reason}.",
+            "Its own messages above say why; a grammar that it cannot compile is the usual reason.",
+        )
     reasoning, text = reader.split(answer.text, answer.token_ids)
     return {
         "text": text,

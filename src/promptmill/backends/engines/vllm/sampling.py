@@ -11,7 +11,7 @@ import pydantic
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS, special_tokens
+from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS, LONGEST, longest_answer, special_tokens
 from promptmill.conversation import shape
 from promptmill.errors import PromptmillError, input_error
 
@@ -49,14 +49,16 @@ class SamplingMap:
 
         `left_out` gets the names of what vLLM does not know. Raises `PromptmillError` (`invalid_input`).
         """
-        values = self._defaults | {name: value for name, value in extra.items() if name in PARAMETERS}
+        given = {name: value for name, value in extra.items() if name in PARAMETERS and value is not None}
+        values = self._defaults | given
         values |= {name: sampling[name] for name in _SAME_NAME if name in sampling}
-        stops = [stop for stop in sampling.get("stop") or values.pop("stop", None) or () if isinstance(stop, str)]
+        stops = sampling.get("stop") or _stops(given.get("stop"))
         if "" in stops:
             warnings.append("An empty stop string was left out.")
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
-        values["max_tokens"] = min(values.get("max_tokens") or DEFAULT_MAX_TOKENS, room)
+        longest = longest_answer(sampling, extra) or self._defaults.get("max_tokens") or DEFAULT_MAX_TOKENS
+        values["max_tokens"] = min(longest, room)
         values["stop"] = [stop for stop in stops if stop and stop not in self._special]
         ends = [self._special[stop] for stop in stops if stop in self._special]
         try:
@@ -67,6 +69,14 @@ class SamplingMap:
             raise _refused(error) from None
         params.output_kind = RequestOutputKind.FINAL_ONLY
         return params
+
+
+def _stops(given: object) -> list[str]:
+    """Return the stop strings of `extra_params`: a text or a list of texts, as in OpenAI's `stop`."""
+    stops = [given] if isinstance(given, str) else given or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise input_error(f"extra_params.stop is {shape(given)}; send a text or a list of texts.")
+    return stops
 
 
 def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_out: list[str]) -> Any:
@@ -91,7 +101,7 @@ def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_
 
 def known_names() -> frozenset[str]:
     """Return the names in `extra_params` that go into `SamplingParams`."""
-    return PARAMETERS | frozenset(_GUIDED)
+    return PARAMETERS | frozenset(_GUIDED) | frozenset(LONGEST)
 
 
 def _refused(error: Exception) -> PromptmillError:

@@ -1,0 +1,72 @@
+"""Where an answer ends: stop strings in the text of any vocabulary."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+pytest.importorskip("torch")
+
+from promptmill.backends.engines.hf.choice import Choice
+from promptmill.backends.engines.hf.row import Row
+
+TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+WORDS = ("▁", "▁the", "▁a", "he", "llo", "▁wor", "ld", "é", "✓", "▁▁", "\n", "a", "th", "e", "▁e", "日", "本")
+
+
+def _vocabulary(kind: str):
+    """Return a tokenizer that gives a token to each byte of what it does not know, as Llama 2's or as GPT-2's does."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if kind == "pieces and bytes":
+        names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+        numbers = {name: number for number, name in enumerate(names)}
+        inner = Tokenizer(models.BPE(vocab=numbers, merges=[], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(steps)
+    else:
+        numbers = {name: number for number, name in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        inner = Tokenizer(models.BPE(vocab=numbers, merges=[]))
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def _cut(tokenizer, tokens: list[int], stops: list[str]) -> str | None:
+    """Return the answer up to the first stop string, looked for in the whole text after every token."""
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
+        if places := [text.index(stop) for stop in stops if stop in text]:
+            return text[: min(places)]
+    return None
+
+
+@pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
+def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind):
+    tokenizer, chance = _vocabulary(kind), random.Random(7)
+    tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    whole = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    for _ in range(150):
+        first = chance.randrange(len(whole) - 4)
+        stops = [whole[first : first + chance.randint(1, 4)], "never"]
+        row = Row(1, 1, [5], 10**6, frozenset(), Choice(), stops=stops)
+        ended = next((n for n, token in enumerate(tokens) if row.accept(token, tokenizer)), None)
+        assert ended is not None, stops
+        assert row.text == _cut(tokenizer, tokens, stops)
+
+
+@pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
+def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
+    tokenizer = _vocabulary(kind)
+    tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    complete = ""
+    for limit in range(1, len(tokens) + 1):
+        row = Row(1, 1, [5], limit, frozenset(), Choice())
+        assert [row.accept(token, tokenizer) for token in tokens[:limit]][-1]
+        so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
+        complete = complete if BROKEN in so_far else so_far
+        assert row.outcome(tokenizer)["text"].rstrip(BROKEN) == complete
