@@ -54,19 +54,6 @@ def _colours(message):
     return [picture.getpixel((1, 1)) for picture in pictures(message)]
 
 
-def test_the_newer_name_of_the_longest_answer_counts_unless_the_older_is_given_too(run):
-    async def work(sampling, extra):
-        submissions = Submissions(7, ImageRules(), WebImages(), takes_images=False)
-        request = Request(0, conversation_from_prompt("a", ""), sampling, extra)
-        message = frames.read(io.BytesIO(await submissions.frame(3, request)))
-        return message["sampling"], message["extra"]
-
-    newer = {"max_completion_tokens": 7}
-    assert run(work(Sampling(), newer)) == ({"max_tokens": 7}, {})
-    assert run(work(Sampling(max_tokens=5), newer)) == ({"max_tokens": 5}, newer)
-    assert run(work(Sampling(), {"max_completion_tokens": "7"})) == ({}, {"max_completion_tokens": "7"})
-
-
 def test_text_goes_as_it_is(submitted):
     message = submitted(conversation_from_prompt("grüße", ""))
     assert message == {

@@ -16,7 +16,6 @@ from promptmill.images import ImageFile, ImageRules
 from promptmill.readings import Readings
 
 _LONGEST_ITEM = 256 << 20  # bytes
-_NEWER_NAME = "max_completion_tokens"
 
 
 class WebImages:
@@ -66,15 +65,14 @@ class Submissions:
         read = [await self._readings.read(image.source) for image in images]
         size = sum(map(len, read))
         if size <= _LONGEST_ITEM:
-            sampling, extra = _asked(request)
             frame = _packed(
                 {
                     "type": "submit",
                     "run": self._run,
                     "id": number,
                     "messages": _messages(conversation.messages),
-                    "sampling": sampling,
-                    "extra": extra,
+                    "sampling": request.sampling.given(),
+                    "extra": dict(request.extra),
                     **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
                 }
             )
@@ -88,15 +86,6 @@ class Submissions:
     def close(self) -> None:
         """Stop what is still being read or fetched."""
         self._readings.close()
-
-
-def _asked(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return sampling and extra parameters. OpenAI's newer name of `max_tokens`, which Batch files use, means that."""
-    sampling, extra = request.sampling.given(), dict(request.extra)
-    longest = extra.get(_NEWER_NAME)
-    if type(longest) is int and longest >= 1 and "max_tokens" not in sampling:
-        sampling["max_tokens"] = extra.pop(_NEWER_NAME)
-    return sampling, extra
 
 
 def _packed(message: frames.Message) -> bytes:
