@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.reply import read_reply
 from promptmill.backends.openai.retry import Verdict
-from promptmill.backends.openai.wire import read_reply
 from promptmill.jobs.journal import encode
 from promptmill.outcome import Completion
 from replies import by_prompt, huge, raw, status

@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 from promptmill.backends.openai.attachments import Attachments
 from promptmill.backends.openai.lane import Lane
 from promptmill.backends.openai.pool import Pool
+from promptmill.backends.openai.reply import read_reply
 from promptmill.backends.openai.retry import Verdict, judge_exception
-from promptmill.backends.openai.wire import read_reply
 from promptmill.backends.protocol import Request, Scope
 from promptmill.errors import Code, PromptmillError, without_frames
 from promptmill.outcome import Completion
