@@ -204,7 +204,8 @@ class Decoder:
                 if row.accept(token, self._model.tokenizer):
                     self._answer(row, row.outcome(self._model.tokenizer))
                     done.append(first + place)
-                elif self._model.border == len(row.sequence) - 1:  # it crosses it: what was computed counts no more
+                elif self._model.border == len(row.prompt) + len(row.tokens) - 1:
+                    # it crosses the border: what was computed counts no more
                     self._schedule.put_back(row)
                     done.append(first + place)
             except Exception as error:  # noqa: BLE001 (this row's alone)
