@@ -14,15 +14,13 @@ from promptmill.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
+from promptmill.jobs.delivery import Delivery
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.ending import Ended, Ending
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.outputs import RARE_FIELDS
 from promptmill.jobs.rest import Running
 from promptmill.jobs.status import Progress
-from promptmill.jobs.tally import Tally
 from promptmill.rows import Reading
 from promptmill.service import Service
 
@@ -213,59 +211,12 @@ class Runner:
 
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
-        job, spec = self._job, self._job.spec
         self._enter(status.MERGING, "writing the output")
-        ids = CustomIds(job.folder.duplicates) if spec.input_format == "batch" else None
-        plan = self._plan_of_merge(ids)
-        self._guard()
-        try:
-            partial, note = await self._ending.or_left(lambda: (merge.write(plan), ids.warning if ids else ""))
-        except merge.Unanswered:
-            return False
-        except BaseException:  # it may have been written whole at that very moment
-            merge.discard(spec.output, spec.job_id)
-            raise
-        finally:
-            if ids is not None:
-                ids.close()
-        if note:
-            self.progress.notes.append(note)
-        self.progress.tally, self.progress.counted = plan.tally, True
-        made = job.folder.result
-        is_own = made is not None and made.is_own(spec.output)
-        may_replace = job.order.overwrite or is_own
-        job.folder.result = merge.described(partial, job.order.limit, spec.output if is_own else None)
-        if self._crash:
-            self._crash("before-rename")
-        try:
-            merge.publish(partial, spec.output, may_replace=may_replace)
-        except (PromptmillError, OSError):
-            partial.unlink(missing_ok=True)
-            raise
-        if self._crash:
-            self._crash("after-rename")
-        return True
-
-    def _plan_of_merge(self, ids: CustomIds | None) -> merge.Merge:
-        job, spec, tally = self._job, self._job.spec, self._ledger.tally
-        return merge.Merge(
-            spec.job_id,
-            job.input,
-            spec.input_format,
-            spec.output_format,
-            spec.output,
-            self._ledger.index,
-            self._ledger.journal,
-            spec.model,
-            spec.created,
-            job.order.limit,
-            Tally(),
-            tuple(name for name in RARE_FIELDS if getattr(tally, name)),
-            ids,
-            self._crash,
-            self._ending.halt,
-            takes_model=spec.backend == "openai",
-        )
+        delivery = Delivery(self._job, self._ledger, self._ending, self._guard, self._crash)
+        tally = await delivery.run(self.progress.notes)
+        if tally is not None:
+            self.progress.tally, self.progress.counted = tally, True
+        return tally is not None
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
