@@ -9,21 +9,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from promptmill.backends.engines.call import Call
 from promptmill.backends.engines.submission import Submissions, WebImages
 from promptmill.backends.engines.trust import check_arguments, trusts_remote_code
-from promptmill.backends.protocol import Request, Scope, Sink, Source
+from promptmill.backends.protocol import Scope, Sink, Source
 from promptmill.children import frames, process
 from promptmill.children.frames import Message
 from promptmill.config import Plan
 from promptmill.embedded import cache_folder
 from promptmill.errors import Code, PromptmillError, config_error
 from promptmill.images import ImageRules
-from promptmill.outcome import Completion, Failure, Outcome, Usage
 
-_READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
 _CHILD = "promptmill.backends.engines.child"
 
 
@@ -53,17 +51,6 @@ def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
     return environment
 
 
-@dataclass(slots=True)
-class _Run:
-    """One call of `run`: which of its items are out, and what came back."""
-
-    number: int
-    sent: dict[int, Request] = field(default_factory=dict)  # by their ids on the wire
-    arrived: asyncio.Queue[Message | PromptmillError | None] = field(default_factory=asyncio.Queue)
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    exhausted: bool = False
-
-
 class EngineHost:
     """An engine in a process group of its own, as a `Backend`."""
 
@@ -84,7 +71,7 @@ class EngineHost:
         self._end = PromptmillError(Code.ENGINE_DIED, f"The {engine} engine is not loaded.")
         self._last_words = ""
         self._closed = False
-        self._runs: dict[int, _Run] = {}
+        self._calls: dict[int, Call] = {}
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
@@ -155,8 +142,8 @@ class EngineHost:
             while (message := await frames.receive(stdout)) is not None:
                 match message["type"]:
                     case "outcome":
-                        if (run := self._runs.get(message["run"])) is not None:
-                            run.arrived.put_nowait(message)
+                        if (call := self._calls.get(message["run"])) is not None:
+                            call.arrived.put_nowait(message)
                     case "last_words":
                         self._last_words = f" It said: {message['text']}"
                     case kind:
@@ -184,8 +171,8 @@ class EngineHost:
             self._end = PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
         self._ended.set()
         self._loading.put_nowait({"type": "failed", "error": frames.packed_error(self._end)})
-        for run in self._runs.values():
-            run.arrived.put_nowait(self._end)
+        for call in self._calls.values():
+            call.arrived.put_nowait(self._end)
 
     async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
         """Answer every request of `source` into `sink`; about two batches of them are in the engine at a time.
@@ -194,71 +181,16 @@ class EngineHost:
         """
         if self._stdin is None or self._ended.is_set():
             raise self._end
-        run = _Run(next(self._numbers))
-        self._runs[run.number] = run
-        submissions = Submissions(run.number, self._rules, self._web, takes_images=self._takes_images)
+        number = next(self._numbers)
+        submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images)
+        call = self._calls[number] = Call(self._window, self._numbers, submissions, self._send_frame)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._feed(run, source, scope, submissions, tasks))
-                tasks.create_task(self._deliver(run, sink, scope))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            await call.run(source, sink, scope)
         finally:
             submissions.close()
-            del self._runs[run.number]
-            if run.sent:
-                scope.in_flight -= len(run.sent)
-                self._write({"type": "cancel", "run": run.number})
-
-    async def _feed(
-        self, run: _Run, source: Source, scope: Scope, submissions: Submissions, tasks: asyncio.TaskGroup
-    ) -> None:
-        reading = asyncio.Semaphore(_READ_AT_ONCE)
-        while True:
-            while len(run.sent) >= self._window:
-                run.room.clear()
-                await run.room.wait()
-            requests = await source.take(self._window - len(run.sent))
-            if not requests:
-                break
-            for request in requests:
-                number = next(self._numbers)
-                run.sent[number] = request
-                scope.in_flight += 1
-                if request.conversation.images:
-                    await reading.acquire()
-                    # a slow disk or host holds up its own item alone
-                    task = tasks.create_task(self._submit(run, number, scope, submissions))
-                    task.add_done_callback(lambda _: reading.release())
-                else:
-                    await self._submit(run, number, scope, submissions)
-        run.exhausted = True
-        run.arrived.put_nowait(None)
-
-    async def _submit(self, run: _Run, number: int, scope: Scope, submissions: Submissions) -> None:
-        try:
-            frame = await submissions.frame(number, run.sent[number])
-        except PromptmillError as error:
-            run.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
-        else:
-            scope.requests += 1
-            await self._send_frame(frame)
-
-    async def _deliver(self, run: _Run, sink: Sink, scope: Scope) -> None:
-        while run.sent or not run.exhausted:
-            message = await run.arrived.get()
-            if message is None:
-                continue
-            if isinstance(message, PromptmillError):
-                raise message
-            request = run.sent.pop(message["id"])
-            run.room.set()
-            scope.in_flight -= 1
-            for warning in message.get("warnings", ()):
-                scope.warn(warning)
-            outcome = _outcome(message, request)
-            await sink.put(request.key, outcome)
-            scope.settle(outcome)
+            del self._calls[number]
+            if call.left:
+                self._write({"type": "cancel", "run": number})
 
     async def _send(self, message: Message) -> None:
         await self._send_frame(frames.packed(message))
@@ -305,18 +237,3 @@ async def _group_gone(pid: int) -> None:
 
 def _shut_down() -> PromptmillError:
     return PromptmillError(Code.SHUTDOWN, "The engine was shut down.")
-
-
-def _outcome(message: Message, request: Request) -> Outcome:
-    attempts = request.attempts + message.get("attempts", 1)
-    if (error := message.get("error")) is not None:
-        return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
-    prompt_tokens, completion_tokens = message["usage"]
-    return Completion(
-        message["text"],
-        message["finish_reason"],
-        Usage(prompt_tokens, completion_tokens),
-        message["reasoning"],
-        attempts=attempts,
-        latency_s=message["latency_s"],
-    )
