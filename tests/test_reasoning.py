@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.reasoning import split_reasoning
+from promptmill.reasoning import split_channels, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,24 @@ def test_a_block_at_the_start_is_reasoning(text, split):
 )
 def test_a_block_that_the_prompt_opened_is_reasoning_too(text, split):
     assert split_reasoning(text, opened=True) == split
+
+
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        (f"{ANALYSIS}capital?<|end|>{FINAL}Paris.", ("capital?", "Paris.")),
+        (f"{ANALYSIS}capital?<|end|>{FINAL}Paris.<|return|>", ("capital?", "Paris.")),
+        (f"{ANALYSIS}it never ends", ("it never ends", "")),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>{FINAL}c", ("a\nb", "c")),
+        ('<|channel|>final <|constrain|>json<|message|>{"a":1}', (None, '{"a":1}')),
+        ("<|channel|>analysis", (None, "")),
+        ("<|message|>Paris.", (None, "Paris.")),
+        ("Paris.", (None, "Paris.")),
+        ("", (None, "")),
+    ],
+)
+def test_what_is_said_on_other_channels_than_the_final_one_is_reasoning(text, split):
+    assert split_channels(text) == split

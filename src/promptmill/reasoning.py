@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-_OPEN, _CLOSE = "<think>", "</think>"
+import re
+
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
+TAGS = ("<think>", "</think>")
+_START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
+_OPEN, _CLOSE = TAGS
+_END = re.compile(r"<\|(?:end|return|call)\|>")
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
@@ -18,3 +24,20 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
         text = start[len(_OPEN) :]
     thought, _, answer = text.partition(_CLOSE)
     return thought.strip() or None, answer.lstrip()
+
+
+def split_channels(text: str) -> tuple[str | None, str]:
+    """Return `(reasoning, answer)` of a text in the Harmony format, its marks included, as gpt-oss writes it.
+
+    What is said on the channel `final` is the answer, and so is what is said on none; all else is reasoning. Format:
+    github.com/openai/harmony, docs/format.md.
+    """
+    if _CHANNEL not in text and _MESSAGE not in text:
+        return None, text
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for message in text.split(_START):
+        header, _, content = message.partition(_MESSAGE)
+        channel = header.partition(_CHANNEL)[2].strip()
+        said[not channel or channel.startswith("final")].append(_END.split(content, maxsplit=1)[0])
+    reasoning = "\n".join(filter(None, map(str.strip, said[False])))
+    return reasoning or None, "".join(said[True])

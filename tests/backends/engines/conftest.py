@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -213,6 +214,47 @@ def _save_tiny(folder: Path, kind: str, template: str | None, pad: bool, config:
                 parameter.normal_(0, 0.25)  # far enough apart that rounding never decides
     model.generation_config.eos_token_id = 2
     model.generation_config.pad_token_id = 0 if pad else None
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def speaker(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str]], Path]:
+    """Make small models that learnt one answer by heart, whatever they are asked; `marks` are special tokens in it."""
+    made: dict[str, Path] = {}
+
+    def make(answer: str, marks: list[str]) -> Path:
+        if answer not in made:
+            folder = made[answer] = tmp_path_factory.mktemp("speaker") / "model"
+            shutil.copytree(tiny(template="<s>", head_dim=32), folder)
+            _teach(folder, answer, marks)
+        return made[answer]
+
+    return make
+
+
+def _teach(folder: Path, answer: str, marks: list[str]) -> None:
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([transformers.AddedToken(mark, special=True) for mark in marks])
+    tokenizer.save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    lesson = torch.tensor([tokenizer(f"<s>{answer}</s>", add_special_tokens=False)["input_ids"]])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.05)
+    learning = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(600):
+        found = model(input_ids=lesson, labels=lesson)
+        if found.loss < 0.005:
+            break
+        learning.zero_grad()
+        found.loss.backward()
+        learning.step()
+    assert (found.logits[0, :-1].argmax(-1) == lesson[0, 1:]).all(), found.loss
     model.save_pretrained(folder)
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.choice import Choice
 from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.texts import Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -48,13 +49,14 @@ def _cut(tokenizer, tokens: list[int], stops: list[str]) -> str | None:
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind):
     tokenizer, chance = _vocabulary(kind), random.Random(7)
+    texts = Texts(tokenizer)
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     whole = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
         row = Row(1, 1, [5], 10**6, frozenset(), Choice(), stops=stops)
-        ended = next((n for n, token in enumerate(tokens) if row.accept(token, tokenizer)), None)
+        ended = next((n for n, token in enumerate(tokens) if row.accept(token, texts)), None)
         assert ended is not None, stops
         assert row.text == _cut(tokenizer, tokens, stops)
 
@@ -62,11 +64,12 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokenizer = _vocabulary(kind)
+    texts = Texts(tokenizer)
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
         row = Row(1, 1, [5], limit, frozenset(), Choice())
-        assert [row.accept(token, tokenizer) for token in tokens[:limit]][-1]
+        assert [row.accept(token, texts) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far
-        assert row.outcome(tokenizer)["text"].rstrip(BROKEN) == complete
+        assert row.outcome(texts)["text"].rstrip(BROKEN) == complete

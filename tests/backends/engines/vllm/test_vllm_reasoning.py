@@ -90,3 +90,19 @@ def test_a_parser_for_other_models_is_said(refusal, small):
     assert error.code == "invalid_config"
     assert "does not fit this model" in error.message
     assert "start/end tokens in the tokenizer; name the parser of the model's family" in error.message
+
+
+def test_without_a_parser_the_channels_of_gpt_oss_are_told_apart(desk, start, speaker):
+    marks = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
+    thought = "<|channel|>analysis<|message|>A city.<|end|>"
+    said = thought + "<|start|>assistant<|channel|>final<|message|>It is Paris.<|return|>"
+    host = start(speaker(said, marks), dtype="float32", max_num_seqs=4)
+    whole, stopped = desk.ask(host, ["?", "!"], max_tokens=100, stop=([], ["Par"]))
+    assert (whole.reasoning, whole.text, whole.finish_reason) == ("A city.", "It is Paris.", "stop")
+    assert (stopped.reasoning, stopped.text, stopped.finish_reason) == ("A city.", "It is ", "stop")
+
+
+def test_without_a_parser_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, start, speaker):
+    model = speaker("<think>A city.</think>It is <tool>Paris.", ["<think>", "</think>", "<tool>"])
+    (outcome,) = desk.ask(start(model, dtype="float32", max_num_seqs=4), ["?"], max_tokens=100)
+    assert (outcome.reasoning, outcome.text) == ("A city.", "It is Paris.")

@@ -201,8 +201,8 @@ class Decoder:
                         "The model's scores are no numbers any more, as happens in float16.",
                         "Set `dtype: bfloat16` or `dtype: float32`.",
                     )
-                if row.accept(token, self._model.tokenizer):
-                    self._answer(row, row.outcome(self._model.tokenizer))
+                if row.accept(token, self._model.texts):
+                    self._answer(row, row.outcome(self._model.texts))
                     done.append(first + place)
                 elif self._model.border == len(row.prompt) + len(row.tokens) - 1:
                     # it crosses the border: what was computed counts no more

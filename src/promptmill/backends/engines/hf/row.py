@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from promptmill.backends.engines.hf.cache import KeysValues
 from promptmill.backends.engines.hf.choice import Choice
 from promptmill.backends.engines.hf.sight import Sight
+from promptmill.backends.engines.hf.texts import Texts
 from promptmill.children.frames import Message, packed_error
 from promptmill.errors import PromptmillError
-from promptmill.reasoning import split_reasoning
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -51,41 +50,41 @@ class Row:
         """The tokens to compute before the next one: the prompt and, after a pause, the answer so far."""
         return self.prompt + self.tokens
 
-    def accept(self, token: int, tokenizer: Any) -> bool:
+    def accept(self, token: int, texts: Texts) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.tokens.append(token)
         self.turns += 1
-        if token in self.ends or (self.stops and self._met_stop(tokenizer)):
+        if token in self.ends or (self.stops and self._met_stop(texts)):
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
         return self.finish_reason is not None
 
-    def _met_stop(self, tokenizer: Any) -> bool:
+    def _met_stop(self, texts: Texts) -> bool:
         """Look for a stop string where the new token may have completed one; cut the answer before the first."""
         reach = _TOKENS_PER_CHARACTER * max(map(len, self.stops)) + 8
         if len(self.tokens) > reach:
             # where bytes are tokens, half a character at its beginning would spoil all others of their row
             for more in range(_TOKENS_PER_CHARACTER):
-                recent = _decoded(self.tokens[-reach - more :], tokenizer)
+                recent = texts.decode(self.tokens[-reach - more :])
                 if not recent.startswith(_BROKEN):
                     break
             if not any(stop in recent for stop in self.stops):
                 return False
-        whole = _decoded(self.tokens, tokenizer)
+        whole = texts.decode(self.tokens)
         places = [place for stop in self.stops if (place := whole.find(stop)) >= 0]
         if not places:
             return False
         self.text = whole[: min(places)]
         return True
 
-    def outcome(self, tokenizer: Any) -> Message:
+    def outcome(self, texts: Texts) -> Message:
         """Return the message that carries the finished answer."""
         text = self.text
         if text is None:
             ended = self.tokens and self.tokens[-1] in self.ends
-            text = _whole(self.tokens[:-1] if ended else self.tokens, tokenizer)
-        reasoning, answer = split_reasoning(text, opened=self.thinks)
+            text = _whole(self.tokens[:-1] if ended else self.tokens, texts)
+        reasoning, answer = texts.split(text, opened=self.thinks)
         return {
             **self._address(),
             "text": answer,
@@ -109,17 +108,12 @@ class Row:
         }
 
 
-def _whole(tokens: list[int], tokenizer: Any) -> str:
+def _whole(tokens: list[int], texts: Texts) -> str:
     """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
-    text = _decoded(tokens, tokenizer)
+    text = texts.decode(tokens)
     if text.endswith(_BROKEN):
         for fewer in range(1, _TOKENS_PER_CHARACTER):
-            shorter = _decoded(tokens[:-fewer], tokenizer)
+            shorter = texts.decode(tokens[:-fewer])
             if not shorter.endswith(_BROKEN):
                 return text if text.startswith(shorter) else shorter
-    return text
-
-
-def _decoded(tokens: list[int], tokenizer: Any) -> str:
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text

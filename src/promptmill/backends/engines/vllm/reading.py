@@ -8,26 +8,32 @@ from typing import Any, TypeAlias
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.backends.engines.thoughts import Thoughts
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.children.frames import Message
 from promptmill.errors import Code, PromptmillError
-from promptmill.reasoning import split_reasoning
 
 
-class TagReader:
-    """Reads an answer that may begin with `<think>…</think>`."""
+class MarkReader:
+    """Reads an answer by the marks of `reasoning`: `<think>…</think>`, or the channels of gpt-oss."""
 
     gate: Mapping[str, Any] = MappingProxyType({})
     """What `AsyncLLM.generate` is told of where reasoning ends, behind which a wanted structure begins."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, thoughts: Thoughts, prepared: Prepared) -> None:
+        self._thoughts = thoughts
         self._opened = prepared.thinks
+        if thoughts.are_special:
+            prepared.params.skip_special_tokens = False
 
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
         del tokens
-        return split_reasoning(text, opened=self._opened)
+        if self._thoughts.are_special:
+            for name in self._thoughts.hidden:
+                text = text.replace(name, "")
+        return self._thoughts.split(text, opened=self._opened)
 
 
 class ParserReader:
@@ -62,20 +68,21 @@ class ParserReader:
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
 
-Reader: TypeAlias = TagReader | ParserReader
+Reader: TypeAlias = MarkReader | ParserReader
 
 
 class Reading:
     """Reads the answers of one model."""
 
     def __init__(self, engine: AsyncLLM, parser: str | None) -> None:
-        """`parser` is the name of one of vLLM's reasoning parsers; without one `<think>…</think>` is told apart.
+        """`parser` is the name of one of vLLM's reasoning parsers; without one the marks of `reasoning` count.
 
         Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks what the parser looks for.
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
         self._parser = self._named(parser) if parser else None
+        self._thoughts = Thoughts(self._tokenizer)
 
     def _named(self, name: str) -> Any:
         from vllm.parser.parser_manager import ParserManager
@@ -92,7 +99,7 @@ class Reading:
     def reader(self, prepared: Prepared) -> Reader:
         """Return what reads the answer to a request, which is told here what it must not strip from the text."""
         if self._parser is None:
-            return TagReader(prepared)
+            return MarkReader(self._thoughts, prepared)
         options = dict(prepared.template_options)
         return ParserReader(
             self._parser(self._tokenizer, None, chat_template_kwargs=options, model_config=self._model), prepared

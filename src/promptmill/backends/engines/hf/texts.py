@@ -1,0 +1,29 @@
+"""Texts of answers, from their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from promptmill.backends.engines.thoughts import Thoughts
+
+
+class Texts:
+    """Decodes answers of one model, without its special tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer` is the model's."""
+        self._tokenizer = tokenizer
+        self._thoughts = Thoughts(tokenizer)
+        self._hidden = frozenset(self._thoughts.hidden.values())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, with the marks of thinking aloud."""
+        bare = not self._thoughts.are_special
+        shown = tokens if bare else [token for token in tokens if token not in self._hidden]
+        text: str = self._tokenizer.decode(shown, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
+        return text
+
+    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+        """Return `(reasoning, answer)` of a decoded text; `opened` says that the prompt ended inside `<think>`."""
+        return self._thoughts.split(text, opened=opened)

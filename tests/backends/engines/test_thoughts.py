@@ -1,0 +1,36 @@
+"""Reasoning apart from the answer, where the marks between them are special tokens that decoders leave out."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+CHANNELS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
+HARMONY = (
+    "<|channel|>analysis<|message|>A city is meant.<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>It is Paris.<|return|>"
+)
+TAGS = ["<think>", "</think>", "<tool>"]
+
+
+def test_the_channels_of_gpt_oss_are_told_apart(desk, make_engine, speaker):
+    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100)
+    assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
+
+
+def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, make_engine, speaker):
+    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=16)
+    assert (outcome.text, outcome.finish_reason) == ("", "length")
+    assert "A city is meant.".startswith(outcome.reasoning)
+
+
+def test_a_stop_string_cuts_the_answer_on_its_channel(desk, make_engine, speaker):
+    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100, stop=["Par"])
+    assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is ", "stop")
+
+
+def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker):
+    model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
+    (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100)
+    assert (outcome.reasoning, outcome.text) == ("A city is meant.", "It is Paris.")
