@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +18,8 @@ SCRATCH = "PROMPTMILL_SCRATCH"
 """The environment variable that names a child's folder for temporary files."""
 
 _PR_SET_PDEATHSIG = 1
+_TRIES = 1000
+_PAUSE_S = 0.005
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
 
 if sys.platform == "win32":
@@ -69,6 +73,30 @@ else:
         """Give way to the server, which must answer within milliseconds while this process computes."""
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
+
+
+async def start(module: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """Start `module` of ours in a group of its own, with pipes to its stdin and stdout.
+
+    uvloop starts none while a loop of another thread starts one: it is tried again then. Raises `OSError`.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return await asyncio.create_subprocess_exec(
+                # -P: a module in the working directory must not stand in for one of ours
+                *(sys.executable, "-P", "-m", module),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+                creationflags=group_creation_flags(),
+            )
+        except RuntimeError:
+            if tries == _TRIES:
+                raise
+            await asyncio.sleep(_PAUSE_S)
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -123,15 +122,7 @@ class EngineHost:
     async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
         """Start the process, whose temporary files go into `scratch`; without a process that goes, too."""
         try:
-            return await asyncio.create_subprocess_exec(
-                # -P: a module in the working directory must not stand in for one of ours
-                *(sys.executable, "-P", "-m", _CHILD),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch},
-                start_new_session=True,
-                creationflags=process.group_creation_flags(),
-            )
+            return await process.start(_CHILD, self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch})
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise

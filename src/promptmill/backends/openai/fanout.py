@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,8 +35,6 @@ _WORKER = "promptmill.backends.openai.worker"
 _NOTHING: Mapping[str, bytes] = {}
 # A worker that ends this often before it has answered anything will not do better the next time.
 _FALSE_STARTS = 3
-_TRIES = 1000
-_PAUSE_S = 0.005
 
 
 class _Worker:
@@ -179,7 +176,7 @@ class FanOut:
 
     async def _live(self, worker: _Worker) -> None:
         """Start the process and hear it until it ends."""
-        worker.process = child = await _spawned()
+        worker.process = child = await process.start(_WORKER, process.environment())
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -221,26 +218,6 @@ class FanOut:
             if not attempt.done():
                 attempt.set_result(gone)
         worker.attempts.clear()
-
-
-async def _spawned() -> asyncio.subprocess.Process:
-    """Return a new worker process. uvloop starts none while a loop of another thread starts one: try again then."""
-    tries = 0
-    while True:
-        tries += 1
-        try:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", _WORKER),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=process.environment(),
-                start_new_session=True,
-                creationflags=process.group_creation_flags(),
-            )
-        except RuntimeError:
-            if tries == _TRIES:
-                raise
-            await asyncio.sleep(_PAUSE_S)
 
 
 def packed_result(result: Completion | Verdict) -> tuple[Any, ...]:
