@@ -148,6 +148,14 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     return _KEY_SHAPED.sub("[redacted]", text)
 
 
+def unwritable_parameters() -> PromptmillError:
+    """Return the error of parameters that orjson refuses to write."""
+    return input_error(
+        "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 bits or "
+        "too deep a nesting, which JSON cannot carry; correct it."
+    )
+
+
 def without_frames(error: BaseException) -> None:
     """Have `error`, which was caught and is kept, hold no frame that it came through, nor those of what caused it.
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import orjson
 
 from promptmill.config import Plan
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.guarded import NoFileError, OutsideError
 from promptmill.jobs import disk, formats, status
 from promptmill.jobs.disk import RandomFile
@@ -287,8 +287,5 @@ def _digest(*values: object) -> str:
     try:
         text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # orjson's error is one
-        raise input_error(
-            "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 bits "
-            "or too deep a nesting, which JSON cannot carry; correct it."
-        ) from None
+        raise unwritable_parameters() from None
     return hashlib.sha256(text).hexdigest()[:16]

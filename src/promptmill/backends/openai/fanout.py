@@ -28,7 +28,7 @@ from promptmill.backends.openai.retry import Blame, Verdict
 from promptmill.backends.openai.spool import Ref
 from promptmill.backends.protocol import Scope
 from promptmill.children import frames, process
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.outcome import Completion, Usage
 
 _WORKER = "promptmill.backends.openai.worker"
@@ -77,10 +77,7 @@ class FanOut:
         try:
             self._job = frames.packed({"type": "job", **job})
         except TypeError:
-            raise input_error(
-                "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 "
-                "bits or too deep a nesting, which JSON cannot carry; correct it."
-            ) from None
+            raise unwritable_parameters() from None
         self._workers: list[_Worker] = []
         self._ids = itertools.count(1)
         self._room = asyncio.Event()
