@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from promptmill import loop
@@ -30,6 +31,9 @@ _OURS = frozenset(Sampling.model_fields)
 
 class OpenAIAPI:
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
+
+    _shared: Mapping[str, Any] = MappingProxyType({})
+    """The settings under which several processes share the inputs of a call."""
 
     def __init__(  # noqa: PLR0917 (positions are DataStudio's)
         self,
@@ -91,7 +95,6 @@ class OpenAIAPI:
         self.fail_msg = fail_msg
         self.return_dict = return_dict
         self.logger = logger or logging.getLogger("promptmill")
-        self._shared = self._shared_block()
         self._configuration({}, shared=True)  # what is wrong with it shows now
 
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
@@ -128,14 +131,10 @@ class OpenAIAPI:
     def shutdown(self) -> None:
         """Do nothing: what a call opens it closes."""
 
-    def _shared_block(self) -> dict[str, Any]:
-        """Return the settings under which several processes share the inputs of a call."""
-        return {}
-
     def _configuration(self, overrides: Mapping[str, Any], *, shared: bool) -> Configuration:
         sampling = self._sampling | {name: value for name, value in overrides.items() if name in _OURS}
         extra = self._extra | {name: value for name, value in overrides.items() if name not in _OURS}
-        block = self._block | (self._shared if shared else {})
+        block = self._block | (dict(self._shared) if shared else {})
         block = {name: value for name, value in block.items() if value is not None}
         return Configuration(
             {
@@ -206,8 +205,7 @@ class MPOpenAIAPI(OpenAIAPI):
 
         The default of `worker_concurrency` is each worker's share of `thread_num`. All else is `OpenAIAPI`'s.
         """
-        self._num_workers = num_workers
-        self._worker_concurrency = worker_concurrency
+        self._shared = {"bulk_threshold": 1, "num_workers": num_workers, "worker_concurrency": worker_concurrency}
         super().__init__(
             model,
             key,
@@ -230,13 +228,6 @@ class MPOpenAIAPI(OpenAIAPI):
             enable_thinking,
             **kwargs,
         )
-
-    def _shared_block(self) -> dict[str, Any]:
-        return {
-            "bulk_threshold": 1,
-            "num_workers": self._num_workers,
-            "worker_concurrency": self._worker_concurrency,
-        }
 
 
 def object_in(text: str) -> dict[str, Any] | None:
