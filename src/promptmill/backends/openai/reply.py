@@ -27,23 +27,19 @@ def read_reply(
 ) -> Completion | Verdict:
     """Return the answer in a response, `whole` with its details, or what the response means instead."""
     try:
-        return _read(status, headers, body, endpoint, whole)
+        return _read(status, headers, body, endpoint, whole=whole)
     except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
         return _unreadable(endpoint, "what cannot be read", b"")
 
 
 def _read(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    endpoint: Endpoint,
-    whole: bool,  # noqa: FBT001 (as `read_reply`)
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool
 ) -> Completion | Verdict:
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
         if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
-            return _read_stream(headers, body, endpoint, whole)
+            return _read_stream(headers, body, endpoint, whole=whole)
         payload = _loosely(body)
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
@@ -52,12 +48,7 @@ def _read(
     return read_payload(payload, headers, endpoint, whole=whole)
 
 
-def _read_stream(
-    headers: Mapping[str, str],
-    body: bytes,
-    endpoint: Endpoint,
-    whole: bool,  # noqa: FBT001 (as `read_reply`)
-) -> Completion | Verdict:
+def _read_stream(headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool) -> Completion | Verdict:
     try:
         return read_payload(_assembled(body), headers, endpoint, whole=whole)
     except CutOffError:
