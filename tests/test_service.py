@@ -100,6 +100,15 @@ async def _ask(service, *prompts, **options):
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 
+async def _under_way(service, shop, *prompts):
+    """Ask, as a task, what the first engine does not finish by itself; return it when the engine is at it."""
+    call = asyncio.ensure_future(_ask(service, *prompts))
+    await _until(lambda: shop.made)
+    shop.made[0].ready.set()
+    await shop.made[0].running.wait()
+    return call
+
+
 async def _until(condition):
     async with asyncio.timeout(5):
         while not condition():
@@ -426,10 +435,7 @@ def test_what_is_not_drained_in_time_ends_as_replaced(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop, drain_s=0.05)
-        running = asyncio.ensure_future(_ask(service, "quick a", "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        running = await _under_way(service, shop, "quick a", "slow")
         shop.quick = True
         await service.init(SAME_DEVICE)
         assert await running == ["first: quick a", Code.REPLACED]
@@ -573,10 +579,7 @@ def test_shutdown_ends_running_calls_with_its_code(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        call = asyncio.ensure_future(_ask(service, "quick a", "slow", "never started"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        call = await _under_way(service, shop, "quick a", "slow", "never started")
         await service.shutdown_engine()
         assert await call == ["first: quick a", Code.SHUTDOWN, Code.SHUTDOWN]
         await service.aclose()
@@ -624,10 +627,7 @@ def test_an_engine_that_still_has_to_leave_the_device_ends_as_well(run, end):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        running = asyncio.ensure_future(_ask(service, "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        running = await _under_way(service, shop, "slow")
         swap = asyncio.ensure_future(service.init(SAME_DEVICE))
         await _until(lambda: service.activity == "waiting for running calls to end")
         await getattr(service, end)()
@@ -667,10 +667,7 @@ def test_an_engine_that_leaves_for_one_that_has_to_leave_itself_is_not_left_behi
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        running = asyncio.ensure_future(_ask(service, "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        running = await _under_way(service, shop, "slow")
         swap = asyncio.ensure_future(service.init(SAME_DEVICE))
         await _until(lambda: service.activity == "waiting for running calls to end")
         waiting = asyncio.ensure_future(_ask(service, "waits for the second"))
@@ -721,10 +718,7 @@ def test_shutdown_frees_an_engine_that_was_replaced_but_still_runs(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        call = asyncio.ensure_future(_ask(service, "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        call = await _under_way(service, shop, "slow")
         shop.quick = True
         await service.init(BESIDE)
         await service.shutdown_engine()
@@ -739,10 +733,7 @@ def test_shutdown_is_nothing_to_connections(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop, backend="openai")
-        call = asyncio.ensure_future(_ask(service, "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        call = await _under_way(service, shop, "slow")
         await service.shutdown_engine()
         shop.made[0].may_answer.set()
         assert (await call)[0].endswith(": slow")
@@ -759,10 +750,7 @@ def test_closing_ends_running_calls_and_may_be_done_twice(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        call = asyncio.ensure_future(_ask(service, "quick a", "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        call = await _under_way(service, shop, "quick a", "slow")
         await service.aclose()
         assert await call == ["first: quick a", Code.SHUTDOWN]
         assert shop.made[0].closes
@@ -807,10 +795,7 @@ def test_a_backend_that_fails_to_close_does_not_keep_the_others_open(run):
     async def work():
         shop = Shop(quick=False)
         service = _service(shop)
-        call = asyncio.ensure_future(_ask(service, "slow"))
-        await _until(lambda: shop.made)
-        shop.made[0].ready.set()
-        await shop.made[0].running.wait()
+        call = await _under_way(service, shop, "slow")
         shop.quick = True
         await service.init(BESIDE)
 
