@@ -6,15 +6,11 @@ asked for count.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import statistics
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from benchmarks.client import OUT, ROOT
+from benchmarks.alone import alone
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
@@ -73,38 +69,6 @@ async def ours(host: EngineHost, work: list[tuple[str, int]]) -> float:
     return sink.tokens / (time.perf_counter() - started)
 
 
-class Theirs:
-    """`hf_contestant`, with transformers' and torch's own settings of threads."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    async def tokens_per_s(self, prompts: int) -> float:
-        """Return tokens per second over that many prompts of the workload."""
-        self._process.stdin.write(f"{prompts}\n".encode())
-        return float(await self._process.stdout.readline())
-
-
-@asynccontextmanager
-async def theirs() -> AsyncIterator[Theirs]:
-    """Start the other side and load its model."""
-    with (OUT / "servers.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.hf_contestant"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            cwd=ROOT,
-        )
-    try:
-        if not await process.stdout.readline():
-            raise RuntimeError(f"transformers did not start; see {OUT / 'servers.log'}")
-        yield Theirs(process)
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
 async def batching(field: Field, pairs: int) -> list[Row]:
     """Not pinned: both use every core, as they do for a user. About seven minutes a pair."""
     with every_core(field.outer):
@@ -117,7 +81,7 @@ async def _batching(pairs: int) -> list[Row]:
     host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan)
     try:
         await host.load(_ignore)
-        async with theirs() as other:
+        async with alone("benchmarks.hf_contestant") as other:
             await ours(host, workload(_WARM)), await other.tokens_per_s(_WARM)
             found = await interleaved(pairs, ours=lambda: ours(host, work), theirs=lambda: other.tokens_per_s(_PROMPTS))
     finally:

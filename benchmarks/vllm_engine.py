@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any
 
-from benchmarks.client import OURS, OUT, ROOT, Server
+from benchmarks.alone import alone
+from benchmarks.client import OURS, Server
 from benchmarks.contestant import prompt
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 
+_VLLM = "benchmarks.vllm_contestant"
 _PROMPTS, _TOKENS = 64, 64
-_START_S = 300
 _SMALL_CALL = 32  # tokens of an answer where calls are compared
 
 Case = Callable[[Field, int], Awaitable[list[Row]]]
@@ -33,43 +33,6 @@ def _where_vllm_is(case: Case) -> Case:
             return await case(field, pairs)
 
     return run
-
-
-class Contestant:
-    """vLLM alone."""
-
-    def __init__(self, process: asyncio.subprocess.Process, ready_s: float) -> None:
-        self._process = process
-        self.ready_s = ready_s
-
-    async def tokens_per_s(self) -> float:
-        """Return tokens per second of the workload."""
-        self._process.stdin.write(f"{_PROMPTS} {_TOKENS}\n".encode())
-        return float(await self._process.stdout.readline())
-
-
-@asynccontextmanager
-async def contestant(mode: str) -> AsyncIterator[Contestant]:
-    """Start vLLM alone, `same` or `own`."""
-    with (OUT / "servers.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.vllm_contestant", mode),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            cwd=ROOT,
-        )
-    try:
-        line = await asyncio.wait_for(process.stdout.readline(), _START_S)
-        if not line:
-            raise RuntimeError(f"vLLM ({mode}) did not start; see {OUT / 'servers.log'}")
-        yield Contestant(process, float(line))
-    finally:
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), 60)
-        except TimeoutError:
-            process.kill()
 
 
 @asynccontextmanager
@@ -100,9 +63,11 @@ async def tokens_per_s(server: Server) -> float:
 async def vllm_chat(field: Field, pairs: int) -> list[Row]:
     """64 prompts through the tool beside the offline `LLM.chat` with the same settings, both loaded all the time."""
     del field
-    async with ours(kv_cache_memory_bytes=2 << 30) as (server, _), contestant("same") as theirs:
-        await tokens_per_s(server), await theirs.tokens_per_s()
-        found = await interleaved(pairs, ours=lambda: tokens_per_s(server), theirs=theirs.tokens_per_s)
+    async with ours(kv_cache_memory_bytes=2 << 30) as (server, _), alone(_VLLM, "same") as theirs:
+        await tokens_per_s(server), await theirs.tokens_per_s(_PROMPTS, _TOKENS)
+        found = await interleaved(
+            pairs, ours=lambda: tokens_per_s(server), theirs=lambda: theirs.tokens_per_s(_PROMPTS, _TOKENS)
+        )
     value, spread = ratio(found["ours"], found["theirs"])
     detail = f"{statistics.median(found['ours']):.0f} / {statistics.median(found['theirs']):.0f} tokens/s"
     what = "64 prompts through the tool over LLM.chat"
@@ -122,10 +87,10 @@ async def vllm_settings(field: Field, pairs: int) -> list[Row]:
             return await tokens_per_s(server)
 
     async def own() -> float:
-        async with contestant("own") as theirs:
-            ready["own"].append(theirs.ready_s)
-            await theirs.tokens_per_s()
-            return await theirs.tokens_per_s()
+        async with alone(_VLLM, "own") as theirs:
+            ready["own"].append(float(theirs.said))
+            await theirs.tokens_per_s(_PROMPTS, _TOKENS)
+            return await theirs.tokens_per_s(_PROMPTS, _TOKENS)
 
     speed = await interleaved(pairs, ours=chosen, own=own)
     rows = []
