@@ -1,4 +1,4 @@
-"""What a tool says when it cannot: our errors and wrong arguments, in words."""
+"""Tool errors: our errors and invalid arguments as messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
             case "missing_argument" | "missing":
                 lines[place] = "is missing."
             case "unexpected_keyword_argument" | "extra_forbidden":
-                lines[place] = "is no argument of this tool."
+                lines[place] = "is not an argument of this tool."
             case _:
                 lines.setdefault(
                     place, f"is {shape(problem['input'])}; {_expected(problem['type'], place, problem.get('ctx', {}))}"

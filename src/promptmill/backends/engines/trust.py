@@ -1,4 +1,4 @@
-"""What of an engine's settings only the operator may say: all that runs code, writes files or opens connections."""
+"""Engine settings reserved for the operator: everything that runs code, writes files or opens connections."""
 
 from __future__ import annotations
 

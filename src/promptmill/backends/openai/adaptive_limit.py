@@ -1,4 +1,4 @@
-"""How many requests an endpoint takes at a time, found out by trying.
+"""Adaptive concurrency limit of one endpoint.
 
 Doubles until the first refusal, then cuts by a fifth and grows slowly per clean round (additive increase,
 multiplicative decrease: D.-M. Chiu and R. Jain, 1989). Only refusals cut: latency follows the length of the answers.
