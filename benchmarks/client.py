@@ -120,7 +120,7 @@ class Server:
 
 
 BARE = (sys.executable, "-m", "benchmarks.bare_server")
-OURS = (sys.executable, "-m", "promptmill.cli", "serve")
+OURS = (sys.executable, "-m", "promptmill", "serve")
 
 
 def ours(url: str, in_flight: int, *, core: int | None = None) -> Server:

@@ -120,10 +120,10 @@ def _rates(done: list[tuple[float, float]]) -> tuple[float, float]:
 
 async def _live_tasks(field: Field, in_flight: int) -> int:
     """Return the most tasks that a call of 20,000 prompts keeps alive, counted inside one process."""
-    from promptmill.backends.protocol import Scope
-    from promptmill.config import Configuration
-    from promptmill.conversation import conversation_from_prompt
-    from promptmill.service import Service
+    from promptmill.backends.protocol import CallStats
+    from promptmill.config.loading import Configuration
+    from promptmill.core.conversation import conversation_from_prompt
+    from promptmill.service.service import Service
 
     block = "backend_configs.openai"
     settings = {"base_url": field.fast, "model_name": "bench", "concurrency": in_flight}
@@ -133,7 +133,7 @@ async def _live_tasks(field: Field, in_flight: int) -> int:
     service = Service(configuration)
     others = len(asyncio.all_tasks())
     call = asyncio.ensure_future(
-        service.generate([conversation_from_prompt(prompt(index), "") for index in range(20_000)], Scope())
+        service.generate([conversation_from_prompt(prompt(index), "") for index in range(20_000)], CallStats())
     )
     most = 0
     while not call.done():

@@ -14,11 +14,11 @@ from benchmarks.alone import alone
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import Request, Scope
-from promptmill.config import Configuration
-from promptmill.conversation import conversation_from_prompt
-from promptmill.outcome import Completion, Outcome
-from promptmill.sampling import Sampling
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.outcome import Completion, Outcome
+from promptmill.core.sampling import Sampling
 
 _MODEL = "smollm2-135m-instruct"
 BATCH = 8
@@ -64,7 +64,7 @@ async def ours(host: EngineHost, work: list[tuple[str, int]]) -> float:
     ]
     sink = _Sink()
     started = time.perf_counter()
-    await host.run(_Source(requests), sink, Scope())
+    await host.run(_Source(requests), sink, CallStats())
     assert sink.tokens == sum(tokens for _, tokens in work)
     return sink.tokens / (time.perf_counter() - started)
 

@@ -21,12 +21,11 @@ class Padded:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from promptmill import embedded
-        from promptmill.backends.engines import machine
+        from promptmill.backends.engines import embedded_model, hardware
 
-        dtype = torch.bfloat16 if machine.has_native_bfloat16(torch) else torch.float32
-        torch.set_num_threads(machine.cores())
-        folder = embedded.model_folder(lambda _: None)
+        dtype = torch.bfloat16 if hardware.has_native_bfloat16(torch) else torch.float32
+        torch.set_num_threads(hardware.cores())
+        folder = embedded_model.model_folder(lambda _: None)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 

@@ -104,7 +104,17 @@ async def _serving(field: Field) -> AsyncIterator[tuple[str, psutil.Process]]:
     block = "backend_configs.openai"
     settings = {"base_url": field.slow, "model_name": "bench", "concurrency": 256}
     sets = [part for key, value in settings.items() for part in ("--set", f"{block}.{key}={value}")]
-    command = [sys.executable, "-m", "promptmill.cli", "serve", "--backend", "openai", "--http", "127.0.0.1:0", *sets]
+    command = [
+        sys.executable,
+        "-m",
+        "promptmill",
+        "serve",
+        "--backend",
+        "openai",
+        "--http",
+        "127.0.0.1:0",
+        *sets,
+    ]
     OUT.mkdir(exist_ok=True)
     server = await asyncio.create_subprocess_exec(
         *command, stderr=asyncio.subprocess.PIPE, cwd=ROOT, preexec_fn=lambda: pin(field.inner)

@@ -71,7 +71,7 @@ def _run(folder: Path, *arguments: str, expect: int) -> float:
     began = time.perf_counter()
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "promptmill.cli", "bulk", str(folder / "in.jsonl"), str(folder / "out.jsonl")),
+            *(sys.executable, "-m", "promptmill", "bulk", str(folder / "in.jsonl"), str(folder / "out.jsonl")),
             *("--config", str(folder / "config.yaml"), "--set", "backend_configs.openai.patience=1", *arguments),
         ],
         env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},

@@ -20,16 +20,16 @@ import uvloop
 from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
-from promptmill.backends.protocol import Scope
-from promptmill.config import Configuration
+from promptmill.backends.protocol import CallStats
+from promptmill.backends.rows import RowReader
+from promptmill.config.loading import Configuration
+from promptmill.core.outcome import Outcome
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.source import FileSource, Rows
-from promptmill.outcome import Outcome
-from promptmill.rows import Reading
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 _SYNC_S = 0.9
 
@@ -70,12 +70,12 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
         file = RandomFile(source)
         ledger = Ledger(Folder(folder / "job"))
         ledger.rebuild(again=lambda _: False)
-        scope = Scope()
+        stats = CallStats()
         began, cpu = time.perf_counter(), own_cpu_s()
-        await (_journalled if journal else _forgotten)(service, ledger, scope, file, source)
+        await (_journalled if journal else _forgotten)(service, ledger, stats, file, source)
         seconds = time.perf_counter() - began
         used[journal].append(own_cpu_s() - cpu)
-        assert (scope.done, scope.failed) == (rows, 0)
+        assert (stats.done, stats.failed) == (rows, 0)
         ledger.close()
         file.close()
         return seconds
@@ -94,19 +94,21 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     return Row("jobs_journal", f"journal on over off, {what}", value, 1.05, spread=spread, detail=detail, raw=found)
 
 
-async def _journalled(service: Service, ledger: Ledger, scope: Scope, file: RandomFile, source: Path) -> None:
+async def _journalled(service: Service, ledger: Ledger, stats: CallStats, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(ledger))
-    await Answering(service, ledger, scope, file, source, Reading("jsonl"), None, None, None, _nothing, _give_up).run()
+    await Answering(
+        service, ledger, stats, file, source, RowReader("jsonl"), None, None, None, _nothing, _give_up
+    ).run()
     syncing.cancel()
 
 
-async def _forgotten(service: Service, ledger: Ledger, scope: Scope, file: RandomFile, source: Path) -> None:
+async def _forgotten(service: Service, ledger: Ledger, stats: CallStats, file: RandomFile, source: Path) -> None:
     async def settle(row: int, outcome: Outcome) -> None:
         raise AssertionError(row, outcome)
 
-    lines = Rows(file, source, Reading("jsonl"), ledger.index_file, ledger.journal, None, _nothing)
+    lines = Rows(file, source, RowReader("jsonl"), ledger.index_file, ledger.journal, None, _nothing)
     reader = FileSource(lines, settle, _give_up)
-    await service.run(reader, NoSink(), scope)
+    await service.run(reader, NoSink(), stats)
     await reader.aclose()
 
 

@@ -55,7 +55,7 @@ def _peak(around: Field, folder: Path, lines: int) -> tuple[int, float]:
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     began = time.perf_counter()
     peak = peak_bytes(
-        [sys.executable, "-m", "promptmill.cli", "bulk", str(source), str(target), "--config", str(config)],
+        [sys.executable, "-m", "promptmill", "bulk", str(source), str(target), "--config", str(config)],
         folder=ROOT,
         env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},
     )

@@ -264,8 +264,9 @@ async def _soak(seconds: float, seed: int) -> int:
 
 def _serve(config: Path) -> int:
     """Serve as `promptmill serve` does, and write the number of tasks to a file on SIGUSR1."""
-    from promptmill import loop, process
-    from promptmill.config import Configuration
+    from promptmill.config.loading import Configuration
+    from promptmill.server import process
+    from promptmill.system import runtime
 
     run = process.run
 
@@ -282,7 +283,7 @@ def _serve(config: Path) -> int:
         return run(serving())
 
     process.run = probed
-    loop.log_to_stderr()
+    runtime.log_to_stderr()
     return process.serve_stdio(Configuration.load(config))
 
 

@@ -19,11 +19,11 @@ def main() -> None:
     results = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # vLLM logs on stdout
     os.nice(5)  # as promptmill runs an engine
-    from promptmill import embedded
-    from promptmill.backends.engines.locate import Location
+    from promptmill.backends.engines import embedded_model
+    from promptmill.backends.engines.model_location import Location
     from promptmill.backends.engines.vllm.engine import _set_up_libraries
 
-    folder = str(embedded.model_folder(lambda _: None))
+    folder = str(embedded_model.model_folder(lambda _: None))
     if sys.argv[1] == "same":
         _set_up_libraries(on_cpu=True)
         from promptmill.backends.engines.vllm.arguments import engine_arguments

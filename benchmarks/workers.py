@@ -18,14 +18,14 @@ from PIL import Image
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.openai.backend import OpenAIBackend
-from promptmill.backends.openai.bulk import Bulk
+from promptmill.backends.openai.bulk_path import Bulk
 from promptmill.backends.openai.run import Run
-from promptmill.backends.protocol import Scope
-from promptmill.config import Configuration
-from promptmill.conversation import Conversation, Message
-from promptmill.lists import ListSink, ListSource
-from promptmill.outcome import Completion
-from promptmill.sampling import Sampling
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.outcome import Completion
+from promptmill.core.sampling import Sampling
+from promptmill.service.lists import ListSink, ListSource
 
 _IMAGES = 160
 _CPU_IMAGES = 1_000  # a worker that never saw an image imports Pillow first, 50 ms
@@ -53,12 +53,12 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
     backend = OpenAIBackend(plan)
     await backend.load(lambda _: None)
-    sink, scope = ListSink(len(items)), Scope(total=len(items))
+    sink, stats = ListSink(len(items)), CallStats(total=len(items))
     source = ListSource(items, "", Sampling(), {})
-    gate = backend._gate
-    assert gate is not None
+    limiter = backend._limiter
+    assert limiter is not None
     bulk = Bulk(plan, backend._endpoints, backend._rules)
-    async with bulk.opened(source, sink, scope) as (refs, fan_out):
+    async with bulk.opened(source, sink, stats) as (refs, fan_out):
         while len(fan_out._workers) < workers:
             await asyncio.sleep(0.01)
         processes = [psutil.Process(worker.process.pid) for worker in fan_out._workers if worker.process]
@@ -69,10 +69,10 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
         run = Run(
             refs,
             sink,
-            scope,
+            stats,
             settings=plan.settings.backend_configs.openai,
             concurrency=fan_out.capacity,
-            gate=gate,
+            limiter=limiter,
             sender=fan_out,
             chance=random.Random(1),
         )

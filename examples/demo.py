@@ -30,7 +30,7 @@ async def main() -> int:
     """Run the demo; returns the exit code."""
     questions = yaml.safe_load((HERE / "questions.yaml").read_text(encoding="utf-8"))
     server = StdioTransport(
-        sys.executable, ["-m", "promptmill.cli", "serve", "--config", str(HERE.parent / "parameter.yaml")]
+        sys.executable, ["-m", "promptmill.cli.main", "serve", "--config", str(HERE.parent / "parameter.yaml")]
     )
     started = time.monotonic()
     with CONSOLE.status("starting the server") as status:

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.errors import Code, PromptmillError
-from promptmill.settings import BackendConfigs, Settings
+from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.core.errors import Code, PromptmillError
 
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {str: "text", int: "number", float: "number", bool: "true/false", SecretStr: "text", type(None): "null"}

@@ -20,9 +20,9 @@ import tomllib
 from pathlib import Path
 
 import promptmill
-from promptmill.config import Configuration
+from promptmill.config.loading import Configuration
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 ROOT = Path(__file__).parent.parent
 TOOL = "@anthropic-ai/mcpb@2.1.2"

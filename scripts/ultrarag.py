@@ -91,7 +91,7 @@ class Checkout:
         said = done.stdout + done.stderr
         if done.returncode or "Cleanup tool generation_vllm_shutdown raised" in said:
             sys.exit(f"{said}\nFAILED: {' '.join(arguments)}")
-        left = [process for process in psutil.process_iter() if "promptmill.pipeline" in _command_line(process)]
+        left = [process for process in psutil.process_iter() if "promptmill.server.ultrarag" in _command_line(process)]
         if any(str(self.folder) in _command_line(process) for process in left):
             sys.exit(f"FAILED: {' '.join(arguments)} left a server behind")
         return done.stdout if code is CALLS else said
@@ -120,7 +120,7 @@ def _command_line(process: psutil.Process) -> str:
 
 def prepare(checkout: Checkout) -> None:
     """Install our launcher, and give the examples the data that they need and the repository lacks."""
-    command = [sys.executable, "-m", "promptmill.cli", "install", "ultrarag", str(checkout.folder)]
+    command = [sys.executable, "-m", "promptmill", "install", "ultrarag", str(checkout.folder)]
     subprocess.run(command, check=True)
     for number in range(2):
         Image.new("RGB", (64, 48), ("red", "blue")[number]).save(checkout.folder / "data" / f"page_{number}.png")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
-from promptmill import registry
-from promptmill.backends.protocol import Backend, Scope
-from promptmill.config import Plan
-from promptmill.errors import PromptmillError
-from promptmill.outcome import Completion, Failure, Outcome
+from promptmill.backends.protocol import Backend, CallStats
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.service import registry
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Result:
     """What a run brought: `outcomes` in the order of the prompts."""
 
     outcomes: list[Outcome]
-    scope: Scope
+    stats: CallStats
     seconds: float
     raised: PromptmillError | None
 
@@ -47,9 +47,9 @@ class Result:
 
 
 @asynccontextmanager
-async def opened(where: str | list[str] | Plan, **block: Any) -> AsyncIterator[Backend]:
+async def opened(where: str | list[str] | ResolvedConfig, **block: Any) -> AsyncIterator[Backend]:
     """Open the backend of a plan, or the openai backend at these URLs, and close it."""
-    backend = await registry.create(where if isinstance(where, Plan) else openai_plan(where, **block))
+    backend = await registry.create(where if isinstance(where, ResolvedConfig) else openai_plan(where, **block))
     try:
         await backend.load(lambda _: None)
         yield backend
@@ -58,15 +58,15 @@ async def opened(where: str | list[str] | Plan, **block: Any) -> AsyncIterator[B
 
 
 async def ask(
-    backend: Backend, prompts: Sequence[Any], scope: Scope | None = None, source: Any = None, sink: Any = None
+    backend: Backend, prompts: Sequence[Any], stats: CallStats | None = None, source: Any = None, sink: Any = None
 ) -> Result:
     """Run `prompts` and check what is true of every run: one outcome per key, counters and ledger that add up."""
-    scope = scope or Scope(total=len(prompts))
+    stats = stats or CallStats(total=len(prompts))
     source, sink = source or ListSource(prompts), sink or DictSink()
     began = time.monotonic()
     raised = None
     try:
-        await backend.run(source, sink, scope)
+        await backend.run(source, sink, stats)
     except PromptmillError as error:  # the rest is the caller's to settle
         raised = error
         for key in range(len(prompts)):
@@ -75,13 +75,13 @@ async def ask(
     missing = set(range(len(prompts))) - set(sink.outcomes)
     assert not missing, f"no outcome for {sorted(missing)[:10]}"
     outcomes = [sink.outcomes[key] for key in range(len(prompts))]
-    assert scope.in_flight == 0
+    assert stats.in_flight == 0
     if raised is None:
-        assert scope.done == len(prompts)
-        assert scope.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
-        assert scope.requests == sum(outcome.attempts for outcome in outcomes)
-        assert scope.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
-    return Result(outcomes, scope, seconds, raised)
+        assert stats.done == len(prompts)
+        assert stats.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
+        assert stats.requests == sum(outcome.attempts for outcome in outcomes)
+        assert stats.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
+    return Result(outcomes, stats, seconds, raised)
 
 
 def echoes(prompts: Sequence[str]) -> list[str]:

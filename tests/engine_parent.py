@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Request, Scope
-from promptmill.config import Configuration
-from promptmill.conversation import conversation_from_prompt
-from promptmill.outcome import Outcome
-from promptmill.sampling import Sampling
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.outcome import Outcome
+from promptmill.core.sampling import Sampling
 
 _SOURCE = Path(__file__).parents[1] / "src"
 
@@ -54,7 +54,7 @@ async def _main(backend: str, model: str) -> None:
     print(host._process.pid, flush=True)
     await loading
     print("loaded", flush=True)
-    await host.run(_Endless(), _Nowhere(), Scope())
+    await host.run(_Endless(), _Nowhere(), CallStats())
 
 
 if __name__ == "__main__":

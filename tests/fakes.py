@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.protocol import Request
-from promptmill.config import Configuration, Plan
-from promptmill.conversation import Conversation, Message
-from promptmill.outcome import Outcome
-from promptmill.sampling import Sampling
+from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.outcome import Outcome
+from promptmill.core.sampling import Sampling
 
 KEY = "test-key-0123456789abcdef"
 
@@ -68,6 +68,6 @@ def openai_configuration(base_url: str | list[str], **block: Any) -> Configurati
     return Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": base_url, **quick, **block}}})
 
 
-def openai_plan(base_url: str | list[str], **block: Any) -> Plan:
+def openai_plan(base_url: str | list[str], **block: Any) -> ResolvedConfig:
     """Return the plan of `openai_configuration`."""
     return openai_configuration(base_url, **block).plan

@@ -39,7 +39,7 @@ class Piped:
         """`command` starts it otherwise than `promptmill serve --config config`."""
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            [*(command or [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config)]), *arguments],
+            [*(command or [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

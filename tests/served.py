@@ -69,7 +69,7 @@ class Served:
         self, config: Path, *arguments: str, listen: str = "127.0.0.1:0", environ: dict[str, str] | None = None
     ) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        command = [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config), "--http", listen]
+        command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen]
         self.process = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastmcp import Client
 
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 
 class Talk:

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
-from promptmill.conversation import ImagePart, TextPart
-from promptmill.errors import PromptmillError
+from promptmill.core.conversation import ImagePart, TextPart
+from promptmill.core.errors import PromptmillError
 from replies import answer, by_prompt, late, status
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from promptmill import embedded
+from promptmill.backends.engines import embedded_model
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -51,7 +51,7 @@ def tiny_vlm() -> Path:
     import transformers
 
     recipe = hashlib.sha256(Path(__file__).read_bytes() + transformers.__version__.encode()).hexdigest()[:16]
-    folder = embedded.cache_folder() / f"tiny-vlm-{recipe}"
+    folder = embedded_model.cache_folder() / f"tiny-vlm-{recipe}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

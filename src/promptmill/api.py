@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from promptmill import loop
-from promptmill.backends.protocol import Scope
-from promptmill.config import Configuration
-from promptmill.conversation import Conversation
-from promptmill.errors import PromptmillError, input_error
-from promptmill.inputs import conversation_of
-from promptmill.outcome import Completion, Failure, Outcome
-from promptmill.sampling import Sampling
-from promptmill.service import Service
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import Conversation
+from promptmill.core.datastudio_inputs import conversation_of
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.sampling import Sampling
+from promptmill.service.service import Service
+from promptmill.system import runtime
 
 T = TypeVar("T")
 _FAIL_MESSAGE = "Failed to obtain answer via API."
@@ -152,12 +152,12 @@ class OpenAIAPI:
 
     async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
         service = Service(configuration)
-        scope = Scope(total=len(conversations))
+        stats = CallStats(total=len(conversations))
         try:
-            return await service.generate(conversations, scope)
+            return await service.generate(conversations, stats)
         finally:
             await service.aclose()
-            for warning in scope.warnings:
+            for warning in stats.warnings:
                 self.logger.warning("%s", warning)
 
     def _told(self, outcome: Outcome, index: int) -> Any:
@@ -246,7 +246,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return loop.run(work)
+        return runtime.run(work)
     stop: list[Callable[[], object]] = []
 
     async def stoppable() -> T:
@@ -256,7 +256,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     with ThreadPoolExecutor(1, thread_name_prefix="promptmill") as thread:
-        result = thread.submit(loop.run, stoppable())
+        result = thread.submit(runtime.run, stoppable())
         try:
             return result.result()
         except KeyboardInterrupt:

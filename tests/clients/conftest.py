@@ -119,7 +119,7 @@ def config(tmp_path, upstream):
 @pytest.fixture
 def server(config):
     """The command line of a server; at the end of the test none may be left."""
-    yield [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(config)]
+    yield [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
     eventually(lambda: not _serving(config), 5)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from promptmill import cli
+from promptmill.cli import main as cli
 
 OTHERS = """\
 {

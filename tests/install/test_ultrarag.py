@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill import cli
+from promptmill.cli import main as cli
 from promptmill.install import ultrarag
 
 THEIRS = b"import ultrarag\n"

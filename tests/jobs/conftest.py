@@ -52,7 +52,7 @@ class Bench:
         settings = {"base_url": self.upstream.url, **self.settings, **block}
         config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": settings}}))
         files = [str(self.input), str(self.output)] if command == "bulk" else []
-        return [sys.executable, "-m", "promptmill.cli", command, *files, "--config", str(config), *arguments]
+        return [sys.executable, "-m", "promptmill", command, *files, "--config", str(config), *arguments]
 
     def start(
         self, *arguments: str, env: dict[str, str] | None = None, preexec_fn: Any = None, **block: Any

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs import screen
+from promptmill.cli import progress_display
 from replies import answer, choose, late, status
 
 LOST = 32 + 16  # in flight at a kill, and not written yet
@@ -166,7 +166,7 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
 
 def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
     found = {"job_id": "x", "state": "stopped", "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
-    assert "p50 0.022 s, p95 2 s, p99 120 s\n" in screen.summary(found)
+    assert "p50 0.022 s, p95 2 s, p99 120 s\n" in progress_display.summary(found)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")

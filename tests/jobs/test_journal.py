@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.journal import Damage, Journal, encode, head_of, read_record
-from promptmill.outcome import Completion, Failure, Outcome, Usage
+from promptmill.jobs.journal import Journal, ScanReport, encode, head_of, read_record
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
@@ -31,9 +31,9 @@ def filled(file: RandomFile, *outcomes: Outcome) -> list[int]:
     return [journal.write([encode(row, outcome)]) for row, outcome in enumerate(outcomes)]
 
 
-def rows(file: RandomFile, damage: Damage | None = None) -> list[int]:
+def rows(file: RandomFile, damage: ScanReport | None = None) -> list[int]:
     """Return the rows that a scan finds."""
-    return [head.row for _, head in Journal(file).scan(damage or Damage())]
+    return [head.row for _, head in Journal(file).scan(damage or ScanReport())]
 
 
 def test_an_answer_comes_back_whole(file: RandomFile) -> None:
@@ -44,7 +44,7 @@ def test_an_answer_comes_back_whole(file: RandomFile) -> None:
     assert (record["finish_reason"], record["reasoning"], record["tool_calls"]) == ("length", "hm", [{"id": "1"}])
     head = head_of(record)
     assert head == (0, 2, 0.25, 3, 4, None, False, True, True, False)
-    assert list(Journal(file).scan(Damage())) == [(offset, head)]
+    assert list(Journal(file).scan(ScanReport())) == [(offset, head)]
 
 
 def test_a_failure_comes_back_whole(file: RandomFile) -> None:
@@ -62,7 +62,7 @@ def test_a_scan_finds_what_only_some_records_hold(
     file: RandomFile, reasoning: str | None, tool_calls: tuple[dict[str, str]], logprobs: dict[str, Any] | None
 ) -> None:
     filled(file, Completion("a", reasoning=reasoning, tool_calls=tool_calls, logprobs=logprobs))
-    ((_, head),) = Journal(file).scan(Damage())
+    ((_, head),) = Journal(file).scan(ScanReport())
     assert (head.reasoning, head.tool_calls, head.logprobs) == (
         reasoning is not None,
         bool(tool_calls),
@@ -72,7 +72,7 @@ def test_a_scan_finds_what_only_some_records_hold(
 
 def test_text_that_looks_like_a_key_is_no_reasoning(file: RandomFile) -> None:
     filled(file, Completion('{"reasoning": 1, "tool_calls": 2}'))
-    ((_, head),) = Journal(file).scan(Damage())
+    ((_, head),) = Journal(file).scan(ScanReport())
     assert (head.reasoning, head.tool_calls) == (False, False)
 
 
@@ -98,7 +98,7 @@ def test_every_torn_end_is_cut_off(file: RandomFile) -> None:
     for end in range(offsets[1] + 1, len(whole)):
         file.truncate(0)
         file.write_at(0, whole[:end])
-        damage = Damage()
+        damage = ScanReport()
         assert rows(file, damage) == [0]
         assert (damage.records, damage.torn_bytes) == (0, end - offsets[1])
         assert file.stamp()[0] == offsets[1]
@@ -111,7 +111,7 @@ def test_every_flipped_byte_is_found_out(file: RandomFile) -> None:
         flipped = bytearray(whole)
         flipped[at] ^= 0x10
         file.write_at(0, flipped)
-        damage = Damage()
+        damage = ScanReport()
         found = rows(file, damage)
         assert 1 not in found, f"byte {at - offsets[1]}"
         assert found in ([0, 2], [0]), f"byte {at - offsets[1]}"  # without its line feed it takes the next one along
@@ -123,7 +123,7 @@ def test_zeros_that_a_power_loss_leaves_are_no_records(file: RandomFile) -> None
     filled(file, ANSWER)
     end = file.stamp()[0]
     file.write_at(end, b"\0" * 5000)
-    damage = Damage()
+    damage = ScanReport()
     assert rows(file, damage) == [0]
     assert damage.torn_bytes == 5000
 
@@ -132,7 +132,7 @@ def test_writing_goes_on_behind_the_last_sound_record(file: RandomFile) -> None:
     filled(file, ANSWER)
     file.write_at(file.stamp()[0], b"torn")
     journal = Journal(file)
-    assert len(list(journal.scan(Damage()))) == 1
+    assert len(list(journal.scan(ScanReport()))) == 1
     journal.write([encode(7, FAILURE), encode(8, ANSWER)])
     assert rows(file) == [0, 7, 8]
 

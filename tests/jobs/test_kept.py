@@ -20,7 +20,7 @@ PATCHED = """
 import os, pathlib, signal, sys
 def end(): os.kill(os.getpid(), signal.SIGKILL)
 {patch}
-from promptmill import cli
+from promptmill.cli import main as cli
 sys.exit(cli.main())
 """
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
+from promptmill.core.outcome import Completion
 from promptmill.jobs import merge
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
@@ -15,8 +16,7 @@ from promptmill.jobs.journal import encode
 from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.merge import Merge
 from promptmill.jobs.tables import Halted
-from promptmill.jobs.tally import Tally
-from promptmill.outcome import Completion
+from promptmill.jobs.tally import JobCounts
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def plan(tmp_path: Path) -> Iterator[Merge]:
     for row in (2, 0, 1):
         ledger.index.set(row, ledger.journal.write([encode(row, Completion(f"answer {row}"))]))
     target = tmp_path / "out.jsonl"
-    yield Merge("job-0123456789", file, "jsonl", "jsonl", target, ledger.index, ledger.journal, "m", 0, None, Tally())
+    yield Merge(
+        "job-0123456789", file, "jsonl", "jsonl", target, ledger.index, ledger.journal, "m", 0, None, JobCounts()
+    )
     ledger.close()
     file.close()
 

@@ -13,7 +13,7 @@ import pytest
 
 from promptmill.jobs import crash
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.journal import Damage, Journal
+from promptmill.jobs.journal import Journal, ScanReport
 from replies import answer, late
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -32,7 +32,7 @@ def answered(bench: Any) -> set[int]:
         return set()
     file = RandomFile(bench.folder.journal, writable=True)
     try:
-        return {head.row for _, head in Journal(file).scan(Damage())}
+        return {head.row for _, head in Journal(file).scan(ScanReport())}
     finally:
         file.close()
 

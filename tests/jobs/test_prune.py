@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from promptmill.config import Configuration
-from promptmill.errors import PromptmillError
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs import admission, crash, disk, folder, prune, status
+from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
-from promptmill.jobs.order import Order
 from replies import answer, hang
 
 DAY_S = 86_400
@@ -128,7 +128,7 @@ def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench)
     bench.prompts(3)
     root = folder.state_root()
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
-    order = Order(input=bench.input, output=bench.output)
+    order = JobRequest(input=bench.input, output=bench.output)
     removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(root)])
     try:
         for _ in range(1500):
@@ -150,7 +150,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
     root = folder.state_root()
     bench.prompts(3)
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
-    orders = [Order(input=bench.input, output=bench.path / f"{at}.jsonl", overwrite=True) for at in range(2)]
+    orders = [JobRequest(input=bench.input, output=bench.path / f"{at}.jsonl", overwrite=True) for at in range(2)]
     ended = threading.Event()
 
     def begin():

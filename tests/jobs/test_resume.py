@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.protocol import Scope
+from promptmill.backends.protocol import CallStats
 from promptmill.jobs import crash
 from promptmill.jobs.status import Progress
-from promptmill.jobs.tally import Tally
+from promptmill.jobs.tally import JobCounts
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -319,7 +319,7 @@ def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
 
 
 def test_rates_are_those_of_this_run() -> None:
-    progress = Progress(Tally(), Scope())
+    progress = Progress(JobCounts(), CallStats())
     progress.total = 2_000_000
     progress.sample()
     progress.tally.done = 1_000_000  # by earlier runs, found in the journal

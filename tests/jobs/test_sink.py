@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from promptmill.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.folder import Folder
+from promptmill.jobs.job_request import FailureLimit
 from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.order import FailureLimit
 from promptmill.jobs.sink import JournalSink
-from promptmill.outcome import Completion, Failure
 
 
 class World:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.backends.rows import RowReader
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.journal import encode
 from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.source import FileSource, Rows
-from promptmill.outcome import Completion, Failure
-from promptmill.rows import Reading
 
 CODES = {"timeout"}
 
@@ -39,7 +39,7 @@ class World:
         self.file = RandomFile(self.path / "in.jsonl")
         ledger = self.ledger
         rows = Rows(
-            self.file, self.path / "in.jsonl", Reading("jsonl"), ledger.index_file, ledger.journal, limit, guard
+            self.file, self.path / "in.jsonl", RowReader("jsonl"), ledger.index_file, ledger.journal, limit, guard
         )
 
         async def settle(row: int, outcome: Any) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from promptmill import cli
+from promptmill.cli import main as cli
 from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.journal import Damage, Journal
+from promptmill.jobs.journal import Journal, ScanReport
 from replies import answer, late
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
@@ -112,7 +112,7 @@ def journalled(bench: Any) -> list[tuple[int, int]]:
     """Return `(row, offset)` of the sound records."""
     file = RandomFile(bench.folder.journal, writable=True)
     try:
-        return [(head.row, offset) for offset, head in Journal(file).scan(Damage())]
+        return [(head.row, offset) for offset, head in Journal(file).scan(ScanReport())]
     finally:
         file.close()
 

@@ -4,15 +4,15 @@ import random
 
 import pytest
 
-from promptmill.backends.protocol import Scope
-from promptmill.errors import PromptmillError
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.job_request import FailureLimit
 from promptmill.jobs.journal import Head
-from promptmill.jobs.order import FailureLimit
-from promptmill.jobs.tally import Tally
+from promptmill.jobs.tally import JobCounts
 
 
 def test_counts_add_up_and_can_be_taken_back() -> None:
-    tally = Tally()
+    tally = JobCounts()
     heads = [
         Head(0, 1, 0.5, 3, 4, None, False),
         Head(1, 3, 0.1, 0, 0, "timeout", True),
@@ -21,7 +21,7 @@ def test_counts_add_up_and_can_be_taken_back() -> None:
     for head in heads:
         tally.count(head)
         tally.spend(head)
-    found = tally.as_dict(Scope(requests=10, prompt_tokens=1))
+    found = tally.as_dict(CallStats(requests=10, prompt_tokens=1))
     assert (found["done"], found["failed"], found["errors"]) == (3, 1, {"timeout": 1})
     assert (found["requests"], found["retries"]) == (16, 3)
     assert (found["prompt_tokens"], found["completion_tokens"]) == (5, 5)
@@ -30,7 +30,7 @@ def test_counts_add_up_and_can_be_taken_back() -> None:
 
 
 def test_latencies_are_within_four_percent() -> None:
-    tally, chance = Tally(), random.Random(3)
+    tally, chance = JobCounts(), random.Random(3)
     seconds = sorted(chance.lognormvariate(0, 2) for _ in range(5000))
     for one in seconds:
         tally.sample(one)
@@ -39,7 +39,7 @@ def test_latencies_are_within_four_percent() -> None:
 
 
 def test_latencies_of_any_size_are_counted() -> None:
-    tally = Tally()
+    tally = JobCounts()
     assert tally.latency_s(0.5) is None
     for one in (1e-9, 1e9):
         tally.sample(one)

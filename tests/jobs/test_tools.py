@@ -18,14 +18,14 @@ from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
 
 from fakes import openai_configuration
-from promptmill.backends.protocol import Request, Scope, Sink, Source
-from promptmill.config import Configuration, Plan
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.core.outcome import Completion
 from promptmill.jobs import folder
-from promptmill.jobs.board import Board
 from promptmill.jobs.lock import Lock
-from promptmill.outcome import Completion
+from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 from replies import answer, late
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
@@ -138,7 +138,7 @@ def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: 
 
     async def work() -> None:
         service = Service(openai_configuration(bench.upstream.url))
-        board = Board(service, lambda: [bench.path])
+        board = RunningJobs(service, lambda: [bench.path])
         other = Lock.take(bench.folder.lock)
         assert other is not None
         starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), "", resume=True))
@@ -231,7 +231,7 @@ def test_jobs_of_other_folders_are_not_shown(bench: Any, tools: Any, tmp_path: P
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     service = Service(openai_configuration(bench.upstream.url))
-    service.plan = Plan(
+    service.plan = ResolvedConfig(
         service.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]}), service.plan.operator
     )
 
@@ -283,7 +283,7 @@ class Echo:
     async def load(self, report: Callable[[str], None]) -> None:
         report("loading")
 
-    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         while requests := await source.take(1):
             for request in requests:
                 await asyncio.sleep(0.01)
@@ -299,7 +299,7 @@ class Echo:
 def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:
     bench.prompts(150)
 
-    async def create(plan: Plan) -> Echo:
+    async def create(plan: ResolvedConfig) -> Echo:
         return Echo()
 
     def local() -> Service:
@@ -344,7 +344,7 @@ def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins
 ) -> None:
     bench.write([{"prompt": f"p{at}", "carried": "x" * 4_000_000} for at in range(20)])  # takes a moment to read
 
-    async def create(plan: Plan) -> Telling:
+    async def create(plan: ResolvedConfig) -> Telling:
         return Telling(plan.model)
 
     def local() -> Service:
@@ -373,7 +373,7 @@ def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: An
     body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
 
-    async def create(plan: Plan) -> Echo:
+    async def create(plan: ResolvedConfig) -> Echo:
         return Echo()
 
     async def work(call: Call) -> None:

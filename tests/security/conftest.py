@@ -12,7 +12,7 @@ import pytest
 
 from driving import Result, ask, opened
 from fakes import openai_configuration
-from promptmill.config import Configuration
+from promptmill.config.loading import Configuration
 from talk import serving
 from upstream import Upstream
 

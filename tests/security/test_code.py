@@ -12,9 +12,9 @@ import pytest
 from driving import ask, opened
 from fakes import openai_configuration
 from promptmill.backends.engines.trust import trusts_remote_code
-from promptmill.config import Configuration, Overrides
-from promptmill.errors import PromptmillError
-from promptmill.settings import Settings
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.settings import Settings
+from promptmill.core.errors import PromptmillError
 from talk import sent, serving, text
 
 SOURCE = Path(__file__).parent.parent.parent / "src" / "promptmill"

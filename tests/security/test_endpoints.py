@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.reply import read_reply
-from promptmill.backends.openai.retry import Verdict
+from promptmill.backends.openai.response import read_reply
+from promptmill.backends.openai.retry import RetryDecision
+from promptmill.core.outcome import Completion
 from promptmill.jobs.journal import encode
-from promptmill.outcome import Completion
 from replies import by_prompt, huge, raw, status
 
 
@@ -86,7 +86,7 @@ def test_any_reply_is_an_answer_or_a_verdict_that_a_journal_can_hold(body, code,
     text = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS) if _fits(body) else b"\xff"
     headers = {"Content-Type": "text/event-stream" if stream else "application/json"}
     found = read_reply(code, headers, b"data: " + text + b"\n\ndata: [DONE]\n\n" if stream else text, endpoint)
-    assert isinstance(found, Completion | Verdict)
+    assert isinstance(found, Completion | RetryDecision)
     if isinstance(found, Completion):
         assert found.usage.prompt_tokens >= 0
         assert encode(0, found).endswith(b"\n")
@@ -110,7 +110,7 @@ def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
     )
     result = drive(["x"])
     assert result.texts == ["hi"]
-    assert (result.scope.prompt_tokens, result.scope.completion_tokens) == (0, 0)
+    assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (0, 0)
 
 
 @pytest.mark.rule("E3")

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from fakes import KEY
-from promptmill import guarded, images
-from promptmill.errors import PromptmillError
-from promptmill.guarded import OutsideError, is_remote, open_regular
-from promptmill.images import ImageRules, load_image
+from promptmill.core.errors import PromptmillError
+from promptmill.images import load as images
+from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs import admission, disk, folder, merge
 from promptmill.jobs.disk import RandomFile
+from promptmill.system import safe_open
+from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from talk import text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
@@ -116,10 +117,10 @@ def test_a_file_that_becomes_a_link_after_the_check_is_not_read(picture, outside
     def swapped(path, *arguments, **options):
         picture.unlink()
         picture.symlink_to(outside)
-        monkeypatch.setattr(guarded.os, "open", real)
+        monkeypatch.setattr(safe_open.os, "open", real)
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(guarded.os, "open", swapped)
+    monkeypatch.setattr(safe_open.os, "open", swapped)
     assert "outside the folders" in _refusal(picture, root)
 
 
@@ -176,10 +177,10 @@ def test_a_file_that_becomes_a_pipe_after_the_check_is_not_waited_for(picture, m
     def swapped(path, *arguments, **options):
         picture.unlink()
         os.mkfifo(picture)
-        monkeypatch.setattr(guarded.os, "open", real)
+        monkeypatch.setattr(safe_open.os, "open", real)
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(guarded.os, "open", swapped)
+    monkeypatch.setattr(safe_open.os, "open", swapped)
     assert "is no file" in _refusal(picture)
 
 
@@ -245,7 +246,16 @@ def shell(upstream, tmp_path):
         config = tmp_path / "config.json"
         block = {"base_url": upstream.url, "model_name": "m", "api_key": KEY, "retries": 2, "base_delay": 0.01}
         config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
-        command = [sys.executable, "-m", "promptmill.cli", "bulk", "in.jsonl", "out.jsonl", "--config", str(config)]
+        command = [
+            sys.executable,
+            "-m",
+            "promptmill",
+            "bulk",
+            "in.jsonl",
+            "out.jsonl",
+            "--config",
+            str(config),
+        ]
         return subprocess.run(
             [*command, *more],
             check=False,

@@ -1,4 +1,4 @@
-"""Over HTTP: who is let in, under which name, and how far their reach goes. `tests/httpd` looks closer."""
+"""Over HTTP: who is let in, under which name, and how far their reach goes. `tests/http` looks closer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from PIL import Image
 
 from fuzzing import SEED, TRACE
 from piped import eventually
-from promptmill.config import HTTP_DEFAULTS
-from promptmill.httpd import token
-from promptmill.httpd.token import Token
+from promptmill.config.loading import HTTP_DEFAULTS
+from promptmill.http import token
+from promptmill.http.token import Token
 from replies import answer, by_prompt, hang
 from served import BEARER, TOKEN, Served, messages, written
 from upstream import Upstream
@@ -57,7 +57,7 @@ def server(_lasting, upstream):
 @pytest.mark.rule("H1")
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
 def test_beyond_loopback_it_does_not_start_without_a_token(upstream, tmp_path, address):
-    command = [sys.executable, "-m", "promptmill.cli", "serve", "--config", str(written(tmp_path, upstream.url))]
+    command = [sys.executable, "-m", "promptmill", "serve", "--config", str(written(tmp_path, upstream.url))]
     done = subprocess.run([*command, "--http", address], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "token" in done.stderr

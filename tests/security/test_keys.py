@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from fakes import KEY
-from promptmill.backends.openai.dialect import DIALECTS
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.config import Configuration, Overrides
-from promptmill.errors import PromptmillError
+from promptmill.backends.openai.providers import DIALECTS
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
 from talk import sent, serving, text
 
@@ -174,7 +174,7 @@ def test_no_key_stands_on_a_command_line_or_in_the_environment_of_a_worker(upstr
     }
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
-    command = [sys.executable, "-m", "promptmill.cli", "generate", "a", "b", "c", "--config", str(config)]
+    command = [sys.executable, "-m", "promptmill", "generate", "a", "b", "c", "--config", str(config)]
     environ = {**os.environ, "OPENAI_API_KEY": "key-of-the-environment"}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -230,7 +230,7 @@ def test_no_key_is_written_to_disk_or_to_stderr(upstream, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "promptmill.cli",
+        "promptmill",
         "bulk",
         "in.jsonl",
         "out.jsonl",

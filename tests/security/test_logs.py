@@ -82,7 +82,7 @@ def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_t
     rows = "".join(f"{json.dumps(PROMPTS[0])}\n" for _ in range(3))
     (work / "in.csv").write_text("prompt\n" + rows)
     environ = {**os.environ, "PROMPTMILL_STATE": str(state), "TMPDIR": str(scratch)}
-    command = [sys.executable, "-m", "promptmill.cli", "bulk", "in.csv", "out.csv", "--config", str(config)]
+    command = [sys.executable, "-m", "promptmill", "bulk", "in.csv", "out.csv", "--config", str(config)]
     done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     for hidden in HIDDEN:

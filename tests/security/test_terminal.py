@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from promptmill.terminal import say
+from promptmill.cli.terminal import say
 from replies import answer, status
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\rgone"
@@ -28,7 +28,7 @@ def test_on_a_terminal_nothing_of_an_answer_or_error_is_a_command(upstream, tmp_
     block = {"base_url": upstream.url, "model_name": "m", "retries": 1}
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "promptmill.cli", "generate", "x", "--config", str(config)]
+    command = [sys.executable, "-m", "promptmill", "generate", "x", "--config", str(config)]
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=subprocess.STDOUT, env={**os.environ, "TERM": "dumb"}
     )

@@ -10,9 +10,9 @@ import zlib
 import pytest
 from PIL import Image
 
-from promptmill import webimages
-from promptmill.errors import PromptmillError
-from promptmill.webimages import ImageFetcher, is_public
+from promptmill.core.errors import PromptmillError
+from promptmill.images import fetch as webimages
+from promptmill.images.fetch import ImageFetcher, is_public
 from replies import hang, huge, raw, redirect
 from upstream import Upstream
 

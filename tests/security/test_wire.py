@@ -22,7 +22,7 @@ from fakes import KEY, openai_configuration
 from fuzzing import CASES, SEED, TRACE
 from piped import Piped
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 _AT_ONCE = 20
 QUIET = settings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes import openai_configuration
-from promptmill.config import Configuration
+from promptmill.config.loading import Configuration
 from talk import serving
 
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from fakes import KEY, openai_configuration
-from promptmill.config import Configuration
+from promptmill.config.loading import Configuration
 from replies import raw, redirect, status
 from talk import sent, serving, text
 

@@ -9,7 +9,7 @@ from fastmcp import Client
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 from talk import Talk, text
 
 HIDDEN = {"generation_init", "vllm_shutdown"}

@@ -14,13 +14,13 @@ from fastmcp import Client
 
 from fakes import openai_configuration
 from piped import Piped, eventually
-from promptmill.backends.protocol import Scope
-from promptmill.config import Configuration
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Configuration
+from promptmill.core.outcome import Completion
 from promptmill.jobs import folder
 from promptmill.jobs import status as job_status
-from promptmill.outcome import Completion
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
 from talk import Talk, codes, serving, text
 
@@ -293,14 +293,14 @@ class Engine:
         report("loading")
         await asyncio.sleep(self._load_s)
 
-    async def run(self, source, sink, scope: Scope):
+    async def run(self, source, sink, stats: CallStats):
         while requests := await source.take(1):
             for request in requests:
                 self.asked.append(request.key)
                 await asyncio.sleep(self._row_s)
                 completion = Completion(f"local: {request.conversation.messages[-1].content}", "stop")
                 await sink.put(request.key, completion)
-                scope.settle(completion)
+                stats.settle(completion)
 
     async def aclose(self):
         pass
@@ -372,7 +372,7 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     found = result["structuredContent"]
     left = [entry["index"] for entry in found["errors"]]
     assert 0 < len(left) < 60
-    command = [sys.executable, "-m", "promptmill.cli", "jobs", found["job_id"], "--resume", "--json"]
+    command = [sys.executable, "-m", "promptmill", "jobs", found["job_id"], "--resume", "--json"]
     other = yaml.safe_dump(raw | {"sampling_params": {"temperature": 0.9}, "system_prompt": "be long"})
     (tmp_path / "other.yaml").write_text(other)
     command += ["--config", str(tmp_path / "other.yaml")]

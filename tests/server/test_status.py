@@ -8,9 +8,9 @@ import json
 import pytest
 
 from fakes import KEY
-from promptmill.config import Configuration, Overrides
+from promptmill.config.loading import Configuration, Overrides
 from promptmill.server.status import describe
-from promptmill.service import Service
+from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, hang, status
 
 URI = "promptmill://status"

@@ -46,7 +46,7 @@ try:
     import promptmill
 except ImportError:
     sorry("has no promptmill")
-from promptmill.pipeline import main
+from promptmill.server.ultrarag import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from promptmill.conversation import Conversation
-from promptmill.outcome import Completion, Outcome
-from promptmill.sampling import Sampling
+from promptmill.core.conversation import Conversation
+from promptmill.core.outcome import Completion, Outcome
+from promptmill.core.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Sink(Protocol):
 
 
 @dataclass(slots=True)
-class Scope:
+class CallStats:
     """One call on its way through a backend: what fairness is by, and live counters that progress is read from.
 
     `total` is the number of items when known. Times are seconds of `time.monotonic`.
@@ -89,7 +89,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request of `source` into `sink`: one outcome per key, in any order.
 
         Whatever happens to one item is that item's `Failure`. Raises only when nothing can go on: `PromptmillError`

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from promptmill.conversation import shape
-from promptmill.errors import PromptmillError, config_error
-from promptmill.install.step import Step, keep, write
+from promptmill.core.conversation import shape
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.install.steps import Step, keep, write
 
 _SERVERS = "mcpServers"
 
@@ -31,7 +31,7 @@ def config_file() -> Path:
 def entry(configuration: Path | None = None) -> dict[str, Any]:
     """Return how a client starts our server, by absolute paths: programs with windows have a PATH of their own."""
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
-    start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill.cli"]
+    start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]
     arguments = [*start[1:], "serve"]
     if configuration is not None:
         arguments += ["--config", str(configuration.absolute())]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill import config
-from promptmill.errors import config_error
+from promptmill.config import loading as config
+from promptmill.core.errors import config_error
 from promptmill.install import claude_desktop, ultrarag
-from promptmill.install.step import Step
+from promptmill.install.steps import Step
 
 _KEYS = """\
 Keys: programs with windows do not see your shell's variables. Either put "env": {"LLM_API_KEY": "…"} into the entry, or

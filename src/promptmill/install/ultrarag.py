@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from promptmill.errors import PromptmillError, config_error
-from promptmill.install.step import Step, backup_of, keep, put_back, remove, write
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
 
 _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"

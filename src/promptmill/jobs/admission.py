@@ -15,14 +15,14 @@ from types import MappingProxyType
 
 import orjson
 
-from promptmill.config import Plan
-from promptmill.errors import Code, PromptmillError, input_error, unwritable_parameters
-from promptmill.guarded import NoFileError, OutsideError
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.jobs import disk, formats, status
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, Output, Spec, folder_for, stamp
+from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, folder_for, stamp
+from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
-from promptmill.jobs.order import Order
+from promptmill.system.safe_open import NoFileError, OutsideError
 
 _WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
@@ -36,9 +36,9 @@ class Job:
     """A job that this process may run: its folder locked, its input open."""
 
     folder: Folder
-    spec: Spec
-    order: Order
-    plan: Plan
+    spec: JobSpec
+    order: JobRequest
+    plan: ResolvedConfig
     """What it is asked under, whatever is configured after its admission."""
     input: RandomFile
     lock: Lock
@@ -62,7 +62,7 @@ class Job:
         self.lock.release()
 
 
-def admit(order: Order, plan: Plan, root: Path, lock: Lock | None = None) -> Job:
+def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None = None) -> Job:
     """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
 
     Raises `PromptmillError`: `invalid_input` when it runs already, when it is not the job that was begun (input, model,
@@ -123,14 +123,16 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
-def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan, given_prompt: str) -> Spec:
+def _spec(
+    folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: ResolvedConfig, given_prompt: str
+) -> JobSpec:
     source, target = paths
     own = source.parent == folder.path.resolve()
     input_format = "messages" if own else formats.of_input(source, file)
     output_format = formats.of_output(target, input_format)
     formats.check_installed(input_format, output_format)
     size, mtime_ns = file.stamp()
-    return Spec(
+    return JobSpec(
         job_id=folder.job_id,
         input=source,
         output=target,
@@ -146,7 +148,7 @@ def _spec(folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: Plan
     )
 
 
-def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
+def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSpec:
     """Return what the job is from now on; the caller holds its lock."""
     begun, made = folder.spec, folder.result
     anew = order.overwrite or order.anew
@@ -166,7 +168,7 @@ def _begin_or_go_on(folder: Folder, wanted: Spec, order: Order) -> Spec:
             folder.result = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     else:
         there = stamp(wanted.output)
-        folder.clear(None if there is None else Output(size=there[0], mtime_ns=there[1], limit=0, finished=False))
+        folder.clear(None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False))
         folder.spec = spec = wanted
     kept = order.model_copy(update={**_ONCE, "input": spec.input, "output": spec.output})
     if folder.order != kept:
@@ -199,7 +201,7 @@ def _check_output_folder(target: Path) -> None:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
 
 
-def _foreign(wanted: Spec, begun: Spec | None) -> PromptmillError:
+def _foreign(wanted: JobSpec, begun: JobSpec | None) -> PromptmillError:
     """Return the error of an output that somebody else made."""
     said = f"{wanted.output} exists and is not this job's own output; "
     if begun is None:
@@ -210,7 +212,7 @@ def _foreign(wanted: Spec, begun: Spec | None) -> PromptmillError:
     )
 
 
-def _check_limit(made: Output, output: Path, order: Order) -> None:
+def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
     """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
     if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
         return
@@ -221,7 +223,7 @@ def _check_limit(made: Output, output: Path, order: Order) -> None:
         )
 
 
-def _check_same(begun: Spec, now: Spec) -> None:
+def _check_same(begun: JobSpec, now: JobSpec) -> None:
     if begun.input_format != now.input_format or begun.size != now.size:
         raise changed_input(begun)
     different = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name) != value]
@@ -233,7 +235,7 @@ def _check_same(begun: Spec, now: Spec) -> None:
         )
 
 
-def changed_input(spec: Spec) -> PromptmillError:
+def changed_input(spec: JobSpec) -> PromptmillError:
     """Return the error of an input that is not what the job was begun with."""
     return input_error(f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; {_ANEW}")
 
@@ -264,7 +266,7 @@ def check_content(job: Job, halt: threading.Event) -> None:
     job.spec = job.folder.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
 
 
-def system_prompt(plan: Plan, given: str, input_format: str) -> str:
+def system_prompt(plan: ResolvedConfig, given: str, input_format: str) -> str:
     """Return what stands above every row: the given prompt, else the configured one.
 
     A line of a Batch file or of a call's rest is a whole request, which only a given prompt changes.
@@ -272,7 +274,7 @@ def system_prompt(plan: Plan, given: str, input_format: str) -> str:
     return given or ("" if input_format in _WHOLE else plan.settings.system_prompt)
 
 
-def fingerprint(plan: Plan, given_prompt: str, input_format: str) -> dict[str, str]:
+def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> dict[str, str]:
     """Return digests of what decides about answers; what each line brings itself is part of the input."""
     settings = plan.settings
     above = system_prompt(plan, given_prompt, input_format)

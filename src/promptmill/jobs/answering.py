@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends.protocol import Request, Scope
-from promptmill.errors import Code, PromptmillError
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.rows import RowReader
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.duplicates import Asked, FirstOnly
+from promptmill.jobs.duplicates import DedupedSource, FirstSeen
+from promptmill.jobs.job_request import FailureLimit
 from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.order import FailureLimit
 from promptmill.jobs.sink import JournalSink
 from promptmill.jobs.source import FileSource, Rows
-from promptmill.outcome import Completion, Failure, Outcome
-from promptmill.rows import Reading
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 _AT_ONCE = 256
 
@@ -28,10 +28,10 @@ class Answering:
 
     service: Service
     ledger: Ledger
-    scope: Scope
+    stats: CallStats
     file: RandomFile
     path: Path
-    reading: Reading
+    reading: RowReader
     limit: int | None
     failure_limit: FailureLimit | None
     duplicates: Path | None
@@ -45,7 +45,7 @@ class Answering:
         try:
             if self.duplicates is None:
                 return await self._all(sink)
-            asked = Asked(self.duplicates)
+            asked = FirstSeen(self.duplicates)
             try:
                 return await self._once_each(sink, asked)
             finally:
@@ -57,16 +57,16 @@ class Answering:
     async def _all(self, sink: JournalSink) -> int:
         source = self._source(sink)
         try:
-            await self.service.run(source, sink, self.scope)
+            await self.service.run(source, sink, self.stats)
         finally:
             await source.aclose()
         return source.rows
 
-    async def _once_each(self, sink: JournalSink, asked: Asked) -> int:
+    async def _once_each(self, sink: JournalSink, asked: FirstSeen) -> int:
         """Ask each thing once; then answer the rows that were left out from the records of those that asked first."""
         source = self._source(sink, everything=True)
         try:
-            await self.service.run(FirstOnly(source, asked, self.ledger.is_answered), sink, self.scope)
+            await self.service.run(DedupedSource(source, asked, self.ledger.is_answered), sink, self.stats)
         finally:
             await source.aclose()
         sink.flush()
@@ -86,13 +86,13 @@ class Answering:
             return  # the merge will find it unanswered
         outcome = _outcome(record, request.attempts)
         sink.record(request.key, outcome)
-        self.scope.settle(outcome)
+        self.stats.settle(outcome)
 
     def _source(self, sink: JournalSink, *, everything: bool = False) -> FileSource:
         async def settle(row: int, failure: Outcome) -> None:
             if not self.ledger.is_answered(row):
                 sink.record(row, failure)
-                self.scope.settle(failure)
+                self.stats.settle(failure)
 
         ledger = self.ledger
         rows = Rows(

@@ -7,16 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Scope
-from promptmill.conversation import Conversation, ImagePart, TextPart
-from promptmill.errors import Code, PromptmillError
-from promptmill.jobs import rest
+from promptmill.backends.protocol import CallStats
+from promptmill.core.conversation import Conversation, ImagePart, TextPart
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Outcome
+from promptmill.jobs import call_handoff
 from promptmill.jobs.admission import Job
-from promptmill.jobs.board import Board
-from promptmill.jobs.rest import Running
-from promptmill.lists import DivertedSink
-from promptmill.outcome import Outcome
-from promptmill.service import Service, too_long
+from promptmill.jobs.call_handoff import RunningCall
+from promptmill.jobs.running_jobs import RunningJobs
+from promptmill.service.lists import DivertedSink
+from promptmill.service.service import Service, too_long
 
 # What happens before the tool is called, and between the last look and the result on the wire; measured twice as fast.
 _LEAST_MARGIN_S = 1.0
@@ -25,22 +25,22 @@ _ITEM_S = 4e-5  # read, written once, then an entry in the result
 _CHARACTERS_PER_S = 1.5e7
 
 
-class TimedCall:
+class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
     def __init__(
         self,
         service: Service,
-        board: Board,
+        running_jobs: RunningJobs,
         items: Sequence[Conversation | PromptmillError],
-        scope: Scope,
+        stats: CallStats,
         system_prompt: str,
     ) -> None:
-        """The time began with `scope`, as far as this call is concerned."""
+        """The time began with `stats`, as far as this call is concerned."""
         self._service = service
-        self._board = board
+        self._board = running_jobs
         self._items = items
-        self._scope = scope
+        self._scope = stats
         self._plan = service.plan
         self._system_prompt = system_prompt or service.plan.settings.system_prompt
         self._sink = DivertedSink(len(items))
@@ -64,13 +64,13 @@ class TimedCall:
             await asyncio.wait({work})
             raise
 
-    def go_on(self) -> tuple[str | None, Scope]:
+    def go_on(self) -> tuple[str | None, CallStats]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
         job, work, self._job, self._work = self._job, self._work, None, None
         if job is None or work is None:
             return None, self._scope
         before = self._service.calls.split(self._scope, len(self._left))
-        self._board.go_on(job, Running(work, self._sink, self._left, self._scope))
+        self._board.go_on(job, RunningCall(work, self._sink, self._left, self._scope))
         return job.spec.job_id, before
 
     def abandon(self) -> None:
@@ -78,7 +78,7 @@ class TimedCall:
         if self._work is not None:
             self._work.cancel()
         if self._job is not None:
-            rest.discard(self._job)
+            call_handoff.discard(self._job)
             self._job = None
 
     async def _until_limit(self, work: asyncio.Future[PromptmillError | None]) -> list[Outcome]:
@@ -105,7 +105,7 @@ class TimedCall:
         self._left = self._sink.missing
         if not self._left:
             return None
-        job_id = rest.new_id()
+        job_id = call_handoff.new_id()
         found = self._sink.result(PromptmillError(Code.DEFERRED, f"Goes on as job {job_id}.", ""))
         items = [(key, item) for key in self._left if isinstance(item := self._items[key], Conversation)]
         writing = asyncio.ensure_future(
@@ -123,7 +123,7 @@ class TimedCall:
             raise
         if not work.done():
             return found
-        rest.discard(self._job)
+        call_handoff.discard(self._job)
         self._job = None
         return None
 

@@ -13,18 +13,20 @@ import sys
 import threading
 from typing import Any
 
-from promptmill import loop
-from promptmill.config import Plan
-from promptmill.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs import admission, command, disk, handover, screen
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.jobs import admission, disk, runner_payload
 from promptmill.jobs.admission import Job
+from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.progress_text import progress_lines, summary
 from promptmill.jobs.runner import Runner
-from promptmill.service import Service
+from promptmill.service.service import Service
+from promptmill.system import runtime
 
 _LONGEST_LOG = 1 << 20
 
 
-def start(job: Job, plan: Plan) -> None:
+def start(job: Job, plan: ResolvedConfig) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     Raises `PromptmillError` (`storage`).
@@ -34,7 +36,7 @@ def start(job: Job, plan: Plan) -> None:
     found = {"input": job.spec.input, "output": job.spec.output}
     order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
-    told = handover.pack(command.without_own_dedupe(plan), order, folder.path.parent, inherited)
+    told = runner_payload.pack(without_own_dedupe(plan), order, folder.path.parent, inherited)
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
@@ -72,10 +74,11 @@ def _popen(log: int, **options: Any) -> subprocess.Popen[bytes]:
 
 async def _run(job: Job, service: Service) -> None:
     try:
-        with screen.watching(job.spec.job_id) as watch:
-            found, _, _ = await command.until_terminated(Runner(job, service, watch=watch))
+        watch = progress_lines(job.spec.job_id, sys.stderr)
+        found, _, _ = await until_terminated(Runner(job, service, watch=watch))
         print(
-            screen.summary({"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}), file=sys.stderr
+            summary({"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}),
+            file=sys.stderr,
         )
     finally:
         await service.aclose()
@@ -85,8 +88,8 @@ def main() -> int:
     """Run the job that standard input describes."""
     told = sys.stdin.buffer.read()
     sys.stdin.close()
-    loop.log_to_stderr()
-    service, order, root, lock = handover.unpack(told)
+    runtime.log_to_stderr()
+    service, order, root, lock = runner_payload.unpack(told)
     try:
         job = admission.admit(order, service.plan, root, lock)
         if (job.spec.input, job.spec.output) != (order.input, order.output):
@@ -96,7 +99,7 @@ def main() -> int:
         return 2
     try:
         if not job.finished:
-            loop.run(_run(job, service))
+            runtime.run(_run(job, service))
     finally:
         job.close()
     return 0

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import orjson
 
-from promptmill.guarded import open_regular
+from promptmill.system.safe_open import open_regular
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600

@@ -23,7 +23,7 @@ _AT_ONCE = 1024
 _SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
 
 
-class Asked:
+class FirstSeen:
     """Which row asked what first."""
 
     def __init__(self, path: Path) -> None:
@@ -138,13 +138,13 @@ def _storage(error: sqlite3.OperationalError) -> OSError:
     return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error))
 
 
-class FirstOnly:
+class DedupedSource:
     """A source without the rows that ask what another row asks; `is_answered` says which need nothing at all.
 
     It has no `take_refs`: to know what a line asks, it has to be read here.
     """
 
-    def __init__(self, source: FileSource, asked: Asked, is_answered: Callable[[int], bool]) -> None:
+    def __init__(self, source: FileSource, asked: FirstSeen, is_answered: Callable[[int], bool]) -> None:
         """`source` brings all rows: those answered earlier were asked first as well."""
         self.reading = source.reading
         self._source = source

@@ -21,21 +21,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, lock
-from promptmill.jobs.order import Order
+from promptmill.jobs.job_request import JobRequest
 
 Model = TypeVar("Model", bound=BaseModel)
+_PAUSE_S = 0.05
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 
 
-class Spec(BaseModel):
+class JobSpec(BaseModel):
     """What a job is. `fingerprint` tells model, sampling and prompts apart without showing them."""
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +65,7 @@ class Spec(BaseModel):
         return self.input_format == "messages"
 
 
-class Output(BaseModel):
+class OutputRecord(BaseModel):
     """A file that a job made, as the file system showed it then."""
 
     model_config = ConfigDict(frozen=True)
@@ -121,30 +123,30 @@ class Folder:
         self._order = path / "order.json"
 
     @property
-    def spec(self) -> Spec | None:
+    def spec(self) -> JobSpec | None:
         """What the job is, None when there is none or its description is damaged."""
-        return _read(self._spec, Spec)
+        return _read(self._spec, JobSpec)
 
     @spec.setter
-    def spec(self, spec: Spec) -> None:
+    def spec(self, spec: JobSpec) -> None:
         disk.write_json(self._spec, spec.model_dump(mode="json"))
 
     @property
-    def result(self) -> Output | None:
+    def result(self) -> OutputRecord | None:
         """The output it made last."""
-        return _read(self._result, Output)
+        return _read(self._result, OutputRecord)
 
     @result.setter
-    def result(self, result: Output) -> None:
+    def result(self, result: OutputRecord) -> None:
         disk.write_json(self._result, result.model_dump(mode="json"))
 
     @property
-    def order(self) -> Order | None:
+    def order(self) -> JobRequest | None:
         """How it was last asked for."""
-        return _read(self._order, Order)
+        return _read(self._order, JobRequest)
 
     @order.setter
-    def order(self, order: Order) -> None:
+    def order(self, order: JobRequest) -> None:
         disk.write_json(self._order, order.model_dump(mode="json"))
 
     @property
@@ -152,7 +154,20 @@ class Folder:
         """Whether a process runs this job now."""
         return lock.is_held(self.lock)
 
-    def clear(self, replaceable: Output | None) -> None:
+    def request_cancel(self) -> bool:
+        """Ask a running job to end; returns whether it runs."""
+        if not self.alive:
+            return False
+        disk.write_json(self.cancel, {}, durable=False)
+        return True
+
+    def wait_for_end(self, limit_s: float) -> None:
+        """Wait until nobody runs the job any more, or `limit_s` is over. Blocks."""
+        end = time.monotonic() + limit_s
+        while self.alive and time.monotonic() < end:
+            time.sleep(_PAUSE_S)
+
+    def clear(self, replaceable: OutputRecord | None) -> None:
         """Forget everything but the lock, which the caller holds, an input that lies here, and what the job is.
 
         The caller writes anew what it is. `replaceable` is the file that its output is to replace.

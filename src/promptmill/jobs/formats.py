@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 from types import MappingProxyType
 
-from promptmill import rows
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.backends import rows
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.lines import Lines
 

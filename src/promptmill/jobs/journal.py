@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from promptmill.core.outcome import Completion, Outcome
 from promptmill.jobs.disk import RandomFile
-from promptmill.outcome import Completion, Outcome
 
 _BLOCK = 1 << 20
 _CRC_SIZE = 9
@@ -121,7 +121,7 @@ def _body(line: bytes) -> bytes | None:
     return body if line[:_CRC_SIZE] == b"%08x " % zlib.crc32(body) else None
 
 
-class Damage:
+class ScanReport:
     """What `scan` found that cannot be trusted. `end` is where the next record belongs."""
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class Journal:
         self._file.write_at(0, line)
         self._end = len(line)
 
-    def scan(self, damage: Damage) -> Iterator[tuple[int, Head]]:
+    def scan(self, damage: ScanReport) -> Iterator[tuple[int, Head]]:
         """Yield `(offset, head)` of every sound record, oldest first, and then cut off what is torn at the end."""
         offset = 0
         rest = b""

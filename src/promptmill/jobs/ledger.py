@@ -9,8 +9,8 @@ from collections.abc import Callable
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.index import AGAIN, Index
-from promptmill.jobs.journal import Damage, Head, Journal
-from promptmill.jobs.tally import Tally
+from promptmill.jobs.journal import Head, Journal, ScanReport
+from promptmill.jobs.tally import JobCounts
 
 _LOOK_EVERY = 1024
 
@@ -28,8 +28,8 @@ class Ledger:
             self._opened = opened.pop_all()
         self.journal = Journal(self.journal_file, crash=crash)
         self.index = Index(self.index_file)
-        self.tally = Tally()
-        self.damage = Damage()
+        self.tally = JobCounts()
+        self.damage = ScanReport()
 
     def rebuild(self, *, again: Callable[[Head], bool], halt: threading.Event | None = None) -> None:
         """Read the journal through and make index and counts of it; rows for which `again` says so are to be done.
@@ -38,7 +38,7 @@ class Ledger:
         """
         self.index.clear()
         self.tally.reset()
-        self.damage = Damage()
+        self.damage = ScanReport()
         for number, (offset, head) in enumerate(self.journal.scan(self.damage)):
             if halt is not None and not number % _LOOK_EVERY and halt.is_set():
                 return

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from promptmill.errors import PromptmillError, input_error
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
-from promptmill.jobs.folder import Output, stamp
+from promptmill.jobs.folder import OutputRecord, stamp
 from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
-from promptmill.jobs.outputs import batch_output, jsonl_line, plain_line
+from promptmill.jobs.output_records import batch_output, jsonl_line, plain_line
 from promptmill.jobs.tables import Halted
-from promptmill.jobs.tally import Tally
+from promptmill.jobs.tally import JobCounts
 
 _BUFFER = 1 << 20
 
@@ -43,7 +43,7 @@ class Merge:
     model: str
     created: int
     most: int | None
-    tally: Tally
+    tally: JobCounts
     """Made new: counts every record that goes into the output."""
     extra: tuple[str, ...] = ()
     custom_ids: CustomIds | None = None
@@ -148,10 +148,10 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                 yield jsonl_line(data, record)
 
 
-def described(partial: Path, limit: int | None, own: Path | None = None) -> Output:
+def described(partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:
     """Return what the file system says about the output, which stays true when it is renamed over its `own` old one."""
     status = partial.stat()
-    return Output(
+    return OutputRecord(
         size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit, replaces=None if own is None else stamp(own)
     )
 

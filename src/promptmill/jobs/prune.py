@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from promptmill.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, merge, status
 from promptmill.jobs.folder import Folder, paths
 from promptmill.jobs.lock import Lock

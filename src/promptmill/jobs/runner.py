@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends.protocol import Scope
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.backends.protocol import CallStats
+from promptmill.backends.rows import RowReader
+from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
-from promptmill.jobs.delivery import Delivery
+from promptmill.jobs.call_handoff import RunningCall
+from promptmill.jobs.cancellation import Cancellation, JobStopped
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.ending import Ended, Ending
 from promptmill.jobs.journal import Head
 from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.rest import Running
+from promptmill.jobs.output_writer import OutputWriter
 from promptmill.jobs.status import Progress
-from promptmill.rows import Reading
-from promptmill.service import Service
+from promptmill.service.service import Service
 
 Watch = Callable[[Progress], None]
 _LOOK_S = 0.2
@@ -36,7 +36,7 @@ class Runner:
     """One run of a job that `admission` let in. The caller made job and service, and closes them."""
 
     def __init__(
-        self, job: Job, service: Service, *, watch: Watch | None = None, running: Running | None = None
+        self, job: Job, service: Service, *, watch: Watch | None = None, running: RunningCall | None = None
     ) -> None:
         """`watch` is shown the progress several times a second; `running` is work that the job's rows are in already.
 
@@ -49,12 +49,12 @@ class Runner:
         self._watch = watch
         self._running = running
         self._crash = crash.from_environ()
-        self._ending = Ending()
+        self._ending = Cancellation()
         try:
             self._ledger = Ledger(job.folder, crash=self._crash)
         except OSError as error:
             raise _unusable(error) from None
-        self.progress = Progress(self._ledger.tally, running.scope if running else Scope())
+        self.progress = Progress(self._ledger.tally, running.stats if running else CallStats())
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
         self._earlier = disk.read_json(job.folder.status) or {}
@@ -73,7 +73,7 @@ class Runner:
         try:
             await self._work()
             progress.state = status.FINISHED
-        except Ended as ended:
+        except JobStopped as ended:
             self.error, progress.state = ended.error, ended.state
             progress.reason = redact(str(ended.error)) if ended.error else ""
         except asyncio.CancelledError:
@@ -127,9 +127,9 @@ class Runner:
             raise PromptmillError(Code.STORAGE, "The job's journal is damaged again and again.")
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
-            raise Ended(status.INTERRUPTED if gone else status.STOPPED, error) from None
+            raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
         except OSError as error:
-            raise Ended(status.STOPPED, _unusable(error)) from None
+            raise JobStopped(status.STOPPED, _unusable(error)) from None
         finally:
             if lines is not job.input:
                 lines.close()
@@ -165,7 +165,7 @@ class Runner:
         """Have every unanswered row answered and journalled."""
         progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
-        progress.scope.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
+        progress.stats.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
         progress.begin_rates()
         self._enter(status.RUNNING)
         running, self._running = self._running, None  # once: what it leaves is read from the file
@@ -181,7 +181,7 @@ class Runner:
         job, plan, now = self._job, self._job.plan, self._service.plan
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reading = Reading(
+        reading = RowReader(
             formats.row_kind(job.spec.input_format),
             plan.settings.sampling_params,
             plan.settings.extra_params,
@@ -193,7 +193,7 @@ class Runner:
         return Answering(
             self._service,
             self._ledger,
-            self.progress.scope,
+            self.progress.stats,
             lines,
             path,
             reading,
@@ -212,7 +212,7 @@ class Runner:
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = Delivery(self._job, self._ledger, self._ending, self._guard, self._crash)
+        delivery = OutputWriter(self._job, self._ledger, self._ending, self._guard, self._crash)
         tally = await delivery.run(self.progress.notes)
         if tally is not None:
             self.progress.tally, self.progress.counted = tally, True
@@ -224,7 +224,7 @@ class Runner:
             admission.check_content(self._job, self._ending.halt)
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._ending.end(Ended(status.STOPPED, error))
+        self._ending.end(JobStopped(status.STOPPED, error))
 
     async def _sync(self) -> None:
         while True:
@@ -246,7 +246,7 @@ class Runner:
         shown = 0.0
         while True:
             if self._job.folder.cancel.exists():
-                self._ending.end(Ended(status.CANCELLED))
+                self._ending.end(JobStopped(status.CANCELLED))
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
@@ -261,7 +261,7 @@ class Runner:
 
     def _show(self) -> None:
         if self.progress.state == status.RUNNING:
-            self.progress.activity = "" if self.progress.scope.done else self._service.activity
+            self.progress.activity = "" if self.progress.stats.done else self._service.activity
         with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
             disk.write_json(self._job.folder.status, self.found(), durable=False)
         self._tell()

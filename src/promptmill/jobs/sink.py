@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from promptmill.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.disk import why
 from promptmill.jobs.index import AGAIN, Index
+from promptmill.jobs.job_request import FailureLimit
 from promptmill.jobs.journal import Journal, encode
-from promptmill.jobs.order import FailureLimit
-from promptmill.jobs.tally import Tally
-from promptmill.outcome import Completion, Failure, Outcome
+from promptmill.jobs.tally import JobCounts
 
 _LARGEST_BATCH = 16
 # While a job runs, one latency of so many is enough; the merge counts every one.
@@ -56,7 +56,7 @@ class JournalSink:
         self,
         journal: Journal,
         index: Index,
-        tally: Tally,
+        tally: JobCounts,
         give_up: Callable[[PromptmillError], None],
         failure_limit: FailureLimit | None = None,
     ) -> None:

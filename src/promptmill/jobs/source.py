@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill import rows
+from promptmill.backends import rows
 from promptmill.backends.protocol import Request
-from promptmill.errors import PromptmillError, input_error
+from promptmill.backends.rows import RowReader
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.outcome import Failure, Outcome
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.index import AGAIN, entries
 from promptmill.jobs.journal import Journal
 from promptmill.jobs.lines import Line, Lines
-from promptmill.outcome import Failure, Outcome
-from promptmill.rows import Reading
 
 _LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
 Settle = Callable[[int, Outcome], Awaitable[None]]
@@ -28,7 +28,7 @@ class Rows:
 
     file: RandomFile
     path: Path
-    reading: Reading
+    reading: RowReader
     index: RandomFile
     journal: Journal
     limit: int | None

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from promptmill.backends.protocol import Scope
-from promptmill.errors import PromptmillError, input_error
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.folder import Folder
-from promptmill.jobs.tally import Tally
+from promptmill.jobs.tally import JobCounts
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -28,9 +28,9 @@ _RATE_OVER_S = 30.0
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, tally: Tally, scope: Scope) -> None:
+    def __init__(self, tally: JobCounts, stats: CallStats) -> None:
         self.tally = tally
-        self.scope = scope
+        self.stats = stats
         self.counted = False
         """Whether `tally` holds what this run cost as well, because every record was counted again."""
         self.state = STARTING
@@ -58,7 +58,7 @@ class Progress:
     def sample(self) -> None:
         """Note how far it is, about once a second, for the rates."""
         now = time.monotonic()
-        self._samples.append((now, self.tally.done, self.scope.completion_tokens))
+        self._samples.append((now, self.tally.done, self.stats.completion_tokens))
         while len(self._samples) > 2 and self._samples[0][0] < now - _RATE_OVER_S:
             self._samples.popleft()
 
@@ -68,7 +68,7 @@ class Progress:
             return 0.0, 0.0
         (then, done, tokens), now = self._samples[0], time.monotonic()
         seconds = max(now - then, 0.001)
-        return max(0.0, (self.tally.done - done) / seconds), max(0.0, (self.scope.completion_tokens - tokens) / seconds)
+        return max(0.0, (self.tally.done - done) / seconds), max(0.0, (self.stats.completion_tokens - tokens) / seconds)
 
     def eta_s(self) -> float | None:
         """Return the seconds left at the present rate, None when nobody can know."""
@@ -81,7 +81,7 @@ class Progress:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
         eta_s = self.eta_s() if self.state == RUNNING else None
-        counts = self.tally.as_dict(Scope() if self.counted else self.scope)
+        counts = self.tally.as_dict(CallStats() if self.counted else self.stats)
         return {
             "state": self.state,
             "reason": self.reason,
@@ -89,12 +89,12 @@ class Progress:
             "total": self.total,
             **counts,
             "requests": counts["requests"] + self.unsettled_before,
-            "in_flight": self.scope.in_flight if self.state == RUNNING else 0,
+            "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
             "rows_per_second": round(rate, 2),
             "tokens_per_second": round(tokens, 1),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "seconds": round(self.seconds, 2),
-            "warnings": [*self.notes, *self.scope.warnings],
+            "warnings": [*self.notes, *self.stats.warnings],
         }
 
 

@@ -11,10 +11,10 @@ from typing import IO, Any
 
 import orjson
 
-from promptmill.errors import input_error
+from promptmill.core.errors import input_error
 from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.outputs import ANSWER_FIELDS, answer_fields, cells, plain_line
+from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields, cells, plain_line
 
 Answer = Callable[[int], Mapping[str, Any]]
 _ASKED = ("prompt", "messages", "images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from promptmill.backends.protocol import Scope
+from promptmill.backends.protocol import CallStats
 from promptmill.jobs.journal import Head
 
 # Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
@@ -14,7 +14,7 @@ _SHORTEST_S = 0.001
 _STEPS = 450
 
 
-class Tally:
+class JobCounts:
     """What is settled: rows, failures by code, requests, tokens, latencies of answers."""
 
     def __init__(self) -> None:
@@ -82,16 +82,16 @@ class Tally:
                 return round(_SHORTEST_S * math.exp((step + 0.5) * _STEP), 4)
         return None
 
-    def as_dict(self, scope: Scope) -> dict[str, Any]:
-        """Return the counts for people and programs, with what the present run costs, which `scope` counts."""
+    def as_dict(self, stats: CallStats) -> dict[str, Any]:
+        """Return the counts for people and programs, with what the present run costs, which `stats` counts."""
         return {
             "done": self.done,
             "failed": self.failed,
             "errors": self.codes,
-            "requests": self.requests + scope.requests,
-            "retries": self.retries + scope.retries,
-            "prompt_tokens": self.prompt_tokens + scope.prompt_tokens,
-            "completion_tokens": self.completion_tokens + scope.completion_tokens,
+            "requests": self.requests + stats.requests,
+            "retries": self.retries + stats.retries,
+            "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,
+            "completion_tokens": self.completion_tokens + stats.completion_tokens,
             "latency_s": {name: self.latency_s(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
         }
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastmcp import FastMCP
 
 from promptmill import __version__
-from promptmill.server.answer_tools import add_answer_tools
 from promptmill.server.bulk_tools import add_bulk_tools, board_of
 from promptmill.server.engine_tools import add_engine_tools
-from promptmill.server.refusals import PlainArguments
 from promptmill.server.status import add_status
-from promptmill.service import Service
+from promptmill.server.tool_errors import PlainArguments
+from promptmill.server.tools import add_answer_tools
+from promptmill.service.service import Service
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Order of use:
@@ -41,10 +41,10 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         mask_error_details=True,
         middleware=[PlainArguments()],
     )
-    board = board_of(service)
+    running_jobs = board_of(service)
     if not locked:
         add_engine_tools(mcp, service)
-    add_answer_tools(mcp, service, board)
-    add_bulk_tools(mcp, board)
+    add_answer_tools(mcp, service, running_jobs)
+    add_bulk_tools(mcp, running_jobs)
     add_status(mcp, service)
     return mcp

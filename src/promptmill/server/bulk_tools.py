@@ -13,11 +13,11 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.server.arguments import JobId, SystemPrompt
-from promptmill.server.refusals import said
-from promptmill.service import Service
+from promptmill.server.tool_errors import said
+from promptmill.service.service import Service
 
 if TYPE_CHECKING:
-    from promptmill.jobs.board import Board
+    from promptmill.jobs.running_jobs import RunningJobs
 
 _MOST_ROWS = 1000
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
@@ -69,7 +69,7 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
 
 
-def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], Board]:
+def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], RunningJobs]:
     """Return what gives the board of the server's jobs, made on the first use: servers start often, jobs do not.
 
     Files are read and written inside `allowed_roots`; when that is not set inside `default_roots`, None for the
@@ -83,15 +83,15 @@ def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -
         return [Path(root).expanduser().resolve() for root in named]
 
     @functools.cache
-    def board() -> Board:
-        from promptmill.jobs.board import Board
+    def running_jobs() -> RunningJobs:
+        from promptmill.jobs.running_jobs import RunningJobs
 
-        return Board(service, roots)
+        return RunningJobs(service, roots)
 
-    return board
+    return running_jobs
 
 
-def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
+def add_bulk_tools(mcp: FastMCP, running_jobs: Callable[[], RunningJobs]) -> None:
     """Add the four tools to the app."""
 
     @mcp.tool(
@@ -135,7 +135,7 @@ def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
         is `finished`; answers so far can be read with bulk_results. The job survives crashes: the same call again goes
         on where it ended, and rows that are answered are not asked twice.
         """
-        return await board().start(input_file, output_file, system_prompt, resume=resume)
+        return await running_jobs().start(input_file, output_file, system_prompt, resume=resume)
 
     @mcp.tool(
         output_schema=_object({**_STATUS, "jobs": {"type": "array", "items": _object(_STATUS)}}),
@@ -153,7 +153,7 @@ def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
         `starting`, `running` and `merging` go on by themselves. `finished` is the end. `stopped` (`reason` says why),
         `cancelled` and `interrupted` go on with bulk_generate and the job's `input_file` and `output_file`.
         """
-        return await asyncio.to_thread(board().status, job_id)
+        return await asyncio.to_thread(running_jobs().status, job_id)
 
     @mcp.tool(
         output_schema=_ROWS,
@@ -172,7 +172,7 @@ def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an answer yet are left out, so while
         `state` is not `finished` read again later from where the first was missing.
         """
-        return await asyncio.to_thread(board().results, job_id, offset, limit)
+        return await asyncio.to_thread(running_jobs().results, job_id, offset, limit)
 
     @mcp.tool(
         output_schema=_object(_STATUS, "job_id", "state"),
@@ -186,4 +186,4 @@ def add_bulk_tools(mcp: FastMCP, board: Callable[[], Board]) -> None:
 
         Returns the status as bulk_status does.
         """
-        return await board().cancel(job_id)
+        return await running_jobs().cancel(job_id)

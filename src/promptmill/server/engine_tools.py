@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastmcp import Context, FastMCP
 from mcp_types import ToolAnnotations
 
-from promptmill.backends.protocol import Scope
-from promptmill.config import Overrides
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Overrides
 from promptmill.server.arguments import BackendConfigs, BackendName, ExtraParams, SamplingParams
 from promptmill.server.progress import with_progress
-from promptmill.server.refusals import said
-from promptmill.service import Service
+from promptmill.server.tool_errors import said
+from promptmill.service.service import Service
 
 
 def add_engine_tools(mcp: FastMCP, service: Service) -> None:
@@ -37,7 +37,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         model stays loaded, and changing the sampling alone costs nothing. When it fails, what answered before goes on.
         """
         overrides = Overrides(backend, backend_configs, sampling_params, extra_params or {})
-        await with_progress(ctx, service, Scope(), service.init(overrides))
+        await with_progress(ctx, service, CallStats(), service.init(overrides))
 
     @mcp.tool(
         output_schema=None,

@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 import anyio
 from fastmcp import Context
 
-from promptmill.backends.protocol import Scope
-from promptmill.service import Service
+from promptmill.backends.protocol import CallStats
+from promptmill.service.service import Service
 
 T = TypeVar("T")
 _PAUSE_S = 0.5
 _TICK = 1e-6  # the protocol wants a number that grows each time
 
 
-async def with_progress(ctx: Context, service: Service, scope: Scope, work: Coroutine[Any, Any, T]) -> T:
+async def with_progress(ctx: Context, service: Service, stats: CallStats, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` as a task of its own and tell the client how far it is, if it asked.
 
     A task of its own, because FastMCP cancels with an anyio scope, in which the work's clean-up could not wait.
@@ -28,16 +28,16 @@ async def with_progress(ctx: Context, service: Service, scope: Scope, work: Coro
         if not _is_wanted(ctx):
             return await asyncio.shield(task)
         told = 0.0
-        await ctx.report_progress(told, scope.total, "starting")
+        await ctx.report_progress(told, stats.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
-            following = max(scope.done, told + _TICK)
-            if not task.done() and (scope.total is None or following < scope.total):
+            following = max(stats.done, told + _TICK)
+            if not task.done() and (stats.total is None or following < stats.total):
                 told = following
-                await ctx.report_progress(told, scope.total, _status(service, scope))
-        last = told + _TICK if scope.total is None else max(scope.done, told + _TICK)
-        if scope.total != 0:
-            await ctx.report_progress(last, scope.total, "ready" if scope.total is None else _count(scope))
+                await ctx.report_progress(told, stats.total, _status(service, stats))
+        last = told + _TICK if stats.total is None else max(stats.done, told + _TICK)
+        if stats.total != 0:
+            await ctx.report_progress(last, stats.total, "ready" if stats.total is None else _count(stats))
         return task.result()
     finally:
         if not task.done():
@@ -51,14 +51,14 @@ def _is_wanted(ctx: Context) -> bool:
     return context is not None and (context.meta or {}).get("progressToken") is not None
 
 
-def _status(service: Service, scope: Scope) -> str:
-    if not scope.done and (activity := service.activity):
+def _status(service: Service, stats: CallStats) -> str:
+    if not stats.done and (activity := service.activity):
         return activity
-    return "loading" if scope.total is None else _count(scope)
+    return "loading" if stats.total is None else _count(stats)
 
 
-def _count(scope: Scope) -> str:
-    seconds = max(0.001, time.monotonic() - scope.started)
-    failed = f", {scope.failed} failed" if scope.failed else ""
-    retried = f", {scope.retries} retries" if scope.retries else ""
-    return f"{scope.done} of {scope.total} done{failed}{retried}, {scope.done / seconds:.1f}/s"
+def _count(stats: CallStats) -> str:
+    seconds = max(0.001, time.monotonic() - stats.started)
+    failed = f", {stats.failed} failed" if stats.failed else ""
+    retried = f", {stats.retries} retries" if stats.retries else ""
+    return f"{stats.done} of {stats.total} done{failed}{retried}, {stats.done / seconds:.1f}/s"

@@ -9,9 +9,9 @@ import orjson
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent
 
-from promptmill import report
-from promptmill.backends.protocol import Scope
-from promptmill.outcome import Outcome
+from promptmill.backends.protocol import CallStats
+from promptmill.core.outcome import Outcome
+from promptmill.service import call_report
 
 ANSWERS: dict[str, Any] = {
     "type": "object",
@@ -49,17 +49,19 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def result_of(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
+def result_of(
+    outcomes: Sequence[Outcome], stats: CallStats, *, any_failure: bool, job_id: str | None = None
+) -> ToolResult:
     """Return the result of a call; `job_id` names the job that its deferred items go on as."""
-    structured: dict[str, Any] = {"ans_ls": report.answers(outcomes)}
-    meta = report.totals(scope) | report.columns(outcomes)
-    if errors := report.errors(outcomes):
+    structured: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}
+    meta = call_report.totals(stats) | call_report.columns(outcomes)
+    if errors := call_report.errors(outcomes):
         structured["errors"] = errors
     if job_id is not None:
         structured["job_id"] = meta["job_id"] = job_id
-    failed = report.failed(outcomes, any_failure=any_failure)
+    failed = call_report.failed(outcomes, any_failure=any_failure)
     # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
-    texts = [report.summary(outcomes) if failed else orjson.dumps(structured).decode()]
+    texts = [call_report.summary(outcomes) if failed else orjson.dumps(structured).decode()]
     if job_id is not None:
         texts.append(_goes_on(outcomes, job_id))
     content = [TextContent(type="text", text=text) for text in texts]
@@ -67,7 +69,7 @@ def result_of(outcomes: Sequence[Outcome], scope: Scope, *, any_failure: bool, j
 
 
 def _goes_on(outcomes: Sequence[Outcome], job_id: str) -> str:
-    left = report.deferred(outcomes)
+    left = call_report.deferred(outcomes)
     return (
         f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
         f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '

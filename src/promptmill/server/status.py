@@ -15,9 +15,9 @@ from mcp_types import Annotations
 from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
-from promptmill.config import Plan
-from promptmill.errors import redact
-from promptmill.service import Service
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import redact
+from promptmill.service.service import Service
 
 URI = "promptmill://status"
 _SET = "[set]"
@@ -60,7 +60,7 @@ def describe(service: Service) -> dict[str, Any]:
 class _Shown:
     """Values of a plan's settings as anybody may read them."""
 
-    def __init__(self, plan: Plan, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
         self._settings = plan.settings
         named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
         variables = [environ.get(name, "") for name in (*_KEY_VARIABLES, *named) if name]

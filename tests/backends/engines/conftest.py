@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import Request, Scope
-from promptmill.config import Configuration, Overrides, Plan
-from promptmill.conversation import conversation_from_messages, conversation_from_prompt
-from promptmill.outcome import Completion, Outcome
-from promptmill.sampling import Sampling
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
+from promptmill.core.outcome import Completion, Outcome
+from promptmill.core.sampling import Sampling
 
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -56,10 +56,10 @@ class Call:
     host: EngineHost
     source: ListSource
     sink: DictSink = field(default_factory=DictSink)
-    scope: Scope = field(default_factory=Scope)
+    stats: CallStats = field(default_factory=CallStats)
 
     async def run(self) -> list[Outcome]:
-        await self.host.run(self.source, self.sink, self.scope)
+        await self.host.run(self.source, self.sink, self.stats)
         return [self.sink.outcomes[key] for key in sorted(self.sink.outcomes)]
 
 
@@ -68,7 +68,7 @@ class Desk:
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
-        self.scope = Scope()
+        self.stats = CallStats()
 
     def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 120) -> Any:
         return self._runner.run(asyncio.wait_for(work, timeout_s))
@@ -89,7 +89,7 @@ class Desk:
     def ask(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Outcome]:
         """Return one outcome per prompt; a tuple as sampling value holds one value per prompt."""
         call = self.call(host, prompts, extra, **sampling)
-        self.scope = call.scope
+        self.stats = call.stats
         return self.wait(call.run())
 
     def texts(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[str]:
@@ -109,7 +109,9 @@ def desk(runner: asyncio.Runner) -> Desk:
     return Desk(runner)
 
 
-def plan_of(model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any) -> Plan:
+def plan_of(
+    model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any
+) -> ResolvedConfig:
     raw: dict[str, Any] = {"backend": "hf", "unsupported": keys.pop("unsupported", "warn")}
     raw["backend_configs"] = {"hf": {"model_name_or_path": str(model), **keys}}
     overrides = Overrides(backend_configs={"hf": call} if call else {})
@@ -117,7 +119,7 @@ def plan_of(model: str | Path, *, call: dict[str, Any] | None = None, trust_clie
 
 
 @pytest.fixture(scope="session")
-def make_plan() -> Callable[..., Plan]:
+def make_plan() -> Callable[..., ResolvedConfig]:
     return plan_of
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from promptmill.outcome import Completion
+from promptmill.core.outcome import Completion
 
 pytestmark = pytest.mark.engine
 
@@ -42,9 +42,9 @@ def reference():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from promptmill import embedded
+    from promptmill.backends.engines import embedded_model
 
-    folder = embedded.model_folder(lambda text: None)
+    folder = embedded_model.model_folder(lambda text: None)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -93,8 +93,8 @@ def test_each_answer_tells_tokens_reason_and_time(desk, engine):
     assert 1 < ended.usage.completion_tokens <= 9
     assert ended.latency_s > 0
     assert (ended.attempts, ended.reasoning) == (1, None)
-    assert (desk.scope.done, desk.scope.requests, desk.scope.in_flight) == (2, 2, 0)
-    assert desk.scope.completion_tokens == ended.usage.completion_tokens + 9
+    assert (desk.stats.done, desk.stats.requests, desk.stats.in_flight) == (2, 2, 0)
+    assert desk.stats.completion_tokens == ended.usage.completion_tokens + 9
 
 
 def test_no_special_token_is_ever_in_an_answer(desk, engine):
@@ -186,7 +186,7 @@ def test_bad_items_cost_themselves_alone(desk, engine):
         None,
     ]
     assert outcomes[1].attempts == 0
-    assert (desk.scope.done, desk.scope.failed, desk.scope.in_flight) == (4, 2, 0)
+    assert (desk.stats.done, desk.stats.failed, desk.stats.in_flight) == (4, 2, 0)
 
 
 def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
@@ -198,7 +198,7 @@ def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
 def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
     (outcome,) = desk.ask(engine, ["Count to one hundred."], {"max_completion_tokens": 3, "n": 1, "logprobs": None})
     assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
-    assert not desk.scope.warnings
+    assert not desk.stats.warnings
     for value, said in ((0, "less than 1"), ("many", "a text"), (True, "true or false")):
         (outcome,) = desk.ask(engine, ["Hi!"], {"max_completion_tokens": value})
         assert outcome.error.code == "invalid_input"
@@ -208,11 +208,11 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
 def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
     extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
     desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "json_object"}, reasoning_effort="low")
-    said = " ".join(desk.scope.warnings)
+    said = " ".join(desk.stats.warnings)
     for name in ("chat_template_kwargs.tokenize", "guided_json", "response_format", "reasoning_effort"):
         assert name in said
     desk.texts(engine, ["Hi!"], max_tokens=2, enable_thinking=False, response_format={"type": "text"})
-    assert not desk.scope.warnings
+    assert not desk.stats.warnings
 
 
 def test_no_prompts_are_no_work(desk, engine):

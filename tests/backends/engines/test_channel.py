@@ -8,8 +8,8 @@ import io
 import orjson
 import pytest
 
-from promptmill.children import frames, process
-from promptmill.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.system import frames, subprocesses
 
 
 def test_messages_come_out_as_they_went_in():
@@ -52,7 +52,7 @@ def test_errors_travel_whole():
 
 
 def test_the_end_of_a_process_is_told_in_words():
-    assert process.how_it_ended(3) == "it ended with status 3"
-    assert process.how_it_ended(-9).startswith("it was killed by SIGKILL, as the system does")
-    assert process.how_it_ended(-11) == "it was killed by SIGSEGV"
-    assert "unknown" in process.how_it_ended(None)
+    assert subprocesses.how_it_ended(3) == "it ended with status 3"
+    assert subprocesses.how_it_ended(-9).startswith("it was killed by SIGKILL, as the system does")
+    assert subprocesses.how_it_ended(-11) == "it was killed by SIGSEGV"
+    assert "unknown" in subprocesses.how_it_ended(None)

@@ -6,12 +6,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.choice import Choice  # noqa: E402
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
+from promptmill.backends.engines.hf.image_inputs import ImageInputs  # noqa: E402
 from promptmill.backends.engines.hf.model import LanguageModel  # noqa: E402
-from promptmill.backends.engines.hf.row import Row  # noqa: E402
+from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
-from promptmill.backends.engines.hf.sight import Sight  # noqa: E402
+from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
 
 
 class Enough(BaseException):
@@ -42,8 +42,12 @@ def model(tiny):
 
 def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     """Its marks are of another length than its tokens, so nothing is computed."""
-    rows = [Row(1, number, [5 + number] * 9, 200, frozenset(), Choice()) for number in range(4)]
-    rows.append(Row(2, 4, [7] * 9, 5, frozenset(), Choice(), sight=Sight({}, {"marks": torch.zeros((1, 30))})))
+    rows = [RunningSequence(1, number, [5 + number] * 9, 200, frozenset(), SamplerState()) for number in range(4)]
+    rows.append(
+        RunningSequence(
+            2, 4, [7] * 9, 5, frozenset(), SamplerState(), sight=ImageInputs({}, {"marks": torch.zeros((1, 30))})
+        )
+    )
     schedule, channel = Schedule(), Channel(len(rows))
     for row in rows:
         schedule.add(row)

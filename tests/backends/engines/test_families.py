@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.choice import Choice  # noqa: E402
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
 from promptmill.backends.engines.hf.loading import load_model  # noqa: E402
-from promptmill.backends.engines.hf.row import Row  # noqa: E402
+from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
-from promptmill.backends.engines.locate import Location  # noqa: E402
-from promptmill.errors import PromptmillError  # noqa: E402
+from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
+from promptmill.backends.engines.model_location import Location  # noqa: E402
+from promptmill.core.errors import PromptmillError  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -99,7 +99,7 @@ def _load(folder: Path):
 
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:
-    rows = [Row(1, n, prompt, lengths[n], frozenset(), Choice()) for n, prompt in enumerate(prompts)]
+    rows = [RunningSequence(1, n, prompt, lengths[n], frozenset(), SamplerState()) for n, prompt in enumerate(prompts)]
     schedule, channel = Schedule(model.border), _Channel(len(rows))
     for row in rows:
         schedule.add(row)

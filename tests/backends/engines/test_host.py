@@ -15,9 +15,9 @@ import pytest
 
 from engine_parent import engine_parent
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Scope
-from promptmill.errors import PromptmillError
-from promptmill.outcome import Completion
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import PromptmillError
+from promptmill.core.outcome import Completion
 
 pytestmark = pytest.mark.engine
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -59,7 +59,7 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
             await asyncio.wait_for(running, 5)
         assert caught.value.code == "engine_died"
         assert "SIGKILL" in caught.value.message
-        assert call.scope.in_flight == 0
+        assert call.stats.in_flight == 0
         with pytest.raises(PromptmillError):
             await desk.call(host, ["a"]).run()
         await host.load(ignore)
@@ -163,7 +163,7 @@ def test_cancelling_a_call_frees_its_rows_within_a_second(desk, engine):
         with pytest.raises(asyncio.CancelledError):
             await running
         assert time.monotonic() - started < 0.1
-        assert call.scope.in_flight == 0
+        assert call.stats.in_flight == 0
         (outcome,) = await desk.call(engine, ["Hi!"], max_tokens=1).run()
         return outcome.latency_s, time.monotonic() - started
 
@@ -187,7 +187,7 @@ def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, engine):
         call = desk.call(engine, ["Hi!"] * 5000, max_tokens=30)
         running = asyncio.create_task(call.run())
         await asyncio.sleep(2)
-        most = call.source.taken - call.scope.done
+        most = call.source.taken - call.stats.done
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert 8 <= most <= 17
@@ -321,7 +321,7 @@ def test_an_error_of_the_source_ends_the_call_alone(desk, engine):
     async def broken():
         call = desk.call(engine, [])
         with pytest.raises(OSError, match="disk gone"):
-            await engine.run(Broken(), call.sink, Scope())
+            await engine.run(Broken(), call.sink, CallStats())
         assert len(await desk.call(engine, ["Hi!"], max_tokens=1).run()) == 1
 
     desk.wait(broken())
@@ -345,8 +345,8 @@ def test_a_crowd_of_calls_ends_with_every_answer(desk, tiny_engine):
             task.cancel()
         ended = await asyncio.gather(*some, return_exceptions=True)
         for call, outcomes in zip(calls, ended, strict=True):
-            assert call.scope.in_flight == 0
+            assert call.stats.in_flight == 0
             if not isinstance(outcomes, asyncio.CancelledError):
-                assert len(outcomes) == call.scope.done
+                assert len(outcomes) == call.stats.done
 
     desk.wait(crowd())

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from image_families import FAMILIES, SHOWN, generated, make, template
-from promptmill.conversation import conversation_from_prompt
+from promptmill.core.conversation import conversation_from_prompt
 
 pytestmark = pytest.mark.engine
 
@@ -103,7 +103,7 @@ def test_without_a_chat_template_images_stand_in_the_plain_text(desk, make_engin
     call = _call(desk, host, _conversations(pictures, [("one # two", ["tall"])]), [20])
     image = Image.open(pictures / "tall.png").convert("RGB")
     assert _texts(desk.wait(call.run())) == [generated(folder, "one <image> two", [image], 20)]
-    assert "no chat template" in " ".join(call.scope.warnings)
+    assert "no chat template" in " ".join(call.stats.warnings)
 
 
 def test_a_template_without_a_place_for_images_is_the_items_error(desk, make_engine, tmp_path, pictures):
@@ -169,14 +169,14 @@ def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_eng
     async def given_up():
         call = _call(desk, host, conversations, [3] * 3)
         running = asyncio.create_task(call.run())
-        while call.scope.done < 2:
+        while call.stats.done < 2:
             await asyncio.sleep(0.01)
         assert sorted(call.sink.outcomes) == [1, 2]
-        assert call.scope.in_flight == 1
+        assert call.stats.in_flight == 1
         running.cancel()
         await asyncio.wait({running}, timeout=1)
         assert running.cancelled()
-        assert call.scope.in_flight == 0
+        assert call.stats.in_flight == 0
         return _texts(await _call(desk, host, conversations[2:], [3]).run())
 
     assert len(desk.wait(given_up())) == 1

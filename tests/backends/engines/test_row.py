@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.choice import Choice
-from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.hf.texts import Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
@@ -55,7 +55,7 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
-        row = Row(1, 1, [5], 10**6, frozenset(), Choice(), stops=stops)
+        row = RunningSequence(1, 1, [5], 10**6, frozenset(), SamplerState(), stops=stops)
         ended = next((n for n, token in enumerate(tokens) if row.accept(token, texts)), None)
         assert ended is not None, stops
         assert row.text == _cut(tokenizer, tokens, stops)
@@ -68,7 +68,7 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
-        row = Row(1, 1, [5], limit, frozenset(), Choice())
+        row = RunningSequence(1, 1, [5], limit, frozenset(), SamplerState())
         assert [row.accept(token, texts) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far

@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.choice import Choice
-from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Schedule
+from promptmill.backends.engines.hf.sequence import RunningSequence
 
 
-def row(run: int, length: int = 10) -> Row:
-    return Row(run, 0, [0] * length, 5, frozenset(), Choice())
+def row(run: int, length: int = 10) -> RunningSequence:
+    return RunningSequence(run, 0, [0] * length, 5, frozenset(), SamplerState())
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promptmill.backends.engines.pictures import pictures
+from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.submission import Submissions, WebImages
 from promptmill.backends.protocol import Request
-from promptmill.children import frames
-from promptmill.conversation import conversation_from_messages, conversation_from_prompt
-from promptmill.errors import PromptmillError
-from promptmill.images import ImageRules
-from promptmill.sampling import Sampling
+from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
+from promptmill.core.errors import PromptmillError
+from promptmill.core.sampling import Sampling
+from promptmill.images.load import ImageRules
+from promptmill.system import frames
 
 
 @pytest.fixture

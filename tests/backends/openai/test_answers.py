@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.outcome import Completion, Usage
+from promptmill.core.outcome import Completion, Usage
 from replies import answer, by_prompt, drip, late, raw, sse, then_close, zipped
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "moon"}'}}
@@ -165,7 +165,7 @@ def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")
     result = drive(["one two", "three"], stream=stream)
     assert result.outcomes[0].usage == Usage(2, 3)
-    assert (result.scope.prompt_tokens, result.scope.completion_tokens) == (3, 6)
+    assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (3, 6)
 
 
 def test_an_answer_without_usage_is_an_answer(upstream, drive):

@@ -9,8 +9,8 @@ import pytest
 
 from driving import ask, echoes, opened
 from fakes import DictSink, ListSource
-from promptmill.backends.protocol import Scope
-from promptmill.errors import PromptmillError
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
 
 HUNDRED = [f"prompt {i}" for i in range(100)]
@@ -23,15 +23,15 @@ def test_cancelling_closes_what_is_in_flight(upstream, run, reply, stream):
 
     async def work():
         async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
-            scope = Scope(total=100)
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), scope))
+            stats = CallStats(total=100)
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), stats))
             await upstream.reaches(lambda: upstream.in_flight == 8)
             task.cancel()
             began = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert time.monotonic() - began < 1
-            assert scope.in_flight == 0
+            assert stats.in_flight == 0
             await upstream.reaches(lambda: upstream.in_flight == 0, 1)
             sent = len(upstream.seen)
             upstream.reply = answer()
@@ -50,7 +50,7 @@ def test_cancelling_ends_all_waiting_too(upstream, run, reply):
 
     async def work():
         async with opened(upstream.url, retries=100, base_delay=0.3, max_delay=2) as backend:
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), Scope()))
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
             await upstream.reaches(lambda: upstream.seen)
             await asyncio.sleep(0.1)
             task.cancel()
@@ -94,7 +94,7 @@ def test_many_cancelled_runs_leak_no_place(upstream, run):
     async def work():
         async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
             for wait in range(30):
-                task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), Scope()))
+                task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
                 await asyncio.sleep(wait / 1000)
                 task.cancel()
                 await asyncio.wait({task})
@@ -111,7 +111,7 @@ def test_closing_ends_running_calls_with_shutdown(upstream, run):
     async def work():
         async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
             sink = DictSink()
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, Scope()))
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
             await upstream.reaches(lambda: upstream.in_flight == 4)
             began = time.monotonic()
             await backend.aclose()
@@ -123,7 +123,7 @@ def test_closing_ends_running_calls_with_shutdown(upstream, run):
             await upstream.reaches(lambda: not upstream.open, 1)
             await backend.aclose()
             with pytest.raises(PromptmillError) as caught:
-                await backend.run(ListSource(["a"]), DictSink(), Scope())
+                await backend.run(ListSource(["a"]), DictSink(), CallStats())
             assert caught.value.code == "shutdown"
 
     run(work())
@@ -131,7 +131,7 @@ def test_closing_ends_running_calls_with_shutdown(upstream, run):
 
 def test_closing_before_loading_is_fine(upstream, run):
     from fakes import openai_plan
-    from promptmill import registry
+    from promptmill.service import registry
 
     async def work():
         backend = await registry.create(openai_plan(upstream.url))
@@ -239,10 +239,10 @@ def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream, 
         reported = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
-            other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), Scope()))
+            other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), CallStats()))
             await upstream.reaches(lambda: upstream.in_flight == 2)
             sink = SlowToEnd()
-            ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, Scope()))
+            ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
             await upstream.reaches(lambda: sink.waiting == 2)
             ending.cancel()
             await asyncio.sleep(0.01)

@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from promptmill.backends.openai.retry import classify_exception
-from promptmill.errors import Code
+from promptmill.core.errors import Code
 
 _URL = URL("http://127.0.0.1:1/v1")
 _INFO = RequestInfo(_URL, "POST", CIMultiDictProxy(CIMultiDict()), _URL)

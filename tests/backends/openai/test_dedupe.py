@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from fakes import ListSource
-from promptmill.conversation import conversation_from_prompt
-from promptmill.errors import Code
-from promptmill.sampling import Sampling
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code
+from promptmill.core.sampling import Sampling
 from replies import by_prompt, late, status
 
 PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20
@@ -25,8 +25,8 @@ def test_each_is_sent_once_and_answers_all(upstream, run):
     result = _drive(run, upstream, PROMPTS, Sampling(temperature=0), concurrency=4)
     assert result.texts == echoes(PROMPTS)
     assert upstream.attempts == {"a": 1, "b": 1, "c": 1}
-    assert result.scope.requests == 3
-    assert result.scope.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
+    assert result.stats.requests == 3
+    assert result.stats.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
 
 
 def test_a_failure_is_shared_as_an_answer_is(upstream, run):

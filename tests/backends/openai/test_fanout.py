@@ -15,13 +15,13 @@ from PIL import Image
 
 from driving import ask, echoes, opened
 from fakes import KEY, DictSink, ListSource
-from promptmill.backends.openai.fanout import FanOut
 from promptmill.backends.openai.spool import MappedFile
-from promptmill.backends.protocol import Request, Scope
-from promptmill.conversation import Conversation, Message, conversation_from_prompt
-from promptmill.errors import Code
-from promptmill.rows import Reading
-from promptmill.sampling import Sampling
+from promptmill.backends.openai.workers import FanOut
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.rows import RowReader
+from promptmill.core.conversation import Conversation, Message, conversation_from_prompt
+from promptmill.core.errors import Code
+from promptmill.core.sampling import Sampling
 from replies import answer, by_prompt, late, quota, reset, status
 
 PROMPTS = [f"prompt {i}" for i in range(300)]
@@ -59,7 +59,7 @@ def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, m
     result = drive(PROMPTS, item_timeout=0.9, **BULK)
     assert result.texts == echoes(PROMPTS)
     assert max(outcome.latency_s for outcome in result.outcomes) < 0.9
-    assert result.scope.requests == len(upstream.seen) == len(PROMPTS)
+    assert result.stats.requests == len(upstream.seen) == len(PROMPTS)
 
 
 def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
@@ -169,7 +169,7 @@ def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
                 outcomes[key] = outcome
 
         async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Source(), Sink(), Scope(total=2))
+            await backend.run(Source(), Sink(), CallStats(total=2))
         return outcomes
 
     outcomes = run(work())
@@ -197,7 +197,7 @@ def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upst
             Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
         )
         async with opened(upstream.url, **BULK) as backend:
-            await backend.run(source, sink, Scope(total=2))
+            await backend.run(source, sink, CallStats(total=2))
         return [sink.outcomes[key].attempts for key in (0, 1)]
 
     assert run(work()) == [1, 3]
@@ -209,7 +209,7 @@ def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upst
 def test_a_large_call_with_nothing_left_to_ask_ends(upstream, run):
     async def work():
         async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Listed(), DictSink(), Scope(total=30_000))
+            await backend.run(Listed(), DictSink(), CallStats(total=30_000))
 
     run(work())
     assert not upstream.seen
@@ -254,7 +254,7 @@ def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
         offset += len(line)
 
     class Rows:
-        reading = Reading("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
+        reading = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
 
         def __init__(self):
             self.path = path
@@ -277,7 +277,7 @@ def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
                 outcomes[key] = outcome
 
         async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Rows(), Sink(), Scope())
+            await backend.run(Rows(), Sink(), CallStats())
         return outcomes
 
     outcomes = run(work())

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.errors import Code
-from promptmill.outcome import Completion
+from promptmill.core.errors import Code
+from promptmill.core.outcome import Completion
 from replies import (
     answer,
     attempts,
@@ -243,7 +243,7 @@ def test_a_fault_that_passes_costs_nothing_at_an_endpoint_that_has_answered(upst
     result = run(work())
     assert result.texts == echoes(["bad", "other"])
     assert [outcome.attempts for outcome in result.outcomes] == [3, 3]
-    assert result.scope.retries == 4
+    assert result.stats.retries == 4
 
 
 def test_a_refused_connection_ends_the_item(upstream, drive):

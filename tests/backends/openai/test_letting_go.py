@@ -9,7 +9,7 @@ import pytest
 
 from driving import ask, opened
 from promptmill.backends.protocol import Request
-from promptmill.outcome import Completion, Failure
+from promptmill.core.outcome import Completion, Failure
 from replies import answer, by_prompt, closed, reset, status, truncated
 
 OF_A_CALL = Request | Completion | Failure

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.backends.protocol import Scope
+from promptmill.backends.protocol import CallStats
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
 
 THOUSAND = [f"prompt {i}" for i in range(1000)]
@@ -217,12 +217,12 @@ def test_a_small_run_beside_a_huge_one_gets_its_share(upstream, run):
 
     async def work():
         async with opened(upstream.url, concurrency=8) as backend:
-            scope = Scope(total=len(huge))
-            first = asyncio.create_task(ask(backend, huge, scope))
-            await upstream.reaches(lambda: scope.done > 100)
-            before = scope.done
+            stats = CallStats(total=len(huge))
+            first = asyncio.create_task(ask(backend, huge, stats))
+            await upstream.reaches(lambda: stats.done > 100)
+            before = stats.done
             second = await ask(backend, small)
-            meanwhile = scope.done - before
+            meanwhile = stats.done - before
             return await first, second, meanwhile
 
     first, second, meanwhile = run(work())
@@ -236,12 +236,12 @@ def test_two_equal_runs_share_evenly(upstream, run):
 
     async def work():
         async with opened(upstream.url, concurrency=8) as backend:
-            scopes = [Scope(total=600), Scope(total=600)]
-            first = asyncio.create_task(ask(backend, prompts, scopes[0]))
+            all_stats = [CallStats(total=600), CallStats(total=600)]
+            first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
             await asyncio.sleep(0)
-            second = asyncio.create_task(ask(backend, prompts, scopes[1]))
-            await upstream.reaches(lambda: scopes[0].done > 400)
-            done = scopes[1].done
+            second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
+            await upstream.reaches(lambda: all_stats[0].done > 400)
+            done = all_stats[1].done
             await asyncio.gather(first, second)
             return done
 
@@ -283,10 +283,10 @@ def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream, run):
 
     async def work():
         async with opened(upstream.url, concurrency=8) as backend:
-            source, scope, most = ListSource(prompts), Scope(total=len(prompts)), 0
-            task = asyncio.create_task(ask(backend, prompts, scope, source))
+            source, stats, most = ListSource(prompts), CallStats(total=len(prompts)), 0
+            task = asyncio.create_task(ask(backend, prompts, stats, source))
             while not task.done():
-                most = max(most, source.taken - scope.done)
+                most = max(most, source.taken - stats.done)
                 assert len(asyncio.all_tasks()) < 60
                 await asyncio.sleep(0.01)
             return await task, most
@@ -303,8 +303,8 @@ def test_a_slow_sink_is_waited_for(upstream, run):
 
     async def work():
         async with opened(upstream.url, concurrency=4) as backend:
-            sink, scope = DictSink(delay_s=0.01), Scope(total=len(prompts))
-            return await ask(backend, prompts, scope, sink=sink)
+            sink, stats = DictSink(delay_s=0.01), CallStats(total=len(prompts))
+            return await ask(backend, prompts, stats, sink=sink)
 
     result = run(work())
     assert result.texts == echoes(prompts)

@@ -11,7 +11,7 @@ import pytest
 
 from driving import ask, opened
 from fakes import KEY, openai_plan
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
 from replies import by_prompt, raw, redirect, status
 
 SECRETS = {
@@ -46,7 +46,7 @@ def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, caplog
     assert "Incorrect API key provided" in result.failures[0].error.message
     assert secret not in _shown(result.failures[0].error)
     assert secret not in caplog.text
-    assert not any(secret in warning for warning in result.scope.warnings)
+    assert not any(secret in warning for warning in result.stats.warnings)
 
 
 @pytest.mark.parametrize("body", ["text", "html", "list", "string", "nested"])

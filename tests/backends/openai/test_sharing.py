@@ -6,16 +6,16 @@ import asyncio
 import random
 from urllib.parse import urlsplit
 
-from promptmill.backends.openai.dialect import dialect_of
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.gate import Gate, Share
-from promptmill.backends.openai.lane import Lane
-from promptmill.backends.openai.pace import Pace
-from promptmill.backends.openai.retry import Blame, Verdict
-from promptmill.backends.openai.wire import Encoder
-from promptmill.backends.protocol import Scope
-from promptmill.errors import Code, PromptmillError
-from promptmill.settings import OpenAISettings
+from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.limiter import FairShare, Limiter
+from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.protocol import CallStats
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
 
 
 class Clock:
@@ -28,17 +28,17 @@ class Clock:
         return self.now
 
 
-def a_lane(pace: Pace, **block: object) -> Lane:
+def a_lane(throttle: LoopThrottle, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
     endpoint = Endpoint(url, "localhost", {}, (), dialect_of(urlsplit(url)))
-    encoder = Encoder(endpoint, "m", enable_thinking=None, stream=False)
-    return Lane(endpoint, encoder, settings, pace, random.Random(1))
+    encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
+    return EndpointState(endpoint, encoder, settings, throttle, random.Random(1))
 
 
-def a_gate(concurrency: int) -> Gate:
+def a_gate(concurrency: int) -> Limiter:
     clock = Clock()
-    return Gate([a_lane(Pace(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
+    return Limiter([a_lane(LoopThrottle(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
 
 
 def nothing() -> None:
@@ -46,11 +46,11 @@ def nothing() -> None:
 
 
 def shares(concurrency: int, *wanted: int | None) -> list[int]:
-    async def share_out() -> list[Share]:
-        gate = a_gate(concurrency)
-        opened = [gate.opened(nothing) for _ in wanted]
+    async def share_out() -> list[FairShare]:
+        limiter = a_gate(concurrency)
+        opened = [limiter.opened(nothing) for _ in wanted]
         for share, items in zip(opened, wanted, strict=True):
-            gate.want(share, items)
+            limiter.want(share, items)
         await asyncio.sleep(0)
         return opened
 
@@ -79,13 +79,13 @@ def test_a_call_hears_when_its_share_grows():
     heard: list[int] = []
 
     async def leave_one() -> None:
-        gate = a_gate(64)
-        stays = gate.opened(lambda: heard.append(stays.most))
-        leaves = gate.opened(nothing)
+        limiter = a_gate(64)
+        stays = limiter.opened(lambda: heard.append(stays.most))
+        leaves = limiter.opened(nothing)
         await asyncio.sleep(0)
         assert stays.most == 32
         heard.clear()
-        gate.closed(leaves)
+        limiter.closed(leaves)
         await asyncio.sleep(0)
 
     asyncio.run(leave_one())
@@ -94,45 +94,45 @@ def test_a_call_hears_when_its_share_grows():
 
 def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
     async def work() -> tuple[bool, bool]:
-        clock, scope = Clock(), Scope()
-        failed_there, full = (a_lane(Pace(clock), concurrency=1, adaptive=False) for _ in range(2))
-        gate = Gate([failed_there, full], 3, clock)
-        taken = gate.enter_now(scope, 0, failed_there)
+        clock, stats = Clock(), CallStats()
+        failed_there, full = (a_lane(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
+        limiter = Limiter([failed_there, full], 3, clock)
+        taken = limiter.enter_now(stats, 0, failed_there)
         assert taken is not None
-        patient = asyncio.ensure_future(gate.enter(scope, 0, failed_there))
+        patient = asyncio.ensure_future(limiter.enter(stats, 0, failed_there))
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
-            ticket = await gate.enter(scope, 0, None)
+            permit = await limiter.enter(stats, 0, None)
         waited = not patient.done()
-        gate.leave(taken, scope)
+        limiter.leave(taken, stats)
         async with asyncio.timeout(5):
-            return ticket.lane is failed_there and waited, (await patient).lane is full
+            return permit.endpoint_state is failed_there and waited, (await patient).endpoint_state is full
 
     assert asyncio.run(work()) == (True, True)
 
 
 def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
     clock = Clock()
-    lane = a_lane(Pace(clock), concurrency=4)
-    lost = Verdict(Blame.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
-    first, older = lane.enter(), lane.enter()
-    lane.failed(first, lost, None)
-    lane.leave(first)
-    hanging = lane.enter()
-    assert lane.room(clock.now) == 0
-    lane.succeeded(older)
-    lane.leave(older)
-    assert lane.room(clock.now) == 3
-    later = lane.enter()
-    lane.failed(later, lost, None)
-    lane.leave(later)
+    endpoint_state = a_lane(LoopThrottle(clock), concurrency=4)
+    lost = RetryDecision(FailureKind.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
+    first, older = endpoint_state.enter(), endpoint_state.enter()
+    endpoint_state.failed(first, lost, None)
+    endpoint_state.leave(first)
+    hanging = endpoint_state.enter()
+    assert endpoint_state.room(clock.now) == 0
+    endpoint_state.succeeded(older)
+    endpoint_state.leave(older)
+    assert endpoint_state.room(clock.now) == 3
+    later = endpoint_state.enter()
+    endpoint_state.failed(later, lost, None)
+    endpoint_state.leave(later)
     clock.now += 60
-    assert lane.room(clock.now) == 1
-    probe = lane.enter()
-    lane.leave(hanging)
-    assert lane.room(clock.now) == 0
-    lane.leave(probe)
-    assert lane.room(clock.now) == 1
+    assert endpoint_state.room(clock.now) == 1
+    probe = endpoint_state.enter()
+    endpoint_state.leave(hanging)
+    assert endpoint_state.room(clock.now) == 0
+    endpoint_state.leave(probe)
+    assert endpoint_state.room(clock.now) == 1
 
 
 def grown(answer_after_s: float, *, busy: bool) -> int:
@@ -140,20 +140,20 @@ def grown(answer_after_s: float, *, busy: bool) -> int:
 
     async def answers() -> int:
         clock = Clock()
-        pace = Pace(clock)
-        lane = a_lane(pace, concurrency=256)
+        throttle = LoopThrottle(clock)
+        endpoint_state = a_lane(throttle, concurrency=256)
         for _ in range(1000):
-            assert pace.pass_now()
-            tickets = [lane.enter() for _ in range(lane.window.size)]
+            assert throttle.pass_now()
+            tickets = [endpoint_state.enter() for _ in range(endpoint_state.window.size)]
             if not busy:
                 await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
                 await asyncio.sleep(0)
             clock.now += answer_after_s
-            for ticket in tickets:
-                lane.succeeded(ticket)
-                lane.leave(ticket)
+            for permit in tickets:
+                endpoint_state.succeeded(permit)
+                endpoint_state.leave(permit)
             await asyncio.sleep(0)
-        return lane.window.size
+        return endpoint_state.window.size
 
     return asyncio.run(answers())
 
@@ -169,17 +169,17 @@ def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_p
 def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
     async def busy_for_a_second_then_idle() -> tuple[bool, bool]:
         clock = Clock()
-        pace = Pace(clock)
+        throttle = LoopThrottle(clock)
         for _ in range(1000):
-            pace.pass_now()
+            throttle.pass_now()
             await asyncio.sleep(0)
             clock.now += 0.001
-        at, idle_s = clock.now, pace.idle_s(clock.now)
+        at, idle_s = clock.now, throttle.idle_s(clock.now)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         clock.now += 0.005
-        shortly = pace.is_limit(at, idle_s)
+        shortly = throttle.is_limit(at, idle_s)
         clock.now += 1
-        return shortly, pace.is_limit(at, idle_s)
+        return shortly, throttle.is_limit(at, idle_s)
 
     assert asyncio.run(busy_for_a_second_then_idle()) == (True, False)

@@ -28,8 +28,8 @@ import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
-from promptmill.children import frames, process
-from promptmill.children.frames import Message
+from promptmill.system import frames, subprocesses
+from promptmill.system.frames import Frame
 
 
 class Channel:
@@ -43,22 +43,22 @@ class Channel:
         self._incoming, self._outgoing = incoming, outgoing
         self._writing = threading.Lock()
         self._routing = threading.Lock()
-        self._waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._handler: Callable[[Message], None] = self._waiting.put
+        self._waiting: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._handler: Callable[[Frame], None] = self._waiting.put
         threading.Thread(target=self._listen, args=(incoming,), name="listen", daemon=True).start()
 
-    def receive(self) -> Message:
+    def receive(self) -> Frame:
         """Return the next message, waiting for it; only before `route`."""
         return self._waiting.get()
 
-    def route(self, handler: Callable[[Message], None]) -> None:
+    def route(self, handler: Callable[[Frame], None]) -> None:
         """Give every message, also those that wait already, to `handler`, on the reading thread."""
         with self._routing:
             while not self._waiting.empty():
                 handler(self._waiting.get())
             self._handler = handler
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Frame) -> None:
         """Write one message; threads may send at the same time."""
         frame = frames.packed(message)
         try:
@@ -66,7 +66,7 @@ class Channel:
                 self._outgoing.write(frame)
                 self._outgoing.flush()
         except OSError:  # the server is gone
-            process.end_own_group()
+            subprocesses.end_own_group()
 
     def leave_to_parent(self) -> None:
         """Let go of both pipes in a forked child, which would keep them open, and end with the parent."""
@@ -74,7 +74,7 @@ class Channel:
         for pipe in (self._incoming, self._outgoing):
             os.dup2(null, pipe.fileno(), inheritable=False)
         os.close(null)
-        process.end_with_parent()
+        subprocesses.end_with_parent()
 
     def _listen(self, incoming: BinaryIO) -> None:
         try:
@@ -82,5 +82,5 @@ class Channel:
                 with self._routing:
                     self._handler(message)
         finally:
-            process.remove_scratch()  # nobody else is left to do it
-            process.end_own_group()
+            subprocesses.remove_scratch()  # nobody else is left to do it
+            subprocesses.end_own_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from promptmill.children.pipes import private_pipes  # the standard library's `os` is all that it imports
+from promptmill.system.pipes import private_pipes  # the standard library's `os` is all that it imports
 
 _ENGINES = {
     "hf": "promptmill.backends.engines.hf.engine",
@@ -23,11 +23,11 @@ def main() -> None:
     import traceback
 
     from promptmill.backends.engines.channel import Channel
-    from promptmill.children import frames, process
-    from promptmill.errors import PromptmillError, redact
+    from promptmill.core.errors import PromptmillError, redact
+    from promptmill.system import frames, subprocesses
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
-    process.lower_priority()
+    subprocesses.lower_priority()
     channel = Channel(incoming, outgoing)
     try:
         load = channel.receive()

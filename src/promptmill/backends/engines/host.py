@@ -10,21 +10,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from promptmill.backends.engines.call import Call
+from promptmill.backends.engines.embedded_model import cache_folder
+from promptmill.backends.engines.engine_call import Call
 from promptmill.backends.engines.submission import Submissions, WebImages
 from promptmill.backends.engines.trust import check_arguments, trusts_remote_code
-from promptmill.backends.protocol import Scope, Sink, Source
-from promptmill.children import frames, process
-from promptmill.children.frames import Message
-from promptmill.config import Plan
-from promptmill.embedded import cache_folder
-from promptmill.errors import Code, PromptmillError, config_error
-from promptmill.images import ImageRules
+from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.images.load import ImageRules
+from promptmill.system import frames, subprocesses
+from promptmill.system.frames import Frame
 
 _CHILD = "promptmill.backends.engines.child"
 
 
-def create(plan: Plan) -> EngineHost:
+def create(plan: ResolvedConfig) -> EngineHost:
     """Return the backend of `plan`, not loaded. Raises `PromptmillError` (`invalid_config`)."""
     block = getattr(plan.settings.backend_configs, plan.backend)
     if not block.model_name_or_path:
@@ -41,7 +41,7 @@ def create(plan: Plan) -> EngineHost:
 
 
 def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
-    environment = process.environment()
+    environment = subprocesses.environment()
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
@@ -65,7 +65,7 @@ class EngineHost:
         self._process: asyncio.subprocess.Process | None = None
         self._stdin: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._loading: asyncio.Queue[Message] = asyncio.Queue()
+        self._loading: asyncio.Queue[Frame] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._end = PromptmillError(Code.ENGINE_DIED, f"The {engine} engine is not loaded.")
         self._last_words = ""
@@ -122,7 +122,9 @@ class EngineHost:
     async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
         """Start the process, whose temporary files go into `scratch`; without a process that goes, too."""
         try:
-            return await process.start(_CHILD, self._environment | {process.SCRATCH: scratch, "TMPDIR": scratch})
+            return await subprocesses.start(
+                _CHILD, self._environment | {subprocesses.SCRATCH: scratch, "TMPDIR": scratch}
+            )
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -143,7 +145,7 @@ class EngineHost:
         except (frames.OutOfStepError, KeyError, TypeError):
             self._last_words = " What it sent could not be read."
         finally:
-            process.end_group(child.pid)  # also what it started itself
+            subprocesses.end_group(child.pid)  # also what it started itself
             if child.stdin is not None:
                 child.stdin.close()
             await child.wait()
@@ -152,7 +154,7 @@ class EngineHost:
             self._settle_end(child.returncode, loaded)
 
     def _settle_end(self, returncode: int | None, loaded: bool) -> None:  # noqa: FBT001
-        how = f"{process.how_it_ended(returncode)}.{self._last_words}"
+        how = f"{subprocesses.how_it_ended(returncode)}.{self._last_words}"
         if self._closed:
             self._end = _shut_down()
         elif loaded:
@@ -165,7 +167,7 @@ class EngineHost:
         for call in self._calls.values():
             call.arrived.put_nowait(self._end)
 
-    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request of `source` into `sink`; about two batches of them are in the engine at a time.
 
         Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone; cancelling frees its rows.
@@ -176,14 +178,14 @@ class EngineHost:
         submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images)
         call = self._calls[number] = Call(self._window, self._numbers, submissions, self._send_frame)
         try:
-            await call.run(source, sink, scope)
+            await call.run(source, sink, stats)
         finally:
             submissions.close()
             del self._calls[number]
             if call.left:
                 self._write({"type": "cancel", "run": number})
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: Frame) -> None:
         await self._send_frame(frames.packed(message))
 
     async def _send_frame(self, frame: bytes) -> None:
@@ -197,7 +199,7 @@ class EngineHost:
             await self._ended.wait()
         raise self._end
 
-    def _write(self, message: Message) -> None:
+    def _write(self, message: Frame) -> None:
         """Write a small message without waiting; nothing happens when the engine is gone."""
         if self._stdin is not None and not self._ended.is_set() and not self._stdin.is_closing():
             self._stdin.write(frames.packed(message))
@@ -214,14 +216,14 @@ class EngineHost:
         if self._process is None or self._listener is None:
             return
         if not self._ended.is_set():
-            process.end_group(self._process.pid)
+            subprocesses.end_group(self._process.pid)
         await asyncio.shield(self._listener)
 
 
 async def _group_gone(pid: int) -> None:
     """Wait until what a killed process had started is gone too, with its memory and ports; not for long."""
     for _ in range(100):
-        if not process.group_exists(pid):
+        if not subprocesses.group_exists(pid):
             return
         await asyncio.sleep(0.01)
 

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 
 from promptmill.backends.protocol import Request
-from promptmill.children import frames
-from promptmill.conversation import Message, TextPart, check_encodable
-from promptmill.errors import Code, PromptmillError, input_error
-from promptmill.images import ImageFile, ImageRules
-from promptmill.readings import Readings
+from promptmill.core.conversation import Message, TextPart, check_encodable
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.images.cache import ImageCache
+from promptmill.images.load import ImageFile, ImageRules
+from promptmill.system import frames
 
 _LONGEST_ITEM = 256 << 20  # bytes
 
@@ -27,7 +27,7 @@ class WebImages:
     async def fetch(self, url: str) -> str:
         """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
         # an HTTP client is slow to import, and most calls have no image on the web
-        module = await asyncio.to_thread(importlib.import_module, "promptmill.webimages")
+        module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
         if self._fetcher is None:
             self._fetcher = module.ImageFetcher()
         data_url: str = await self._fetcher.fetch(url)
@@ -46,7 +46,7 @@ class Submissions:
     def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool) -> None:
         self._run = run
         self._takes_images = takes_images
-        self._readings = Readings(rules, _json_base64, web.fetch)
+        self._image_cache = ImageCache(rules, _json_base64, web.fetch)
 
     async def frame(self, number: int, request: Request) -> bytes:
         """Return the `submit` frame (see `channel`) of a request.
@@ -62,7 +62,7 @@ class Submissions:
                 "Load a model that reads images, or choose another backend.",
             )
         check_encodable(conversation)
-        read = [await self._readings.read(image.source) for image in images]
+        read = [await self._image_cache.read(image.source) for image in images]
         size = sum(map(len, read))
         if size <= _LONGEST_ITEM:
             frame = _packed(
@@ -85,10 +85,10 @@ class Submissions:
 
     def close(self) -> None:
         """Stop what is still being read or fetched."""
-        self._readings.close()
+        self._image_cache.close()
 
 
-def _packed(message: frames.Message) -> bytes:
+def _packed(message: frames.Frame) -> bytes:
     try:
         return frames.packed(message)
     except (TypeError, ValueError, RecursionError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from promptmill.config import Plan
-from promptmill.errors import config_error
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import config_error
 
 _SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 _OF_THE_OPERATOR = frozenset(
@@ -46,7 +46,7 @@ _BRINGS_NO_CODE = frozenset(
 )
 
 
-def check_arguments(plan: Plan) -> None:
+def check_arguments(plan: ResolvedConfig) -> None:
     """Raise `PromptmillError` (`invalid_config`) when a call sets what is the operator's to set.
 
     A call may repeat what the operator said.
@@ -59,7 +59,7 @@ def check_arguments(plan: Plan) -> None:
             raise config_error(f"backend_configs.{plan.backend}.{name}", f"a call may not set this; {_SWITCH}")
 
 
-def trusts_remote_code(plan: Plan) -> bool:
+def trusts_remote_code(plan: ResolvedConfig) -> bool:
     """Return whether the model's own code may run: only if the operator said so, of this very model.
 
     So not when a call sets anything beside it that may bring code, such as another tokenizer or revision.

@@ -7,25 +7,25 @@ import random
 import time
 from collections.abc import Callable
 
-from promptmill.backends.openai.attachments import Attachments
-from promptmill.backends.openai.bulk import Bulk
+from promptmill.backends.openai.attempt import LocalSender
+from promptmill.backends.openai.bulk_path import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.gate import Gate
-from promptmill.backends.openai.lane import Lane, lanes
-from promptmill.backends.openai.pace import Pace
-from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.openai.endpoint_state import EndpointState, endpoint_states
+from promptmill.backends.openai.image_encoder import ImageEncoder
+from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.run import Run
-from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.spool import wants_whole
-from promptmill.backends.protocol import Scope, Sink, Source
-from promptmill.config import Plan
-from promptmill.errors import Code, PromptmillError, config_error
-from promptmill.images import ImageRules
-from promptmill.webimages import ImageFetcher
+from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.images.fetch import ImageFetcher
+from promptmill.images.load import ImageRules
 
 
-def create(plan: Plan) -> OpenAIBackend:
+def create(plan: ResolvedConfig) -> OpenAIBackend:
     """Return the backend of `plan`. Raises `PromptmillError` (`invalid_config`) for what cannot work."""
     return OpenAIBackend(plan)
 
@@ -33,7 +33,7 @@ def create(plan: Plan) -> OpenAIBackend:
 class OpenAIBackend:
     """Calls share one pool and one gate, so `concurrency` bounds all of them together."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ResolvedConfig) -> None:
         """`plan` chooses endpoints, keys and limits; nothing is opened yet."""
         self._plan = plan
         self._settings = plan.settings.backend_configs.openai
@@ -45,8 +45,8 @@ class OpenAIBackend:
         self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
         self._fetcher = ImageFetcher() if plan.settings.fetch_images else None
-        self._gate: Gate | None = None
-        self._lanes: list[Lane] = []
+        self._limiter: Limiter | None = None
+        self._endpoint_states: list[EndpointState] = []
         self._runs: set[asyncio.Task[None]] = set()
         self._closed = False
         self._concurrency = self._settings.concurrency
@@ -57,23 +57,23 @@ class OpenAIBackend:
         settings = self._settings
         self._concurrency = min(settings.concurrency, room_for_connections(settings.concurrency))
         clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
-        pace = Pace(clock)
-        self._lanes = lanes(self._endpoints, self._model, settings, pace, chance)
-        self._gate = Gate(self._lanes, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment), pace)
+        throttle = LoopThrottle(clock)
+        self._endpoint_states = endpoint_states(self._endpoints, self._model, settings, throttle, chance)
+        self._limiter = Limiter(self._endpoint_states, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
+        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment), throttle)
 
-    async def run(self, source: Source, sink: Sink, scope: Scope) -> None:
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""
-        if self._pool is None or self._gate is None or self._closed:
+        if self._pool is None or self._limiter is None or self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if self._concurrency < self._settings.concurrency:
-            scope.warn(
+            stats.warn(
                 f"concurrency is {self._concurrency} instead of {self._settings.concurrency}: "
                 "this process may not open more connections."
             )
         if self._settings.dedupe:
-            source = sink = Dedupe(source, sink, scope, self._lanes[0].encoder.fingerprint)
-        task = asyncio.ensure_future(self._run(source, sink, scope, self._gate, self._pool))
+            source = sink = Dedupe(source, sink, stats, self._endpoint_states[0].encoder.fingerprint)
+        task = asyncio.ensure_future(self._run(source, sink, stats, self._limiter, self._pool))
         self._runs.add(task)
         try:
             await task
@@ -85,28 +85,28 @@ class OpenAIBackend:
             self._runs.discard(task)
             task.cancel()
 
-    async def _run(self, source: Source, sink: Sink, scope: Scope, gate: Gate, pool: Pool) -> None:
+    async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
         bulk = Bulk(self._plan, self._endpoints, self._rules)
-        if bulk.suits(source, scope):
-            async with bulk.opened(source, sink, scope) as (refs, fan_out):
+        if bulk.suits(source, stats):
+            async with bulk.opened(source, sink, stats) as (refs, fan_out):
                 concurrency = min(self._concurrency, fan_out.capacity)
                 await Run(
                     refs,
                     sink,
-                    scope,
+                    stats,
                     settings=settings,
                     concurrency=concurrency,
-                    gate=gate,
+                    limiter=limiter,
                     sender=fan_out,
                     chance=chance,
                 ).run()
             return
-        attachments = Attachments(self._rules, self._fetcher)
+        image_encoder = ImageEncoder(self._rules, self._fetcher)
         sender = LocalSender(
             pool,
-            attachments,
-            scope,
+            image_encoder,
+            stats,
             unsupported_is_error=self._unsupported_is_error,
             whole=wants_whole(source),
         )
@@ -114,15 +114,15 @@ class OpenAIBackend:
             await Run(
                 source,
                 sink,
-                scope,
+                stats,
                 settings=settings,
                 concurrency=self._concurrency,
-                gate=gate,
+                limiter=limiter,
                 sender=sender,
                 chance=chance,
             ).run()
         finally:
-            attachments.close()
+            image_encoder.close()
 
     async def aclose(self) -> None:
         """End running calls and close all connections."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from promptmill.backends.protocol import Request, Scope, Sink, Source
-from promptmill.outcome import NO_USAGE, Outcome
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from promptmill.core.outcome import NO_USAGE, Outcome
 
 
 class Dedupe:
@@ -16,8 +16,8 @@ class Dedupe:
     `attempts` 0 and no usage, so that totals count what was really spent.
     """
 
-    def __init__(self, source: Source, sink: Sink, scope: Scope, fingerprint: Callable[[Request], bytes]) -> None:
-        self._source, self._sink, self._scope = source, sink, scope
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, fingerprint: Callable[[Request], bytes]) -> None:
+        self._source, self._sink, self._scope = source, sink, stats
         self._fingerprint = fingerprint
         self._first: dict[int, bytes] = {}
         self._waiting: dict[bytes, list[int]] = {}

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from promptmill.backends.openai.dialect import Dialect, dialect_of
-from promptmill.config import Plan
-from promptmill.errors import PromptmillError, config_error
-from promptmill.settings import OpenAISettings
+from promptmill.backends.openai.providers import ProviderProfile, dialect_of
+from promptmill.config.loading import ResolvedConfig
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import PromptmillError, config_error
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
@@ -34,11 +34,11 @@ class Endpoint:
     name: str
     headers: Mapping[str, str]
     secrets: tuple[str, ...]
-    dialect: Dialect
+    profile: ProviderProfile
     key_note: str = ""
 
 
-def endpoints(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
+def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
     """Return the endpoints of the plan's `base_url`, at least one.
 
     Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
@@ -53,13 +53,13 @@ def endpoints(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[Endpo
     return [_endpoint(url, plan, environ, named=_origin(url) in trusted) for url in map(_parsed, settings.base_url)]
 
 
-def _endpoint(url: SplitResult, plan: Plan, environ: Mapping[str, str], *, named: bool) -> Endpoint:
+def _endpoint(url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str], *, named: bool) -> Endpoint:
     """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
     settings = plan.settings.backend_configs.openai
-    dialect = dialect_of(url)
+    profile = dialect_of(url)
     named = named or plan.trust_client
     for_environment = (
-        named or (dialect.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
+        named or (profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
     key, note = "", ""
     if settings.api_key is not None and settings.api_key.get_secret_value().strip():
@@ -81,10 +81,10 @@ def _endpoint(url: SplitResult, plan: Plan, environ: Mapping[str, str], *, named
         name = "api-key" if (url.hostname or "").endswith(".openai.azure.com") else "Authorization"
         headers.setdefault(name, key if name == "api-key" else f"Bearer {key}")
         secrets = (key, *secrets)
-    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, dialect, note)
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note)
 
 
-def _from_environment(settings: OpenAISettings, plan: Plan, environ: Mapping[str, str]) -> str:
+def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str]) -> str:
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):

@@ -18,9 +18,9 @@ from typing import Any
 import aiohttp
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.exchange import LARGEST_BODY, StaleError, TooLarge
-from promptmill.errors import Code, PromptmillError, redact, without_controls
-from promptmill.outcome import NO_USAGE, Usage
+from promptmill.backends.openai.raw_http import LARGEST_BODY, StaleError, TooLarge
+from promptmill.core.errors import Code, PromptmillError, redact, without_controls
+from promptmill.core.outcome import NO_USAGE, Usage
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _QUOTA_WORDS = ("insufficient_quota", "exceeded your current quota", "billing_hard_limit", "insufficient balance")
@@ -36,7 +36,7 @@ _LONGEST_REASON = 400
 _LONGEST_READ = 1 << 16
 
 
-class Blame(Enum):
+class FailureKind(Enum):
     """Whose affair a failure is."""
 
     ITEM = auto()
@@ -54,14 +54,14 @@ class Blame(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetryDecision:
     """What one failed attempt means.
 
     `wait_s` is the endpoint's own wish (`Retry-After`), if it had one. `stale`: a kept connection was at its end, so
     the next attempt needs a new one and no wait. `usage`: what an answer cost that is none.
     """
 
-    blame: Blame
+    kind: FailureKind
     error: PromptmillError
     wait_s: float | None = None
     stale: bool = False
@@ -99,7 +99,7 @@ def _number(text: str | None) -> float | None:
     return None if math.isnan(number) else max(0.0, number)
 
 
-def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> Verdict:
+def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
     """Return what a reply with `status` and parsed body `payload` (or its text) means."""
     reason, words, labels = _reason(payload)
     reason = " ".join(without_controls(reason).split())[:_LONGEST_READ]
@@ -108,22 +108,22 @@ def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint
     if message[-1] not in ".!?…":  # our own sentence follows
         message += "."
 
-    def final(code: Code) -> Verdict:
-        return Verdict(Blame.ITEM, PromptmillError(code, message))
+    def final(code: Code) -> RetryDecision:
+        return RetryDecision(FailureKind.ITEM, PromptmillError(code, message))
 
     if status in {401, 403}:
-        return Verdict(Blame.KEY, PromptmillError(Code.UNAUTHORIZED, message))
+        return RetryDecision(FailureKind.KEY, PromptmillError(Code.UNAUTHORIZED, message))
     # a message may quote the prompt, so only statuses that are about money or load make its words count
     if status == 402 or _any(_QUOTA_WORDS, words if status == 429 else labels):
-        return Verdict(Blame.KEY, PromptmillError(Code.INSUFFICIENT_QUOTA, message))
+        return RetryDecision(FailureKind.KEY, PromptmillError(Code.INSUFFICIENT_QUOTA, message))
     if status == 429 and not _any(_TOO_LARGE_WORDS, words):
-        return Verdict(Blame.LOAD, PromptmillError(Code.RATE_LIMITED, message), retry_after_s(headers))
+        return RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, message), retry_after_s(headers))
     if status in {413, 429}:
         return final(Code.REQUEST_TOO_LARGE)
     if status in _RETRIED:
-        blame = Blame.LOST if status == 503 else Blame.CHANCE
+        kind = FailureKind.LOST if status == 503 else FailureKind.CHANCE
         code = Code.TIMEOUT if status == 408 else Code.SERVER_ERROR
-        return Verdict(blame, PromptmillError(code, message), retry_after_s(headers))
+        return RetryDecision(kind, PromptmillError(code, message), retry_after_s(headers))
     if 300 <= status < 400:
         return final(Code.BAD_RESPONSE)
     if status == 404:
@@ -133,13 +133,13 @@ def judge_status(status: int, headers: Mapping[str, str], payload: Any, endpoint
     if _any(_CONTEXT_WORDS, words):
         return final(Code.CONTEXT_LENGTH)
     if status < 300:
-        return Verdict(
-            Blame.CHANCE, PromptmillError(Code.BAD_RESPONSE, message.replace("answered", "sent an error with"))
+        return RetryDecision(
+            FailureKind.CHANCE, PromptmillError(Code.BAD_RESPONSE, message.replace("answered", "sent an error with"))
         )
     return final(Code.SERVER_ERROR if status >= 500 else Code.BAD_REQUEST)
 
 
-def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
+def judge_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return what an attempt that ended in `exc` means."""
     code = classify_exception(exc)
     if isinstance(exc, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
@@ -148,7 +148,7 @@ def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
             f"{endpoint.name} could not be asked: the proxy that the environment names cannot be used.",
             "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
         )
-        return Verdict(Blame.LOST, error)
+        return RetryDecision(FailureKind.LOST, error)
     match code:
         case Code.TIMEOUT:
             text = "did not accept a connection in time" if _while_connecting(exc) else "was silent for too long"
@@ -170,10 +170,10 @@ def judge_exception(exc: Exception, endpoint: Endpoint) -> Verdict:
             text = f"could not be asked ({type(exc).__name__})"
     error = PromptmillError(code, f"{endpoint.name} {text}.")
     if code is Code.TLS:
-        return Verdict(Blame.KEY, error)
+        return RetryDecision(FailureKind.KEY, error)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST}:
-        return Verdict(Blame.LOST, error, stale=isinstance(exc, StaleError))
-    return Verdict(Blame.ITEM if code is Code.INTERNAL else Blame.CHANCE, error)
+        return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
+    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)
 
 
 def classify_exception(exc: BaseException) -> Code:

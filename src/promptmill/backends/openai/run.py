@@ -9,15 +9,15 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar
 
+from promptmill.backends.openai.attempt import Sender
 from promptmill.backends.openai.endpoint import refusal_hint
-from promptmill.backends.openai.gate import Gate
-from promptmill.backends.openai.lane import Lane, Ticket
-from promptmill.backends.openai.retry import Blame, Verdict, backoff_s
-from promptmill.backends.openai.sender import Sender
-from promptmill.backends.protocol import Scope, Sink
-from promptmill.errors import Code, PromptmillError
-from promptmill.outcome import Completion, Failure, Outcome
-from promptmill.settings import OpenAISettings
+from promptmill.backends.openai.endpoint_state import EndpointState, Permit
+from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.protocol import CallStats, Sink
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
 _HARD_CAP = 5
@@ -58,7 +58,7 @@ class Item(Generic[TaskT]):
         self.attempts = task.attempts
         self.counted = 0
         self.refusals = 0
-        self.failed_at: Lane | None = None
+        self.failed_at: EndpointState | None = None
         self.failed_serial = 0
         self.stale = False
         self.since = 0.0
@@ -71,18 +71,18 @@ class Run(Generic[TaskT]):
         self,
         source: Tasks[TaskT],
         sink: Sink,
-        scope: Scope,
+        stats: CallStats,
         *,
         settings: OpenAISettings,
         concurrency: int,
-        gate: Gate,
+        limiter: Limiter,
         sender: Sender[TaskT],
         chance: random.Random,
     ) -> None:
-        self._source, self._sink, self._scope = source, sink, scope
+        self._source, self._sink, self._scope = source, sink, stats
         self._settings = settings
         self._most_workers = concurrency
-        self._gate, self._sender, self._chance = gate, sender, chance
+        self._limiter, self._sender, self._chance = limiter, sender, chance
         self._fresh: deque[Item[TaskT]] = deque()
         self._back: deque[Item[TaskT]] = deque()
         self._ended = False
@@ -96,7 +96,7 @@ class Run(Generic[TaskT]):
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
-        self._share = self._gate.opened(self._employ)
+        self._share = self._limiter.opened(self._employ)
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
@@ -107,7 +107,7 @@ class Run(Generic[TaskT]):
             raise group.exceptions[0] from None
         finally:
             self._closed = True
-            self._gate.closed(self._share)
+            self._limiter.closed(self._share)
 
     def _employ(self) -> None:
         """Have one more worker for every item that waits for one (all others are busy), up to the share."""
@@ -151,7 +151,7 @@ class Run(Generic[TaskT]):
             tasks = await self._source.take(wanted)
             self._ended = not tasks
             self._open += len(tasks)
-            self._gate.want(self._share, None if len(tasks) == wanted else self._open)
+            self._limiter.want(self._share, None if len(tasks) == wanted else self._open)
             self._fresh.extend([Item(task) for task in tasks])
         if self._workers:
             self._employ()
@@ -161,31 +161,33 @@ class Run(Generic[TaskT]):
         try:
             prepared = await self._sender.prepare(item.task)
             size = self._sender.size(item.task)
-            ticket = self._gate.enter_now(self._scope, size, item.failed_at) or await self._gate.enter(
+            permit = self._limiter.enter_now(self._scope, size, item.failed_at) or await self._limiter.enter(
                 self._scope, size, item.failed_at
             )
         except PromptmillError as error:
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
-        lane = ticket.lane
+        endpoint_state = permit.endpoint_state
         try:
-            result = await self._attempt(item, lane, prepared)
+            result = await self._attempt(item, endpoint_state, prepared)
         except PromptmillError as error:
-            self._gate.leave(ticket, self._scope)
+            self._limiter.leave(permit, self._scope)
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
         except BaseException:
-            self._gate.leave(ticket, self._scope)
+            self._limiter.leave(permit, self._scope)
             raise
         if isinstance(result, Completion):
-            lane.succeeded(ticket)
-            self._gate.leave(ticket, self._scope)
+            endpoint_state.succeeded(permit)
+            self._limiter.leave(permit, self._scope)
             usage = result.usage
-            self._gate.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
+            self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
             return await self._settle(item, result.after(item.attempts, self._age(item)))
-        counts = not self._blame(item, ticket, result)
-        self._gate.leave(ticket, self._scope)
-        return await self._after_failure(item, lane, result, counts=counts)
+        counts = not self._blame(item, permit, result)
+        self._limiter.leave(permit, self._scope)
+        return await self._after_failure(item, endpoint_state, result, counts=counts)
 
-    async def _attempt(self, item: Item[TaskT], lane: Lane, prepared: Mapping[str, bytes]) -> Completion | Verdict:
+    async def _attempt(
+        self, item: Item[TaskT], endpoint_state: EndpointState, prepared: Mapping[str, bytes]
+    ) -> Completion | RetryDecision:
         """Send once. Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker."""
         if not self._sender.ready:
             await self._sender.wait_ready()
@@ -200,10 +202,10 @@ class Run(Generic[TaskT]):
             self._scope.retries += 1
         try:
             if limit_s is None:
-                return await self._sender.send(item.task, lane, prepared, fresh=item.stale)
+                return await self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
             try:
                 async with asyncio.timeout(item.since + limit_s - now):
-                    return await self._sender.send(item.task, lane, prepared, fresh=item.stale)
+                    return await self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
             except TimeoutError:
                 raise _too_slow(limit_s) from None
         except PromptmillError as error:
@@ -213,45 +215,51 @@ class Run(Generic[TaskT]):
                 self._scope.requests -= 1
             raise
 
-    def _blame(self, item: Item[TaskT], ticket: Ticket, verdict: Verdict) -> bool:
+    def _blame(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
         """Tell the lane; return whether the failure is not held against the item."""
-        lane = ticket.lane
-        if verdict.blame is Blame.ITEM:
-            lane.succeeded(ticket)  # it answered; what it said concerns this item alone
+        endpoint_state = permit.endpoint_state
+        if decision.kind is FailureKind.ITEM:
+            endpoint_state.succeeded(permit)  # it answered; what it said concerns this item alone
             return False
-        if verdict.blame is Blame.OURS:
+        if decision.kind is FailureKind.OURS:
             return True
-        before = item.failed_serial if item.failed_at is lane else None
-        item.failed_serial = lane.serial
-        return lane.failed(ticket, verdict, before)
+        before = item.failed_serial if item.failed_at is endpoint_state else None
+        item.failed_serial = endpoint_state.serial
+        return endpoint_state.failed(permit, decision, before)
 
-    async def _after_failure(self, item: Item[TaskT], lane: Lane, verdict: Verdict, *, counts: bool) -> None:
-        error = verdict.error
-        if verdict.blame is Blame.KEY:
-            error = refusal_hint(lane.endpoint, error)
-            lane.blocked = error
-            self._gate.serve()
+    async def _after_failure(
+        self, item: Item[TaskT], endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool
+    ) -> None:
+        error = decision.error
+        if decision.kind is FailureKind.KEY:
+            error = refusal_hint(endpoint_state.endpoint, error)
+            endpoint_state.blocked = error
+            self._limiter.serve()
         settings = self._settings
-        item.failed_at, item.stale = lane, verdict.stale
+        item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
-        final = verdict.blame is Blame.ITEM or (verdict.blame is Blame.KEY and self._gate.only(lane))
+        final = decision.kind is FailureKind.ITEM or (
+            decision.kind is FailureKind.KEY and self._limiter.only(endpoint_state)
+        )
         if (
             final
             or item.counted >= settings.retries
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
-            return await self._settle(item, Failure(error, item.attempts, self._age(item), verdict.usage))
-        self._scope.prompt_tokens += verdict.usage.prompt_tokens  # spent, though another attempt will be the outcome
-        self._scope.completion_tokens += verdict.usage.completion_tokens
+            return await self._settle(item, Failure(error, item.attempts, self._age(item), decision.usage))
+        self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
+        self._scope.completion_tokens += decision.usage.completion_tokens
         wait_s = 0.0
-        if verdict.blame is Blame.LOAD:
+        if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough
                 wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
             item.refusals += 1
-        elif counts and not lane.ailing and not verdict.stale:  # else the pauses between its probes are wait enough
+        elif (
+            counts and not endpoint_state.ailing and not decision.stale
+        ):  # else the pauses between its probes are wait enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
-        if not self._gate.elsewhere(lane):  # an endpoint speaks for itself alone
-            wait_s = max(wait_s, lane.wished(verdict))
+        if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
+            wait_s = max(wait_s, endpoint_state.wished(decision))
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._settle(item, Failure(_too_slow(settings.item_timeout), item.attempts, self._age(item)))
         if wait_s <= 0:
@@ -271,7 +279,7 @@ class Run(Generic[TaskT]):
         self._scope.settle(outcome)
         self._open -= 1
         if self._share.wanted is not None:
-            self._gate.want(self._share, self._open)
+            self._limiter.want(self._share, self._open)
 
     @staticmethod
     def _age(item: Item[TaskT]) -> float:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import orjson
 
 from promptmill.backends.protocol import Request, Source
-from promptmill.errors import Code, PromptmillError
-from promptmill.rows import Reading
+from promptmill.backends.rows import RowReader
+from promptmill.core.errors import Code, PromptmillError
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
 
@@ -34,7 +34,7 @@ class MappedSource(Protocol):
     """A source whose payloads lie in a file, one row each, which workers read by themselves as `reading` says."""
 
     path: Path
-    reading: Reading
+    reading: RowReader
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
         """Return `(key, offset, length)` of up to `n` rows, `[]` at the end and from then on."""
@@ -75,9 +75,9 @@ class Spool:
         self.path = _unnamed(Path(name), handle)
         whole = wants_whole(source)
         if first:
-            self.reading = Reading("messages", first[0].sampling, first[0].extra, whole=whole)
+            self.reading = RowReader("messages", first[0].sampling, first[0].extra, whole=whole)
         else:
-            self.reading = Reading("messages", whole=whole)
+            self.reading = RowReader("messages", whole=whole)
         self._source = source
         self._first = first
         self._refuse = refuse

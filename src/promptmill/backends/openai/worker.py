@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptmill.children.pipes import private_pipes
+from promptmill.system.pipes import private_pipes
 
 _PIPES = private_pipes() if __name__ == "__main__" else None  # before an import can print into the protocol
 
@@ -15,24 +15,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from promptmill.backends.openai.attachments import Attachments
-from promptmill.backends.openai.dialect import dialect_named
+from promptmill.backends.openai.attempt import LocalSender
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.fanout import packed_result
-from promptmill.backends.openai.lane import lanes
-from promptmill.backends.openai.pace import Pace
-from promptmill.backends.openai.pool import Pool, room_for_connections, trust_of_environment
-from promptmill.backends.openai.sender import LocalSender
+from promptmill.backends.openai.endpoint_state import endpoint_states
+from promptmill.backends.openai.image_encoder import ImageEncoder
+from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.providers import dialect_named
 from promptmill.backends.openai.spool import MappedFile, Ref
-from promptmill.backends.protocol import Request, Scope
-from promptmill.children import frames
-from promptmill.errors import Code, PromptmillError
-from promptmill.images import ImageRules
-from promptmill.loop import run, stay_responsive
-from promptmill.rows import Reading
-from promptmill.sampling import Sampling
-from promptmill.settings import OpenAISettings
-from promptmill.webimages import ImageFetcher
+from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.openai.workers import packed_result
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.rows import RowReader
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.sampling import Sampling
+from promptmill.images.fetch import ImageFetcher
+from promptmill.images.load import ImageRules
+from promptmill.system import frames
+from promptmill.system.runtime import run, stay_responsive
 
 _KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there may be many
 
@@ -45,19 +45,21 @@ class Worker:
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
         self._file = MappedFile(Path(job["path"]))
-        self._reading = Reading(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
-        self._scope = Scope()
+        self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
+        self._scope = CallStats()
         self._told: set[str] = set()
         chance = random.Random()  # noqa: S311 (a lane wants one; decisions are made elsewhere)
-        pace = Pace(time.monotonic)
-        self._lanes = lanes(list(map(_endpoint, job["endpoints"])), job["model"], settings, pace, chance)
+        throttle = LoopThrottle(time.monotonic)
+        self._endpoint_states = endpoint_states(
+            list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle, chance
+        )
         roots = job["allowed_roots"]
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
-        attachments = Attachments(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
-        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), pace)
+        image_encoder = ImageEncoder(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
+        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), throttle)
         self._sender = LocalSender(
             pool,
-            attachments,
+            image_encoder,
             self._scope,
             unsupported_is_error=job["unsupported"] == "error",
             whole=self._reading.whole,
@@ -65,22 +67,22 @@ class Worker:
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._results: list[tuple[Any, ...]] = []
 
-    def hear(self, message: frames.Message) -> None:
+    def hear(self, message: frames.Frame) -> None:
         """Begin or cancel attempts."""
         if message["type"] == "send":
-            for number, lane, fresh, *place in message["items"]:
-                self._attempts[number] = asyncio.create_task(self._attempt(number, lane, fresh, Ref(*place)))
+            for number, endpoint_state, fresh, *place in message["items"]:
+                self._attempts[number] = asyncio.create_task(self._attempt(number, endpoint_state, fresh, Ref(*place)))
         else:
             for number in message["ids"]:
                 if task := self._attempts.get(number):
                     task.cancel()
 
-    async def _attempt(self, number: int, lane: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
+    async def _attempt(self, number: int, endpoint_state: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
         try:
             row = self._file.read(ref.offset, ref.length)
             request = Request(ref.key, *self._reading.read(ref.key, row))
             prepared = await self._sender.prepare(request)
-            result = await self._sender.send(request, self._lanes[lane], prepared, fresh=fresh)
+            result = await self._sender.send(request, self._endpoint_states[endpoint_state], prepared, fresh=fresh)
             self._report(number, *packed_result(result))
         except PromptmillError as error:
             self._report(number, "error", frames.packed_error(error))

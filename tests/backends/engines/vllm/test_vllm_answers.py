@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from promptmill.outcome import Completion
+from promptmill.core.outcome import Completion
 
 pytestmark = pytest.mark.engine
 CITY = {
@@ -23,9 +23,9 @@ CITY = {
 def tokenizer():
     from transformers import AutoTokenizer
 
-    from promptmill import embedded
+    from promptmill.backends.engines import embedded_model
 
-    return AutoTokenizer.from_pretrained(embedded.model_folder(print))
+    return AutoTokenizer.from_pretrained(embedded_model.model_folder(print))
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def test_it_answers_through_the_models_own_template(desk, vllm, tokenizer, promp
     assert "Paris" in outcome.text
     assert outcome.finish_reason == "stop"
     assert outcome.latency_s > 0
-    assert desk.scope.warnings == {}
+    assert desk.stats.warnings == {}
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     assert outcome.usage.prompt_tokens == prompt_tokens(turns)
     assert outcome.usage.completion_tokens == len(tokenizer.encode(outcome.text)) + 1  # the end of the turn
@@ -78,7 +78,7 @@ def test_stop_strings_cut_before_the_text_and_special_tokens_end_the_answer(desk
     assert "d" in whole
     assert cut == whole[: whole.index("d")]
     assert empty == whole
-    assert "An empty stop string was left out." in desk.scope.warnings
+    assert "An empty stop string was left out." in desk.stats.warnings
     (outcome,) = desk.ask(vllm, ["Hi!"], {"ignore_eos": True}, max_tokens=60, stop=["<|im_end|>"])
     assert outcome.finish_reason == "stop"
 
@@ -116,7 +116,7 @@ def test_a_schema_is_kept(desk, vllm):
 )
 def test_guided_decoding_goes_through_extra_params(desk, vllm, extra):
     assert desk.texts(vllm, ["What colour has the sky?"], extra, max_tokens=10)[0] in {"blue", "red"}
-    assert desk.scope.warnings == {}
+    assert desk.stats.warnings == {}
 
 
 def test_reasoning_is_told_apart(desk, vllm):
@@ -143,7 +143,7 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, vllm):
     body = {"max_completion_tokens": 3, "n": 1, "min_tokens": None, "logprobs": None}
     (outcome,) = desk.ask(vllm, ["Count to one hundred."], body)
     assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
-    assert not desk.scope.warnings
+    assert not desk.stats.warnings
     (outcome,) = desk.ask(vllm, ["Count to one hundred."], {"max_tokens": "12"})
     assert outcome.error.code == "invalid_input"
     assert "max_tokens is a text" in outcome.error.message
@@ -153,7 +153,7 @@ def test_what_cannot_be_taken_is_a_warning(desk, vllm):
     extra = {"n": 3, "nonsense": 1, "chat_template_kwargs": {"chat_template": "x"}}
     (outcome,) = desk.ask(vllm, ["Hi!"], extra, max_tokens=4, enable_thinking=True, reasoning_effort="low")
     assert isinstance(outcome, Completion)
-    said = " ".join(desk.scope.warnings)
+    said = " ".join(desk.stats.warnings)
     for name in ("take n ", "nonsense", "chat_template_kwargs.chat_template", "enable_thinking", "reasoning_effort"):
         assert name in said
 
@@ -198,7 +198,7 @@ def test_cancelling_aborts_the_requests(desk, vllm):
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert call.scope.in_flight == 0
+        assert call.stats.in_flight == 0
         # four rows that go on for minutes would hold all places
         outcomes = await desk.call(vllm, ["Hi!"] * 4, max_tokens=4).run()
         return time.monotonic() - started, outcomes

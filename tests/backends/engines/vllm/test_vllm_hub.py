@@ -6,7 +6,7 @@ import pytest
 
 from hub import Mirror, environment, refusing_hub
 from promptmill.backends.engines.host import create
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"

@@ -16,8 +16,8 @@ from engine_parent import engine_parent
 from piped import Piped, eventually
 from processtable import family, gone, ports, taken_ports
 from promptmill.backends.engines.host import create
-from promptmill.children.process import SCRATCH
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
+from promptmill.system.subprocesses import SCRATCH
 
 pytestmark = pytest.mark.engine
 ENDLESS = {"ignore_eos": True}

@@ -12,7 +12,7 @@ import pytest
 
 from promptmill.backends.engines.host import create
 from promptmill.backends.engines.vllm import engine
-from promptmill.errors import PromptmillError
+from promptmill.core.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
 

@@ -54,7 +54,7 @@ def test_the_parser_takes_the_reasoning_out_of_the_answer(desk, host):
     assert "think>" not in first.reasoning
     assert first.finish_reason == "stop"
     assert first.usage.completion_tokens >= 5 + 1 + len("blue")
-    assert desk.scope.warnings == {}
+    assert desk.stats.warnings == {}
 
 
 def test_a_thought_that_is_cut_is_all_reasoning(desk, host):

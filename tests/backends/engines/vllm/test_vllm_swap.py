@@ -14,9 +14,9 @@ from fastmcp.client.transports import StdioTransport
 
 from piped import eventually
 from processtable import gone, ports, taken_ports
-from promptmill.config import Configuration
+from promptmill.config.loading import Configuration
 from promptmill.server import create_server
-from promptmill.service import Service
+from promptmill.service.service import Service
 from talk import Talk, codes
 
 pytestmark = [pytest.mark.engine, pytest.mark.stdio]
@@ -79,7 +79,7 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
     file = tmp_path / "parameter.yaml"
     file.write_text(json.dumps({"backend": "hf"}))
     before = set(engine())
-    arguments = ["-m", "promptmill.cli", "serve", "--config", str(file)]
+    arguments = ["-m", "promptmill", "serve", "--config", str(file)]
     transport = StdioTransport(sys.executable, arguments, env=dict(os.environ), keep_alive=False)
 
     async def swaps():

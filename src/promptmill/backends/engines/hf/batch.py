@@ -9,10 +9,10 @@ from transformers.cache_utils import Cache
 
 from promptmill.backends.engines.hf.cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.model import LanguageModel, left_padded
-from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sequence import RunningSequence
 
 
-def _offset(positions: Any, rows: list[Row]) -> Any:
+def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
     """Return `positions`, `(rows, 1)`, as far behind the numbers of tokens as each row's images put them."""
     if not any(row.offset for row in rows):
         return positions
@@ -22,7 +22,7 @@ def _offset(positions: Any, rows: list[Row]) -> Any:
 class Batch(Protocol):
     """Running rows with what they have computed so far."""
 
-    rows: list[Row]
+    rows: list[RunningSequence]
 
     def step(self) -> Any:
         """Compute each row's last token; return the scores of its next, `(rows, vocabulary)`."""
@@ -33,15 +33,15 @@ class Batch(Protocol):
         ...
 
 
-class OpenBatch:
+class ContinuousBatch:
     """A batch that rows join and leave at any token; needs a cache of plain columns."""
 
     def __init__(self, model: LanguageModel) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[RunningSequence] = []
         self._model = model
         self._cache = PooledCache(len(model.new_cache().layers))
 
-    def join(self, row: Row, content: KeysValues) -> None:
+    def join(self, row: RunningSequence, content: KeysValues) -> None:
         """Add a row with what was computed of its sequence, all but its last token."""
         self._cache.add(content)
         self.rows.append(row)
@@ -69,10 +69,10 @@ class OpenBatch:
         return self._model.scores(tokens, self._cache.mask, positions, self._cache, first=False)
 
 
-class ClosedBatch:
+class StaticBatch:
     """A batch that rows only leave, as they were prefilled together: for windows, recurrent states and the like."""
 
-    def __init__(self, model: LanguageModel, rows: list[Row], cache: Cache, mask: Any) -> None:
+    def __init__(self, model: LanguageModel, rows: list[RunningSequence], cache: Cache, mask: Any) -> None:
         self.rows = list(rows)
         self._model = model
         self._cache = cache
@@ -98,19 +98,19 @@ class ClosedBatch:
 class Prefill:
     """Prompts on their way into the cache: several of similar length at once, or a long one in pieces."""
 
-    def __init__(self, model: LanguageModel, rows: list[Row], chunk: int) -> None:
+    def __init__(self, model: LanguageModel, rows: list[RunningSequence], chunk: int) -> None:
         self.rows = rows
         self._model = model
         # rows that cannot be merged later may not be cut either: their states are not plain columns; nor may images
-        self._chunk = chunk if len(rows) == 1 and model.merges_rows and rows[0].sight is None else None
+        self._chunk = chunk if len(rows) == 1 and model.merges_rows and rows[0].image_inputs is None else None
         self._done = 0
         self.cache = model.new_cache()
         sequences = [row.sequence for row in rows]
         self._lengths = list(map(len, sequences))
         self._tokens, self.mask, self._positions = left_padded(sequences, model.device)
         self._seen: dict[str, Any] = {}
-        if (sight := rows[0].sight) is not None:  # then it is the only row
-            self._seen = sight.inputs(self._lengths[0], model.device, model.network.dtype)
+        if (image_inputs := rows[0].image_inputs) is not None:  # then it is the only row
+            self._seen = image_inputs.inputs(self._lengths[0], model.device, model.network.dtype)
             self._positions, rows[0].offset = model.positions(self._tokens, self.mask, self._seen)
 
     def step(self) -> Any:
@@ -132,20 +132,20 @@ class Prefill:
         return row_of(self.cache, place, self._lengths[place])
 
 
-class LoneRow:
+class SingleSequence:
     """A row by itself, prompt and tokens, step by step as transformers' own loop computes it.
 
     For models that carry more than a cache from one token to the next; a batch of one row.
     """
 
-    def __init__(self, model: LanguageModel, row: Row) -> None:
+    def __init__(self, model: LanguageModel, row: RunningSequence) -> None:
         self.rows = [row]
         self._model = model
         self._first = True
         self._tokens, mask, positions = left_padded([row.sequence], model.device)
         seen: dict[str, Any] = {}
-        if row.sight is not None:
-            seen = row.sight.inputs(len(row.sequence), model.device, model.network.dtype)
+        if row.image_inputs is not None:
+            seen = row.image_inputs.inputs(len(row.sequence), model.device, model.network.dtype)
             positions, _ = model.positions(self._tokens, mask, seen)
         self._carried = {
             "attention_mask": mask,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# What a request may say too, and is told apart there: see `Prompts`; and what changes no choice.
+# What a request may say too, and is told apart there: see `PromptBuilder`; and what changes no choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
 # Ways to choose that the decode loop does not know, with the values that mean nothing.
 _NOT_FOLLOWED = {

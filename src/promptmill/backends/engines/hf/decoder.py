@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import torch
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.hf.batch import Batch, ClosedBatch, LoneRow, OpenBatch, Prefill
-from promptmill.backends.engines.hf.choice import choose
+from promptmill.backends.engines.hf.batch import Batch, ContinuousBatch, Prefill, SingleSequence, StaticBatch
 from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sampler import choose
 from promptmill.backends.engines.hf.schedule import Schedule
-from promptmill.children.frames import Message
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.system.frames import Frame
 
 _QUANTUM = 64  # tokens that a row may compute before it makes room for a run that has no place at all
 _RECOVERY = 512  # steps without running out of memory after which one more row is tried
@@ -33,9 +33,9 @@ class Decoder:
         self._most = self._room = batch_size
         self._chunk = chunk
         self._together = chunk if model.merges_rows else 4 * chunk
-        self._prefill: Prefill | LoneRow | None = None
-        self._open = OpenBatch(model) if model.merges_rows and not model.alone else None
-        self._closed: list[ClosedBatch | LoneRow] = []
+        self._prefill: Prefill | SingleSequence | None = None
+        self._open = ContinuousBatch(model) if model.merges_rows and not model.alone else None
+        self._closed: list[StaticBatch | SingleSequence] = []
         self._steps = 0
 
     def run(self) -> NoReturn:
@@ -59,7 +59,7 @@ class Decoder:
     def _batches(self) -> list[Batch]:
         return [batch for batch in (self._open, *self._closed) if batch is not None and batch.rows]
 
-    def _running(self) -> list[Row]:
+    def _running(self) -> list[RunningSequence]:
         rows = [row for batch in self._batches() for row in batch.rows]
         return rows if self._prefill is None else [*rows, *self._prefill.rows]
 
@@ -90,7 +90,7 @@ class Decoder:
             resumed = self._open if taken[0].kept is not None else None
             try:
                 if self._model.alone:
-                    self._prefill = LoneRow(self._model, taken[0])
+                    self._prefill = SingleSequence(self._model, taken[0])
                 elif taken[0].kept is None:
                     self._prefill = Prefill(self._model, taken, self._chunk)
                 else:
@@ -132,7 +132,7 @@ class Decoder:
         self._schedule.put_back(row)
         return 1
 
-    def _resume(self, row: Row) -> None:
+    def _resume(self, row: RunningSequence) -> None:
         assert self._open is not None
         assert row.kept is not None
         content, row.kept = row.kept, None
@@ -152,11 +152,11 @@ class Decoder:
             return
         self._prefill = None
         batch: Batch
-        if isinstance(prefill, LoneRow):
+        if isinstance(prefill, SingleSequence):
             batch = prefill
             self._closed.append(prefill)
         elif self._open is None:
-            batch = ClosedBatch(self._model, prefill.rows, prefill.cache, prefill.mask)
+            batch = StaticBatch(self._model, prefill.rows, prefill.cache, prefill.mask)
             self._closed.append(batch)
         else:
             batch = self._open
@@ -194,7 +194,7 @@ class Decoder:
                 if place in wrong:
                     raise wrong[place]
                 if token is None:
-                    if isinstance(batch, OpenBatch):
+                    if isinstance(batch, ContinuousBatch):
                         batch.wipe(first + place)
                     raise PromptmillError(
                         Code.INTERNAL,
@@ -213,7 +213,7 @@ class Decoder:
                 done.append(first + place)
         self._drop(batch, done)
 
-    def _answer(self, row: Row, outcome: Message) -> None:
+    def _answer(self, row: RunningSequence, outcome: Frame) -> None:
         row.answered = True
         self._channel.send(outcome)
 
@@ -222,23 +222,23 @@ class Decoder:
             batch.drop(places)
         self._closed = [closed for closed in self._closed if closed.rows]
 
-    def _reset(self, batch: Batch, *more: Row) -> list[Row]:
+    def _reset(self, batch: Batch, *more: RunningSequence) -> list[RunningSequence]:
         """Give up what `batch` has computed; return its rows and `more`, each once."""
         rows = list(dict.fromkeys([*batch.rows, *more]))
         if batch is self._open:
-            self._open = OpenBatch(self._model)
+            self._open = ContinuousBatch(self._model)
         self._closed = [closed for closed in self._closed if closed is not batch]
         return rows
 
-    def _given_up(self) -> list[Row]:
+    def _given_up(self) -> list[RunningSequence]:
         """Give up everything that is being computed; return its rows."""
         rows = self._running()
         self._prefill, self._closed = None, []
         if self._open is not None:
-            self._open = OpenBatch(self._model)
+            self._open = ContinuousBatch(self._model)
         return list(dict.fromkeys(rows))
 
-    def _mishap(self, rows: list[Row], error: Exception) -> None:
+    def _mishap(self, rows: list[RunningSequence], error: Exception) -> None:
         """Let `rows` start over, fewer at a time, after a step failed; a row that fails alone gets the error.
 
         Raises `error` when it is no row's, or the device itself is broken: then nothing can go on in this process.

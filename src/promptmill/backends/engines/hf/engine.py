@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from promptmill.backends.engines import machine
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.locate import locate, require_packages
-from promptmill.children.frames import Message, packed_error
-from promptmill.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.model_location import locate, require_packages
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.system.frames import Frame, packed_error
 
 if TYPE_CHECKING:
-    from promptmill.backends.engines.hf.prompt import Prompts
+    from promptmill.backends.engines.hf.prompt import PromptBuilder
     from promptmill.backends.engines.hf.schedule import Schedule
 
 
@@ -36,14 +36,14 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     # torch and transformers, only now that there is something to load
     from promptmill.backends.engines.hf.decoder import Decoder
     from promptmill.backends.engines.hf.loading import load_model
-    from promptmill.backends.engines.hf.prompt import Prompts
+    from promptmill.backends.engines.hf.prompt import PromptBuilder
     from promptmill.backends.engines.hf.schedule import Schedule
 
     model = load_model(location, options, report)
     schedule = Schedule(model.border)
-    intake = _Intake(Prompts(model, refuse_unsupported=options["unsupported"] == "error"), schedule, channel)
+    intake = _Intake(PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error"), schedule, channel)
     batch_size = options["batch_size"]
-    chunk = machine.prompt_chunk(model.device.type, model.parameters)
+    chunk = hardware.prompt_chunk(model.device.type, model.parameters)
     decoder = Decoder(model, schedule, channel, batch_size, chunk)
     gc.freeze()  # what is loaded stays; collections need not look at it again
     gc.enable()
@@ -74,15 +74,15 @@ class _Intake:
     Two, so that a cancellation is heard while a prompt of megabytes is tokenized.
     """
 
-    def __init__(self, prompts: Prompts, schedule: Schedule, channel: Channel) -> None:
+    def __init__(self, prompts: PromptBuilder, schedule: Schedule, channel: Channel) -> None:
         self._prompts = prompts
         self._schedule = schedule
         self._channel = channel
         self._changed = threading.Condition()
-        self._submitted: dict[int, deque[Message]] = {}
+        self._submitted: dict[int, deque[Frame]] = {}
         threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
 
-    def handle(self, message: Message) -> None:
+    def handle(self, message: Frame) -> None:
         """Take a message from the server."""
         with self._changed:
             if message["type"] == "submit":
@@ -107,7 +107,7 @@ class _Intake:
                     {"type": "outcome", "run": message["run"], "id": message["id"], "error": packed_error(error)}
                 )
 
-    def _next(self) -> Message:
+    def _next(self) -> Frame:
         """Return the next message of the run whose turn it is, waiting for one."""
         with self._changed:
             while not self._submitted:

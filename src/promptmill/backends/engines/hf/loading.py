@@ -17,12 +17,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from promptmill.backends.engines import machine
-from promptmill.backends.engines.explain import NO_WRITER, first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.hf import attention
 from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.locate import Location, load_failure
-from promptmill.errors import Code, PromptmillError
+from promptmill.backends.engines.load_errors import NO_WRITER, first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.model_location import Location, load_failure
+from promptmill.core.errors import Code, PromptmillError
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
@@ -38,7 +38,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
     """
     _be_quiet()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(int(wanted) if wanted.isdecimal() else machine.cores())
+    torch.set_num_threads(int(wanted) if wanted.isdecimal() else hardware.cores())
     attention.install()
     device = _device(options)
     source: dict[str, Any] = {
@@ -159,16 +159,16 @@ def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
     if device != "cpu":
         return own or torch.bfloat16
     short = own is None or own in _SHORT
-    return torch.bfloat16 if short and machine.has_native_bfloat16(torch) else torch.float32
+    return torch.bfloat16 if short and hardware.has_native_bfloat16(torch) else torch.float32
 
 
 def _check_memory(location: Location, device: str, dtype: torch.dtype, config: Any) -> None:
     """Raise when the weights surely do not fit into main memory; the system would kill the process halfway."""
-    free = machine.free_memory()
+    free = hardware.free_memory()
     if device != "cpu" or free is None or location.folder is None or location.gguf_file is not None:
         return
     own = getattr(config, "dtype", None)
-    needed = machine.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1)
+    needed = hardware.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1)
     if needed > free:
         raise too_large(needed, free)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.engines.asked import (
+from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.hf.image_inputs import ImageInputs
+from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
+from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.image_decoding import pictures
+from promptmill.backends.engines.request_options import (
     DEFAULT_MAX_TOKENS,
     LONGEST,
     empty_prompt,
@@ -16,20 +23,13 @@ from promptmill.backends.engines.asked import (
     template_options,
     warn_of_left_out,
 )
-from promptmill.backends.engines.hf.choice import Choice
-from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
-from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.hf.row import Row
-from promptmill.backends.engines.hf.sight import Sight
-from promptmill.backends.engines.pictures import pictures
-from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
-from promptmill.children.frames import Message
-from promptmill.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.system.frames import Frame
 
 _CHARACTERS_PER_TOKEN = 16  # more than texts have, so that what is longer is known to be too long from its beginning
 
 
-class Prompts:
+class PromptBuilder:
     """Turns submitted requests into rows, with the model's own template and defaults."""
 
     def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
@@ -44,7 +44,7 @@ class Prompts:
             self._template = self._template or _template(model.tokenizer)
             self._layout = ImageLayout(model.tokenizer, self._template, model.vision.mark)
 
-    def row(self, message: Message) -> Row:
+    def row(self, message: Frame) -> RunningSequence:
         """Return the row of a `submit` message.
 
         Raises `PromptmillError` (`context_length`, `invalid_image`, `invalid_input`, `unsupported`).
@@ -60,17 +60,17 @@ class Prompts:
         if self._refuse:
             refuse(warnings)
         warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
-        tokens, sight = self._encoded(text, message, special=special)
+        tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.of(tokens, limit)
-        return Row(
+        return RunningSequence(
             run=message["run"],
             number=message["id"],
             prompt=tokens,
             limit=limit,
             ends=ends,
             choice=choice,
-            sight=sight,
+            image_inputs=image_inputs,
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
             warnings=warnings,
@@ -117,7 +117,7 @@ class Prompts:
         ends = self._model.ends | {self._special[stop] for stop in stops if stop in self._special}
         return [stop for stop in stops if stop not in self._special], ends
 
-    def _choice(self, sampling: Mapping[str, Any]) -> Choice:
+    def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
         """Return how the row chooses: what the request says, else the model's generation defaults."""
         defaults = self._model.defaults
 
@@ -131,7 +131,7 @@ class Prompts:
             # who says how to choose wants a choice
             draws = defaults.do_sample or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
             temperature = given("temperature", 1.0) if draws else 0.0
-        return Choice(
+        return SamplerState(
             temperature=float(temperature),
             top_k=max(0, int(given("top_k", 0))),
             top_p=float(given("top_p", 1.0)),
@@ -142,13 +142,13 @@ class Prompts:
             seed=sampling.get("seed"),
         )
 
-    def _encoded(self, text: str, message: Message, *, special: bool) -> tuple[list[int], Sight | None]:
+    def _encoded(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
         """Return the prompt's tokens, and what it shows when it has images."""
         self._check_length(text, special=special)
         images = pictures(message)
-        sight = None
+        image_inputs = None
         if images and self._vision is not None:
-            tokens, sight = self._vision.encode(text, images, special=special)
+            tokens, image_inputs = self._vision.encode(text, images, special=special)
         else:
             tokens = self._tokens(text, special=special)
         context = self._model.context
@@ -156,7 +156,7 @@ class Prompts:
             raise _too_long(str(len(tokens)), context, images=bool(images))
         if not tokens:
             raise empty_prompt()
-        return tokens, sight
+        return tokens, image_inputs
 
     def _check_length(self, text: str, *, special: bool) -> None:
         context = self._model.context

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 
-from promptmill.backends.engines.hf.row import Row
+from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
 
@@ -18,19 +18,19 @@ class Schedule:
         """Rows up to `border` tokens long are never taken together with longer ones."""
         self._border = border
         self._changed = threading.Condition()
-        self._waiting: dict[int, deque[Row]] = {}
+        self._waiting: dict[int, deque[RunningSequence]] = {}
         self._cancelled: set[int] = set()
         self._served: dict[int, int] = {}
         self._turn = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: RunningSequence) -> None:
         """Put a new row behind the others of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).append(row)
                 self._changed.notify()
 
-    def put_back(self, row: Row) -> None:
+    def put_back(self, row: RunningSequence) -> None:
         """Put a row that ran already before the others of its run."""
         with self._changed:
             if row.run not in self._cancelled:
@@ -71,12 +71,12 @@ class Schedule:
                 for row in queue:
                     row.kept = None
 
-    def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[Row]:
+    def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[RunningSequence]:
         """Return up to `most` rows to compute together, of similar length and `most_tokens` in all; at least one.
 
         Each goes to the run with the fewest rows running or taken, and among those to the one served longest ago.
         """
-        taken: list[Row] = []
+        taken: list[RunningSequence] = []
         counts = dict(running)
         with self._changed:
             while self._waiting and len(taken) < most:
@@ -93,12 +93,12 @@ class Schedule:
             self._served = {run: turn for run, turn in self._served.items() if run in self._waiting or run in counts}
         return taken
 
-    def _next(self, run: int, taken: list[Row], most_tokens: int) -> Row | None:
+    def _next(self, run: int, taken: list[RunningSequence], most_tokens: int) -> RunningSequence | None:
         """Take the run's first row that goes together with `taken`."""
         queue = self._waiting[run]
         if not taken:
             return queue.popleft()
-        if taken[0].kept is not None or taken[0].mishaps or taken[0].sight is not None:
+        if taken[0].kept is not None or taken[0].mishaps or taken[0].image_inputs is not None:
             return None  # goes alone: nothing to compute, something went wrong in company, or images to look at
         lengths = [len(row.sequence) for row in taken]
         for row in queue:
@@ -106,7 +106,7 @@ class Schedule:
             if (
                 row.kept is None
                 and not row.mishaps
-                and row.sight is None
+                and row.image_inputs is None
                 and max(together) < _SIMILAR * min(together)
                 and max(together) * len(together) <= most_tokens
                 and (self._border is None or not min(together) <= self._border < max(together))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from promptmill.backends.engines.thoughts import Thoughts
+from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
 
 
 class Texts:
@@ -14,16 +14,16 @@ class Texts:
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is the model's."""
         self._tokenizer = tokenizer
-        self._thoughts = Thoughts(tokenizer)
-        self._hidden = frozenset(self._thoughts.hidden.values())
+        self._markers = ReasoningMarkers(tokenizer)
+        self._hidden = frozenset(self._markers.hidden.values())
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with the marks of thinking aloud."""
-        bare = not self._thoughts.are_special
+        bare = not self._markers.are_special
         shown = tokens if bare else [token for token in tokens if token not in self._hidden]
         text: str = self._tokenizer.decode(shown, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
         return text
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
         """Return `(reasoning, answer)` of a decoded text; `opened` says that the prompt ended inside `<think>`."""
-        return self._thoughts.split(text, opened=opened)
+        return self._markers.split(text, opened=opened)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoProcessor, processing_utils
 
-from promptmill.backends.engines.hf.sight import Sight
-from promptmill.errors import Code, PromptmillError, input_error, redact
+from promptmill.backends.engines.hf.image_inputs import ImageInputs
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ class Vision:
         self.mark: str | None = _mark(processor)
         """What stands for an image in a text; None when the processor does not say."""
 
-    def encode(self, text: str, images: list[Image], *, special: bool) -> tuple[list[int], Sight]:
+    def encode(self, text: str, images: list[Image], *, special: bool) -> tuple[list[int], ImageInputs]:
         """Return the token ids of `text` and what belongs to them; marks become as many tokens as an image has.
 
         Raises `PromptmillError` (`invalid_input`, `invalid_image`).
@@ -77,7 +77,7 @@ class Vision:
         for name in ("attention_mask", "labels"):  # ours, and what is for training
             data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
-        return tokens, Sight({name: value for name, value in data.items() if name not in marks}, marks)
+        return tokens, ImageInputs({name: value for name, value in data.items() if name not in marks}, marks)
 
     def _check_marks(self, text: str, images: int) -> None:
         """Refuse a wrong number of marks; processors and models would fail late, or give images to the wrong places."""

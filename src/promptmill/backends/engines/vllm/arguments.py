@@ -15,10 +15,10 @@ import torch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.reasoning import ReasoningParserManager
 
-from promptmill.backends.engines import machine
-from promptmill.backends.engines.explain import first_sentence
-from promptmill.backends.engines.locate import Location, load_failure
-from promptmill.errors import PromptmillError, config_error
+from promptmill.backends.engines import hardware
+from promptmill.backends.engines.load_errors import first_sentence
+from promptmill.backends.engines.model_location import Location, load_failure
+from promptmill.core.errors import PromptmillError, config_error
 
 _OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
 _MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
@@ -106,7 +106,7 @@ def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
         chosen["enforce_eager"] = True
-    if given.get("dtype", "auto") == "auto" and not machine.has_native_bfloat16(torch):
+    if given.get("dtype", "auto") == "auto" and not hardware.has_native_bfloat16(torch):
         chosen["dtype"] = "float32"
     if may_run_in_one_process(given):
         chosen["distributed_executor_backend"] = "uni"

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill import loop
-from promptmill.backends.engines import machine
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.locate import load_failure, locate, require_packages
-from promptmill.errors import Code, PromptmillError
+from promptmill.backends.engines.model_location import load_failure, locate, require_packages
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.system import runtime
 
 SUPPORTED = ((0, 32), (0, 33))
 """From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
@@ -40,15 +40,15 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         check_gguf(on_cpu=on_cpu)
     _set_up_libraries(on_cpu=on_cpu)
     report("Starting vLLM")
-    from promptmill.backends.engines.vllm.overheard import Overheard
+    from promptmill.backends.engines.vllm.stderr_tee import StderrTee
 
-    heard = Overheard()
+    heard = StderrTee()
     # torch and vllm, only now that there is something to load
-    from promptmill.backends.engines.vllm.answering import Answering
     from promptmill.backends.engines.vllm.loading import load_engine
+    from promptmill.backends.engines.vllm.requests import RequestRunner
 
     engine = load_engine(location, options, heard, report, channel.leave_to_parent if fresh else None)
-    loop.run(Answering(engine, options, channel).run())
+    runtime.run(RequestRunner(engine, options, channel).run())
 
 
 def _require_packages() -> None:
@@ -103,7 +103,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
     if on_cpu:
         # It would leave one core idle, and its threads would spin for long while they wait for each other. Not to spin
         # at all is worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). The number is GNU's.
-        defaults |= {"OMP_NUM_THREADS": str(machine.cores()), "OMP_WAIT_POLICY": "passive"}
+        defaults |= {"OMP_NUM_THREADS": str(hardware.cores()), "OMP_WAIT_POLICY": "passive"}
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

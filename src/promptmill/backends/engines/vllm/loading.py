@@ -15,12 +15,12 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from promptmill.backends.engines import machine
-from promptmill.backends.engines.explain import first_sentence, in_known_words, missing_gpus, too_large
-from promptmill.backends.engines.locate import Location, load_failure
+from promptmill.backends.engines import hardware
+from promptmill.backends.engines.load_errors import first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.backends.engines.vllm.arguments import engine_arguments, unfit_parser
-from promptmill.backends.engines.vllm.overheard import Overheard
-from promptmill.errors import Code, PromptmillError
+from promptmill.backends.engines.vllm.stderr_tee import StderrTee
+from promptmill.core.errors import Code, PromptmillError
 
 _CACHED_TOKENS = 64 * 1024  # that a CPU's cache has room for, or one longest prompt
 _LEAST_CACHE = 256 << 20
@@ -38,7 +38,7 @@ _SMALLER = (
 def load_engine(
     location: Location,
     options: Mapping[str, Any],
-    heard: Overheard,
+    heard: StderrTee,
     report: Callable[[str], None],
     leave_to_parent: Callable[[], None] | None,
 ) -> AsyncLLM:
@@ -89,17 +89,17 @@ def _check_gpus(gpu_ids: list[int] | None) -> None:
 
 def _check_memory(location: Location) -> None:
     """Raise when the weights surely do not fit into main memory; the system would kill the process halfway."""
-    free = machine.free_memory()
+    free = hardware.free_memory()
     if free is None or location.folder is None or location.gguf_file is not None:
         return
-    if (needed := machine.weights(location.folder)) > free:
+    if (needed := hardware.weights(location.folder)) > free:
         raise too_large(needed, free)
 
 
 def _size_cache(config: Any) -> None:
     """Give a CPU's cache the room that is needed; vLLM would take nine tenths of main memory, or fail."""
     cache, model, parallel = config.cache_config, config.model_config, config.parallel_config
-    free = machine.free_memory()
+    free = hardware.free_memory()
     if cache.kv_cache_memory_bytes is not None or free is None:
         return
     width = model.get_num_kv_heads(parallel) * model.get_head_size() * torch.tensor([], dtype=model.dtype).itemsize
@@ -108,7 +108,7 @@ def _size_cache(config: Any) -> None:
     cache.kv_cache_memory_bytes = int(min(wanted, max(_LEAST_CACHE, free // 2)))
 
 
-def _explained(error: Exception, heard: Overheard, options: Mapping[str, Any]) -> PromptmillError:
+def _explained(error: Exception, heard: StderrTee, options: Mapping[str, Any]) -> PromptmillError:
     """Return the error of an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:

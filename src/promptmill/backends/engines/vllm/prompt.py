@@ -13,12 +13,18 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from promptmill.backends.engines.asked import empty_prompt, not_known, refuse, template_options, warn_of_left_out
-from promptmill.backends.engines.pictures import pictures
-from promptmill.backends.engines.plain import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.image_decoding import pictures
+from promptmill.backends.engines.request_options import (
+    empty_prompt,
+    not_known,
+    refuse,
+    template_options,
+    warn_of_left_out,
+)
 from promptmill.backends.engines.vllm.sampling import SamplingMap, known_names
-from promptmill.children.frames import Message
-from promptmill.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.system.frames import Frame
 
 _EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora"})
 _TAIL = 8  # tokens in which a template may open a thought
@@ -36,7 +42,7 @@ class Prepared:
     """Whether the prompt ends inside `<think>`."""
 
 
-class Prompts:
+class PromptBuilder:
     """Turns submitted requests into prompts, with the model's own template and defaults."""
 
     def __init__(self, engine: AsyncLLM, options: Mapping[str, Any]) -> None:
@@ -62,7 +68,7 @@ class Prompts:
             return ""
         return found
 
-    async def prepare(self, message: Message, warnings: list[str]) -> Prepared:
+    async def prepare(self, message: Frame, warnings: list[str]) -> Prepared:
         """Return the prompt of a `submit` message; `warnings` gets what is not done exactly as asked.
 
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
@@ -99,7 +105,7 @@ class Prompts:
         return self._adapters[name]
 
     async def _rendered(
-        self, message: Message, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
+        self, message: Frame, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> Any:
         images = pictures(message)
         turns = [_turn(turn, images) for turn in message["messages"]]

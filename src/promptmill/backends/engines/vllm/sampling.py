@@ -11,9 +11,9 @@ import pydantic
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from promptmill.backends.engines.asked import DEFAULT_MAX_TOKENS, LONGEST, longest_answer, special_tokens
-from promptmill.conversation import shape
-from promptmill.errors import PromptmillError, input_error
+from promptmill.backends.engines.request_options import DEFAULT_MAX_TOKENS, LONGEST, longest_answer, special_tokens
+from promptmill.core.conversation import shape
+from promptmill.core.errors import PromptmillError, input_error
 
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),

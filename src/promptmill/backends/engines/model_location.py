@@ -1,0 +1,168 @@
+"""From what a user calls a model to files that are there: a folder, a GGUF file, a hub name, the embedded model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptmill.backends.engines import embedded_model
+from promptmill.core.errors import Code, PromptmillError
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_PATIENCE_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What `from_pretrained` is to be given."""
+
+    name: str
+    gguf_file: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, when the model lies on this machine's disk under a path."""
+        return Path(self.name) if Path(self.name).is_dir() else None
+
+
+def load_failure(message: str, hint: str | None = None) -> PromptmillError:
+    """Return the error of a model that cannot be loaded."""
+    return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
+
+
+def require_packages(engine: str, *names: str) -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when what `engine` needs is not installed; imports nothing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY,
+            f"The {engine} backend needs {' and '.join(missing)}; not installed.",
+            f"Run: pip install 'promptmill[{engine}]'",
+        )
+
+
+def locate(name: str, gguf_file: str | None, report: Callable[[str], None], require: Callable[[], None]) -> Location:
+    """Return where the model `name` is, before anything heavy is imported.
+
+    `require` raises when the engine's packages are missing: said before the network is asked, and after what is wrong
+    with a path. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    """
+    here = None if name == embedded_model.NAME else _on_disk(name, gguf_file)
+    require()
+    if here is not None:
+        return here
+    if name == embedded_model.NAME:
+        return Location(str(embedded_model.model_folder(report)))
+    _check_hub(name, "config.json" if gguf_file is None else gguf_file)
+    return Location(name, gguf_file)
+
+
+def _on_disk(name: str, gguf_file: str | None) -> Location | None:
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.")
+        return Location(str(path.parent), path.name)
+    if path.is_dir():
+        return _in_folder(path, gguf_file)
+    if _looks_local(name):
+        raise load_failure(f"There is no model folder at {path.absolute()}.")
+    if not _HUB_NAME.fullmatch(name):
+        raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.")
+    return None
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name[1:2] == ":"
+
+
+def _in_folder(folder: Path, gguf_file: str | None) -> Location:
+    if gguf_file is not None:
+        if not (folder / gguf_file).is_file():
+            raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.")
+        return Location(str(folder), gguf_file)
+    if (folder / "config.json").is_file():
+        return Location(str(folder))
+    found = sorted(file.name for file in folder.glob("*.gguf"))
+    if len(found) == 1:
+        return Location(str(folder), found[0])
+    if found:
+        raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
+    raise load_failure(f"{folder.absolute()} holds no config.json, so it is no model folder.")
+
+
+def _check_hub(name: str, file: str) -> None:
+    """Raise when `name` cannot be had; go offline when the network is away but the model is cached.
+
+    The hub's client would try for 20 seconds and more per file before it says so.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    offline = constants.HF_HUB_OFFLINE
+    if offline or not _answers(constants.ENDPOINT):
+        if not isinstance(try_to_load_from_cache(name, file), str):
+            why = "may not be asked (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
+            raise load_failure(
+                f"The model hub at {constants.ENDPOINT} {why}, and {name} is not in its cache.",
+                "Give the path of a model folder, use smollm2-135m-instruct, or check "
+                f"{'`HF_HUB_OFFLINE` and `HF_HOME`' if offline else 'the network and `HF_ENDPOINT`'}.",
+            )
+        constants.HF_HUB_OFFLINE = True  # its variable was read when the client was imported
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that an engine starts
+        return
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file), timeout=2 * _HUB_PATIENCE_S)
+    except GatedRepoError:
+        raise load_failure(
+            f"The model {name} is gated: its owner wants to know who uses it.",
+            f"Accept its terms at {constants.ENDPOINT}/{name} and set HF_TOKEN, or choose another model.",
+        ) from None
+    except RepositoryNotFoundError:
+        raise load_failure(
+            f"The model hub knows no model {name}, or it is private.",
+            "Check the name; for a private model set HF_TOKEN.",
+        ) from None
+    except EntryNotFoundError:
+        raise load_failure(
+            f"{name} on the model hub holds no {file}.",
+            "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
+        ) from None
+    except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
+        raise _refused(name, error) from None
+
+
+def _refused(name: str, error: Exception) -> PromptmillError:
+    """Return what an answer of the hub means that its client has no name for; mirrors give no more than a status."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in {401, 403}:
+        return load_failure(
+            f"The model hub does not give {name} to us: the name is wrong, the model is private, or HF_TOKEN is no "
+            "valid token.",
+            "Check the name and HF_TOKEN.",
+        )
+    if status == 429:
+        return load_failure(
+            f"The model hub gives nothing more for now: too many requests (it was asked for {name}).",
+            "Set HF_TOKEN, or try again later.",
+        )
+    reason = type(error).__name__ if status is None else f"status {status}"
+    return load_failure(f"The model hub did not answer for {name}: {reason}.", "Try again later.")
+
+
+def _answers(endpoint: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_PATIENCE_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""One attempt at one request, whichever process makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.image_encoder import ImageEncoder
+from promptmill.backends.openai.response import read_reply
+from promptmill.backends.openai.retry import RetryDecision, judge_exception
+from promptmill.backends.openai.transport import Pool
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.core.errors import Code, PromptmillError, without_frames
+from promptmill.core.outcome import Completion
+
+TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
+_NO_IMAGES: Mapping[str, bytes] = {}
+
+
+class Sender(Protocol[TaskT_contra]):
+    """Makes attempts. A task is a `Request` here, or a reference to one that another process reads."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether an attempt can begin at once; else `wait_ready` comes first, which is no part of it."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Wait until an attempt can begin. Raises `PromptmillError` when none ever will."""
+        ...
+
+    def size(self, task: TaskT_contra) -> int:
+        """Return the estimated number of tokens of the prompt, for `tpm` alone."""
+        ...
+
+    async def prepare(self, task: TaskT_contra) -> Mapping[str, bytes]:
+        """Return what `send` needs and no place at the endpoint should wait for. Raises the task's own error."""
+        ...
+
+    async def send(
+        self, task: TaskT_contra, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+    ) -> Completion | RetryDecision:
+        """Send once, on a new connection if `fresh`. Raises `PromptmillError` for what is wrong with the task."""
+        ...
+
+
+class LocalSender:
+    """Encodes and sends in this process."""
+
+    ready = True
+
+    async def wait_ready(self) -> None:
+        """Return at once."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        image_encoder: ImageEncoder,
+        stats: CallStats,
+        *,
+        unsupported_is_error: bool,
+        whole: bool = False,
+    ) -> None:
+        """`whole`: answers come with their details."""
+        self._pool = pool
+        self._image_encoder = image_encoder
+        self._scope = stats
+        self._unsupported_is_error = unsupported_is_error
+        self._whole = whole
+
+    def size(self, task: Request) -> int:
+        """Return a rough four bytes a token; what was really used is charged afterwards."""
+        return sum(len(m.content) for m in task.conversation.messages if isinstance(m.content, str)) // 4
+
+    async def prepare(self, task: Request) -> Mapping[str, bytes]:
+        """Return the task's images, read and encoded."""
+        images = task.conversation.images
+        return await self._image_encoder.read(images) if images else _NO_IMAGES
+
+    async def send(
+        self, task: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+    ) -> Completion | RetryDecision:
+        """Encode, post, read."""
+        for name in endpoint_state.encoder.refused(task):
+            text = f"{endpoint_state.endpoint.name} takes no `{name}`"
+            if self._unsupported_is_error:
+                raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
+            self._scope.warn(f"{text}; it was left out.")
+        body = endpoint_state.encoder.encode(task, prepared)
+        try:
+            reply = await self._pool.send(endpoint_state.endpoint, body, fresh=fresh)
+        except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
+            without_frames(error)
+            return judge_exception(error, endpoint_state.endpoint)
+        return read_reply(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)

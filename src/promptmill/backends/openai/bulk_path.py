@@ -1,0 +1,115 @@
+"""Whether a call is large enough for worker processes, and what they are told when it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.spool import MappedSource, Refs, Spool
+from promptmill.backends.openai.workers import FanOut
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from promptmill.backends.rows import RowReader
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.conversation import check_encodable
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.outcome import Failure
+from promptmill.images.load import ImageRules
+from promptmill.system.limits import usable_cores
+
+_LARGE_BYTES = 256 * 1024 * 1024
+_MOST_WORKERS = 8
+_FIRST = 64
+
+
+class Bulk:
+    """The bulk path of one backend."""
+
+    def __init__(self, plan: ResolvedConfig, endpoints: list[Endpoint], rules: ImageRules) -> None:
+        self._plan = plan
+        self._settings = plan.settings.backend_configs.openai
+        self._endpoints = endpoints
+        self._rules = rules
+        self._workers = self._settings.num_workers or min(usable_cores(), _MOST_WORKERS)
+
+    def suits(self, source: Source, stats: CallStats) -> bool:
+        """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
+        if self._workers < 2 or self._settings.dedupe:
+            return False
+        if (stats.total or 0) >= self._settings.bulk_threshold:
+            return True
+        if isinstance(source, MappedSource):
+            return self._settings.num_workers is not None or source.path.stat().st_size >= _LARGE_BYTES
+        return getattr(source, "size", 0) >= _LARGE_BYTES
+
+    @asynccontextmanager
+    async def opened(self, source: Source, sink: Sink, stats: CallStats) -> AsyncIterator[tuple[Refs, FanOut]]:
+        """Start the workers on `source`, which is written to a spool first if it is in memory."""
+        spool = None
+        if isinstance(source, MappedSource):
+            mapped: MappedSource = source
+        else:
+            mapped = spool = Spool(source, await source.take(_FIRST), _Refusal(sink, stats))
+        try:
+            per_worker = self._settings.worker_concurrency or max(1, -(-self._settings.concurrency // self._workers))
+            async with FanOut(self._workers, per_worker, stats, self._job(mapped)) as fan_out:
+                yield Refs(mapped), fan_out
+        finally:
+            if spool is not None:
+                spool.close()
+
+    def _job(self, source: MappedSource) -> Mapping[str, Any]:
+        """Return all that a worker must know. Keys are in it: it goes through the pipe alone."""
+        settings = self._plan.settings
+        return {
+            "settings": self._settings.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
+            "model": self._settings.model_name,
+            "endpoints": [
+                {
+                    "url": endpoint.url,
+                    "name": endpoint.name,
+                    "headers": dict(endpoint.headers),
+                    "secrets": endpoint.secrets,
+                    "dialect": endpoint.profile.name,
+                    "key_note": endpoint.key_note,
+                }
+                for endpoint in self._endpoints
+            ],
+            "path": str(source.path),
+            "reading": _reading(source.reading),
+            "allowed_roots": None if self._rules.allowed_roots is None else list(map(str, self._rules.allowed_roots)),
+            "max_image_pixels": self._rules.max_pixels,
+            "fetch_images": settings.fetch_images,
+            "unsupported": settings.unsupported,
+        }
+
+
+def _reading(reading: RowReader) -> dict[str, Any]:
+    return {
+        "kind": reading.kind,
+        "sampling": reading.sampling.given(),
+        "extra": dict(reading.extra),
+        "system_prompt": reading.system_prompt,
+        "image_tag": reading.image_tag,
+        "folder": reading.folder,
+        "whole": reading.whole,
+    }
+
+
+class _Refusal:
+    """Settles a request that cannot be written down."""
+
+    def __init__(self, sink: Sink, stats: CallStats) -> None:
+        self._sink = sink
+        self._scope = stats
+
+    async def __call__(self, request: Request) -> None:
+        try:
+            check_encodable(request.conversation)
+            error = input_error("The request holds a value that JSON cannot carry, or is nested too deeply.")
+        except PromptmillError as reason:
+            error = reason
+        failure = Failure(error)
+        await self._sink.put(request.key, failure)
+        self._scope.settle(failure)

@@ -1,0 +1,192 @@
+"""One endpoint as seen by those who send to it: its window, its health, its pauses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+
+# Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
+_LONGEST_PROBE_PAUSE_S = 5.0
+
+
+class Permit:
+    """The right to send one request to `endpoint_state`, and what the lane looked like then."""
+
+    __slots__ = ("at", "endpoint_state", "epoch", "idle_s", "outage", "serial", "successes")
+
+    def __init__(self, endpoint_state: EndpointState, at: float, idle_s: float) -> None:
+        self.endpoint_state = endpoint_state
+        self.at = at
+        self.idle_s = idle_s
+        self.serial = endpoint_state.serial
+        self.epoch = endpoint_state.window.epoch
+        self.outage = endpoint_state.outage
+        self.successes = endpoint_state.successes
+
+
+class EndpointState:
+    """An endpoint with its bookkeeping. Times are seconds of the pace's clock.
+
+    After a *strike* (a failure without any success since it was sent) the lane is paused, then probed by one request
+    at a time until one succeeds.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        encoder: RequestEncoder,
+        settings: OpenAISettings,
+        throttle: LoopThrottle,
+        chance: random.Random,
+        *,
+        number: int = 0,
+    ) -> None:
+        """`number` is the endpoint's place in `base_url`, by which processes name it to each other."""
+        self.number = number
+        self.endpoint = endpoint
+        self.encoder = encoder
+        self.window = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
+        self.in_flight = 0
+        self.answered = False
+        self.successes = 0
+        self.serial = 0
+        """Requests sent so far."""
+        self.newest_success = 0
+        """The serial of the request sent last of those that were answered."""
+        self.outage = 0
+        self.paused_until = 0.0
+        self.blocked: PromptmillError | None = None
+        self._settings = settings
+        self._clock = throttle.clock
+        self._chance = chance
+        self._throttle = throttle
+        self._strikes = 0
+        self._losses = 0  # lost connections since the last success
+        self._refusals = 0  # strikes without anybody listening
+        self._probe: Permit | None = None
+        self._trouble_since: float | None = None
+        self._last_error: PromptmillError | None = None
+
+    def room(self, now: float) -> int:
+        """Return how many more requests may be sent at `now`."""
+        if self.blocked or now < self.paused_until:
+            return 0
+        if self._strikes:
+            return 0 if self._probe else 1
+        return self.window.size - self.in_flight
+
+    def enter(self) -> Permit:
+        """Take a place."""
+        self.in_flight += 1
+        self.serial += 1
+        now = self._clock()
+        permit = Permit(self, now, self._throttle.idle_s(now))
+        if self._strikes:
+            self._probe = permit
+        return permit
+
+    def leave(self, permit: Permit) -> None:
+        """Give the place back."""
+        self.in_flight -= 1
+        if self._probe is permit:
+            self._probe = None
+
+    def succeeded(self, permit: Permit) -> None:
+        """Count a reply that shows the endpoint is well; before `leave`."""
+        self.newest_success = max(self.newest_success, permit.serial)
+        self.answered = True
+        self.successes += 1
+        self._strikes = self._losses = 0
+        self._probe = None  # one that hangs is in nobody's way when it is needed again
+        self._trouble_since = None
+        if self.window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s):
+            self.window.accepted(self.in_flight)
+
+    def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
+        """Count a failure; return whether it is the endpoint's affair and does not count against the item.
+
+        `failed_before` is `serial` at the item's previous failure here. From the second failure on, a lost connection
+        is the item's only if a request sent after the first was answered: an endpoint that drains before it goes still
+        answers older ones for a while.
+        """
+        now = self._clock()
+        self._last_error = decision.error
+        if self._trouble_since is None:
+            self._trouble_since = now
+        alone = self.successes == permit.successes if failed_before is None else self.newest_success <= failed_before
+        fresh = permit.outage == self.outage
+        self._losses += decision.kind is FailureKind.LOST
+        if decision.kind is FailureKind.KEY:
+            self.blocked = decision.error
+            return True
+        if decision.kind is FailureKind.LOAD:
+            self.window.refused(permit.epoch)
+            if alone and fresh and self.in_flight <= 1:  # else those that it works on show that it is not all too much
+                pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
+                self._strike(now, max(pause, self.wished(decision)))
+            return True
+        if decision.kind is FailureKind.LOST and alone:
+            if fresh:
+                self._refusals = self._refusals + 1 if decision.error.code is Code.UNREACHABLE else 0
+                # the first probe goes at once: a connection that the server closed between requests is no outage
+                base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
+                pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
+                self._strike(now, max(pause, self.wished(decision)))
+            return self.answered
+        # several lost without a success between are the endpoint's loss, whoever was answered just before
+        return decision.kind is FailureKind.LOST and self._losses > 1 and self.answered
+
+    @property
+    def ailing(self) -> bool:
+        """Whether the endpoint is being probed, or is not to be used at all."""
+        return self._strikes > 0 or self.blocked is not None
+
+    def wished(self, decision: RetryDecision) -> float:
+        """Return the wait that the endpoint asked for, as far as it is honoured, in seconds."""
+        return min(decision.wait_s or 0.0, 10 * self._settings.max_delay)
+
+    def _strike(self, now: float, pause_s: float) -> None:
+        self._strikes += 1
+        self.outage += 1
+        self.paused_until = now + pause_s
+
+    def decision(self) -> PromptmillError | None:
+        """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
+        if self.blocked or self._trouble_since is None:
+            return self.blocked
+        never = not self.answered and self._refusals >= self._settings.retries
+        if never or self._clock() - self._trouble_since > self._settings.patience:
+            return self._last_error
+        return None
+
+    def forgive(self) -> None:
+        """Give the endpoint a new chance, as a new call does."""
+        self.blocked = None
+        self._strikes = self._refusals = 0
+        self._trouble_since = None
+        self.paused_until = 0.0
+
+
+def endpoint_states(
+    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, throttle: LoopThrottle, chance: random.Random
+) -> list[EndpointState]:
+    """Return a lane for each of `endpoints`, by whose place in the list processes name it to each other."""
+    return [
+        EndpointState(
+            endpoint,
+            RequestEncoder(endpoint, model, enable_thinking=settings.enable_thinking, stream=settings.stream),
+            settings,
+            throttle,
+            chance,
+            number=number,
+        )
+        for number, endpoint in enumerate(endpoints)
+    ]

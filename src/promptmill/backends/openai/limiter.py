@@ -1,0 +1,277 @@
+"""Who may send now: one bound over all calls, fair between them, over all endpoints and their windows."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from promptmill.backends.openai.endpoint_state import EndpointState, Permit
+from promptmill.backends.openai.token_bucket import TokenBucket
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import PromptmillError
+
+
+class _Waiter(NamedTuple):
+    future: asyncio.Future[Permit]
+    tokens: int
+    avoid: EndpointState | None
+
+
+def _in_flight(entry: tuple[int, tuple[CallStats, deque[_Waiter]]]) -> int:
+    return entry[1][0].in_flight
+
+
+class FairShare:
+    """A call's part of what may be in flight: a hint how many of its items to have on their way, at least 1."""
+
+    __slots__ = ("grown", "most", "wanted")
+
+    def __init__(self, most: int, grown: Callable[[], None]) -> None:
+        """`grown` is told when `most` has become more."""
+        self.most = most
+        self.grown = grown
+        self.wanted: int | None = None
+        """How many items the call still has; None: more than it could be given."""
+
+
+def _nobody() -> None:
+    """Be told nothing."""
+
+
+class Limiter:
+    """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
+
+    Calls that keep to their `FairShare` seldom have to wait for one.
+    """
+
+    def __init__(
+        self,
+        endpoint_states: Sequence[EndpointState],
+        concurrency: int,
+        clock: Callable[[], float],
+        *,
+        rpm: float | None = None,
+        tpm: float | None = None,
+    ) -> None:
+        self._endpoint_states = endpoint_states
+        self._concurrency = concurrency
+        self._clock = clock
+        self._requests = TokenBucket(rpm, clock()) if rpm else None
+        self._tokens = TokenBucket(tpm, clock()) if tpm else None
+        self._in_flight = 0
+        self._waiting: dict[int, tuple[CallStats, deque[_Waiter]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._shares: set[FairShare] = set()
+        self._capacity = 1
+        self._sharing = False
+
+    def opened(self, grown: Callable[[], None]) -> FairShare:
+        """Note that a call begins; the first one gives every endpoint a new chance. `grown` is `FairShare.grown`."""
+        if not self._shares:
+            for endpoint_state in self._endpoint_states:
+                endpoint_state.forgive()
+            self._capacity = self._room()
+        share = FairShare(max(1, self._capacity // (len(self._shares) + 1)), grown)
+        self._shares.add(share)
+        self._share_out_soon()
+        return share
+
+    def closed(self, share: FairShare) -> None:
+        """Note that a call has ended."""
+        self._shares.discard(share)
+        share.grown = _nobody  # else call and share hold each other, and all its answers, until the collector comes
+        self._share_out_soon()
+        if not self._shares and self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def want(self, share: FairShare, items: int | None) -> None:
+        """Note how many items the call still has; None when that is not known."""
+        if items != share.wanted:
+            share.wanted = items
+            if len(self._shares) > 1:
+                self._share_out_soon()
+
+    def _share_out_soon(self) -> None:
+        if not self._sharing:
+            self._sharing = True
+            asyncio.get_running_loop().call_soon(self._share_out)
+
+    def _share_out(self) -> None:
+        """Give each call as much as it wants or as the others get, whichever is less (max-min fairness)."""
+        self._sharing = False
+        left = self._capacity = self._room()
+        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
+        for position, share in enumerate(modest_first):
+            fair = left // (len(modest_first) - position)
+            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
+            left -= share.most
+            if share.most > before:
+                share.grown()
+
+    def _room(self) -> int:
+        """Return how many requests the endpoints' windows and `concurrency` let be in flight together."""
+        endpoint_states = self._endpoint_states
+        size = (
+            endpoint_states[0].window.size
+            if len(endpoint_states) == 1
+            else sum(endpoint_state.window.size for endpoint_state in endpoint_states if not endpoint_state.blocked)
+        )
+        return max(1, min(self._concurrency, size))
+
+    def enter_now(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit | None:
+        """Return a ticket if there is a free place that nobody waits for.
+
+        `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
+        """
+        return None if self._waiting else self._admit(stats, tokens, avoid, self._clock())
+
+    async def enter(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit:
+        """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them."""
+        if error := self._hopeless():
+            raise error
+        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        _, queue = self._waiting.setdefault(id(stats), (stats, deque()))
+        queue.append(_Waiter(future, tokens, avoid))
+        if self._in_flight < self._concurrency:  # else the next that leaves serves
+            self.serve()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and not future.exception():
+                self.leave(future.result(), stats)
+            raise
+
+    def leave(self, permit: Permit, stats: CallStats) -> None:
+        """Give the place back; the next one in turn gets it."""
+        permit.endpoint_state.leave(permit)
+        self._in_flight -= 1
+        stats.in_flight -= 1
+        if self._room() != self._capacity:
+            self._share_out_soon()
+        if self._waiting:
+            self.serve()
+
+    def only(self, endpoint_state: EndpointState) -> bool:
+        """Return whether no other endpoint than `endpoint_state` can be hoped for."""
+        return all(other.decision() is not None for other in self._endpoint_states if other is not endpoint_state)
+
+    def elsewhere(self, endpoint_state: EndpointState) -> bool:
+        """Return whether another endpoint than `endpoint_state` is well."""
+        return any(
+            not other.ailing and other.decision() is None
+            for other in self._endpoint_states
+            if other is not endpoint_state
+        )
+
+    def settle_tokens(self, difference: int) -> None:
+        """Charge what a request really used beyond its estimate."""
+        if self._tokens:
+            self._tokens.take(difference)
+
+    def serve(self) -> None:
+        """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
+        now = self._clock()  # one for all below: a pause that ended between two looks would never be waited for
+        stuck: set[EndpointState | None] = set()
+        while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
+            pass
+        if self._waiting:
+            if error := self._hopeless():
+                self._refuse_all(error)
+            elif self._in_flight < self._concurrency:
+                self._wake_later(now)
+
+    def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
+        """Hand out one ticket, or forget a call in which nobody waits any more; False when there is nothing to do.
+
+        Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
+        endpoints to be avoided for which there is no ticket at `now`.
+        """
+        waiting, alone = self._waiting.items(), len(self._endpoint_states) == 1
+        for key, (stats, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
+            while queue and queue[0].future.done():
+                queue.popleft()
+            for waiter in queue:
+                if waiter.avoid in stuck or waiter.future.done():
+                    continue
+                permit = self._admit(stats, waiter.tokens, waiter.avoid, now)
+                if permit is not None:
+                    waiter.future.set_result(permit)
+                    queue.remove(waiter)
+                    break
+                if alone:
+                    return False
+                stuck.add(waiter.avoid)
+            else:
+                permit = None
+            if not queue:
+                del self._waiting[key]
+            if not queue or permit is not None:
+                return True
+        return False
+
+    def _admit(self, stats: CallStats, tokens: int, avoid: EndpointState | None, now: float) -> Permit | None:
+        if self._in_flight >= self._concurrency:
+            return None
+        endpoint_states = self._endpoint_states
+        endpoint_state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
+        if endpoint_state is None or endpoint_state.room(now) <= 0:
+            return None
+        if self._requests or self._tokens:
+            if self._rate_wait_s(now) > 0:
+                return None
+            if self._requests:
+                self._requests.take(1)
+            if self._tokens:
+                self._tokens.take(tokens)
+        self._in_flight += 1
+        stats.in_flight += 1
+        return endpoint_state.enter()
+
+    def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
+        """Return the endpoint with the most room; `avoid` only when all others ail, and none is to be probed now."""
+        others = [
+            endpoint_state
+            for endpoint_state in self._endpoint_states
+            if endpoint_state is not avoid and endpoint_state.decision() is None
+        ]
+        best = max(others, key=lambda endpoint_state: endpoint_state.room(now), default=avoid)
+        if avoid is None or best is None or best.room(now) > 0 or avoid.decision() is not None:
+            return best
+        return avoid if all(endpoint_state.ailing for endpoint_state in others) else best
+
+    def _rate_wait_s(self, now: float) -> float:
+        return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
+
+    def _hopeless(self) -> PromptmillError | None:
+        error = None
+        for endpoint_state in self._endpoint_states:
+            error = endpoint_state.decision()
+            if error is None:
+                return None
+        return error
+
+    def _refuse_all(self, error: PromptmillError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for _, queue in waiting.values():
+            for waiter in queue:
+                if not waiter.future.done():
+                    waiter.future.set_exception(error)
+
+    def _wake_later(self, now: float) -> None:
+        """Come back when the next pause or the rate's wait is over; a place given back wakes by itself."""
+        times = [
+            endpoint_state.paused_until - now
+            for endpoint_state in self._endpoint_states
+            if endpoint_state.paused_until > now
+        ]
+        if (rate := self._rate_wait_s(now)) > 0:
+            times.append(rate)
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if times:
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, min(times)), self.serve)

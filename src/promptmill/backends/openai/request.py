@@ -1,0 +1,139 @@
+"""Request bytes out: OpenAI's chat completions format.
+
+Format: platform.openai.com/docs/api-reference/chat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.providers import translate
+from promptmill.backends.protocol import Request
+from promptmill.core.conversation import Message, TextPart, check_encodable, shape
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.sampling import Sampling
+
+_LARGE_PIECE = 32 * 1024
+_OURS = frozenset({"messages", "stream", "stream_options"})
+
+
+class RequestEncoder:
+    """Writes request bodies for one endpoint. What does not change from item to item is written once."""
+
+    def __init__(self, endpoint: Endpoint, model: str, *, enable_thinking: bool | None, stream: bool) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._enable_thinking = enable_thinking
+        self._stream = stream
+        # keyed by identity, because a call's items share the objects; they are kept so that an id is never reused
+        self._heads: dict[tuple[int, int], tuple[bytes, list[str], Sampling, Mapping[str, Any]]] = {}
+
+    def refused(self, request: Request) -> list[str]:
+        """Return the names of the request's parameters that the endpoint cannot take."""
+        return self._head(request)[1]
+
+    def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes | list[bytes]:
+        """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent as they are.
+
+        Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
+        """
+        try:
+            head = self._head(request)[0]
+            messages = request.conversation.messages
+            if not images:
+                return b"%b[%b]}" % (head, b",".join([_message(message) for message in messages]))
+            pieces = [head + b"["]
+            for message in messages:
+                pieces += _pieces(message, images)
+                pieces.append(b",")
+            pieces[-1] = b"]}"
+            return _merged(pieces)
+        except (TypeError, orjson.JSONEncodeError):
+            check_encodable(request.conversation)
+            raise PromptmillError(
+                Code.INVALID_INPUT, "The request holds a value that JSON cannot carry, or is nested too deeply."
+            ) from None
+
+    def fingerprint(self, request: Request) -> bytes:
+        """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
+        try:
+            sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
+            body = self.encode(request, sources)
+            return hashlib.blake2b(body if isinstance(body, bytes) else b"".join(body), digest_size=16).digest()
+        except (PromptmillError, TypeError):
+            return b"%d" % request.key  # like no other; its own attempt says what is wrong
+
+    def _head(self, request: Request) -> tuple[bytes, list[str], Sampling, Mapping[str, Any]]:
+        identity = (id(request.sampling), id(request.extra))
+        head = self._heads.get(identity)
+        if head is None:
+            if len(self._heads) >= 1024:  # requests that each bring their own parameters
+                self._heads.clear()
+            body, refused = self._parameters(request.sampling, request.extra)
+            try:
+                text = orjson.dumps({"model": self._model, **body})
+            except TypeError:  # orjson's error is one
+                raise PromptmillError(
+                    Code.INVALID_INPUT,
+                    "`sampling_params` or `extra_params` hold half a surrogate pair, a number above 64 bits "
+                    "or too deep a nesting, which JSON cannot carry.",
+                ) from None
+            head = self._heads[identity] = (text[:-1] + b',"messages":', refused, request.sampling, request.extra)
+        return head
+
+    def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        given = {name: value for name, value in extra.items() if name not in _OURS}
+        ours = sampling.given()
+        if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
+            raise PromptmillError(
+                Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."
+            )
+        if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
+            ours.setdefault("enable_thinking", self._enable_thinking)
+        as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
+        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), {**given, **ours})
+        if as_given is not None:
+            body["enable_thinking"] = as_given
+        if self._stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body, refused + [name for name in extra if name in _OURS]
+
+
+def _message(message: Message) -> bytes:
+    if not message.extra and isinstance(message.content, str):
+        return b'{"role":"%b","content":%b}' % (message.role.encode(), orjson.dumps(message.content))
+    return b"".join(_pieces(message, {}))
+
+
+def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
+    head = orjson.dumps({"role": message.role, **(message.extra or {})})[:-1]
+    if not isinstance(message.content, tuple):
+        return [b'%b,"content":%b}' % (head, orjson.dumps(message.content))]
+    pieces = [head + b',"content":[']
+    for part in message.content:
+        if isinstance(part, TextPart):
+            pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+        else:
+            detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
+            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]
+        pieces.append(b",")
+    pieces[-1] = b"]}"
+    return pieces
+
+
+def _merged(pieces: Iterable[bytes]) -> list[bytes]:
+    """Return the same bytes in fewer pieces; large ones are not copied (fresh memory costs 0.7 ms per MB)."""
+    merged: list[bytes] = []
+    small: list[bytes] = []
+    for piece in pieces:
+        if len(piece) < _LARGE_PIECE:
+            small.append(piece)
+        else:
+            merged += [b"".join(small), piece]
+            small.clear()
+    return [*merged, b"".join(small)]

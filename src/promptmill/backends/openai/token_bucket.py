@@ -1,0 +1,30 @@
+"""`rpm` and `tpm`: a bucket that fills steadily and may go into debt."""
+
+from __future__ import annotations
+
+_MOST_DEBT_S = 120
+
+
+class TokenBucket:
+    """Lets through `per_minute` units a minute, at most a quarter of a second's worth at once.
+
+    A taker may overdraw (a long prompt), the next ones then wait until the debt is paid. What goes beyond two minutes'
+    worth is forgiven: what an endpoint says it used need not be true.
+    """
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self._rate = per_minute / 60
+        self._most = max(1.0, self._rate / 4)
+        self._level = self._most
+        self._at = now
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until something may be taken; 0: now."""
+        self._level = min(self._most, self._level + (now - self._at) * self._rate)
+        self._at = now
+        need = min(1.0, self._most) - self._level
+        return need / self._rate if need > 1e-9 else 0.0
+
+    def take(self, units: float) -> None:
+        """Take `units`; a negative number gives back."""
+        self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)

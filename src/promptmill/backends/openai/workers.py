@@ -1,0 +1,262 @@
+"""The bulk path: worker processes that read, encode, send and parse, while this process decides and counts.
+
+Gate, windows, rates, retries and every item's ledger stay here, so they are global by construction: a worker is told to
+make one attempt at the payload at an offset of a file that it maps, and says what came of it. A worker that dies costs
+its attempts in flight, nothing else.
+
+To a worker:
+
+    {"type": "job", …}                                             first, once: see `bulk.Bulk`
+    {"type": "send", "items": [[id, lane, fresh, key, offset, length], …]}
+    {"type": "cancel", "ids": […]}
+
+From a worker:
+
+    {"type": "ready"}
+    {"type": "results", "results": [[id, "answer" | "verdict" | "error", …], …], "warnings": […]}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.openai.spool import Ref
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
+from promptmill.core.outcome import Completion, Usage
+from promptmill.system import frames, subprocesses
+
+_WORKER = "promptmill.backends.openai.worker"
+_NOTHING: Mapping[str, bytes] = {}
+# A worker that ends this often before it has answered anything will not do better the next time.
+_FALSE_STARTS = 3
+
+
+class _Worker:
+    """Our side of one worker process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.answered = False
+        self.attempts: dict[int, asyncio.Future[Completion | RetryDecision]] = {}
+        self.sends: list[tuple[int, int, bool, int, int, int]] = []
+        self.cancels: list[int] = []
+        self.process: asyncio.subprocess.Process | None = None
+
+    def flush(self) -> None:
+        """Write what has gathered since the last turn of the event loop, in one frame each."""
+        sends, self.sends = self.sends, []
+        cancels, self.cancels = self.cancels, []
+        pipe = self.process.stdin if self.process else None
+        if pipe is None or pipe.is_closing():
+            return
+        if sends:
+            pipe.write(frames.packed({"type": "send", "items": sends}))
+        if cancels:
+            pipe.write(frames.packed({"type": "cancel", "ids": cancels}))
+
+
+class FanOut:
+    """A `Sender` of references, over worker processes; use as an async context."""
+
+    def __init__(self, workers: int, per_worker: int, stats: CallStats, job: Mapping[str, Any]) -> None:
+        """`job` is what every worker is told first, keys included: over a pipe, never on a command line.
+
+        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry.
+        """
+        self.capacity = workers * per_worker
+        """Requests in flight, at most."""
+        self._count = workers
+        self._per_worker = per_worker
+        self._scope = stats
+        try:
+            self._job = frames.packed({"type": "job", **job})
+        except TypeError:
+            raise unwritable_parameters() from None
+        self._workers: list[_Worker] = []
+        self._ids = itertools.count(1)
+        self._room = asyncio.Event()
+        self._minders: list[asyncio.Task[None]] = []
+        self._given_up = 0
+        self._broken: PromptmillError | None = None
+
+    async def __aenter__(self) -> FanOut:
+        self._minders = [asyncio.create_task(self._mind(number)) for number in range(self._count)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for minder in self._minders:
+            minder.cancel()
+        await asyncio.gather(*self._minders, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all workers run; while some start or are replaced, there may be no room."""
+        return len(self._workers) == self._count
+
+    async def wait_ready(self) -> None:
+        """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
+        await self._least_busy()
+
+    def size(self, task: Ref) -> int:
+        """Return a rough four bytes a token."""
+        return task.length // 4
+
+    async def prepare(self, task: Ref) -> Mapping[str, bytes]:
+        """Return nothing: the worker reads."""
+        del task
+        return _NOTHING
+
+    async def send(
+        self, task: Ref, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+    ) -> Completion | RetryDecision:
+        """Have the least busy worker make the attempt. Raises `PromptmillError` for what is wrong with the row."""
+        del prepared
+        worker = await self._least_busy()
+        number = next(self._ids)
+        attempt: asyncio.Future[Completion | RetryDecision] = asyncio.get_running_loop().create_future()
+        worker.attempts[number] = attempt
+        if not worker.sends:
+            asyncio.get_running_loop().call_soon(worker.flush)
+        worker.sends.append((number, endpoint_state.number, fresh, task.key, task.offset, task.length))
+        try:
+            return await attempt
+        except asyncio.CancelledError:
+            if number in worker.attempts:
+                if not worker.cancels:
+                    asyncio.get_running_loop().call_soon(worker.flush)
+                worker.cancels.append(number)
+            raise
+        finally:
+            worker.attempts.pop(number, None)
+            self._room.set()
+
+    async def _least_busy(self) -> _Worker:
+        while True:
+            if self._broken:
+                raise self._broken
+            if self._workers:
+                worker = min(self._workers, key=lambda worker: len(worker.attempts))
+                if len(worker.attempts) < self._per_worker:
+                    return worker
+            self._room.clear()
+            await self._room.wait()
+
+    async def _mind(self, number: int) -> None:
+        """Keep one worker running until the call ends."""
+        false_starts = 0
+        while True:
+            worker, why = _Worker(number), "end as soon as they start"
+            try:
+                await self._live(worker)
+            except Exception as error:  # noqa: BLE001 (no more processes, memory, files: nobody may wait for ever)
+                why = f"could not be started: {getattr(error, 'strerror', None) or type(error).__name__}"
+            finally:
+                if worker in self._workers:
+                    self._workers.remove(worker)
+                self._bury(worker)
+            false_starts = 0 if worker.answered else false_starts + 1
+            if false_starts < _FALSE_STARTS:
+                continue
+            self._given_up += 1
+            if self._given_up == self._count:
+                self._broken = PromptmillError(
+                    Code.ENGINE_DIED,
+                    f"The worker processes {why}.",
+                    "Look at stderr, and at this machine's limits of processes, open files and memory.",
+                )
+                self._room.set()
+            return
+
+    async def _live(self, worker: _Worker) -> None:
+        """Start the process and hear it until it ends."""
+        worker.process = child = await subprocesses.start(_WORKER, subprocesses.environment())
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(self._job)
+            while (message := await frames.receive(child.stdout)) is not None:
+                if message["type"] == "ready":
+                    self._workers.append(worker)
+                    self._room.set()
+                else:
+                    self._hear(worker, message)
+        except frames.OutOfStepError:
+            pass  # what it sends makes no sense any more: end it like one that died
+        finally:
+            subprocesses.end_group(child.pid)
+            child.stdin.close()
+            ending = asyncio.ensure_future(child.wait())
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:  # the call is over, which has to be known above
+                await asyncio.wait({ending})
+                raise
+
+    def _hear(self, worker: _Worker, message: frames.Frame) -> None:
+        worker.answered = True
+        for warning in message["warnings"]:
+            self._scope.warn(warning)
+        for number, kind, *fields in message["results"]:
+            attempt = worker.attempts.pop(number, None)
+            if attempt is None or attempt.done():
+                continue
+            if kind == "error":
+                attempt.set_exception(frames.unpacked_error(fields[0]))
+            else:
+                attempt.set_result(unpacked_completion(fields) if kind == "answer" else unpacked_verdict(fields))
+
+    def _bury(self, worker: _Worker) -> None:
+        gone = RetryDecision(
+            FailureKind.OURS, PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended.")
+        )
+        for attempt in worker.attempts.values():
+            if not attempt.done():
+                attempt.set_result(gone)
+        worker.attempts.clear()
+
+
+def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
+    """Return what came of an attempt in the form that frames carry."""
+    if isinstance(result, Completion):
+        usage = result.usage
+        return (
+            "answer",
+            result.text,
+            result.finish_reason,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            result.reasoning,
+            result.tool_calls,
+            result.logprobs,
+            result.details,
+        )
+    usage = result.usage
+    return (
+        "verdict",
+        result.kind.name,
+        frames.packed_error(result.error),
+        result.wait_s,
+        result.stale,
+        usage.prompt_tokens,
+        usage.completion_tokens,
+    )
+
+
+def unpacked_completion(fields: list[Any]) -> Completion:
+    """Return the completion that `packed_result` wrote."""
+    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls, logprobs, details = fields
+    usage = Usage(prompt_tokens, completion_tokens)
+    return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs, details=details)
+
+
+def unpacked_verdict(fields: list[Any]) -> RetryDecision:
+    """Return the verdict that `packed_result` wrote."""
+    kind, error, wait_s, stale, prompt_tokens, completion_tokens = fields
+    usage = Usage(prompt_tokens, completion_tokens)
+    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, usage)

@@ -1,0 +1,154 @@
+"""One line of a file → what to ask: the row formats, decoded without any state, so that any process can do it.
+
+| kind | a line is |
+|---|---|
+| `jsonl` | `{"prompt"}`, `{"messages"}` or `{"prompt", "images"}`; other fields are the caller's own and pass by |
+| `batch` | `{"custom_id", "method", "url", "body"}` (platform.openai.com/docs/api-reference/batch/request-input) |
+| `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
+| `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import orjson
+from pydantic import ValidationError
+
+from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt, shape
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.sampling import Sampling
+from promptmill.images import load as images
+
+BATCH_URL = "/v1/chat/completions"
+BOM = b"\xef\xbb\xbf"
+_SAMPLING_NAMES = frozenset(Sampling.model_fields)
+_NOTHING: Mapping[str, Any] = {}
+# Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
+_BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
+
+
+Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]
+
+
+def place(kind: str, row: int) -> str:
+    """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
+    return f"{'row' if kind == 'table' else 'line'} {row + 1}"
+
+
+def decode(kind: str, line: bytes, where: str, image_tag: str | None = None) -> Decoded:
+    """Return the conversation of one line, its own sampling and its own extra parameters.
+
+    Sampling None: the line brings no parameters, those of the job count, extra ones as well. A `batch` line always
+    brings its own, and the job's do not count. `where` names the line in errors (see `place`). Raises
+    `PromptmillError` (`invalid_input`, `unsupported`) naming it.
+    """
+    value = load(line, where)
+    if kind == "table" and isinstance(value, str):
+        raise input_error(f"{where}: {value}")
+    if not isinstance(value, dict):
+        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
+    if kind == "messages":
+        if "problem" in value:
+            raise input_error(f"{where}: {value['problem']}")
+        conversation, own = _conversation(value["messages"], where), value.get("sampling")
+        return conversation, None if own is None else Sampling.model_validate(own), value.get("extra", _NOTHING)
+    if kind == "batch":
+        return _batch(value, where)
+    return _row(value, where, image_tag), None, _NOTHING
+
+
+def load(line: bytes, where: str) -> Any:
+    """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
+    line = line.removeprefix(BOM)
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        reason = error.msg
+    try:
+        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise input_error(f"{where} is not UTF-8 text.") from None
+    except (ValueError, RecursionError):
+        raise input_error(f"{where} is not valid JSON: {reason}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """How the lines of one file become requests. Plain values, so that it can be sent to another process."""
+
+    kind: str
+    sampling: Sampling = field(default_factory=Sampling)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    system_prompt: str = ""
+    image_tag: str | None = None
+    folder: str = ""
+    """Where relative image paths start; `""` for the working directory."""
+    whole: bool = False
+    """Whether an answer is wanted with all that the endpoint says beside it."""
+
+    def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
+        """Return conversation, sampling and extra parameters of line `row` (from 0).
+
+        Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
+        """
+        conversation, sampling, extra = decode(self.kind, line, place(self.kind, row), self.image_tag)
+        if sampling is None:
+            sampling, extra = self.sampling, self.extra
+        if self.folder:
+            conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
+        return conversation.with_system(self.system_prompt), sampling, extra
+
+
+def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversation:
+    prompt, messages, sources = row.get("prompt"), row.get("messages"), row.get("images")
+    if (prompt is None) == (messages is None):
+        given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
+        raise input_error(f"{where} has {given}; give it one of the two.")
+    if prompt is not None:
+        conversation = conversation_from_prompt(prompt, f"{where}: prompt")
+    else:
+        conversation = _conversation(messages, f"{where}: messages")
+    if not sources:
+        return conversation
+    if isinstance(sources, str):
+        sources = [sources]
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+        raise input_error(f"{where}: images is {shape(sources)}; send a list of paths or URLs.")
+    try:
+        return conversation.with_images(sources, image_tag)
+    except PromptmillError as error:
+        raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+
+
+def _conversation(messages: object, where: str) -> Conversation:
+    if not isinstance(messages, list):
+        raise input_error(f"{where} is {shape(messages)}; send a list of messages.")
+    return conversation_from_messages(messages, where)
+
+
+def _batch(row: Mapping[str, Any], where: str) -> Decoded:
+    custom_id, method, url, body = row.get("custom_id"), row.get("method"), row.get("url"), row.get("body")
+    if not isinstance(custom_id, str):
+        raise input_error(f"{where}: custom_id is {shape(custom_id)}; give each line a text of its own.")
+    if method != "POST" or url != BATCH_URL:
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only POST to {BATCH_URL} can be run.", "")
+    if not isinstance(body, dict):
+        raise input_error(f"{where}: body is {shape(body)}; send the body of a chat completion request.")
+    conversation = _conversation(body.get("messages"), f"{where}: body.messages")
+    if body.get("n") not in (None, 1):
+        raise PromptmillError(
+            Code.UNSUPPORTED, f"{where}: body.n asks for several answers.", "Repeat the line instead."
+        )
+    own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
+    extra = {name: value for name, value in body.items() if name not in _SAMPLING_NAMES and name not in _BATCH_IGNORED}
+    try:
+        return conversation, Sampling.model_validate(own), extra
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise input_error(f"{where}: body.{name}: {problem['msg'].removeprefix('Input ')}.") from None

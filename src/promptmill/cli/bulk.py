@@ -1,0 +1,127 @@
+"""`promptmill bulk` and `promptmill jobs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.cli import progress_display
+from promptmill.cli import validate as validation
+from promptmill.cli.terminal import say
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs import admission, folder, prune, status
+from promptmill.jobs.admission import Job
+from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.progress_text import summary
+from promptmill.jobs.runner import Runner
+from promptmill.service.service import Service
+from promptmill.system import runtime
+
+OK, SOME_FAILED, USAGE, TERMINATED = 0, 1, 2, 143
+_CANCEL_WAIT_S = 3.0
+_PAUSE_S = 0.05
+
+
+def bulk(configuration: Configuration, order: JobRequest, *, validate: bool, as_json: bool) -> int:
+    """Run a job in the foreground, or go on with it. Returns 0 when all rows are answered, 1 when not."""
+    if validate:
+        return validation.run(configuration.plan, order, as_json=as_json)
+    job = admission.admit(order, configuration.plan, folder.state_root())
+    try:
+        if job.finished:
+            found = status.read(job.folder) | {"alive": False}
+            if not as_json:
+                print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
+            _tell(found, as_json=as_json)
+            return SOME_FAILED if found.get("failed") else OK
+        found, error, terminated = runtime.run(_bulk(configuration, job))
+    except KeyboardInterrupt:
+        job.close()
+        _tell(status.read(job.folder), order, as_json=as_json)
+        raise
+    finally:
+        job.close()
+    _tell(status.read(job.folder) | found, order, as_json=as_json)
+    if terminated:
+        return TERMINATED
+    if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
+        return USAGE
+    return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _kept(job: Job) -> str:
+    """Return what is to be said about an output that holds more rows than this order asks for."""
+    result, limit = job.folder.result, job.order.limit
+    if limit is None or result is None or result.limit == limit:
+        return ""
+    return f" Its output holds the first {limit} rows and those behind them, and stays as it is."
+
+
+def _tell(found: Mapping[str, Any], order: JobRequest | None = None, *, as_json: bool) -> None:
+    anew = order is not None and order.overwrite
+    say(orjson.dumps(found).decode() if as_json else summary(found, anew=anew))
+
+
+async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    service = Service(configuration)
+    service.plan = without_own_dedupe(service.plan)
+    try:
+        with progress_display.watching(job.spec.job_id) as watch:
+            runner = Runner(job, service, watch=watch)
+            return await until_terminated(runner)
+    finally:
+        await service.aclose()
+
+
+def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
+    """Show one job or all; `cancel` ends a running one and waits until it has ended."""
+    root = folder.state_root()
+    if job_id is None:
+        if cancel:
+            print("promptmill: name the job to cancel.", file=sys.stderr)
+            return USAGE
+        found = status.read_all(folder.all_folders(root))
+        if as_json:
+            say(orjson.dumps({"jobs": found}).decode())
+        else:
+            for one in found:
+                say(f"{one['job_id']}  {one['state']:<11}  {status.line(one)}")
+            if not found:
+                print("promptmill: there are no jobs.", file=sys.stderr)
+        return OK
+    job = folder.find(job_id, root)
+    if cancel and job.request_cancel():
+        job.wait_for_end(_CANCEL_WAIT_S)
+    elif cancel:
+        print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
+    _tell(status.read(job), as_json=as_json)
+    return OK
+
+
+def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
+    """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
+    if job_id is None:
+        print("promptmill: name the job to go on with.", file=sys.stderr)
+        return USAGE
+    job = folder.find(job_id, folder.state_root())
+    spec = job.spec
+    assert spec is not None
+    order = job.order or JobRequest(input=spec.input, output=spec.output)
+    return bulk(configuration, order, validate=False, as_json=as_json)
+
+
+def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
+    """Remove old jobs and say which."""
+    removed = prune.prune(folder.state_root(), prune.age_s(age), unfinished=unfinished)
+    if as_json:
+        say(orjson.dumps({"removed": removed}).decode())
+    else:
+        for job_id in removed:
+            say(job_id)
+        print(f"promptmill: {len(removed)} job(s) removed.", file=sys.stderr)
+    return OK

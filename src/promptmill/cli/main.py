@@ -1,0 +1,233 @@
+"""`promptmill …`: the server and the same work from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from promptmill import __version__
+from promptmill.cli.terminal import say
+from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.install import command as install
+
+OK, SOME_FAILED, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
+    _speak_utf8()
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
+        sys.stdout.flush()
+        return code
+    except PromptmillError as error:
+        say(f"promptmill: {error}", sys.stderr)
+        return USAGE
+    except BrokenPipeError:  # the reader of our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _speak_utf8() -> None:
+    """Have pipes and files hold UTF-8 on Windows too, where Python would take the old code page of the country."""
+    if sys.platform == "win32":
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+                stream.reconfigure(encoding="utf-8")
+
+
+def _configured(arguments: argparse.Namespace) -> int:
+    """Run a command that needs the configuration."""
+    command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
+    return command(arguments, _configuration(arguments))
+
+
+def _configuration(arguments: argparse.Namespace) -> Configuration:
+    return Configuration.load(
+        arguments.config,
+        assignments=arguments.set,
+        backend=arguments.backend,
+        trust_client=getattr(arguments, "trust_client", False),
+        defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+    )
+
+
+def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.server import process
+    from promptmill.system import runtime
+
+    runtime.log_to_stderr()
+    if arguments.http is None:
+        _refuse_http_options(arguments)
+        return process.serve_stdio(configuration, locked=arguments.locked)
+    if arguments.trust_client:
+        raise config_error(
+            "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
+        )
+    from promptmill.http.options import HttpOptions
+
+    offer = HttpOptions.read(
+        arguments.http,
+        token_file=arguments.token_file,
+        token_env=arguments.token_env,
+        allowed_hosts=arguments.allowed_host,
+        max_body=arguments.max_body,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        environ=os.environ,
+    )
+    return process.serve_http(configuration, offer)
+
+
+def _refuse_http_options(arguments: argparse.Namespace) -> None:
+    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key"):
+        if getattr(arguments, name):
+            raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")
+
+
+def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import generate as shell
+
+    return shell.generate(
+        configuration, prompts=_prompts(arguments.prompt), system_prompt=arguments.system, as_json=arguments.json
+    )
+
+
+def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import generate as shell
+
+    return shell.check(configuration, as_json=arguments.json)
+
+
+def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import bulk as command
+    from promptmill.jobs.job_request import JobRequest
+
+    order = JobRequest(
+        input=arguments.input,
+        output=arguments.output,
+        system_prompt=arguments.system,
+        limit=arguments.limit,
+        max_failures=arguments.max_failures,
+        dedupe=arguments.dedupe,
+        overwrite=arguments.overwrite,
+        retry_failed=arguments.retry_failed,
+    )
+    return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
+
+
+def _jobs(arguments: argparse.Namespace) -> int:
+    """Run `jobs`, where only going on with one needs the configuration."""
+    from promptmill.cli import bulk as command
+
+    if arguments.prune is not None:
+        return command.forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
+    if arguments.resume:
+        return command.resume(_configuration(arguments), arguments.job_id, as_json=arguments.json)
+    return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of rows; give 1 or more")
+    return int(text)
+
+
+def _prompts(given: Sequence[str]) -> list[str]:
+    if given == ["-"]:
+        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+    return list(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("promptmill", description="Text-generation engines as MCP tools.")
+    parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
+    shared.add_argument("--backend", metavar="NAME", help="hf, openai or vllm; overrides the file")
+    shared.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
+    serve.add_argument(
+        "--trust-client",
+        action="store_true",
+        help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
+    )
+    serve.add_argument(
+        "--locked",
+        action="store_true",
+        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+    )
+    _add_http_options(serve)
+    serve.set_defaults(command=_serve)
+
+    generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
+    generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")
+    generate.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("--json", action="store_true", help="print the result as JSON")
+    generate.set_defaults(command=_generate)
+
+    bulk = commands.add_parser(
+        "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
+    )
+    bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
+    bulk.add_argument("output", type=Path, metavar="OUTPUT", help="there whole once every row is done, in input order")
+    bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
+    bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
+    bulk.add_argument("--overwrite", action="store_true", help="start anew and replace OUTPUT, whatever it is")
+    bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
+    bulk.add_argument("--json", action="store_true", help="print the result as JSON")
+    bulk.set_defaults(command=_bulk)
+
+    jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are; go on with one, forget old ones")
+    jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
+    doing = jobs.add_mutually_exclusive_group()
+    doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    doing.add_argument("--resume", action="store_true", help="go on with the job, here")
+    doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
+    jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
+    jobs.add_argument("--json", action="store_true", help="print the result as JSON")
+    jobs.set_defaults(unconfigured=_jobs)
+
+    check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
+    check.add_argument("--json", action="store_true", help="print the findings as JSON")
+    check.set_defaults(command=_check)
+
+    install.add(commands)
+    return parser
+
+
+def _add_http_options(serve: argparse.ArgumentParser) -> None:
+    http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
+    http.add_argument("--http", metavar="HOST:PORT", help="serve streamable HTTP at /mcp there instead of stdio")
+    token = http.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help="the environment variable with the bearer token clients send; default: PROMPTMILL_HTTP_TOKEN, if set",
+    )
+    token.add_argument("--token-file", type=Path, metavar="PATH", help="the file that holds the token")
+    http.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
+    )
+    http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 64MiB")
+    http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
+    http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

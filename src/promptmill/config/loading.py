@@ -1,0 +1,266 @@
+"""`parameter.yaml` → typed settings: find the file, lay a call's overrides over it, say what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from promptmill.config.parameter_file import parsed, read
+from promptmill.config.settings import Settings
+from promptmill.core.conversation import shape
+from promptmill.core.errors import config_error
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
+FILE_NAME = "parameter.yaml"
+# Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
+HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
+_MOST_PROBLEMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What `generation_init` brings. Not the operator's word: nothing here is expanded or trusted."""
+
+    backend: str | None = None
+    backend_configs: Mapping[str, Any] = field(default_factory=dict)
+    sampling_params: Mapping[str, Any] = field(default_factory=dict)
+    extra_params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """What to load and how to run it.
+
+    `from_call` names the keys of the chosen backend's block that a call set; `operator` is the configuration without
+    the call, from which it is decided what a call may use (keys, headers, remote code).
+    """
+
+    settings: Settings
+    operator: Settings
+    from_call: frozenset[str] = frozenset()
+    trust_client: bool = False
+
+    @property
+    def backend(self) -> str:
+        """The chosen backend's name."""
+        return self.settings.backend
+
+    @property
+    def model(self) -> str:
+        """The model that the chosen backend's block names; `""` when it names none."""
+        block = getattr(self.settings.backend_configs, self.backend, None)
+        return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unset:
+    """Stands where `${name}` could not be read; an error only when the block is used."""
+
+    name: str
+
+
+class Configuration:
+    """The operator's word: file, environment and command line."""
+
+    def __init__(self, raw: Mapping[str, Any], *, trust_client: bool = False, origin: str = FILE_NAME) -> None:
+        """`raw` is the file's content with `${…}` expanded. Raises `PromptmillError` (`invalid_config`)."""
+        self._raw = raw
+        self._trust_client = trust_client
+        self.origin = origin
+        self.plan = self.overlaid(Overrides())
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        *,
+        assignments: Iterable[str] = (),
+        backend: str | None = None,
+        trust_client: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        environ: Mapping[str, str] = os.environ,
+    ) -> Configuration:
+        """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
+
+        `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
+        Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
+        """
+        file = find(path, environ)
+        return cls.of(
+            read(file),
+            origin=str(file),
+            assignments=assignments,
+            backend=backend,
+            trust_client=trust_client,
+            defaults=defaults,
+            environ=environ,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        raw: dict[str, Any],
+        *,
+        origin: str,
+        assignments: Iterable[str] = (),
+        backend: str | None = None,
+        trust_client: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        environ: Mapping[str, str] = os.environ,
+    ) -> Configuration:
+        """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
+        try:
+            for assignment in assignments:
+                _assign(raw, assignment)
+            if backend is not None:
+                raw["backend"] = backend
+            raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
+            return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
+        except RecursionError:  # an alias may stand inside what it stands for
+            raise config_error("", f"{origin} is nested too deeply.") from None
+
+    def overlaid(self, overrides: Overrides) -> ResolvedConfig:
+        """Return the plan of the configuration with a call's `overrides` over it.
+
+        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty.
+        """
+        raw = dict(self._raw)
+        name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
+        raw["backend"] = name
+        operator = _validated(_without_unset(raw, name))
+        mine = dict(raw.get("backend_configs") or {})
+        for block, values in overrides.backend_configs.items():
+            if not isinstance(values, Mapping | None):
+                raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
+            mine[block] = {**(mine.get(block) or {}), **(values or {})}
+        raw["backend_configs"] = mine
+        for key in ("sampling_params", "extra_params"):
+            if given := getattr(overrides, key):
+                raw[key] = given
+        from_call = frozenset(overrides.backend_configs.get(name) or ())
+        return ResolvedConfig(_validated(_without_unset(raw, name)), operator, from_call, self._trust_client)
+
+
+def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
+    named = path or (Path(environ["PROMPTMILL_CONFIG"]) if environ.get("PROMPTMILL_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise config_error("", f"There is no configuration file at {named.absolute()}.")
+        return named
+    import platformdirs
+
+    here = Path(__file__).parents[1]
+    shipped = [here / FILE_NAME, here.parent.parent / FILE_NAME]  # in a wheel, in a checkout
+    for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *shipped):
+        if candidate.is_file():
+            return candidate
+    raise config_error("", f"There is no {FILE_NAME}; name one with --config.")
+
+
+def _assign(raw: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
+    *parents, last = path.strip().split(".")
+    block = raw
+    for key in parents:
+        below = block.get(key)
+        block[key] = block = dict(below) if isinstance(below, dict) else {}
+    try:
+        block[last] = parsed(text)
+    except (yaml.YAMLError, ValueError):
+        block[last] = text  # what is no YAML is meant as text
+
+
+def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(inner, environ) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expanded(inner, environ) for inner in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    missing = [name for name, otherwise, _ in _VARIABLE.findall(value) if name not in environ and not otherwise]
+    if missing:
+        return _Unset(missing[0])
+    return _VARIABLE.sub(lambda found: environ.get(found[1]) or found[3] or "", value)
+
+
+def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Return `raw` where unset variables of other backends' blocks are left out; in use they are an error."""
+    blocks = raw.get("backend_configs")
+    if isinstance(blocks, dict):
+        raw = {**raw, "backend_configs": {name: _pruned(block, name, backend) for name, block in blocks.items()}}
+    _refuse_unset(raw, "")
+    return raw
+
+
+def _pruned(block: Any, name: str, backend: str) -> Any:
+    if name == backend or not isinstance(block, dict):
+        return block
+    return {key: value for key, value in block.items() if not _holds_unset(value)}
+
+
+def _holds_unset(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, _Unset)
+
+
+def _refuse_unset(value: Any, path: str) -> None:
+    if isinstance(value, _Unset):
+        raise config_error(path, f"the environment variable {value.name} is not set.")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unset(inner, f"{path}[{index}]")
+
+
+def _validated(raw: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(dict(raw))
+    except ValidationError as error:
+        raise config_error("", explain(error, Settings)) from None
+    except RecursionError:
+        raise config_error("", "The configuration is nested too deeply.") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_context=False):
+        location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        if problem["type"] == "extra_forbidden":
+            lines[path] = _unknown_key(location, model)
+        else:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if problem["type"] == "model_type":
+                message = "should hold keys and values"
+            got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
+            lines.setdefault(path, f"{message}{got}.")
+    told = [f"{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    more = len(lines) - len(told)
+    return " ".join([*told, f"And {more} more."] if more else told)
+
+
+def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+    *parents, key = location
+    for parent in parents:
+        annotation = model.model_fields[str(parent)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return "is no known key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

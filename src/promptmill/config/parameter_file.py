@@ -1,0 +1,85 @@
+"""A YAML file → its keys and values, read strictly and in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from promptmill.core.conversation import shape
+from promptmill.core.errors import PromptmillError, config_error
+
+_MOST_NODES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys, of which the parser would keep the last in silence, and of bounded size.
+
+    An alias costs a few bytes and stands for all it names, so a few nested lines can stand for more than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MOST_NODES:
+            raise config_error("", f"what its aliases stand for adds up to more than {_MOST_NODES} values.")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise config_error(f"line {key_node.start_mark.line + 1}", "a key must be a word.")
+            if key in seen:
+                raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many nodes `node` would be without aliases. Raises `RecursionError` when it holds itself."""
+    if id(node) not in known:
+        size = 1
+        if isinstance(node, yaml.SequenceNode):
+            size += sum(_written_out(inner, known) for inner in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            size += sum(_written_out(inner, known) for pair in node.value for inner in pair)
+        known[id(node)] = size
+    return known[id(node)]
+
+
+def parsed(text: str) -> Any:
+    """Return what YAML says. Raises `yaml.YAMLError`, `ValueError` (no date), `RecursionError`, `PromptmillError`."""
+    return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the place."""
+    try:
+        content = parsed(file.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise config_error("", f"{file}:{place} is not valid YAML: {problem}.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
+    except PromptmillError as error:
+        raise config_error("", f"{file}: {error.message}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise config_error("", f"{file} should hold keys and values, not {shape(content)}.")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else f"a date or number in it: {error}"

@@ -1,0 +1,165 @@
+"""The typed form of `parameter.yaml`: every key with its default, its bounds and what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from promptmill.core.sampling import Sampling
+
+
+def _gpu_ids(value: object) -> object:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    return value or None
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
+_GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
+_MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
+_REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
+
+
+class Block(BaseModel):
+    """A group of keys; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class OpenAISettings(Block):
+    """Any OpenAI-compatible chat completions endpoint."""
+
+    model_name: str | None = Field(None, description="The model's name at the endpoint.")
+    base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
+        [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."
+    )
+    api_key: SecretStr | None = Field(None, description="The key itself; better `api_key_env`.")
+    api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
+    headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
+    trust_env: bool = Field(True, description="Use the proxies that the environment names.")
+    concurrency: int = Field(64, ge=1, le=65_536, description="Most requests in flight, of all calls together.")
+    adaptive: bool = Field(True, description="Find out how many requests in flight the endpoint takes.")
+    rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
+    tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
+    retries: int = Field(5, ge=1, le=100, description="Attempts in all that an item gets for failures of its own.")
+    base_delay: float = Field(1.0, ge=0, description="First wait before trying again, seconds; doubles each time.")
+    max_delay: float = Field(30.0, ge=0, description="Longest wait before trying again, seconds.")
+    timeout: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (10, 600), description="Seconds to connect, and the longest silence of the endpoint."
+    )
+    item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, retries included.")
+    patience: float = Field(120, gt=0, description="Seconds to bear with an endpoint that answers nothing at all.")
+    max_connections: int | None = Field(None, ge=1, description="Most open connections; default: as many as requests.")
+    stream: bool = Field(
+        False, description="Receive answers piece by piece, so that a hung answer ends by its silence."
+    )
+    dedupe: bool = Field(False, description="Send identical requests of a call only once, at temperature 0.")
+    num_workers: int | None = Field(
+        None, ge=1, le=256, description="Worker processes for large work; default: as many as cores, at most 8."
+    )
+    worker_concurrency: int | None = Field(
+        None, ge=1, description="Requests in flight per worker; default: their share."
+    )
+    bulk_threshold: int = Field(20_000, ge=1, description="Prompts of one call from which on workers share it.")
+    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, which goes first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timeout_pair(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("timeout"), int | float):
+            return {**data, "timeout": (min(10, data["timeout"]), data["timeout"])}
+        return data
+
+
+class HFSettings(Block):
+    """A Hugging Face transformers model, run here."""
+
+    model_name_or_path: str | None = Field(None, description=_MODEL)
+    gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
+    batch_size: int = Field(8, ge=1, le=4096, description="Most prompts computed together.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the weights."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`."
+    )
+    gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
+
+
+class VLLMSettings(Block):
+    """A vLLM engine, run here. Every engine argument of vLLM goes through."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    model_name_or_path: str | None = Field(None, description=_MODEL)
+    gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Share of each GPU's memory to take.")
+    dtype: str = Field("auto", description="Number format of the weights.")
+    lora_modules: dict[str, str] | None = Field(
+        None, description="LoRA adapters by name: their folders. A call takes one with `extra_params: {lora: NAME}`."
+    )
+    trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
+
+
+class BackendConfigs(Block):
+    """One block per backend; only the chosen one must be complete."""
+
+    openai: OpenAISettings = OpenAISettings()
+    hf: HFSettings = HFSettings()
+    vllm: VLLMSettings = VLLMSettings()
+
+
+class Settings(Block):
+    """The whole file."""
+
+    backend: str = Field("hf", description="Which backend answers.")
+    backend_configs: BackendConfigs = BackendConfigs()
+    sampling_params: Sampling = Sampling()
+    extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")
+    system_prompt: str = Field("", description="Used when a call brings none.")
+    image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")
+    on_error: Literal["report", "raise"] = Field(
+        "report", description="`raise`: any failed item makes the call an error."
+    )
+    unsupported: Literal["warn", "error"] = Field(
+        "warn", description="What a parameter does that a backend cannot take."
+    )
+    call_timeout: float | None = Field(
+        None, gt=0, description="Most seconds for a call; the rest comes back as errors."
+    )
+    max_call_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a call returns with what is done; the rest goes on as a job that "
+        "`bulk_results` reads. For clients that give up after a minute.",
+    )
+    allowed_roots: list[str] | None = Field(
+        None,
+        description="Folders that images may be read from, and that jobs of a call may read and write in; "
+        "null: anywhere, and for jobs the working directory; over HTTP nowhere.",
+    )
+    fetch_images: bool = Field(
+        False,
+        description="Download web images here, instead of passing their URLs on; from public addresses only. "
+        "`hf` and `vllm` always do, having nobody to pass a URL on to.",
+    )
+    max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_default(cls, data: Any) -> Any:
+        """Read `key:` without a value as the default, as people write it in YAML."""
+        if not isinstance(data, dict):
+            return data
+        blocks = data.get("backend_configs")
+        if isinstance(blocks, dict):
+            data = {**data, "backend_configs": {name: {} if block is None else block for name, block in blocks.items()}}
+        return {key: value for key, value in data.items() if value is not None}

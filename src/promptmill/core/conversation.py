@@ -1,0 +1,268 @@
+"""Conversation, Message and their parts, built from what callers send.
+
+Accepted shapes: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
+OpenAI chat messages (platform.openai.com, chat completions). Everything else is refused with its place and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from promptmill.core.errors import PromptmillError, input_error
+
+ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
+_SYSTEM_ROLES = frozenset({"system", "developer"})
+_ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A piece of text between images."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image by its source: a local path, or a `file:`, `http(s):` or `data:` URL. `detail` is OpenAI's hint."""
+
+    source: str
+    detail: str | None = None
+
+
+Part: TypeAlias = TextPart | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `extra` goes through to the endpoint or chat template as it came (`tool_calls`, `name`, …)."""
+
+    role: str
+    content: str | tuple[Part, ...] | None
+    extra: Mapping[str, Any] | None = None
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """The message's images, in order."""
+        if not isinstance(self.content, tuple):
+            return []
+        return [part for part in self.content if isinstance(part, ImagePart)]
+
+    def as_openai(self) -> dict[str, Any]:
+        """Return the turn as an OpenAI message."""
+        content: object = self.content
+        if isinstance(content, tuple):
+            content = [
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image_url", "image_url": {"url": part.source} | _detail(part)}
+                for part in content
+            ]
+        return {**(self.extra or {}), "role": self.role, "content": content}
+
+
+def _detail(image: ImagePart) -> dict[str, str]:
+    return {"detail": image.detail} if image.detail else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The turns that the model answers."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """All images, in order."""
+        return [image for message in self.messages for image in message.images]
+
+    def as_messages(self) -> list[dict[str, Any]]:
+        """Return the turns as OpenAI messages, from which `conversation_from_messages` makes the same conversation."""
+        return [message.as_openai() for message in self.messages]
+
+    def with_system(self, system_prompt: str) -> Conversation:
+        """Return the conversation under `system_prompt`, which replaces a leading system turn; `""` changes nothing.
+
+        Replaces, because two system turns make many chat templates fail.
+        """
+        if not system_prompt:
+            return self
+        rest = self.messages[1:] if self.messages and self.messages[0].role in _SYSTEM_ROLES else self.messages
+        return Conversation((Message("system", system_prompt), *rest))
+
+    def with_sources(self, change: Callable[[str], str]) -> Conversation:
+        """Return the conversation with the source of each image changed."""
+        if not self.images:
+            return self
+        return Conversation(tuple(_with_sources(message, change) for message in self.messages))
+
+    def with_images(self, sources: Sequence[str], image_tag: str | None) -> Conversation:
+        """Return the conversation with images in its last message, for `image_tag` by `image_tag` or behind the text.
+
+        Without sources nothing changes, so a tag in the text stays text. Raises `PromptmillError` (`invalid_input`)
+        when there are more tags than images or more images than tags.
+        """
+        if not sources:
+            return self
+        *before, last = self.messages
+        content = last.content
+        parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
+        images = [ImagePart(source) for source in sources]
+        placed = _place_at_tags(parts, images, image_tag) if image_tag else (*parts, *images)
+        kept = tuple(part for part in placed if isinstance(part, ImagePart) or part.text)
+        return Conversation((*before, Message(last.role, kept, last.extra)))
+
+
+def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
+    if not isinstance(message.content, tuple):
+        return message
+    parts = (
+        ImagePart(change(part.source), part.detail) if isinstance(part, ImagePart) else part for part in message.content
+    )
+    return Message(message.role, tuple(parts), message.extra)
+
+
+def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: str) -> list[Part]:
+    placed: list[Part] = []
+    tags = 0
+    for part in parts:
+        if isinstance(part, ImagePart):
+            placed.append(part)
+            continue
+        first, *others = part.text.split(image_tag)
+        placed.append(TextPart(first))
+        for text in others:
+            if tags < len(images):
+                placed.append(images[tags])
+            tags += 1
+            placed.append(TextPart(text))
+    if tags != len(images):
+        raise input_error(
+            f"The prompt holds the image tag {tags} time(s) but comes with {len(images)} image(s); "
+            "send as many images as tags, or no image tag to put the images behind the text."
+        )
+    return placed
+
+
+def conversation_from_prompt(item: object, where: str) -> Conversation:
+    """Return the conversation of one prompt item; `where` names it in errors, such as `prompts[3]`.
+
+    Raises `PromptmillError` (`invalid_input`) for any shape that is not listed in this module's docstring.
+    """
+    if isinstance(item, str):
+        return Conversation((Message("user", item),))
+    if not isinstance(item, Mapping):
+        raise input_error(f"{where} is {shape(item)}. {_ACCEPTED}")
+    if "role" in item:
+        return Conversation((_message(item, where),))
+    keys = set(item) - {"annotations", "_meta"}
+    if keys in ({"content"}, {"content", "type"}):
+        return Conversation((Message("user", _content(item["content"], where)),))
+    if keys == {"text"} or (keys == {"text", "type"} and item["type"] == "text"):
+        return Conversation((Message("user", _text(item["text"], f"{where}.text")),))
+    raise input_error(f"{where} is {shape(item)}. {_ACCEPTED}")
+
+
+def conversation_from_messages(messages: Sequence[object], where: str) -> Conversation:
+    """Return the conversation of OpenAI-style `messages`, at least one.
+
+    Raises `PromptmillError` (`invalid_input`) naming the index of a message of another shape or an unknown role.
+    """
+    if not messages:
+        raise input_error(f'{where} is empty. Send at least one message, such as {{"role": "user", "content": "…"}}.')
+    return Conversation(tuple(_message(message, f"{where}[{i}]") for i, message in enumerate(messages)))
+
+
+def _message(item: object, where: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise input_error(f'{where} is {shape(item)}. Send {{"role": "user", "content": "…"}}.')
+    role = item.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        known = ", ".join(sorted(ROLES))
+        found = "no role" if role is None else f"the role {role!r:.40}" if isinstance(role, str) else shape(role)
+        raise input_error(f"{where} has {found}. Known roles: {known}.")
+    extra = {key: value for key, value in item.items() if key not in {"role", "content"} and value is not None}
+    content = item.get("content")
+    if content is None:
+        if role != "assistant" or not extra:
+            raise input_error(f"{where} has no content. Give it a text.")
+        return Message(role, None, extra)
+    return Message(role, _content(content, where), extra or None)
+
+
+def _content(content: object, where: str) -> str | tuple[Part, ...]:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        if content.get("type", "text") == "text" and "text" in content:
+            return _text(content["text"], f"{where}.content.text")
+    elif isinstance(content, list) and content:
+        return tuple(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    raise input_error(f"{where}.content is {shape(content)}. Send a text or a list of text and image_url parts.")
+
+
+def _part(part: object, where: str) -> Part:
+    match part:
+        case {"type": "text", "text": text}:
+            return TextPart(_text(text, f"{where}.text"))
+        case {"type": "image_url", "image_url": {"url": str(url), **options}}:
+            detail = options.get("detail")
+            return ImagePart(url, detail if isinstance(detail, str) else None)
+        case {"type": "image_url", "image_url": str(url)}:
+            return ImagePart(url)
+    raise input_error(
+        f'{where} is {shape(part)}. Send {{"type": "text", "text": "…"}} or '
+        '{"type": "image_url", "image_url": {"url": "…"}}.'
+    )
+
+
+def _text(value: object, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise input_error(f"{where} is {shape(value)}, not a text.")
+
+
+def shape(value: object) -> str:
+    """Return what kind of thing `value` is in a few words, never what it says."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case Mapping() if not value:
+            return "an object without keys"
+        case Mapping():
+            names = ", ".join(f"{key!r:.40}" for key in list(value)[:6])
+            return f"an object with the keys {names}{', …' if len(value) > 6 else ''}"
+    return f"a {type(value).__name__}"
+
+
+def check_encodable(conversation: Conversation) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when a text cannot be written as UTF-8 (a lone surrogate)."""
+    for message in conversation.messages:
+        content = message.content
+        texts = (
+            (part.text for part in content if isinstance(part, TextPart)) if isinstance(content, tuple) else (content,)
+        )
+        for text in texts:
+            if text is None or text.isascii():
+                continue
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise _surrogate(error) from None
+
+
+def _surrogate(error: UnicodeEncodeError) -> PromptmillError:
+    return input_error(
+        f"The prompt holds half of a surrogate pair at character {error.start}, which is no valid text; "
+        "remove it or send the whole character."
+    )

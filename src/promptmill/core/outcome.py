@@ -1,0 +1,68 @@
+"""What became of one request: an answer or a failure, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from promptmill.core.errors import PromptmillError, without_frames
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine or endpoint counted them; 0 where it said nothing."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer. `text` never holds reasoning; `finish_reason` is OpenAI's word (`stop`, `length`, `tool_calls`)."""
+
+    text: str
+    finish_reason: str | None = None
+    usage: Usage = NO_USAGE
+    reasoning: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    attempts: int = 1
+    latency_s: float = 0.0
+    logprobs: Mapping[str, Any] | None = None
+    """The tokens' probabilities as the endpoint gave them, where it was asked to."""
+    details: Mapping[str, Any] | None = None
+    """What else the endpoint said, where that is wanted: see `details.details_of`."""
+
+    def after(self, attempts: int, latency_s: float) -> Completion:
+        """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
+        return Completion(
+            self.text,
+            self.finish_reason,
+            self.usage,
+            self.reasoning,
+            self.tool_calls,
+            attempts,
+            latency_s,
+            self.logprobs,
+            self.details,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost."""
+
+    error: PromptmillError
+    attempts: int = 0
+    latency_s: float = 0.0
+    usage: Usage = field(default=NO_USAGE)
+
+    def __post_init__(self) -> None:
+        """Let go of the call that `error` came through."""
+        without_frames(self.error)
+
+
+Outcome: TypeAlias = Completion | Failure

@@ -1,0 +1,211 @@
+"""The ASGI app: every request passes the same checks, in the same order, before anything reads its body."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import orjson
+from fastmcp import FastMCP
+from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from promptmill.http.body import read_body
+from promptmill.http.host_allowlist import HostAllowlist
+from promptmill.http.http_error import HttpError
+from promptmill.http.json_response_workaround import in_one_piece
+from promptmill.http.token import Token
+
+PATH = "/mcp"
+HEALTH = "/healthz"
+_METHODS = ("GET", "POST", "DELETE")
+# A client that ended without saying so leaves its session behind: some 8 KiB, for half an hour.
+_SESSION_IDLE_S = 1800.0
+_MOST_SESSIONS = 10_000
+_NO_MESSAGE = "The body is no single JSON-RPC 2.0 request, notification or response."
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Whom the app lets in. `token` None: whoever can connect."""
+
+    hosts: HostAllowlist
+    token: Token | None
+    max_body: int
+
+
+class App:
+    """The tools of a FastMCP server under `/mcp`, and `/healthz`."""
+
+    def __init__(
+        self,
+        server: FastMCP,
+        rules: Rules,
+        *,
+        session_idle_s: float = _SESSION_IDLE_S,
+        max_sessions: int = _MOST_SESSIONS,
+    ) -> None:
+        """`session_idle_s` seconds without a request end a session and the calls that run in it."""
+        self._rules = rules
+        sdk_server = server._mcp_server  # FastMCP's own way here cannot set the size of bodies
+        # The SDK would list all tools at each call, to see which arguments come in headers: with ours none do.
+        sdk_server.get_tool_input_schema = lambda _: None
+        self._sessions = StreamableHTTPSessionManager(
+            sdk_server,
+            session_idle_timeout=session_idle_s,
+            max_sessions=max_sessions,
+            max_request_body_size=rules.max_body,
+        )
+        self._inner = self._mounted()
+        self._closing = False
+        self.answered = 0
+        """Requests that passed the checks, so far."""
+        self._calls = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def _mounted(self) -> ASGIApp:
+        @contextlib.asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            async with self._sessions.run():
+                yield
+
+        app = create_base_app([Route(PATH, StreamableHTTPASGIApp(self._sessions))], [], lifespan=lifespan)
+        app.state.transport_type = "streamable-http"
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+            return
+        try:
+            _check_framing(scope)
+            self._check_host(scope)
+            if scope["path"] == HEALTH:
+                await self._health(scope, receive, send)
+                return
+            self._check_call(scope)
+            with self._counted(scope):
+                await self._call(scope, receive, send)
+        except HttpError as refusal:
+            await refusal.response()(scope, receive, send)
+        except ConnectionError:
+            return  # whoever asked has left
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
+        inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
+        await self._inner(inside, _again(body, receive), in_one_piece(scope, body, _plain(send)))
+        self.answered += 1
+
+    def _check_host(self, scope: Scope) -> None:
+        hosts = _headers(scope, b"host")
+        if len(hosts) != 1 or not self._rules.hosts.is_ours(hosts[0]):
+            raise HttpError(
+                421, "This server does not answer under that host name; the operator can allow it with --allowed-host."
+            )
+        if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
+            raise HttpError(403, "Web pages from elsewhere may not call this server.")
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise HttpError(405, "", {"allow": "GET, HEAD"})
+        answer = PlainTextResponse("closing\n", 503) if self._closing else PlainTextResponse("ok\n")
+        await answer(scope, receive, send)
+
+    def _check_call(self, scope: Scope) -> None:
+        if scope["path"] not in {PATH, f"{PATH}/"}:
+            raise HttpError(404, f"There is nothing here; the tools are at {PATH}.")
+        if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
+            raise HttpError(401, "", {"www-authenticate": "Bearer"})
+        if scope["method"] not in _METHODS:
+            raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
+        if self._closing:
+            raise HttpError(503, "The server is shutting down.")
+
+    @contextlib.contextmanager
+    def _counted(self, scope: Scope) -> Iterator[None]:
+        if scope["method"] == "GET":  # a stream of notifications, which never ends by itself
+            yield
+            return
+        self._calls += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._quiet.set()
+
+    def close(self) -> None:
+        """Take no more calls; those that run go on."""
+        self._closing = True
+
+    async def end_sessions(self) -> None:
+        """Wait until no call runs any more, then end all streams."""
+        await self._quiet.wait()
+        for transport in list(self._sessions._server_instances.values()):  # as FastMCP's own app does it
+            with contextlib.suppress(Exception):
+                await transport.terminate()
+
+
+def _check_framing(scope: Scope) -> None:
+    """Refuse a body of two lengths, of which a proxy before us may believe the other, and what comes behind it."""
+    if _headers(scope, b"transfer-encoding") and _headers(scope, b"content-length"):
+        raise HttpError(400, "The request says in two ways how long its body is.", {"connection": "close"})
+
+
+def _headers(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next(iter(_headers(scope, name)), None)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Give `body` once, then what comes after it."""
+    left = [body]
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+
+    return replay
+
+
+def _plain(send: Send) -> Send:
+    """Say in plain words why a body is no message: the SDK quotes it."""
+    start: Message | None = None
+
+    async def said(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start" and message["status"] == 400:
+            start = message
+        elif start is None:
+            await send(message)
+        else:
+            held, start = start, None
+            body = _unquoted(message.get("body", b""))
+            headers = [(name, value) for name, value in held["headers"] if name != b"content-length"]
+            await send({**held, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+            await send({**message, "body": body})
+
+    return said
+
+
+def _unquoted(body: bytes) -> bytes:
+    try:
+        answer = orjson.loads(body)
+        if not answer["error"]["message"].startswith("Validation error"):
+            return body
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return body
+    answer["error"]["message"] = _NO_MESSAGE
+    return orjson.dumps(answer)

@@ -1,0 +1,50 @@
+"""A request's body: read as far as it may go, and no slower than it must."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Receive
+
+from promptmill.http.http_error import HttpError
+
+_GRACE_S = 30.0
+_BYTES_A_SECOND = 16 << 10  # slower than any line that people still use
+
+_DIGITS = 18
+
+
+async def read_body(receive: Receive, limit: int, *, declared: bytes | None, grace_s: float = _GRACE_S) -> bytes:
+    """Return the body. Nothing beyond `limit` bytes is ever held.
+
+    Raises `HttpError`: 413 as soon as it is known to be larger, at once when `declared` (Content-Length) says so; 408
+    when after `grace_s` seconds it comes slower than 16 KiB a second; `ConnectionError` when the client leaves.
+    """
+    if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    began = asyncio.get_running_loop().time()
+    while True:
+        try:
+            async with asyncio.timeout_at(began + grace_s + size / _BYTES_A_SECOND):
+                message = await receive()
+        except TimeoutError:
+            raise HttpError(408, "The request's body came too slowly.") from None
+        if message["type"] != "http.request":
+            raise ConnectionError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(
+        413,
+        f"The request is larger than {limit:,} bytes, the most this server takes. "
+        "Send fewer prompts or images at once; the operator can raise it with --max-body.",
+    )

@@ -1,0 +1,147 @@
+"""uvicorn as we use it: one process, no signal handlers of its own, and connections that nobody holds for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from promptmill.core.errors import config_error
+from promptmill.http.app import App
+
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection: who closes last meets no closed one
+_LARGEST_HEAD = 64 << 10
+_SPARE = 64  # connections beyond the most that are told so, instead of being dropped
+
+
+class Connection(H11Protocol):
+    """One connection, closed when its client only holds it. h11 refuses whatever is ambiguous in a head."""
+
+    head_s = 15.0  # from the connection, or the first byte of a further request, until its headers are there
+    unread_s = 5.0  # for a client to read why the rest of its body is not wanted
+    stall_s = 120.0  # for a client that does not read its answer
+    _limit: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+    _idle = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head; beyond the most connections there is nothing to wait for."""
+        super().connection_made(transport)
+        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
+            transport.abort()
+            return
+        self._close_in(self.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timers."""
+        self._stop_waiting()
+        self._go_on()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Give a further request as long for its head as the first."""
+        if self._idle:
+            self._idle = False
+            self._close_in(self.head_s)
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Stop waiting once a head is there."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before and self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or close when the client goes on sending what was refused."""
+        before = self.cycle
+        super().on_response_complete()
+        if self.cycle is not before or self.transport.is_closing():
+            return
+        self._idle = self.conn.their_state is h11.IDLE
+        if not self._idle:
+            self._close_in(self.unread_s)
+
+    def pause_writing(self) -> None:
+        """Give the client a while to read."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        self._go_on()
+        super().resume_writing()
+
+    def _close_in(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._limit = self.loop.call_later(seconds, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _go_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+
+class Listener(uvicorn.Server):
+    """Serves until told to stop. Signals are the process's affair."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them anew at its end, before ours is over."""
+        yield
+
+    def stop(self) -> None:
+        """Take no more connections, and close those that have nothing to answer any more."""
+        self.should_exit = True
+
+
+def listener(
+    app: App, *, connections: int, tls: ssl.SSLContext | None, connection: type[Connection] = Connection
+) -> Listener:
+    """Return a server of `app` for at most `connections` at once."""
+    config = uvicorn.Config(
+        app,
+        http=connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="error",  # whoever can connect could fill the log with warnings
+        access_log=False,
+        proxy_headers=False,  # nothing here depends on what a proxy says about the client
+        server_header=False,
+        limit_concurrency=connections,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=None,  # the process has its own limits
+        h11_max_incomplete_event_size=_LARGEST_HEAD,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
+    )
+    return Listener(config)
+
+
+def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """Return the TLS of a server with this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=_refuse_to_ask)
+    except FileNotFoundError:
+        raise config_error("--tls-cert", f"there is no file {certificate}, or no {key}.") from None
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        raise config_error("--tls-cert", f"certificate and key cannot be used: {reason}.") from None
+    return context
+
+
+def _refuse_to_ask() -> str:
+    raise ValueError("the key has a password")

@@ -1,0 +1,63 @@
+"""The bearer token: who may call."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+
+from promptmill.core.errors import config_error
+
+VARIABLE = "PROMPTMILL_HTTP_TOKEN"
+_SHORTEST = 16
+_FORM = re.compile(r"[\x21-\x7e]+")
+HOW_TO_MAKE_ONE = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+
+
+class Token:
+    """One secret. Only its digest is kept."""
+
+    def __init__(self, secret: str) -> None:
+        self._digest = _digest(secret.encode())
+
+    def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Return whether the one `Authorization` header among `headers` is this token. Takes the same time for all."""
+        given = [value for name, value in headers if name == b"authorization"]
+        scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        same = hmac.compare_digest(_digest(secret.strip(b" ")), self._digest)
+        return same and scheme.lower() == b"bearer"
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def find_token(file: Path | None, variable: str | None, environ: MutableMapping[str, str]) -> Token | None:
+    """Return the token in `file`, else in the environment's `variable`, else in PROMPTMILL_HTTP_TOKEN, else None.
+
+    It is taken out of `environ`, so that no child process inherits it. Raises `PromptmillError` (`invalid_config`)
+    without quoting anything of it.
+    """
+    found = environ.pop(variable or VARIABLE, None)
+    if file is not None:
+        try:
+            return _checked(file.read_text(encoding="utf-8"), "--token-file")
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise config_error("--token-file", f"{file} cannot be read: {reason}.") from None
+    if found is None and variable is not None:
+        raise config_error("--token-env", f"the environment variable {variable} is not set. {HOW_TO_MAKE_ONE}")
+    return None if found is None else _checked(found, variable or VARIABLE)
+
+
+def _checked(text: str, where: str) -> Token:
+    secret = text.strip()
+    if len(secret) < _SHORTEST:
+        raise config_error(
+            where, f"the token is shorter than {_SHORTEST} characters, which can be guessed. {HOW_TO_MAKE_ONE}"
+        )
+    if not _FORM.fullmatch(secret):
+        raise config_error(where, f"the token holds spaces or characters outside ASCII. {HOW_TO_MAKE_ONE}")
+    return Token(secret)

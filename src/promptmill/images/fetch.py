@@ -1,0 +1,145 @@
+"""Images from the web, fetched only from public addresses (`fetch_images: true`, and always for the engines)."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ipaddress
+import socket
+from typing import Any
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from promptmill.core.errors import Code, PromptmillError
+
+_REDIRECTS = 5
+_LARGEST = 64 * 1024 * 1024
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that was ever given out; the rest is local, embedded or reserved
+# Inside that: assignments of the IETF with Teredo, examples, 6to4. Of IPv4 what not every Python counts as such, and
+# Azure's metadata service, public by its number, never by its place.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
+
+
+def is_public(address: str) -> bool:
+    """Return whether `address` is one of the public internet: not private, loopback, link-local, metadata, multicast.
+
+    IPv6 forms that carry an IPv4 address inside count as not public, unless they are plainly mapped ones. Raises
+    `ValueError` for what is no address.
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None and ip not in _UNICAST:
+            return False
+        ip = ip.ipv4_mapped or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
+
+
+class _PublicResolver(AbstractResolver):
+    """Resolves to public addresses only; the connection then goes to the very address that was checked."""
+
+    def __init__(self) -> None:
+        self._inner = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        public = [result for result in found if is_public(result["host"])]
+        if not public:
+            raise _refused(host)
+        return public
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for the very address that is connected to next, however the URL spelled it."""
+    family, kind, protocol, _, place = address
+    if not is_public(str(place[0])):
+        raise _refused(place[0])
+    return socket.socket(family, kind, protocol)
+
+
+class ImageFetcher:
+    """Downloads images, a session of its own without proxies, cookies or keys."""
+
+    def __init__(self, timeout_s: float = 30.0) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch(self, url: str) -> str:
+        """Return the body at `url` as a data URL, still to be checked. Raises `PromptmillError` (`invalid_image`)."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                resolver=_PublicResolver(), use_dns_cache=False, limit=16, socket_factory=_socket_to
+            )
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        for _ in range(_REDIRECTS):
+            _check(url)
+            try:
+                async with self._session.get(url, allow_redirects=False) as response:
+                    location = response.headers.get("Location")
+                    if response.status in {301, 302, 303, 307, 308} and location:
+                        url = urljoin(url, location)
+                        continue
+                    return await _body(response, url)
+            except PromptmillError:
+                raise
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                raise _failed(url, type(error).__name__) from None
+        raise _failed(url, "too many redirects")
+
+    async def aclose(self) -> None:
+        """Close the session."""
+        if self._session is not None:
+            await self._session.close()
+
+
+async def _body(response: aiohttp.ClientResponse, url: str) -> str:
+    if response.status != 200:
+        raise _failed(url, f"status {response.status}")
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > _LARGEST:
+            raise _failed(url, f"more than {_LARGEST // 2**20} MiB")
+    return "data:;base64," + base64.b64encode(data).decode()
+
+
+def _check(url: str) -> None:
+    """Refuse what is no web address, and addresses written into the URL, which no resolver sees."""
+    try:
+        parts = URL(url)  # as aiohttp reads it: another reader might find another host
+        host = parts.raw_host if parts.scheme in {"http", "https"} else None
+    except ValueError:
+        host = None
+    if not host:
+        raise _refused("there")
+    with contextlib.suppress(ValueError):  # a name: the resolver checks what it stands for
+        if not is_public(host):
+            raise _refused(host)
+
+
+def _refused(host: Any) -> PromptmillError:
+    return PromptmillError(
+        Code.INVALID_IMAGE,
+        f"Images are not fetched from {host!s:.255}: it is no public address.",
+        "Download the image and send its path.",
+    )
+
+
+def _failed(url: str, why: str) -> PromptmillError:
+    return PromptmillError(Code.INVALID_IMAGE, f"The image at {URL(url).raw_host} cannot be fetched: {why}.")

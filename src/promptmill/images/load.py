@@ -1,0 +1,215 @@
+"""A path or URL → checked image bytes. What is not an image is never read beyond its header, and never sent."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.system.safe_open import NoFileError, OutsideError, open_regular
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
+_WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_ORIENTATION = 0x0112
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
+_LONGEST_PATH = 4096
+_LARGEST_FILE = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """What may be read: folders (None: anywhere) and the most pixels an image may have."""
+
+    allowed_roots: tuple[Path, ...] | None = None
+    max_pixels: int = 89_000_000
+
+    @classmethod
+    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int) -> ImageRules:
+        """Return the rules that settings name; `~` in a folder is the user's home."""
+        roots = allowed_roots
+        return cls(None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots), max_pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image as it can be sent: PNG, JPEG, WebP or GIF, one frame, 8 bits a channel, upright."""
+
+    data: bytes
+    media_type: str
+
+
+def is_web(source: str) -> bool:
+    """Return whether `source` is an `http(s)` URL, which an endpoint fetches by itself."""
+    return source[:8].lower().startswith(("http://", "https://"))
+
+
+def from_folder(source: str, folder: str) -> str:
+    """Return `source` as it is meant in `folder`: only a relative path becomes another one."""
+    if source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
+        return source
+    return os.path.join(folder, source)  # noqa: PTH118 (an absolute path stays as it is, letter for letter)
+
+
+def load_image(source: str, rules: ImageRules) -> ImageFile:
+    """Return the image at a local path, `file:` URL or `data:` URL. Blocks: call it off the event loop.
+
+    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images and those that EXIF
+    turns; anything else stays byte for byte. Raises `PromptmillError` (`invalid_image`).
+    """
+    name, data = _data(source) if source[:5].lower() == "data:" else _file(source, rules)
+    return _checked(data, name, rules)
+
+
+def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
+    path = local_path(source)
+    try:
+        with os.fdopen(open_regular(path, rules.allowed_roots), "rb") as file:
+            _probe(file.read(16), _shown(path))
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
+    except OutsideError:
+        raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
+    except NoFileError:
+        raise _unusable(f"{_shown(path)} is no file.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _unusable(f"There is no image file at {_shown(path)}.") from None
+    except OSError as error:
+        raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
+    if max(size, len(data)) > _LARGEST_FILE:
+        raise _unusable(f"{_shown(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
+    return _shown(path), data
+
+
+def local_path(source: str) -> Path:
+    """Return the file that a path or `file:` URL names. Raises `PromptmillError` (`invalid_image`)."""
+    try:
+        return _local_path(source)
+    except (RuntimeError, ValueError):  # nobody's home folder, half a host name
+        raise _unusable(f"{redact(source[:80])} is no path or URL of an image.", "Send the path of a file.") from None
+
+
+def _local_path(source: str) -> Path:
+    if source[:5].lower() == "file:":
+        parts = urlsplit(source)
+        if parts.netloc not in {"", "localhost"}:
+            raise _unusable("A file URL may not name another host.", "Write file:///path/to/image.png.")
+        return Path(url2pathname(parts.path))
+    if _URL.match(source):
+        raise _unusable(
+            f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
+        )
+    return Path(source).expanduser() if source.startswith("~") else Path(source)
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.absolute())[:_LONGEST_PATH]
+    except OSError:
+        return str(path)[:_LONGEST_PATH]
+
+
+def _data(source: str) -> tuple[str, bytes]:
+    import pybase64
+
+    head = _DATA_URL.match(source, 0, 256)
+    if head is None:
+        raise _unusable("A data URL has no valid beginning.", "Write data:image/png;base64,….")
+    try:
+        if ";base64" in (head[2] or "").lower():
+            return "the data URL", pybase64.b64decode(source[head.end() :], validate=True)
+        return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
+    except ValueError:
+        raise _unusable("A data URL holds no valid base64.") from None
+
+
+def _probe(start: bytes, name: str) -> None:
+    """Refuse what does not begin like an image, before more of it is read."""
+    signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        raise _unusable(f"{name} is {'empty' if not start else 'no PNG, JPEG, WebP, GIF, BMP or TIFF image'}.")
+
+
+def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
+    # the plugins by name: for the first image of a format that it does not know yet, Pillow imports all that it has
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+
+    _probe(data[:16], name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning; our bound is below
+            with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+                width, height = image.size
+                if width * height > rules.max_pixels:
+                    raise _unusable(
+                        f"{name} has {width} x {height} pixels, more than `max_image_pixels` ({rules.max_pixels}).",
+                        "Make it smaller.",
+                    )
+                media_type = _FORMATS[_kind(image)]
+                if media_type and not _needs_rewriting(image):
+                    return ImageFile(data, media_type)
+                return ImageFile(_rewritten(image), "image/png")
+    except PromptmillError:
+        raise
+    except Image.DecompressionBombError:  # Pillow looks at twice its own bound before ours can
+        raise _unusable(
+            f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own bound allow.",
+            "Make it smaller.",
+        ) from None
+    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise nearly anything for a broken file)
+        raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
+
+
+def _kind(image: Image) -> str:
+    """Return one of the formats. A JPEG with previews or other views behind it, as phones write, is a JPEG to all."""
+    return "JPEG" if image.format == "MPO" else image.format or ""
+
+
+def _needs_rewriting(image: Image) -> bool:
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    if animated or image.mode not in _WEB_MODES:
+        return True
+    # reading EXIF parses the file only where there is some
+    return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def _rewritten(image: Image) -> bytes:
+    from PIL import ImageOps
+
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        upright = _to_eight_bits(upright)
+    elif upright.mode not in _WEB_MODES or upright.mode in {"P", "PA"}:
+        upright = upright.convert("RGBA" if "transparency" in upright.info or upright.mode == "PA" else "RGB")
+    out = io.BytesIO()
+    upright.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value / 256).convert("L")
+    low, high = image.getextrema()
+    span = float(high) - float(low)  # type: ignore[arg-type]
+    scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
+    offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
+    return image.point(lambda value: value * scale + offset).convert("L")
+
+
+def _unusable(message: str, hint: str | None = None) -> PromptmillError:
+    # a path may hold half a surrogate pair, with which no result could be sent
+    return PromptmillError(Code.INVALID_IMAGE, message.encode("utf-8", "replace").decode(), hint)

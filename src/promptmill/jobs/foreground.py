@@ -1,0 +1,43 @@
+"""One job run in this process until its end or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import Any
+
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.runner import Runner
+
+
+async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    """Run a job until its end or SIGTERM. Returns its status, why it stopped early, and whether SIGTERM came."""
+    work = asyncio.ensure_future(runner.run())
+    terminated = False
+
+    def on_signal() -> None:
+        nonlocal terminated
+        terminated = True
+        work.cancel()
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    try:
+        return await work, runner.error, False
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        return runner.found(), None, True
+
+
+def without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
+    """Return `plan` without the backend's `dedupe`, which remembers every answer: a job has its own, on disk."""
+    configs = plan.settings.backend_configs
+    if not configs.openai.dedupe:
+        return plan
+    openai = configs.openai.model_copy(update={"dedupe": False})
+    configs = configs.model_copy(update={"openai": openai})
+    settings = plan.settings.model_copy(update={"backend_configs": configs})
+    return ResolvedConfig(settings, plan.operator, plan.from_call, plan.trust_client)

@@ -1,0 +1,61 @@
+"""What somebody wants done: one file into another, and how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from promptmill.core.errors import input_error
+
+# A share of failures says nothing before this many rows are settled.
+_FIRST_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FailureLimit:
+    """How many failures end a run: more than `count`, or more than `percent` of what is settled."""
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FailureLimit:
+        """Read `100` or `5%`. Raises `PromptmillError` (`invalid_input`)."""
+        if re.fullmatch(r"\d+", text):
+            return cls(count=int(text))
+        if (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(found[1]) <= 100:
+            return cls(percent=float(found[1]))
+        raise input_error(f"--max-failures {text[:20]!r} is neither a number nor a share such as 5%.")
+
+    def exceeded(self, failed: int, settled: int) -> bool:
+        """Return whether `failed` of `settled` rows are too many."""
+        if self.count is not None and failed > self.count:
+            return True
+        return self.percent is not None and settled >= _FIRST_ROWS and failed > settled * self.percent / 100
+
+
+class JobRequest(BaseModel):
+    """One job and how to run it this time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input: Path
+    output: Path
+    system_prompt: str = ""
+    limit: int | None = None
+    """Only the first rows, this many."""
+    max_failures: str | None = None
+    dedupe: bool = False
+    overwrite: bool = False
+    """Start anew and replace whatever is at `output`."""
+    anew: bool = False
+    """Start anew, but replace only an output that this job made itself."""
+    retry_failed: bool = False
+
+    @property
+    def failure_limit(self) -> FailureLimit | None:
+        """`max_failures`, read."""
+        return None if self.max_failures is None else FailureLimit.parse(self.max_failures)

@@ -1,0 +1,146 @@
+"""Journal records → what an output file says, row by row."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.core.errors import PromptmillError
+
+ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+RARE_FIELDS = ("reasoning", "tool_calls", "logprobs")
+"""Those of a record that only some models give, or when they are asked to."""
+
+
+def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are."""
+    prompt, completion = record["usage"]
+    code = record["code"]
+    found: dict[str, Any] = {
+        "answer": record.get("text", ""),
+        "error": None
+        if code is None
+        else {
+            "code": code,
+            "message": record["message"],
+            "retryable": record["retryable"],
+            "attempts": record["attempts"],
+        },
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
+        "finish_reason": record.get("finish_reason"),
+    }
+    for name in RARE_FIELDS:
+        if name in record:
+            found[name] = record[name]
+    return found
+
+
+def jsonl_line(line: bytes, record: Mapping[str, Any]) -> bytes:
+    """Return the output line of an input line: its own bytes, with the answer's fields behind them."""
+    fields = answer_fields(record)
+    line = line.removeprefix(rows.BOM).strip()
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        value = None
+    if not isinstance(value, dict):  # the error says which line it is
+        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+    if value.keys() & fields.keys():  # an earlier output as input: the new answer counts
+        return plain_line({name: inner for name, inner in value.items() if name not in fields} | fields)
+    tail = orjson.dumps(fields)[1:]
+    return b"%b%b%b\n" % (line[:-1].rstrip(), b"," if value else b"", tail)
+
+
+def plain_line(value: Mapping[str, Any]) -> bytes:
+    """Return `value` as a line of JSON."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
+    except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
+        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """Return what JSON has no form for, from a column of a table: bytes as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def batch_output(
+    line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int, takes_model: bool
+) -> dict[str, Any]:
+    """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output).
+
+    `takes_model`: the line's own model answered it, where it names one.
+    """
+    try:
+        asked = rows.load(line.strip(), "")
+    except PromptmillError:
+        asked = None
+    asked = asked if isinstance(asked, dict) else {}
+    body = asked.get("body")
+    number = f"{job_id[-10:]}-{record['row'] + 1}"
+    found: dict[str, Any] = {
+        "id": f"batch_req_{number}",
+        "custom_id": asked.get("custom_id"),
+        "response": None,
+        "error": None,
+    }
+    if record["code"] is not None:
+        found["error"] = {"code": record["code"], "message": record["message"]}
+        return found
+    prompt, completion = record["usage"]
+    details = record.get("details", {})
+    said = details.get("body", {})
+    if not isinstance(said.get("usage", {}), dict):
+        said = {name: value for name, value in said.items() if name != "usage"}
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    choice = {
+        "index": 0,
+        "message": _batch_message(record, details.get("message", {})),
+        "logprobs": record.get("logprobs"),
+        "finish_reason": record["finish_reason"] or "stop",
+    }
+    answered = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": created,
+        "model": (takes_model and isinstance(body, dict) and body.get("model")) or model,
+        "choices": [details.get("choice", {}) | choice],
+        "usage": usage,
+    }
+    found["response"] = {
+        "status_code": 200,
+        "request_id": f"req_{number}",
+        "body": answered | said,  # the endpoint's own id, model and usage where it gave them
+    }
+    return found
+
+
+def _batch_message(record: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": record["text"], "refusal": None, **details}
+    if message["refusal"] == record["text"]:  # elsewhere the answer; here it has a field of its own
+        message["content"] = None
+    if "reasoning" in record:
+        message["reasoning_content"] = record["reasoning"]
+    if "tool_calls" in record:
+        message["tool_calls"] = record["tool_calls"]
+        message["content"] = record["text"] or None
+    return message
+
+
+def cells(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return the answer's fields named as CSV cells: an error as `code: message`, what has parts as JSON."""
+    fields = answer_fields(record)
+    error = fields["error"]
+    fields["error"] = f"{error['code']}: {error['message']}" if error else ""
+    return [_cell(fields.get(name)) for name in names]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,55 @@
+"""What a detached runner is told, over its standard input alone: plan with its secrets, order, state folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, SecretStr
+
+from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.settings import Settings
+from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.lock import Lock
+from promptmill.service.service import Service
+
+
+def pack(plan: ResolvedConfig, order: JobRequest, root: Path, lock: int | None) -> bytes:
+    """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
+    value = {
+        "settings": _plain(plan.settings),
+        "operator": _plain(plan.operator),
+        "from_call": sorted(plan.from_call),
+        "trust_client": plan.trust_client,
+        "order": order.model_dump(mode="json"),
+        "root": str(root),
+        "lock": lock,
+    }
+    return orjson.dumps(value, default=_revealed)
+
+
+def unpack(data: bytes) -> tuple[Service, JobRequest, Path, Lock | None]:
+    """Return a service with the plan that was packed, the order, the folder of all jobs, and the job's lock."""
+    value = orjson.loads(data)
+    operator = Settings.model_validate(value["operator"])
+    service = Service(Configuration(value["operator"], trust_client=value["trust_client"]))
+    settings = Settings.model_validate(value["settings"])
+    service.plan = ResolvedConfig(settings, operator, frozenset(value["from_call"]), value["trust_client"])
+    lock = None if value["lock"] is None else Lock.adopt(value["lock"])
+    return service, JobRequest.model_validate(value["order"]), Path(value["root"]), lock
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    # what was not given stays so: some keys mean something by being there
+    return settings.model_dump(exclude_unset=True)
+
+
+def _revealed(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise TypeError

@@ -1,0 +1,158 @@
+"""The server as a process: its event loop, its signals, its end. What differs between platforms here stays here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from promptmill.config.loading import Configuration
+from promptmill.service.service import Service
+from promptmill.system.limits import descriptors
+from promptmill.system.runtime import run, stay_responsive
+
+if TYPE_CHECKING:
+    from fastmcp import FastMCP
+
+    from promptmill.http.options import BoundServer, HttpOptions
+
+# Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
+_LAST_WORDS_S = 0.5
+_CLOSE_S = 1.5
+_MOST_CONNECTIONS = 4096
+_TIDY_S = 10.0
+_MUCH = 5_000  # items in progress: looking through them would be noticed
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+
+
+def serve_stdio(
+    configuration: Configuration, *, locked: bool = False, extend: Callable[[FastMCP], None] = lambda _: None
+) -> int:
+    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal.
+
+    `extend` may add tools to the server before it answers.
+    """
+    return run(_serve_stdio(configuration, extend, locked=locked))
+
+
+def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
+    """Serve over HTTP until a signal comes (exit code 128 + its number; it does not return then).
+
+    Raises `PromptmillError` (`invalid_config`) when that cannot be listened on, or not without a token.
+    """
+    from promptmill.http.options import opened
+
+    with opened(offer) as opening:
+        return run(_serve_http(configuration, opening))
+
+
+async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP], None], *, locked: bool) -> int:
+    signals = _Signals()  # before the imports, which take a second
+    from promptmill.server import create_server
+    from promptmill.server.stdio_errors import answer_unreadable
+
+    service = Service(configuration)
+    server = create_server(service, locked=locked)
+    extend(server)
+    answer_unreadable(server)
+    stay_responsive()
+    serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
+    tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
+    await signals.wait_for_one_or(serving)
+    tidying.cancel()
+    closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
+    if not serving.done():
+        serving.cancel()
+        await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
+    await asyncio.wait({closing}, timeout=_CLOSE_S)
+    return _exit_code(serving, signals)
+
+
+async def _tidy(service: Service, answered: Callable[[], int]) -> None:
+    """Look for garbage after `answered` has grown, while little goes on.
+
+    Calls leave cycles, large but too few for the collector to come for.
+    """
+    seen = 0
+    while True:
+        await asyncio.sleep(_TIDY_S)
+        now = answered()
+        if now != seen and sum(call["total"] or 0 for call in service.calls.in_progress()) < _MUCH:
+            seen = now
+            gc.collect()
+
+
+async def _serve_http(configuration: Configuration, opening: BoundServer) -> int:
+    signals = _Signals()
+    from promptmill.http.app import App
+    from promptmill.http.listener import listener
+    from promptmill.server import create_server
+
+    service = Service(configuration)
+    app = App(create_server(service, locked=True), opening.rules)
+    # half of the descriptors; the rest is for endpoints and files
+    connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
+    server = listener(app, connections=connections, tls=opening.tls)
+    stay_responsive()
+    serving = asyncio.ensure_future(server.serve(opening.sockets))
+    tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
+    print(f"promptmill: {opening.greeting}", file=sys.stderr, flush=True)
+    await signals.wait_for_one_or(serving)
+    tidying.cancel()
+
+    async def end() -> None:
+        await service.aclose()  # running calls end, and answer with what they have
+        await app.end_sessions()
+        await asyncio.wait({serving})
+
+    app.close()
+    server.stop()
+    await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
+    return _exit_code(serving, signals)
+
+
+def _exit_code(serving: asyncio.Future[None], signals: _Signals) -> int:
+    """Return the exit code; after a signal leave at once, because threads may block that cannot be joined."""
+    failed = serving.done() and not serving.cancelled() and serving.exception()
+    if failed:
+        logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
+    if signals.received or not serving.done():
+        code = 128 + signals.received[0] if signals.received else 1
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
+    return 1 if failed else 0
+
+
+class _Signals:
+    """The signals that end the server, from now on."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is None:
+                continue
+            try:
+                loop.add_signal_handler(number, self._note, int(number))
+            except NotImplementedError:  # Windows: Python's own handler, handed to the loop
+                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(self._note, got))
+
+    def _note(self, number: int) -> None:
+        self.received.append(number)
+        self._stop.set()
+
+    async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
+        """Wait until a signal has come or `serving` is done."""
+        stopped = asyncio.ensure_future(self._stop.wait())
+        either: set[asyncio.Future[Any]] = {serving, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()

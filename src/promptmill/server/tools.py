@@ -1,0 +1,131 @@
+"""The tools that answer: `generate`, `multimodal_generate`, `multiturn_generate`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from fastmcp import Context, FastMCP
+from fastmcp.tools import ToolResult
+from mcp_types import ToolAnnotations
+
+from promptmill.backends.protocol import CallStats
+from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.server.arguments import Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server.progress import with_progress
+from promptmill.server.results import ANSWERS, result_of
+from promptmill.server.tool_errors import said
+from promptmill.service.service import Service
+
+if TYPE_CHECKING:
+    from promptmill.jobs.running_jobs import RunningJobs
+
+_PROMPTS_AT_ONCE = 500  # half a millisecond of work, after which others get their turn
+
+
+def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+    """Add the three tools to the app; `running_jobs` takes what goes on when a call is to return."""
+    answers = _Answers(service, running_jobs)
+
+    @mcp.tool(
+        output_schema=ANSWERS,
+        annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
+    )
+    @said
+    async def generate(ctx: Context, prompt_ls: Prompts, system_prompt: SystemPrompt = "") -> ToolResult:
+        """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
+
+        Returns `ans_ls`: one answer per prompt, in the order of the prompts. A prompt that fails has the answer "" and
+        an entry in `errors` that says why; it costs the others nothing. When `job_id` is in the result, time was up:
+        prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
+        use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
+        """
+        stats = CallStats(total=len(prompt_ls))
+        items: list[Conversation | PromptmillError] = []
+        for index, item in enumerate(prompt_ls):
+            items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
+            if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+        return await answers.of(ctx, items, stats, system_prompt)
+
+    @mcp.tool(
+        output_schema=ANSWERS,
+        annotations=ToolAnnotations(title="Answer prompts about images", readOnlyHint=True, openWorldHint=True),
+    )
+    @said
+    async def multimodal_generate(
+        ctx: Context,
+        multimodal_path: Images,
+        prompt_ls: Prompts,
+        system_prompt: SystemPrompt = "",
+        image_tag: ImageTag = None,
+    ) -> ToolResult:
+        """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
+
+        Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` as `generate` does.
+        """
+        if len(multimodal_path) != len(prompt_ls):
+            raise input_error(
+                f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
+                "send one list of images per prompt, [] for none."
+            )
+        stats = CallStats(total=len(prompt_ls))
+        tag = image_tag or service.plan.settings.image_tag
+        items = [
+            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
+            for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
+        ]
+        return await answers.of(ctx, items, stats, system_prompt)
+
+    @mcp.tool(
+        output_schema=ANSWERS,
+        annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
+    )
+    @said
+    async def multiturn_generate(
+        ctx: Context,
+        messages: Messages,
+        system_prompt: SystemPrompt = "",
+    ) -> ToolResult:
+        """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
+
+        Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
+        """
+        conversation = conversation_from_messages(messages, "messages")
+        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt)
+
+
+def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | None) -> Conversation | PromptmillError:
+    try:
+        return conversation.with_images(sources, tag)
+    except PromptmillError as error:
+        return error
+
+
+class _Answers:
+    """What the three tools have in common."""
+
+    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+        self._service = service
+        self._board = running_jobs
+
+    async def of(
+        self, ctx: Context, items: Sequence[Conversation | PromptmillError], stats: CallStats, system_prompt: str
+    ) -> ToolResult:
+        """Answer `items`; within `max_call_s`, where that is set."""
+        service = self._service
+        any_failure = service.plan.settings.on_error == "raise"
+        if service.plan.settings.max_call_s is None:
+            work = service.generate(items, stats, system_prompt=system_prompt)
+            return result_of(await with_progress(ctx, service, stats, work), stats, any_failure=any_failure)
+        from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
+
+        call = DeadlineCall(service, self._board(), items, stats, system_prompt)
+        try:
+            outcomes = await with_progress(ctx, service, stats, call.outcomes())
+            job_id, spent = call.go_on()
+        finally:
+            call.abandon()
+        return result_of(outcomes, spent, any_failure=any_failure, job_id=job_id)

@@ -1,0 +1,1 @@
+"""The loaded backends, and the calls that run on them."""

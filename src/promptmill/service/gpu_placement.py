@@ -1,0 +1,57 @@
+"""Whether a new engine fits beside the one that is loaded, or the old one must leave the device first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from promptmill.config.loading import ResolvedConfig
+from promptmill.config.settings import HFSettings, VLLMSettings
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+# Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
+_MEMORY_PER_WEIGHT = 2.5
+
+
+def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
+    """Return whether `new` may load while `old` still runs.
+
+    Connections always do. Engines do on separate GPUs, and on the CPU when its free memory is ample for the weights.
+    """
+    ours, theirs = _engine(old), _engine(new)
+    if ours is None or theirs is None:
+        return True
+    if ours.gpu_ids and theirs.gpu_ids:
+        return not set(ours.gpu_ids) & set(theirs.gpu_ids)
+    return not _has_accelerator() and _enough_memory(theirs)
+
+
+def _engine(plan: ResolvedConfig) -> HFSettings | VLLMSettings | None:
+    blocks = plan.settings.backend_configs
+    if plan.backend == "hf":
+        return blocks.hf
+    return blocks.vllm if plan.backend == "vllm" else None
+
+
+def _has_accelerator() -> bool:
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def _enough_memory(settings: HFSettings | VLLMSettings) -> bool:
+    folder = Path(settings.model_name_or_path or "")
+    weights = (
+        sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0
+    )
+    free = _free_memory()
+    return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
+
+
+def _free_memory() -> int | None:
+    """Return the bytes that may be taken without harm, or None where that is not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

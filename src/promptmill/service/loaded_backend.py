@@ -1,0 +1,121 @@
+"""One backend from load to close, with the calls that run on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from promptmill.backends.protocol import Backend, CallStats, Sink, Source
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+
+Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+
+
+class LoadedBackend:
+    """One backend from load to close, with the calls that run on it. `create` makes it."""
+
+    def __init__(self, plan: ResolvedConfig, create: Create, drain_s: float) -> None:
+        self.plan = plan
+        self._create = create
+        self._drain_s = drain_s
+        self.identity = identity_of(plan)
+        self.activity = ""
+        self.broken = False
+        self.awaited = 0
+        """Calls that wait until it is loaded."""
+        self.leaving: LoadedBackend | None = None
+        """The one that has to leave the device before this one loads; None when it has."""
+        self._backend: Backend | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._ending: PromptmillError | None = None
+        self.ready: asyncio.Task[None]
+
+    def start(self, *, after: LoadedBackend | None = None) -> None:
+        """Begin to load, once `after` has left the device."""
+        self.leaving = after
+        self.ready = asyncio.ensure_future(self._load(after))
+        # several callers may wait or none: a failure is told to each, and never "not retrieved"
+        self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _load(self, after: LoadedBackend | None) -> None:
+        try:
+            backend = await self._create(self.plan)
+            while after is not None:
+                before = after.leaving  # which it was to replace, and may not have yet
+                self._report("waiting for running calls to end")
+                await after.drain(self._drain_s)
+                await after.end(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
+                self.leaving = after = before
+            self._backend = backend
+            await backend.load(self._report)
+        except BaseException:
+            self.broken = True
+            raise
+        finally:
+            self.activity, self.leaving = "", None
+
+    def _report(self, activity: str) -> None:
+        self.activity = activity
+
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run a call on the loaded backend. Raises why the slot was ended, or what the backend raises."""
+        if self._ending:
+            raise self._ending
+        assert self._backend is not None
+        call = asyncio.ensure_future(self._backend.run(source, sink, stats))
+        self._calls.add(call)
+        try:
+            await call
+        except asyncio.CancelledError:
+            if self._ending:
+                raise self._ending from None
+            raise
+        except PromptmillError as error:
+            if self._ending:
+                raise self._ending from None
+            self.broken = self.broken or error.code is Code.ENGINE_DIED
+            raise
+        finally:
+            self._calls.discard(call)
+            call.cancel()
+
+    async def drain(self, limit_s: float | None) -> None:
+        """Wait until no call runs here, or `limit_s` is over."""
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=limit_s)
+
+    async def end(self, reason: PromptmillError) -> None:
+        """Stop loading and running, for `reason`, and free everything. Idempotent."""
+        self._ending = self._ending or reason
+        self.broken = True
+        for task in (self.ready, *self._calls):
+            task.cancel()
+        try:
+            await asyncio.wait({self.ready, *self._calls}, timeout=1)
+        finally:  # also when whoever wanted the end is cancelled meanwhile
+            if self._backend is not None:
+                await self._backend.aclose()
+
+    async def wait_ready(self) -> None:
+        """Wait until loaded. Raises why it could not be; a waiter's cancellation does not stop the loading."""
+        self.awaited += 1
+        try:
+            await asyncio.shield(self.ready)
+        except asyncio.CancelledError:
+            if self._ending and self.ready.cancelled():
+                raise self._ending from None
+            raise
+        finally:
+            self.awaited -= 1
+
+
+def identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
+    """Return what a loaded backend depends on: all of its block, and who said so where that changes what it may do."""
+    block = getattr(plan.settings.backend_configs, plan.backend, None)
+    if plan.backend == "openai":
+        spoken = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
+    else:
+        spoken = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
+    return (plan.backend, block, spoken)

@@ -1,0 +1,39 @@
+"""Backend names → where they are made. Strings, so that nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib
+from types import MappingProxyType
+from typing import cast
+
+from promptmill.backends.protocol import Backend
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import config_error
+
+BACKENDS = MappingProxyType(
+    {
+        "openai": "promptmill.backends.openai.backend",
+        "hf": "promptmill.backends.engines.host",
+        "vllm": "promptmill.backends.engines.host",
+    }
+)
+
+
+def check_name(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.5)
+        known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}."
+        raise config_error("backend", f"is no backend of this version; {known}")
+
+
+async def create(plan: ResolvedConfig) -> Backend:
+    """Return the backend that `plan` names, not yet loaded. Its module is imported off the event loop.
+
+    Raises `PromptmillError` (`invalid_config`) for an unknown name or settings that cannot work.
+    """
+    check_name(plan.backend)
+    module = await asyncio.to_thread(importlib.import_module, BACKENDS[plan.backend])
+    return cast("Backend", module.create(plan))

@@ -1,0 +1,1 @@
+"""What differs between operating systems, and what every process of ours needs."""

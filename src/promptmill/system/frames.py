@@ -1,0 +1,77 @@
+"""The messages between a process of ours and its children: a length of four bytes, then one JSON object.
+
+JSON, not pickle: what comes out of a process that ran a model's code, or read an endpoint's answer, is data. What the
+messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/fanout.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any, BinaryIO, TypeAlias
+
+import orjson
+
+from promptmill.core.errors import Code, PromptmillError
+
+Frame: TypeAlias = dict[str, Any]
+
+_LENGTH = struct.Struct("<I")
+_LONGEST = 1 << 30  # bytes; a larger length means that the two sides are out of step
+
+
+class OutOfStepError(Exception):
+    """What arrived is no frame: something else wrote to the pipe."""
+
+
+def packed(message: Frame) -> bytes:
+    """Return `message` as one frame. Raises `TypeError` for what JSON cannot hold, such as half a surrogate pair."""
+    body = orjson.dumps(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def read(pipe: BinaryIO) -> Frame | None:
+    """Return the next message, waiting for it; None when the other side is gone."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    length = _body_length(head)
+    body = pipe.read(length)
+    return _unpacked(body) if len(body) == length else None
+
+
+async def receive(stream: asyncio.StreamReader) -> Frame | None:
+    """Return the next message; None when the other side is gone."""
+    try:
+        head = await stream.readexactly(_LENGTH.size)
+        return _unpacked(await stream.readexactly(_body_length(head)))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _body_length(head: bytes) -> int:
+    (length,) = _LENGTH.unpack(head)
+    if length > _LONGEST:
+        raise OutOfStepError
+    return int(length)
+
+
+def _unpacked(body: bytes) -> Frame:
+    try:
+        message = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise OutOfStepError from None
+    if not isinstance(message, dict):
+        raise OutOfStepError
+    return message
+
+
+def packed_error(error: PromptmillError) -> list[str]:
+    """Return `error` in the form that frames carry."""
+    return [error.code, error.message, error.hint]
+
+
+def unpacked_error(fields: list[str]) -> PromptmillError:
+    """Return the error that `packed_error` wrote."""
+    code, message, hint = fields
+    return PromptmillError(Code(code), message, hint)

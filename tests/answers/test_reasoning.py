@@ -1,0 +1,56 @@
+"""Thinking aloud, told apart from the answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.answers.reasoning import split_channels, split_reasoning
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("Paris.", (None, "Paris.")),
+        ("", (None, "")),
+        ("<think>capital?</think>Paris.", ("capital?", "Paris.")),
+        ("\n <think>\ncapital?\n</think>\n\nParis.", ("capital?", "Paris.")),
+        ("<think></think>Paris.", (None, "Paris.")),
+        ("<think>\n\n</think>\n\nParis.", (None, "Paris.")),
+        ("<think>it never ends", ("it never ends", "")),
+        ("<think>a</think>b</think>c", ("a", "b</think>c")),
+        ("Use <think>tags</think>!", (None, "Use <think>tags</think>!")),
+        ("<thinking>a</thinking>", (None, "<thinking>a</thinking>")),
+        ("  indented answer", (None, "  indented answer")),
+    ],
+)
+def test_a_block_at_the_start_is_reasoning(text, split):
+    assert split_reasoning(text) == split
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [("capital?</think>Paris.", ("capital?", "Paris.")), ("it never ends", ("it never ends", ""))],
+)
+def test_a_block_that_the_prompt_opened_is_reasoning_too(text, split):
+    assert split_reasoning(text, opened=True) == split
+
+
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        (f"{ANALYSIS}capital?<|end|>{FINAL}Paris.", ("capital?", "Paris.")),
+        (f"{ANALYSIS}capital?<|end|>{FINAL}Paris.<|return|>", ("capital?", "Paris.")),
+        (f"{ANALYSIS}it never ends", ("it never ends", "")),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>{FINAL}c", ("a\nb", "c")),
+        ('<|channel|>final <|constrain|>json<|message|>{"a":1}', (None, '{"a":1}')),
+        ("<|channel|>analysis", (None, "")),
+        ("<|message|>Paris.", (None, "Paris.")),
+        ("Paris.", (None, "Paris.")),
+        ("", (None, "")),
+    ],
+)
+def test_what_is_said_on_other_channels_than_the_final_one_is_reasoning(text, split):
+    assert split_channels(text) == split

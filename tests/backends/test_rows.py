@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+
+from promptmill.backends.rows import RowReader, decode, place
+from promptmill.core.conversation import ImagePart, TextPart
+from promptmill.core.errors import PromptmillError
+from promptmill.core.sampling import Sampling
+
+
+def read(kind: str, row: Any, **options: Any) -> Any:
+    """Decode a row given as JSON or text."""
+    line = row if isinstance(row, bytes) else json.dumps(row).encode()
+    return decode(kind, line, place(kind, 6), **options)
+
+
+def test_a_prompt_is_a_user_turn() -> None:
+    conversation, sampling, extra = read("jsonl", {"prompt": "hello", "id": 3})
+    assert conversation.as_messages() == [{"role": "user", "content": "hello"}]
+    assert (sampling, dict(extra)) == (None, {})
+
+
+def test_messages_are_a_conversation() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    assert read("jsonl", {"messages": messages})[0].as_messages() == messages
+
+
+@pytest.mark.parametrize("images", ["a.png", ["a.png"]])
+def test_images_follow_the_prompt(images: Any) -> None:
+    conversation, *_ = read("jsonl", {"prompt": "look", "images": images})
+    assert conversation.messages[0].content == (TextPart("look"), ImagePart("a.png"))
+
+
+def test_images_replace_the_tag() -> None:
+    conversation, *_ = read("jsonl", {"prompt": "<i> and", "images": ["a.png"]}, image_tag="<i>")
+    assert conversation.messages[0].content == (ImagePart("a.png"), TextPart(" and"))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (b"{not json", "line 7 is not valid JSON"),
+        (b'{"prompt": "\xff"}', "line 7 is not UTF-8 text"),
+        ('{"prompt": "a"}'.encode("utf-16"), "line 7 is not UTF-8 text"),
+        (b'"text"', "line 7 is a text"),
+        (b"[1]", "line 7 is a list of 1"),
+        ({}, "line 7 has neither `prompt` nor `messages`"),
+        ({"prompt": "a", "messages": []}, "line 7 has both"),
+        ({"prompt": 5}, "line 7: prompt is a number"),
+        ({"messages": "hello"}, "line 7: messages is a text"),
+        ({"messages": []}, "line 7: messages is empty"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "line 7: messages[0] has the role 'robot'"),
+        ({"prompt": "a", "images": [5]}, "line 7: images is a list of 1"),
+        (b"[" * 100_000, "line 7 is not valid JSON"),
+    ],
+)
+def test_a_malformed_line_is_named_by_its_number(row: Any, said: str) -> None:
+    with pytest.raises(PromptmillError, match="line 7") as caught:
+        read("jsonl", row)
+    assert caught.value.code == "invalid_input"
+    assert said in str(caught.value)
+
+
+def test_more_tags_than_images_name_the_line() -> None:
+    with pytest.raises(PromptmillError, match="line 7: The prompt holds the image tag 2"):
+        read("jsonl", {"prompt": "<i><i>", "images": ["a.png"]}, image_tag="<i>")
+
+
+def test_numbers_that_only_python_reads_are_no_reason_to_refuse_a_row() -> None:
+    conversation, *_ = read("jsonl", b'{"prompt": "a", "id": 123456789012345678901234567890, "score": NaN}')
+    assert conversation.as_messages() == [{"role": "user", "content": "a"}]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    assert read("jsonl", b'\xef\xbb\xbf{"prompt": "a"}')[0].messages[0].content == "a"
+
+
+BATCH = {
+    "custom_id": "x",
+    "method": "POST",
+    "url": "/v1/chat/completions",
+    "body": {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.5,
+        "max_completion_tokens": 9,
+        "stop": "END",
+        "stream": True,
+        "logit_bias": {"5": 1},
+    },
+}
+
+
+def test_a_batch_line_brings_its_own_parameters() -> None:
+    conversation, sampling, extra = read("batch", BATCH)
+    assert conversation.as_messages() == [{"role": "user", "content": "hi"}]
+    assert sampling == Sampling(temperature=0.5, stop=["END"])
+    assert extra == {"model": "m", "max_completion_tokens": 9, "logit_bias": {"5": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"url": "/v1/embeddings"}, "unsupported", "only POST to /v1/chat/completions"),
+        ({"method": "GET"}, "unsupported", "only POST"),
+        ({"custom_id": None}, "invalid_input", "custom_id is null"),
+        ({"body": "x"}, "invalid_input", "body is a text"),
+        ({"body": {"model": "m"}}, "invalid_input", "body.messages is null"),
+        ({"body": {**BATCH["body"], "n": 3}}, "unsupported", "several answers"),  # type: ignore[dict-item]
+        ({"body": {**BATCH["body"], "temperature": "hot"}}, "invalid_input", "body.temperature"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_a_batch_line_may_not_be(change: dict[str, Any], code: str, said: str) -> None:
+    with pytest.raises(PromptmillError) as caught:
+        read("batch", {**BATCH, **change})
+    assert caught.value.code == code
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("line 7")
+
+
+def test_rows_of_tables_are_counted_as_rows() -> None:
+    with pytest.raises(PromptmillError, match="row 7: has 3 cells"):
+        read("table", "has 3 cells, but the header has 2.")
+
+
+def test_requests_on_disk_come_back_whole() -> None:
+    row = {"messages": [{"role": "user", "content": "hi"}], "sampling": {"top_p": 0.5}, "extra": {"a": 1}}
+    conversation, sampling, extra = read("messages", row)
+    assert conversation.as_messages() == row["messages"]
+    assert (sampling, extra) == (Sampling(top_p=0.5), {"a": 1})
+
+
+def test_a_reading_gives_what_the_line_does_not_bring_and_can_be_sent_to_another_process() -> None:
+    reading = pickle.loads(pickle.dumps(RowReader("jsonl", Sampling(temperature=0), {"x": 1}, "Be brief.")))
+    conversation, sampling, extra = reading.read(0, b'{"prompt": "a"}')
+    assert [message.role for message in conversation.messages] == ["system", "user"]
+    assert (sampling.temperature, extra) == (0, {"x": 1})
+    batch = RowReader("batch", Sampling(temperature=0), {"x": 1})
+    _, sampling, extra = batch.read(0, json.dumps(BATCH).encode())
+    assert sampling.temperature == 0.5
+    assert "x" not in extra

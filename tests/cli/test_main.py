@@ -1,0 +1,265 @@
+"""`promptmill …`: what is printed where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fakes import KEY
+from promptmill import __version__
+from promptmill.cli import main as cli
+from replies import answer, by_prompt, html, status
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def promptmill(tmp_path, upstream, capsys, monkeypatch):
+    """Run a command in an empty folder, in front of `upstream`; return exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    block = {"model_name": "m", "base_url": upstream.url, "api_key": KEY, "base_delay": 0.01, "retries": 2}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": block}}))
+
+    def runner(*arguments, config=file):
+        argv = [str(argument) for argument in arguments]
+        if config:
+            argv[1:1] = ["--config", str(config)]
+        try:
+            code = cli.main(argv)
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert KEY not in out + err
+        return code, out, err
+
+    return runner
+
+
+# generate
+
+
+def test_answers_are_printed_in_order(promptmill):
+    assert promptmill("generate", "one", "two") == (0, "echo: one\necho: two\n", "")
+
+
+def test_prompts_are_read_from_stdin_one_per_line(promptmill, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  \ntwo\r\nthree"))
+    assert promptmill("generate", "-") == (0, "echo: one\necho: two\necho: three\n", "")
+
+
+def test_nothing_on_stdin_gives_no_answers(promptmill, monkeypatch, upstream):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert promptmill("generate", "-") == (0, "", "")
+    assert not upstream.seen
+
+
+def test_a_system_prompt_may_be_given(promptmill, upstream):
+    assert promptmill("generate", "--system", "be brief", "x")[0] == 0
+    assert upstream.seen[0].json["messages"][0] == {"role": "system", "content": "be brief"}
+
+
+def test_json_is_what_the_tool_returns_with_its_meta(promptmill, upstream):
+    upstream.reply = by_prompt({"bad": status(400, "no")})
+    code, out, err = promptmill("generate", "--json", "a", "bad")
+    result = json.loads(out)
+    assert code == 1
+    assert result["ans_ls"] == ["echo: a", ""]
+    assert [(entry["index"], entry["code"]) for entry in result["errors"]] == [(1, "bad_request")]
+    assert result["_meta"]["requests"] == 2
+    assert err == ""
+
+
+def test_json_without_a_failure_has_no_errors(promptmill):
+    code, out, _ = promptmill("generate", "--json", "a")
+    assert code == 0
+    assert json.loads(out).keys() == {"ans_ls", "_meta"}
+
+
+def test_some_failed_is_exit_code_one_and_said_on_stderr(promptmill, upstream):
+    upstream.reply = by_prompt({"bad": status(400, "no such thing")})
+    code, out, err = promptmill("generate", "a", "bad", "b")
+    assert (code, out) == (1, "echo: a\n\necho: b\n")
+    assert "1 of 3 failed with bad_request" in err
+    assert "no such thing. The endpoint" in err
+
+
+def test_a_warning_is_said_on_stderr(promptmill):
+    code, out, err = promptmill("generate", "--set", "extra_params.stream=true", "x")
+    assert (code, out) == (0, "echo: x\n")
+    assert "`stream`" in err
+
+
+# Which configuration
+
+
+def test_keys_may_be_set_over_the_file(promptmill, upstream):
+    sets = ["--set", "sampling_params.temperature=0.5", "--set", "backend_configs.openai.model_name=other"]
+    assert promptmill("generate", *sets, "x")[0] == 0
+    assert (upstream.seen[0].json["temperature"], upstream.seen[0].json["model"]) == (0.5, "other")
+
+
+def test_the_backend_may_be_set_over_the_file(promptmill):
+    code, _, err = promptmill("generate", "--backend", "nope", "x")
+    assert code == 2
+    assert "backend" in err
+
+
+@pytest.mark.parametrize("where", ["environment", "working directory"])
+def test_without_config_the_environment_goes_before_the_working_directory(promptmill, tmp_path, monkeypatch, where):
+    right = (tmp_path / "mine.yaml").read_text()
+    if where == "environment":
+        (tmp_path / "parameter.yaml").write_text("backend: nope")
+        monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "mine.yaml"))
+    else:
+        (tmp_path / "parameter.yaml").write_text(right)
+    assert promptmill("generate", "x", config=None) == (0, "echo: x\n", "")
+
+
+def test_the_file_named_goes_before_the_environment(promptmill, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "nowhere.yaml"))
+    assert promptmill("generate", "x")[0] == 0
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["check"]])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("backend: [", "is not valid YAML"),
+        ("backend: hf\nbackend: openai", "the key backend occurs twice"),
+        ("bakend: hf", "did you mean backend?"),
+        ("backend: openai\nbackend_configs: {openai: {concurrency: 0}}", "backend_configs.openai.concurrency"),
+        ("backend: openai\nbackend_configs: {openai: {api_key: '${NOT_SET}'}}", "NOT_SET is not set"),
+    ],
+)
+def test_a_wrong_configuration_is_exit_code_two_with_a_message(promptmill, tmp_path, command, content, said):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(content)
+    code, out, err = promptmill(*command, config=wrong)
+    assert (code, out) == (2, "")
+    assert err.startswith("promptmill: ")
+    assert said in err
+
+
+@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["check"]])
+def test_a_missing_file_is_exit_code_two_with_its_whole_path(promptmill, tmp_path, command):
+    code, out, err = promptmill(*command, config=tmp_path / "nowhere.yaml")
+    assert (code, out) == (2, "")
+    assert str(tmp_path / "nowhere.yaml") in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nope"], ["generate"], ["generate", "--nope", "x"], ["generate", "--set", "x", "y"], ["serve", "x"]],
+)
+def test_a_wrong_use_is_exit_code_two(promptmill, arguments):
+    code, out, err = promptmill(*arguments, config=None)
+    assert (code, out) == (2, "")
+    assert err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("backend_configs.openai.base_url=localhost:80", "should start with http:// or https://"),
+        ("backend_configs.openai.base_url=http://u:hunter2@h", "user name or password"),
+        ('backend_configs.openai.api_key="hunter2\\nx"', "backend_configs.openai.api_key"),
+        ("backend_configs.openai.model_name=", "backend_configs.openai.model_name"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "check"])
+def test_settings_that_cannot_work_are_exit_code_two(promptmill, command, setting, said):
+    code, out, err = promptmill(command, "--set", setting, *(["x"] if command == "generate" else []))
+    assert code == 2
+    assert said in out + err
+    assert "hunter2" not in out + err
+
+
+# check
+
+
+def test_check_says_what_it_tried(promptmill, tmp_path, upstream):
+    code, out, err = promptmill("check")
+    assert (code, err) == (0, "")
+    assert str(tmp_path / "mine.yaml") in out
+    assert "openai, m" in out
+    assert "FAIL" not in out
+    assert upstream.seen[-1].json["max_tokens"] == 1
+
+
+def test_check_says_what_is_wrong_for_machines_too(promptmill, upstream):
+    upstream.reply = status(401, "bad key")
+    code, out, _ = promptmill("check", "--json")
+    found = json.loads(out)
+    assert code == 2
+    assert not found["ok"]
+    assert [step["ok"] for step in found["steps"]].count(False) == 1
+    assert found["steps"][-1]["code"] == "unauthorized"
+    assert "bad key" in found["steps"][-1]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (status(404, "The model `m` does not exist"), "does not exist"),
+        (html(), "OpenAI-compatible"),
+        (status(402), "402"),
+    ],
+)
+def test_check_names_the_trouble(promptmill, upstream, reply, said):
+    upstream.reply = reply
+    code, out, _ = promptmill("check")
+    assert code == 2
+    assert "FAIL" in out
+    assert said in out
+
+
+def test_check_finds_nobody_there(promptmill, upstream):
+    upstream.vanish(None)
+    code, out, _ = promptmill("check")
+    assert code == 2
+    assert str(upstream.port) in out
+
+
+def test_check_json_of_a_good_configuration(promptmill):
+    code, out, _ = promptmill("check", "--json")
+    assert code == 0
+    assert json.loads(out)["ok"]
+
+
+# The command itself
+
+
+def test_the_command_is_installed_and_says_its_version(tmp_path):
+    command = Path(sys.executable).with_name("promptmill")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
+    assert done.stdout == f"promptmill {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["check", "--help"]])
+def test_help_is_help(promptmill, arguments):
+    code, out, err = promptmill(*arguments, config=None)
+    assert (code, err) == (0, "")
+    assert "usage: promptmill" in out
+
+
+def test_the_end_of_a_pipe_is_no_traceback(tmp_path, upstream):
+    upstream.reply = answer("x" * 100_000)
+    sets = [f"backend_configs.openai.base_url={upstream.url}", "backend_configs.openai.model_name=m"]
+    command = [sys.executable, "-m", "promptmill", "generate", "--config", str(ROOT / "parameter.yaml")]
+    command += ["--backend", "openai", *(part for value in sets for part in ("--set", value)), *"abcdefgh"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said

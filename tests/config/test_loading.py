@@ -1,0 +1,405 @@
+"""`parameter.yaml` → typed settings: which file, what it may hold, what is said of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promptmill.config.loading import FILE_NAME, HTTP_DEFAULTS, Configuration, Overrides, find
+from promptmill.config.settings import Settings
+from promptmill.core.errors import Code, PromptmillError
+
+ROOT = Path(__file__).parents[2]
+
+# The file of the generation server whose pipelines run here unchanged (docs.ultrarag, generation server).
+REFERENCE = """\
+# servers/generation/parameter.yaml
+backend: vllm # options: vllm, openai
+backend_configs:
+  vllm:
+    model_name_or_path: openbmb/MiniCPM4-8B
+    gpu_ids: "2,3"
+    gpu_memory_utilization: 0.9
+    dtype: auto
+    trust_remote_code: true
+  openai:
+    model_name: MiniCPM4-8B
+    base_url: http://localhost:8000/v1
+    api_key: "abc"
+    concurrency: 8
+    retries: 3
+    base_delay: 1.0
+  hf:
+    model_name_or_path: openbmb/MiniCPM4-8B
+    gpu_ids: '2,3'
+    trust_remote_code: true
+    batch_size: 8
+sampling_params:
+  temperature: 0.7
+  top_p: 0.8
+  max_tokens: 2048
+extra_params:
+  chat_template_kwargs:
+    enable_thinking: false
+system_prompt: ""
+image_tag: null
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(content: str | bytes, name: str = FILE_NAME) -> Path:
+        file = tmp_path / name
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return file
+
+    return written
+
+
+def _problem(file, **options) -> str:
+    with pytest.raises(PromptmillError) as caught:
+        Configuration.load(file, environ=options.pop("environ", {}), **options)
+    assert caught.value.code is Code.INVALID_CONFIG
+    return str(caught.value)
+
+
+# The whole file
+
+
+def test_a_file_of_the_reference_loads_unchanged(write):
+    settings = Configuration.load(write(REFERENCE), environ={}).plan.settings
+    assert settings.backend == "vllm"
+    blocks = settings.backend_configs
+    assert (blocks.vllm.gpu_ids, blocks.vllm.gpu_memory_utilization, blocks.vllm.trust_remote_code) == (
+        (2, 3),
+        0.9,
+        True,
+    )
+    assert (blocks.openai.model_name, blocks.openai.base_url) == ("MiniCPM4-8B", ["http://localhost:8000/v1"])
+    assert blocks.openai.api_key is not None
+    assert blocks.openai.api_key.get_secret_value() == "abc"
+    assert (blocks.openai.concurrency, blocks.openai.retries, blocks.openai.base_delay) == (8, 3, 1.0)
+    assert (blocks.hf.gpu_ids, blocks.hf.batch_size) == ((2, 3), 8)
+    assert settings.sampling_params.given() == {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048}
+    assert settings.extra_params == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert (settings.system_prompt, settings.image_tag) == ("", None)
+
+
+def test_the_shipped_file_starts_on_a_small_model_that_runs_anywhere():
+    plan = Configuration.load(ROOT / FILE_NAME, environ={}).plan
+    assert plan.backend == "hf"
+    assert plan.settings.backend_configs.hf.model_name_or_path == "smollm2-135m-instruct"
+    assert plan.settings.backend_configs.openai.base_url
+    assert plan.settings.backend_configs.vllm.model_name_or_path
+
+
+@pytest.mark.parametrize("backend", ["hf", "openai", "vllm"])
+def test_every_block_of_the_shipped_file_is_ready_to_use(backend):
+    assert Configuration.load(ROOT / FILE_NAME, backend=backend, environ={}).plan.backend == backend
+
+
+def test_the_file_of_the_launch_path_is_the_same():
+    launch = ROOT / "servers" / "generation" / FILE_NAME
+    assert launch.read_bytes() == (ROOT / FILE_NAME).read_bytes()
+
+
+def test_an_empty_file_means_the_defaults(write):
+    assert Configuration.load(write(""), environ={}).plan.settings == Settings()
+
+
+def test_a_byte_order_mark_is_no_key(write):
+    assert Configuration.load(write(b"\xef\xbb\xbfbackend: openai"), environ={}).plan.backend == "openai"
+
+
+# Which file
+
+
+def test_the_file_named_goes_first_then_the_environment_then_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FILE_NAME).write_text("backend: hf")
+    named, from_environment = tmp_path / "named.yaml", tmp_path / "environment.yaml"
+    named.touch()
+    from_environment.touch()
+    environ = {"PROMPTMILL_CONFIG": str(from_environment)}
+    assert find(named, environ) == named
+    assert find(None, environ) == from_environment
+    assert find(None, {}).resolve() == tmp_path / FILE_NAME
+
+
+def test_then_the_folder_of_the_user_then_the_shipped_file(tmp_path, monkeypatch):
+    import platformdirs
+
+    monkeypatch.chdir(tmp_path)
+    assert find(None, {}).read_bytes() == (ROOT / FILE_NAME).read_bytes()
+    mine = platformdirs.user_config_path("promptmill") / FILE_NAME
+    assert mine.is_relative_to(tmp_path), "a test may not write to the real configuration folder"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert find(None, {}) == mine
+
+
+def test_a_file_that_is_named_must_be_there(tmp_path):
+    for path, environ in ((tmp_path / "a.yaml", {}), (None, {"PROMPTMILL_CONFIG": str(tmp_path / "a.yaml")})):
+        with pytest.raises(PromptmillError, match="There is no configuration file at") as caught:
+            find(path, environ)
+        assert str(tmp_path / "a.yaml") in str(caught.value)
+
+
+# What is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("backend: [", "line 1, column 11 is not valid YAML"),
+        ("backend:\n\thf", "line 2, column 1 is not valid YAML"),
+        ('backend: "\0"', "is not valid YAML"),
+        ("backend: hf\nbackend: openai", "line 2: the key backend occurs twice"),
+        ("sampling_params:\n  top_k: 1\n  top_p: 1\n  top_k: 2", "line 4: the key top_k occurs twice"),
+        ("[1, 2]", "should hold keys and values, not a list of 2"),
+        ("hello", "should hold keys and values, not a text"),
+        (b"\xff\xfe\x00", "it is not UTF-8 text"),
+        ("? [a]\n: 1", "a key must be a word"),
+        ("? !!set {a}\n: 1", "a key must be a word"),
+        ("1: 2", "Keys should be strings"),
+        ("extra_params: 2024-13-45", "month must be in 1..12"),
+        ("extra_params: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("extra_params: &self {a: *self}", "nested too deeply"),
+        ("extra_params: {a: &self [*self]}", "nested too deeply"),
+        ('extra_params: !!python/object/apply:os.system ["true"]', "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_configuration_is_said_with_its_place(write, content, said):
+    file = write(content)
+    problem = _problem(file)
+    assert said in problem
+    assert len(problem) < 500
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    assert "There is no configuration file" in _problem(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("bakend: hf", "bakend: is no known key; did you mean backend?"),
+        ("backend_configs: {opnai: {}}", "backend_configs.opnai: is no known key; did you mean openai?"),
+        (
+            "backend_configs: {openai: {concurency: 2}}",
+            "backend_configs.openai.concurency: is no known key; did you mean concurrency?",
+        ),
+        ("sampling_params: {temprature: 1}", "sampling_params.temprature: is no known key; did you mean temperature?"),
+        ("xyz: 1", "xyz: is no known key; known keys: backend, backend_configs,"),
+    ],
+)
+def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(write, content, said):
+    assert said in _problem(write(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "path", "said"),
+    [
+        ("backend: 5", "backend", "not a number"),
+        ("backend_configs: [1]", "backend_configs", "should hold keys and values, not a list of 1"),
+        ("backend_configs: {openai: text}", "backend_configs.openai", "should hold keys and values, not a text"),
+        ("backend_configs: {openai: {concurrency: lots}}", "backend_configs.openai.concurrency", "not a text"),
+        (
+            "backend_configs: {openai: {concurrency: 0}}",
+            "backend_configs.openai.concurrency",
+            "greater than or equal to 1",
+        ),
+        (
+            "backend_configs: {openai: {concurrency: -3}}",
+            "backend_configs.openai.concurrency",
+            "greater than or equal to 1",
+        ),
+        ("backend_configs: {openai: {base_url: 5}}", "backend_configs.openai.base_url", "not a number"),
+        ("backend_configs: {openai: {base_url: [a, 5]}}", "backend_configs.openai.base_url[1]", "not a number"),
+        ("backend_configs: {openai: {timeout: 0}}", "backend_configs.openai.timeout[0]", "greater than 0"),
+        ("backend_configs: {hf: {dtype: int4}}", "backend_configs.hf.dtype", "should be 'auto'"),
+        ("sampling_params: {temperature: .inf}", "sampling_params.temperature", "finite"),
+        ("sampling_params: {temperature: .nan}", "sampling_params.temperature", "finite"),
+        ("on_error: explode", "on_error", "should be 'report' or 'raise'"),
+        ("call_timeout: 0", "call_timeout", "greater than 0"),
+    ],
+)
+def test_a_wrong_value_is_an_error_with_its_path(write, content, path, said):
+    problem = _problem(write(content))
+    assert problem.startswith(f"{path}: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "backend_configs: {openai: {api_key: [hunter2]}}",
+        "backend_configs: {openai: {concurrency: hunter2}}",
+        "backend_configs: {hf: {device: hunter2}}",
+        "backend_configs: {openai: {headers: {x: [hunter2]}}}",
+        "sampling_params: {temperature: hunter2}",
+        "on_error: hunter2",
+    ],
+)
+def test_a_wrong_value_is_not_quoted(write, content):
+    assert "hunter2" not in _problem(write(content))
+
+
+def test_all_that_is_wrong_is_said_at_once(write):
+    problem = _problem(write("backend_configs: {openai: {rpm: -1}}\nsampling_params: {top_p: 2}"))
+    assert "backend_configs.openai.rpm:" in problem
+    assert "sampling_params.top_p:" in problem
+
+
+def test_a_merge_key_is_yaml_like_any_other(write):
+    settings = Configuration.load(
+        write(
+            "backend_configs:\n  hf: &mine {batch_size: 3, dtype: float32}\n  vllm:\n    <<: *mine\n    dtype: auto\n"
+        )
+    ).plan.settings
+    assert settings.backend_configs.vllm.model_extra == {"batch_size": 3}
+    assert settings.backend_configs.vllm.dtype == "auto"
+
+
+# The environment
+
+
+def test_a_variable_reads_the_environment(write):
+    file = write("system_prompt: 'I am ${WHO}.'\nbackend_configs: {openai: {concurrency: '${N}'}}")
+    settings = Configuration.load(file, environ={"WHO": "Ada ${N}", "N": "7"}).plan.settings
+    assert settings.system_prompt == "I am Ada ${N}.", "what a variable holds is not read again"
+    assert settings.backend_configs.openai.concurrency == 7
+
+
+def test_a_variable_may_have_a_default(write):
+    file = write("system_prompt: '${WHO:-nobody}'\nimage_tag: '${TAG:-}'")
+    assert Configuration.load(file, environ={}).plan.settings.system_prompt == "nobody"
+    assert Configuration.load(file, environ={}).plan.settings.image_tag == ""
+    assert Configuration.load(file, environ={"WHO": "Ada"}).plan.settings.system_prompt == "Ada"
+
+
+def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
+    content = "backend: openai\nbackend_configs: {openai: {api_key: '${MY_KEY}'}}"
+    assert _problem(write(content)) == "backend_configs.openai.api_key: the environment variable MY_KEY is not set."
+
+
+@pytest.mark.parametrize("block", ["api_key: '${X}'", "base_url: ['${X}']", "headers: {a: '${X}'}"])
+def test_a_variable_of_a_block_that_is_not_used_may_be_missing(write, block):
+    file = write(f"backend: hf\nbackend_configs: {{openai: {{{block}, concurrency: 3}}}}")
+    configuration = Configuration.load(file, environ={})
+    assert configuration.plan.settings.backend_configs.openai.concurrency == 3
+    with pytest.raises(PromptmillError, match="X is not set"):
+        configuration.overlaid(Overrides(backend="openai"))
+
+
+# The command line
+
+
+def test_assignments_lie_over_the_file(write):
+    file = write("backend: hf\nbackend_configs: {openai: {concurrency: 2, retries: 2}}")
+    assignments = ["backend_configs.openai.concurrency=9", "sampling_params.stop=[a, b]", "system_prompt=be brief"]
+    plan = Configuration.load(file, assignments=assignments, backend="openai", environ={}).plan
+    assert plan.backend == "openai"
+    assert (plan.settings.backend_configs.openai.concurrency, plan.settings.backend_configs.openai.retries) == (9, 2)
+    assert plan.settings.sampling_params.stop == ["a", "b"]
+    assert plan.settings.system_prompt == "be brief"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("concurrency", "write key.path=value"),
+        ("=3", "write key.path=value"),
+        ("nope=3", "nope: is no known key"),
+        ("backend_configs.openai.concurrency=", "backend_configs.openai.concurrency: should be"),
+        ("backend_configs.openai.nope.deeper=1", "backend_configs.openai.nope: is no known key"),
+        ("extra_params={a: 1, a: 2}", "the key a occurs twice"),
+        ("sampling_params.temperature=2024-13-45", "sampling_params.temperature: should be a valid number"),
+        ("extra_params=" + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_an_assignment_that_cannot_work_is_an_error(write, assignment, said):
+    assert said in _problem(write("backend: hf"), assignments=[assignment])
+
+
+# What a call lays over it
+
+
+OPERATOR = {
+    "backend": "openai",
+    "backend_configs": {"openai": {"model_name": "m", "concurrency": 4}, "hf": {"model_name_or_path": "x"}},
+    "sampling_params": {"temperature": 0.5, "max_tokens": 9},
+    "extra_params": {"a": 1},
+    "system_prompt": "S",
+}
+
+
+def test_nothing_said_leaves_the_configuration():
+    configuration = Configuration(OPERATOR)
+    assert configuration.overlaid(Overrides()) == configuration.plan
+
+
+def test_blocks_of_a_call_lie_over_those_of_the_file_key_by_key():
+    blocks = {"openai": {"concurrency": 2}, "hf": None}
+    plan = Configuration(OPERATOR).overlaid(Overrides(backend_configs=blocks))
+    openai = plan.settings.backend_configs.openai
+    assert (openai.model_name, openai.concurrency) == ("m", 2)
+    assert plan.settings.backend_configs.hf.model_name_or_path == "x"
+    assert plan.from_call == {"concurrency"}
+    assert plan.operator.backend_configs.openai.concurrency == 4
+
+
+def test_sampling_and_extra_parameters_of_a_call_replace_those_of_the_file_when_not_empty():
+    configuration = Configuration(OPERATOR)
+    plan = configuration.overlaid(Overrides(sampling_params={"top_p": 0.9}, extra_params={}))
+    assert plan.settings.sampling_params.given() == {"top_p": 0.9}
+    assert plan.settings.extra_params == {"a": 1}
+
+
+def test_a_call_does_not_change_what_the_next_one_starts_from():
+    configuration = Configuration(OPERATOR)
+    configuration.overlaid(Overrides("hf", {"openai": {"concurrency": 2}}, {"top_p": 1}, {"b": 2}))
+    assert configuration.overlaid(Overrides()) == configuration.plan
+
+
+def test_a_variable_in_a_call_is_text():
+    plan = Configuration(OPERATOR).overlaid(
+        Overrides(backend_configs={"openai": {"base_url": "http://evil/${HOME}", "model_name": "${OPENAI_API_KEY:-x}"}})
+    )
+    assert plan.settings.backend_configs.openai.base_url == ["http://evil/${HOME}"]
+    assert plan.settings.backend_configs.openai.model_name == "${OPENAI_API_KEY:-x}"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ({"opnai": {}}, "backend_configs.opnai: is no known key; did you mean openai?"),
+        ({"openai": [1]}, "backend_configs.openai: should be an object, not a list of 1"),
+        ({"openai": {"retries": 0}}, "backend_configs.openai.retries: should be greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_in_a_call_is_said_with_its_path(blocks, said):
+    with pytest.raises(PromptmillError) as caught:
+        Configuration(OPERATOR).overlaid(Overrides(backend_configs=blocks))
+    assert said in str(caught.value)
+
+
+# Over HTTP
+
+
+def _over_http(tmp_path, text=""):
+    file = tmp_path / "parameter.yaml"
+    file.write_text("backend: openai\n" + text)
+    return Configuration.load(file, defaults=HTTP_DEFAULTS).plan.settings
+
+
+@pytest.mark.parametrize("text", ["", "call_timeout:\nallowed_roots: null"])
+def test_over_http_a_call_ends_some_time_and_files_are_out_of_reach(tmp_path, text):
+    settings = _over_http(tmp_path, text)
+    assert (settings.call_timeout, settings.allowed_roots) == (3600, [])
+
+
+def test_over_http_the_operator_may_say_otherwise(tmp_path):
+    settings = _over_http(tmp_path, "call_timeout: 5\nallowed_roots: [/data]")
+    assert (settings.call_timeout, settings.allowed_roots) == (5, ["/data"])

@@ -1,0 +1,134 @@
+"""The typed form of the configuration: defaults of the contract, and what people write."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from promptmill.config.settings import HFSettings, OpenAISettings, Settings, VLLMSettings
+
+
+def _has(block, defaults):
+    found = block.model_dump()
+    assert {name: found[name] for name in defaults} == defaults
+
+
+def test_the_defaults_are_those_of_the_contract():
+    settings = Settings()
+    _has(
+        settings,
+        {
+            "backend": "hf",
+            "extra_params": {},
+            "system_prompt": "",
+            "image_tag": None,
+            "on_error": "report",
+            "unsupported": "warn",
+            "call_timeout": None,
+            "allowed_roots": None,
+            "max_image_pixels": 89_000_000,
+        },
+    )
+    _has(
+        settings.backend_configs.openai,
+        {
+            "model_name": None,
+            "base_url": [],
+            "api_key": None,
+            "api_key_env": None,
+            "headers": {},
+            "trust_env": True,
+            "concurrency": 64,
+            "adaptive": True,
+            "rpm": None,
+            "tpm": None,
+            "retries": 5,
+            "base_delay": 1.0,
+            "max_delay": 30,
+            "timeout": (10, 600),
+            "item_timeout": None,
+            "patience": 120,
+            "max_connections": None,
+            "stream": False,
+            "dedupe": False,
+            "enable_thinking": None,
+        },
+    )
+    _has(
+        settings.backend_configs.hf,
+        {
+            "model_name_or_path": None,
+            "gpu_ids": None,
+            "trust_remote_code": False,
+            "batch_size": 8,
+            "dtype": "auto",
+            "device": "auto",
+            "gguf_file": None,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2,3", (2, 3)),
+        (" 2 , 3 ", (2, 3)),
+        ("2", (2,)),
+        (2, (2,)),
+        (0, (0,)),
+        ([2, 3], (2, 3)),
+        ("", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("block", [HFSettings, VLLMSettings])
+def test_gpu_ids_are_read_in_every_spelling(block, written, read):
+    assert block(gpu_ids=written).gpu_ids == read
+
+
+@pytest.mark.parametrize("wrong", ["a", "-1", [-1], True, {"a": 1}])
+def test_gpu_ids_that_are_none_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        HFSettings(gpu_ids=wrong)
+
+
+def test_one_base_url_is_a_list_of_one():
+    assert OpenAISettings(base_url="http://h/v1").base_url == ["http://h/v1"]
+    assert OpenAISettings(base_url=["http://a", "http://b"]).base_url == ["http://a", "http://b"]
+
+
+def test_a_single_timeout_is_the_longest_silence():
+    assert OpenAISettings(timeout=60).timeout == (10, 60)
+    assert OpenAISettings(timeout=3).timeout == (3, 3)
+    assert OpenAISettings(timeout=[1, 2]).timeout == (1, 2)
+
+
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5, None, True and "x"])
+def test_concurrency_is_a_positive_whole_number(value):
+    with pytest.raises(ValidationError):
+        OpenAISettings(concurrency=value)
+
+
+def test_every_engine_argument_of_vllm_goes_through():
+    assert VLLMSettings(max_model_len=4096).model_extra == {"max_model_len": 4096}
+
+
+def test_a_key_is_not_shown():
+    settings = OpenAISettings(api_key="sk-very-secret-key", headers={"X-Token": "other-secret"})
+    assert "secret" not in repr(settings)
+    assert "secret" not in str(settings.model_dump(mode="json"))
+
+
+def test_a_key_without_a_value_keeps_the_default():
+    settings = Settings.model_validate({"backend_configs": {"openai": None}, "sampling_params": None, "backend": None})
+    assert settings == Settings()
+
+
+def test_every_key_says_what_it_means():
+    undescribed = [
+        f"{block.__name__}.{name}"
+        for block in (OpenAISettings, HFSettings, VLLMSettings)
+        for name, field in block.model_fields.items()
+        if not field.description
+    ]
+    assert not undescribed

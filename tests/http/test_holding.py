@@ -1,0 +1,281 @@
+"""Connections and bodies that only hold: closed in time; and what the app itself leaves behind. In this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+
+import pytest
+
+from fakes import openai_configuration
+from promptmill.http.address import Address
+from promptmill.http.app import App, Rules
+from promptmill.http.body import read_body
+from promptmill.http.host_allowlist import HostAllowlist
+from promptmill.http.http_error import HttpError
+from promptmill.http.listener import Connection, listener
+from promptmill.server import create_server
+from promptmill.service.service import Service
+from replies import answer, by_prompt, hang
+from served import VERSION
+
+
+class Hasty(Connection):
+    """The times of the real one, made for tests."""
+
+    head_s = 0.3
+    unread_s = 0.3
+    stall_s = 0.5
+
+
+@contextlib.asynccontextmanager
+async def hosted(upstream, *, max_body=1 << 20, connections=100, **limits):
+    """Serve in this event loop; yields the app and its port. Afterwards nothing of it runs any more."""
+    address = Address("127.0.0.1", 0)
+    sockets = address.bind()
+    service = Service(openai_configuration(upstream.url))
+    app = App(create_server(service, locked=True), Rules(HostAllowlist(address, sockets), None, max_body), **limits)
+    server = listener(app, connections=connections, tls=None, connection=Hasty)
+    port = sockets[0].getsockname()[1]
+    serving = asyncio.ensure_future(server.serve(sockets))
+    try:
+        yield app, port
+    finally:
+        app.close()
+        server.stop()
+        await service.aclose()
+        await app.end_sessions()
+        await serving
+        await _drained()
+
+
+async def _drained():
+    """Wait for the one task that sse-starlette keeps for half a second at most."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        if "_shutdown_watcher" in repr(task):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _said(port, *pieces, pause_s=0.0):
+    """Send pieces while it stays open; return what came back by the time the other side closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    said = bytearray()
+
+    async def read():
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(65_536):
+                said.extend(piece)
+
+    reading = asyncio.ensure_future(read())
+    for piece in pieces:
+        if not reading.done():
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+    await asyncio.wait_for(reading, 20)
+    writer.close()
+    return bytes(said)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [],
+        [b"GET /healthz HT"],
+        [b"GET /healthz HTTP/1.1\r\n", *[b"X: y\r\n"] * 20],
+    ],
+)
+def test_a_head_that_does_not_come_ends_its_connection(run, upstream, pieces):
+    async def work():
+        async with hosted(upstream) as (_, port):
+            return await _said(port, *pieces, pause_s=0.1)
+
+    assert run(work()) == b""
+
+
+def test_a_second_head_that_does_not_come_ends_it_too(run, upstream):
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    async def work():
+        async with hosted(upstream) as (_, port):
+            return await _said(port, whole, whole + b"GET /he", b"al", pause_s=0.1)
+
+    assert run(work()).count(b"ok\n") == 2
+
+
+def test_a_kept_connection_serves_on(run, upstream):
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    async def work():
+        async with hosted(upstream) as (_, port):
+            pieces = [whole] * 5 + [whole.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")]
+            return await _said(port, *pieces, pause_s=0.2)  # longer in all than a head may take
+
+    assert run(work()).count(b"ok\n") == 6
+
+
+def test_who_goes_on_sending_what_was_refused_is_cut_off(run, upstream):
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def work():
+        async with hosted(upstream) as (_, port):
+            return await _said(port, head, *[b"5\r\nhello\r\n"] * 20, pause_s=0.1)
+
+    assert run(work()).startswith(b"HTTP/1.1 404 ")
+
+
+def _count(client):
+    got = 0
+    client.settimeout(20)
+    with contextlib.suppress(ConnectionError):
+        while piece := client.recv(1 << 20):
+            got += len(piece)
+    return got
+
+
+def test_who_does_not_read_an_answer_is_cut_off(run, upstream):
+    upstream.reply = answer("x" * 20_000_000)
+    params = {"name": "generate", "arguments": {"prompt_ls": ["a"]}}
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params | {"_meta": meta}}).encode()
+    head = (
+        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2026-07-28\r\n"
+        f"Mcp-Method: tools/call\r\nMcp-Name: generate\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+
+    async def work():
+        async with hosted(upstream) as (app, port):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(head.encode() + body)
+                await upstream.reaches(lambda: upstream.seen)
+                await asyncio.wait_for(app._quiet.wait(), 20)
+                await asyncio.sleep(2 * Hasty.stall_s)
+                return await asyncio.to_thread(_count, client)
+
+    assert run(work()) < 20_000_000
+
+
+@pytest.mark.parametrize(("declared", "chunks"), [(None, 3), (b"999", 0)])
+def test_a_body_is_held_no_further_than_the_limit(run, declared, chunks):
+    taken = []
+
+    async def receive():
+        taken.append(1)
+        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+
+    async def work():
+        with pytest.raises(HttpError) as refused:
+            await read_body(receive, 100, declared=declared)
+        return refused.value.status
+
+    assert run(work()) == 413
+    assert len(taken) == chunks
+
+
+def test_a_body_that_drips_is_refused(run):
+    async def receive():
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def work():
+        with pytest.raises(HttpError) as refused:
+            await read_body(receive, 100_000, declared=None, grace_s=0.3)
+        return refused.value.status
+
+    assert run(work()) == 408
+
+
+def test_beyond_the_most_connections_one_is_told_so(run, upstream):
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    async def work():
+        async with hosted(upstream, connections=5) as (_, port):
+            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            refused = await _said(port, whole)
+            for _, writer in held:
+                writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+            await asyncio.sleep(0.1)
+            return refused, await _said(port, whole)
+
+    refused, served = run(work())
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert served.startswith(b"HTTP/1.1 200 ")
+
+
+def test_while_it_closes_it_says_so(run, upstream):
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    async def work():
+        async with hosted(upstream) as (app, port):
+            app.close()
+            return await _said(port, whole), await _said(port, whole.replace(b"/healthz", b"/mcp"))
+
+    health, call = run(work())
+    assert health.startswith(b"HTTP/1.1 503 ")
+    assert call.startswith(b"HTTP/1.1 503 ")
+    assert b"shutting down" in call
+
+
+# Sessions
+
+
+async def _post(port, message, **headers):
+    import aiohttp
+
+    usual = {"Accept": "application/json, text/event-stream"} | headers
+    url = f"http://127.0.0.1:{port}/mcp"
+    async with aiohttp.ClientSession() as client, client.post(url, json=message, headers=usual) as answer:
+        return answer.status, answer.headers.get("mcp-session-id"), await answer.text()
+
+
+HELLO = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+
+
+def test_a_session_that_nobody_uses_ends_and_takes_its_work_with_it(run, upstream):
+    upstream.reply = by_prompt({"hang": hang()})
+    params = {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}
+    call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
+
+    async def work():
+        async with hosted(upstream, session_idle_s=0.5) as (app, port):
+            _, session, _ = await _post(port, HELLO)
+            lost = asyncio.ensure_future(_post(port, call, **{"Mcp-Session-Id": session}))
+            await upstream.reaches(lambda: upstream.in_flight == 1)
+            lost.cancel()  # in a session that does not end the work
+            await asyncio.wait({lost})
+            await upstream.reaches(lambda: upstream.in_flight == 0)
+            status, _, _ = await _post(port, PING, **{"Mcp-Session-Id": session})
+            return status, len(app._sessions._server_instances)
+
+    assert run(work()) == (404, 0)
+
+
+def test_sessions_do_not_accumulate_for_ever(run, upstream):
+    async def work():
+        async with hosted(upstream, session_idle_s=1.0, max_sessions=20) as (app, port):
+            opened = [await _post(port, HELLO) for _ in range(25)]
+            full = [status for status, _, _ in opened]
+            await upstream.reaches(lambda: not app._sessions._server_instances)
+            return full, (await _post(port, HELLO))[0]
+
+    full, again = run(work())
+    assert full == [200] * 20 + [503] * 5
+    assert again == 200
+
+
+def test_what_is_no_handshake_opens_no_session(run, upstream):
+    async def work():
+        async with hosted(upstream) as (app, port):
+            for message in (PING, {}, [], {"jsonrpc": "2.0", "method": "notifications/initialized"}):
+                assert (await _post(port, message))[0] in {400, 202}
+            return len(app._sessions._server_instances)
+
+    assert run(work()) == 0

@@ -1,0 +1,588 @@
+"""The server as clients start it: a subprocess, real stdio, raw lines and the clients' own libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from functools import partial
+
+import psutil
+import pytest
+import yaml
+
+from fakes import KEY
+from piped import Piped, eventually
+from replies import answer, by_prompt, hang, late
+from upstream import Upstream
+
+pytestmark = pytest.mark.stdio
+
+
+@pytest.fixture(scope="module")
+def lasting():
+    """One endpoint for all tests of this file, because a server in front of it is shared."""
+    with Upstream() as up:
+        yield up
+
+
+@pytest.fixture
+def upstream(lasting):
+    lasting.reply = answer()
+    eventually(lambda: not lasting.in_flight)
+    lasting.seen.clear()
+    lasting.attempts.clear()
+    return lasting
+
+
+def _written(folder, upstream, **block):
+    quick = {"model_name": "m", "base_url": upstream.url, "api_key": KEY, "base_delay": 0.01, "timeout": [5, 60]}
+    file = folder / "promptmill.yaml"
+    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": quick | block}}))
+    return file
+
+
+@pytest.fixture
+def config(tmp_path, upstream):
+    """Write a configuration file of the openai backend in front of `upstream`."""
+    return partial(_written, tmp_path, upstream)
+
+
+@pytest.fixture(scope="module")
+def running(lasting, tmp_path_factory):
+    with Piped(_written(tmp_path_factory.mktemp("shared"), lasting)) as piped:
+        piped.initialize()
+        yield piped
+
+
+@pytest.fixture
+def server(running, upstream):
+    """A server that other tests used before and will use after, as the life of a server is."""
+    return running
+
+
+# Talking
+
+
+def test_it_says_who_it_is_and_what_it_can_before_anything_is_loaded(server):
+    tools = server.result(server.request("tools/list"))["tools"]
+    assert {"generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown"} <= {
+        tool["name"] for tool in tools
+    }
+    assert server.family() == []
+
+
+def test_a_result_holds_the_same_json_twice(server):
+    result = server.result(server.call("generate", prompt_ls=["grüße"]))
+    assert result["structuredContent"] == {"ans_ls": ["echo: grüße"]}
+    assert result["content"][0] == {"type": "text", "text": '{"ans_ls":["echo: grüße"]}'}
+    assert result["_meta"]["requests"] == 1
+
+
+def test_a_tool_without_a_result_says_nothing(server):
+    for number in (
+        server.call("generation_init", backend_configs={}, sampling_params={}, backend="openai"),
+        server.call("vllm_shutdown"),
+    ):
+        result = server.result(number)
+        assert result["content"] == []
+        assert not result["isError"]
+        assert "structuredContent" not in result
+
+
+# Progress
+
+
+def test_progress_is_told_first_last_and_at_most_twice_a_second(config, upstream):
+    upstream.reply = late(0.1)
+    with Piped(config(concurrency=1)) as server:
+        server.initialize()
+        began = time.monotonic()
+        server.result(server.call("generate", prompt_ls=[str(i) for i in range(25)], progress="mine"))
+        seconds = time.monotonic() - began
+        told = server.progress("mine")
+    numbers = [params["progress"] for _, params in told]
+    assert numbers == sorted(set(numbers)), "each is larger than the one before"
+    assert numbers[0] < 1
+    assert round(numbers[-1]) == 25
+    assert {params["total"] for _, params in told} == {25}
+    assert 4 <= len(told) <= 2 * seconds + 2
+
+
+def test_progress_is_told_to_those_who_asked_alone(server):
+    server.answers("x")
+    assert not server.progress(None)
+
+
+# Cancelling
+
+
+def test_a_cancelled_call_frees_everything_within_a_second_and_gets_no_answer(config, upstream):
+    upstream.reply = by_prompt({"hang": hang()})
+    with Piped(config(concurrency=8, adaptive=False)) as server:
+        server.initialize()
+        number = server.call("generate", prompt_ls=["hang"] * 20)
+        eventually(lambda: upstream.in_flight == 8)
+        server.notify("notifications/cancelled", requestId=number, reason="changed my mind")
+        eventually(lambda: upstream.in_flight == 0, 1)
+        assert server.answers(*map(str, range(16))) == [f"echo: {i}" for i in range(16)]
+        assert upstream.attempts["hang"] == 8, "nothing of it was sent afterwards"
+        assert server.found(number) is None
+
+
+def test_cancelling_one_call_leaves_the_other(config, upstream):
+    upstream.reply = by_prompt({"hang": hang(), "slow": late(1)})
+    with Piped(config()) as server:
+        server.initialize()
+        hanging, slow = server.call("generate", prompt_ls=["hang"]), server.call("generate", prompt_ls=["slow"])
+        eventually(lambda: upstream.in_flight == 2)
+        server.notify("notifications/cancelled", requestId=hanging)
+        assert server.result(slow)["structuredContent"] == {"ans_ls": ["echo: slow"]}
+        assert server.found(hanging) is None
+
+
+def test_cancelling_what_is_over_or_unknown_is_nothing(server):
+    number = server.call("generate", prompt_ls=["x"])
+    server.result(number)
+    for unknown in (number, 999, "never", None):
+        server.notify("notifications/cancelled", requestId=unknown)
+    assert server.answers("y") == ["echo: y"]
+
+
+# At the same time
+
+
+def test_a_long_call_blocks_nothing(server, upstream):
+    upstream.reply = by_prompt({"hang": hang()})
+    long = server.call("generate", prompt_ls=["hang"] * 5)
+    eventually(lambda: upstream.in_flight == 5)
+    for method in ("ping", "tools/list"):
+        began = time.monotonic()
+        server.result(server.request(method), 5)
+        assert time.monotonic() - began < 2
+    assert server.answers("x") == ["echo: x"]
+    server.notify("notifications/cancelled", requestId=long)
+
+
+def test_a_small_call_beside_a_huge_one_gets_its_share(config, upstream):
+    upstream.reply = late(0.02)
+    with Piped(config(concurrency=8)) as server:
+        server.initialize()
+        huge = server.call("generate", prompt_ls=["huge"] * 3000)
+        eventually(lambda: upstream.attempts["huge"] > 50)
+        began = time.monotonic()
+        assert server.answers("small") == ["echo: small"]
+        assert time.monotonic() - began < 2
+        assert server.found(huge) is None, "the huge one was to go on all the while"
+
+
+def test_many_calls_at_once_get_each_their_own_answers(server):
+    numbers = [server.call("generate", prompt_ls=[f"{i}", f"{i}!"]) for i in range(50)]
+    for i, number in enumerate(numbers):
+        assert server.result(number)["structuredContent"]["ans_ls"] == [f"echo: {i}", f"echo: {i}!"]
+
+
+# Ending
+
+CODES = {"EOF": 0, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGKILL": -signal.SIGKILL}
+ENDS = pytest.mark.parametrize("how", CODES)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+
+
+def _alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # dead; in a container nobody may come to collect it
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ends(server, how):
+    family = server.family()
+    began = time.monotonic()
+    server.end(how)
+    code = server.process.wait(10)
+    seconds = time.monotonic() - began
+    assert code == CODES[how], server.said()
+    assert seconds < 2, "clients send SIGTERM and SIGKILL soon"
+    eventually(lambda: not any(map(_alive, family)), 2)
+    assert "Traceback" not in server.said()
+
+
+@posix
+@ENDS
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_it_leaves_an_endpoint_at_once(config, upstream, how, state):
+    upstream.reply = hang()
+    with Piped(config()) as server:
+        server.initialize()
+        if state == "busy":
+            server.call("generate", prompt_ls=["x"] * 30, progress="p")
+            eventually(lambda: upstream.in_flight)
+        _ends(server, how)
+        eventually(lambda: not upstream.in_flight, 2)
+
+
+@posix
+@pytest.mark.parametrize("how", ["EOF", "SIGTERM"])
+def test_it_leaves_before_anybody_spoke_to_it(config, how):
+    with Piped(config()) as server:
+        server.reply(server.request("ping"))
+        _ends(server, how)
+
+
+@posix
+def test_it_says_nothing_to_a_client_that_has_left(config, upstream):
+    upstream.reply = hang()
+    with Piped(config()) as server:
+        server.initialize()
+        server.call("generate", prompt_ls=["x"], progress="p")
+        eventually(lambda: upstream.in_flight and server.progress("p"))
+        said = len(server.lines)
+        _ends(server, "EOF")
+        assert server.lines[said:] == [], "clients of the SDK's 1.x line raise on it while they leave"
+
+
+ENGINE = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}}
+
+
+@pytest.fixture
+def engine(tmp_path):
+    pytest.importorskip("torch")
+    file = tmp_path / "engine.yaml"
+    file.write_text(yaml.safe_dump(ENGINE | {"sampling_params": {"max_tokens": 2000, "temperature": 0}}))
+    return file
+
+
+def _is_generating(server):
+    messages = [params["message"] for _, params in server.progress("p")]
+    loading = [message for message in messages if "0 of 4" not in message]
+    return bool(loading) and "0 of 4" in messages[-1]
+
+
+@posix
+@ENDS
+@pytest.mark.engine
+@pytest.mark.parametrize("state", ["loading", "busy", "idle"])
+def test_it_leaves_no_engine_behind(engine, how, state):
+    with Piped(engine) as server:
+        server.initialize()
+        if state == "idle":
+            _sampling(server, temperature=0, max_tokens=2)
+            server.answers("Hi!")
+        else:
+            server.call("generate", prompt_ls=["Count from one to a thousand."] * 4, progress="p")
+        if state == "busy":
+            eventually(lambda: _is_generating(server))
+        eventually(server.family)
+        _ends(server, how)
+
+
+def _sampling(server, **sampling):
+    server.result(server.call("generation_init", backend_configs={}, sampling_params=sampling, backend="hf"))
+
+
+@posix
+@pytest.mark.engine
+def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
+    question, endless = "What is the capital of France?", "Count from one to a thousand."
+    with Piped(engine) as server:
+        server.initialize()
+        _sampling(server, temperature=0, max_tokens=4)
+        right = server.answers(question)
+
+        _sampling(server, temperature=0, max_tokens=4000)  # minutes of work
+        cancelled = server.call("generate", prompt_ls=[endless] * 4)
+        time.sleep(1)
+        server.notify("notifications/cancelled", requestId=cancelled)
+        _sampling(server, temperature=0, max_tokens=4)
+        assert server.result(server.call("generate", prompt_ls=[question]), 15)["structuredContent"]["ans_ls"] == right
+        (child,) = server.family()
+
+        _sampling(server, temperature=0, max_tokens=4000)
+        running = server.call("generate", prompt_ls=[endless] * 4)
+        time.sleep(1)
+        assert server.result(server.call("vllm_shutdown"), 5)["content"] == []
+        codes = {entry["code"] for entry in server.result(running, 5)["structuredContent"]["errors"]}
+        assert codes == {"shutdown"}
+        assert not child.is_running()
+        assert server.family() == []
+
+        _sampling(server, temperature=0, max_tokens=4)
+        assert server.answers(question) == right
+        (child,) = server.family()
+        child.kill()
+        eventually(lambda: child not in server.family())
+        server.result(server.call("generate", prompt_ls=["it may meet the engine dead"]))
+        assert server.answers(question) == right
+        assert server.found(cancelled) is None
+        _ends(server, "EOF")
+
+
+@posix
+@pytest.mark.engine
+def test_loading_blocks_nothing_and_is_told(engine):
+    with Piped(engine, "--set", "sampling_params.max_tokens=3") as server:
+        server.initialize()
+        init = server.call(
+            "generation_init", backend_configs={}, sampling_params={"max_tokens": 3}, backend="hf", progress="load"
+        )
+        slowest = 0.0
+        while server.found(init) is None:
+            began = time.monotonic()
+            server.result(server.request("ping"))
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+        assert not server.result(init)["isError"]
+        assert slowest < 1
+        told = [params for _, params in server.progress("load")]
+        assert len(told) >= 2
+        messages = {str(params.get("message")) for params in told}
+        assert messages - {"ready", "None", ""}, "what takes so long is said"
+
+
+@posix
+@pytest.mark.engine
+def test_a_model_that_does_not_exist_is_said_and_the_server_stays(engine, tmp_path):
+    with Piped(engine) as server:
+        server.initialize()
+        nowhere = str(tmp_path / "no" / "such" / "model")
+        block = {"hf": {"model_name_or_path": nowhere}}
+        result = server.result(server.call("generation_init", backend_configs=block, sampling_params={}, backend="hf"))
+        assert result["isError"]
+        assert nowhere in result["content"][0]["text"]
+        assert "Traceback" not in result["content"][0]["text"]
+        eventually(lambda: not server.family(), 2)
+        server.result(server.request("ping"))
+
+
+# The clients' own libraries
+
+
+def _command(file):
+    return [sys.executable, "-m", "promptmill", "serve", "--config", str(file)]
+
+
+def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream, run):
+    from fastmcp import Client
+    from fastmcp.client.transports import StdioTransport
+
+    upstream.reply = by_prompt({"hang": hang(), "slow": late(0.8)})
+    told = []
+
+    async def heard(progress, total, message):
+        told.append(progress)
+
+    async def work():
+        command, *arguments = _command(config())
+        async with Client(StdioTransport(command, arguments, env=dict(os.environ), keep_alive=False)) as client:
+            assert "generate" in {tool.name for tool in await client.list_tools()}
+            result = await client.call_tool("generate", {"prompt_ls": ["slow"]}, progress_handler=heard)
+            assert result.structured_content == {"ans_ls": ["echo: slow"]}
+            giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"]}))
+            await upstream.reaches(lambda: upstream.in_flight)
+            giving_up.cancel()
+            await upstream.reaches(lambda: not upstream.in_flight, 1)
+            assert (await client.call_tool("generate", {"prompt_ls": ["x"]})).structured_content == {
+                "ans_ls": ["echo: x"]
+            }
+
+    run(work())
+    assert len(told) >= 2
+
+
+def test_the_client_of_the_sdk_is_served(config, run):
+    from mcp import ClientSession, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
+    async def work():
+        command, *arguments = _command(config())
+        parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
+        async with stdio_client(parameters) as (incoming, outgoing), ClientSession(incoming, outgoing) as session:
+            await session.initialize()
+            result = await session.call_tool("generate", {"prompt_ls": ["x"]})
+            assert result.structured_content == {"ans_ls": ["echo: x"]}
+            assert result.content[0].text == '{"ans_ls":["echo: x"]}'
+
+    run(work())
+
+
+# Bad input
+
+
+def _error(server, tool, **arguments):
+    result = server.result(server.call(tool, **arguments))
+    assert result["isError"], result
+    text = result["content"][0]["text"]
+    assert "Traceback" not in text
+    return text
+
+
+def test_a_prompt_of_twenty_megabytes_is_answered(server, upstream):
+    upstream.reply = answer("ok")
+    prompt = "x" * 20_000_000
+    assert server.answers(prompt, "small") == ["ok", "ok"]
+    assert {len(seen.prompt) for seen in upstream.seen} == {20_000_000, 5}
+
+
+def test_twenty_thousand_prompts_are_answered_in_order(server):
+    prompts = [str(i) for i in range(20_000)]
+    assert server.answers(*prompts) == [f"echo: {prompt}" for prompt in prompts]
+
+
+def test_an_answer_of_megabytes_comes_whole(server, upstream):
+    upstream.reply = answer("ü" * 3_000_000)
+    assert server.answers("x") == ["ü" * 3_000_000]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (rb'["a\ud800"]', "surrogate"),
+        (rb'["\udc00 alone"]', "surrogate"),
+        (rb'["\ud83d\u0041"]', "surrogate"),
+        (b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (rb'["\q"]', "no valid JSON"),
+        (b'["unclosed]', None),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_answered_all_the_same(server, upstream, line, said):
+    number = 7_000 + len(server.lines)
+    head = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"generate","arguments":{"prompt_ls":'
+    server.write(head % number + line + b"}}}")
+    if said is None or "valid JSON" in said:
+        time.sleep(0.2)  # no JSON at all: nobody can tell who waits
+    else:
+        error = server.reply(number, 20)["error"]
+        assert error["code"] == -32700
+        assert said in error["message"]
+    assert not upstream.seen
+    assert server.answers("after") == ["echo: after"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"jsonrpc":"2.0"}',
+        b'{"jsonrpc":"2.0","method":"no/such/notification"}',
+        b'{"jsonrpc":"2.0","id":5,"result":{}}',
+        b'{"jsonrpc":"2.0","id":55,"method":"no/such/method"}',
+        b'{"jsonrpc":"2.0","id":"text","method":"tools/call"}',
+        b'{"jsonrpc":"2.0","id":56,"method":"tools/call","params":[1]}',
+        b'{"jsonrpc":"1.0","id":57,"method":"ping"}',
+        b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}',
+        b"\xff\xfe\x00",
+        b"\x00",
+        b" " * 100_000,
+    ],
+)
+def test_what_is_no_request_does_no_harm(server, line):
+    server.write(line)
+    assert server.answers("after") == ["echo: after"]
+    assert "Traceback" not in server.said()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers"),
+    [
+        (["\0"], ["echo: \0"]),
+        ([""], ["echo: "]),
+        ([], []),
+        (["😀\u2028\u0085"], ["echo: 😀\u2028\u0085"]),
+        (['{"content": "x"}'], ['echo: {"content": "x"}']),
+    ],
+)
+def test_odd_text_is_text(server, prompts, answers):
+    assert server.answers(*prompts) == answers
+
+
+def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
+    nested = "x"
+    for _ in range(60):
+        nested = {"content": nested}
+    cases = [
+        ("generate", {"prompt_ls": 5}, "prompt_ls is a number"),
+        ("generate", {"prompt_ls": None}, "prompt_ls is null"),
+        ("generate", {"prompt_ls": "text"}, "prompt_ls is a text"),
+        ("generate", {"prompt_ls": ["a", 5, "b"]}, "prompt_ls[1] is a number"),
+        ("generate", {"prompt_ls": ["a", {"no": 1}, "b"]}, "prompt_ls[1] is an object with the keys 'no'"),
+        ("generate", {"prompt_ls": [nested]}, "prompt_ls[0]"),
+        ("generate", {"prompt_ls": ["a"], "system_prompt": 5}, "system_prompt is a number"),
+        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is no argument"),
+        ("generate", {}, "prompt_ls is missing"),
+        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": "x"}, "multimodal_path is a text"),
+        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[5]]}, "multimodal_path[0][0]"),
+        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": []}, "multimodal_path has 0 entries"),
+        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[]], "image_tag": 5}, "image_tag is a number"),
+        ("multiturn_generate", {"messages": 5}, "messages is a number"),
+        ("multiturn_generate", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0] has the role 'bot'"),
+        ("vllm_shutdown", {"x": 1}, "x is no argument"),
+        ("no_such_tool", {}, "no_such_tool"),
+    ]
+    for tool, arguments, said in cases:
+        assert said in _error(server, tool, **arguments)
+    assert not upstream.seen
+    assert server.answers("after") == ["echo: after"]
+
+
+def test_bad_configurations_are_said_and_the_server_stays_right(server, upstream):
+    whole = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
+    cases = [
+        ({"backend": "nope"}, "backend"),
+        ({"backend_configs": {"openai": {"concurency": 5}}}, "did you mean concurrency?"),
+        ({"backend_configs": {"openai": {"concurrency": 0}}}, "backend_configs.openai.concurrency"),
+        ({"backend_configs": {"openai": {"concurrency": -1}}}, "backend_configs.openai.concurrency"),
+        ({"backend_configs": {"openai": {"base_url": "localhost:80"}}}, "should start with http:// or https://"),
+        ({"backend_configs": {"openai": {"base_url": "http://u:hunter2@h"}}}, "user name or password"),
+        ({"backend_configs": {"openai": {"api_key": "hunter2\nx"}}}, "backend_configs.openai.api_key"),
+        ({"backend_configs": {"openai": {"api_key": "hunter2ü"}}}, "backend_configs.openai.api_key"),
+        ({"backend_configs": 5}, "backend_configs is a number"),
+        ({"sampling_params": 5}, "sampling_params is a number"),
+        ({"extra_params": 5}, "extra_params is a number"),
+        ({"backend": 5}, "backend is a number"),
+    ]
+    for arguments, said in cases:
+        text = _error(server, "generation_init", **whole | arguments)
+        assert said in text
+        assert "hunter2" not in text
+        assert server.answers("after") == ["echo: after"]
+    assert "hunter2" not in server.said()
+
+
+def test_a_port_where_nobody_listens_is_said_soon(server):
+    block = {"openai": {"base_url": "http://127.0.0.1:9/v1"}}
+    server.result(server.call("generation_init", backend_configs=block, sampling_params={}, backend="openai"))
+    began = time.monotonic()
+    assert _error(server, "generate", prompt_ls=["x"]).startswith("unreachable: 127.0.0.1:9")
+    assert time.monotonic() - began < 10
+    server.result(server.call("generation_init", backend_configs={}, sampling_params={}, backend="openai"))
+    assert server.answers("after") == ["echo: after"]
+
+
+def test_neither_prompts_nor_keys_are_in_the_log(server, upstream):
+    upstream.reply = by_prompt({"my secret prompt": hang(0)})
+    _error(server, "generate", prompt_ls=["my secret prompt", 5])
+    server.answers("another secret prompt")
+    said = server.said()
+    assert "secret prompt" not in said
+    assert KEY not in said
+
+
+@posix
+def test_few_file_descriptors_are_a_warning_and_no_failure(config, upstream):
+    import resource
+
+    upstream.reply = late(0.01)
+    with Piped(config(concurrency=64, adaptive=False)) as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (96, 96))
+        server.initialize()
+        result = server.result(server.call("generate", prompt_ls=["x"] * 300))
+    assert result["structuredContent"] == {"ans_ls": ["echo: x"] * 300}
+    assert any("concurrency is 32 instead of 64" in warning for warning in result["_meta"]["warnings"])

@@ -1,0 +1,80 @@
+"""Lines that are no message: who waits is answered, nobody else is."""
+
+from __future__ import annotations
+
+import pytest
+from mcp_types import jsonrpc_message_adapter
+from pydantic import ValidationError
+
+from promptmill.server.stdio_errors import answer_to
+
+CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"generate","arguments":%s}}'
+
+
+def _answer(line):
+    with pytest.raises(ValidationError) as refused:
+        jsonrpc_message_adapter.validate_json(line, by_name=False)
+    return answer_to(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (r'"\ud800"', "surrogate"),
+        (r'"\udfff x"', "surrogate"),
+        (r'{"id": 9, "x": "\ud800"}', "surrogate"),
+        ('{"id":9,"x":' + "[" * 300 + "]" * 300 + "}", "nested too deeply"),
+        ('{"id":9,"x":' + "[" * 50_000 + "]" * 50_000 + "}", "nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize(("number", "read"), [("3", 3), ('"three"', "three")])
+def test_a_request_that_cannot_be_read_is_answered_by_its_own_id(arguments, said, number, read):
+    answer = _answer(CALL % (number, arguments))
+    assert answer.id == read
+    assert answer.error.code == -32700
+    assert said in answer.error.message
+
+
+@pytest.mark.parametrize("params", ["[1, 2]", '"x"', "5", "[]"])
+def test_params_that_are_no_object_are_said(params):
+    answer = _answer('{"jsonrpc":"2.0","id":"three","method":"ping","params":' + params + "}")
+    assert (answer.id, answer.error.code) == ("three", -32600)
+    assert "params" in answer.error.message
+
+
+def test_a_number_that_nobody_reads_is_said():
+    assert _answer(CALL % (3, '{"a":' + "9" * 5000 + "}")).id == 3
+    assert _answer(CALL % ("9" * 5000, "{}")) is None
+    assert _answer(CALL % ("9" * 5000, "[" * 50_000)) is None, "the server ended at this line"
+
+
+def test_an_id_behind_what_is_nested_is_found_too():
+    nested = "[" * 50_000 + "]" * 50_000
+    line = '{"jsonrpc":"2.0","params":{"id":9,"a":"\\"id\\":8","b":' + nested + '},"method":"x","id":3}'
+    assert _answer(line).id == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "garbage",
+        "[]",
+        "null",
+        '"text"',
+        '{"jsonrpc":"2.0"}',
+        r'{"jsonrpc":"2.0","method":"notifications/x","params":{"id":9,"x":"\ud800"}}',
+        r'{"jsonrpc":"2.0","id":1.5,"method":"x","params":"\ud800"}',
+        r'{"jsonrpc":"2.0","id":true,"method":"x","params":"\ud800"}',
+        r'{"jsonrpc":"2.0","id":null,"method":"x","params":"\ud800"}',
+        r'{"jsonrpc":"2.0","id":3,"result":"\ud800"}',
+        '{"jsonrpc":"2.0","id":3,"method":"unclosed',
+        '{"jsonrpc":"1.0","id":3,"method":"ping"}',
+    ],
+)
+def test_where_nobody_waits_nothing_is_said(line):
+    assert _answer(line) is None
+
+
+def test_an_error_does_not_repeat_the_request():
+    assert "hunter2" not in _answer(CALL % ("3", r'"hunter2 \ud800"')).error.message
