@@ -9,7 +9,7 @@ import orjson
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from promptmill.conversation import shape
+from promptmill.core.conversation import shape
 
 _PART = {
     "type": "object",

@@ -65,14 +65,14 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
                 lines[f"{place}[{wrong['index']}]"] = f"is {wrong['found']}; {wrong['expected']}"
             case _:
                 lines.setdefault(
-                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], place, problem.get('ctx', {}))}"
+                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], problem.get('ctx', {}))}"
                 )
     told = [f"{place:.100} {text}" for place, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
 
 
-def _expected(problem: str, place: str, bounds: Mapping[str, object]) -> str:
+def _expected(problem: str, bounds: Mapping[str, object]) -> str:
     if problem in {"list_type", "dict_type"}:
         return f"send a{' list' if problem == 'list_type' else 'n object'}."
     match problem:
