@@ -53,6 +53,19 @@ def test_an_argument_that_vllm_does_not_know_comes_with_the_nearest(refusal, sma
     )
 
 
+def test_what_a_call_may_set_is_an_argument_of_vllm_that_holds_no_class():
+    import dataclasses
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, WHICH_MODEL
+
+    types = {field.name: str(field.type) for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in ENGINE_ARGUMENTS | WHICH_MODEL - {"model_name_or_path"}:
+        assert name in types, f"{name} is not an argument of this vLLM"
+        assert not any(word in types[name] for word in ("Any", "type[", "Config", "object")), (name, types[name])
+
+
 def test_a_gpu_that_is_not_there_is_said(refusal, small):
     error = refusal(small, gpu_ids="97")
     assert error.code == "engine_load_failed"
