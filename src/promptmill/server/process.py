@@ -32,7 +32,10 @@ _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
 def serve_stdio(
-    configuration: Configuration, *, locked: bool = False, extend: Callable[[FastMCP], None] = lambda _: None
+    configuration: Configuration,
+    *,
+    locked: bool = False,
+    extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
     """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal.
 
@@ -52,14 +55,16 @@ def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
         return run(_serve_http(configuration, opening))
 
 
-async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP], None], *, locked: bool) -> int:
+async def _serve_stdio(
+    configuration: Configuration, extend: Callable[[FastMCP, Service], None], *, locked: bool
+) -> int:
     signals = _Signals()  # before the imports, which take a second
     from promptmill.server import create_server
     from promptmill.server.stdio_errors import answer_unreadable
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
-    extend(server)
+    extend(server, service)
     answer_unreadable(server)
     stay_responsive()
     serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.config import parameter_file
@@ -24,7 +25,11 @@ from promptmill.system import runtime
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
+    from promptmill.service.service import Service
+
 _USAGE = 2
+# As in UltraRAG's own server.
+_DEFAULTS = MappingProxyType({"reasoning": "inline", "image_position": "before"})
 _TRUSTED = "started as a script, so the client is trusted like a pipeline: as with `promptmill serve --trust-client`."
 _UNTRUSTED = "started by a command that serves any client, so the client is not trusted and there is no `build`."
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
     print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
-    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _: None)
+    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _server, _service: None)
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
@@ -53,18 +58,26 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
     """
     file = folder / FILE_NAME
     if not file.is_file():
-        return Configuration.load(trust_client=trust_client)
+        if not trust_client:
+            return Configuration.load()
+        return Configuration.load(trust_client=True, calls_replace=True, defaults=_DEFAULTS)
     found = parameter_file.read(file)
     mine = {key: value for key, value in found.items() if key in Settings.model_fields}
     if others := sorted(map(str, found.keys() - mine.keys())):
         log = logging.getLogger(__name__)
         log.warning("%s: %s: no keys of promptmill, left to the pipeline", file, ", ".join(others))
-    return Configuration.of(mine, origin=str(file), trust_client=trust_client)
+    if not trust_client:
+        return Configuration.of(mine, origin=str(file))
+    # a pipeline brings these two with each call, also when they are to be none
+    mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
+    return Configuration.of(mine, origin=str(file), trust_client=True, calls_replace=True, defaults=_DEFAULTS)
 
 
-def _extended(server: FastMCP) -> None:
+def _extended(server: FastMCP, service: Service) -> None:
     # FastMCP is imported with the server, not before
+    from promptmill.server.ultrarag_calls import PipelineCalls
     from promptmill.server.ultrarag_tools import add_build, with_plain_results
 
     add_build(server)
     with_plain_results(server)
+    server.add_middleware(PipelineCalls(service))

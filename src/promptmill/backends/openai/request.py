@@ -90,6 +90,7 @@ class RequestEncoder:
         return head
 
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        # extra parameters go first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
         ours.pop("reasoning", None)  # how the answer is read, which is no affair of the endpoint's
@@ -99,8 +100,9 @@ class RequestEncoder:
             )
         if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
-        as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
-        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), {**given, **ours})
+        as_given = given.pop("enable_thinking", None)
+        as_given = None if "enable_thinking" in ours else as_given
+        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), ours | given)
         if as_given is not None:
             body["enable_thinking"] = as_given
         if self._stream:
