@@ -269,6 +269,8 @@ class Upstream:
         self.reply: Reply = reply or answer()
         self.models = ["test-model"]
         self.metrics: bytes | None = None
+        self.pages: list[Seen] = []
+        """Requests for the page of metrics."""
         self.seen: list[Seen] = []
         self.attempts: Counter[str] = Counter()
         self.connections = 0
@@ -343,7 +345,7 @@ class Upstream:
         self.in_flight += 1
         seen.in_flight = self.in_flight
         self.peak = max(self.peak, self.in_flight)
-        self.seen.append(seen)
+        (self.pages if target == "/metrics" else self.seen).append(seen)
         return seen
 
     def choose(self, seen: Seen) -> Reply:
