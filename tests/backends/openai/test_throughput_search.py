@@ -108,8 +108,8 @@ def test_servers_say_how_many_requests_wait(page, waiting):
 
 def test_the_page_of_metrics_is_read_while_a_run_lasts_and_gets_no_key(upstream, drive):
     upstream.metrics = b"vllm:num_requests_waiting 40.0\n"
-    upstream.reply = late(0.1)
-    prompts = [str(i) for i in range(1200)]
+    upstream.reply = late(0.6)
+    prompts = [str(i) for i in range(400)]
     result = drive(prompts, api_key="secret")
     assert result.texts == echoes(prompts)
     assert upstream.pages
