@@ -1,4 +1,4 @@
-"""`parameter.yaml` → typed settings: find the file, lay a call's overrides over it, say what is wrong."""
+"""Load `parameter.yaml` into typed settings: find the file, apply a call's overrides, explain errors."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     try:
         block[last] = parsed(text)
     except (yaml.YAMLError, ValueError):
-        block[last] = text  # what is no YAML is meant as text
+        block[last] = text  # text that is not valid YAML is taken literally
 
 
 def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
@@ -280,4 +280,4 @@ def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
             model = annotation
     known = list(model.model_fields)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return "is no known key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")
+    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""The ASGI app: every request passes the same checks, in the same order, before anything reads its body."""
+"""The ASGI app: every request passes the same checks in the same order before its body is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from promptmill.http.token import Token
 PATH = "/mcp"
 HEALTH = "/healthz"
 _METHODS = ("GET", "POST", "DELETE")
-_NO_MESSAGE = "The body is no single JSON-RPC 2.0 request, notification or response."
+_NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain(send: Send) -> Send:
-    """Say in plain words why a body is no message: the SDK quotes it."""
+    """Replace the SDK's validation error, which quotes the body, by a plain one."""
     start: Message | None = None
 
     async def said(message: Message) -> None:

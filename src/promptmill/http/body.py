@@ -1,4 +1,4 @@
-"""A request's body: read as far as it may go, and no slower than it must."""
+"""Read a request body with limits on size and slowness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tool says when it cannot: our errors and wrong arguments, in words."""
+"""Tool errors: our errors and invalid arguments as messages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
             case "missing_argument" | "missing":
                 lines[place] = "is missing."
             case "unexpected_keyword_argument" | "extra_forbidden":
-                lines[place] = "is no argument of this tool."
+                lines[place] = "is not an argument of this tool."
             case "wrong_item":
                 wrong = problem["ctx"]
                 lines[f"{place}[{wrong['index']}]"] = f"is {wrong['found']}; {wrong['expected']}"

@@ -1,4 +1,4 @@
-"""How many requests an endpoint takes at a time, found out by trying.
+"""Adaptive concurrency limit of one endpoint.
 
 Doubles per round trip until refusals come more often than an endpoint's everyday ones do. Then it holds still at what
 the endpoint took: if refusals stop, the limit is found, and from then on the window only tries a little more now and

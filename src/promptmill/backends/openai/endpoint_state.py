@@ -1,4 +1,4 @@
-"""One endpoint as seen by those who send to it: its window, its health, its pauses."""
+"""Per-endpoint state: concurrency limit, health, pauses."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class EndpointState:
         if decision.kind is FailureKind.LOST and alone:
             if fresh:
                 self._refusals = self._refusals + 1 if decision.error.code is Code.UNREACHABLE else 0
-                # the first probe goes at once: a connection that the server closed between requests is no outage
+                # the first probe goes at once: a connection closed between requests is not an outage
                 base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
                 pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
                 self._strike(now, max(pause, self.wished(decision)))

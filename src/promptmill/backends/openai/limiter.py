@@ -1,4 +1,4 @@
-"""Who may send now: one bound over all calls, fair between them, over all endpoints and their windows."""
+"""The limiter: one concurrency limit over all calls, shared fairly between them, over all endpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FairShare:
 
 
 def _nobody() -> None:
-    """Be told nothing."""
+    """No-op callback."""
 
 
 class Limiter:

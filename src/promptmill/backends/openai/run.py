@@ -1,4 +1,4 @@
-"""One call through the pool: items from a source, attempts through the gate, outcomes into a sink."""
+"""Run one call: requests from a source, attempts through the limiter, outcomes into a sink."""
 
 from __future__ import annotations
 

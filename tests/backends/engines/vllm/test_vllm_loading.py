@@ -49,7 +49,7 @@ def test_an_argument_that_vllm_does_not_know_comes_with_the_nearest(refusal, sma
     error = refusal(small, tensor_paralel_size=1)
     assert error.code == "invalid_config"
     assert error.message == (
-        "backend_configs.vllm.tensor_paralel_size: is no engine argument of vLLM; did you mean tensor_parallel_size?"
+        "backend_configs.vllm.tensor_paralel_size: unknown engine argument of vLLM; did you mean tensor_parallel_size?"
     )
 
 
