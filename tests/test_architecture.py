@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"api", "install"},
     {"server"},
-    {"http"},
+    {"http", "stdio"},
     {"jobs"},
     {"service"},
     {"backends"},

@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from promptmill import __version__
 from promptmill.cli.terminal import say
-from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.install import command as install
+
+if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
+    from promptmill.config.loading import Configuration
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -51,6 +54,8 @@ def _configured(arguments: argparse.Namespace) -> int:
 
 
 def _configuration(arguments: argparse.Namespace) -> Configuration:
+    from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+
     return Configuration.load(
         arguments.config,
         assignments=arguments.set,
@@ -60,14 +65,30 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
     )
 
 
-def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def _serve(arguments: argparse.Namespace) -> int:
+    return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
+
+
+def _serve_stdio(arguments: argparse.Namespace) -> int:
+    _refuse_http_options(arguments)
+    from promptmill.stdio.front import Front
+
+    front = Front.open(locked=arguments.locked)  # before the imports
+    configuration = _configuration(arguments)
+    front.configured()
     from promptmill.server import process
     from promptmill.system import runtime
 
     runtime.log_to_stderr()
-    if arguments.http is None:
-        _refuse_http_options(arguments)
-        return process.serve_stdio(configuration, locked=arguments.locked)
+    return process.serve_stdio(configuration, front, locked=arguments.locked)
+
+
+def _serve_http(arguments: argparse.Namespace) -> int:
+    configuration = _configuration(arguments)
+    from promptmill.server import process
+    from promptmill.system import runtime
+
+    runtime.log_to_stderr()
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
@@ -170,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
     )
     _add_http_options(serve)
-    serve.set_defaults(command=_serve)
+    serve.set_defaults(unconfigured=_serve)
 
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
     generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")

@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from promptmill.config import loading as config
 from promptmill.core.errors import config_error
-from promptmill.install import claude_desktop, ultrarag
-from promptmill.install.steps import Step
+
+if TYPE_CHECKING:  # imported where it is needed: `promptmill serve` comes by here too
+    from promptmill.install.steps import Step
 
 _KEYS = """\
 Keys: programs with windows do not see your shell's variables. Either put "env": {"LLM_API_KEY": "…"} into the entry, or
@@ -43,6 +43,8 @@ def add(commands: Any) -> None:
 
 
 def _claude_desktop(arguments: argparse.Namespace) -> int:
+    from promptmill.install import claude_desktop
+
     file = arguments.file or claude_desktop.config_file()
     if arguments.undo:
         return _take(claude_desktop.undo(file, arguments.name), f"{file} has no entry {arguments.name}.", arguments)
@@ -61,6 +63,8 @@ def _named_configuration(given: Path | None) -> Path | None:
 
     Raises `PromptmillError` when the file is not there or wrong.
     """
+    from promptmill.config import loading as config
+
     found = config.find(given)
     config.Configuration.load(found)
     depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(config.FILE_NAME)
@@ -68,6 +72,8 @@ def _named_configuration(given: Path | None) -> Path | None:
 
 
 def _ultrarag(arguments: argparse.Namespace) -> int:
+    from promptmill.install import ultrarag
+
     checkout = arguments.checkout
     if arguments.undo:
         return _take(ultrarag.undo(checkout), "The checkout's own generation server is in place.", arguments)

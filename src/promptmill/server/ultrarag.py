@@ -18,6 +18,7 @@ from promptmill.config.loading import FILE_NAME, Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
+from promptmill.stdio.front import Front
 from promptmill.system import runtime
 
 if TYPE_CHECKING:
@@ -31,13 +32,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("generation.py", description="The generation server, started by a pipeline.")
     parser.add_argument("folder", type=Path, help=f"where {FILE_NAME} lies")
     arguments = parser.parse_args(argv)
+    front = Front.open(locked=False, lists_tools=False)  # there is one more tool
     runtime.log_to_stderr()
     try:
         configuration = configuration_in(arguments.folder)
     except PromptmillError as error:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
-    return process.serve_stdio(configuration, extend=_extended)
+    front.configured()
+    return process.serve_stdio(configuration, front, extend=_extended)
 
 
 def configuration_in(folder: Path) -> Configuration:
