@@ -44,7 +44,7 @@ def _read(
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
-        return _unreadable(endpoint, "an empty body" if not body.strip() else "what is no JSON object", body)
+        return _unreadable(endpoint, "an empty body" if not body.strip() else "a JSON body that is not an object", body)
     return read_payload(payload, headers, endpoint, whole=whole)
 
 

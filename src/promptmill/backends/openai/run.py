@@ -1,4 +1,4 @@
-"""One call through the pool: items from a source, attempts through the gate, outcomes into a sink."""
+"""Run one call: requests from a source, attempts through the limiter, outcomes into a sink."""
 
 from __future__ import annotations
 
@@ -252,7 +252,8 @@ class Run(Generic[TaskT]):
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough
-                wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
+                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._chance)
             item.refusals += 1
         elif (
             counts and not endpoint_state.ailing and not decision.stale
