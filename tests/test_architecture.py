@@ -153,6 +153,19 @@ def test_our_side_of_a_backend_imports_nothing_of_an_engine(entry, allowed):
     assert set(loaded.stdout.split()) & HEAVY <= allowed
 
 
+def test_the_first_answer_of_a_server_waits_for_no_large_import():
+    code = """
+import sys
+from promptmill.cli import main
+from promptmill.stdio import front
+main._parser(serving=True)
+print(*sorted(sys.modules))
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    large = {"asyncio", "fastmcp", "mcp", "mcp_types", "orjson", "pydantic", "rich", "yaml"}
+    assert not set(loaded.stdout.split()) & large, "they take longer than clients wait: import them where they are used"
+
+
 def test_importing_prints_nothing():
     code = "import promptmill.server, promptmill.server.process, promptmill.cli.generate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from promptmill import __version__
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install import command as install
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
     from promptmill.config.loading import Configuration
@@ -24,7 +23,8 @@ OK, SOME_FAILED, USAGE = 0, 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(serving=given[:1] == ["serve"]).parse_args(given)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
@@ -168,7 +168,8 @@ def _prompts(given: Sequence[str]) -> list[str]:
     return list(given)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of the command line; one that is `serving` does without what only other commands import."""
     parser = argparse.ArgumentParser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
@@ -230,7 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
 
-    install.add(commands)
+    if not serving:
+        from promptmill.install import command as install
+
+        install.add(commands)
     return parser
 
 
