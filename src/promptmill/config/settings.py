@@ -168,6 +168,9 @@ class Settings(Block):
         "`hf` and `vllm` always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_image_memory: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
+    )
 
     @model_validator(mode="before")
     @classmethod

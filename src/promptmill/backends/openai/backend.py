@@ -42,7 +42,9 @@ class OpenAIBackend:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._model = self._settings.model_name
         self._endpoints = endpoints(plan)
-        self._rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+        self._rules = ImageRules.of(
+            plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
+        )
         self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
         self._fetcher = ImageFetcher() if plan.settings.fetch_images else None

@@ -84,6 +84,7 @@ class Bulk:
             "reading": _reading(source.reading),
             "allowed_roots": None if self._rules.allowed_roots is None else list(map(str, self._rules.allowed_roots)),
             "max_image_pixels": self._rules.max_pixels,
+            "max_image_memory": self._rules.memory.limit // self._workers,
             "fetch_images": settings.fetch_images,
             "unsupported": settings.unsupported,
         }
