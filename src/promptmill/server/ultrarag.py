@@ -1,8 +1,9 @@
 """The server as `servers/generation/src/generation.py` starts it for a pipeline of UltraRAG.
 
 Such a client is the operator's own program, so it is trusted, unless the file was started by a command that serves any
-client; the configuration file is the pipeline's `parameter.yaml` of the server; and there is the tool `build`, which
-tells the pipeline how to call the others.
+client. What a pipeline brings with a call replaces what the configuration file says, the server's `parameter.yaml`; its
+calls are read as UltraRAG's own server reads them, what became of them is told on stderr, and there is the tool
+`build`, which tells the pipeline how to call the others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from promptmill.config.loading import FILE_NAME, Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
+from promptmill.stdio.front import Front
 from promptmill.system import runtime
 
 if TYPE_CHECKING:
@@ -41,14 +43,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--untrusted", action="store_true", help="the client is not the operator's own program")
     arguments = parser.parse_args(argv)
     trusted = not arguments.untrusted
+    front = Front.open(locked=False, lists_tools=not trusted)  # else there is one more tool
     runtime.log_to_stderr()
     try:
         configuration = configuration_in(arguments.folder, trust_client=trusted)
     except PromptmillError as error:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
+    front.configured()
     print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
-    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _server, _service: None)
+    return process.serve_stdio(configuration, front, extend=_extended if trusted else lambda _server, _service: None)
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
