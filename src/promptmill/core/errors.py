@@ -27,6 +27,7 @@ class Code(StrEnum):
     BAD_RESPONSE = "bad_response"
     EMPTY_ANSWER = "empty_answer"
     CONTENT_FILTER = "content_filter"
+    INVALID_ANSWER = "invalid_answer"
     # the way there
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
@@ -73,6 +74,9 @@ _TRAITS: dict[Code, _Trait] = {
     Code.BAD_RESPONSE: _Trait(True, "Check that `base_url` is an OpenAI-compatible chat completions endpoint."),
     Code.EMPTY_ANSWER: _Trait(True, "The model said nothing; try again or change the prompt."),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
+    Code.INVALID_ANSWER: _Trait(
+        True, "Simplify the schema, describe its fields, raise `schema_retries`, or use a stronger model."
+    ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
     Code.CONNECTION_LOST: _Trait(True, "The endpoint or something between closed the connection; try again."),
