@@ -28,6 +28,12 @@ class Request:
     attempts: int = 0
 
 
+_CUT_WHILE_REASONING = (
+    "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
+    "set `reasoning: inline`."
+)
+
+
 class Source(Protocol):
     """Where requests come from."""
 
@@ -83,6 +89,8 @@ class CallStats:
         self.done += 1
         if not isinstance(outcome, Completion):
             self.fail(outcome.error.code)
+        elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
+            self.warn(_CUT_WHILE_REASONING)
         self.prompt_tokens += outcome.usage.prompt_tokens
         self.completion_tokens += outcome.usage.completion_tokens
 

@@ -102,10 +102,12 @@ class Configuration:
         backend: str | None = None,
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
+        `sampling` is laid over its `sampling_params`.
         `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
@@ -117,6 +119,7 @@ class Configuration:
             backend=backend,
             trust_client=trust_client,
             defaults=defaults,
+            sampling=sampling,
             environ=environ,
         )
 
@@ -130,6 +133,7 @@ class Configuration:
         backend: str | None = None,
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
@@ -138,6 +142,8 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
+            if sampling:
+                raw["sampling_params"] = {**(raw.get("sampling_params") or {}), **sampling}
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
