@@ -103,9 +103,7 @@ class OpenAIAPI:
         self.logger = logger or logging.getLogger("promptmill")
         self._configuration({}, shared=True)  # what is wrong with it shows now
 
-    def generate(
-        self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any
-    ) -> list[Any]:
+    def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL or as one

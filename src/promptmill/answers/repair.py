@@ -10,6 +10,7 @@ from typing import Any
 _FENCE = re.compile(r"```[ \t]*(?:json|JSON|json5|jsonc)?[ \t]*\r?\n?(.*?)```", re.DOTALL)
 _LONGEST = 1 << 17  # characters; repairing more would hold up everything else
 _MOST_VALUES = 16
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # What may differ between what was written and what it was taken for: marks of JSON alone, never a word or a number.
 _MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
 
@@ -27,6 +28,14 @@ def _refuse(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def written(value: Any) -> str:
+    """Return `value` as JSON, `""` for a number that JSON has no form for (1e999 is infinite to Python)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return ""
 
 
 def candidates(text: str) -> Iterator[Any]:
@@ -84,7 +93,7 @@ def _mended(text: str) -> Any:
     part = text[start : end + 1]
     try:
         value = repair_json(part, return_objects=True)
-        same = _words(part) == _words(json.dumps(value, ensure_ascii=False))
+        same = _words(part) == _words(written(value))
     except (ValueError, RecursionError, TypeError):
         return None
     return value if same and isinstance(value, dict | list) else None
@@ -92,4 +101,5 @@ def _mended(text: str) -> Any:
 
 def _words(text: str) -> str:
     """Return what `text` says beside the marks of JSON, and Python's names of its constants."""
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
     return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")

@@ -53,8 +53,7 @@ class AnswerSchema:
         for value in repair.candidates(text):
             problem = self._problem(value)
             for kept in (value, *self._without_nulls(value)):
-                if self._validator.is_valid(kept):
-                    written = json.dumps(kept, ensure_ascii=False)
+                if self._validator.is_valid(kept) and (written := repair.written(kept)):
                     found[json.dumps(kept, sort_keys=True)] = written
                     break
         if len(found) == 1:
@@ -123,7 +122,6 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
         reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
         raise input_error(f"{where} is not a usable JSON Schema: {reason[:200].rstrip('.')}.") from None
     return AnswerSchema(schema, validator)
-
 
 
 class SchemaCache:

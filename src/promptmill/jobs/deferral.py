@@ -29,7 +29,7 @@ _CHARACTERS_PER_S = 1.5e7
 class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (all that a call is)
         self,
         service: Service,
         running_jobs: RunningJobs,
