@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.hf.texts import Texts
+from promptmill.backends.engines.texts import Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"
