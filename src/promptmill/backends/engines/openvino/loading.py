@@ -24,6 +24,7 @@ _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16":
 _GIB = 1 << 30
 _CACHE_SHARE = 4  # of free memory one part in this many, at most _MOST_CACHE
 _MOST_CACHE = 8
+_LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts, and says nothing
 
 
 class Model:
@@ -120,7 +121,7 @@ def _context(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, NotReadableError):
         if path.is_file():
             values = GGUFFile(path).values
-            return int(values[f"{values['general.architecture']}.context_length"])
+            return min(_LONGEST_OF_GGUF, int(values[f"{values['general.architecture']}.context_length"]))
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         return int(config.get("text_config", config)["max_position_embeddings"])
     return None

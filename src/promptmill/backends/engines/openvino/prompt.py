@@ -112,7 +112,7 @@ class PromptBuilder:
                 raise too_long(f"at least {found}", context)
         tokens = self._model.tokenizer.encode(text, special=special)
         if context is not None and len(tokens) >= context:
-            raise too_long(str(len(tokens)), context)
+            raise too_long(f"at least {len(tokens)}" if len(tokens) == context else str(len(tokens)), context)
         if not tokens:
             raise empty_prompt()
         return tokens
