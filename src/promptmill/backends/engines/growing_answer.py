@@ -28,6 +28,7 @@ class GrowingAnswer:
     ends: frozenset[int]
     stops: Sequence[str] = ()
     thinks: bool = False  # the prompt ends inside <think>
+    inline: bool = False  # reasoning stays in the answer's text
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -54,7 +55,7 @@ class GrowingAnswer:
         if text is None:
             ended = self.tokens and self.tokens[-1] in self.ends
             text = _whole_text(self.tokens[:-1] if ended else self.tokens, texts.decode)
-        reasoning, answer = texts.split(text, opened=self.thinks)
+        reasoning, answer = (None, text) if self.inline else texts.split(text, opened=self.thinks)
         return {
             **self._address(),
             "text": answer,

@@ -8,6 +8,7 @@ from typing import Any
 
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.engines.model_location import Format, load_failure, locate, require_packages
+from promptmill.system.safe_open import home_expanded
 
 ADVICE = (
     "Convert the model once: `pip install 'optimum-intel[openvino]'`, then `optimum-cli export openvino --model NAME "
@@ -29,7 +30,7 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
         from promptmill.backends.engines.openvino.conversion import OPENVINO
 
         return embedded_model.model_folder(report, OPENVINO)
-    folder = Path(name).expanduser()
+    folder = home_expanded(name)
     if gguf_file is None and not (folder / IR.file).is_file() and (folder / "config.json").is_file():
         raise load_failure(
             f"{folder.absolute()} holds no {IR.file}: it is not in OpenVINO's format, but in transformers'.", ADVICE

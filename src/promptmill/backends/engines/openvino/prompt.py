@@ -80,6 +80,7 @@ class PromptBuilder:
             ends=ends,
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
+            inline=sampling.get("reasoning") == "inline",
             warnings=warnings,
             config=config,
             schema=schema,
