@@ -89,7 +89,7 @@ class Pool:
             for connector in (self._connector, self._fresh)
         )
         self._trust_env = settings.trust_env
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[tuple[str, tuple[str, ...]], _Route] = {}
         self._throttle = throttle
 
     async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> HttpResponse:
@@ -99,9 +99,9 @@ class Pool:
         """
         if not self._throttle.pass_now():
             await self._throttle.turn()
-        route = self._routes.get(endpoint.url)
+        route = self._routes.get((endpoint.url, endpoint.secrets))
         if route is None:
-            route = self._routes[endpoint.url] = self._route(endpoint)
+            route = self._routes[endpoint.url, endpoint.secrets] = self._route(endpoint)
         if isinstance(body, list) and sum(map(len, body)) <= LARGEST_SMALL_REQUEST:
             body = b"".join(body)
         if route.exchange is not None and isinstance(body, bytes) and len(body) <= LARGEST_SMALL_REQUEST:
