@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from promptmill.core.errors import config_error
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
 FILE_NAME = "parameter.yaml"
+Values = Callable[[str], Mapping[str, Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_PROBLEMS = 10
@@ -86,11 +87,14 @@ class Configuration:
         *,
         assignments: Iterable[str] = (),
         backend: str | None = None,
+        values: Values = lambda _: {},
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
+
+        `values` is given the backend's name so far and returns further values by the paths of their keys.
 
         `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
@@ -101,6 +105,7 @@ class Configuration:
             origin=str(file),
             assignments=assignments,
             backend=backend,
+            values=values,
             trust_client=trust_client,
             defaults=defaults,
             environ=environ,
@@ -114,6 +119,7 @@ class Configuration:
         origin: str,
         assignments: Iterable[str] = (),
         backend: str | None = None,
+        values: Values = lambda _: {},
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
@@ -124,6 +130,9 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
+            chosen = raw.get("backend") or Settings.model_fields["backend"].default
+            for path, value in values(str(chosen)).items():
+                _put(raw, path, value)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
@@ -188,15 +197,21 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
-    *parents, last = path.strip().split(".")
+    try:
+        value = parsed(text)
+    except (yaml.YAMLError, ValueError):
+        value = text  # text that is not valid YAML is taken literally
+    _put(raw, path.strip(), value)
+
+
+def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key at `path`, `a.b.c`, making the objects above it."""
+    *parents, last = path.split(".")
     block = raw
     for key in parents:
         below = block.get(key)
         block[key] = block = dict(below) if isinstance(below, dict) else {}
-    try:
-        block[last] = parsed(text)
-    except (yaml.YAMLError, ValueError):
-        block[last] = text  # text that is not valid YAML is taken literally
+    block[last] = value
 
 
 def _expanded(value: Any, environ: Mapping[str, str]) -> Any:

@@ -99,14 +99,21 @@ class Service:
                 self._retire(replaced)
 
     async def generate(
-        self, items: Sequence[Conversation | PromptmillError], stats: CallStats, *, system_prompt: str = ""
+        self,
+        items: Sequence[Conversation | PromptmillError],
+        stats: CallStats,
+        *,
+        system_prompt: str = "",
+        sink: ListSink | None = None,
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
+
+        `sink` holds the outcomes so far, for a caller who may cancel the call and wants them then.
 
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
-        sink = ListSink(len(items))
+        sink = sink or ListSink(len(items))
         limit_s = self.plan.settings.call_timeout
         unanswered: PromptmillError | None
         try:
