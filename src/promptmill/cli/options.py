@@ -49,7 +49,7 @@ def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    parser.add_argument("--backend", metavar="NAME", help="hf, openai or vllm; overrides the file")
+    parser.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )

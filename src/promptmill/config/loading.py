@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.parameter_file import parsed, read
-from promptmill.config.settings import Settings
+from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.conversation import shape
-from promptmill.core.errors import config_error
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.sampling import Sampling
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
 FILE_NAME = "parameter.yaml"
@@ -25,6 +26,24 @@ Values = Callable[[str], Mapping[str, Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_PROBLEMS = 10
+_OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
+# What other programs call it.
+_ALIASES = {
+    "api_base": "did you mean base_url?",
+    "base": "did you mean base_url?",
+    "endpoint": "did you mean base_url?",
+    "url": "did you mean base_url?",
+    "openai_api_base": "did you mean base_url?",
+    "openai_api_key": "did you mean api_key?",
+    "key": "did you mean api_key?",
+    "model": "did you mean model_name (openai) or model_name_or_path (hf, vllm, openvino)?",
+    "max_new_tokens": "did you mean sampling_params.max_tokens?",
+    "max_concurrency": "did you mean concurrency?",
+    "max_workers": "did you mean num_workers?",
+    "max_retries": "did you mean retries?",
+    "tensor_parallel": "did you mean gpu_ids, or tensor_parallel_size of vllm?",
+    "ollama": _OLLAMA,
+}
 _MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
 
 
@@ -61,6 +80,19 @@ class ResolvedConfig:
         """The model that the chosen backend's block names; `""` when it names none."""
         block = getattr(self.settings.backend_configs, self.backend, None)
         return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
+
+    def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
+
+        Raises `PromptmillError` (`invalid_config`).
+        """
+        if not changes:
+            return self
+        try:
+            sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
+        except ValidationError as error:
+            raise config_error("", explain(error, Sampling, "sampling_params.")) from None
+        return replace(self, settings=self.settings.model_copy(update={"sampling_params": sampling}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +166,13 @@ class Configuration:
             for path, value in values(str(chosen)).items():
                 _put(raw, path, value)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
-            return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
+            expanded = _expanded(raw, environ)
         except RecursionError:  # an alias may stand inside what it stands for
             raise config_error("", f"{origin} is nested too deeply.") from None
+        try:
+            return cls(expanded, trust_client=trust_client, origin=origin)
+        except PromptmillError as error:
+            raise config_error("", f"{origin}: {error.message}") from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -268,8 +304,11 @@ def _validated(raw: Mapping[str, Any]) -> Settings:
         raise config_error("", "The configuration is nested too deeply.") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one."""
+def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
+    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one.
+
+    `above` is the path of `model` itself.
+    """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
         location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
@@ -280,11 +319,41 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
                 message = "should hold keys and values"
+            elif problem["type"] == "string_pattern_mismatch":
+                message = f"is not one of {_described(location, model)}".rstrip(".")
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
             lines.setdefault(path, f"{message}{got}.")
-    told = [f"{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
+
+
+def _described(location: list[int | str], model: type[BaseModel]) -> str:
+    """Return what the settings say about the key at `location`."""
+    description = ""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        description = field.description or ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return description
+
+
+def _elsewhere(key: str, known: list[str]) -> str:
+    """Return where a key belongs that stands in the wrong block; `""` when it belongs nowhere."""
+    if key in Sampling.model_fields and key not in known:
+        return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
+    if key in Settings.model_fields and key not in known:
+        return "it belongs at the top level of the file."
+    blocks = [
+        name
+        for name, field in BackendConfigs.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        if key in field.annotation.model_fields and key not in known
+    ]
+    return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 
 
 def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
@@ -294,5 +363,7 @@ def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     known = list(model.model_fields)
+    if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
+        return f"unknown key; {hint}"
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")
