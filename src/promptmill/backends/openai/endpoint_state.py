@@ -124,7 +124,7 @@ class EndpointState:
         alone = self.successes == permit.successes if failed_before is None else self.newest_success <= failed_before
         fresh = permit.outage == self.outage
         self._losses += decision.kind is FailureKind.LOST
-        if decision.kind is FailureKind.KEY:
+        if decision.kind is FailureKind.ENDPOINT:
             self.blocked = decision.error
             return True
         if decision.kind is FailureKind.LOAD:

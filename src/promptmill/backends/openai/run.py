@@ -231,7 +231,7 @@ class Run(Generic[TaskT]):
         self, item: Item[TaskT], endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool
     ) -> None:
         error = decision.error
-        if decision.kind is FailureKind.KEY:
+        if decision.kind is FailureKind.ENDPOINT:
             error = refusal_hint(endpoint_state.endpoint, error)
             endpoint_state.blocked = error
             self._limiter.serve()
@@ -239,7 +239,7 @@ class Run(Generic[TaskT]):
         item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
         final = decision.kind is FailureKind.ITEM or (
-            decision.kind is FailureKind.KEY and self._limiter.only(endpoint_state)
+            decision.kind is FailureKind.ENDPOINT and self._limiter.only(endpoint_state)
         )
         if (
             final
