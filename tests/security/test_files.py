@@ -166,7 +166,7 @@ def test_pipes_sockets_devices_and_folders_are_refused_at_once(tmp_path, monkeyp
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("s.png")
         for name in ("pipe.png", "s.png", ".", "/dev/zero", "/dev/tty", "/dev/random"):
-            assert "is no file" in _refusal(name), name
+            assert "is not a regular file" in _refusal(name), name
 
 
 @pytest.mark.rule("F4")
@@ -181,7 +181,7 @@ def test_a_file_that_becomes_a_pipe_after_the_check_is_not_waited_for(picture, m
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(safe_open.os, "open", swapped)
-    assert "is no file" in _refusal(picture)
+    assert "is not a regular file" in _refusal(picture)
 
 
 @pytest.mark.rule("F5")

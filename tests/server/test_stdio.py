@@ -515,7 +515,7 @@ def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
         ("generate", {"prompt_ls": ["a", {"no": 1}, "b"]}, "prompt_ls[1] is an object with the keys 'no'"),
         ("generate", {"prompt_ls": [nested]}, "prompt_ls[0]"),
         ("generate", {"prompt_ls": ["a"], "system_prompt": 5}, "system_prompt is a number"),
-        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is no argument"),
+        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is not an argument"),
         ("generate", {}, "prompt_ls is missing"),
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": "x"}, "multimodal_path is a text"),
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[5]]}, "multimodal_path[0][0]"),
@@ -523,7 +523,7 @@ def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[]], "image_tag": 5}, "image_tag is a number"),
         ("multiturn_generate", {"messages": 5}, "messages is a number"),
         ("multiturn_generate", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0] has the role 'bot'"),
-        ("vllm_shutdown", {"x": 1}, "x is no argument"),
+        ("vllm_shutdown", {"x": 1}, "x is not an argument"),
         ("no_such_tool", {}, "no_such_tool"),
     ]
     for tool, arguments, said in cases:

@@ -45,7 +45,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class CallStats:
-    """One call on its way through a backend: what fairness is by, and live counters that progress is read from.
+    """Live statistics of a call; also its identity for fair sharing.
 
     `total` is the number of items when known. Times are seconds of `time.monotonic`.
     """

@@ -1,4 +1,4 @@
-"""`promptmill …`: the server and the same work from the shell."""
+"""The command line `promptmill …`."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _jobs(arguments: argparse.Namespace) -> int:
 
 def _at_least_one(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of rows; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
     return int(text)
 
 
@@ -182,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
     bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
-    bulk.add_argument("output", type=Path, metavar="OUTPUT", help="there whole once every row is done, in input order")
+    bulk.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
+    )
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")

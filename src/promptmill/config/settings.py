@@ -1,4 +1,4 @@
-"""The typed form of `parameter.yaml`: every key with its default, its bounds and what it means."""
+"""Typed settings of `parameter.yaml`: every key with default, bounds and meaning."""
 
 from __future__ import annotations
 

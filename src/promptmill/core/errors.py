@@ -1,4 +1,4 @@
-"""Every error promptmill reports: a stable code, whether trying again helps, and what to do about it."""
+"""Errors: a stable code, whether a retry may help, and a hint."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def unwritable_parameters() -> PromptmillError:
 
 
 def without_frames(error: BaseException) -> None:
-    """Have `error`, which was caught and is kept, hold no frame that it came through, nor those of what caused it.
+    """Clear the tracebacks of a stored exception and its causes, so that they keep no frames alive.
 
     A frame holds the call with all its answers, which hold the error: a circle that only the collector would find.
     """

@@ -1,4 +1,4 @@
-"""What became of one request: an answer or a failure, and what it took."""
+"""The outcome of one request: a completion or a failure, with usage and timing."""
 
 from __future__ import annotations
 
@@ -53,12 +53,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost."""
+    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost.
+
+    `concerns_all`: whatever comes after it would fail alike (a refused key, an endpoint that was given up).
+    """
 
     error: PromptmillError
     attempts: int = 0
     latency_s: float = 0.0
     usage: Usage = field(default=NO_USAGE)
+    concerns_all: bool = False
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""

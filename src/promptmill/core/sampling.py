@@ -1,4 +1,4 @@
-"""Sampling parameters: OpenAI's names everywhere, each backend maps them to its own."""
+"""Sampling parameters under OpenAI's names; each backend maps them to its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ASGI app: every request passes the same checks, in the same order, before anything reads its body."""
+"""The ASGI app: every request passes the same checks in the same order before its body is read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METHODS = ("GET", "POST", "DELETE")
 # A client that ended without saying so leaves its session behind: some 8 KiB, for half an hour.
 _SESSION_IDLE_S = 1800.0
 _MOST_SESSIONS = 10_000
-_NO_MESSAGE = "The body is no single JSON-RPC 2.0 request, notification or response."
+_NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain(send: Send) -> Send:
-    """Say in plain words why a body is no message: the SDK quotes it."""
+    """Replace the SDK's validation error, which quotes the body, by a plain one."""
     start: Message | None = None
 
     async def said(message: Message) -> None:

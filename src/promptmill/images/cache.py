@@ -1,4 +1,4 @@
-"""The images of one call: each source read once, off the event loop."""
+"""Image cache of one call: each source is read once, off the event loop."""
 
 from __future__ import annotations
 

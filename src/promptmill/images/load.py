@@ -1,4 +1,4 @@
-"""A path or URL → checked image bytes. What is not an image is never read beyond its header, and never sent."""
+"""Load an image from a path or URL. Files that are not images are never read beyond the header, and never sent."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     except OutsideError:
         raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
     except NoFileError:
-        raise _unusable(f"{_shown(path)} is no file.") from None
+        raise _unusable(f"{_shown(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise _unusable(f"There is no image file at {_shown(path)}.") from None
     except OSError as error:
@@ -98,7 +98,9 @@ def local_path(source: str) -> Path:
     try:
         return _local_path(source)
     except (RuntimeError, ValueError):  # nobody's home folder, half a host name
-        raise _unusable(f"{redact(source[:80])} is no path or URL of an image.", "Send the path of a file.") from None
+        raise _unusable(
+            f"{redact(source[:80])} is not a valid image path or URL.", "Send the path of a file."
+        ) from None
 
 
 def _local_path(source: str) -> Path:
@@ -173,7 +175,7 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
 
 
 def _kind(image: Image) -> str:
-    """Return one of the formats. A JPEG with previews or other views behind it, as phones write, is a JPEG to all."""
+    """Return one of the formats. MPO (multi-picture JPEG, as phones write) counts as JPEG."""
     return "JPEG" if image.format == "MPO" else image.format or ""
 
 

@@ -1,4 +1,4 @@
-"""`promptmill install …` as a command: say each step, take it unless it is a dry run."""
+"""The command `promptmill install …`: print each step, and apply it unless it is a dry run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What installing consists of: steps that say what they do before they do it, on files of other programs.
+"""Installation steps on other programs' files; each can say what it will do before doing it.
 
 A file is changed whole or not at all, and what it held before is kept beside it.
 """

@@ -189,7 +189,7 @@ class RunningJobs:
         try:
             path = Path(text).expanduser().absolute().resolve()
         except (OSError, ValueError, RuntimeError):
-            raise input_error(f"{name} is no path that can be used.") from None
+            raise input_error(f"{name} is not a usable path.") from None
         if folders.owner(path, self._state) is not None:
             return path
         if not self._inside(path):

@@ -1,4 +1,4 @@
-"""The server as a process: its event loop, its signals, its end. What differs between platforms here stays here."""
+"""The server process: event loop, signals, shutdown, across platforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list as a source, and a sink that brings the outcomes back into its order."""
+"""A source over a list, and a sink that restores its order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls of a service: those in progress, and what all of them together have cost since its start."""
+"""Service statistics: calls in progress, and totals since the start."""
 
 from __future__ import annotations
 

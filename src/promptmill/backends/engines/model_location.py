@@ -1,4 +1,4 @@
-"""From what a user calls a model to files that are there: a folder, a GGUF file, a hub name, the embedded model."""
+"""Resolve a model name to local files: a folder, a GGUF file, a hub name, the embedded model."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _in_folder(folder: Path, gguf_file: str | None) -> Location:
         return Location(str(folder), found[0])
     if found:
         raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
-    raise load_failure(f"{folder.absolute()} holds no config.json, so it is no model folder.")
+    raise load_failure(f"{folder.absolute()} holds no config.json, so it is not a model folder.")
 
 
 def _check_hub(name: str, file: str) -> None:

@@ -1,4 +1,4 @@
-"""One attempt at one request, whichever process makes it."""
+"""One attempt at a request, in this process or a worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a call is large enough for worker processes, and what they are told when it is."""
+"""The bulk path: when a call is large enough for worker processes, and the payload they get."""
 
 from __future__ import annotations
 

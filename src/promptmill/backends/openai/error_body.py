@@ -27,7 +27,7 @@ _MOST_LEAVES = 200
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """`shown` is for people; `text`, `words` (the same without URLs and quotations) and `codes` are in lower case, for search.
+    """`shown` is for people; `text`, `words` (without URLs and quotations) and `codes` are in lower case, for search.
 
     `numbers` are the codes that are numbers, by the name of their field; `payload` is the body, parsed as far as it is
     JSON within JSON.

@@ -1,4 +1,4 @@
-"""What an answer says beside its text, kept for files whose lines are whole answers: the Batch API's."""
+"""Extra response fields, kept for Batch API output."""
 
 from __future__ import annotations
 

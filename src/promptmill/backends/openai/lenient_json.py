@@ -1,4 +1,4 @@
-"""JSON that orjson refuses, read as far as it goes: half a surrogate pair (llama.cpp cuts emojis), wrong UTF-8."""
+"""Lenient JSON parsing for what orjson refuses: unpaired surrogates (llama.cpp cuts emojis), invalid UTF-8."""
 
 from __future__ import annotations
 

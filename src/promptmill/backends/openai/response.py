@@ -52,7 +52,7 @@ def _read(
             return read_payload(payload, headers, endpoint, whole=whole)
         text = body.strip()
         if not text or text[:1] in b"<{[":
-            return _unreadable(endpoint, "an empty body" if not text else "what is not a JSON object", text)
+            return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
         return classify_refusal(status, headers, _text(text), endpoint)
     if payload is None and is_stream("", body):
         payload = first_event(body)

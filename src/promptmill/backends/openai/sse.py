@@ -41,7 +41,7 @@ def first_event(body: bytes) -> Any:
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
-    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for what is no JSON.
+    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for invalid JSON.
     """
     whole: dict[str, Any] = {}
     message: dict[str, Any] = {}
@@ -56,7 +56,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
             break
         event = load(data)
         if not isinstance(event, dict):
-            raise ValueError("an event is no object")
+            raise ValueError("an event is not a JSON object")
         if event.get("error") or ("choices" not in event and event.get("object") == "error"):
             return event
         whole = {**event, "usage": event.get("usage") or whole.get("usage")}

@@ -29,7 +29,7 @@ from promptmill.system.limits import descriptors
 
 # uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
 _KEEPALIVE_S = 4.0
-# Descriptors for everything that is no connection: stdio, the engine's pipes, files being read.
+# Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
 _SPARE_DESCRIPTORS = 64
 
 

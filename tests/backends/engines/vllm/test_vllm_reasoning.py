@@ -79,7 +79,7 @@ def test_a_parser_that_is_none_is_said_with_those_there_are_of_vllm_and_of_the_o
     error = refusal(small, reasoning_parser="deepseek_r2", reasoning_parser_plugin=str(plugin))
     assert error.code == "invalid_config"
     assert error.message.startswith(
-        "backend_configs.vllm.reasoning_parser: is no reasoning parser of vLLM; did you mean deepseek_"
+        "backend_configs.vllm.reasoning_parser: unknown reasoning parser of vLLM; did you mean deepseek_"
     )
     names = set(error.message.rstrip(".").replace(",", "").split())
     assert {"deepseek_r1", "qwen3", "openai_gptoss", "our_house"} <= names

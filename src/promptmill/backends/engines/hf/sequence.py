@@ -1,4 +1,4 @@
-"""One request on its way through the engine: prompt tokens in, answer out."""
+"""One running sequence: prompt tokens in, answer out."""
 
 from __future__ import annotations
 
