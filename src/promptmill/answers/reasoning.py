@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 TAGS = ("<think>", "</think>")
@@ -41,7 +45,7 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
     return thought.strip() or None, answer.lstrip()
 
 
-def tell_apart(text: str, *, already: bool = False) -> tuple[str | None, str]:
+def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     """Return `(reasoning, answer)` of a text as an endpoint passed it on, whichever marks the model writes.
 
     The opening mark may be missing: some chat templates end the prompt with it. `already` says that the endpoint gave
@@ -61,6 +65,27 @@ def tell_apart(text: str, *, already: bool = False) -> tuple[str | None, str]:
     if any(opening in before for opening, _ in _PAIRS) or (_PROSE.search(before) and behind[:1] == " "):
         return None, text
     return before.strip() or None, behind.lstrip()
+
+
+def told_apart(completion: Completion) -> Completion:
+    """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
+    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
+    if text == completion.text:
+        return completion
+    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
+
+
+def unanswered(completion: Completion) -> PromptmillError | None:
+    """Return the error of a completion that ended within its reasoning, or None when it is an answer.
+
+    One that reached its longest length is an answer that was cut, and says so by its finish reason.
+    """
+    if completion.text or completion.tool_calls or not completion.reasoning or completion.finish_reason == "length":
+        return None
+    return PromptmillError(
+        Code.OPEN_REASONING,
+        "The model stopped, or met a stop string, while it was still reasoning: there is no answer.",
+    )
 
 
 def split_channels(text: str) -> tuple[str | None, str]:

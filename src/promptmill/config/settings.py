@@ -124,6 +124,11 @@ class Settings(Block):
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()
     extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")
+    reasoning: Literal["separate", "inline"] = Field(
+        "separate",
+        description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
+        "the model or endpoint gave, reasoning in it included.",
+    )
     system_prompt: str = Field("", description="Used when a call brings none.")
     image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")
     on_error: Literal["report", "raise"] = Field(
@@ -162,4 +167,8 @@ class Settings(Block):
         blocks = data.get("backend_configs")
         if isinstance(blocks, dict):
             data = {**data, "backend_configs": {name: {} if block is None else block for name, block in blocks.items()}}
-        return {key: value for key, value in data.items() if value is not None}
+        data = {key: value for key, value in data.items() if value is not None}
+        sampling = data.get("sampling_params", {})
+        if data.get("reasoning") == "inline" and isinstance(sampling, dict):
+            data["sampling_params"] = {"reasoning": "inline"} | sampling
+        return data

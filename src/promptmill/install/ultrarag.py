@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
+from promptmill.install.steps import Step, backup_of, keep_latest, put_back, remove, write
 
 _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
@@ -21,9 +21,7 @@ def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
     """
     launcher, note = _places(checkout)
     ours, told = launch_file().read_bytes(), f"{interpreter}\n".encode()
-    steps = []
-    if not _is_ours(launcher):
-        steps.append(keep(launcher))
+    steps = [] if _is_ours(launcher) else [keep_latest(launcher)]
     if launcher.read_bytes() != ours:
         steps.append(write(launcher, ours))
     if not note.exists() or note.read_bytes() != told:

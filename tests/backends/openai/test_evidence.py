@@ -17,6 +17,7 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
+from promptmill.answers.reasoning import told_apart
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, dialect_named
 from promptmill.backends.openai.response import read_response
@@ -53,7 +54,8 @@ def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision
     headers = {name: _dated(value) for name, value in row.get("headers", {}).items()}
     profile = profile or dialect_named(_NAMES.get(row["provider"], row["provider"]))
     endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile)
-    return read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
+    found = read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
+    return told_apart(found) if isinstance(found, Completion) else found
 
 
 def check(row: dict[str, Any], found: Completion | RetryDecision) -> None:

@@ -11,7 +11,9 @@ from promptmill.core.errors import Code, PromptmillError
 
 ItemT = TypeVar("ItemT")
 # However many items are refused so, each is refused for what it holds.
-_OWN = frozenset({Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER})
+_OWN = frozenset(
+    {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
+)
 
 
 class HeldRefusals(Generic[ItemT]):

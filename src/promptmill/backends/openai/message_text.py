@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from promptmill.answers.reasoning import tell_apart
-
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
@@ -15,11 +13,9 @@ _DEEPEST = 8
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return `(text, reasoning)`. Raises `TypeError` for content that is no text."""
+    """Return `(text, reasoning)`, the text as the endpoint gave it. Raises `TypeError` for content that is not text."""
     text, thought = _split_parts(message.get("content"))
-    reasoning = _reasoning(message) or thought or None
-    apart, text = tell_apart(text, already=reasoning is not None)
-    return text, reasoning or apart
+    return text, _reasoning(message) or thought or None
 
 
 def is_thinking(part: Any) -> bool:

@@ -102,7 +102,10 @@ def _assembled(body: bytes) -> dict[str, Any]:
 def read_payload(
     payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, whole: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion object, `whole` with its details, or what it means instead."""
+    """Return the answer in a chat completion object, `whole` with its details, or what it means instead.
+
+    Its text is what the endpoint gave; reasoning in it is told apart by `answers.reasoning`.
+    """
     choices = payload.get("choices")
     if _is_error(payload):
         return classify_refusal(200, headers, payload, endpoint)

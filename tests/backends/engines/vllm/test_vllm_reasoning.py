@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from promptmill.backends.engines.host import create
+from promptmill.core.errors import Code
+from promptmill.core.outcome import Failure
 
 pytestmark = pytest.mark.engine
 # opens a thought, or closes it at once as templates do for models that are told not to think
@@ -61,6 +63,16 @@ def test_a_thought_that_is_cut_is_all_reasoning(desk, host):
     (outcome,) = desk.ask(host, ["abc"], {"ignore_eos": True}, max_tokens=6)
     assert (outcome.text, outcome.finish_reason) == ("", "length")
     assert outcome.reasoning
+
+
+def test_a_thought_that_a_stop_ends_is_no_answer_and_stays_in_the_text_when_inline(desk, host):
+    asked = {"ignore_eos": True, "stop_token_ids": list(range(1000))}  # any token ends the answer
+    (outcome,) = desk.ask(host, ["abc"], {**asked, "min_tokens": 4}, max_tokens=40)
+    assert isinstance(outcome, Failure)
+    assert outcome.error.code == Code.OPEN_REASONING
+    (inline,) = desk.ask(host, ["abc"], {**asked, "min_tokens": 4}, max_tokens=40, reasoning="inline")
+    assert inline.text
+    assert (inline.reasoning, inline.finish_reason) == (None, "stop")
 
 
 def test_what_a_model_says_that_was_told_not_to_think_is_the_answer(desk, host):
