@@ -107,7 +107,9 @@ FAULTS = [
     _row(
         "error 502 in a 200", raw(b'{"error": {"message": "upstream", "code": 502}}'), Code.SERVER_ERROR, says=("502",)
     ),
-    _row("error 429 in a 200", raw(b'{"error": {"message": "slow", "code": 429}}'), Code.RATE_LIMITED, PUT_BACK, EITHER),
+    _row(
+        "error 429 in a 200", raw(b'{"error": {"message": "slow", "code": 429}}'), Code.RATE_LIMITED, PUT_BACK, EITHER
+    ),
     _row("empty choices", raw(b'{"choices": []}'), Code.EMPTY_ANSWER),
     _row("null content, no finish reason", answer(None, finish_reason=None), Code.EMPTY_ANSWER),
     _row("empty content, no finish reason", answer("", finish_reason=None), Code.EMPTY_ANSWER),

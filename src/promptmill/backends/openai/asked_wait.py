@@ -57,6 +57,7 @@ _FIELDS: Mapping[str, float | None] = {
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
 _MOST_VALUES = 500
+_NONSENSE_S = 100 * 365 * 86400.0
 
 
 def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float | None = None) -> float | None:
@@ -71,7 +72,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
         _from_words(text, now),
         _from_resets(headers, now),
     ):
-        if found:
+        if found and found < _NONSENSE_S:
             return found
     return 0.0 if "Retry-After" in headers or "retry-after-ms" in headers else None
 
