@@ -92,6 +92,57 @@ def test_a_tool_without_a_result_says_nothing(server):
         assert "structuredContent" not in result
 
 
+# The first words
+
+CLIENT = {"name": "test", "version": "1"}
+MODERN = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": CLIENT,
+}
+
+
+def test_whatever_is_sent_before_the_server_is_there_is_answered_once(config):
+    with Piped(config()) as server:
+        handshake = server.request(
+            "initialize", protocolVersion="2025-06-18", capabilities={"roots": {}}, clientInfo=CLIENT
+        )
+        server.notify("notifications/initialized")
+        numbers = [handshake, server.request("ping"), server.request("tools/list"), server.request("resources/list")]
+        call = server.call("generate", prompt_ls=["early"])
+        assert all(server.result(number) is not None for number in numbers)
+        assert server.result(call)["structuredContent"] == {"ans_ls": ["echo: early"]}
+        assert sorted(line["id"] for _, line in server.lines if "id" in line) == [*numbers, call]
+
+
+def test_a_handshake_replaces_a_discovery_whose_answer_came_too_late(config):
+    with Piped(config()) as server:
+        assert "2026-07-28" in server.result(server.request("server/discover", _meta=MODERN))["supportedVersions"]
+        assert server.initialize()["protocolVersion"] == "2025-11-25"
+        assert server.answers("x") == ["echo: x"]
+
+
+def test_a_client_of_the_modern_era_needs_no_handshake(config):
+    with Piped(config()) as server:
+        server.result(server.request("server/discover", _meta=MODERN))
+        tools = server.result(server.request("tools/list", _meta=MODERN))
+        assert tools["resultType"] == "complete"
+        call = server.request("tools/call", name="generate", arguments={"prompt_ls": ["x"]}, _meta=MODERN)
+        assert server.result(call)["structuredContent"] == {"ans_ls": ["echo: x"]}
+        assert server.reply(server.request("ping", _meta=MODERN))["error"]["code"] == -32601
+
+
+def test_a_wrong_configuration_ends_it_even_when_somebody_spoke_to_it_already(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("bakend: openai")
+    with Piped(file) as server:
+        server.initialize()
+        number = server.request("tools/list")
+        assert server.process.wait(60) == 2
+        assert server.found(number) is None
+        assert "backend" in server.said()
+
+
 # Progress
 
 

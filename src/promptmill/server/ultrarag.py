@@ -19,6 +19,7 @@ from promptmill.config.loading import FILE_NAME, Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
+from promptmill.stdio.front import Front
 from promptmill.system import runtime
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--untrusted", action="store_true", help="the client is not the operator's own program")
     arguments = parser.parse_args(argv)
     trusted = not arguments.untrusted
+    front = Front.open(locked=False, lists_tools=not trusted)  # else there is one more tool
     runtime.log_to_stderr()
     try:
         configuration = configuration_in(arguments.folder, trust_client=trusted)
     except PromptmillError as error:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
+    front.configured()
     print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
-    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _: None)
+    return process.serve_stdio(configuration, front, extend=_extended if trusted else lambda _: None)
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
