@@ -14,6 +14,7 @@ from urllib.parse import SplitResult
 
 from promptmill.backends.openai.error_body import ErrorBody
 from promptmill.backends.openai.error_words import Cause
+from promptmill.backends.openai.json_form import JsonForm
 
 _VLLM_ONLY = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -41,8 +42,8 @@ def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
 class ProviderProfile:
     """One row. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
 
-    `thinking` says where `enable_thinking` goes. `reasoning_models` names models that take `max_completion_tokens`
-    and refuse `reasoning_refused`.
+    `thinking` says where `enable_thinking` goes, `json_form` how JSON is asked for. `reasoning_models` names models
+    that take `max_completion_tokens` and refuse `reasoning_refused`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ProviderProfile:
     renamed: Mapping[str, str] = field(default_factory=_no_names)
     refused: frozenset[str] = frozenset()
     thinking: Literal["template", "top_level", "refused"] = "template"
+    json_form: JsonForm = "schema"
     reasoning_models: re.Pattern[str] | None = None
     reasoning_refused: frozenset[str] = frozenset()
     codes: Mapping[str, Cause] = field(default_factory=_no_causes)
@@ -74,6 +76,7 @@ _OPENAI = ProviderProfile(
     ("api.openai.com",),
     refused=_VLLM_ONLY,
     thinking="refused",
+    json_form="strict",
     reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
     reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
 )
@@ -94,12 +97,13 @@ DIALECTS = (
         thinking="refused",
         codes=_codes("code", RATE="1300 3505", MODEL="1500"),
     ),
-    ProviderProfile("groq", ("api.groq.com",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile("groq", ("api.groq.com",), refused=_VLLM_ONLY, thinking="refused", json_form="object"),
     ProviderProfile("google", ("generativelanguage.googleapis.com",), refused=_VLLM_ONLY, thinking="refused"),
     ProviderProfile(
         "dashscope",
         ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"),
         thinking="top_level",
+        json_form="object",
         # its word for tokens a minute; money is `Arrearage`
         phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **_DASHSCOPE}),
     ),
@@ -107,11 +111,13 @@ DIALECTS = (
         "siliconflow",
         ("api.siliconflow.cn", "api.siliconflow.com"),
         thinking="top_level",
+        json_form="object",
         codes=_codes("code", MODEL="20012", QUOTA="30001 30003 30011", BUSY="50501 50505 50507 60000"),
     ),
     ProviderProfile(
         "glm",
         ("open.bigmodel.cn", "api.z.ai"),
+        json_form="object",
         codes=_codes(
             "code",
             KEY="1000 1001 1002 1003 1004 1110 1111 1112 1120 1121 1220",
@@ -168,10 +174,10 @@ DIALECTS = (
         ("api.sensenova.cn",),
         codes=_codes("code", INPUT="3", KEY="7 16", MODEL="5", RATE="8", FILTER="18 19", BUSY="2 13 14"),
     ),
-    ProviderProfile("anthropic", ("api.anthropic.com",), refused=_VLLM_ONLY, thinking="refused"),
-    ProviderProfile("deepseek", ("api.deepseek.com",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile("anthropic", ("api.anthropic.com",), refused=_VLLM_ONLY, thinking="refused", json_form="words"),
+    ProviderProfile("deepseek", ("api.deepseek.com",), refused=_VLLM_ONLY, thinking="refused", json_form="object"),
     ProviderProfile("xai", ("api.x.ai",), refused=_VLLM_ONLY, thinking="refused"),
-    ProviderProfile("cerebras", ("api.cerebras.ai",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile("cerebras", ("api.cerebras.ai",), refused=_VLLM_ONLY, thinking="refused", json_form="strict"),
     ProviderProfile("openrouter", ("openrouter.ai",), refused=frozenset({"chat_template_kwargs"}), thinking="refused"),
     ProviderProfile("together", ("api.together.xyz", "api.together.ai")),
     ProviderProfile("fireworks", ("api.fireworks.ai",)),

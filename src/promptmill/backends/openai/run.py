@@ -349,7 +349,7 @@ class Run(Generic[TaskT]):
     async def _fail(
         self, item: Item[TaskT], error: PromptmillError, usage: Usage = NO_USAGE, *, concerns_all: bool = False
     ) -> None:
-        await self._settle(item, Failure(error, item.attempts, self._age(item), usage, concerns_all))
+        await self._settle(item, Failure(error, item.attempts, self._age(item), usage, concerns_all=concerns_all))
 
     async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
         await self._sink.put(item.task.key, outcome)
