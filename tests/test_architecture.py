@@ -41,6 +41,7 @@ AT_HOME = {
     "transformers": ("backends.engines.hf",),
     "safetensors": ("backends.engines.hf",),
     "gguf": ("backends.engines.hf",),
+    "numpy": ("backends.engines.hf",),
 }
 
 
