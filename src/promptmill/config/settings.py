@@ -44,7 +44,13 @@ class OpenAISettings(Block):
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
     trust_env: bool = Field(True, description="Use the proxies that the environment names.")
-    concurrency: int = Field(64, ge=1, le=65_536, description="Most requests in flight, of all calls together.")
+    concurrency: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="Most requests in flight, of all calls together. Where it is not set, "
+        "a server of your own is given more for as long as it answers more.",
+    )
     adaptive: bool = Field(True, description="Find out how many requests in flight the endpoint takes.")
     rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
     tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
@@ -59,6 +65,11 @@ class OpenAISettings(Block):
     max_connections: int | None = Field(None, ge=1, description="Most open connections; default: as many as requests.")
     stream: bool = Field(
         False, description="Receive answers piece by piece, so that a hung answer ends by its silence."
+    )
+    hedge: bool = Field(
+        False,
+        description="Send a request that takes far longer than others once more, at most one in twenty; the first "
+        "answer counts.",
     )
     dedupe: bool = Field(False, description="Send identical requests of a call only once, at temperature 0.")
     num_workers: int | None = Field(
@@ -157,6 +168,9 @@ class Settings(Block):
         "`hf` and `vllm` always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_image_memory: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
+    )
 
     @model_validator(mode="before")
     @classmethod

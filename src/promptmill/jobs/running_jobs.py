@@ -29,7 +29,7 @@ from promptmill.jobs.output_records import answer_fields
 from promptmill.jobs.progress_text import progress_lines
 from promptmill.jobs.runner import Runner
 from promptmill.service.service import Service
-from promptmill.system.safe_open import NoFileError, OutsideError
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
@@ -187,7 +187,7 @@ class RunningJobs:
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
-            path = Path(text).expanduser().absolute().resolve()
+            path = home_expanded(text).absolute().resolve()
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
         if folders.owner(path, self._state) is not None:

@@ -47,6 +47,14 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
     return descriptor
 
 
+def home_expanded(text: str) -> Path:
+    """Return the path that `text` names, `~` being the user's home.
+
+    `~name` is a name like any other: what becomes of it would tell which accounts there are.
+    """
+    return Path(text).expanduser() if text == "~" or text.startswith(("~/", "~\\")) else Path(text)
+
+
 def is_remote(path: str, platform: str = sys.platform) -> bool:
     r"""Return whether Windows would ask another machine for `path` and prove who the user is: `\\host\share\…`."""
     return platform == "win32" and path[:2].replace("/", "\\") == "\\\\"

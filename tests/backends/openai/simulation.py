@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from promptmill.backends.openai.adaptive_limit import QUIET_S, AdaptiveLimit
+from promptmill.backends.openai.throughput_search import ThroughputSearch
 
 _BASE_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 Answers = Literal["one by one", "by sixteen", "together"]
@@ -85,10 +86,56 @@ class Endpoint:
             call.answered(*sent)
 
 
+class BatchingServer:
+    """Computes all that is in flight together, at full speed up to `batch` requests; more share that speed."""
+
+    def __init__(self, batch: int, token_s: float, tokens: Callable[[random.Random], int], *, seed: int = 1) -> None:
+        self._batch, self._token_s, self._tokens = batch, token_s, tokens
+        self._chance = random.Random(seed)
+        self._running: list[tuple[float, int, int, Any]] = []
+        self._computed = 0.0  # tokens, for each request
+        self._at = 0.0
+        self._count = 0
+
+    def arrive(self, call: Call, *sent: Any) -> None:
+        """Take a request."""
+        self._compute(call.now)
+        self._count += 1
+        tokens = self._tokens(self._chance)
+        heapq.heappush(self._running, (self._computed + tokens, self._count, tokens, sent))
+        self._look_later(call)
+
+    def _speed(self) -> float:
+        return min(1.0, self._batch / max(1, len(self._running))) / self._token_s
+
+    def _compute(self, now: float) -> None:
+        self._computed += (now - self._at) * self._speed()
+        self._at = now
+
+    def _look_later(self, call: Call) -> None:
+        if self._running:
+            left = max(0.0, self._running[0][0] - self._computed) / self._speed()
+            call.at(left, self._look, call, self._count)
+
+    def _look(self, call: Call, count: int) -> None:
+        if count != self._count:
+            return
+        self._count += 1
+        self._compute(call.now)
+        done = []
+        while self._running and self._running[0][0] <= self._computed + 1e-6:
+            done.append(heapq.heappop(self._running))
+        for _, _, tokens, sent in done:
+            call.answered(*sent, tokens)
+        self._look_later(call)
+
+
 class Call:
     """So many prompts, sent as `run.Run` sends them: what was refused goes to the back of the queue."""
 
-    def __init__(self, prompts: int, window: AdaptiveLimit, endpoint: Endpoint, *, seed: int = 1) -> None:
+    def __init__(
+        self, prompts: int, window: AdaptiveLimit, endpoint: Endpoint | BatchingServer, *, seed: int = 1
+    ) -> None:
         self.now = 0.0
         self.sent = self.refusals = self.done = 0
         self.window = window
@@ -101,6 +148,8 @@ class Call:
         self._watched = False
         self._chance = random.Random(seed)
         self._answer_s = _BASE_DELAY_S
+        self.search: ThroughputSearch | None = None
+        self.latencies: list[float] = []
 
     def at(self, seconds: float, what: Callable[..., None], *arguments: Any) -> None:
         """Have something happen so many seconds from now."""
@@ -135,15 +184,20 @@ class Call:
         self.window.stayed_quiet(round_number)
         self._send()
 
-    def answered(self, item: list[int], round_number: int, sent_at: float) -> None:
+    def answered(self, item: list[int], round_number: int, sent_at: float, tokens: int = 0) -> None:
+        """Have an answer come."""
         del item
         self.done += 1
+        self.latencies.append(self.now - sent_at)
+        if self.search is not None:
+            self.search.answered(round_number, self._in_flight, self.now - sent_at, tokens)
         self._in_flight -= 1
         self._answer_s += 0.1 * (self.now - sent_at - self._answer_s)
         self.window.accepted(round_number)
         self._send()
 
     def refused(self, item: list[int], round_number: int, sent_at: float) -> None:
+        """Have a refusal come."""
         del sent_at
         self.refusals += 1
         self._in_flight -= 1

@@ -60,10 +60,11 @@ def test_limits_of_any_size_are_found_out(limit, refusals):
     assert call.refusals / call.sent <= refusals
 
 
-def test_a_limit_is_found_out_although_refusals_come_slowly():
-    call = Call(4000, AdaptiveLimit(256), Endpoint(2.0, limit=40, refusal_s=0.3))
+@pytest.mark.parametrize(("refusal_s", "refusals"), [(0.3, 0.05), (2, 0.11), (5, 0.11)])
+def test_a_limit_is_found_out_although_refusals_come_slowly(refusal_s, refusals):
+    call = Call(4000, AdaptiveLimit(256), Endpoint(2.0, limit=40, refusal_s=refusal_s))
     assert 200 / call.run() >= 0.9
-    assert call.refusals / call.sent <= 0.05
+    assert call.refusals / call.sent <= refusals
 
 
 @pytest.mark.parametrize("refused", [0.02, 0.1])

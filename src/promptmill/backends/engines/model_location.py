@@ -13,6 +13,7 @@ from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
@@ -64,7 +65,7 @@ def locate(name: str, gguf_file: str | None, report: Callable[[str], None], requ
 
 
 def _on_disk(name: str, gguf_file: str | None) -> Location | None:
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.")

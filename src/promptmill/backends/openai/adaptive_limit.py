@@ -12,6 +12,7 @@ is believed is what keeps random refusals, which shared providers give, from cos
 from __future__ import annotations
 
 import math
+from collections import deque
 
 # A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
 QUIET_S = 0.2
@@ -26,6 +27,7 @@ _GENTLE_CUT = 0.95
 _TELLING = 8
 _TRIAL_WINDOWS = 4
 _LONGEST_REST = 32
+_KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
 
@@ -67,7 +69,8 @@ class AdaptiveLimit:
         self._everyday = 0.0  # the share of refusals that is not the window's doing
         self.round_number = 0
         self._used = -2  # the last round in which the window was full
-        self._round, self._before = _Count(), _Count()
+        self._rounds = deque([_Count()], _KEPT_ROUNDS)
+        self._lag = 0  # rounds that ended before a refusal of a request of theirs came
         self._level, self._level_from = _Count(), 0  # all since the window was last changed
         self._trial: _Count | None = None  # what led to it
         self._trial_goal = self._goal  # where to return to
@@ -89,10 +92,11 @@ class AdaptiveLimit:
 
     @most.setter
     def most(self, most: int) -> None:
+        untroubled = self._trial is None and not self._found and self._goal == self._most
         self._most = most
-        self._goal, self._size = min(self._goal, most), min(self._size, most)
-        if not self._adaptive:
-            self._goal = self._size = most
+        self._goal = float(most) if untroubled or not self._adaptive else min(self._goal, most)
+        self._size = self._proven = self._goal
+        self._next_level()
 
     @property
     def may_grow(self) -> bool:
@@ -111,7 +115,7 @@ class AdaptiveLimit:
     def taken(self, in_flight: int) -> int:
         """Count a request that is sent as the `in_flight`th; return the number of its round."""
         if self._adaptive:
-            self._round.sent += 1
+            self._rounds[-1].sent += 1
             self._level.sent += self.round_number >= self._level_from
             if in_flight >= 0.9 * self._size:
                 self._used = self.round_number
@@ -119,7 +123,7 @@ class AdaptiveLimit:
 
     def stayed_quiet(self, round_number: int) -> None:
         """Note that the window has been full since `round_number` for `QUIET_S` without an end of that round."""
-        if self.may_double and round_number == self.round_number and not self._round.exceeds(self._borne):
+        if self.may_double and round_number == self.round_number and not self._rounds[-1].exceeds(self._borne):
             self._widen(self._goal)
             self._next_round()
 
@@ -135,7 +139,7 @@ class AdaptiveLimit:
             self._size += min(closed, 2 * closed / self._goal + self._everyday)
         if self._trial is not None and round_number >= self._level_from:
             self._level.answered += 1
-        if round_number == self.round_number and self._round.sent >= 0.5 * self._size:
+        if round_number == self.round_number and self._rounds[-1].sent >= 0.5 * self._size:
             if self._trial is not None:
                 self._judge(answered=True)
             elif self._ramping:
@@ -159,9 +163,12 @@ class AdaptiveLimit:
             return None
         if self._trial is not None:
             return self._judge(answered=False)
-        count = self._round if round_number == self.round_number else self._before
-        if round_number >= self.round_number - 1:
-            count.refused += 1
+        age = self.round_number - round_number
+        if age >= len(self._rounds):
+            return None
+        self._lag = max(self._lag, age)
+        count = self._rounds[-1 - age]
+        count.refused += 1
         if self._ramping:
             if count.exceeds(self._borne):
                 self._try_less(1.0)
@@ -190,9 +197,10 @@ class AdaptiveLimit:
 
     def _next_round(self) -> None:
         self.round_number += 1
-        self._before, self._round = self._round, _Count()
+        self._rounds.append(_Count())
 
     def _next_level(self) -> None:
+        self._rounds.clear()  # what still comes of them has been decided upon
         self._next_round()
         self._level, self._level_from = _Count(), self.round_number
 
@@ -250,11 +258,11 @@ class AdaptiveLimit:
                 if self._level.share < everyday / 1.5:
                     self._everyday = self._level.share
                 return self._next_level()
-        elif self._round.refused > everyday * self._round.sent + 2 * math.sqrt(everyday * self._round.sent):
+        elif self._level.refused > everyday * self._level.sent + 2 * math.sqrt(everyday * self._level.sent):
             self._goal = self._proven
             self._size = min(self._size, self._goal)
             return self._tire()
-        elif may_grow and self._in_use and self.may_grow:
+        elif may_grow and self._in_use and self.may_grow and self.round_number >= self._level_from + self._lag:
             if self._goal > self._proven:
                 self._rests = 2
                 self._step = min(self._goal, 2 * self._step)

@@ -31,7 +31,8 @@ _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection",
 class Endpoint:
     """Where requests go. `headers` hold the key; `secrets` are what no message may show.
 
-    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses.
+    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses. `own`: on this
+    machine or in the network around it, so most likely a server of the operator's own.
     """
 
     url: str
@@ -40,6 +41,7 @@ class Endpoint:
     secrets: tuple[str, ...]
     profile: ProviderProfile
     key_note: str = ""
+    own: bool = False
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -91,7 +93,7 @@ def _endpoint(url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str]
         },
     )
     secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
-    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note)
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, own=_is_own(url, profile))
 
 
 def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str]) -> str:
@@ -163,6 +165,14 @@ def _is_loopback(url: SplitResult) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
+    host = url.hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private  # loopback among them
+    except ValueError:
+        return not profile.hosts and ("." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa")))
 
 
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:

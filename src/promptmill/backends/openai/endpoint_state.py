@@ -10,12 +10,15 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.throughput_search import ThroughputSearch
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
 _FADING = 0.1
+# What a server of one's own may be given to compute together, where no `concurrency` was set.
+_MOST_OWN = 1024
 
 
 class Permit:
@@ -55,6 +58,7 @@ class EndpointState:
         self.endpoint = endpoint
         self.encoder = encoder
         self.window = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
+        self.search = ThroughputSearch(self.window, _MOST_OWN) if _is_searched(settings, endpoint) else None
         self.in_flight = 0
         self.watched = False
         """Whether somebody will look whether the full window stays without a refusal."""
@@ -104,8 +108,8 @@ class EndpointState:
         if self._probe is permit:
             self._probe = None
 
-    def succeeded(self, permit: Permit) -> None:
-        """Count a reply that shows the endpoint is well; before `leave`."""
+    def succeeded(self, permit: Permit, tokens: int = 0) -> None:
+        """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`."""
         self.newest_success = max(self.newest_success, permit.serial)
         self.answered = True
         self.successes += 1
@@ -114,6 +118,8 @@ class EndpointState:
         self._trouble_since = None
         answer_s = self._clock() - permit.at
         self.answer_s += _FADING * (answer_s - self.answer_s) if self.answer_s else answer_s
+        if self.search is not None:
+            self.search.answered(permit.round_number, self.in_flight, answer_s, tokens)
         window = self.window
         window.accepted(
             permit.round_number,
@@ -183,6 +189,17 @@ class EndpointState:
         self._strikes = self._refusals = 0
         self._trouble_since = None
         self.paused_until = 0.0
+
+
+def _is_searched(settings: OpenAISettings, endpoint: Endpoint) -> bool:
+    return endpoint.own and settings.adaptive and "concurrency" not in settings.model_fields_set
+
+
+def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> int:
+    """Return the most requests that there can be in flight to all `endpoints` together."""
+    if any(_is_searched(settings, endpoint) for endpoint in endpoints):
+        return max(settings.concurrency, _MOST_OWN)
+    return settings.concurrency
 
 
 def endpoint_states(

@@ -19,6 +19,7 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.engines.load_errors import first_sentence
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.system.safe_open import home_expanded
 
 _OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
 _MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
@@ -87,7 +88,7 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
     """Return the smallest rank that vLLM knows and every adapter fits into."""
     largest = 1
     for name, folder in adapters.items():
-        file = Path(folder).expanduser() / "adapter_config.json"
+        file = home_expanded(folder) / "adapter_config.json"
         try:
             largest = max(largest, int(json.loads(file.read_text(encoding="utf-8"))["r"]))
         except (OSError, ValueError, KeyError, TypeError):
