@@ -148,6 +148,9 @@ class Settings(Block):
     unsupported: Literal["warn", "error"] = Field(
         "warn", description="What a parameter does that a backend cannot take."
     )
+    schema_retries: int = Field(
+        1, ge=0, le=10, description="How often an answer is asked for again that does not satisfy its schema."
+    )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."
     )

@@ -104,6 +104,22 @@ SystemPrompt = Annotated[
         examples=["Answer in one word."],
     ),
 ]
+AnswerSchema = Annotated[
+    dict[str, Any] | None,
+    Loose,
+    Field(
+        description="JSON Schema that every answer must satisfy; an answer is then a JSON text. Leave it out for free "
+        "text. Describe fields with `description`, and set `additionalProperties: false`.",
+        examples=[
+            {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "population": {"type": "integer"}},
+                "required": ["city", "population"],
+                "additionalProperties": False,
+            }
+        ],
+    ),
+]
 Images = Annotated[
     list[Annotated[list[str], Loose]],
     _items(_image_list),
