@@ -199,7 +199,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    shared.add_argument("--backend", metavar="NAME", help="hf, openai or vllm; overrides the file")
+    shared.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
     shared.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )
