@@ -120,6 +120,6 @@ def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) ->
     if profile.reasoning_models and profile.reasoning_models.search(model):
         off |= profile.reasoning_refused
         if "max_tokens" in body:
-            body["max_completion_tokens"] = body.pop("max_tokens")
+            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
     refused += [name for name in body if name in off]
     return {profile.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused
