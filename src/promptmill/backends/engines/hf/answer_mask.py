@@ -121,7 +121,7 @@ class AnswerMask:
         if self._bits is None:
             self._bits = allocate_token_bitmask(1, self._known)
         fill_next_token_bitmask(self._matcher, self._bits, 0)
-        ruled_out = np.ones(size, dtype=bool)  # a model may score more tokens than its tokenizer knows, and fewer
+        ruled_out: Any = np.ones(size, dtype=bool)  # a model may score more tokens than its tokenizer knows, and fewer
         known = min(size, self._known)
         ruled_out[:known] = np.unpackbits(self._bits[0].view(np.uint8), count=known, bitorder="little") == 0
         if self._ends and not ruled_out[self._ends[0]]:
