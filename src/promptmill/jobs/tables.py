@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,8 +15,9 @@ from promptmill.core.errors import input_error
 from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields, cells, plain_line
+from promptmill.jobs.records import Record
 
-Answer = Callable[[int], Mapping[str, Any]]
+Answer = Callable[[int], Record]
 _ASKED = ("prompt", "messages", "images")
 _DELIMITERS = ",;\t|"
 _BATCH_ROWS = 1024
