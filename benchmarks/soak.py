@@ -266,6 +266,7 @@ def _serve(config: Path) -> int:
     """Serve as `promptmill serve` does, and write the number of tasks to a file on SIGUSR1."""
     from promptmill.config.loading import Configuration
     from promptmill.server import process
+    from promptmill.stdio.front import Front
     from promptmill.system import runtime
 
     run = process.run
@@ -284,7 +285,10 @@ def _serve(config: Path) -> int:
 
     process.run = probed
     runtime.log_to_stderr()
-    return process.serve_stdio(Configuration.load(config))
+    front = Front.open(locked=False)
+    configuration = Configuration.load(config)
+    front.configured()
+    return process.serve_stdio(configuration, front)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"api", "install"},
     {"server"},
-    {"http"},
+    {"http", "stdio"},
     {"jobs"},
     {"service"},
     {"backends"},
@@ -151,6 +151,19 @@ def test_our_side_of_a_backend_imports_nothing_of_an_engine(entry, allowed):
     code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert set(loaded.stdout.split()) & HEAVY <= allowed
+
+
+def test_the_first_answer_of_a_server_waits_for_no_large_import():
+    code = """
+import sys
+from promptmill.cli import main
+from promptmill.stdio import front
+main._parser(serving=True)
+print(*sorted(sys.modules))
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    large = {"asyncio", "fastmcp", "mcp", "mcp_types", "orjson", "pydantic", "rich", "yaml"}
+    assert not set(loaded.stdout.split()) & large, "they take longer than clients wait: import them where they are used"
 
 
 def test_importing_prints_nothing():

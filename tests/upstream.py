@@ -6,7 +6,8 @@
         assert up.attempts["hello"] == 1        # every request is recorded: `up.seen`, oldest first
 
 A reply is an async function of an `Exchange`; `replies` has one for each fault, and replies that choose between others.
-Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET …/models` lists `up.models`.
+Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET …/models` lists `up.models`;
+`GET /metrics` gives `up.metrics` if there is something.
 `up.vanish(seconds)` refuses and resets every connection until `up.come_back()`. `Upstream(tls=folder)` speaks TLS
 with a self-signed certificate, left in that folder as `up.certificate`. Counters and records may be read at any time
 from any thread; `await up.reaches(lambda: …)` waits for something to become true there.
@@ -267,6 +268,9 @@ class Upstream:
 
         self.reply: Reply = reply or answer()
         self.models = ["test-model"]
+        self.metrics: bytes | None = None
+        self.pages: list[Seen] = []
+        """Requests for the page of metrics."""
         self.seen: list[Seen] = []
         self.attempts: Counter[str] = Counter()
         self.connections = 0
@@ -341,7 +345,7 @@ class Upstream:
         self.in_flight += 1
         seen.in_flight = self.in_flight
         self.peak = max(self.peak, self.in_flight)
-        self.seen.append(seen)
+        (self.pages if target == "/metrics" else self.seen).append(seen)
         return seen
 
     def choose(self, seen: Seen) -> Reply:
@@ -353,6 +357,8 @@ class Upstream:
         if seen.method == "GET" and seen.target.endswith("/models"):
             listed = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.models]
             return raw(orjson.dumps({"object": "list", "data": listed}))
+        if seen.method == "GET" and seen.target == "/metrics" and self.metrics is not None:
+            return raw(self.metrics, headers={"Content-Type": "text/plain"})
         return status(404, f"Unknown request URL: {seen.method} {seen.target}.", code="unknown_url")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,4 +1,4 @@
-"""Thinking aloud, told apart from the answer."""
+"""Separate reasoning from the answer."""
 
 from __future__ import annotations
 

@@ -184,14 +184,14 @@ def test_a_folder_is_no_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("bakend: hf", "bakend: is no known key; did you mean backend?"),
-        ("backend_configs: {opnai: {}}", "backend_configs.opnai: is no known key; did you mean openai?"),
+        ("bakend: hf", "bakend: unknown key; did you mean backend?"),
+        ("backend_configs: {opnai: {}}", "backend_configs.opnai: unknown key; did you mean openai?"),
         (
             "backend_configs: {openai: {concurency: 2}}",
-            "backend_configs.openai.concurency: is no known key; did you mean concurrency?",
+            "backend_configs.openai.concurency: unknown key; did you mean concurrency?",
         ),
-        ("sampling_params: {temprature: 1}", "sampling_params.temprature: is no known key; did you mean temperature?"),
-        ("xyz: 1", "xyz: is no known key; known keys: backend, backend_configs,"),
+        ("sampling_params: {temprature: 1}", "sampling_params.temprature: unknown key; did you mean temperature?"),
+        ("xyz: 1", "xyz: unknown key; known keys: backend, backend_configs,"),
     ],
 )
 def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(write, content, said):
@@ -311,9 +311,9 @@ def test_assignments_lie_over_the_file(write):
     [
         ("concurrency", "write key.path=value"),
         ("=3", "write key.path=value"),
-        ("nope=3", "nope: is no known key"),
+        ("nope=3", "nope: unknown key"),
         ("backend_configs.openai.concurrency=", "backend_configs.openai.concurrency: should be"),
-        ("backend_configs.openai.nope.deeper=1", "backend_configs.openai.nope: is no known key"),
+        ("backend_configs.openai.nope.deeper=1", "backend_configs.openai.nope: unknown key"),
         ("extra_params={a: 1, a: 2}", "the key a occurs twice"),
         ("sampling_params.temperature=2024-13-45", "sampling_params.temperature: should be a valid number"),
         ("extra_params=" + "[" * 3000, "nested too deeply"),
@@ -374,7 +374,7 @@ def test_a_variable_in_a_call_is_text():
 @pytest.mark.parametrize(
     ("blocks", "said"),
     [
-        ({"opnai": {}}, "backend_configs.opnai: is no known key; did you mean openai?"),
+        ({"opnai": {}}, "backend_configs.opnai: unknown key; did you mean openai?"),
         ({"openai": [1]}, "backend_configs.openai: should be an object, not a list of 1"),
         ({"openai": {"retries": 0}}, "backend_configs.openai.retries: should be greater than or equal to 1"),
     ],

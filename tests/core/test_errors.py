@@ -57,6 +57,7 @@ def test_what_may_help_to_try_again_is_marked():
         Code.BAD_REQUEST,
         Code.CONTEXT_LENGTH,
         Code.REQUEST_TOO_LARGE,
+        Code.OPEN_REASONING,
         Code.CONTENT_FILTER,
         Code.TLS,
         Code.DEFERRED,

@@ -85,5 +85,5 @@ def test_a_port_in_use_is_said():
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "x" * 300, "ü" * 70])
 def test_a_host_that_is_not_here_is_said(host):
-    with pytest.raises(PromptmillError, match="is no address of this machine"):
+    with pytest.raises(PromptmillError, match="is not an address of this machine"):
         Address(host, 0).bind()

@@ -166,7 +166,7 @@ def test_a_port_in_use_is_exit_code_two(serve):
     ("options", "said"),
     [
         (["--http", "8000"], "write HOST:PORT"),
-        (["--http", "nowhere.invalid:1"], "is no address of this machine"),
+        (["--http", "nowhere.invalid:1"], "is not an address of this machine"),
         (["--http", "127.0.0.1:0", "--token-env", "NOT_SET"], "NOT_SET is not set"),
         (["--http", "127.0.0.1:0", "--token-file", "/no/such/file"], "--token-file"),
         (["--http", "127.0.0.1:0", "--token-env", "A", "--token-file", "b"], "not allowed with"),

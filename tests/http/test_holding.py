@@ -261,14 +261,12 @@ def test_a_session_that_nobody_uses_ends_and_takes_its_work_with_it(run, upstrea
 def test_sessions_do_not_accumulate_for_ever(run, upstream):
     async def work():
         async with hosted(upstream, session_idle_s=1.0, max_sessions=20) as (app, port):
-            opened = [await _post(port, HELLO) for _ in range(25)]
-            full = [status for status, _, _ in opened]
+            for _ in range(25):
+                assert (await _post(port, HELLO))[0] == 200
+                assert len(app._sessions._server_instances) <= 20
             await upstream.reaches(lambda: not app._sessions._server_instances)
-            return full, (await _post(port, HELLO))[0]
 
-    full, again = run(work())
-    assert full == [200] * 20 + [503] * 5
-    assert again == 200
+    run(work())
 
 
 def test_what_is_no_handshake_opens_no_session(run, upstream):

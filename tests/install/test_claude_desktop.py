@@ -48,7 +48,7 @@ def test_the_entry_starts_us_by_absolute_paths(install, file):
     entry = _servers(file)["promptmill"]
     assert Path(entry["command"]).is_absolute()
     assert Path(entry["command"]).parent == Path(sys.executable).parent
-    assert entry["args"][-1] == "serve"
+    assert entry["args"][-3:] == ["serve", "--set", "max_call_s=50"]
 
 
 def test_everything_else_stays_in_its_order(install, file):
@@ -103,7 +103,7 @@ def test_undo_takes_the_entry_out_alone(install, file):
 def test_a_configuration_of_the_working_directory_is_named_by_its_whole_path(install, file):
     Path("parameter.yaml").write_text("backend: openai\n")
     assert install() == 0
-    assert _servers(file)["promptmill"]["args"][-2:] == ["--config", str(Path.cwd() / "parameter.yaml")]
+    assert _servers(file)["promptmill"]["args"][-4:-2] == ["--config", str(Path.cwd() / "parameter.yaml")]
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "There is no"), ("bakend: hf", "did you mean backend?")])

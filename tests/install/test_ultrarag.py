@@ -113,11 +113,11 @@ def test_undo_without_what_was_kept_changes_nothing_and_says_how_to_get_it(check
 
 
 @pytest.mark.parametrize("lacking", ["servers/generation/src/generation.py", "src/ultrarag/client.py"])
-def test_it_refuses_what_is_no_checkout(checkout, lacking, capsys):
+def test_it_refuses_a_folder_that_is_not_a_checkout(checkout, lacking, capsys):
     (checkout / lacking).unlink()
     before = _files(checkout)
     assert _install(checkout) == 2
-    assert f"there is no {Path(lacking)} in it" in capsys.readouterr().err
+    assert f"{Path(lacking)} is missing" in capsys.readouterr().err
     assert _files(checkout) == before
 
 

@@ -230,12 +230,12 @@ def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     assert jobs(bench, bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
     assert jobs(bench, "--prune", "7d", "--set", "no.such.key=1").returncode == 0
     refused = jobs(bench, bench.folder.job_id, "--resume", "--set", "no.such.key=1")
-    assert (refused.returncode, "no: is no known key" in refused.stderr) == (2, True), refused.stderr
+    assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
 def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str) -> None:
-    assert f"--limit: '{limit}' is no number of rows" in bench.fail(f"--limit={limit}")
+    assert f"--limit: '{limit}' must be at least 1" in bench.fail(f"--limit={limit}")
 
 
 def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:

@@ -304,7 +304,7 @@ def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
         ("in.jsonl", "out.csv", "The output of a jsonl file ends with .jsonl, not .csv"),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.csv", "out.parquet", "ends with .csv or .jsonl"),
-        ("in.parquet", "out.jsonl", "The input is no Parquet file"),
+        ("in.parquet", "out.jsonl", "The input is not a valid Parquet file"),
     ],
 )
 def test_files_that_cannot_be_are_said_before_anything_is_spent(

@@ -178,7 +178,7 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
             ("mine.txt", "o.jsonl", "use one of .jsonl"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
-            ("in.jsonl\0", "o.jsonl", "no path"),
+            ("in.jsonl\0", "o.jsonl", "not a usable path"),
         ]:
             for resume in (True, False):
                 with pytest.raises(ToolError, match=said):

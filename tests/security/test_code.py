@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from driving import ask, opened
 from fakes import openai_configuration
-from promptmill.backends.engines.trust import trusts_remote_code
+from piped import Piped
+from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
@@ -150,6 +152,67 @@ def test_the_operators_trust_is_for_what_the_operator_named(called, trusted):
     block = {"model_name_or_path": "mine", "trust_remote_code": True}
     configuration = Configuration({"backend": "vllm", "backend_configs": {"vllm": block}})
     assert trusts_remote_code(configuration.overlaid(Overrides("vllm", {"vllm": called}))) is trusted
+
+
+@pytest.mark.rule("C7")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("spec_model", "os.system"), ("spec_method", "custom_class"), ("spec_tokens", 1)),
+        *(("speculative_config", {"model": "evil.Class"}), ("worker_cls", "evil.Worker"), ("hf_overrides", {})),
+        *(("load_format", "pt"), ("logits_processors", ["evil:Processor"]), ("kv_transfer_config", {})),
+        *(("reasoning_parser_plugin", "/tmp/evil.py"), ("what_a_later_vllm_adds", 1), ("config_format", "evil")),
+        *(("download_dir", "/tmp"), ("generation_config", "/etc"), ("model", "evil/model"), ("Max_Model_Len", 5)),
+    ],
+)
+def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones(run, name, value):
+    async def work():
+        async with serving(Configuration({"backend": "vllm"})) as talk:
+            block = {"model_name_or_path": "some/model", name: value}
+            return text(await talk.init("vllm", backend_configs={"vllm": block}))
+
+    said = run(work())
+    assert said.startswith(f"backend_configs.vllm.{name}: a call may not set this")
+    assert "--trust-client" in said
+
+
+@pytest.mark.rule("C7")
+def test_a_call_may_repeat_what_the_operator_said_and_a_trusted_one_may_say_all():
+    block = {"model_name_or_path": "mine", "spec_model": "draft/model"}
+    configuration = Configuration({"backend": "vllm", "backend_configs": {"vllm": block}})
+    allowed = dict.fromkeys(ENGINE_ARGUMENTS, 1)
+    check_arguments(configuration.overlaid(Overrides("vllm", {"vllm": block | allowed})))
+    other = {"vllm": {"spec_model": "evil.Class"}}
+    with pytest.raises(PromptmillError):
+        check_arguments(configuration.overlaid(Overrides("vllm", other)))
+    check_arguments(Configuration({"backend": "vllm"}, trust_client=True).overlaid(Overrides("vllm", other)))
+
+
+@pytest.mark.rule("C8")
+@pytest.mark.parametrize(("command", "trusted"), [("script", True), ("mcp", False), ("fastmcp", False)])
+def test_the_launch_file_trusts_a_client_only_when_it_is_run_as_pipelines_run_it(tmp_path, command, trusted):
+    """`mcp install` writes `mcp run` into the configuration of whatever client there is."""
+    launcher = tmp_path / "servers" / "generation" / "src" / "generation.py"
+    launcher.parent.mkdir(parents=True)
+    launcher.write_bytes((SOURCE.parents[1] / "servers" / "generation" / "src" / "generation.py").read_bytes())
+    (launcher.parents[1] / "parameter.yaml").write_text("backend: hf\n")
+    bin_ = Path(sys.executable).parent
+    commands = {
+        "script": [sys.executable, launcher],
+        "mcp": [bin_ / "mcp", "run", launcher],
+        "fastmcp": [bin_ / "fastmcp", "run", launcher, "--transport", "stdio", "--no-banner"],
+    }
+    with Piped(
+        None, command=list(map(str, commands[command])), environ={"PROMPTMILL_PYTHON": sys.executable}
+    ) as server:
+        server.initialize()
+        block = {"model_name_or_path": str(tmp_path / "missing"), "trust_remote_code": True}
+        called = server.call("generation_init", backend_configs={"hf": block}, sampling_params={}, backend="hf")
+        said = server.result(called)["content"][0]["text"]
+        assert ("a call may not switch this on" in said) is not trusted
+        told = server.said()
+        assert ("not trusted" in told) is not trusted
+        assert ("is trusted like a pipeline" in told) is trusted
 
 
 @pytest.mark.rule("C4")

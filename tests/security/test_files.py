@@ -167,7 +167,7 @@ def test_pipes_sockets_devices_and_folders_are_refused_at_once(tmp_path, monkeyp
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("s.png")
         for name in ("pipe.png", "s.png", ".", "/dev/zero", "/dev/tty", "/dev/random"):
-            assert "is no file" in _refusal(name), name
+            assert "is not a regular file" in _refusal(name), name
 
 
 @pytest.mark.rule("F4")
@@ -182,7 +182,7 @@ def test_a_file_that_becomes_a_pipe_after_the_check_is_not_waited_for(picture, m
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(safe_open.os, "open", swapped)
-    assert "is no file" in _refusal(picture)
+    assert "is not a regular file" in _refusal(picture)
 
 
 @pytest.mark.rule("F5")
@@ -201,6 +201,53 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
     with huge.open("ab") as file:
         file.truncate(300 << 20)
     assert "larger than 256 MiB" in _refusal(huge)
+
+
+ATTACK = """
+import asyncio, sys, threading
+import psutil
+from promptmill.images.cache import ImageCache
+from promptmill.images.load import ImageRules
+
+process, peak, done = psutil.Process(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], process.memory_info().rss)
+
+async def work():
+    rules = ImageRules.of(None, 89_000_000, 64 << 20)
+    cache = ImageCache(rules, lambda image: image.data[:10], None)
+    await cache.read(sys.argv[1])
+    before = process.memory_info().rss
+    threading.Thread(target=watch, daemon=True).start()
+    await asyncio.gather(*(cache.read(name) for name in sys.argv[2:]))
+    done.set()
+    print(peak[0] - before, process.memory_info().rss - before)
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.rule("F16")
+def test_sixteen_large_images_at_once_take_the_memory_of_one_and_give_it_back(tmp_path):
+    names = [tmp_path / f"{number:02}.png" for number in range(17)]
+    Image.new("I;16", (4000, 4000), 1000).save(names[0])
+    for name in names[1:]:
+        name.write_bytes(names[0].read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACK, *map(str, names)], capture_output=True, text=True, timeout=120, check=True
+    )
+    peak, kept = map(int, done.stdout.split())
+    assert peak < 4000 * 4000 * 12, "one at a time"
+    assert kept < 64 << 20
+
+
+@pytest.mark.rule("F17")
+@pytest.mark.parametrize("user", ["root", "nobody-of-that-name"])
+def test_the_home_folder_of_another_user_is_not_looked_up(user, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _refusal(f"~{user}/x.png").startswith(f"There is no image file at {tmp_path}/~{user}/x.png.")
 
 
 @pytest.mark.rule("F7")

@@ -244,3 +244,38 @@ def test_no_key_is_written_to_disk_or_to_stderr(upstream, tmp_path):
     for file in [*(tmp_path / "state").rglob("*"), *work.iterdir()]:
         if file.is_file():
             assert KEY.encode() not in file.read_bytes(), file.name
+
+
+@pytest.mark.rule("K11")
+@pytest.mark.parametrize(
+    "name", ["Host", "HOST", "Connection", "upgrade", "Expect", "TE", "Transfer-Encoding", "Proxy-Authorization"]
+)
+def test_a_call_sets_no_header_that_says_who_is_asked_or_how(talk, upstream, name):
+    async def work(talk):
+        return await talk.error(
+            "generation_init",
+            backend_configs={"openai": {"headers": {name: "evil.example"}}},
+            sampling_params={},
+            backend="openai",
+        )
+
+    assert "backend_configs.openai.headers" in talk(work)
+    assert not upstream.seen
+
+
+@pytest.mark.rule("K11")
+def test_the_operator_may_name_the_host(talk, upstream):
+    async def work(talk):
+        return await talk.answers("x")
+
+    assert talk(work, headers={"Host": "model.internal"}) == ["echo: x"]
+    assert upstream.seen[0].headers["host"] == "model.internal"
+
+
+@pytest.mark.rule("K11")
+def test_capitals_do_not_count_in_names_of_headers():
+    block = {"base_url": "https://mine.example", "api_key": KEY, "headers": {"authorization": "Basic x"}}
+    (headers,) = _sent({}, operator=block)
+    assert [value for name, value in headers.items() if name.lower() == "authorization"] == ["Basic x"]
+    with pytest.raises(PromptmillError, match="same name twice"):
+        _sent({}, operator=block | {"headers": {"X-Team": "a", "x-team": "b"}})

@@ -49,7 +49,7 @@ PROMPTS = [f"{PROMPT} {how}" for how in ("ok", "400", "500", "reset", "closed", 
 
 @pytest.mark.rule("L1")
 @pytest.mark.stdio
-@pytest.mark.parametrize("level", ["WARNING", "INFO"])
+@pytest.mark.parametrize("level", ["WARNING", "INFO", "DEBUG"])
 def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level):
     with Piped(config, environ={"FASTMCP_LOG_LEVEL": level}) as server:
         server.initialize()

@@ -107,7 +107,7 @@ def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fet
     assert connected == ["8.8.8.8"], "what was looked up is what is connected to: nobody asks twice"
     assert len(asked) == 1
     connected.clear()
-    assert "no public address" in str(fetch(f"http://rebinding.example:{upstream.port}/a.png"))
+    assert "not a public address" in str(fetch(f"http://rebinding.example:{upstream.port}/a.png"))
     assert not connected
 
 

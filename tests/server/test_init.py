@@ -89,8 +89,8 @@ OPENAI = "backend_configs.openai"
         ({"backend": "nope"}, "backend: "),
         ({"backend": "opnai"}, "did you mean openai?"),
         ({"backend": 3}, "backend is a number"),
-        ({"backend_configs": {"opnai": {}}}, "backend_configs.opnai: is no known key; did you mean openai?"),
-        ({"backend_configs": {"openai": {"retrys": 1}}}, f"{OPENAI}.retrys: is no known key; did you mean retries?"),
+        ({"backend_configs": {"opnai": {}}}, "backend_configs.opnai: unknown key; did you mean openai?"),
+        ({"backend_configs": {"openai": {"retrys": 1}}}, f"{OPENAI}.retrys: unknown key; did you mean retries?"),
         ({"backend_configs": {"openai": {"concurrency": 0}}}, f"{OPENAI}.concurrency: "),
         ({"backend_configs": {"openai": {"concurrency": -1}}}, f"{OPENAI}.concurrency: "),
         ({"backend_configs": {"openai": {"concurrency": "many"}}}, f"{OPENAI}.concurrency: "),
@@ -115,7 +115,7 @@ OPENAI = "backend_configs.openai"
         ({"sampling_params": {"temprature": 1}}, "did you mean temperature?"),
         ({"sampling_params": None}, "sampling_params is null; send an object."),
         ({"extra_params": 3}, "extra_params is a number"),
-        ({"no_such_argument": 1}, "no_such_argument is no argument of this tool."),
+        ({"no_such_argument": 1}, "no_such_argument is not an argument of this tool."),
     ],
 )
 def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said):
@@ -143,7 +143,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("generate", {"prompt_ls": "[broken"}, "prompt_ls is a text; send a list."),
         ("generate", {"prompt_ls": ["x"], "system_prompt": 3}, "system_prompt is a number; send a text."),
         ("generate", {"prompt_ls": ["x"], "system_prompt": None}, "system_prompt is null; send a text."),
-        ("generate", {"prompt_ls": ["x"], "temperature": 0}, "temperature is no argument of this tool."),
+        ("generate", {"prompt_ls": ["x"], "temperature": 0}, "temperature is not an argument of this tool."),
         ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing."),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": ["a.png"]}, "multimodal_path[0] is a text"),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[3]]}, "multimodal_path[0][0] is a number"),
@@ -151,7 +151,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("multiturn_generate", {"messages": "hi"}, "messages is a text; send a list."),
         ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": {"role": "user"}}, "messages is an object"),
-        ("vllm_shutdown", {"now": True}, "now is no argument of this tool."),
+        ("vllm_shutdown", {"now": True}, "now is not an argument of this tool."),
     ],
 )
 def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstream, tool, arguments, said):

@@ -92,6 +92,57 @@ def test_a_tool_without_a_result_says_nothing(server):
         assert "structuredContent" not in result
 
 
+# The first words
+
+CLIENT = {"name": "test", "version": "1"}
+MODERN = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": CLIENT,
+}
+
+
+def test_whatever_is_sent_before_the_server_is_there_is_answered_once(config):
+    with Piped(config()) as server:
+        handshake = server.request(
+            "initialize", protocolVersion="2025-06-18", capabilities={"roots": {}}, clientInfo=CLIENT
+        )
+        server.notify("notifications/initialized")
+        numbers = [handshake, server.request("ping"), server.request("tools/list"), server.request("resources/list")]
+        call = server.call("generate", prompt_ls=["early"])
+        assert all(server.result(number) is not None for number in numbers)
+        assert server.result(call)["structuredContent"] == {"ans_ls": ["echo: early"]}
+        assert sorted(line["id"] for _, line in server.lines if "id" in line) == [*numbers, call]
+
+
+def test_a_handshake_replaces_a_discovery_whose_answer_came_too_late(config):
+    with Piped(config()) as server:
+        assert "2026-07-28" in server.result(server.request("server/discover", _meta=MODERN))["supportedVersions"]
+        assert server.initialize()["protocolVersion"] == "2025-11-25"
+        assert server.answers("x") == ["echo: x"]
+
+
+def test_a_client_of_the_modern_era_needs_no_handshake(config):
+    with Piped(config()) as server:
+        server.result(server.request("server/discover", _meta=MODERN))
+        tools = server.result(server.request("tools/list", _meta=MODERN))
+        assert tools["resultType"] == "complete"
+        call = server.request("tools/call", name="generate", arguments={"prompt_ls": ["x"]}, _meta=MODERN)
+        assert server.result(call)["structuredContent"] == {"ans_ls": ["echo: x"]}
+        assert server.reply(server.request("ping", _meta=MODERN))["error"]["code"] == -32601
+
+
+def test_a_wrong_configuration_ends_it_even_when_somebody_spoke_to_it_already(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("bakend: openai")
+    with Piped(file) as server:
+        server.initialize()
+        number = server.request("tools/list")
+        assert server.process.wait(60) == 2
+        assert server.found(number) is None
+        assert "backend" in server.said()
+
+
 # Progress
 
 
@@ -515,7 +566,7 @@ def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
         ("generate", {"prompt_ls": ["a", {"no": 1}, "b"]}, "prompt_ls[1] is an object with the keys 'no'"),
         ("generate", {"prompt_ls": [nested]}, "prompt_ls[0]"),
         ("generate", {"prompt_ls": ["a"], "system_prompt": 5}, "system_prompt is a number"),
-        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is no argument"),
+        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is not an argument"),
         ("generate", {}, "prompt_ls is missing"),
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": "x"}, "multimodal_path is a text"),
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[5]]}, "multimodal_path[0][0]"),
@@ -523,7 +574,7 @@ def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
         ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[]], "image_tag": 5}, "image_tag is a number"),
         ("multiturn_generate", {"messages": 5}, "messages is a number"),
         ("multiturn_generate", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0] has the role 'bot'"),
-        ("vllm_shutdown", {"x": 1}, "x is no argument"),
+        ("vllm_shutdown", {"x": 1}, "x is not an argument"),
         ("no_such_tool", {}, "no_such_tool"),
     ]
     for tool, arguments, said in cases:

@@ -7,6 +7,9 @@ hands over to it:
 1. the one that the variable PROMPTMILL_PYTHON names,
 2. else the one that `promptmill install ultrarag CHECKOUT` wrote into promptmill-python.txt beside this file,
 3. else the one that runs this file.
+
+Run as a script, as pipelines run it, the client counts as the operator's own program. Run by `mcp run`, `fastmcp run`
+or what `mcp install` writes, it does not: then any client may be at the other end.
 """
 
 from __future__ import annotations
@@ -157,15 +160,18 @@ def __getattr__(name: str) -> object:
     except ImportError:  # 1.x
         from mcp.server.fastmcp import FastMCP as Server
 
+    def serve() -> None:
+        main("--untrusted")
+
     def refuse() -> NoReturn:
         complain("started like this it speaks only stdio: add --transport stdio.")
 
     class Launcher(Server):
         def run(self, transport: str = "stdio", **_: object) -> None:
-            main() if transport == "stdio" else refuse()
+            serve() if transport == "stdio" else refuse()
 
         async def run_stdio_async(self, **_: object) -> None:
-            main()
+            serve()
 
         async def run_streamable_http_async(self, **_: object) -> None:
             refuse()

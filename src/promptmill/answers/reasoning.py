@@ -1,8 +1,12 @@
-"""Thinking aloud, told apart from the answer."""
+"""Separate reasoning from the answer."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 TAGS = ("<think>", "</think>")
@@ -24,6 +28,27 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
         text = start[len(_OPEN) :]
     thought, _, answer = text.partition(_CLOSE)
     return thought.strip() or None, answer.lstrip()
+
+
+def told_apart(completion: Completion) -> Completion:
+    """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
+    reasoning, text = split_reasoning(completion.text)
+    if text == completion.text:
+        return completion
+    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
+
+
+def unanswered(completion: Completion) -> PromptmillError | None:
+    """Return the error of a completion that ended within its reasoning, or None when it is an answer.
+
+    One that reached its longest length is an answer that was cut, and says so by its finish reason.
+    """
+    if completion.text or completion.tool_calls or not completion.reasoning or completion.finish_reason == "length":
+        return None
+    return PromptmillError(
+        Code.OPEN_REASONING,
+        "The model stopped, or met a stop string, while it was still reasoning: there is no answer.",
+    )
 
 
 def split_channels(text: str) -> tuple[str | None, str]:

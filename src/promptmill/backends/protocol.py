@@ -27,6 +27,12 @@ class Request:
     attempts: int = 0
 
 
+_CUT_WHILE_REASONING = (
+    "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
+    "set `reasoning: inline`."
+)
+
+
 class Source(Protocol):
     """Where requests come from."""
 
@@ -45,7 +51,7 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class CallStats:
-    """One call on its way through a backend: what fairness is by, and live counters that progress is read from.
+    """Live statistics of a call; also its identity for fair sharing.
 
     `total` is the number of items when known. Times are seconds of `time.monotonic`.
     """
@@ -75,6 +81,8 @@ class CallStats:
             self.failed += 1
             code = str(outcome.error.code)
             self.codes[code] = self.codes.get(code, 0) + 1
+        elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
+            self.warn(_CUT_WHILE_REASONING)
         self.prompt_tokens += outcome.usage.prompt_tokens
         self.completion_tokens += outcome.usage.completion_tokens
 

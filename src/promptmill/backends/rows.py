@@ -99,9 +99,16 @@ class RowReader:
         conversation, sampling, extra = decode(self.kind, line, place(self.kind, row), self.image_tag)
         if sampling is None:
             sampling, extra = self.sampling, self.extra
+        elif sampling.reasoning is None and self.sampling.reasoning is not None:
+            sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
+
+
+def _is_endpoints(name: str, value: object) -> bool:
+    """Return whether the endpoint has a parameter of this name and kind: OpenRouter's `reasoning` is an object."""
+    return name == "reasoning" and not isinstance(value, str)
 
 
 def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversation:
@@ -144,8 +151,8 @@ def _batch(row: Mapping[str, Any], where: str) -> Decoded:
         raise PromptmillError(
             Code.UNSUPPORTED, f"{where}: body.n asks for several answers.", "Repeat the line instead."
         )
-    own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
-    extra = {name: value for name, value in body.items() if name not in _SAMPLING_NAMES and name not in _BATCH_IGNORED}
+    own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
+    extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
     try:
         return conversation, Sampling.model_validate(own), extra
     except ValidationError as error:

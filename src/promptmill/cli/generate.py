@@ -1,4 +1,4 @@
-"""The commands that answer in the shell: `generate` and `check`."""
+"""`promptmill generate` and `promptmill check`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def _try(configuration: Configuration, steps: list[dict[str, Any]]) -> Non
     plan = configuration.plan
     block = getattr(plan.settings.backend_configs, plan.backend, None)
     if block is None:
-        raise config_error("backend", "is no known backend.")
+        raise config_error("backend", "unknown backend.")
     model = getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or "no model named"
     steps.append({"step": "backend", "ok": True, "detail": f"{plan.backend}, {model}"})
     short = plan.settings.model_copy(

@@ -1,4 +1,4 @@
-"""`promptmill …`: the server and the same work from the shell."""
+"""The command line `promptmill …`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from promptmill import __version__
 from promptmill.cli.terminal import say
-from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install import command as install
+
+if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
+    from promptmill.config.loading import Configuration
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 
@@ -21,7 +23,8 @@ OK, SOME_FAILED, USAGE = 0, 1, 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(serving=given[:1] == ["serve"]).parse_args(given)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
@@ -51,6 +54,8 @@ def _configured(arguments: argparse.Namespace) -> int:
 
 
 def _configuration(arguments: argparse.Namespace) -> Configuration:
+    from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+
     return Configuration.load(
         arguments.config,
         assignments=arguments.set,
@@ -60,14 +65,30 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
     )
 
 
-def _serve(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def _serve(arguments: argparse.Namespace) -> int:
+    return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
+
+
+def _serve_stdio(arguments: argparse.Namespace) -> int:
+    _refuse_http_options(arguments)
+    from promptmill.stdio.front import Front
+
+    front = Front.open(locked=arguments.locked)  # before the imports
+    configuration = _configuration(arguments)
+    front.configured()
     from promptmill.server import process
     from promptmill.system import runtime
 
     runtime.log_to_stderr()
-    if arguments.http is None:
-        _refuse_http_options(arguments)
-        return process.serve_stdio(configuration, locked=arguments.locked)
+    return process.serve_stdio(configuration, front, locked=arguments.locked)
+
+
+def _serve_http(arguments: argparse.Namespace) -> int:
+    configuration = _configuration(arguments)
+    from promptmill.server import process
+    from promptmill.system import runtime
+
+    runtime.log_to_stderr()
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
@@ -137,7 +158,7 @@ def _jobs(arguments: argparse.Namespace) -> int:
 
 def _at_least_one(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number of rows; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
     return int(text)
 
 
@@ -147,7 +168,8 @@ def _prompts(given: Sequence[str]) -> list[str]:
     return list(given)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of the command line; one that is `serving` does without what only other commands import."""
     parser = argparse.ArgumentParser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
@@ -170,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
     )
     _add_http_options(serve)
-    serve.set_defaults(command=_serve)
+    serve.set_defaults(unconfigured=_serve)
 
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
     generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")
@@ -182,7 +204,9 @@ def _parser() -> argparse.ArgumentParser:
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
     bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
-    bulk.add_argument("output", type=Path, metavar="OUTPUT", help="there whole once every row is done, in input order")
+    bulk.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
+    )
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
@@ -207,7 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
 
-    install.add(commands)
+    if not serving:
+        from promptmill.install import command as install
+
+        install.add(commands)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Text for people: on a terminal nothing that somebody else wrote may command it."""
+"""Print text; on a terminal, strip control sequences from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`parameter.yaml` → typed settings: find the file, lay a call's overrides over it, say what is wrong."""
+"""Load `parameter.yaml` into typed settings: find the file, apply a call's overrides, explain errors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ FILE_NAME = "parameter.yaml"
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_PROBLEMS = 10
+_MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,9 @@ class Configuration:
 
         Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty.
         """
+        given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
+        if _has_more_values(given, _MOST_VALUES):
+            raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
         raw = dict(self._raw)
         name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
         raw["backend"] = name
@@ -148,6 +152,19 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         return ResolvedConfig(_validated(_without_unset(raw, name)), operator, from_call, self._trust_client)
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Return whether `value` holds more than `most` values, without looking at more of them than that."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if len(waiting) + len(value) > most:
+                return True
+            most -= len(value)
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -179,7 +196,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     try:
         block[last] = parsed(text)
     except (yaml.YAMLError, ValueError):
-        block[last] = text  # what is no YAML is meant as text
+        block[last] = text  # text that is not valid YAML is taken literally
 
 
 def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
@@ -263,4 +280,4 @@ def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
             model = annotation
     known = list(model.model_fields)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return "is no known key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")
+    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""A YAML file → its keys and values, read strictly and in bounded memory."""
+"""Read a YAML file strictly and in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The typed form of `parameter.yaml`: every key with its default, its bounds and what it means."""
+"""Typed settings of `parameter.yaml`: every key with default, bounds and meaning."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ class OpenAISettings(Block):
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
     trust_env: bool = Field(True, description="Use the proxies that the environment names.")
-    concurrency: int = Field(64, ge=1, le=65_536, description="Most requests in flight, of all calls together.")
+    concurrency: int = Field(
+        64,
+        ge=1,
+        le=65_536,
+        description="Most requests in flight, of all calls together. Where it is not set, "
+        "a server of your own is given more for as long as it answers more.",
+    )
     adaptive: bool = Field(True, description="Find out how many requests in flight the endpoint takes.")
     rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
     tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
@@ -59,6 +65,11 @@ class OpenAISettings(Block):
     max_connections: int | None = Field(None, ge=1, description="Most open connections; default: as many as requests.")
     stream: bool = Field(
         False, description="Receive answers piece by piece, so that a hung answer ends by its silence."
+    )
+    hedge: bool = Field(
+        False,
+        description="Send a request that takes far longer than others once more, at most one in twenty; the first "
+        "answer counts.",
     )
     dedupe: bool = Field(False, description="Send identical requests of a call only once, at temperature 0.")
     num_workers: int | None = Field(
@@ -124,6 +135,11 @@ class Settings(Block):
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()
     extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")
+    reasoning: Literal["separate", "inline"] = Field(
+        "separate",
+        description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
+        "the model or endpoint gave, reasoning in it included.",
+    )
     system_prompt: str = Field("", description="Used when a call brings none.")
     image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")
     on_error: Literal["report", "raise"] = Field(
@@ -152,6 +168,9 @@ class Settings(Block):
         "`hf` and `vllm` always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_image_memory: int = Field(
+        1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -162,4 +181,8 @@ class Settings(Block):
         blocks = data.get("backend_configs")
         if isinstance(blocks, dict):
             data = {**data, "backend_configs": {name: {} if block is None else block for name, block in blocks.items()}}
-        return {key: value for key, value in data.items() if value is not None}
+        data = {key: value for key, value in data.items() if value is not None}
+        sampling = data.get("sampling_params", {})
+        if data.get("reasoning") == "inline" and isinstance(sampling, dict):
+            data["sampling_params"] = {"reasoning": "inline"} | sampling
+        return data

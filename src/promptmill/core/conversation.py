@@ -263,6 +263,5 @@ def check_encodable(conversation: Conversation) -> None:
 
 def _surrogate(error: UnicodeEncodeError) -> PromptmillError:
     return input_error(
-        f"The prompt holds half of a surrogate pair at character {error.start}, which is no valid text; "
-        "remove it or send the whole character."
+        f"The prompt contains an unpaired surrogate at character {error.start}; remove it or send the whole character."
     )

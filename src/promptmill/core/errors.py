@@ -1,4 +1,4 @@
-"""Every error promptmill reports: a stable code, whether trying again helps, and what to do about it."""
+"""Errors: a stable code, whether a retry may help, and a hint."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Code(StrEnum):
     SERVER_ERROR = "server_error"
     BAD_RESPONSE = "bad_response"
     EMPTY_ANSWER = "empty_answer"
+    OPEN_REASONING = "open_reasoning"
     CONTENT_FILTER = "content_filter"
     # the way there
     TIMEOUT = "timeout"
@@ -72,6 +73,9 @@ _TRAITS: dict[Code, _Trait] = {
     Code.SERVER_ERROR: _Trait(True, "The endpoint has a problem of its own; try again later."),
     Code.BAD_RESPONSE: _Trait(True, "Check that `base_url` is an OpenAI-compatible chat completions endpoint."),
     Code.EMPTY_ANSWER: _Trait(True, "The model said nothing; try again or change the prompt."),
+    Code.OPEN_REASONING: _Trait(
+        False, "Change `stop` or the prompt, or set `reasoning: inline` to get the text as the model gave it."
+    ),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
@@ -157,7 +161,7 @@ def unwritable_parameters() -> PromptmillError:
 
 
 def without_frames(error: BaseException) -> None:
-    """Have `error`, which was caught and is kept, hold no frame that it came through, nor those of what caused it.
+    """Clear the tracebacks of a stored exception and its causes, so that they keep no frames alive.
 
     A frame holds the call with all its answers, which hold the error: a circle that only the collector would find.
     """

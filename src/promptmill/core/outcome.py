@@ -1,4 +1,4 @@
-"""What became of one request: an answer or a failure, and what it took."""
+"""The outcome of one request: a completion or a failure, with usage and timing."""
 
 from __future__ import annotations
 

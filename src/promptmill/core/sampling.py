@@ -1,8 +1,8 @@
-"""Sampling parameters: OpenAI's names everywhere, each backend maps them to its own."""
+"""Sampling parameters under OpenAI's names; each backend maps them to its own."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -44,6 +44,9 @@ class Sampling(BaseModel):
         None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
     )
     enable_thinking: bool | None = Field(None, description="Whether a model that can think aloud does so first.")
+    reasoning: Literal["separate", "inline"] | None = Field(
+        None, description="As the key `reasoning` of the configuration, over which it goes."
+    )
 
     def given(self) -> dict[str, Any]:
         """Return the parameters that are set, by name."""

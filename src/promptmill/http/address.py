@@ -57,13 +57,13 @@ class Address:
     def _unusable(self, error: Exception) -> PromptmillError:
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, socket.gaierror | UnicodeError):
-            return config_error("--http", f"{self.host} is no address of this machine; {_HOW}")
+            return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
         if number == errno.EADDRINUSE:
             return config_error("--http", f"port {self.port} is in use; end what listens there or choose another port.")
         if number in {errno.EACCES, errno.EPERM}:
             return config_error("--http", f"port {self.port} needs more rights; choose one of 1024 or above.")
         if number in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            return config_error("--http", f"{self.host} is no address of this machine; {_HOW}")
+            return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
         return config_error("--http", f"{self} cannot be listened on: {reason}.")
 

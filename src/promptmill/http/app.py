@@ -1,4 +1,4 @@
-"""The ASGI app: every request passes the same checks, in the same order, before anything reads its body."""
+"""The ASGI app: every request passes the same checks in the same order before its body is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import orjson
 from fastmcp import FastMCP
 from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -20,15 +19,13 @@ from promptmill.http.body import read_body
 from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.http_error import HttpError
 from promptmill.http.json_response_workaround import in_one_piece
+from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, Sessions
 from promptmill.http.token import Token
 
 PATH = "/mcp"
 HEALTH = "/healthz"
 _METHODS = ("GET", "POST", "DELETE")
-# A client that ended without saying so leaves its session behind: some 8 KiB, for half an hour.
-_SESSION_IDLE_S = 1800.0
-_MOST_SESSIONS = 10_000
-_NO_MESSAGE = "The body is no single JSON-RPC 2.0 request, notification or response."
+_NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +45,15 @@ class App:
         server: FastMCP,
         rules: Rules,
         *,
-        session_idle_s: float = _SESSION_IDLE_S,
-        max_sessions: int = _MOST_SESSIONS,
+        session_idle_s: float = IDLE_S,
+        max_sessions: int = MOST_SESSIONS,
     ) -> None:
         """`session_idle_s` seconds without a request end a session and the calls that run in it."""
         self._rules = rules
         sdk_server = server._mcp_server  # FastMCP's own way here cannot set the size of bodies
         # The SDK would list all tools at each call, to see which arguments come in headers: with ours none do.
         sdk_server.get_tool_input_schema = lambda _: None
-        self._sessions = StreamableHTTPSessionManager(
+        self._sessions = Sessions(
             sdk_server,
             session_idle_timeout=session_idle_s,
             max_sessions=max_sessions,
@@ -181,7 +178,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain(send: Send) -> Send:
-    """Say in plain words why a body is no message: the SDK quotes it."""
+    """Replace the SDK's validation error, which quotes the body, by a plain one."""
     start: Message | None = None
 
     async def said(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Under which names the server answers: a page that a browser loaded elsewhere must not reach it by a trick of names.
+"""Host allow-list against DNS rebinding: the names under which the server answers.
 
 In DNS rebinding a web page's own name is made to point here, so its requests carry that name as `Host`. Addresses
 written out cannot be pointed anywhere else, names can: only names that the operator knows of are answered.

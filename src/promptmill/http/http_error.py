@@ -1,4 +1,4 @@
-"""What is answered instead of a result: a status, and a JSON-RPC error whose message clients show to people."""
+"""An HTTP error: a status and a JSON-RPC error whose message clients show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results in one piece, for clients that cannot take large ones as an event.
+"""Workaround: send large results as one JSON response to clients that cannot take them as an event.
 
 httpx2, on which the Python SDK's client of the 2.x line stands, ends an event stream at an event of 1 MiB: the call
 has then been paid for, and its answers are lost. A JSON body has no such limit. It leaves no place for progress, so

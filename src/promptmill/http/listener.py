@@ -1,4 +1,4 @@
-"""uvicorn as we use it: one process, no signal handlers of its own, and connections that nobody holds for nothing."""
+"""uvicorn as one process without signal handlers, and with limits on idle connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator offers over HTTP, from the command line to open sockets."""
+"""HTTP options from the command line, and the sockets opened for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Parse sizes such as `64MiB`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bearer token: who may call."""
+"""Bearer token authentication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of one call: each source read once, off the event loop."""
+"""Image cache of one call: each source is read once, off the event loop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from promptmill.images.load import ImageFile, ImageRules, is_web, load_image
 
 KEPT_BYTES = 256 * 1024 * 1024
 """Enough for the images that several items of a call share."""
+_THREADS = 8
 _EACH = 4096  # what remembering costs, most of it the error of an image that cannot be read
 
 
@@ -34,6 +36,7 @@ class ImageCache:
         self._image_cache: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
+        self._threads: ThreadPoolExecutor | None = None  # our own: images may wait for memory, nobody else should
 
     async def read(self, source: str) -> bytes:
         """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
@@ -47,7 +50,9 @@ class ImageCache:
     async def _read(self, source: str) -> bytes:
         if self._fetch is not None and is_web(source):
             source = await self._fetch(source)
-        return await asyncio.to_thread(self._load, source)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS, "images")
+        return await asyncio.wrap_future(self._threads.submit(self._load, source))
 
     def _load(self, source: str) -> bytes:
         return self._encode(load_image(source, self._rules))
@@ -65,6 +70,8 @@ class ImageCache:
         """Stop what is still being read or fetched."""
         for reading in self._image_cache.values():
             reading.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _size(source: str, reading: asyncio.Future[bytes]) -> int:

@@ -34,7 +34,7 @@ def is_public(address: str) -> bool:
     """Return whether `address` is one of the public internet: not private, loopback, link-local, metadata, multicast.
 
     IPv6 forms that carry an IPv4 address inside count as not public, unless they are plainly mapped ones. Raises
-    `ValueError` for what is no address.
+    `ValueError` for an invalid address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -120,7 +120,7 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 
 
 def _check(url: str) -> None:
-    """Refuse what is no web address, and addresses written into the URL, which no resolver sees."""
+    """Refuse URLs that are not http(s), and IP addresses in the URL, which never reach a resolver."""
     try:
         parts = URL(url)  # as aiohttp reads it: another reader might find another host
         host = parts.raw_host if parts.scheme in {"http", "https"} else None
@@ -136,7 +136,7 @@ def _check(url: str) -> None:
 def _refused(host: Any) -> PromptmillError:
     return PromptmillError(
         Code.INVALID_IMAGE,
-        f"Images are not fetched from {host!s:.255}: it is no public address.",
+        f"Images are not fetched from {host!s:.255}: it is not a public address.",
         "Download the image and send its path.",
     )
 

@@ -1,4 +1,4 @@
-"""A path or URL → checked image bytes. What is not an image is never read beyond its header, and never sent."""
+"""Load an image from a path or URL. Files that are not images are never read beyond the header, and never sent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.safe_open import NoFileError, OutsideError, open_regular
+from promptmill.images.decode_memory import DEFAULT_BYTES, DecodeMemory
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,20 +27,22 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_PATH = 4096
 _LARGEST_FILE = 256 * 1024 * 1024
+_BYTES_PER_PIXEL = 12  # as it was, turned or converted, and as it is written
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What may be read: folders (None: anywhere) and the most pixels an image may have."""
+    """What may be read: folders (None: anywhere), the most pixels an image may have, and memory to decode in."""
 
     allowed_roots: tuple[Path, ...] | None = None
     max_pixels: int = 89_000_000
+    memory: DecodeMemory = field(default_factory=DecodeMemory, compare=False)
 
     @classmethod
-    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int) -> ImageRules:
+    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = DEFAULT_BYTES) -> ImageRules:
         """Return the rules that settings name; `~` in a folder is the user's home."""
-        roots = allowed_roots
-        return cls(None if roots is None else tuple(Path(root).expanduser().resolve() for root in roots), max_pixels)
+        roots = None if allowed_roots is None else tuple(Path(root).expanduser().resolve() for root in allowed_roots)
+        return cls(roots, max_pixels, DecodeMemory(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     except OutsideError:
         raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
     except NoFileError:
-        raise _unusable(f"{_shown(path)} is no file.") from None
+        raise _unusable(f"{_shown(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise _unusable(f"There is no image file at {_shown(path)}.") from None
     except OSError as error:
@@ -98,7 +101,9 @@ def local_path(source: str) -> Path:
     try:
         return _local_path(source)
     except (RuntimeError, ValueError):  # nobody's home folder, half a host name
-        raise _unusable(f"{redact(source[:80])} is no path or URL of an image.", "Send the path of a file.") from None
+        raise _unusable(
+            f"{redact(source[:80])} is not a valid image path or URL.", "Send the path of a file."
+        ) from None
 
 
 def _local_path(source: str) -> Path:
@@ -111,7 +116,7 @@ def _local_path(source: str) -> Path:
         raise _unusable(
             f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
         )
-    return Path(source).expanduser() if source.startswith("~") else Path(source)
+    return home_expanded(source)
 
 
 def _shown(path: Path) -> str:
@@ -160,7 +165,8 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                 media_type = _FORMATS[_kind(image)]
                 if media_type and not _needs_rewriting(image):
                     return ImageFile(data, media_type)
-                return ImageFile(_rewritten(image), "image/png")
+                with rules.memory.reserved(width * height * _BYTES_PER_PIXEL):
+                    return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise
     except Image.DecompressionBombError:  # Pillow looks at twice its own bound before ours can
@@ -173,7 +179,7 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
 
 
 def _kind(image: Image) -> str:
-    """Return one of the formats. A JPEG with previews or other views behind it, as phones write, is a JPEG to all."""
+    """Return one of the formats. MPO (multi-picture JPEG, as phones write) counts as JPEG."""
     return "JPEG" if image.format == "MPO" else image.format or ""
 
 
@@ -190,17 +196,29 @@ def _rewritten(image: Image) -> bytes:
 
     image.seek(0)
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        upright = _to_eight_bits(upright)
-    elif upright.mode not in _WEB_MODES or upright.mode in {"P", "PA"}:
-        upright = upright.convert("RGBA" if "transparency" in upright.info or upright.mode == "PA" else "RGB")
+    image.close()  # frees its pixels; what still refers to it does so in a circle, until the collector comes
+    changed = _in_web_mode(upright)
     out = io.BytesIO()
-    upright.save(out, "PNG", compress_level=1)
+    changed.save(out, "PNG", compress_level=1)
+    upright.close()
+    changed.close()
     return out.getvalue()
+
+
+def _in_web_mode(image: Image) -> Image:
+    if image.mode.startswith(("I", "F")):
+        return _to_eight_bits(image)
+    if image.mode not in _WEB_MODES or image.mode in {"P", "PA"}:
+        return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    return image
 
 
 def _to_eight_bits(image: Image) -> Image:
     """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
+    if image.mode in {"I;16", "I;16L", "I;16B"}:  # the upper byte of each pixel, without its detour over 32 bits
+        from PIL.Image import frombytes
+
+        return frombytes("L", image.size, image.tobytes()[0 if image.mode == "I;16B" else 1 :: 2])
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 256).convert("L")
     low, high = image.getextrema()

@@ -1,1 +1,1 @@
-"""Putting promptmill where a client looks for it, and taking it away again."""
+"""Install promptmill into clients' configuration files, and uninstall it."""

@@ -1,4 +1,4 @@
-"""`promptmill install …` as a command: say each step, take it unless it is a dry run."""
+"""The command `promptmill install …`: print each step, and apply it unless it is a dry run."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill.config import loading as config
+from promptmill.config import loading
 from promptmill.core.errors import config_error
-from promptmill.install import claude_desktop, ultrarag
+from promptmill.install import codex, json_file, ultrarag
+from promptmill.install.clients import CLIENTS, Client, entry
 from promptmill.install.steps import Step
 
 _KEYS = """\
-Keys: programs with windows do not see your shell's variables. Either put "env": {"LLM_API_KEY": "…"} into the entry, or
-let the configuration file hold `api_key`; nothing was written for you."""
+No key was written. A program with windows does not see your shell's variables: pass one on by its name with --env NAME,
+or let the configuration file hold `api_key`."""
 
 
 def add(commands: Any) -> None:
     """Add the command `install` to the subparsers `commands`. Its parsers set `unconfigured`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dry-run", action="store_true", help="say what would be done and do nothing")
-    shared.add_argument("--undo", action="store_true", help="take it away again")
-    parser = commands.add_parser("install", help="put promptmill where a client looks for it")
+    shared.add_argument("--undo", action="store_true", help="take it out again")
+    parser = commands.add_parser("install", help="add promptmill to a client's configuration")
     targets = parser.add_subparsers(required=True, metavar="CLIENT")
-
-    desktop = targets.add_parser("claude-desktop", parents=[shared], help="add an entry to its configuration")
-    desktop.add_argument("--config", type=Path, metavar="PATH", help="our configuration file that the entry names")
-    desktop.add_argument(
-        "--file", type=Path, metavar="PATH", help="Claude Desktop's configuration, if not its usual one"
-    )
-    desktop.add_argument("--name", default="promptmill", help="the entry's name (promptmill)")
-    desktop.set_defaults(unconfigured=_claude_desktop)
+    for client in CLIENTS:
+        target = targets.add_parser(client.name, parents=[shared], help=f"add an entry to {client.title}")
+        target.add_argument("--config", type=Path, metavar="PATH", help="our configuration file, named by the entry")
+        target.add_argument("--file", type=Path, metavar="PATH", help=f"{client.title}'s file, if not its usual one")
+        target.add_argument("--name", default="promptmill", help="the entry's name (promptmill)")
+        target.add_argument(
+            "--env",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="an environment variable that the entry passes on, such as OPENAI_API_KEY; its value is not written",
+        )
+        target.set_defaults(unconfigured=_client, client=client)
 
     pipelines = targets.add_parser(
         "ultrarag", parents=[shared], help="be the generation server of a checkout of UltraRAG"
@@ -42,18 +48,31 @@ def add(commands: Any) -> None:
     pipelines.set_defaults(unconfigured=_ultrarag)
 
 
-def _claude_desktop(arguments: argparse.Namespace) -> int:
-    file = arguments.file or claude_desktop.config_file()
+def _client(arguments: argparse.Namespace) -> int:
+    client: Client = arguments.client
+    file = arguments.file or _usual_file(client)
+    editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
-        return _take(claude_desktop.undo(file, arguments.name), f"{file} has no entry {arguments.name}.", arguments)
-    entry = claude_desktop.entry(_named_configuration(arguments.config))
-    steps = claude_desktop.install(file, arguments.name, entry)
+        steps = editor.undo(file, client.key, arguments.name)
+        return _take(steps, f"{file} has no entry {arguments.name}.", arguments)
+    added = entry(client, _named_configuration(arguments.config), arguments.env)
+    steps = editor.install(file, client.key, arguments.name, added)
     code = _take(steps, f"{file} has this entry already.", arguments)
-    shown = json.dumps({arguments.name: entry}, indent=2, ensure_ascii=False)
+    shown = json.dumps({arguments.name: added}, indent=2, ensure_ascii=False)
     print(
-        f"The entry:\n{shown}\n{_KEYS}\nQuit Claude Desktop and start it again; it reads its configuration only then."
+        "\n".join(line for line in (f"The entry:\n{shown}", "" if arguments.env else _KEYS, client.afterwards) if line)
     )
     return code
+
+
+def _usual_file(client: Client) -> Path:
+    """Return the client's configuration file. Raises `PromptmillError` where the client seems not to be installed."""
+    file = client.file()
+    if file.exists() or (file.parent != Path.home() and file.parent.is_dir()):
+        return file
+    raise config_error(
+        "", f"{client.title} seems not to be here ({file} is missing). Start it once, or name the file with --file."
+    )
 
 
 def _named_configuration(given: Path | None) -> Path | None:
@@ -61,9 +80,9 @@ def _named_configuration(given: Path | None) -> Path | None:
 
     Raises `PromptmillError` when the file is not there or wrong.
     """
-    found = config.find(given)
-    config.Configuration.load(found)
-    depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(config.FILE_NAME)
+    found = loading.find(given)
+    loading.Configuration.load(found)
+    depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(loading.FILE_NAME)
     return found if depends else None
 
 

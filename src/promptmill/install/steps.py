@@ -1,4 +1,4 @@
-"""What installing consists of: steps that say what they do before they do it, on files of other programs.
+"""Installation steps on other programs' files; each can say what it will do before doing it.
 
 A file is changed whole or not at all, and what it held before is kept beside it.
 """
@@ -29,8 +29,13 @@ def backup_of(file: Path) -> Path:
     return file.with_name(file.name + _SUFFIX)
 
 
-def keep(file: Path) -> Step:
-    """Copy `file` beside itself, over an earlier copy."""
+def keep(file: Path) -> list[Step]:
+    """Copy `file`, if there is one, beside itself. The first copy stays: it is what was there before promptmill."""
+    return [keep_latest(file)] if file.exists() and not backup_of(file).exists() else []
+
+
+def keep_latest(file: Path) -> Step:
+    """Copy `file` beside itself, over an earlier copy: for a file that `put_back` restores whole."""
     copy = backup_of(file)
     return Step(f"keep what was there as {copy}", lambda: _copy(file, copy))
 
@@ -60,6 +65,7 @@ def _rename(old: Path, new: Path) -> None:
 
 def _write(file: Path, content: bytes) -> None:
     file = file.resolve()  # the file that a link leads to, not the link
+    file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
     part = Path(name)
     try:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
+from promptmill.install.steps import Step, backup_of, keep_latest, put_back, remove, write
 
 _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
@@ -17,13 +17,11 @@ _NOTE = "promptmill-python.txt"  # the launcher reads it; nobody else's generati
 def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
     """Return the steps that put our launcher, and which Python it hands over to, into `checkout`; none if it is there.
 
-    Raises `PromptmillError` when that is no checkout of UltraRAG.
+    Raises `PromptmillError` when that is not a checkout of UltraRAG.
     """
     launcher, note = _places(checkout)
     ours, told = launch_file().read_bytes(), f"{interpreter}\n".encode()
-    steps = []
-    if not _is_ours(launcher):
-        steps.append(keep(launcher))
+    steps = [] if _is_ours(launcher) else [keep_latest(launcher)]
     if launcher.read_bytes() != ours:
         steps.append(write(launcher, ours))
     if not note.exists() or note.read_bytes() != told:
@@ -34,7 +32,7 @@ def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
 def undo(checkout: Path) -> list[Step]:
     """Return the steps that put the checkout's own generation server back; none if it is there.
 
-    Raises `PromptmillError` when that is no checkout of UltraRAG, or nothing was kept.
+    Raises `PromptmillError` when that is not a checkout of UltraRAG, or nothing was kept.
     """
     launcher, note = _places(checkout)
     backup = backup_of(launcher)
@@ -68,7 +66,7 @@ def _places(checkout: Path) -> tuple[Path, Path]:
 
 
 def _refusal(checkout: Path, lacking: str) -> PromptmillError:
-    return config_error("", f"{checkout.absolute()} is no checkout of UltraRAG: there is no {lacking} in it.")
+    return config_error("", f"{checkout.absolute()} is not a checkout of UltraRAG: {lacking} is missing.")
 
 
 def _is_ours(launcher: Path) -> bool:

@@ -1,4 +1,4 @@
-"""May this job run? Everything that can be said before a request is sent is said here, in words."""
+"""Validate a job before anything is sent."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def open_input(source: Path, *, known: bool) -> RandomFile:
     try:
         return RandomFile.given(source)
     except (NoFileError, OutsideError):  # outside: it became a link just now
-        raise input_error(f"{source} is no file.") from None
+        raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError:
         gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
         raise input_error(f"There is no input file {source}. {gone}") from None

@@ -1,4 +1,4 @@
-"""From a job's unanswered rows to records in its journal, through the service."""
+"""From a job's unanswered rows to records in its database, through the service."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def age_s(text: str) -> float:
     """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`)."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
     if found is None:
-        raise input_error(f"--prune {text[:20]!r} is no age; write 30m, 12h, 7d or 2w.")
+        raise input_error(f"--prune {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")
     return float(found[1]) * _UNITS_S[found[2]]
 
 

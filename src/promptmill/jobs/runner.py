@@ -178,7 +178,7 @@ class Runner:
             )
 
     async def _answer(self, lines: RandomFile, path: Path) -> None:
-        """Have every unanswered row answered and journalled."""
+        """Have every unanswered row answered and recorded."""
         progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)

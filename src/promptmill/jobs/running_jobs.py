@@ -27,7 +27,7 @@ from promptmill.jobs.records import Record
 from promptmill.jobs.runner import Runner
 from promptmill.jobs.store import JobStore
 from promptmill.service.service import Service
-from promptmill.system.safe_open import NoFileError, OutsideError
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
@@ -180,9 +180,9 @@ class RunningJobs:
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
-            path = Path(text).expanduser().absolute().resolve()
+            path = home_expanded(text).absolute().resolve()
         except (OSError, ValueError, RuntimeError):
-            raise input_error(f"{name} is no path that can be used.") from None
+            raise input_error(f"{name} is not a usable path.") from None
         if self.folders.owner(path) is not None:
             return path
         if not self._inside(path):

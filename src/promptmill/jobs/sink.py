@@ -1,4 +1,4 @@
-"""Outcomes into the journal. What is no outcome of the row itself stops the job instead."""
+"""Outcomes into the job's database. Errors that are not about one row stop the job instead."""
 
 from __future__ import annotations
 

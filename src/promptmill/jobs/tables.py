@@ -66,7 +66,7 @@ class _Csv:
         try:
             self.header = next(self._reader, [])
         except csv.Error as error:
-            raise input_error(f"The input is no CSV file: {error}.") from None
+            raise input_error(f"The input is not a valid CSV file: {error}.") from None
 
     @property
     def line(self) -> int:
@@ -144,7 +144,7 @@ def _parquet(file: RandomFile) -> Any:
     try:
         return parquet.ParquetFile(file.stream(), pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise input_error(f"The input is no Parquet file: {str(error).splitlines()[0]:.200}") from None
+        raise input_error(f"The input is not a valid Parquet file: {str(error).splitlines()[0]:.200}") from None
 
 
 def _parquet_lines(file: RandomFile) -> Iterator[bytes]:
@@ -156,7 +156,7 @@ def _parquet_lines(file: RandomFile) -> Iterator[bytes]:
             try:
                 yield orjson.dumps(row)
             except TypeError:
-                yield orjson.dumps("prompt, messages or images hold values that are no texts.")
+                yield orjson.dumps("prompt, messages or images hold values that are not text.")
 
 
 def _check_columns(names: list[str]) -> None:

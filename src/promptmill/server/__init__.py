@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import promptmill.system.fastmcp_environment  # noqa: F401 (before FastMCP is imported)
-from promptmill.server.app import create_server
+
+if TYPE_CHECKING:
+    from promptmill.server.app import create_server
 
 __all__ = ["create_server"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import FastMCP, which takes a second, only for those who make a server."""
+    if name != "create_server":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from promptmill.server.app import create_server
+
+    return create_server

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import orjson
 from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from promptmill.core.conversation import shape
 
 _PART = {
     "type": "object",
@@ -44,9 +48,46 @@ def _as_list_or_object(value: object) -> object:
 
 
 Loose = BeforeValidator(_as_list_or_object)
+
+
+def _items(check: Callable[[object], str | None]) -> BeforeValidator:
+    """Return a validator of a list that stops at its first wrong item; `check` says what should be there instead.
+
+    pydantic goes on to the last one, and a list of half a million wrong items costs seconds and a gigabyte.
+    """
+
+    def checked(value: object) -> object:
+        value = _as_list_or_object(value)
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                if (expected := check(item)) is not None:
+                    found = {"index": index, "found": shape(item), "expected": expected}
+                    raise PydanticCustomError("wrong_item", "[{index}] is {found}; {expected}", found)
+        return value
+
+    return BeforeValidator(checked)
+
+
+def _prompt(item: object) -> str | None:
+    if isinstance(item, str | dict):
+        return None
+    return 'send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
+
+
+def _turn(item: object) -> str | None:
+    return None if isinstance(item, dict) else 'send {"role": "user", "content": "…"}.'
+
+
+def _image_list(item: object) -> str | None:
+    item = _as_list_or_object(item)
+    if isinstance(item, list) and all(isinstance(source, str) for source in item):
+        return None
+    return "send a list of texts: the images of one prompt."
+
+
 Prompts = Annotated[
-    list[str | Annotated[dict[str, Any], WithJsonSchema(_PROMPT)]],
-    Loose,
+    list[Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _PROMPT]})]],
+    _items(_prompt),
     Field(
         description="The prompts: a list, also for a single one. Each is answered on its own and sees none of the "
         "others. Usually texts; a chat message with `content` stands for its text.",
@@ -65,7 +106,7 @@ SystemPrompt = Annotated[
 ]
 Images = Annotated[
     list[Annotated[list[str], Loose]],
-    Loose,
+    _items(_image_list),
     Field(
         description="The images: for each prompt a list, in the order of `prompt_ls` and as many as there are prompts; "
         "[] for a prompt without an image. An image is a path on the server's machine (best absolute), or a file:, "
@@ -82,8 +123,8 @@ ImageTag = Annotated[
     ),
 ]
 Messages = Annotated[
-    list[Annotated[dict[str, Any], WithJsonSchema(_TURN)]],
-    Loose,
+    list[Annotated[Any, WithJsonSchema(_TURN)]],
+    _items(_turn),
     Field(
         description="One conversation, oldest turn first; the last turn is the one to answer. A system turn may come "
         "first.",

@@ -1,4 +1,4 @@
-"""The server as a process: its event loop, its signals, its end. What differs between platforms here stays here."""
+"""The server process: event loop, signals, shutdown, across platforms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
 from promptmill.service.service import Service
+from promptmill.stdio.front import ENDING_SIGNALS, Front
 from promptmill.system.limits import descriptors
 from promptmill.system.runtime import run, stay_responsive
 
@@ -28,17 +29,21 @@ _CLOSE_S = 1.5
 _MOST_CONNECTIONS = 4096
 _TIDY_S = 10.0
 _MUCH = 5_000  # items in progress: looking through them would be noticed
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 
 
 def serve_stdio(
-    configuration: Configuration, *, locked: bool = False, extend: Callable[[FastMCP], None] = lambda _: None
+    configuration: Configuration,
+    front: Front,
+    *,
+    locked: bool = False,
+    extend: Callable[[FastMCP], None] = lambda _: None,
 ) -> int:
-    """Serve until stdin ends (exit code 0) or a signal comes (128 + its number). Does not return after a signal.
+    """Serve the client of `front` until stdin ends (exit code 0) or a signal comes (128 + its number).
 
+    Does not return after either.
     `extend` may add tools to the server before it answers.
     """
-    return run(_serve_stdio(configuration, extend, locked=locked))
+    return run(_serve_stdio(configuration, front, extend, locked=locked))
 
 
 def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
@@ -52,8 +57,9 @@ def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
         return run(_serve_http(configuration, opening))
 
 
-async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP], None], *, locked: bool) -> int:
-    signals = _Signals()  # before the imports, which take a second
+async def _serve_stdio(
+    configuration: Configuration, front: Front, extend: Callable[[FastMCP], None], *, locked: bool
+) -> int:
     from promptmill.server import create_server
     from promptmill.server.stdio_errors import answer_unreadable
 
@@ -62,16 +68,18 @@ async def _serve_stdio(configuration: Configuration, extend: Callable[[FastMCP],
     extend(server)
     answer_unreadable(server)
     stay_responsive()
-    serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
-    tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
-    await signals.wait_for_one_or(serving)
-    tidying.cancel()
-    closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
-    if not serving.done():
-        serving.cancel()
+    signals = _Signals()  # after the imports: until now they end the process at once
+    with front.wire.standing_in():
+        serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
+        front.hand_over()
+        tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
+        await signals.wait_for_one_or(serving)
+        tidying.cancel()
+        closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
+        front.wire.end()
         await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await asyncio.wait({closing}, timeout=_CLOSE_S)
-    return _exit_code(serving, signals)
+    _leave(serving, signals)
 
 
 async def _tidy(service: Service, answered: Callable[[], int]) -> None:
@@ -114,20 +122,18 @@ async def _serve_http(configuration: Configuration, opening: BoundServer) -> int
     app.close()
     server.stop()
     await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
-    return _exit_code(serving, signals)
+    _leave(serving, signals)
 
 
-def _exit_code(serving: asyncio.Future[None], signals: _Signals) -> int:
-    """Return the exit code; after a signal leave at once, because threads may block that cannot be joined."""
+def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
+    """End the process at once: threads may block that cannot be joined, and unloading the modules takes 0.1 s."""
     failed = serving.done() and not serving.cancelled() and serving.exception()
     if failed:
         logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
-    if signals.received or not serving.done():
-        code = 128 + signals.received[0] if signals.received else 1
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-        os._exit(code)
-    return 1 if failed else 0
+    code = 128 + signals.received[0] if signals.received else int(bool(failed) or not serving.done())
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)
 
 
 class _Signals:
@@ -137,7 +143,7 @@ class _Signals:
         self.received: list[int] = []
         self._stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for name in _SIGNALS:
+        for name in ENDING_SIGNALS:
             number = getattr(signal, name, None)
             if number is None:
                 continue

@@ -1,4 +1,4 @@
-"""Lines that are no message: whoever waits for the answer to one gets an error instead of silence.
+"""Answer unparsable stdin lines with a JSON-RPC error instead of dropping them.
 
 The SDK drops a line that its parser refuses, such as one with half a surrogate pair (`"\\ud800"`, as programs write it
 that cut a text in the middle of an emoji) or with too deep a nesting, and the client would wait for ever.
@@ -97,7 +97,7 @@ def answer_to(error: ValidationError) -> JSONRPCError | None:
     """Return the answer to the line that was refused with `error`, or None when nobody waits for one."""
     problem, *others = error.errors(include_url=False)
     if (number := _id_of_request(others)) is not None:
-        wrong = ErrorData(code=INVALID_REQUEST, message="`params` of the request is no object.")
+        wrong = ErrorData(code=INVALID_REQUEST, message="`params` of the request is not an object.")
         return JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
     if problem["type"] != "json_invalid" or (number := _id_of(problem["input"])) is None:
         return None
@@ -107,10 +107,10 @@ def answer_to(error: ValidationError) -> JSONRPCError | None:
 
 def _in_words(reason: str) -> str:
     if "surrogate" in reason or "hex escape" in reason:
-        return "The request holds half of a surrogate pair, which is no text; remove it or send the whole character."
+        return "The request contains an unpaired surrogate; remove it or send the whole character."
     if "recursion" in reason:
         return "The request is nested too deeply."
-    return f"The request is no valid JSON: {reason}."
+    return f"The request is not valid JSON: {reason}."
 
 
 def _id_of(line: str) -> int | str | None:

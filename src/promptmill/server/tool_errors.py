@@ -1,4 +1,4 @@
-"""What a tool says when it cannot: our errors and wrong arguments, in words."""
+"""Tool errors: our errors and invalid arguments as messages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from promptmill.core.errors import PromptmillError, redact
 T = TypeVar("T")
 P = ParamSpec("P")
 _MOST_PROBLEMS = 5
+_MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
 
 
 def said(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -39,6 +40,9 @@ class PlainArguments(Middleware):
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
+        given = len(context.message.arguments or {})
+        if given > _MOST_ARGUMENTS:
+            raise ToolError(f"The call has {given} arguments; see the tool's input schema.")
         try:
             return await call_next(context)
         except ValidationError as error:
@@ -55,21 +59,22 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
             case "missing_argument" | "missing":
                 lines[place] = "is missing."
             case "unexpected_keyword_argument" | "extra_forbidden":
-                lines[place] = "is no argument of this tool."
+                lines[place] = "is not an argument of this tool."
+            case "wrong_item":
+                wrong = problem["ctx"]
+                lines[f"{place}[{wrong['index']}]"] = f"is {wrong['found']}; {wrong['expected']}"
             case _:
                 lines.setdefault(
-                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], place, problem.get('ctx', {}))}"
+                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], problem.get('ctx', {}))}"
                 )
     told = [f"{place:.100} {text}" for place, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
 
 
-def _expected(problem: str, place: str, bounds: Mapping[str, object]) -> str:
+def _expected(problem: str, bounds: Mapping[str, object]) -> str:
     if problem in {"list_type", "dict_type"}:
         return f"send a{' list' if problem == 'list_type' else 'n object'}."
-    if place.startswith("prompt_ls["):
-        return 'send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
     match problem:
         case "string_type":
             return "send a text."

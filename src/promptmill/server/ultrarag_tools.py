@@ -1,4 +1,4 @@
-"""What pipelines of UltraRAG need beyond the tools: `build`, and results that their client reads as dicts."""
+"""Tools for UltraRAG pipelines: `build`, and results that their client reads as dicts."""
 
 from __future__ import annotations
 

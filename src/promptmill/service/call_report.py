@@ -1,4 +1,4 @@
-"""Outcomes → what a caller is told: answers, errors, totals and columns."""
+"""Report of a call: answers, errors, totals and per-item columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a new engine fits beside the one that is loaded, or the old one must leave the device first."""
+"""GPU placement: whether a new engine fits beside the loaded one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One backend from load to close, with the calls that run on it."""
+"""A loaded backend from load to close, with the calls that run on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
 
 class LoadedBackend:
-    """One backend from load to close, with the calls that run on it. `create` makes it."""
+    """A loaded backend from load to close, with the calls that run on it. `create` makes it."""
 
     def __init__(self, plan: ResolvedConfig, create: Create, drain_s: float) -> None:
         self.plan = plan

@@ -1,4 +1,4 @@
-"""Backend names → where they are made. Strings, so that nothing heavy is imported before it is needed."""
+"""Backend registry: names to module paths, so that nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_name(name: str) -> None:
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.5)
         known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}."
-        raise config_error("backend", f"is no backend of this version; {known}")
+        raise config_error("backend", f"unknown backend; {known}")
 
 
 async def create(plan: ResolvedConfig) -> Backend:

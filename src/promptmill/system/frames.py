@@ -1,4 +1,4 @@
-"""The messages between a process of ours and its children: a length of four bytes, then one JSON object.
+"""Messages between a process and its children: a four-byte length, then one JSON object.
 
 JSON, not pickle: what comes out of a process that ran a model's code, or read an endpoint's answer, is data. What the
 messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/fanout.py`.
@@ -21,7 +21,7 @@ _LONGEST = 1 << 30  # bytes; a larger length means that the two sides are out of
 
 
 class OutOfStepError(Exception):
-    """What arrived is no frame: something else wrote to the pipe."""
+    """The stream is out of sync: something else wrote to the pipe."""
 
 
 def packed(message: Frame) -> bytes:

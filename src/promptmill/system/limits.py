@@ -1,4 +1,4 @@
-"""What the system allows this process: cores and open file descriptors."""
+"""System limits of this process: cores and open file descriptors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def usable_cores() -> int:
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()
-        usable = min(usable, math.ceil(int(quota) / int(period)))  # "max" is no number: no quota
+        usable = min(usable, math.ceil(int(quota) / int(period)))  # "max" is not a number: no quota
     with contextlib.suppress(OSError, ValueError):
         quota_us = int((CGROUP / "cpu/cpu.cfs_quota_us").read_text())
         period_us = int((CGROUP / "cpu/cpu.cfs_period_us").read_text())

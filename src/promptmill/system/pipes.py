@@ -1,4 +1,4 @@
-"""The child's ends of the pipes to its parent, out of reach of everything that prints."""
+"""The child's pipe ends to its parent, moved away from stdin and stdout."""
 
 from __future__ import annotations
 

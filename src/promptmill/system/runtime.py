@@ -1,4 +1,4 @@
-"""What every process of ours begins with: the fastest event loop there is, a calm collector, logs on stderr."""
+"""Process start-up: event loop, garbage collector, logging to stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that somebody else named, opened so that what is read is what was checked, whoever swaps it meanwhile."""
+"""Open an untrusted path without a race between check and use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_PATH = 1024  # macOS's PATH_MAX
 
 
 class OutsideError(Exception):
-    """The file lies outside the folders that may be used; whether it exists is not said."""
+    """The file lies outside the allowed roots; existence is not disclosed."""
 
 
 class NoFileError(Exception):
@@ -45,6 +45,14 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def home_expanded(text: str) -> Path:
+    """Return the path that `text` names, `~` being the user's home.
+
+    `~name` is a name like any other: what becomes of it would tell which accounts there are.
+    """
+    return Path(text).expanduser() if text == "~" or text.startswith(("~/", "~\\")) else Path(text)
 
 
 def is_remote(path: str, platform: str = sys.platform) -> bool:

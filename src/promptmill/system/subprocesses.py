@@ -1,4 +1,4 @@
-"""What operating systems do differently about a child process: its group, its priority, its end."""
+"""Child processes across operating systems: group, priority, termination."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ else:
         return 0
 
     def end_group(pid: int) -> None:
-        """End the process group that `pid` leads, at once; no such group is no error."""
+        """End the process group that `pid` leads, at once; a missing group is not an error."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
             os.killpg(pid, signal.SIGKILL)
 

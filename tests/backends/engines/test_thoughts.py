@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from promptmill.core.errors import Code
+from promptmill.core.outcome import Failure
+
 pytest.importorskip("torch")
 
 CHANNELS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
@@ -34,3 +37,18 @@ def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make
     model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text) == ("A city is meant.", "It is Paris.")
+
+
+def test_a_thought_that_a_stop_string_ends_is_no_answer(desk, make_engine, speaker):
+    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100, stop=["meant"])
+    assert isinstance(outcome, Failure)
+    assert outcome.error.code == Code.OPEN_REASONING
+    assert outcome.usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("stop", [(), ("meant",)])
+def test_inline_reasoning_stays_in_the_text_with_its_marks(desk, make_engine, speaker, stop):
+    model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
+    (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100, stop=list(stop), reasoning="inline")
+    whole = "<think>A city is meant.</think>It is Paris."
+    assert (outcome.text, outcome.reasoning) == (whole.partition("meant")[0] if stop else whole, None)

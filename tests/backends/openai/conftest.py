@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from driving import Result, ask, opened
+from fakes import ListSource
 from upstream import Upstream
 
 
@@ -25,9 +26,12 @@ def drive(upstream: Upstream, run: Any) -> Drive:
     """Run prompts through a fresh backend; nothing may be sent after the run has returned."""
 
     def driver(prompts: Sequence[Any], timeout_s: float = 60, **block: Any) -> Result:
+        sampling = block.pop("sampling", None)
+
         async def work() -> Result:
             async with opened(block.pop("base_url", upstream.url), **block) as backend:
-                result = await ask(backend, prompts)
+                source = None if sampling is None else ListSource(prompts, sampling)
+                result = await ask(backend, prompts, source=source)
                 sent = len(upstream.seen)
                 await upstream.reaches(lambda: upstream.in_flight == 0)
             assert len(upstream.seen) == sent, "something was sent after the run had returned"

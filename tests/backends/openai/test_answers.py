@@ -8,8 +8,10 @@ import orjson
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.core.outcome import Completion, Usage
-from replies import answer, by_prompt, drip, late, raw, sse, then_close, zipped
+from promptmill.core.errors import Code
+from promptmill.core.outcome import Completion, Failure, Usage
+from promptmill.core.sampling import Sampling
+from replies import answer, attempts, by_prompt, drip, late, raw, sse, then_close, zipped
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "moon"}'}}
 PARTS = [{"type": "text", "text": "for"}, {"type": "text", "text": "ty-two"}]
@@ -82,6 +84,58 @@ def test_reasoning_cut_at_its_length_is_no_answer(upstream, drive):
     upstream.reply = answer("<think>I wonder whether", finish_reason="length")
     outcome = drive(["hi"]).outcomes[0]
     assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("", "I wonder whether", "length")
+
+
+THINKING = Sampling(reasoning="inline")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<think>I wonder whether", {}),
+        ("  <think>\nI wonder whether", {}),
+        (None, {"reasoning_content": "I wonder whether"}),
+    ],
+)
+def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(upstream, drive, content, message, stream):
+    upstream.reply = answer(content, message=message)
+    result = drive(["hi"], stream=stream)
+    failure = result.outcomes[0]
+    assert isinstance(failure, Failure)
+    assert (failure.error.code, failure.attempts, failure.error.retryable) == (Code.OPEN_REASONING, 1, False)
+    assert failure.usage.prompt_tokens == 1
+    assert "reasoning: inline" in str(failure.error)
+
+
+def test_an_answer_that_breaks_off_within_its_reasoning_is_asked_for_again(upstream, drive):
+    upstream.reply = attempts(answer("<think>I wonder", finish_reason=None), answer("forty-two"))
+    assert drive(["hi"]).texts == ["forty-two"]
+
+
+def test_an_answer_cut_within_its_reasoning_is_told_in_a_warning(upstream, drive):
+    upstream.reply = answer("<think>I wonder whether", finish_reason="length")
+    assert any("while the model was still reasoning" in warning for warning in drive(["hi"]).stats.warnings)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize(
+    "text", ["<think>\nI wonder whether", " <think>hm</think>\n\nforty-two\n", "hm\n</think>\nforty-two", "forty-two"]
+)
+def test_inline_reasoning_stays_in_the_text_as_the_endpoint_gave_it(upstream, drive, text, finish, stream):
+    upstream.reply = answer(text, finish_reason=finish)
+    result = drive(["hi"], sampling=THINKING, stream=stream)
+    outcome = result.outcomes[0]
+    assert (outcome.text, outcome.reasoning, outcome.finish_reason) == (text, None, finish)
+    assert not result.stats.warnings
+    assert "reasoning" not in upstream.seen[0].json
+
+
+def test_reasoning_that_the_endpoint_keeps_apart_stays_apart_when_inline(upstream, drive):
+    upstream.reply = answer("forty-two", message={"reasoning_content": "hm"})
+    outcome = drive(["hi"], sampling=THINKING).outcomes[0]
+    assert (outcome.text, outcome.reasoning) == ("forty-two", "hm")
 
 
 def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, drive):

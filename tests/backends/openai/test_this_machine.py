@@ -89,7 +89,7 @@ async def work():
     async with opened(url, concurrency=400) as backend:
         result = await ask(backend, prompts)
         right = result.texts == echoes(prompts)
-        print(json.dumps({"right": right, "codes": sorted(result.codes), "warnings": list(result.scope.warnings)}))
+        print(json.dumps({"right": right, "codes": sorted(result.codes), "warnings": list(result.stats.warnings)}))
 run(work())
 """,
     )
@@ -112,7 +112,7 @@ async def work():
     async with opened(url, concurrency=300, adaptive=False) as backend:
         result = await ask(backend, prompts)
         right = result.texts == echoes(prompts)
-        print(json.dumps({"right": right, "warnings": list(result.scope.warnings)}))
+        print(json.dumps({"right": right, "warnings": list(result.stats.warnings)}))
 run(work())
 """,
     )

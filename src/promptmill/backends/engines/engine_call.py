@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+from promptmill.answers.reasoning import unanswered
 from promptmill.backends.engines.submission import Submissions
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.errors import PromptmillError
@@ -103,7 +104,7 @@ def _outcome(message: Frame, request: Request) -> Outcome:
     if (error := message.get("error")) is not None:
         return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
     prompt_tokens, completion_tokens = message["usage"]
-    return Completion(
+    completion = Completion(
         message["text"],
         message["finish_reason"],
         Usage(prompt_tokens, completion_tokens),
@@ -111,3 +112,6 @@ def _outcome(message: Frame, request: Request) -> Outcome:
         attempts=attempts,
         latency_s=message["latency_s"],
     )
+    if problem := unanswered(completion):
+        return Failure(problem, attempts, completion.latency_s, completion.usage)
+    return completion

@@ -1,4 +1,4 @@
-"""The documented format of models without a chat template."""
+"""Fallback prompt format for models without a chat template."""
 
 from __future__ import annotations
 

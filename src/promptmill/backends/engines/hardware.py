@@ -1,4 +1,4 @@
-"""What this machine offers an engine: cores, memory, number formats."""
+"""Hardware available to an engine: cores, memory, number formats."""
 
 from __future__ import annotations
 

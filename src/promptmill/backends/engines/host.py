@@ -36,7 +36,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
         "trust_remote_code": trusts_remote_code(plan),
         "unsupported": plan.settings.unsupported,
     }
-    rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+    rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory)
     return EngineHost(plan.backend, options, _environment(block.gpu_ids), rules)
 
 

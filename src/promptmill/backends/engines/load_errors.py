@@ -1,4 +1,4 @@
-"""What libraries say when a model cannot be loaded, in one sentence that people can use."""
+"""Turn library errors about a failed model load into one actionable sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user calls a model to files that are there: a folder, a GGUF file, a hub name, the embedded model."""
+"""Resolve a model name to local files: a folder, a GGUF file, a hub name, the embedded model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
@@ -64,7 +65,7 @@ def locate(name: str, gguf_file: str | None, report: Callable[[str], None], requ
 
 
 def _on_disk(name: str, gguf_file: str | None) -> Location | None:
-    path = Path(name).expanduser()
+    path = home_expanded(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.")
@@ -94,7 +95,7 @@ def _in_folder(folder: Path, gguf_file: str | None) -> Location:
         return Location(str(folder), found[0])
     if found:
         raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
-    raise load_failure(f"{folder.absolute()} holds no config.json, so it is no model folder.")
+    raise load_failure(f"{folder.absolute()} holds no config.json, so it is not a model folder.")
 
 
 def _check_hub(name: str, file: str) -> None:

@@ -1,4 +1,4 @@
-"""How a model marks its thinking aloud, where its tokenizer strips the marks from texts as special tokens."""
+"""Reasoning markers that are special tokens, which the tokenizer would strip from the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request asks beyond its turns, where all engines treat it alike: the template's options, what is left out."""
+"""Request options shared by the local engines: template options, unsupported parameters."""
 
 from __future__ import annotations
 

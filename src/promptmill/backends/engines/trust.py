@@ -1,49 +1,39 @@
-"""What of an engine's settings only the operator may say: all that runs code, writes files or opens connections."""
+"""Which of an engine's settings a call may set; all others are the operator's."""
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import config_error
 
 _SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
-_OF_THE_OPERATOR = frozenset(
+# vLLM's arguments that a call may set: numbers, switches and names out of a closed list, which change how much, how
+# fast and in which number format the model computes. All others are the operator's, those of a later vLLM included:
+# they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
+ENGINE_ARGUMENTS = frozenset(
     {
-        # names of classes and files to import, or of what imports them
-        *("worker_cls", "worker_extension_cls", "scheduler_cls", "logits_processors", "distributed_executor_backend"),
-        *("reasoning_parser_plugin", "io_processor_plugin", "model_class_overrides", "hf_overrides"),
-        *("compilation_config", "kernel_config", "quantization_config", "additional_config", "speculative_config"),
-        *("load_format", "model_loader_extra_config", "weight_transfer_config", "allow_deprecated_quantization"),
-        # connections and files
-        *("kv_transfer_config", "kv_events_config", "ec_transfer_config", "ec_manager_config", "engram_config"),
-        *("master_addr", "master_port", "data_parallel_address", "data_parallel_rpc_port", "nnodes", "node_rank"),
-        *("otlp_traces_endpoint", "hf_token", "download_dir", "allowed_local_media_path", "allowed_media_domains"),
-        *("profiler_config", "logging_config", "log_config_file", "mm_encoder_fp8_scale_save_path"),
-        *("fault_tolerance_config", "structured_outputs_config", "reasoning_config", "enable_prompt_embeds"),
-        *("enable_mm_embeds", "fail_on_environ_validation", "kv_offloading_backend", "offload_backend"),
+        # how much at once, how long, from which memory
+        *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_logprobs"),
+        *("kv_cache_memory_bytes", "kv_cache_dtype", "block_size", "num_gpu_blocks_override", "cpu_offload_gb"),
+        *("limit_mm_per_prompt", "mm_processor_cache_gb", "skip_mm_profiling", "language_model_only"),
+        # how many devices
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"),
+        *("enable_expert_parallel", "disable_custom_all_reduce"),
+        # how it is scheduled and compiled
+        *("enable_prefix_caching", "enable_chunked_prefill", "long_prefill_token_threshold", "scheduling_policy"),
+        *("async_scheduling", "stream_interval", "disable_sliding_window", "disable_cascade_attn"),
+        *("enforce_eager", "optimization_level", "performance_mode", "seed", "disable_log_stats"),
+        # adapters and names
+        *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "reasoning_parser", "served_model_name"),
     }
 )
-# With these a call changes how the operator's model runs, not whose code runs. A tokenizer, a revision or a
-# configuration of its own may bring code, and so may what a later vLLM adds.
-_BRINGS_NO_CODE = frozenset(
-    {
-        *("trust_remote_code", "gpu_ids", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
-        *(
-            "max_model_len",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "enforce_eager",
-            "seed",
-            "block_size",
-            "swap_space",
-        ),
-        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"),
-        *("enable_prefix_caching", "enable_chunked_prefill", "kv_cache_dtype", "kv_cache_memory_bytes"),
-        *("cpu_offload_gb", "limit_mm_per_prompt", "max_logprobs", "disable_log_stats", "async_scheduling"),
-        *("enable_lora", "max_loras", "max_lora_rank", "reasoning_parser", "served_model_name"),
-    }
-)
+# With these a call says which model; it may name any, whose own code then does not run.
+WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
+_BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
+    *("trust_remote_code", "gpu_ids", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
+}
 
 
 def check_arguments(plan: ResolvedConfig) -> None:
@@ -51,12 +41,18 @@ def check_arguments(plan: ResolvedConfig) -> None:
 
     A call may repeat what the operator said.
     """
-    block, operator = (_given(side, plan.backend) for side in (plan.settings, plan.operator))
     if plan.trust_client:
         return
-    for name in sorted(plan.from_call & _OF_THE_OPERATOR):
+    block, operator = (_given(side, plan.backend) for side in (plan.settings, plan.operator))
+    ours = type(getattr(plan.settings.backend_configs, plan.backend)).model_fields
+    allowed = ENGINE_ARGUMENTS | WHICH_MODEL | ours.keys()
+    for name in sorted(plan.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
-            raise config_error(f"backend_configs.{plan.backend}.{name}", f"a call may not set this; {_SWITCH}")
+            near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.8)
+            meant = f"did you mean {near[0]}? Otherwise " if near else ""
+            raise config_error(
+                f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{_SWITCH}"
+            )
 
 
 def trusts_remote_code(plan: ResolvedConfig) -> bool:

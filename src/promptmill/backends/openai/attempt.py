@@ -1,14 +1,15 @@
-"""One attempt at one request, whichever process makes it."""
+"""One attempt at a request, in this process or a worker."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
+from promptmill.answers.reasoning import told_apart, unanswered
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.response import read_reply
-from promptmill.backends.openai.retry import RetryDecision, judge_exception
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, judge_exception
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
 from promptmill.core.errors import Code, PromptmillError, without_frames
@@ -93,4 +94,11 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return judge_exception(error, endpoint_state.endpoint)
-        return read_reply(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
+        found = read_reply(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
+        if isinstance(found, RetryDecision) or task.sampling.reasoning == "inline":
+            return found
+        answer = told_apart(found)
+        if problem := unanswered(answer):
+            kind = FailureKind.CHANCE if answer.finish_reason is None else FailureKind.ITEM
+            return RetryDecision(kind, problem, usage=answer.usage)
+        return answer

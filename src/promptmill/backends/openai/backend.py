@@ -11,11 +11,12 @@ from promptmill.backends.openai.attempt import LocalSender
 from promptmill.backends.openai.bulk_path import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.endpoint_state import EndpointState, endpoint_states
+from promptmill.backends.openai.endpoint_state import EndpointState, endpoint_states, most_in_flight
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.run import Run
+from promptmill.backends.openai.server_load import watch_servers
 from promptmill.backends.openai.spool import wants_whole
 from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.protocol import CallStats, Sink, Source
@@ -41,13 +42,16 @@ class OpenAIBackend:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._model = self._settings.model_name
         self._endpoints = endpoints(plan)
-        self._rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+        self._rules = ImageRules.of(
+            plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
+        )
         self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
         self._fetcher = ImageFetcher() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
         self._endpoint_states: list[EndpointState] = []
         self._runs: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
         self._closed = False
         self._concurrency = self._settings.concurrency
 
@@ -55,7 +59,8 @@ class OpenAIBackend:
         """Make the pool; nothing is sent."""
         report(f"using {self._model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         settings = self._settings
-        self._concurrency = min(settings.concurrency, room_for_connections(settings.concurrency))
+        wanted = most_in_flight(settings, self._endpoints)
+        self._concurrency = min(wanted, room_for_connections(wanted))
         clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
         throttle = LoopThrottle(clock)
         self._endpoint_states = endpoint_states(self._endpoints, self._model, settings, throttle, chance)
@@ -74,6 +79,8 @@ class OpenAIBackend:
         if self._settings.dedupe:
             source = sink = Dedupe(source, sink, stats, self._endpoint_states[0].encoder.fingerprint)
         task = asyncio.ensure_future(self._run(source, sink, stats, self._limiter, self._pool))
+        if not self._runs and any(state.search for state in self._endpoint_states):
+            self._watch = asyncio.ensure_future(watch_servers(self._pool, self._endpoint_states))
         self._runs.add(task)
         try:
             await task
@@ -84,10 +91,12 @@ class OpenAIBackend:
         finally:
             self._runs.discard(task)
             task.cancel()
+            if not self._runs and self._watch is not None:
+                self._watch.cancel()
 
     async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
-        bulk = Bulk(self._plan, self._endpoints, self._rules)
+        bulk = Bulk(self._plan, self._endpoints, self._rules, self._concurrency)
         if bulk.suits(source, stats):
             async with bulk.opened(source, sink, stats) as (refs, fan_out):
                 concurrency = min(self._concurrency, fan_out.capacity)

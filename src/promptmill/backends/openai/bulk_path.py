@@ -1,4 +1,4 @@
-"""Whether a call is large enough for worker processes, and what they are told when it is."""
+"""The bulk path: when a call is large enough for worker processes, and the payload they get."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ _FIRST = 64
 class Bulk:
     """The bulk path of one backend."""
 
-    def __init__(self, plan: ResolvedConfig, endpoints: list[Endpoint], rules: ImageRules) -> None:
+    def __init__(
+        self, plan: ResolvedConfig, endpoints: list[Endpoint], rules: ImageRules, concurrency: int | None = None
+    ) -> None:
+        """`concurrency` is the most in flight of all workers together; default: the configured one."""
         self._plan = plan
-        self._settings = plan.settings.backend_configs.openai
+        settings = plan.settings.backend_configs.openai
+        self._settings = settings.model_copy(update={"concurrency": concurrency or settings.concurrency})
         self._endpoints = endpoints
         self._rules = rules
         self._workers = self._settings.num_workers or min(usable_cores(), _MOST_WORKERS)
@@ -80,6 +84,7 @@ class Bulk:
             "reading": _reading(source.reading),
             "allowed_roots": None if self._rules.allowed_roots is None else list(map(str, self._rules.allowed_roots)),
             "max_image_pixels": self._rules.max_pixels,
+            "max_image_memory": self._rules.memory.limit // self._workers,
             "fetch_images": settings.fetch_images,
             "unsupported": settings.unsupported,
         }

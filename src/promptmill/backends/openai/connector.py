@@ -40,7 +40,7 @@ class Connection(ResponseHandler):
 
 
 class Connector(aiohttp.TCPConnector):
-    """Keeps connections, but none on which something came that nobody had asked for.
+    """Drops pooled connections that received unsolicited data.
 
     It would be taken for the answer to the next request, and each answer from then on for that of the one after.
     """

@@ -1,4 +1,4 @@
-"""Identical requests of a call are sent once: a source that keeps the others back, a sink that answers them too."""
+"""Deduplication: identical requests of a call are sent once."""
 
 from __future__ import annotations
 

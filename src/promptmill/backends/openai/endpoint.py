@@ -20,14 +20,19 @@ _COMPLETIONS = "/chat/completions"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 # A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
-_FRAMING = frozenset({"content-length", "transfer-encoding"})
+_FRAMING = frozenset(
+    {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
+)
+# Behind one address several servers may listen; the operator's key is for the one that the operator named.
+_OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where requests go. `headers` hold the key; `secrets` are what no message may show.
 
-    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses.
+    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses. `own`: on this
+    machine or in the network around it, so most likely a server of the operator's own.
     """
 
     url: str
@@ -36,6 +41,7 @@ class Endpoint:
     secrets: tuple[str, ...]
     profile: ProviderProfile
     key_note: str = ""
+    own: bool = False
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -72,16 +78,22 @@ def _endpoint(url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str]
             key = found
         else:
             note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
     own = settings.headers if named or "headers" in plan.from_call else {}
-    headers |= {_name(name): _header(f"headers.{name}", value.get_secret_value()) for name, value in own.items()}
-    secrets = tuple(value.get_secret_value() for value in own.values())
+    of_call = "headers" in plan.from_call and not plan.trust_client
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         key = _header("api_key", key)
-        name = "api-key" if (url.hostname or "").endswith(".openai.azure.com") else "Authorization"
-        headers.setdefault(name, key if name == "api-key" else f"Bearer {key}")
-        secrets = (key, *secrets)
-    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note)
+        azure = (url.hostname or "").endswith(".openai.azure.com")
+        headers |= {"api-key": key} if azure else {"Authorization": f"Bearer {key}"}
+    headers = _over(
+        headers,
+        {
+            _name(name, of_call=of_call): _header(f"headers.{name}", value.get_secret_value())
+            for name, value in own.items()
+        },
+    )
+    secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, own=_is_own(url, profile))
 
 
 def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str]) -> str:
@@ -96,10 +108,20 @@ def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: M
     return environ.get("LLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
 
 
-def _name(name: str) -> str:
+def _name(name: str, *, of_call: bool) -> str:
     if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
         raise config_error(f"{_BLOCK}.headers", "holds a name that no header of yours can have; correct or remove it.")
+    if of_call and name.lower() in _OF_THE_OPERATOR:
+        raise config_error(f"{_BLOCK}.headers", f"a call may not set {name}; leave it out, or {_SWITCHES}.")
     return name
+
+
+def _over(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return `headers` with `own` over them; capitals in names do not count."""
+    names = {name.lower() for name in own}
+    if len(names) < len(own):
+        raise config_error(f"{_BLOCK}.headers", "holds the same name twice; capitals do not count in names of headers.")
+    return {name: value for name, value in headers.items() if name.lower() not in names} | dict(own)
 
 
 def _header(key: str, value: str) -> str:
@@ -145,6 +167,14 @@ def _is_loopback(url: SplitResult) -> bool:
         return False
 
 
+def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
+    host = url.hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private  # loopback among them
+    except ValueError:
+        return not profile.hosts and ("." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa")))
+
+
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
     listed = {host.strip().lower() for host in environ.get("PROMPTMILL_ENDPOINTS", "").split(",")}
     return bool(listed & {url.hostname, url.netloc.lower()})
@@ -154,7 +184,7 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
     """Return `error` of a refused key with what the reader should know about the key that was or was not sent."""
     if endpoint.key_note:
         return PromptmillError(error.code, error.message, endpoint.key_note)
-    if "Authorization" not in endpoint.headers and "api-key" not in endpoint.headers:
+    if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:
         return PromptmillError(
             error.code, error.message, "No key was sent: set `api_key_env`, or LLM_API_KEY in the environment."
         )

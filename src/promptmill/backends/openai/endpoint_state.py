@@ -1,4 +1,4 @@
-"""One endpoint as seen by those who send to it: its window, its health, its pauses."""
+"""Per-endpoint state: concurrency limit, health, pauses."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.throughput_search import ThroughputSearch
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
+_FADING = 0.1
+# What a server of one's own may be given to compute together, where no `concurrency` was set.
+_MOST_OWN = 1024
 
 
 class Permit:
     """The right to send one request to `endpoint_state`, and what the lane looked like then."""
 
-    __slots__ = ("at", "endpoint_state", "epoch", "idle_s", "outage", "serial", "successes")
+    __slots__ = ("at", "endpoint_state", "idle_s", "outage", "round_number", "serial", "successes")
 
     def __init__(self, endpoint_state: EndpointState, at: float, idle_s: float) -> None:
         self.endpoint_state = endpoint_state
         self.at = at
         self.idle_s = idle_s
         self.serial = endpoint_state.serial
-        self.epoch = endpoint_state.window.epoch
+        self.round_number = endpoint_state.window.taken(endpoint_state.in_flight)
         self.outage = endpoint_state.outage
         self.successes = endpoint_state.successes
 
@@ -54,7 +58,12 @@ class EndpointState:
         self.endpoint = endpoint
         self.encoder = encoder
         self.window = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
+        self.search = ThroughputSearch(self.window, _MOST_OWN) if _is_searched(settings, endpoint) else None
         self.in_flight = 0
+        self.watched = False
+        """Whether somebody will look whether the full window stays without a refusal."""
+        self.answer_s = 0.0
+        """How long answers have lately taken; 0: none yet."""
         self.answered = False
         self.successes = 0
         self.serial = 0
@@ -99,16 +108,23 @@ class EndpointState:
         if self._probe is permit:
             self._probe = None
 
-    def succeeded(self, permit: Permit) -> None:
-        """Count a reply that shows the endpoint is well; before `leave`."""
+    def succeeded(self, permit: Permit, tokens: int = 0) -> None:
+        """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`."""
         self.newest_success = max(self.newest_success, permit.serial)
         self.answered = True
         self.successes += 1
         self._strikes = self._losses = 0
         self._probe = None  # one that hangs is in nobody's way when it is needed again
         self._trouble_since = None
-        if self.window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s):
-            self.window.accepted(self.in_flight)
+        answer_s = self._clock() - permit.at
+        self.answer_s += _FADING * (answer_s - self.answer_s) if self.answer_s else answer_s
+        if self.search is not None:
+            self.search.answered(permit.round_number, self.in_flight, answer_s, tokens)
+        window = self.window
+        window.accepted(
+            permit.round_number,
+            may_grow=window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s),
+        )
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Count a failure; return whether it is the endpoint's affair and does not count against the item.
@@ -128,7 +144,7 @@ class EndpointState:
             self.blocked = decision.error
             return True
         if decision.kind is FailureKind.LOAD:
-            self.window.refused(permit.epoch)
+            self.window.refused(permit.round_number)
             if alone and fresh and self.in_flight <= 1:  # else those that it works on show that it is not all too much
                 pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
                 self._strike(now, max(pause, self.wished(decision)))
@@ -136,7 +152,7 @@ class EndpointState:
         if decision.kind is FailureKind.LOST and alone:
             if fresh:
                 self._refusals = self._refusals + 1 if decision.error.code is Code.UNREACHABLE else 0
-                # the first probe goes at once: a connection that the server closed between requests is no outage
+                # the first probe goes at once: a connection closed between requests is not an outage
                 base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
                 pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
                 self._strike(now, max(pause, self.wished(decision)))
@@ -173,6 +189,17 @@ class EndpointState:
         self._strikes = self._refusals = 0
         self._trouble_since = None
         self.paused_until = 0.0
+
+
+def _is_searched(settings: OpenAISettings, endpoint: Endpoint) -> bool:
+    return endpoint.own and settings.adaptive and "concurrency" not in settings.model_fields_set
+
+
+def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> int:
+    """Return the most requests that there can be in flight to all `endpoints` together."""
+    if any(_is_searched(settings, endpoint) for endpoint in endpoints):
+        return max(settings.concurrency, _MOST_OWN)
+    return settings.concurrency
 
 
 def endpoint_states(

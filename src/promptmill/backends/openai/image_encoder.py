@@ -1,4 +1,4 @@
-"""The images of one call: each read and encoded once, off the event loop, and spliced into bodies as bytes."""
+"""Encodes the images of one call, each once and off the event loop, to be spliced into bodies as bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that orjson refuses, read as far as it goes: half a surrogate pair (llama.cpp cuts emojis), wrong UTF-8."""
+"""Lenient JSON parsing for what orjson refuses: unpaired surrogates (llama.cpp cuts emojis), invalid UTF-8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mended(value: Any) -> Any:
 
 
 def can_go_on(value: Any) -> bool:
-    """Return whether journals, frames and results can hold `value`."""
+    """Return whether files, frames and results can hold `value`."""
     try:
         text = orjson.dumps(value)
         if text.count(b"{") + text.count(b"[") <= _DEEPEST:

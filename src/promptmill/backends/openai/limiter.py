@@ -1,4 +1,4 @@
-"""Who may send now: one bound over all calls, fair between them, over all endpoints and their windows."""
+"""The limiter: one concurrency limit over all calls, shared fairly between them, over all endpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from promptmill.backends.openai.adaptive_limit import QUIET_S
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.token_bucket import TokenBucket
 from promptmill.backends.protocol import CallStats
@@ -38,7 +39,7 @@ class FairShare:
 
 
 def _nobody() -> None:
-    """Be told nothing."""
+    """No-op callback."""
 
 
 class Limiter:
@@ -229,7 +230,20 @@ class Limiter:
                 self._tokens.take(tokens)
         self._in_flight += 1
         stats.in_flight += 1
-        return endpoint_state.enter()
+        permit = endpoint_state.enter()
+        window = endpoint_state.window
+        if window.may_double and endpoint_state.in_flight >= window.size and not endpoint_state.watched:
+            endpoint_state.watched = True
+            asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, endpoint_state, permit.round_number)
+        return permit
+
+    def _widen_if_quiet(self, endpoint_state: EndpointState, round_number: int) -> None:
+        endpoint_state.watched = False
+        endpoint_state.window.stayed_quiet(round_number)
+        if self._room() != self._capacity:
+            self._share_out_soon()
+        if self._waiting:
+            self.serve()
 
     def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
         """Return the endpoint with the most room; `avoid` only when all others ail, and none is to be probed now."""

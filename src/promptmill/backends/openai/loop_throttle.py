@@ -1,4 +1,4 @@
-"""How much is done before the event loop looks elsewhere: pings, progress and other calls come in between."""
+"""Limits the requests started per event-loop iteration, so that pings, progress and other calls get their turn."""
 
 from __future__ import annotations
 

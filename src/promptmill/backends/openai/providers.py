@@ -1,4 +1,4 @@
-"""What each provider calls things and cannot take: one table of data.
+"""Provider profiles: what each provider calls things and what it does not accept, as one table of data.
 
 Sources: the providers' API references for chat completions. A host that is not listed gets everything as it was given.
 """

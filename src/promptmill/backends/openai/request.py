@@ -64,7 +64,10 @@ class RequestEncoder:
         try:
             sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
             body = self.encode(request, sources)
-            return hashlib.blake2b(body if isinstance(body, bytes) else b"".join(body), digest_size=16).digest()
+            read = (request.sampling.reasoning or "").encode()
+            return hashlib.blake2b(
+                body if isinstance(body, bytes) else b"".join(body), digest_size=16, person=read
+            ).digest()
         except (PromptmillError, TypeError):
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
@@ -89,6 +92,7 @@ class RequestEncoder:
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
+        ours.pop("reasoning", None)  # how the answer is read, which is no affair of the endpoint's
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
                 Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."

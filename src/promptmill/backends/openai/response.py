@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from promptmill.answers.reasoning import split_reasoning
 from promptmill.backends.openai import lenient_json
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.extra_fields import details_of
@@ -44,7 +43,7 @@ def _read(
     if status != 200 and not 200 < status < 300:
         return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
-        return _unreadable(endpoint, "an empty body" if not body.strip() else "what is no JSON object", body)
+        return _unreadable(endpoint, "an empty body" if not body.strip() else "a JSON body that is not an object", body)
     return read_payload(payload, headers, endpoint, whole=whole)
 
 
@@ -75,7 +74,10 @@ def _assembled(body: bytes) -> dict[str, Any]:
 def read_payload(
     payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, whole: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion object, `whole` with its details, or what it means instead."""
+    """Return the answer in a chat completion object, `whole` with its details, or what it means instead.
+
+    Its text is what the endpoint gave; reasoning in it is told apart by `answers.reasoning`.
+    """
     error = payload.get("error")
     if error:
         code = error.get("code") if isinstance(error, dict) else None
@@ -101,9 +103,6 @@ def read_payload(
         return RetryDecision(FailureKind.CHANCE, error, usage=usage)
     text = _content(message.get("content"))
     reasoning = _reasoning(message)
-    if text and "<think>" in text[:64]:
-        thought, text = split_reasoning(text)
-        reasoning = reasoning or thought
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")

@@ -1,4 +1,4 @@
-"""Which failure is tried again, when, and whose fault it is: decisions only, no waiting."""
+"""Classify failures: retry or not, after how long, and whom it affects. Decisions only, no waiting."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LONGEST_READ = 1 << 16
 
 
 class FailureKind(Enum):
-    """Whose affair a failure is."""
+    """What a failure affects."""
 
     ITEM = auto()
     """The item's: final."""
@@ -165,7 +165,7 @@ def judge_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         case Code.BAD_RESPONSE if isinstance(exc, TooLarge):
             text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
-            text = "sent what is no valid HTTP response"
+            text = "sent an invalid HTTP response"
         case _:
             text = f"could not be asked ({type(exc).__name__})"
     error = PromptmillError(code, f"{endpoint.name} {text}.")

@@ -1,4 +1,4 @@
-"""One call through the pool: items from a source, attempts through the gate, outcomes into a sink."""
+"""Run one call: requests from a source, attempts through the limiter, outcomes into a sink."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.attempt import Sender
 from promptmill.backends.openai.endpoint import refusal_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
+from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.protocol import CallStats, Sink
@@ -83,6 +84,7 @@ class Run(Generic[TaskT]):
         self._settings = settings
         self._most_workers = concurrency
         self._limiter, self._sender, self._chance = limiter, sender, chance
+        self._hedge = Hedge(limiter, stats) if settings.hedge else None
         self._fresh: deque[Item[TaskT]] = deque()
         self._back: deque[Item[TaskT]] = deque()
         self._ended = False
@@ -168,7 +170,7 @@ class Run(Generic[TaskT]):
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
         endpoint_state = permit.endpoint_state
         try:
-            result = await self._attempt(item, endpoint_state, prepared)
+            result, answering = await self._attempt(item, permit, prepared)
         except PromptmillError as error:
             self._limiter.leave(permit, self._scope)
             return await self._settle(item, Failure(error, item.attempts, self._age(item)))
@@ -176,9 +178,9 @@ class Run(Generic[TaskT]):
             self._limiter.leave(permit, self._scope)
             raise
         if isinstance(result, Completion):
-            endpoint_state.succeeded(permit)
-            self._limiter.leave(permit, self._scope)
             usage = result.usage
+            answering.endpoint_state.succeeded(answering, usage.completion_tokens)
+            self._limiter.leave(permit, self._scope)
             self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
             return await self._settle(item, result.after(item.attempts, self._age(item)))
         counts = not self._blame(item, permit, result)
@@ -186,9 +188,12 @@ class Run(Generic[TaskT]):
         return await self._after_failure(item, endpoint_state, result, counts=counts)
 
     async def _attempt(
-        self, item: Item[TaskT], endpoint_state: EndpointState, prepared: Mapping[str, bytes]
-    ) -> Completion | RetryDecision:
-        """Send once. Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker."""
+        self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
+    ) -> tuple[Completion | RetryDecision, Permit]:
+        """Send once; return what came of it, and the permit of what brought it.
+
+        Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker.
+        """
         if not self._sender.ready:
             await self._sender.wait_ready()
         now = time.monotonic()
@@ -202,10 +207,10 @@ class Run(Generic[TaskT]):
             self._scope.retries += 1
         try:
             if limit_s is None:
-                return await self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
+                return await self._send(item, permit, prepared)
             try:
                 async with asyncio.timeout(item.since + limit_s - now):
-                    return await self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
+                    return await self._send(item, permit, prepared)
             except TimeoutError:
                 raise _too_slow(limit_s) from None
         except PromptmillError as error:
@@ -214,6 +219,17 @@ class Run(Generic[TaskT]):
                 item.attempts -= 1
                 self._scope.requests -= 1
             raise
+
+    async def _send(
+        self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
+    ) -> tuple[Completion | RetryDecision, Permit]:
+        if self._hedge is None:
+            return await self._sender.send(item.task, permit.endpoint_state, prepared, fresh=item.stale), permit
+
+        def send(endpoint_state: EndpointState) -> Awaitable[Completion | RetryDecision]:
+            return self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
+
+        return await self._hedge.send(item, permit, self._sender.size(item.task), send)
 
     def _blame(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
         """Tell the lane; return whether the failure is not held against the item."""
@@ -252,7 +268,8 @@ class Run(Generic[TaskT]):
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough
-                wait_s = backoff_s(item.refusals, settings.base_delay, settings.max_delay, self._chance)
+                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._chance)
             item.refusals += 1
         elif (
             counts and not endpoint_state.ailing and not decision.stale

@@ -20,7 +20,7 @@ class CutOffError(Exception):
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
-    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for what is no JSON.
+    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for invalid JSON.
     """
     whole: dict[str, Any] = {}
     message: dict[str, Any] = {}
@@ -35,7 +35,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
             break
         event = load(data)
         if not isinstance(event, dict):
-            raise ValueError("an event is no object")
+            raise ValueError("an event is not a JSON object")
         if event.get("error"):
             return event
         whole = {**event, "usage": event.get("usage") or whole.get("usage")}

@@ -1,4 +1,4 @@
-"""`rpm` and `tpm`: a bucket that fills steadily and may go into debt."""
+"""Token bucket for `rpm` and `tpm`; it may go into debt."""
 
 from __future__ import annotations
 

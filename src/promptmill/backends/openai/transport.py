@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from promptmill.system.limits import descriptors
 
 # uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
 _KEEPALIVE_S = 4.0
-# Descriptors for everything that is no connection: stdio, the engine's pipes, files being read.
+# Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
 _SPARE_DESCRIPTORS = 64
 
 
@@ -119,6 +120,15 @@ class Pool:
             except TooLarge:
                 response.close()
                 raise
+
+    async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
+        """Return the body of a page, without sending a key; None for whatever goes wrong."""
+        try:
+            async with asyncio.timeout(timeout_s), self._session.get(url, allow_redirects=False) as response:
+                body = await response.content.read(largest)
+                return body if response.status == 200 else None
+        except Exception:  # noqa: BLE001 (a page that nobody needs)
+            return None
 
     def _route(self, endpoint: Endpoint) -> _Route:
         """Return the way to `endpoint`; the environment's proxies are looked up here, once.

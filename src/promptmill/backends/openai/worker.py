@@ -29,6 +29,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
+from promptmill.images.decode_memory import DecodeMemory
 from promptmill.images.fetch import ImageFetcher
 from promptmill.images.load import ImageRules
 from promptmill.system import frames
@@ -54,7 +55,8 @@ class Worker:
             list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle, chance
         )
         roots = job["allowed_roots"]
-        rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"])
+        memory = DecodeMemory(job["max_image_memory"])
+        rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"], memory)
         image_encoder = ImageEncoder(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
         pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), throttle)
         self._sender = LocalSender(

@@ -49,8 +49,21 @@ def test_an_argument_that_vllm_does_not_know_comes_with_the_nearest(refusal, sma
     error = refusal(small, tensor_paralel_size=1)
     assert error.code == "invalid_config"
     assert error.message == (
-        "backend_configs.vllm.tensor_paralel_size: is no engine argument of vLLM; did you mean tensor_parallel_size?"
+        "backend_configs.vllm.tensor_paralel_size: unknown engine argument of vLLM; did you mean tensor_parallel_size?"
     )
+
+
+def test_what_a_call_may_set_is_an_argument_of_vllm_that_holds_no_class():
+    import dataclasses
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, WHICH_MODEL
+
+    types = {field.name: str(field.type) for field in dataclasses.fields(AsyncEngineArgs)}
+    for name in ENGINE_ARGUMENTS | WHICH_MODEL - {"model_name_or_path"}:
+        assert name in types, f"{name} is not an argument of this vLLM"
+        assert not any(word in types[name] for word in ("Any", "type[", "Config", "object")), (name, types[name])
 
 
 def test_a_gpu_that_is_not_there_is_said(refusal, small):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from promptmill.backends.engines.host import create
+from promptmill.core.errors import Code
+from promptmill.core.outcome import Failure
 
 pytestmark = pytest.mark.engine
 # opens a thought, or closes it at once as templates do for models that are told not to think
@@ -63,6 +65,16 @@ def test_a_thought_that_is_cut_is_all_reasoning(desk, host):
     assert outcome.reasoning
 
 
+def test_a_thought_that_a_stop_ends_is_no_answer_and_stays_in_the_text_when_inline(desk, host):
+    asked = {"ignore_eos": True, "stop_token_ids": list(range(1000))}  # any token ends the answer
+    (outcome,) = desk.ask(host, ["abc"], {**asked, "min_tokens": 4}, max_tokens=40)
+    assert isinstance(outcome, Failure)
+    assert outcome.error.code == Code.OPEN_REASONING
+    (inline,) = desk.ask(host, ["abc"], {**asked, "min_tokens": 4}, max_tokens=40, reasoning="inline")
+    assert inline.text
+    assert (inline.reasoning, inline.finish_reason) == (None, "stop")
+
+
 def test_what_a_model_says_that_was_told_not_to_think_is_the_answer(desk, host):
     forced = {"guided_choice": ["blue"]}
     (outcome,) = desk.ask(host, ["abc"], forced, max_tokens=10, enable_thinking=False)
@@ -79,7 +91,7 @@ def test_a_parser_that_is_none_is_said_with_those_there_are_of_vllm_and_of_the_o
     error = refusal(small, reasoning_parser="deepseek_r2", reasoning_parser_plugin=str(plugin))
     assert error.code == "invalid_config"
     assert error.message.startswith(
-        "backend_configs.vllm.reasoning_parser: is no reasoning parser of vLLM; did you mean deepseek_"
+        "backend_configs.vllm.reasoning_parser: unknown reasoning parser of vLLM; did you mean deepseek_"
     )
     names = set(error.message.rstrip(".").replace(",", "").split())
     assert {"deepseek_r1", "qwen3", "openai_gptoss", "our_house"} <= names

@@ -1,4 +1,4 @@
-"""Rows that are computed together, one token each per step."""
+"""Batches of rows that compute one token each per step."""
 
 from __future__ import annotations
 

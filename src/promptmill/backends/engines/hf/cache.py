@@ -130,7 +130,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
             window.start = window.end = 0
 
     def wipe(self, slot: int) -> None:
-        """Set a row to zeros. What is no number does harm behind a mask, too: a weight of zero times it is none."""
+        """Set a row to zeros. NaNs leak through masks: 0 * NaN is NaN."""
         for layer in self.layers:
             layer.keys[slot] = 0
             layer.values[slot] = 0

@@ -1,4 +1,4 @@
-"""What a model's generation defaults forbid or force, by transformers' own processors; no request can say it."""
+"""Token constraints of a model's generation defaults, by transformers' own logits processors."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class Decoder:
                         batch.wipe(first + place)
                     raise PromptmillError(
                         Code.INTERNAL,
-                        "The model's scores are no numbers any more, as happens in float16.",
+                        "The model's scores became NaN, as happens in float16.",
                         "Set `dtype: bfloat16` or `dtype: float32`.",
                     )
                 if row.accept(token, self._model.texts):
@@ -241,7 +241,8 @@ class Decoder:
     def _mishap(self, rows: list[RunningSequence], error: Exception) -> None:
         """Let `rows` start over, fewer at a time, after a step failed; a row that fails alone gets the error.
 
-        Raises `error` when it is no row's, or the device itself is broken: then nothing can go on in this process.
+        Raises `error` when it does not concern one row, or the device itself is broken: this process
+        cannot continue then.
         """
         no_memory = _is_out_of_memory(error)
         if not rows or (not no_memory and isinstance(error, getattr(torch, "AcceleratorError", ()))):

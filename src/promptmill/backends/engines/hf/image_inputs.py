@@ -1,4 +1,4 @@
-"""What images add to a prompt of tokens: inputs of the computation that reads the prompt."""
+"""Image inputs of a prompt for the prefill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the turns of a conversation are given to a chat template: as texts, or as lists of texts and images."""
+"""Chat template input layouts: messages as text, or as lists of text and image parts."""
 
 from __future__ import annotations
 

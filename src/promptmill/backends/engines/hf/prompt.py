@@ -73,6 +73,7 @@ class PromptBuilder:
             image_inputs=image_inputs,
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
+            inline=sampling.get("reasoning") == "inline",
             warnings=warnings,
         )
 

@@ -1,4 +1,4 @@
-"""Which token comes next: each row by its own parameters and its own random numbers."""
+"""Sampler: choose the next token of each row by its own parameters and random numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SamplerState:
 
 
 def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:
-    """Return one token per row of `scores`, `(rows, vocabulary)` in float32; None where scores are no numbers."""
+    """Return one token per row of `scores`, `(rows, vocabulary)` in float32; None where scores are NaN."""
     best, tokens = scores.max(-1)
     broken = best.isnan().tolist()
     chosen = tokens.tolist()

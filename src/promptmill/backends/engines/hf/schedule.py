@@ -1,4 +1,4 @@
-"""Who computes next: rows that wait, taken fairly from the runs that they belong to."""
+"""Fair scheduling of waiting rows between the calls they belong to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request on its way through the engine: prompt tokens in, answer out."""
+"""One running sequence: prompt tokens in, answer out."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class RunningSequence:
     image_inputs: ImageInputs | None = None
     stops: Sequence[str] = ()
     thinks: bool = False  # the prompt ends inside <think>
+    inline: bool = False  # reasoning stays in the answer's text
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -84,7 +85,7 @@ class RunningSequence:
         if text is None:
             ended = self.tokens and self.tokens[-1] in self.ends
             text = _whole(self.tokens[:-1] if ended else self.tokens, texts)
-        reasoning, answer = texts.split(text, opened=self.thinks)
+        reasoning, answer = (None, text) if self.inline else texts.split(text, opened=self.thinks)
         return {
             **self._address(),
             "text": answer,

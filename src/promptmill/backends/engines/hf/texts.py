@@ -1,4 +1,4 @@
-"""Texts of answers, from their tokens."""
+"""Decode tokens to answer text."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ class MarkReader:
     def __init__(self, markers: ReasoningMarkers, prepared: Prepared) -> None:
         self._markers = markers
         self._opened = prepared.thinks
+        self._inline = prepared.inline
         if markers.are_special:
             prepared.params.skip_special_tokens = False
 
@@ -33,7 +34,7 @@ class MarkReader:
         if self._markers.are_special:
             for name in self._markers.hidden:
                 text = text.replace(name, "")
-        return self._markers.split(text, opened=self._opened)
+        return (None, text) if self._inline else self._markers.split(text, opened=self._opened)
 
 
 class ParserReader:
@@ -45,6 +46,7 @@ class ParserReader:
 
         options = dict(prepared.template_options)
         self._parser = parser
+        self._inline = prepared.inline
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
@@ -60,6 +62,8 @@ class ParserReader:
 
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
+        if self._inline:
+            return None, text
         marks = (self._parser.reasoning_parser.reasoning_start_str, self._parser.reasoning_parser.reasoning_end_str)
         if self._ended and all(marks) and not any(mark in text for mark in marks):
             return None, text  # of a model that was told not to think; many parsers would take it all for reasoning

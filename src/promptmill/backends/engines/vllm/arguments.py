@@ -19,6 +19,7 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.engines.load_errors import first_sentence
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.system.safe_open import home_expanded
 
 _OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
 _MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
@@ -32,7 +33,7 @@ _NODES = Path("/sys/devices/system/node")
 def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
     """Return the keyword arguments of `AsyncEngineArgs`: what the block says, and for the rest what suits.
 
-    Raises `PromptmillError` (`invalid_config`) for what is no engine argument, or no reasoning parser.
+    Raises `PromptmillError` (`invalid_config`) for an unknown engine argument or reasoning parser.
     """
     given = {name: value for name, value in options.items() if name not in _OURS and value is not None}
     _check_names(given)
@@ -60,7 +61,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         meant = _MEANT.get(name) or (near[0] if near else None)
         advice = f"did you mean {meant}?" if meant else "see vLLM's documentation of its engine arguments."
-        raise config_error(f"backend_configs.vllm.{name:.60}", f"is no engine argument of vLLM; {advice}")
+        raise config_error(f"backend_configs.vllm.{name:.60}", f"unknown engine argument of vLLM; {advice}")
 
 
 def _check_parser(given: Mapping[str, Any]) -> None:
@@ -72,7 +73,7 @@ def _check_parser(given: Mapping[str, Any]) -> None:
         return
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]}? There" if near else "there"
-    raise config_error(_PARSER, f"is no reasoning parser of vLLM; {advice} are {', '.join(known)}.")
+    raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {advice} are {', '.join(known)}.")
 
 
 def unfit_parser(why: str) -> PromptmillError:
@@ -87,7 +88,7 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
     """Return the smallest rank that vLLM knows and every adapter fits into."""
     largest = 1
     for name, folder in adapters.items():
-        file = Path(folder).expanduser() / "adapter_config.json"
+        file = home_expanded(folder) / "adapter_config.json"
         try:
             largest = max(largest, int(json.loads(file.read_text(encoding="utf-8"))["r"]))
         except (OSError, ValueError, KeyError, TypeError):

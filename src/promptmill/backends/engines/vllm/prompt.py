@@ -40,6 +40,8 @@ class Prepared:
     template_options: Mapping[str, Any]
     thinks: bool
     """Whether the prompt ends inside `<think>`."""
+    inline: bool = False
+    """Whether reasoning stays in the answer's text."""
 
 
 class PromptBuilder:
@@ -89,7 +91,7 @@ class PromptBuilder:
         if self._refuse:
             refuse(warnings)
         thinks = self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith("<think>")
-        return Prepared(prompt, params, adapter, options, thinks)
+        return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline")
 
     def _has_switch(self, name: str) -> bool:
         if self._template is None:

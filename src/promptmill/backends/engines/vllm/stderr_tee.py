@@ -1,4 +1,4 @@
-"""What this process and its children write to stderr: passed on, and its last lines kept for explanations.
+"""Tee stderr and keep its tail for error messages.
 
 vLLM's own processes say why they cannot start nowhere else.
 """

@@ -1,0 +1,83 @@
+"""One more MCP server in Codex's `config.toml`, every other line as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from promptmill.core.errors import config_error
+from promptmill.install.steps import Step, keep, write
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
+    """Return the steps that put the table `[key.name]` into `file`; none if it is there.
+
+    An entry that is there is replaced, tables below it, such as `env`, stay. Raises `PromptmillError` when the file
+    is not valid TOML.
+    """
+    text = _read(file)
+    there = tomllib.loads(text).get(key, {}).get(name)
+    if there is not None and {**there, **added} == there:
+        return []
+    table = f"[{key}.{_quoted(name)}]\n"
+    table += "".join(f"{field} = {json.dumps(value, ensure_ascii=False)}\n" for field, value in added.items())
+    before, after = _without(text, key, name)
+    changed = "\n".join(part for part in (before.rstrip("\n") + "\n" if before.strip() else "", table, after) if part)
+    return _change(file, changed)
+
+
+def undo(file: Path, key: str, name: str) -> list[Step]:
+    """Return the steps that take the table `[key.name]` and those below it out; none if it is not there."""
+    text = _read(file)
+    if name not in tomllib.loads(text).get(key, {}):
+        return []
+    before, after = _without(text, key, name, below=True)
+    return _change(file, before + after)
+
+
+def _change(file: Path, text: str) -> list[Step]:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise config_error("", f"{file}: the entry is written in an unusual way; change it by hand.") from None
+    return [*keep(file), write(file, text.encode())]
+
+
+def _without(text: str, key: str, name: str, *, below: bool = False) -> tuple[str, str]:
+    """Return what stands before and after the table `[key.name]`; all of it before where there is none.
+
+    With `below` the tables `[key.name.…]` are left out, too.
+    """
+    own = rf"\[\s*{re.escape(key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\")"
+    heads = re.compile(own + (r"\s*[.\]]" if below else r"\s*\]"))
+    before: list[str] = []
+    after: list[str] = []
+    inside = seen = False
+    for line in text.splitlines(keepends=True):
+        if line.lstrip().startswith("["):
+            inside = heads.match(line.strip()) is not None
+            seen = seen or inside
+        if not inside:
+            (after if seen else before).append(line)
+    return "".join(before), "".join(after)
+
+
+def _quoted(name: str) -> str:
+    return name if _PLAIN.fullmatch(name) else json.dumps(name)
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise config_error("", f"{file} is not valid TOML: {error}. Nothing was changed; correct that first.") from None
+    except OSError as error:
+        raise config_error("", f"{file} cannot be read: {error.strerror}.") from None
+    return text

@@ -1,0 +1,215 @@
+"""A call over one endpoint in simulated time: the window is real, everything else is events in a heap.
+
+seconds = Call(5000, AdaptiveLimit(512), Endpoint(2.0, "together")).run()
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from promptmill.backends.openai.adaptive_limit import QUIET_S, AdaptiveLimit
+from promptmill.backends.openai.throughput_search import ThroughputSearch
+
+_BASE_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
+Answers = Literal["one by one", "by sixteen", "together"]
+
+
+class Endpoint:
+    """Answers after `delay_s`: each for itself, sixteen at a time, or all that is there as one batch.
+
+    It refuses a share of `refused` whatever happens, and what is beyond `limit` in flight.
+    """
+
+    def __init__(
+        self,
+        delay_s: float,
+        answers: Answers = "one by one",
+        *,
+        limit: int | None = None,
+        refused: float = 0.0,
+        refusal_s: float = 0.001,
+        seed: int = 1,
+    ) -> None:
+        self.limit = limit
+        self._delay_s, self._answers, self._refused, self._refusal_s = delay_s, answers, refused, refusal_s
+        self._chance = random.Random(seed)
+        self._in_flight = 0
+        self._batch: list[Any] = []
+        self._ready: list[Any] = []
+        self._computing = False
+        self._given = 0
+
+    def arrive(self, call: Call, *sent: Any) -> None:
+        """Take a request."""
+        if (self.limit is not None and self._in_flight >= self.limit) or self._chance.random() < self._refused:
+            return call.at(self._refusal_s, call.refused, *sent)
+        self._in_flight += 1
+        if self._answers == "together":
+            self._batch.append(sent)
+            if not self._computing:
+                self._computing = True
+                call.at(0.002, self._compute, call)
+            return None
+        return call.at(self._delay_s * self._chance.uniform(0.9, 1.1), self._finish, call, sent)
+
+    def _compute(self, call: Call) -> None:
+        batch, self._batch = self._batch, []
+        call.at(self._delay_s, self._computed, call, batch)
+
+    def _computed(self, call: Call, batch: list[Any]) -> None:
+        self._computing = False
+        self._give(call, batch)
+        if self._batch and not self._computing:
+            self._computing = True
+            call.at(0.002, self._compute, call)
+
+    def _finish(self, call: Call, sent: Any) -> None:
+        self._ready.append(sent)
+        if self._answers == "one by one" or len(self._ready) == 16:
+            self._flush(call, self._given)
+        elif len(self._ready) == 1:
+            call.at(0.05 * self._delay_s, self._flush, call, self._given)
+
+    def _flush(self, call: Call, given: int) -> None:
+        if given == self._given:
+            self._given += 1
+            ready, self._ready = self._ready, []
+            self._give(call, ready)
+
+    def _give(self, call: Call, batch: list[Any]) -> None:
+        self._in_flight -= len(batch)
+        for sent in batch:
+            call.answered(*sent)
+
+
+class BatchingServer:
+    """Computes all that is in flight together, at full speed up to `batch` requests; more share that speed."""
+
+    def __init__(self, batch: int, token_s: float, tokens: Callable[[random.Random], int], *, seed: int = 1) -> None:
+        self._batch, self._token_s, self._tokens = batch, token_s, tokens
+        self._chance = random.Random(seed)
+        self._running: list[tuple[float, int, int, Any]] = []
+        self._computed = 0.0  # tokens, for each request
+        self._at = 0.0
+        self._count = 0
+
+    def arrive(self, call: Call, *sent: Any) -> None:
+        """Take a request."""
+        self._compute(call.now)
+        self._count += 1
+        tokens = self._tokens(self._chance)
+        heapq.heappush(self._running, (self._computed + tokens, self._count, tokens, sent))
+        self._look_later(call)
+
+    def _speed(self) -> float:
+        return min(1.0, self._batch / max(1, len(self._running))) / self._token_s
+
+    def _compute(self, now: float) -> None:
+        self._computed += (now - self._at) * self._speed()
+        self._at = now
+
+    def _look_later(self, call: Call) -> None:
+        if self._running:
+            left = max(0.0, self._running[0][0] - self._computed) / self._speed()
+            call.at(left, self._look, call, self._count)
+
+    def _look(self, call: Call, count: int) -> None:
+        if count != self._count:
+            return
+        self._count += 1
+        self._compute(call.now)
+        done = []
+        while self._running and self._running[0][0] <= self._computed + 1e-6:
+            done.append(heapq.heappop(self._running))
+        for _, _, tokens, sent in done:
+            call.answered(*sent, tokens)
+        self._look_later(call)
+
+
+class Call:
+    """So many prompts, sent as `run.Run` sends them: what was refused goes to the back of the queue."""
+
+    def __init__(
+        self, prompts: int, window: AdaptiveLimit, endpoint: Endpoint | BatchingServer, *, seed: int = 1
+    ) -> None:
+        self.now = 0.0
+        self.sent = self.refusals = self.done = 0
+        self.window = window
+        self._prompts, self._fresh = prompts, prompts
+        self._back: deque[list[int]] = deque()
+        self._endpoint = endpoint
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+        self._in_flight = 0
+        self._watched = False
+        self._chance = random.Random(seed)
+        self._answer_s = _BASE_DELAY_S
+        self.search: ThroughputSearch | None = None
+        self.latencies: list[float] = []
+
+    def at(self, seconds: float, what: Callable[..., None], *arguments: Any) -> None:
+        """Have something happen so many seconds from now."""
+        self._count += 1
+        heapq.heappush(self._events, (self.now + seconds, self._count, what, arguments))
+
+    def run(self) -> float:
+        """Return the seconds until the last answer."""
+        self._send()
+        while self.done < self._prompts:
+            self.now, _, what, arguments = heapq.heappop(self._events)
+            what(*arguments)
+        return self.now
+
+    def _send(self) -> None:
+        window = self.window
+        while self._in_flight < window.size and (self._fresh or self._back):
+            if self._back and (self.sent % 2 or not self._fresh):
+                item = self._back.popleft()
+            else:
+                self._fresh -= 1
+                item = [0]
+            self._in_flight += 1
+            self.sent += 1
+            self._endpoint.arrive(self, item, window.taken(self._in_flight), self.now)
+        if window.may_double and self._in_flight >= window.size and not self._watched:
+            self._watched = True
+            self.at(QUIET_S, self._quiet, window.round_number)
+
+    def _quiet(self, round_number: int) -> None:
+        self._watched = False
+        self.window.stayed_quiet(round_number)
+        self._send()
+
+    def answered(self, item: list[int], round_number: int, sent_at: float, tokens: int = 0) -> None:
+        """Have an answer come."""
+        del item
+        self.done += 1
+        self.latencies.append(self.now - sent_at)
+        if self.search is not None:
+            self.search.answered(round_number, self._in_flight, self.now - sent_at, tokens)
+        self._in_flight -= 1
+        self._answer_s += 0.1 * (self.now - sent_at - self._answer_s)
+        self.window.accepted(round_number)
+        self._send()
+
+    def refused(self, item: list[int], round_number: int, sent_at: float) -> None:
+        """Have a refusal come."""
+        del sent_at
+        self.refusals += 1
+        self._in_flight -= 1
+        self.window.refused(round_number)
+        item[0] += 1
+        wait_s = 0.0
+        if item[0] > 1:
+            base_s = min(_BASE_DELAY_S, self._answer_s)
+            wait_s = self._chance.uniform(0, min(_MAX_DELAY_S, base_s * 2 ** (item[0] - 2)))
+        self.at(wait_s, self._return, item)
+        self._send()
+
+    def _return(self, item: list[int]) -> None:
+        self._back.append(item)
+        self._send()

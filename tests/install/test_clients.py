@@ -1,0 +1,133 @@
+"""`promptmill install CLIENT`: each client's own file, merged, and put back."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from promptmill.cli import main as cli
+from promptmill.install.clients import CLIENTS
+
+JSON_CLIENTS = [client for client in CLIENTS if client.name != "codex"]
+TOML = """\
+model = "gpt-5"   # mine
+
+[mcp_servers.other]
+command = "other"
+
+[mcp_servers.other.env]
+TOKEN = "hunter2"
+
+[tui]
+theme = "dark"
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home folder in which every client has been started once; no configuration of ours around."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    monkeypatch.delenv("CODEX_HOME", raising=False)
+    for client in CLIENTS:
+        client.file().parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".claude.json").write_text("{}")
+    empty = tmp_path / "work"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    return tmp_path
+
+
+def _install(name, *arguments):
+    return cli.main(["install", name, *arguments])
+
+
+@pytest.mark.parametrize("client", JSON_CLIENTS, ids=lambda client: client.name)
+def test_an_entry_is_added_to_the_clients_own_file_and_taken_out_again(client):
+    file = client.file()
+    before = {client.key: {"other": {"command": "x"}}, "kept": [1, 2]}
+    file.write_text(json.dumps(before))
+    assert _install(client.name) == 0
+    after = json.loads(file.read_text())
+    assert after["kept"] == [1, 2]
+    assert after[client.key]["other"] == {"command": "x"}
+    added = after[client.key]["promptmill"]
+    assert Path(added["command"]).is_absolute()
+    assert "serve" in added["args"]
+    assert added.get("type") == client.more.get("type")
+    assert _install(client.name, "--undo") == 0
+    assert json.loads(file.read_text()) == before
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_clients_that_give_up_after_a_minute_get_max_call_s(client, capsys):
+    assert _install(client.name, "--dry-run") == 0
+    assert ("max_call_s=50" in capsys.readouterr().out) == client.gives_up
+
+
+@pytest.mark.parametrize(
+    "client", [client for client in JSON_CLIENTS if client.variable], ids=lambda client: client.name
+)
+def test_a_variable_is_passed_on_by_name_and_its_value_is_never_written(client, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "sk-secret-of-mine")
+    assert _install(client.name, "--env", "MY_API_KEY") == 0
+    text = client.file().read_text()
+    assert json.loads(text)[client.key]["promptmill"]["env"] == {"MY_API_KEY": client.variable % "MY_API_KEY"}
+    assert "sk-secret-of-mine" not in text
+
+
+def test_claude_desktop_cannot_pass_on_a_variable_and_says_what_to_do(capsys):
+    assert _install("claude-desktop", "--env", "MY_API_KEY") == 2
+    assert '"env": {"MY_API_KEY": "…"}' in capsys.readouterr().err
+
+
+def test_codex_gets_a_table_and_every_other_line_stays(home):
+    file = home / ".codex" / "config.toml"
+    file.write_text(TOML)
+    assert _install("codex", "--env", "MY_API_KEY") == 0
+    text = file.read_text()
+    found = tomllib.loads(text)
+    assert found["mcp_servers"]["promptmill"]["env_vars"] == ["MY_API_KEY"]
+    assert {**found, "mcp_servers": {"other": found["mcp_servers"]["other"]}} == tomllib.loads(TOML)
+    assert "# mine" in text
+    assert _install("codex", "--env", "MY_API_KEY") == 0
+    assert file.read_text() == text, "a second time changes nothing"
+
+
+def test_codex_keeps_the_environment_that_a_person_added_below_the_entry(home):
+    file = home / ".codex" / "config.toml"
+    file.write_text(TOML + '\n[mcp_servers.promptmill]\ncommand = "old"\n\n[mcp_servers.promptmill.env]\nA = "b"\n')
+    assert _install("codex") == 0
+    entry = tomllib.loads(file.read_text())["mcp_servers"]["promptmill"]
+    assert entry["command"] != "old"
+    assert entry["env"] == {"A": "b"}
+    assert _install("codex", "--undo") == 0
+    assert tomllib.loads(file.read_text()) == tomllib.loads(TOML)
+
+
+def test_the_first_backup_is_never_overwritten(home):
+    file = home / ".cursor" / "mcp.json"
+    file.write_text('{"first": 1}')
+    assert _install("cursor") == 0
+    assert _install("cursor", "--name", "second") == 0
+    assert json.loads((home / ".cursor" / "mcp.json.before-promptmill").read_text()) == {"first": 1}
+
+
+def test_comments_are_not_lost_and_the_user_is_told_what_to_do(capsys):
+    file = next(client for client in CLIENTS if client.name == "vscode").file()
+    file.write_text('{\n  // mine\n  "servers": {}\n}')
+    assert _install("vscode") == 2
+    assert "comments would be lost" in capsys.readouterr().err
+    assert "// mine" in file.read_text()
+
+
+def test_a_client_that_was_never_started_is_named_with_its_file(home, capsys):
+    (home / ".cursor").rmdir()
+    assert _install("cursor") == 2
+    said = capsys.readouterr().err
+    assert "Cursor seems not to be here" in said
+    assert "--file" in said

@@ -1,0 +1,108 @@
+"""Bad input in bulk: what it may cost in memory, and that others are answered meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+import pytest
+
+from fakes import openai_configuration
+from served import Served, written
+from talk import serving, text
+from upstream import Upstream
+
+_MEGABYTES = 5
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Upstream() as up, Served(written(tmp_path_factory.mktemp("flooded"), up.url)) as served:
+        session = served.session()
+        assert session.answers("warm") == ["echo: warm"]
+        yield served
+
+
+class _Peak:
+    """The most memory that a process had while the block ran, beyond what it had before."""
+
+    def __init__(self, pid):
+        self._process = psutil.Process(pid)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.bytes = 0
+
+    def __enter__(self):
+        self._before = self._process.memory_info().rss
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._done.wait(0.002):
+            self.bytes = max(self.bytes, self._process.memory_info().rss - self._before)
+
+
+def _call(tool, arguments):
+    return b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"%s","arguments":%s}}' % (tool, arguments)
+
+
+def _many(item, megabytes=_MEGABYTES):
+    return b",".join([item] * (megabytes * 1_000_000 // (len(item) + 1)))
+
+
+@pytest.mark.rule("X4")
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        (b"generate", b'{"prompt_ls":[%s]}' % _many(b"null")),
+        (b"generate", b'{"prompt_ls":["fine",%s]}' % _many(b"[%s]" % b",".join([b"1"] * 20))),
+        (b"generate", b'{"prompt_ls":[%s]}' % _many(b'{"role":"robot","content":"x"}')),
+        (b"generate", b'{"prompt_ls":["x"],%s}' % b",".join(b'"a%d":null' % n for n in range(200_000))),
+        (b"multimodal_generate", b'{"prompt_ls":["x"],"multimodal_path":[[%s]]}' % _many(b"null")),
+        (b"multiturn_generate", b'{"messages":[%s]}' % _many(b"null")),
+    ],
+    ids=["nulls", "lists", "roles", "arguments", "images", "messages"],
+)
+def test_a_list_of_wrong_items_costs_its_first_one(server, tool, arguments):
+    body = _call(tool, arguments)
+    session = server.session()
+    with _Peak(server.process.pid) as peak:
+        got = server.ask(headers=session.headers, body=body)
+    assert got.status == 200
+    assert b'"isError":true' in got.body
+    assert len(got.body) < 2000, "one mistake is named, or a few"
+    assert peak.bytes < 14 * len(body), "it was 200 times"
+
+
+@pytest.mark.rule("X4")
+@pytest.mark.parametrize("item", [b"{}", b"[]", b"[{}]"])
+def test_a_body_of_brackets_is_refused_before_it_is_unfolded(server, item):
+    body = _call(b"generate", b'{"prompt_ls":[%s]}' % _many(item))
+    session = server.session()
+    with _Peak(server.process.pid) as peak:
+        got = server.ask(headers=session.headers, body=body)
+    assert got.status == 413
+    assert peak.bytes < 14 * len(body), "it was 200 times"
+
+
+@pytest.mark.rule("X4")
+@pytest.mark.parametrize("prompt", ["[" * 300_000, '\\"{' * 100_000, '"[\\'], ids=["brackets", "escaped", "short"])
+def test_brackets_in_a_text_are_text(server, prompt):
+    assert server.session().answers(prompt) == [f"echo: {prompt}"]
+
+
+@pytest.mark.rule("X4")
+def test_settings_of_a_call_are_counted_before_they_are_looked_at(run):
+    async def work():
+        async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
+            said = []
+            for block in ({"base_url": [None] * 30_000}, {f"a{n}": None for n in range(30_000)}):
+                said.append(text(await talk.init(backend_configs={"openai": block})))
+            return said
+
+    for said in run(work()):
+        assert "more than 20,000 values" in said
