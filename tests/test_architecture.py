@@ -24,14 +24,14 @@ FLOORS = (
     {"jobs"},
     {"service"},
     {"backends"},
-    {"backends.protocol", "backends.rows"},
+    {"backends.protocol", "backends.row_fields", "backends.rows"},
     {"config"},
     {"images"},
     {"answers"},
     {"system"},
     {"core"},
 )
-SHARED = {"backends.protocol", "backends.rows"}  # what the house may know of backends
+SHARED = {"backends.protocol", "backends.row_fields", "backends.rows"}  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.
 AT_HOME = {

@@ -52,7 +52,7 @@ def _folders():
 
 def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
     upstream.reply = late(0.25, answer())
-    prompts = [f"prompt {at}" for at in range(80)]
+    prompts = [f"prompt {at}" for at in range(120)]
 
     async def work(talking):
         result = await talking("generate", prompt_ls=prompts)
@@ -60,15 +60,15 @@ def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
         early = await _rows(talking, job_id)
         return result, early, await _finished(talking, job_id), await _rows(talking, job_id)
 
-    result, early, ended, rows = talk(work, top=LIMIT, concurrency=4)
+    result, early, ended, rows = talk(work, top={"max_call_s": 6}, concurrency=4)
     found = result.structured_content
     assert not result.is_error
-    assert len(found["ans_ls"]) == 80
+    assert len(found["ans_ls"]) == 120
     done = [at for at, said in enumerate(found["ans_ls"]) if said]
     left = sorted(codes(result))
     assert done
     assert left
-    assert sorted(done + left) == list(range(80))
+    assert sorted(done + left) == list(range(120))
     assert all(found["ans_ls"][at] == f"echo: prompt {at}" for at in done)
     assert set(codes(result).values()) == {"deferred"}
     assert not any(entry["retryable"] for entry in found["errors"])
@@ -78,13 +78,13 @@ def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
     assert found["job_id"] in result.content[1].text
     assert "bulk_results" in result.content[1].text
 
-    assert len(early) < 80
-    assert [row["row"] for row in rows] == [row["index"] for row in rows] == list(range(80))
-    assert [row["answer"] for row in rows] == [f"echo: prompt {at}" for at in range(80)]
-    assert (ended["done"], ended["total"], ended["failed"], ended["requests"]) == (80, 80, 0, 80)
+    assert len(early) < 120
+    assert [row["row"] for row in rows] == [row["index"] for row in rows] == list(range(120))
+    assert [row["answer"] for row in rows] == [f"echo: prompt {at}" for at in range(120)]
+    assert (ended["done"], ended["total"], ended["failed"], ended["requests"]) == (120, 120, 0, 120)
     assert result.meta["requests"] >= len(done)
     assert set(upstream.attempts.values()) == {1}
-    assert len(upstream.seen) == 80
+    assert len(upstream.seen) == 120
 
 
 def test_a_call_that_ends_in_time_is_as_without_a_limit(talk, upstream):

@@ -202,6 +202,7 @@ class Runner:
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
             self._foreign_folder(),
+            "" if plan.backend == "openai" else plan.model,
             whole=job.spec.input_format == "batch",
         )
         return Answering(
