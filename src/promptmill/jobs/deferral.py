@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
@@ -26,22 +27,23 @@ _ITEM_S = 4e-5  # read from the database, then an entry in the result
 class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (all that a call is)
         self,
         service: Service,
         running_jobs: RunningJobs,
         items: Sequence[Conversation | PromptmillError],
         stats: CallStats,
         system_prompt: str,
+        plan: ResolvedConfig,
     ) -> None:
-        """The time began with `stats`, as far as this call is concerned."""
+        """The time began with `stats`, as far as this call is concerned; `plan` is the call's own."""
         self._service = service
         self._running_jobs = running_jobs
         self._items = items
         self._asked = [index for index, item in enumerate(items) if isinstance(item, Conversation)]
         self._stats = stats
-        self._plan = service.plan
-        self._system_prompt = system_prompt or service.plan.settings.system_prompt
+        self._plan = plan
+        self._system_prompt = system_prompt or plan.settings.system_prompt
         self._job: Job | None = None
         self._runner: Runner | None = None
         self._run: asyncio.Task[object] | None = None
@@ -54,7 +56,7 @@ class DeadlineCall:
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded.
         """
         if not self._asked:
-            return await self._service.generate(self._items, self._stats)
+            return await self._service.generate(self._items, self._stats, plan=self._plan)
         for item in self._items:
             if isinstance(item, PromptmillError):
                 self._stats.settle(Failure(item))
@@ -67,7 +69,9 @@ class DeadlineCall:
             self._job = await asyncio.shield(writing)
         except PromptmillError as error:
             self._stats.warn(f"The call could not be bounded by `max_call_s`, which needs a job: {error}")
-            return await self._service.generate(self._items, self._stats, system_prompt=self._system_prompt)
+            return await self._service.generate(
+                self._items, self._stats, system_prompt=self._system_prompt, plan=self._plan
+            )
         except asyncio.CancelledError:
             await asyncio.wait({writing})
             if not writing.exception():

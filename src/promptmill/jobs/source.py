@@ -55,6 +55,8 @@ class FileSource:
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
+        self.untouched = True
+        """Whether nothing was taken yet."""
         self._rows = rows_
         self._settle = settle
         self._give_up = give_up
@@ -69,6 +71,7 @@ class FileSource:
             while self._ready and len(taken) < n:
                 line, about = self._ready.popleft()
                 self._rows.taken[line.row] = about
+                self.untouched = False
                 try:
                     large = line.length > _LARGE
                     taken.append(
@@ -84,6 +87,7 @@ class FileSource:
         """Return `(row, offset, length)` of up to `n` lines of the file at `path`, to be read elsewhere."""
         await self._fill()
         refs = []
+        self.untouched = self.untouched and not self._ready
         for _ in range(min(n, len(self._ready))):
             line, self._rows.taken[line.row] = self._ready.popleft()
             refs.append((line.row, line.offset, line.length))
