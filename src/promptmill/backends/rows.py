@@ -19,7 +19,13 @@ import orjson
 from pydantic import ValidationError
 
 from promptmill.backends.row_fields import own_images, own_parameters, own_system_prompt
-from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt, shape
+from promptmill.core.conversation import (
+    Conversation,
+    ImagePosition,
+    conversation_from_messages,
+    conversation_from_prompt,
+    shape,
+)
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.images import load as images
@@ -58,7 +64,14 @@ def decode(kind: str, line: bytes, where: str) -> Decoded:
 
 
 def decode_row(
-    kind: str, line: bytes, where: str, *, system_prompt: str = "", image_tag: str | None = None, model: str = ""
+    kind: str,
+    line: bytes,
+    where: str,
+    *,
+    system_prompt: str = "",
+    image_tag: str | None = None,
+    position: ImagePosition = "after",
+    model: str = "",
 ) -> Own:
     """Return the conversation of a plain row, and what it wants other than the job's sampling and extra parameters.
 
@@ -69,7 +82,7 @@ def decode_row(
         raise input_error(f"{where}: {row}")
     if not isinstance(row, dict):
         raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
-    conversation = _row(row, where, image_tag)
+    conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
 
@@ -112,6 +125,7 @@ class RowReader:
     """The only one that a row can ask for; `""` where the endpoint has several."""
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
+    image_position: ImagePosition = "after"
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
@@ -126,6 +140,7 @@ class RowReader:
                 where,
                 system_prompt=self.system_prompt,
                 image_tag=self.image_tag,
+                position=self.image_position,
                 model=self.model,
             )
             if self.folder:
@@ -148,7 +163,7 @@ def _is_endpoints(name: str, value: object) -> bool:
     return name == "reasoning" and not isinstance(value, str)
 
 
-def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversation:
+def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
@@ -160,7 +175,7 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversat
     if not sources:
         return conversation
     try:
-        return conversation.with_images(sources, image_tag)
+        return conversation.with_images(sources, image_tag, position)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 

@@ -204,6 +204,7 @@ class Runner:
             self._foreign_folder(),
             "" if plan.backend == "openai" else plan.model,
             whole=job.spec.input_format == "batch",
+            image_position=plan.settings.image_position,
         )
         return Answering(
             self._service,

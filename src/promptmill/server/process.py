@@ -36,7 +36,7 @@ def serve_stdio(
     front: Front,
     *,
     locked: bool = False,
-    extend: Callable[[FastMCP], None] = lambda _: None,
+    extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
     """Serve the client of `front` until stdin ends (exit code 0) or a signal comes (128 + its number).
 
@@ -58,14 +58,14 @@ def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
 
 
 async def _serve_stdio(
-    configuration: Configuration, front: Front, extend: Callable[[FastMCP], None], *, locked: bool
+    configuration: Configuration, front: Front, extend: Callable[[FastMCP, Service], None], *, locked: bool
 ) -> int:
     from promptmill.server import create_server
     from promptmill.server.stdio_errors import answer_unreadable
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
-    extend(server)
+    extend(server, service)
     answer_unreadable(server)
     stay_responsive()
     signals = _Signals()  # after the imports: until now they end the process at once

@@ -14,7 +14,12 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt
+from promptmill.core.conversation import (
+    Conversation,
+    ImagePosition,
+    conversation_from_messages,
+    conversation_from_prompt,
+)
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.server.arguments import AnswerSchema, Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
@@ -81,9 +86,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 "send one list of images per prompt, [] for none."
             )
         stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
-        tag = image_tag or service.plan.settings.image_tag
+        settings = service.plan.settings
+        tag, position = image_tag or settings.image_tag, settings.image_position
         items = [
-            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
+            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
             for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
         ]
         return await answers.of(ctx, items, stats, system_prompt, plan)
@@ -108,9 +114,11 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
 
 
-def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | None) -> Conversation | PromptmillError:
+def _with_images(
+    conversation: Conversation, sources: Sequence[str], tag: str | None, position: ImagePosition
+) -> Conversation | PromptmillError:
     try:
-        return conversation.with_images(sources, tag)
+        return conversation.with_images(sources, tag, position)
     except PromptmillError as error:
         return error
 

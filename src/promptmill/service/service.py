@@ -143,6 +143,8 @@ class Service:
         """
         settings = (plan or self.plan).settings
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -169,14 +171,18 @@ class Service:
         Raises `PromptmillError` when the backend cannot be loaded or nothing can go on.
         """
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             for last_try in (False, True):
                 loaded = await self._loaded()
                 try:
-                    return await loaded.run(source, sink, stats)
+                    await loaded.run(source, sink, stats)
                 except PromptmillError as error:
                     # one that had died before this is no reason to fail
                     if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
                         raise
+                else:
+                    return
 
     async def shutdown_engine(self) -> None:
         """Free the engine and its memory; connections have nothing to free. A later call loads again."""
