@@ -41,7 +41,7 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> 
         location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
-            lines[path] = _unknown_key(location, model)
+            lines[path] = unknown_key(location, model)
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
@@ -83,7 +83,8 @@ def _elsewhere(key: str, known: list[str]) -> str:
     return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 
 
-def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+    """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
     *parents, key = location
     for parent in parents:
         annotation = model.model_fields[str(parent)].annotation

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from promptmill.config.explain import explain
+from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
 from promptmill.config.settings import Settings
@@ -210,7 +210,7 @@ class Configuration:
         except ValidationError as error:
             unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
         for place in unknown:
-            warnings.append(f"{'.'.join(map(str, place)):.200}: {_unknown_key(list(place), Settings)} It was left out.")
+            warnings.append(f"{'.'.join(map(str, place)):.200}: {unknown_key(list(place), Settings)} It was left out.")
             placed = _without(placed, place)
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
