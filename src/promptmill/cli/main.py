@@ -215,6 +215,23 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     shared = shared_options()
     commands = parser.add_subparsers(metavar="COMMAND")
 
+    _add_serve(commands, shared)
+    _add_generate(commands, shared)
+    _add_bulk(commands, shared)
+    _add_jobs(commands, shared)
+    _add_check(commands, shared)
+    helping = commands.add_parser("help", help="what a command does and takes")
+    helping.add_argument("words", nargs="*", metavar="COMMAND")
+    helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
+
+    if not serving:
+        from promptmill.install import command as install
+
+        install.add(commands)
+    return parser
+
+
+def _add_serve(commands: Any, shared: Parser) -> None:
     serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
     serve.add_argument(
         "--trust-client",
@@ -234,6 +251,8 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)
 
+
+def _add_generate(commands: Any, shared: Parser) -> None:
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
     generate.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
     generate.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
@@ -246,6 +265,8 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     generate.set_defaults(command=_generate)
 
+
+def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
@@ -264,6 +285,8 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
 
+
+def _add_jobs(commands: Any, shared: Parser) -> None:
     jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are; go on with one, forget old ones")
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
     doing = jobs.add_mutually_exclusive_group()
@@ -274,19 +297,11 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
 
-    helping = commands.add_parser("help", help="what a command does and takes")
-    helping.add_argument("words", nargs="*", metavar="COMMAND")
-    helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
 
+def _add_check(commands: Any, shared: Parser) -> None:
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
-
-    if not serving:
-        from promptmill.install import command as install
-
-        install.add(commands)
-    return parser
 
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
