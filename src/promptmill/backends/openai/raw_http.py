@@ -21,6 +21,8 @@ import aiohttp
 import httptools
 from yarl import URL
 
+from promptmill.backends.openai.loop_throttle import ANSWERS_PER_TURN
+
 # Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
 LARGEST_BODY = 64 * 1024 * 1024
 _LARGEST_HEAD = 64 * 1024
@@ -278,7 +280,7 @@ class Connection(asyncio.Protocol):
             self.close()
             self._client.forget(self)
         if done is not None:
-            done(result)
+            self._client.deliver(done, result)
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:
@@ -318,6 +320,7 @@ class RawHttpClient:
         self._connecting = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self._arrived: deque[tuple[Done, HttpResponse | Exception]] = deque()
         self._period_s = min(1.0, silence_s / 4)
         self._closed = False
 
@@ -429,6 +432,20 @@ class RawHttpClient:
         if self._context is None:
             self._context = asyncio.ensure_future(asyncio.to_thread(self._trust))
         return await asyncio.shield(self._context)
+
+    def deliver(self, done: Done, result: HttpResponse | Exception) -> None:
+        """Hand out a result soon: a few in each turn of the loop, so that others have theirs, however many came."""
+        if not self._arrived:
+            self._loop.call_soon(self._hand_out)
+        self._arrived.append((done, result))
+
+    def _hand_out(self) -> None:
+        arrived = self._arrived
+        for _ in range(min(ANSWERS_PER_TURN, len(arrived))):
+            done, result = arrived.popleft()
+            done(result)
+        if arrived:
+            self._loop.call_soon(self._hand_out)
 
     def release(self, connection: Connection) -> None:
         """Keep a connection whose request was answered."""
