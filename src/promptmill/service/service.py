@@ -99,9 +99,16 @@ class Service:
                 self._retire(replaced)
 
     async def generate(
-        self, items: Sequence[Conversation | PromptmillError], stats: CallStats, *, system_prompt: str = ""
+        self,
+        items: Sequence[Conversation | PromptmillError],
+        stats: CallStats,
+        *,
+        system_prompt: str = "",
+        plan: ResolvedConfig | None = None,
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
+
+        `plan` is the call's own, where it asks for more than the configuration says (`ResolvedConfig.with_sampling`).
 
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
@@ -111,7 +118,7 @@ class Service:
         unanswered: PromptmillError | None
         try:
             async with asyncio.timeout(limit_s):
-                unanswered = await self.answer(items, sink, stats, system_prompt=system_prompt)
+                unanswered = await self.answer(items, sink, stats, system_prompt=system_prompt, plan=plan)
         except TimeoutError:
             unanswered = too_long(limit_s)
         except PromptmillError as error:
@@ -122,14 +129,22 @@ class Service:
         return sink.result(unanswered)
 
     async def answer(
-        self, items: Sequence[Conversation | PromptmillError], sink: Sink, stats: CallStats, *, system_prompt: str = ""
+        self,
+        items: Sequence[Conversation | PromptmillError],
+        sink: Sink,
+        stats: CallStats,
+        *,
+        system_prompt: str = "",
+        plan: ResolvedConfig | None = None,
     ) -> PromptmillError | None:
         """Answer `items` into `sink`, however long it takes; the keys are their positions.
 
         Returns why items were left without an outcome, None when none was. Raises as `generate` does.
         """
-        settings = self.plan.settings
+        settings = (plan or self.plan).settings
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -156,8 +171,18 @@ class Service:
         Raises `PromptmillError` when the backend cannot be loaded or nothing can go on.
         """
         with self.calls.counted(stats):
-            loaded = await self._loaded()
-            await loaded.run(source, sink, stats)
+            for warning in self.plan.warnings:
+                stats.warn(warning)
+            for last_try in (False, True):
+                loaded = await self._loaded()
+                try:
+                    await loaded.run(source, sink, stats)
+                except PromptmillError as error:
+                    # one that had died before this is no reason to fail
+                    if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
+                        raise
+                else:
+                    return
 
     async def shutdown_engine(self) -> None:
         """Free the engine and its memory; connections have nothing to free. A later call loads again."""
