@@ -168,6 +168,12 @@ class Settings(Block):
         "`hf` and `vllm` always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_result_bytes: int = Field(
+        9 << 20,
+        ge=0,
+        description="Largest result of a call over stdio; a larger one comes as its first answers and a job with all "
+        "of them. 0: no limit. Many clients end a session at 10 MiB.",
+    )
     max_image_memory: int = Field(
         1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
     )

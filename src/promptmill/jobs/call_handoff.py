@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -143,6 +143,18 @@ def _resolved(source: str) -> Path | None:
         return images.local_path(source).resolve()
     except (OSError, RuntimeError, ValueError):
         raise PromptmillError(Code.INVALID_IMAGE, "An image has a path that cannot be used.", "") from None
+
+
+class CallAsJob(Protocol):
+    """A call whose outcomes become records of a job."""
+
+    stats: CallStats
+
+    def end(self) -> None:
+        """End its work."""
+
+    async def journal(self, ledger: Ledger, give_up: Callable[[PromptmillError], None]) -> int:
+        """Journal all outcomes; returns how many rows there are."""
 
 
 class RunningCall:

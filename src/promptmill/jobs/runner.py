@@ -15,7 +15,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
-from promptmill.jobs.call_handoff import RunningCall
+from promptmill.jobs.call_handoff import CallAsJob
 from promptmill.jobs.cancellation import Cancellation, JobStopped
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.journal import Head
@@ -36,7 +36,7 @@ class Runner:
     """One run of a job that `admission` let in. The caller made job and service, and closes them."""
 
     def __init__(
-        self, job: Job, service: Service, *, watch: Watch | None = None, running: RunningCall | None = None
+        self, job: Job, service: Service, *, watch: Watch | None = None, running: CallAsJob | None = None
     ) -> None:
         """`watch` is shown the progress several times a second; `running` is work that the job's rows are in already.
 

@@ -18,7 +18,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import admission, call_handoff, detached, formats, status
 from promptmill.jobs import folder as folders
 from promptmill.jobs.admission import Job
-from promptmill.jobs.call_handoff import RunningCall
+from promptmill.jobs.call_handoff import CallAsJob
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.index import AGAIN, entries
@@ -138,12 +138,12 @@ class RunningJobs:
         """Write the rest of a call as a job, see `call_handoff.write`. Blocks."""
         return call_handoff.write(job_id, items, system_prompt, plan, self._state)
 
-    def go_on(self, job: Job, running: RunningCall) -> None:
-        """Have the running rest of a call be journalled as `job` while this server lives."""
+    def go_on(self, job: Job, running: CallAsJob) -> asyncio.Future[Any]:
+        """Have the running rest of a call be journalled as `job` while this server lives; return what is done then."""
         self._of_calls.add(job.spec.job_id)
-        self._run_here(job, running)
+        return self._run_here(job, running)
 
-    def _run_here(self, job: Job, running: RunningCall | None = None) -> None:
+    def _run_here(self, job: Job, running: CallAsJob | None = None) -> asyncio.Future[Any]:
         async def run() -> None:
             try:
                 with job.folder.log.open("a") as log:
@@ -164,6 +164,7 @@ class RunningJobs:
                 print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 
         task.add_done_callback(ended)
+        return asyncio.ensure_future(asyncio.wait({task}))
 
     def _told(self, folder: Folder) -> dict[str, Any]:
         return status.read(folder)

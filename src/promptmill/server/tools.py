@@ -13,6 +13,8 @@ from mcp_types import ToolAnnotations
 from promptmill.backends.protocol import CallStats
 from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.outcome import Outcome
+from promptmill.server import large_results
 from promptmill.server.arguments import Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, result_of
@@ -119,7 +121,8 @@ class _Answers:
         any_failure = service.plan.settings.on_error == "raise"
         if service.plan.settings.max_call_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt)
-            return result_of(await with_progress(ctx, service, stats, work), stats, any_failure=any_failure)
+            outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
+            return await self._result(ctx, items, outcomes, stats, system_prompt, any_failure=any_failure)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
         call = DeadlineCall(service, self._board(), items, stats, system_prompt)
@@ -128,4 +131,33 @@ class _Answers:
             job_id, spent = call.go_on()
         finally:
             call.abandon()
-        return result_of(outcomes, spent, any_failure=any_failure, job_id=job_id)
+        return await self._result(ctx, items, outcomes, spent, system_prompt, any_failure=any_failure, job_id=job_id)
+
+    async def _result(
+        self,
+        ctx: Context,
+        items: Sequence[Conversation | PromptmillError],
+        outcomes: Sequence[Outcome],
+        stats: CallStats,
+        system_prompt: str,
+        *,
+        any_failure: bool,
+        job_id: str | None = None,
+    ) -> ToolResult:
+        """Return the result; one that the client could not take is kept as a job."""
+        result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+        plan = self._service.plan
+        most = large_results.most_bytes(ctx, plan)
+        if most is None or large_results.message_bytes(result) <= most:
+            return result
+        from promptmill.jobs.kept_call import keep
+
+        try:
+            system_prompt = system_prompt or plan.settings.system_prompt
+            kept_id = await keep(self._board(), items, outcomes, system_prompt, plan)
+        except PromptmillError as error:
+            stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
+            return result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+        return large_results.first_answers(
+            outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most
+        )
