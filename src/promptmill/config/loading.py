@@ -79,6 +79,12 @@ class Configuration:
         self.origin = origin
         self.plan = self.overlaid(Overrides())
 
+    @property
+    def backend(self) -> str | None:
+        """The backend that the file or the command line names."""
+        named = self._raw.get("backend")
+        return named if isinstance(named, str) else None
+
     @classmethod
     def load(
         cls,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
-from promptmill.core.conversation import Conversation, ImagePart, TextPart
+from promptmill.core.conversation import Conversation, TextPart
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Outcome
 from promptmill.jobs import call_handoff
@@ -147,5 +147,5 @@ def _size(item: Conversation | PromptmillError) -> int:
     for message in item.messages:
         content = message.content
         parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
-        size += sum(len(part.source if isinstance(part, ImagePart) else part.text) for part in parts)
+        size += sum(len(getattr(part, "source", getattr(part, "text", getattr(part, "data", "")))) for part in parts)
     return size

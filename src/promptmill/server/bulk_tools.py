@@ -15,7 +15,7 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.core.errors import PromptmillError
-from promptmill.server.arguments import JobId, SystemPrompt
+from promptmill.server.arguments import JobId, SystemPrompt, null_is
 from promptmill.server.large_results import most_bytes, page
 from promptmill.server.tool_errors import said
 from promptmill.service.service import Service
@@ -132,6 +132,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         system_prompt: SystemPrompt = "",
         resume: Annotated[  # noqa: FBT002 (the tool's signature is given)
             bool,
+            null_is(True),
             Field(description="Go on where an earlier job of these two files ended; false forgets its answers."),
         ] = True,
     ) -> dict[str, Any]:
@@ -170,9 +171,11 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ctx: Context,
         job_id: JobId,
         offset: Annotated[
-            int, Field(ge=0, description="Row of the job to begin with, from 0; for the next page `next_offset`.")
+            int,
+            null_is(0),
+            Field(ge=0, description="First row, from 0; for the next page `next_offset`."),
         ] = 0,
-        limit: Annotated[int, Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
+        limit: Annotated[int, null_is(50), Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
 
