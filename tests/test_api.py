@@ -15,11 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
-from replies import answer, by_prompt, late, status
+from replies import answer, by_prompt, choose, late, status
 
 
 @pytest.fixture
@@ -210,3 +211,18 @@ def test_a_mistake_in_the_settings_shows_at_once():
 
 def test_no_object_is_none():
     assert object_in("nothing here") is None
+
+
+class _Person(BaseModel):
+    name: str
+    age: int | None = None
+
+
+def test_answers_of_a_pydantic_class_are_its_instances(upstream, caplog):
+    good, bad = answer('Sure: {"name": "Ada", "age": null}'), answer("No idea.")
+    upstream.reply = choose(lambda seen: bad if seen.json["messages"][0]["content"] == "bad" else good)
+    api = OpenAIAPI("m", api_base=upstream.url, wait=0.01)
+    assert api.generate(["good", "bad"], answer_schema=_Person) == [_Person(name="Ada"), api.fail_msg]
+    code, found, _ = api.generate_inner("good", answer_schema=_Person.model_json_schema())
+    assert (code, found) == (0, 'Sure: {"name": "Ada", "age": null}'[6:])
+    assert "invalid_answer" in caplog.text

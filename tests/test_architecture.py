@@ -33,6 +33,7 @@ FLOORS = (
 )
 SHARED = {"backends.protocol", "backends.rows"}  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
+HEAVY |= {"openvino", "openvino_genai"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.
 AT_HOME = {
     "aiohttp": ("backends.openai", "images.fetch"),
@@ -41,6 +42,9 @@ AT_HOME = {
     "transformers": ("backends.engines.hf",),
     "safetensors": ("backends.engines.hf",),
     "gguf": ("backends.engines.hf",),
+    "openvino": ("backends.engines.openvino",),
+    "openvino_genai": ("backends.engines.openvino",),
+    "numpy": ("backends.engines.openvino",),
 }
 
 

@@ -12,8 +12,12 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation
@@ -25,6 +29,8 @@ from promptmill.service.service import Service
 from promptmill.system import runtime
 
 T = TypeVar("T")
+AnswerType: TypeAlias = Mapping[str, Any] | type[BaseModel]
+"""What answers must be: a JSON Schema, or the pydantic class that they become instances of."""
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
 
@@ -97,27 +103,31 @@ class OpenAIAPI:
         self.logger = logger or logging.getLogger("promptmill")
         self._configuration({}, shared=True)  # what is wrong with it shows now
 
-    def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
+    def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL or as one
         of Pillow's; an OpenAI message; or a list of texts, parts or messages that belong together. `kwargs` override
-        sampling or go into the request body. With `return_dict` an answer is the object that its JSON holds. Raises
+        sampling or go into the request body. With `return_dict` an answer is the object that its JSON holds. Every
+        answer satisfies `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
         `PromptmillError` (`invalid_input`).
         """
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
         conversations = [conversation_of(item, f"messages[{index}]") for index, item in enumerate(messages)]
-        outcomes = self._outcomes(conversations, kwargs, shared=True)
-        return [self._told(outcome, index) for index, outcome in enumerate(outcomes)]
+        outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), shared=True)
+        return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
 
-    def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, dict[str, Any]]:
+    def generate_inner(
+        self, inputs: Any, *, answer_schema: AnswerType | None = None, **kwargs: Any
+    ) -> tuple[int, Any, dict[str, Any]]:
         """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
 
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
-        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], kwargs, shared=False)
-        answer = self._told(outcome, 0)
+        asked = _with_schema(kwargs, answer_schema)
+        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], asked, shared=False)
+        answer = self._told(outcome, 0, answer_schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
             "completion_tokens": outcome.usage.completion_tokens,
@@ -160,10 +170,16 @@ class OpenAIAPI:
             for warning in stats.warnings:
                 self.logger.warning("%s", warning)
 
-    def _told(self, outcome: Outcome, index: int) -> Any:
+    def _told(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
         if not isinstance(outcome, Completion):
             self.logger.error("input %d: %s: %s", index, outcome.error.code, outcome.error)
             return self.fail_msg
+        if isinstance(answer_schema, type):
+            try:
+                return answer_schema.model_validate_json(outcome.text)
+            except ValidationError as error:  # by a validator of the class, which its schema cannot tell
+                self.logger.error("input %d: the answer is no %s: %s", index, answer_schema.__name__, error)
+                return self.fail_msg
         if not self.return_dict:
             return outcome.text
         found = object_in(outcome.text)
@@ -228,6 +244,15 @@ class MPOpenAIAPI(OpenAIAPI):
             enable_thinking,
             **kwargs,
         )
+
+
+def _with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
+    """Return `options` with what asks for answers that satisfy `answer_schema`. Raises `PromptmillError`."""
+    if answer_schema is None:
+        return options
+    schema = answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
+    compile_schema(schema)
+    return {**options, "response_format": asking_for(schema)}
 
 
 def object_in(text: str) -> dict[str, Any] | None:

@@ -144,7 +144,11 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("generate", {"prompt_ls": ["x"], "temperature": 0}, "temperature is not an argument of this tool."),
         ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing."),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [3]}, "multimodal_path[0] is a number"),
-        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[3]]}, "multimodal_path[0] is a list of 1; send"),
+        (
+            "multimodal_generate",
+            {"prompt_ls": ["x"], "multimodal_path": [[3]]},
+            "multimodal_path[0] is a list of 1",
+        ),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[]], "image_tag": 3}, "image_tag is a number"),
         ("multiturn_generate", {"messages": "hi"}, "messages is a text; send a list."),
         ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),

@@ -26,14 +26,15 @@ TOOLS = {
         "extra_params": None,
         "backend": "vllm",
     },
-    "generate": {"prompt_ls": REQUIRED, "system_prompt": ""},
+    "generate": {"prompt_ls": REQUIRED, "system_prompt": "", "answer_schema": None},
     "multimodal_generate": {
         "multimodal_path": REQUIRED,
         "prompt_ls": REQUIRED,
         "system_prompt": "",
         "image_tag": None,
+        "answer_schema": None,
     },
-    "multiturn_generate": {"messages": REQUIRED, "system_prompt": ""},
+    "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", "answer_schema": None},
     "vllm_shutdown": {},
 }
 BULK_TOOLS = {
@@ -88,8 +89,9 @@ def test_schemas_keep_to_what_every_client_understands(talk):
                 assert node.get("type") != "array" or "items" in node, (tool.name, node)
 
 
-def test_what_tools_list_shows_is_enough_to_call_them(talk, tmp_path, monkeypatch):
+def test_what_tools_list_shows_is_enough_to_call_them(talk, upstream, tmp_path, monkeypatch):
     """Each argument as its first example says, nothing else known."""
+    upstream.reply = answer('{"city": "Paris", "population": 2100000}')  # as the example of `answer_schema` wants
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from promptmill.core.conversation import Conversation
+from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling
 
@@ -64,6 +65,10 @@ class CallStats:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    repaired: int = 0
+    """Structured answers whose writing was corrected."""
+    asked_again: int = 0
+    """Structured answers that were asked for once more."""
     started: float = field(default_factory=time.monotonic)
     codes: dict[str, int] = field(default_factory=dict)
     """Failures by code."""
@@ -74,13 +79,16 @@ class CallStats:
         """Note something that the caller should know although the call goes on."""
         self.warnings[message] = None
 
+    def fail(self, code: Code) -> None:
+        """Count a failure."""
+        self.failed += 1
+        self.codes[str(code)] = self.codes.get(str(code), 0) + 1
+
     def settle(self, outcome: Outcome) -> None:
         """Count one finished item."""
         self.done += 1
         if not isinstance(outcome, Completion):
-            self.failed += 1
-            code = str(outcome.error.code)
-            self.codes[code] = self.codes.get(code, 0) + 1
+            self.fail(outcome.error.code)
         elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
         self.prompt_tokens += outcome.usage.prompt_tokens

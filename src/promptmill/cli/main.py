@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
 from promptmill.cli.terminal import say
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers 
     from promptmill.config.loading import Configuration
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
+_SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +63,30 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         backend=arguments.backend,
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+        sampling=_sampling(arguments),
     )
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of how answers are made. Raises `PromptmillError`."""
+    file: Path | None = getattr(arguments, "schema", None)
+    if file is None:
+        return {}
+    import json
+
+    from promptmill.answers.response_format import asking_for
+    from promptmill.answers.schema import compile_schema
+    from promptmill.core.conversation import shape
+
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
+    if not isinstance(schema, dict):
+        raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
+    compile_schema(schema, str(file))
+    return {"response_format": asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -174,7 +198,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    shared.add_argument("--backend", metavar="NAME", help="hf, openai or vllm; overrides the file")
+    shared.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
     shared.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )
@@ -197,6 +221,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
     generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")
     generate.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     generate.set_defaults(command=_generate)
 
@@ -208,6 +233,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
         "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
     )
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from promptmill.config.parameter_file import parsed, read
 from promptmill.config.settings import Settings
 from promptmill.core.conversation import shape
 from promptmill.core.errors import config_error
+from promptmill.core.sampling import Sampling
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
 FILE_NAME = "parameter.yaml"
@@ -61,6 +62,19 @@ class ResolvedConfig:
         block = getattr(self.settings.backend_configs, self.backend, None)
         return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
 
+    def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
+
+        Raises `PromptmillError` (`invalid_config`).
+        """
+        if not changes:
+            return self
+        try:
+            sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
+        except ValidationError as error:
+            raise config_error("", explain(error, Sampling, "sampling_params.")) from None
+        return replace(self, settings=self.settings.model_copy(update={"sampling_params": sampling}))
+
 
 @dataclass(frozen=True, slots=True)
 class _Unset:
@@ -94,10 +108,12 @@ class Configuration:
         backend: str | None = None,
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
+        `sampling` is laid over its `sampling_params`.
         `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
@@ -109,6 +125,7 @@ class Configuration:
             backend=backend,
             trust_client=trust_client,
             defaults=defaults,
+            sampling=sampling,
             environ=environ,
         )
 
@@ -122,6 +139,7 @@ class Configuration:
         backend: str | None = None,
         trust_client: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
+        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
@@ -130,6 +148,8 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
+            if sampling:
+                raw["sampling_params"] = {**(raw.get("sampling_params") or {}), **sampling}
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
@@ -259,8 +279,11 @@ def _validated(raw: Mapping[str, Any]) -> Settings:
         raise config_error("", "The configuration is nested too deeply.") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one."""
+def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
+    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one.
+
+    `above` is the path of `model` itself.
+    """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
         location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
@@ -273,7 +296,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
                 message = "should hold keys and values"
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
             lines.setdefault(path, f"{message}{got}.")
-    told = [f"{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
 

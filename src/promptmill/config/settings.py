@@ -120,12 +120,31 @@ class VLLMSettings(Block):
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
 
 
+class OpenVINOSettings(Block):
+    """A model on this machine's CPU with OpenVINO, without torch."""
+
+    model_name_or_path: str | None = Field(
+        None,
+        description="A folder in OpenVINO's format, a GGUF file (Llama and Qwen families), a model hub name, or "
+        "`smollm2-135m-instruct`, the embedded model.",
+    )
+    gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads that compute; default: one per core.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format to compute in; `auto`: the fastest of this processor."
+    )
+    cache_gb: int | None = Field(
+        None, ge=1, description="GiB for what running prompts have computed; default: a quarter of free memory."
+    )
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
     openai: OpenAISettings = OpenAISettings()
     hf: HFSettings = HFSettings()
     vllm: VLLMSettings = VLLMSettings()
+    openvino: OpenVINOSettings = OpenVINOSettings()
 
 
 class Settings(Block):
@@ -148,6 +167,9 @@ class Settings(Block):
     unsupported: Literal["warn", "error"] = Field(
         "warn", description="What a parameter does that a backend cannot take."
     )
+    schema_retries: int = Field(
+        1, ge=0, le=10, description="How often an answer is asked for again that does not satisfy its schema."
+    )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."
     )
@@ -165,7 +187,7 @@ class Settings(Block):
     fetch_images: bool = Field(
         False,
         description="Download web images here, instead of passing their URLs on; from public addresses only. "
-        "`hf` and `vllm` always do, having nobody to pass a URL on to.",
+        "Engines that run here always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
     max_result_bytes: int = Field(

@@ -28,6 +28,7 @@ class Code(StrEnum):
     EMPTY_ANSWER = "empty_answer"
     OPEN_REASONING = "open_reasoning"
     CONTENT_FILTER = "content_filter"
+    INVALID_ANSWER = "invalid_answer"
     # the way there
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
@@ -77,6 +78,9 @@ _TRAITS: dict[Code, _Trait] = {
         False, "Change `stop` or the prompt, or set `reasoning: inline` to get the text as the model gave it."
     ),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
+    Code.INVALID_ANSWER: _Trait(
+        True, "Simplify the schema, describe its fields, raise `schema_retries`, or use a stronger model."
+    ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
     Code.CONNECTION_LOST: _Trait(True, "The endpoint or something between closed the connection; try again."),

@@ -16,6 +16,9 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
 
 NO_USAGE = Usage()
 
@@ -53,12 +56,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost."""
+    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost.
+
+    `text` is what the model said where that could not be taken for an answer.
+    """
 
     error: PromptmillError
     attempts: int = 0
     latency_s: float = 0.0
     usage: Usage = field(default=NO_USAGE)
+    text: str = ""
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""

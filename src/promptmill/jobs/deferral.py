@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Outcome
@@ -28,21 +29,22 @@ _CHARACTERS_PER_S = 1.5e7
 class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (all that a call is)
         self,
         service: Service,
         running_jobs: RunningJobs,
         items: Sequence[Conversation | PromptmillError],
         stats: CallStats,
         system_prompt: str,
+        plan: ResolvedConfig,
     ) -> None:
-        """The time began with `stats`, as far as this call is concerned."""
+        """The time began with `stats`, as far as this call is concerned; `plan` is the call's own."""
         self._service = service
         self._board = running_jobs
         self._items = items
         self._scope = stats
-        self._plan = service.plan
-        self._system_prompt = system_prompt or service.plan.settings.system_prompt
+        self._plan = plan
+        self._system_prompt = system_prompt or plan.settings.system_prompt
         self._sink = DivertedSink(len(items))
         self._work: asyncio.Future[PromptmillError | None] | None = None
         self._left: list[int] = []
@@ -54,7 +56,9 @@ class DeadlineCall:
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded.
         """
         work = asyncio.ensure_future(
-            self._service.answer(self._items, self._sink, self._scope, system_prompt=self._system_prompt)
+            self._service.answer(
+                self._items, self._sink, self._scope, system_prompt=self._system_prompt, plan=self._plan
+            )
         )
         self._work = work
         try:

@@ -121,6 +121,22 @@ SystemPrompt = Annotated[
         examples=["Answer in one word."],
     ),
 ]
+AnswerSchema = Annotated[
+    dict[str, Any] | None,
+    Loose,
+    Field(
+        description="JSON Schema that every answer must satisfy; an answer is then a JSON text. Leave it out for free "
+        "text. Describe fields with `description`, and set `additionalProperties: false`.",
+        examples=[
+            {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "population": {"type": "integer"}},
+                "required": ["city", "population"],
+                "additionalProperties": False,
+            }
+        ],
+    ),
+]
 Images = Annotated[
     list[Annotated[list[str], Loose]],
     _items(_image_list),
@@ -160,8 +176,9 @@ BackendConfigs = Annotated[
     Field(
         description="Settings by backend name, laid over the configured ones key by key; {} changes none. Keys of "
         "`openai`: model_name, base_url, api_key_env (the variable that holds the key), concurrency, retries, rpm, "
-        "tpm, timeout, …; of `hf`: model_name_or_path, device, batch_size, dtype, …; of `vllm`: model_name_or_path, "
-        "gpu_ids, gpu_memory_utilization and any engine argument.",
+        "tpm, timeout, …; of `hf`: model_name_or_path, device, batch_size, dtype, …; of `openvino`: "
+        "model_name_or_path, threads, precision, …; of `vllm`: model_name_or_path, gpu_ids, gpu_memory_utilization and "
+        "any engine argument.",
         examples=[
             {"openai": {"model_name": "Qwen/Qwen3-8B", "base_url": "http://localhost:8000/v1"}},
             {"hf": {"model_name_or_path": "smollm2-135m-instruct"}},
@@ -204,10 +221,10 @@ BackendName = Annotated[
     Field(
         description="Which backend answers from now on. Better give it: left out, it is `vllm`, unless the "
         "configuration names another that runs now and `backend_configs` is about that one alone. "
-        "`openai`: any OpenAI-compatible endpoint; `hf`: a transformers model on the server's machine; `vllm`: a vLLM "
-        "engine on the server's GPUs.",
+        "`openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's machine; `hf`: a "
+        "transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],
-        json_schema_extra={"enum": ["hf", "openai", "vllm"]},
+        json_schema_extra={"enum": ["hf", "openai", "openvino", "vllm"]},
     ),
 ]
 JobId = Annotated[

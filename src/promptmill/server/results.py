@@ -35,6 +35,11 @@ ANSWERS: dict[str, Any] = {
                     "message": {"type": "string"},
                     "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
                     "attempts": {"type": "integer", "description": "Requests made for it."},
+                    "text": {
+                        "type": "string",
+                        "description": "With code `invalid_answer`: what the model said, which does not satisfy "
+                        "`answer_schema`.",
+                    },
                 },
                 "required": ["index", "code", "message", "retryable", "attempts"],
             },

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 
+from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results
-from promptmill.server.arguments import Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server.arguments import AnswerSchema, Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, result_of
 from promptmill.server.tool_errors import said
@@ -36,7 +39,12 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def generate(ctx: Context, prompt_ls: Prompts, system_prompt: SystemPrompt = "") -> ToolResult:
+    async def generate(
+        ctx: Context,
+        prompt_ls: Prompts,
+        system_prompt: SystemPrompt = "",
+        answer_schema: AnswerSchema = None,
+    ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
         Returns `ans_ls`: one answer per prompt, in the order of the prompts. A prompt that fails has the answer "" and
@@ -44,25 +52,26 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats = CallStats(total=len(prompt_ls))
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
         items: list[Conversation | PromptmillError] = []
         for index, item in enumerate(prompt_ls):
             items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
             if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-        return await answers.of(ctx, items, stats, system_prompt)
+        return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
         output_schema=ANSWERS,
         annotations=ToolAnnotations(title="Answer prompts about images", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def multimodal_generate(
+    async def multimodal_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         multimodal_path: Images,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
+        answer_schema: AnswerSchema = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -73,13 +82,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
-        stats = CallStats(total=len(prompt_ls))
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
         tag = image_tag or service.plan.settings.image_tag
         items = [
             _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
             for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
         ]
-        return await answers.of(ctx, items, stats, system_prompt)
+        return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
         output_schema=ANSWERS,
@@ -90,13 +99,15 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         ctx: Context,
         messages: Messages,
         system_prompt: SystemPrompt = "",
+        answer_schema: AnswerSchema = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = conversation_from_messages(messages, "messages")
-        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt)
+        plan = answers.plan(answer_schema)
+        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
 
 
 def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | None) -> Conversation | PromptmillError:
@@ -113,48 +124,63 @@ class _Answers:
         self._service = service
         self._board = running_jobs
 
+    def plan(self, answer_schema: Mapping[str, Any] | None) -> ResolvedConfig:
+        """Return the plan of a call. Raises `PromptmillError` (`invalid_input`) for a schema that cannot be used."""
+        plan = self._service.plan
+        if answer_schema is None:
+            return plan
+        compile_schema(answer_schema)
+        return plan.with_sampling({"response_format": asking_for(answer_schema)})
+
     async def of(
-        self, ctx: Context, items: Sequence[Conversation | PromptmillError], stats: CallStats, system_prompt: str
+        self,
+        ctx: Context,
+        items: Sequence[Conversation | PromptmillError],
+        stats: CallStats,
+        system_prompt: str,
+        plan: ResolvedConfig,
     ) -> ToolResult:
-        """Answer `items`; within `max_call_s`, where that is set."""
+        """Answer `items` as `plan` says; within `max_call_s`, where that is set."""
         service = self._service
-        any_failure = service.plan.settings.on_error == "raise"
-        if service.plan.settings.max_call_s is None:
-            work = service.generate(items, stats, system_prompt=system_prompt)
+
+        async def keep(outcomes: Sequence[Outcome]) -> str:
+            from promptmill.jobs import kept_call
+
+            asked = system_prompt or plan.settings.system_prompt
+            return await kept_call.keep(self._board(), items, outcomes, asked, plan)
+
+        if plan.settings.max_call_s is None:
+            work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
-            return await self._result(ctx, items, outcomes, stats, system_prompt, any_failure=any_failure)
+            return await self._result(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
-        call = DeadlineCall(service, self._board(), items, stats, system_prompt)
+        call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()
         finally:
             call.abandon()
-        return await self._result(ctx, items, outcomes, spent, system_prompt, any_failure=any_failure, job_id=job_id)
+        return await self._result(ctx, outcomes, spent, plan, keep, job_id=job_id)
 
     async def _result(
         self,
         ctx: Context,
-        items: Sequence[Conversation | PromptmillError],
         outcomes: Sequence[Outcome],
         stats: CallStats,
-        system_prompt: str,
+        plan: ResolvedConfig,
+        keep: Callable[[Sequence[Outcome]], Awaitable[str]],
         *,
-        any_failure: bool,
         job_id: str | None = None,
     ) -> ToolResult:
-        """Return the result; one that the client could not take is kept as a job."""
+        """Return the result; what the client could not take is kept as a job."""
+        any_failure = plan.settings.on_error == "raise"
         result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
-        plan = self._service.plan
         most = large_results.most_bytes(ctx, plan)
         if most is None or large_results.message_bytes(result) <= most:
             return result
-        from promptmill.jobs.kept_call import keep
-
         try:
-            system_prompt = system_prompt or plan.settings.system_prompt
-            kept_id = await keep(self._board(), items, outcomes, system_prompt, plan)
+            kept_id = await keep(outcomes)
         except PromptmillError as error:
             stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
             return result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)

@@ -20,7 +20,7 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return an entry per failed item: index, code, message, retryable, attempts."""
+    """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
     return [
         {
             "index": index,
@@ -28,6 +28,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "message": str(outcome.error),
             "retryable": outcome.error.retryable,
             "attempts": outcome.attempts,
+            **({"text": outcome.text} if outcome.text else {}),
         }
         for index, outcome in enumerate(outcomes)
         if isinstance(outcome, Failure)
@@ -63,6 +64,7 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
+    found |= {name: count for name in ("repaired", "asked_again") if (count := getattr(stats, name))}
     if stats.warnings:
         found["warnings"] = list(stats.warnings)
     return found

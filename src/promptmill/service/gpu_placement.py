@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from promptmill.config.loading import ResolvedConfig
-from promptmill.config.settings import HFSettings, VLLMSettings
+from promptmill.config.settings import HFSettings, OpenVINOSettings, VLLMSettings
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
@@ -21,23 +21,31 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
     ours, theirs = _engine(old), _engine(new)
     if ours is None or theirs is None:
         return True
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
+        elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
+        return elsewhere or _enough_memory(theirs)
     if ours.gpu_ids and theirs.gpu_ids:
         return not set(ours.gpu_ids) & set(theirs.gpu_ids)
     return not _has_accelerator() and _enough_memory(theirs)
 
 
-def _engine(plan: ResolvedConfig) -> HFSettings | VLLMSettings | None:
+def _engine(plan: ResolvedConfig) -> HFSettings | VLLMSettings | OpenVINOSettings | None:
     blocks = plan.settings.backend_configs
-    if plan.backend == "hf":
-        return blocks.hf
-    return blocks.vllm if plan.backend == "vllm" else None
+    match plan.backend:
+        case "hf":
+            return blocks.hf
+        case "openvino":
+            return blocks.openvino
+        case "vllm":
+            return blocks.vllm
+    return None
 
 
 def _has_accelerator() -> bool:
     return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
-def _enough_memory(settings: HFSettings | VLLMSettings) -> bool:
+def _enough_memory(settings: HFSettings | VLLMSettings | OpenVINOSettings) -> bool:
     folder = Path(settings.model_name_or_path or "")
     weights = (
         sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.service.wrappers import wrapped
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
@@ -41,7 +42,7 @@ class LoadedBackend:
 
     async def _load(self, after: LoadedBackend | None) -> None:
         try:
-            backend = await self._create(self.plan)
+            backend = wrapped(await self._create(self.plan), self.plan)
             while after is not None:
                 before = after.leaving  # which it was to replace, and may not have yet
                 self._report("waiting for running calls to end")

@@ -16,6 +16,7 @@ BACKENDS = MappingProxyType(
     {
         "openai": "promptmill.backends.openai.backend",
         "hf": "promptmill.backends.engines.host",
+        "openvino": "promptmill.backends.engines.host",
         "vllm": "promptmill.backends.engines.host",
     }
 )

@@ -104,9 +104,16 @@ class Service:
         return self._configuration.backend
 
     async def generate(
-        self, items: Sequence[Conversation | PromptmillError], stats: CallStats, *, system_prompt: str = ""
+        self,
+        items: Sequence[Conversation | PromptmillError],
+        stats: CallStats,
+        *,
+        system_prompt: str = "",
+        plan: ResolvedConfig | None = None,
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
+
+        `plan` is the call's own, where it asks for more than the configuration says (`ResolvedConfig.with_sampling`).
 
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
@@ -116,7 +123,7 @@ class Service:
         unanswered: PromptmillError | None
         try:
             async with asyncio.timeout(limit_s):
-                unanswered = await self.answer(items, sink, stats, system_prompt=system_prompt)
+                unanswered = await self.answer(items, sink, stats, system_prompt=system_prompt, plan=plan)
         except TimeoutError:
             unanswered = too_long(limit_s)
         except PromptmillError as error:
@@ -127,13 +134,19 @@ class Service:
         return sink.result(unanswered)
 
     async def answer(
-        self, items: Sequence[Conversation | PromptmillError], sink: Sink, stats: CallStats, *, system_prompt: str = ""
+        self,
+        items: Sequence[Conversation | PromptmillError],
+        sink: Sink,
+        stats: CallStats,
+        *,
+        system_prompt: str = "",
+        plan: ResolvedConfig | None = None,
     ) -> PromptmillError | None:
         """Answer `items` into `sink`, however long it takes; the keys are their positions.
 
         Returns why items were left without an outcome, None when none was. Raises as `generate` does.
         """
-        settings = self.plan.settings
+        settings = (plan or self.plan).settings
         with self.calls.counted(stats):
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):

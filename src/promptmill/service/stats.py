@@ -12,7 +12,16 @@ from typing import Any
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code
 
-_COUNTS = ("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens")
+_COUNTS = (
+    "done",
+    "failed",
+    "requests",
+    "retries",
+    "prompt_tokens",
+    "completion_tokens",
+    "repaired",
+    "asked_again",
+)
 
 
 class ServiceStats:

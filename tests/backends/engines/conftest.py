@@ -110,11 +110,16 @@ def desk(runner: asyncio.Runner) -> Desk:
 
 
 def plan_of(
-    model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any
+    model: str | Path,
+    *,
+    backend: str = "hf",
+    call: dict[str, Any] | None = None,
+    trust_client: bool = False,
+    **keys: Any,
 ) -> ResolvedConfig:
-    raw: dict[str, Any] = {"backend": "hf", "unsupported": keys.pop("unsupported", "warn")}
-    raw["backend_configs"] = {"hf": {"model_name_or_path": str(model), **keys}}
-    overrides = Overrides(backend_configs={"hf": call} if call else {})
+    raw: dict[str, Any] = {"backend": backend, "unsupported": keys.pop("unsupported", "warn")}
+    raw["backend_configs"] = {backend: {"model_name_or_path": str(model), **keys}}
+    overrides = Overrides(backend_configs={backend: call} if call else {})
     return Configuration(raw, trust_client=trust_client).overlaid(overrides)
 
 
@@ -148,10 +153,25 @@ def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
 
 
 @pytest.fixture(scope="session")
-def engine(desk: Desk) -> Iterator[EngineHost]:
-    """The embedded model in float32, in which batches answer exactly as single prompts do."""
+def engine_of(desk: Desk) -> Iterator[Callable[[str], EngineHost]]:
+    """The embedded model by backend, in float32, in which batches answer exactly as single prompts do."""
+    loaded: dict[str, EngineHost] = {}
     with _engines(desk) as make:
-        yield make(EMBEDDED, dtype="float32")
+
+        def get(backend: str) -> EngineHost:
+            if backend == "openvino":
+                pytest.importorskip("openvino_genai")
+            if backend not in loaded:
+                number_format = {"openvino": "precision"}.get(backend, "dtype")
+                loaded[backend] = make(EMBEDDED, backend=backend, **{number_format: "float32"})
+            return loaded[backend]
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def engine(engine_of: Callable[[str], EngineHost]) -> EngineHost:
+    return engine_of("hf")
 
 
 @pytest.fixture(scope="session")

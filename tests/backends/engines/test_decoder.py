@@ -42,10 +42,21 @@ def model(tiny):
 
 def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     """Its marks are of another length than its tokens, so nothing is computed."""
-    rows = [RunningSequence(1, number, [5 + number] * 9, 200, frozenset(), SamplerState()) for number in range(4)]
+    rows = [
+        RunningSequence(
+            run=1, number=number, prompt=[5 + number] * 9, limit=200, ends=frozenset(), choice=SamplerState()
+        )
+        for number in range(4)
+    ]
     rows.append(
         RunningSequence(
-            2, 4, [7] * 9, 5, frozenset(), SamplerState(), sight=ImageInputs({}, {"marks": torch.zeros((1, 30))})
+            run=2,
+            number=4,
+            prompt=[7] * 9,
+            limit=5,
+            ends=frozenset(),
+            choice=SamplerState(),
+            image_inputs=ImageInputs({}, {"marks": torch.zeros((1, 30))}),
         )
     )
     schedule, channel = Schedule(), Channel(len(rows))

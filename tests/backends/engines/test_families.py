@@ -99,7 +99,10 @@ def _load(folder: Path):
 
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:
-    rows = [RunningSequence(1, n, prompt, lengths[n], frozenset(), SamplerState()) for n, prompt in enumerate(prompts)]
+    rows = [
+        RunningSequence(run=1, number=n, prompt=prompt, limit=lengths[n], ends=frozenset(), choice=SamplerState())
+        for n, prompt in enumerate(prompts)
+    ]
     schedule, channel = Schedule(model.border), _Channel(len(rows))
     for row in rows:
         schedule.add(row)

@@ -14,7 +14,7 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 
 
 def row(run: int, length: int = 10) -> RunningSequence:
-    return RunningSequence(run, 0, [0] * length, 5, frozenset(), SamplerState())
+    return RunningSequence(run=run, number=0, prompt=[0] * length, limit=5, ends=frozenset(), choice=SamplerState())
 
 
 @pytest.fixture

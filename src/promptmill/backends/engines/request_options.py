@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE
 from promptmill.core.conversation import shape
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+
+CHARACTERS_PER_TOKEN = 16
+"""More than texts have, so that what is longer is known to be too long from its beginning."""
 
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer when neither the request nor the model's generation defaults say."""
@@ -60,6 +63,23 @@ def template_options(
     return {"add_generation_prompt": True, **options}
 
 
+def split_stops(
+    wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
+) -> tuple[list[str], frozenset[int]]:
+    """Return the stop strings, and the tokens that end an answer: a stop that is a special token is one."""
+    stops = [stop for stop in wanted if stop]
+    if len(stops) < len(wanted):
+        warnings.append("An empty stop string was left out.")
+    return [stop for stop in stops if stop not in special], frozenset(
+        special[stop] for stop in stops if stop in special
+    )
+
+
+def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
+    """Return whether a request without a temperature wants tokens drawn: who says how to choose wants a choice."""
+    return by_default or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
+
+
 def special_tokens(tokenizer: Any) -> dict[str, int]:
     """Return the tokens that are left out of every answer's text, by name: a stop string cannot be found there."""
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in getattr(tokenizer, "all_special_tokens", ())}
@@ -76,6 +96,25 @@ def refuse(warnings: Iterable[str]) -> None:
     """Raise `PromptmillError` (`unsupported`) when something was not done as asked, as `unsupported: error` wants."""
     if refused := [text for text in warnings if text is not NO_TEMPLATE]:
         raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
+
+
+def refused_by_template(error: Exception) -> PromptmillError:
+    """Return the error of a conversation for which the chat template raised `error`."""
+    reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+    return input_error(
+        f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
+        "Change the order or the roles of the turns, or `chat_template_kwargs`.",
+    )
+
+
+def too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:
+    """Return the error of a prompt of `found` tokens for a model that takes `context`."""
+    counted = ", images included" if images else ""
+    return PromptmillError(
+        Code.CONTEXT_LENGTH,
+        f"The prompt has {found} tokens{counted}; the model takes {context}, prompt and answer together.",
+        "Send fewer or smaller images, or less text." if images else None,
+    )
 
 
 def empty_prompt() -> PromptmillError:

@@ -62,8 +62,8 @@ def trusts_remote_code(plan: ResolvedConfig) -> bool:
     """
     block = getattr(plan.settings.backend_configs, plan.backend)
     operator = getattr(plan.operator.backend_configs, plan.backend)
-    if not block.trust_remote_code or plan.trust_client:
-        return bool(block.trust_remote_code)
+    if not getattr(block, "trust_remote_code", False) or plan.trust_client:
+        return bool(getattr(block, "trust_remote_code", False))
     if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
         path = f"backend_configs.{plan.backend}.trust_remote_code"
         raise config_error(path, f"a call may not switch this on; {_SWITCH}")

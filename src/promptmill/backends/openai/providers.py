@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import SplitResult
 
+from promptmill.backends.openai.json_form import JsonForm
+
 _VLLM_ONLY = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -24,8 +26,8 @@ def _no_names() -> Mapping[str, str]:
 class ProviderProfile:
     """One row. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
 
-    `thinking` says where `enable_thinking` goes. `reasoning_models` names models that take `max_completion_tokens`
-    and refuse `reasoning_refused`.
+    `thinking` says where `enable_thinking` goes, `json_form` how JSON is asked for. `reasoning_models` names models
+    that take `max_completion_tokens` and refuse `reasoning_refused`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ProviderProfile:
     renamed: Mapping[str, str] = field(default_factory=_no_names)
     refused: frozenset[str] = frozenset()
     thinking: Literal["template", "top_level", "refused"] = "template"
+    json_form: JsonForm = "schema"
     reasoning_models: re.Pattern[str] | None = None
     reasoning_refused: frozenset[str] = frozenset()
 
@@ -44,6 +47,7 @@ _OPENAI = ProviderProfile(
     ("api.openai.com",),
     refused=_VLLM_ONLY,
     thinking="refused",
+    json_form="strict",
     reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
     reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
 )
@@ -59,14 +63,18 @@ DIALECTS = (
         refused=_VLLM_ONLY,
         thinking="refused",
     ),
-    ProviderProfile("groq", ("api.groq.com",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile("groq", ("api.groq.com",), refused=_VLLM_ONLY, thinking="refused", json_form="object"),
     ProviderProfile("google", ("generativelanguage.googleapis.com",), refused=_VLLM_ONLY, thinking="refused"),
-    ProviderProfile("dashscope", ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"), thinking="top_level"),
-    ProviderProfile("siliconflow", ("api.siliconflow.cn", "api.siliconflow.com"), thinking="top_level"),
-    ProviderProfile("anthropic", ("api.anthropic.com",), refused=_VLLM_ONLY, thinking="refused"),
-    ProviderProfile("deepseek", ("api.deepseek.com",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile(
+        "dashscope", ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"), thinking="top_level", json_form="object"
+    ),
+    ProviderProfile(
+        "siliconflow", ("api.siliconflow.cn", "api.siliconflow.com"), thinking="top_level", json_form="object"
+    ),
+    ProviderProfile("anthropic", ("api.anthropic.com",), refused=_VLLM_ONLY, thinking="refused", json_form="words"),
+    ProviderProfile("deepseek", ("api.deepseek.com",), refused=_VLLM_ONLY, thinking="refused", json_form="object"),
     ProviderProfile("xai", ("api.x.ai",), refused=_VLLM_ONLY, thinking="refused"),
-    ProviderProfile("cerebras", ("api.cerebras.ai",), refused=_VLLM_ONLY, thinking="refused"),
+    ProviderProfile("cerebras", ("api.cerebras.ai",), refused=_VLLM_ONLY, thinking="refused", json_form="strict"),
     ProviderProfile("openrouter", ("openrouter.ai",), refused=frozenset({"chat_template_kwargs"}), thinking="refused"),
     ProviderProfile("together", ("api.together.xyz", "api.together.ai")),
     ProviderProfile("fireworks", ("api.fireworks.ai",)),

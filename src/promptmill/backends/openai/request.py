@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.json_form import asked_of, with_words
 from promptmill.backends.openai.providers import translate
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable, shape
@@ -20,6 +21,16 @@ from promptmill.core.sampling import Sampling
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
+
+
+class _Head(NamedTuple):
+    """What is alike in all requests with the same parameters."""
+
+    text: bytes
+    refused: list[str]
+    words: str
+    """What the model is told beside the conversation."""
+    parameters: tuple[Sampling, Mapping[str, Any]]
 
 
 class RequestEncoder:
@@ -31,11 +42,11 @@ class RequestEncoder:
         self._enable_thinking = enable_thinking
         self._stream = stream
         # keyed by identity, because a call's items share the objects; they are kept so that an id is never reused
-        self._heads: dict[tuple[int, int], tuple[bytes, list[str], Sampling, Mapping[str, Any]]] = {}
+        self._heads: dict[tuple[int, int], _Head] = {}
 
     def refused(self, request: Request) -> list[str]:
         """Return the names of the request's parameters that the endpoint cannot take."""
-        return self._head(request)[1]
+        return self._head(request).refused
 
     def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes | list[bytes]:
         """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent as they are.
@@ -43,8 +54,9 @@ class RequestEncoder:
         Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
         """
         try:
-            head = self._head(request)[0]
-            messages = request.conversation.messages
+            found = self._head(request)
+            head, conversation = found.text, request.conversation
+            messages = (with_words(conversation, found.words) if found.words else conversation).messages
             if not images:
                 return b"%b[%b]}" % (head, b",".join([_message(message) for message in messages]))
             pieces = [head + b"["]
@@ -71,13 +83,13 @@ class RequestEncoder:
         except (PromptmillError, TypeError):
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
-    def _head(self, request: Request) -> tuple[bytes, list[str], Sampling, Mapping[str, Any]]:
+    def _head(self, request: Request) -> _Head:
         identity = (id(request.sampling), id(request.extra))
         head = self._heads.get(identity)
         if head is None:
             if len(self._heads) >= 1024:  # requests that each bring their own parameters
                 self._heads.clear()
-            body, refused = self._parameters(request.sampling, request.extra)
+            body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps({"model": self._model, **body})
             except TypeError:  # orjson's error is one
@@ -86,10 +98,11 @@ class RequestEncoder:
                     "`sampling_params` or `extra_params` hold half a surrogate pair, a number above 64 bits "
                     "or too deep a nesting, which JSON cannot carry.",
                 ) from None
-            head = self._heads[identity] = (text[:-1] + b',"messages":', refused, request.sampling, request.extra)
+            head = _Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
+            self._heads[identity] = head
         return head
 
-    def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], str]:
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
         ours.pop("reasoning", None)  # how the answer is read, which is no affair of the endpoint's
@@ -100,12 +113,18 @@ class RequestEncoder:
         if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
         as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
+        words = ""
+        if sampling.response_format is not None:
+            form, words = asked_of(self._endpoint.profile.json_form, sampling.response_format)
+            ours |= {"response_format": form}
+            if form is None:
+                del ours["response_format"]
         body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), {**given, **ours})
         if as_given is not None:
             body["enable_thinking"] = as_given
         if self._stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return body, refused + [name for name in extra if name in _OURS]
+        return body, refused + [name for name in extra if name in _OURS], words
 
 
 def _message(message: Message) -> bytes:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
-from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.intake import Intake
 from promptmill.backends.engines.model_location import locate, require_packages
-from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.frames import Frame, packed_error
-
-if TYPE_CHECKING:
-    from promptmill.backends.engines.hf.prompt import PromptBuilder
-    from promptmill.backends.engines.hf.schedule import Schedule
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
@@ -41,7 +34,8 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     model = load_model(location, options, report)
     schedule = Schedule(model.border)
-    intake = _Intake(PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error"), schedule, channel)
+    prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
+    intake = Intake(prompts.row, schedule, channel)
     batch_size = options["batch_size"]
     chunk = hardware.prompt_chunk(model.device.type, model.parameters)
     decoder = Decoder(model, schedule, channel, batch_size, chunk)
@@ -66,55 +60,3 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "400")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-class _Intake:
-    """Messages in, rows into the schedule: one thread reads, another renders and tokenizes, run by run in turn.
-
-    Two, so that a cancellation is heard while a prompt of megabytes is tokenized.
-    """
-
-    def __init__(self, prompts: PromptBuilder, schedule: Schedule, channel: Channel) -> None:
-        self._prompts = prompts
-        self._schedule = schedule
-        self._channel = channel
-        self._changed = threading.Condition()
-        self._submitted: dict[int, deque[Frame]] = {}
-        threading.Thread(target=self._prepare, name="prepare", daemon=True).start()
-
-    def handle(self, message: Frame) -> None:
-        """Take a message from the server."""
-        with self._changed:
-            if message["type"] == "submit":
-                self._submitted.setdefault(message["run"], deque()).append(message)
-                self._changed.notify()
-            elif message["type"] == "cancel":
-                self._submitted.pop(message["run"], None)
-                self._schedule.cancel(message["run"])
-
-    def _prepare(self) -> None:
-        while True:
-            message = self._next()
-            try:
-                self._schedule.add(self._prompts.row(message))
-            except Exception as error:  # noqa: BLE001 (this item's alone)
-                if not isinstance(error, PromptmillError):
-                    reason = redact((str(error).splitlines() or [""])[0])[:200]
-                    error = PromptmillError(
-                        Code.INTERNAL, f"The prompt could not be prepared: {type(error).__name__}: {reason}"
-                    )
-                self._channel.send(
-                    {"type": "outcome", "run": message["run"], "id": message["id"], "error": packed_error(error)}
-                )
-
-    def _next(self) -> Frame:
-        """Return the next message of the run whose turn it is, waiting for one."""
-        with self._changed:
-            while not self._submitted:
-                self._changed.wait()
-            run, queue = next(iter(self._submitted.items()))
-            del self._submitted[run]
-            message = queue.popleft()
-            if queue:
-                self._submitted[run] = queue  # behind the others
-            return message

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from promptmill.backends.engines.hf.cache import can_merge, is_common
 from promptmill.backends.engines.hf.constraints import Constraints
-from promptmill.backends.engines.hf.texts import Texts
+from promptmill.backends.engines.texts import Texts
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision

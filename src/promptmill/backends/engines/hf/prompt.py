@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
@@ -13,20 +13,22 @@ from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
+    CHARACTERS_PER_TOKEN,
     DEFAULT_MAX_TOKENS,
     LONGEST,
+    draws,
     empty_prompt,
     longest_answer,
     not_known,
     refuse,
+    refused_by_template,
     special_tokens,
+    split_stops,
     template_options,
+    too_long,
     warn_of_left_out,
 )
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.system.frames import Frame
-
-_CHARACTERS_PER_TOKEN = 16  # more than texts have, so that what is longer is known to be too long from its beginning
 
 
 class PromptBuilder:
@@ -53,9 +55,9 @@ class PromptBuilder:
         sampling: dict[str, Any] = message["sampling"]
         options = self._template_options(sampling, message["extra"], warnings)
         text, special = self._rendered(message["messages"], options, warnings)
-        stops, ends = self._stops(sampling.get("stop") or (), warnings)
-        if message["extra"].get("ignore_eos"):
-            ends -= self._model.ends
+        stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
+        if not message["extra"].get("ignore_eos"):
+            ends |= self._model.ends
         choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
         if self._refuse:
             refuse(warnings)
@@ -103,20 +105,8 @@ class PromptBuilder:
                 turns, chat_template=self._template, tokenize=False, **options
             )
         except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
-            reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
-            raise input_error(
-                f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
-                "Change the order or the roles of the turns, or `chat_template_kwargs`.",
-            ) from None
+            raise refused_by_template(error) from None
         return text, False
-
-    def _stops(self, wanted: Sequence[str], warnings: list[str]) -> tuple[list[str], frozenset[int]]:
-        """Return the stop strings, and the tokens that end an answer: a stop that is a special token is one."""
-        stops = [stop for stop in wanted if stop]
-        if len(stops) < len(wanted):
-            warnings.append("An empty stop string was left out.")
-        ends = self._model.ends | {self._special[stop] for stop in stops if stop in self._special}
-        return [stop for stop in stops if stop not in self._special], ends
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
         """Return how the row chooses: what the request says, else the model's generation defaults."""
@@ -129,9 +119,8 @@ class PromptBuilder:
 
         temperature = sampling.get("temperature")
         if temperature is None:
-            # who says how to choose wants a choice
-            draws = defaults.do_sample or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
-            temperature = given("temperature", 1.0) if draws else 0.0
+            drawing = draws(sampling, by_default=bool(defaults.do_sample))
+            temperature = given("temperature", 1.0) if drawing else 0.0
         return SamplerState(
             temperature=float(temperature),
             top_k=max(0, int(given("top_k", 0))),
@@ -154,18 +143,18 @@ class PromptBuilder:
             tokens = self._tokens(text, special=special)
         context = self._model.context
         if context is not None and len(tokens) >= context:
-            raise _too_long(str(len(tokens)), context, images=bool(images))
+            raise too_long(str(len(tokens)), context, images=bool(images))
         if not tokens:
             raise empty_prompt()
         return tokens, image_inputs
 
     def _check_length(self, text: str, *, special: bool) -> None:
         context = self._model.context
-        if context is not None and len(text) > (enough := context * _CHARACTERS_PER_TOKEN):
+        if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
             # megabytes take seconds and gigabytes to split: if their beginning is too long, they are
             found = len(self._tokens(text[:enough], special=special))
             if found > context:
-                raise _too_long(f"at least {found}", context)
+                raise too_long(f"at least {found}", context)
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]
@@ -174,15 +163,6 @@ class PromptBuilder:
     def _limit(self, wanted: int | None, used: int) -> int:
         most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
-
-
-def _too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:
-    counted = ", images included" if images else ""
-    return PromptmillError(
-        Code.CONTEXT_LENGTH,
-        f"The prompt has {found} tokens{counted}; the model takes {context}, prompt and answer together.",
-        "Send fewer or smaller images, or less text." if images else None,
-    )
 
 
 def _template(source: Any) -> str | None:

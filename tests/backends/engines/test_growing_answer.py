@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.hf.texts import Texts
+from promptmill.backends.engines.growing_answer import GrowingAnswer
+from promptmill.backends.engines.texts import Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -55,7 +54,7 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
-        row = RunningSequence(1, 1, [5], 10**6, frozenset(), SamplerState(), stops=stops)
+        row = GrowingAnswer(run=1, number=1, prompt=[5], limit=10**6, ends=frozenset(), stops=stops)
         ended = next((n for n, token in enumerate(tokens) if row.accept(token, texts)), None)
         assert ended is not None, stops
         assert row.text == _cut(tokenizer, tokens, stops)
@@ -68,7 +67,7 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
-        row = RunningSequence(1, 1, [5], limit, frozenset(), SamplerState())
+        row = GrowingAnswer(run=1, number=1, prompt=[5], limit=limit, ends=frozenset())
         assert [row.accept(token, texts) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far

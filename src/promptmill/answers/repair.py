@@ -1,0 +1,105 @@
+"""JSON out of an answer that holds more or less than JSON, where there is no doubt what was meant."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_FENCE = re.compile(r"```[ \t]*(?:json|JSON|json5|jsonc)?[ \t]*\r?\n?(.*?)```", re.DOTALL)
+_LONGEST = 1 << 17  # characters; repairing more would hold up everything else
+_MOST_VALUES = 16
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+# What may differ between what was written and what it was taken for: marks of JSON alone, never a word or a number.
+_MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
+
+
+def load(text: str) -> Any:
+    """Return the value of a JSON text. Raises `ValueError`, for NaN and too deep a nesting as well."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def written(value: Any) -> str:
+    """Return `value` as JSON, `""` for a number that JSON has no form for (1e999 is infinite to Python)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return ""
+
+
+def candidates(text: str) -> Iterator[Any]:
+    """Yield the values that `text` may stand for: what its code fences hold, objects and lists between prose.
+
+    With slips of writing (trailing commas, single quotes, missing quotes) only where the words stay the same.
+    """
+    if len(text) > _LONGEST:
+        return
+    fenced = [found.strip() for found in _FENCE.findall(text)]
+    parts = fenced or [text]
+    seen = False
+    for part in parts:
+        for value in _values(part):
+            seen = True
+            yield value
+    if not seen:
+        for part in parts:
+            if (value := _mended(part)) is not None:
+                yield value
+
+
+def _values(text: str) -> Iterator[Any]:
+    """Yield the JSON values in `text`: the whole of it, or objects and lists between other words."""
+    try:
+        yield load(text)
+        return
+    except ValueError:
+        pass
+    place = found = 0
+    while found < _MOST_VALUES and (start := _next_bracket(text, place)) >= 0:
+        try:
+            value, place = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return  # what stands open here may hold all that follows: that is a case for mending
+        found += 1
+        yield value
+
+
+def _next_bracket(text: str, place: int) -> int:
+    places = [found for mark in "{[" if (found := text.find(mark, place)) >= 0]
+    return min(places, default=-1)
+
+
+def _mended(text: str) -> Any:
+    """Return the one object or list in `text` with its slips of writing corrected, None where there is doubt."""
+    from json_repair import repair_json
+
+    start = _next_bracket(text, 0)
+    if start < 0:
+        return None
+    end = text.rfind("}" if text[start] == "{" else "]")
+    if end < start:
+        return None  # it never ends: cut off, or something else
+    part = text[start : end + 1]
+    try:
+        value = repair_json(part, return_objects=True)
+        same = _words(part) == _words(written(value))
+    except (ValueError, RecursionError, TypeError):
+        return None
+    return value if same and isinstance(value, dict | list) else None
+
+
+def _words(text: str) -> str:
+    """Return what `text` says beside the marks of JSON, and Python's names of its constants."""
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
+    return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")

@@ -1,0 +1,152 @@
+"""JSON Schema of an answer: compiled once, checked for every answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from promptmill.answers import repair
+from promptmill.answers.response_format import schema_of
+from promptmill.core.errors import PromptmillError, input_error
+
+_LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
+_MOST_PROBLEMS = 3
+_MOST_KEPT = 256
+_LONGEST_PROBLEM = 300
+# `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
+_BACKTRACKS = 100_000
+
+
+class Checked(NamedTuple):
+    """What an answer turned out to be: `text` satisfies the schema when `problem` is empty."""
+
+    text: str
+    problem: str = ""
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSchema:
+    """A schema that answers must satisfy. Make one with `compile_schema`."""
+
+    schema: Mapping[str, Any]
+    _validator: Any
+
+    def check(self, text: str, *, complete: bool = True) -> Checked:
+        """Return the answer `text` as it is if it satisfies the schema, else repaired, else with its problem.
+
+        Only what leaves no doubt is repaired (see `repair`), and nothing in an answer that is not `complete`.
+        """
+        try:
+            value = repair.load(text)
+        except ValueError:
+            problem = "it is not JSON"
+        else:
+            if self._validator.is_valid(value):
+                return Checked(text)
+            problem = self._problem(value)
+        if not complete:
+            return Checked(text, problem)
+        found: dict[str, str] = {}
+        for value in repair.candidates(text):
+            problem = self._problem(value)
+            for kept in (value, *self._without_nulls(value)):
+                if self._validator.is_valid(kept) and (written := repair.written(kept)):
+                    found[json.dumps(kept, sort_keys=True)] = written
+                    break
+        if len(found) == 1:
+            return Checked(found.popitem()[1], repaired=True)
+        if found:
+            problem = "it holds several JSON values, and each of them would do"
+        return Checked(text, problem)
+
+    def _problem(self, value: Any) -> str:
+        problems = []
+        for error in self._validator.iter_errors(value):
+            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
+            problems.append(f"at ${place}: {error.message}"[:_LONGEST_PROBLEM])
+            if len(problems) == _MOST_PROBLEMS:
+                break
+        return "; ".join(problems)
+
+    def _without_nulls(self, value: Any) -> Iterator[Any]:
+        """Yield `value` without the fields that are null and may be missing.
+
+        Strict endpoints write null for a field that may be missing, because they let none be.
+        """
+        flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
+        pruned = _pruned(value, flagged, ())
+        if pruned != value:
+            yield pruned
+            return
+        pruned = _pruned(value, None, ())
+        if pruned != value:
+            yield pruned
+
+
+def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
+    """Return `value` without the null fields at `places`, or without any where that is None."""
+    if isinstance(value, dict):
+        return {
+            key: _pruned(inner, places, (*here, key))
+            for key, inner in value.items()
+            if inner is not None or (places is not None and (*here, key) not in places)
+        }
+    if isinstance(value, list):
+        return [_pruned(inner, places, (*here, index)) for index, inner in enumerate(value)]
+    return value
+
+
+def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> AnswerSchema:
+    """Return `schema`, ready to check answers; nothing is fetched for a `$ref` elsewhere.
+
+    Raises `PromptmillError` (`invalid_input`) for what is not a JSON Schema; `where` names it.
+    """
+    import jsonschema_rs  # 20 ms, for those who ask for it
+
+    try:
+        if len(json.dumps(schema)) > _LONGEST_SCHEMA:
+            raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+        validator = jsonschema_rs.validator_for(
+            dict(schema),
+            offline=True,
+            mask="it",
+            pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS),
+        )
+    except PromptmillError:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        # its first line: the others quote the schema
+        reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
+        raise input_error(f"{where} is not a usable JSON Schema: {reason[:200].rstrip('.')}.") from None
+    return AnswerSchema(schema, validator)
+
+
+class SchemaCache:
+    """Compiled schemas of `response_format` values, so that each is compiled once."""
+
+    def __init__(self) -> None:
+        # by identity, because a call's items share the object; kept with it, so that an id is never reused
+        self._by_id: dict[int, tuple[Mapping[str, Any], AnswerSchema | None]] = {}
+        self._by_content: dict[str, AnswerSchema] = {}
+
+    def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
+        """Return the schema that `wanted` asks for, None for none. Raises `PromptmillError` (`invalid_input`)."""
+        known = self._by_id.get(id(wanted))
+        if known is None:
+            if len(self._by_id) >= _MOST_KEPT:  # rows that each bring their own
+                self._by_id.clear()
+            schema = schema_of(wanted)
+            known = self._by_id[id(wanted)] = (wanted, None if schema is None else self._compiled(schema))
+        return known[1]
+
+    def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
+        content = json.dumps(schema, sort_keys=True)
+        found = self._by_content.get(content)
+        if found is None:
+            if len(self._by_content) >= _MOST_KEPT:
+                self._by_content.clear()
+            found = self._by_content[content] = compile_schema(schema, "response_format")
+        return found

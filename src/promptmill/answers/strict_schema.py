@@ -1,0 +1,132 @@
+"""JSON Schema → the subset that OpenAI's strict mode takes: all fields required, no open objects.
+
+Rules: platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that bring an error were
+compared with pydantic-ai's and openai-python's translations (November 2026).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SILENT = frozenset(
+    {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
+)
+# Checked here all the same; the model is told in words.
+_IN_WORDS = frozenset(
+    {
+        "minLength",
+        "maxLength",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+        "contains",
+        "minContains",
+        "maxContains",
+        "uniqueItems",
+    }
+)
+_INEXPRESSIBLE = frozenset(
+    {
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "patternProperties",
+        "prefixItems",
+        "additionalItems",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "$dynamicRef",
+        "$recursiveRef",
+    }
+)
+_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+_SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
+_DEFINITIONS = ("$defs", "definitions")
+
+
+class _InexpressibleError(Exception):
+    """Strict mode has no form for it."""
+
+
+def strict_form(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `schema` as strict mode takes it, None where it cannot say the same.
+
+    Whatever satisfies the result satisfies `schema`, but for fields that may be missing, which are null then, and for
+    what strict mode can only be told in words.
+    """
+    try:
+        found = _node(_with_root(schema))
+    except (_InexpressibleError, RecursionError):
+        return None
+    return found if found.get("type") == "object" and "anyOf" not in found else None
+
+
+def _with_root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `schema` with what its root refers to in its place, as strict mode wants an object there."""
+    reference = schema.get("$ref")
+    for name in _DEFINITIONS:
+        if isinstance(reference, str) and reference.startswith(f"#/{name}/"):
+            root = (schema.get(name) or {}).get(reference.removeprefix(f"#/{name}/"))
+            if isinstance(root, Mapping):
+                return {**root, **{key: value for key, value in schema.items() if key != "$ref"}}
+    return schema
+
+
+def _node(schema: Any) -> dict[str, Any]:
+    if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys():
+        raise _InexpressibleError
+    node: dict[str, Any] = {}
+    words = []
+    for key, value in schema.items():
+        if key in _IN_WORDS or (key == "format" and value not in _FORMATS) or (key == "pattern" and "(?" in value):
+            words.append(f"{key}: {value}")
+        elif key in {"anyOf", "oneOf", "allOf"}:
+            node["anyOf"] = _options(key, value, "anyOf" in node)
+        elif key in _DEFINITIONS:
+            node[key] = {name: _node(inner) for name, inner in value.items()}
+        elif key not in _SILENT:
+            node[key] = value
+    if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # a reference may have nothing beside it, alternatives may
+    if words:
+        node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
+    if "properties" in node or node.get("type") == "object":
+        _close(node)
+    if "items" in node or node.get("type") == "array":
+        node["items"] = _node(node.get("items"))
+        if not _SAYS_WHAT & node["items"].keys():
+            raise _InexpressibleError
+    return node
+
+
+def _options(key: str, value: Any, taken: bool) -> list[dict[str, Any]]:  # noqa: FBT001
+    if taken or (key == "allOf" and len(value) != 1):
+        raise _InexpressibleError
+    return [_node(option) for option in value]
+
+
+def _close(node: dict[str, Any]) -> None:
+    """Let an object have all its fields and no others; one that need not be there may be null."""
+    properties = node.get("properties")
+    if not properties or node.get("type", "object") != "object":
+        raise _InexpressibleError  # any names at all: closed, it would always be empty
+    required = node.get("required") or ()
+    if not set(required) <= properties.keys():
+        raise _InexpressibleError
+    fields = {name: _node(inner) for name, inner in properties.items()}
+    if not all(_SAYS_WHAT & inner.keys() for inner in fields.values()):
+        raise _InexpressibleError
+    node["type"] = "object"
+    node["properties"] = {name: inner if name in required else _or_null(inner) for name, inner in fields.items()}
+    node["required"] = list(properties)
+    node["additionalProperties"] = False
+
+
+def _or_null(node: dict[str, Any]) -> dict[str, Any]:
+    description = {name: node.pop(name) for name in ("description",) if name in node}
+    return {"anyOf": [node, {"type": "null"}], **description}

@@ -1,0 +1,106 @@
+"""One request on its way through an engine that hands out token by token, and its answer so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from promptmill.backends.engines.texts import Texts
+from promptmill.core.errors import PromptmillError
+from promptmill.system.frames import Frame, packed_error
+
+_Decode: TypeAlias = Callable[[Sequence[int]], str]
+
+_TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class GrowingAnswer:
+    """A request and its answer so far. `limit` is the longest answer in tokens."""
+
+    run: int
+    number: int
+    prompt: list[int]
+    limit: int
+    ends: frozenset[int]
+    stops: Sequence[str] = ()
+    thinks: bool = False  # the prompt ends inside <think>
+    inline: bool = False  # reasoning stays in the answer's text
+    warnings: Sequence[str] = ()
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    text: str | None = None
+    """The answer up to a stop string; None as long as none was met."""
+    mishaps: int = 0
+    answered: bool = False
+    started: float | None = None
+
+    def accept(self, token: int, texts: Texts) -> bool:
+        """Take the next token; return whether the answer is complete with it."""
+        self.tokens.append(token)
+        if self.stops:
+            self.text = _text_before_stop(self.tokens, self.stops, texts.decode)
+        if token in self.ends or self.text is not None:
+            self.finish_reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def outcome(self, texts: Texts) -> Frame:
+        """Return the message that carries the finished answer."""
+        text = self.text
+        if text is None:
+            ended = self.tokens and self.tokens[-1] in self.ends
+            text = _whole_text(self.tokens[:-1] if ended else self.tokens, texts.decode)
+        reasoning, answer = (None, text) if self.inline else texts.split(text, opened=self.thinks)
+        return {
+            **self._address(),
+            "text": answer,
+            "reasoning": reasoning,
+            "finish_reason": self.finish_reason,
+            "usage": [len(self.prompt), len(self.tokens)],
+        }
+
+    def failure(self, error: PromptmillError) -> Frame:
+        """Return the message that says why there is no answer."""
+        return {**self._address(), "error": packed_error(error)}
+
+    def _address(self) -> Frame:
+        taken = 0.0 if self.started is None else time.monotonic() - self.started
+        return {
+            "type": "outcome",
+            "run": self.run,
+            "id": self.number,
+            "latency_s": round(taken, 6),
+            "warnings": list(self.warnings),
+        }
+
+
+def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Decode) -> str | None:
+    """Return the text before the first stop string, which the last token may have completed; None without one."""
+    reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
+    if len(tokens) > reach:
+        # where bytes are tokens, half a character at its beginning would spoil all others of their row
+        for more in range(_TOKENS_PER_CHARACTER):
+            recent = decode(tokens[-reach - more :])
+            if not recent.startswith(_BROKEN):
+                break
+        if not any(stop in recent for stop in stops):
+            return None
+    text = decode(tokens)
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else None
+
+
+def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
+    """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
+    text = decode(tokens)
+    if text.endswith(_BROKEN):
+        for fewer in range(1, _TOKENS_PER_CHARACTER):
+            shorter = decode(tokens[:-fewer])
+            if not shorter.endswith(_BROKEN):
+                return text if text.startswith(shorter) else shorter
+    return text

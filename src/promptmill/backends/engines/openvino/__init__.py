@@ -1,0 +1,1 @@
+"""The OpenVINO engine: GenAI's continuous batching on a CPU, without torch."""

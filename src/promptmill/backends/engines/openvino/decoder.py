@@ -1,0 +1,147 @@
+"""The loop around OpenVINO's pipeline: rows in, one step for all of them, finished rows out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from typing import Any, NoReturn
+
+import numpy as np
+import openvino
+from openvino_genai import GenerationFinishReason, GenerationStatus
+
+from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.openvino.loading import Model, last_sentence
+from promptmill.backends.engines.openvino.row import Row
+from promptmill.backends.engines.openvino.waiting import WaitingRows
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+
+_MISHAPS = 2  # a row that was there when this many steps failed is told so
+
+
+class Decoder:
+    """Keeps up to `rows` rows in the pipeline, which decides which of them each step computes."""
+
+    def __init__(self, model: Model, waiting: WaitingRows, channel: Channel, rows: int) -> None:
+        self._model = model
+        self._waiting = waiting
+        self._channel = channel
+        self._most = rows
+        self._running: list[Row] = []
+        self._numbers = 0
+        self._good_schemas: set[str] = set()
+        self._bad_schemas: dict[str, PromptmillError] = {}
+
+    def run(self) -> NoReturn:
+        """Work until the process ends."""
+        while True:
+            self._drop_cancelled()
+            self._admit()
+            if not self._running:
+                self._waiting.wait()
+                continue
+            try:
+                self._model.pipeline.step()
+            except Exception as error:  # noqa: BLE001 (sorted out there)
+                self._mishap(error)
+                continue
+            self._running = [row for row in self._running if not self._read(row)]
+
+    def _drop_cancelled(self) -> None:
+        for row in self._running:
+            if self._waiting.is_cancelled(row.run):
+                row.handle.cancel()
+        self._running = [row for row in self._running if not self._waiting.is_cancelled(row.run)]
+
+    def _admit(self) -> None:
+        """Give the pipeline the next rows. One with a schema that is new comes alone: a bad one breaks the step."""
+        while not any(self._is_on_trial(row) for row in self._running):
+            running = Counter(row.run for row in self._running)
+            free = self._most - len(self._running)
+            row = self._waiting.take(running, free) if free > -self._most else None
+            if row is None:
+                return
+            row.started = row.started or time.monotonic()
+            if row.schema is not None and (error := self._bad_schemas.get(row.schema)) is not None:
+                self._answer(row, row.failure(error))
+                continue
+            tokens = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
+            self._numbers += 1
+            try:
+                row.handle = self._model.pipeline.add_request(self._numbers, tokens, row.config)
+            except RuntimeError as error:
+                self._answer(row, row.failure(_refused(error)))
+                continue
+            self._running.append(row)
+
+    def _is_on_trial(self, row: Row) -> bool:
+        return row.schema is not None and row.schema not in self._good_schemas
+
+    def _read(self, row: Row) -> bool:
+        """Take what a step brought a row; return whether it is done with."""
+        status = row.handle.get_status()
+        if status == GenerationStatus.IGNORED:
+            self._answer(row, row.failure(_no_room()))
+            return True
+        if not row.handle.can_read():
+            return False
+        if row.schema is not None:
+            self._good_schemas.add(row.schema)
+        for output in row.handle.read().values():
+            for token in output.generated_ids:
+                if row.accept(token, self._model.texts):
+                    break
+            if row.finish_reason is None and output.finish_reason != GenerationFinishReason.NONE:
+                stopped = output.finish_reason == GenerationFinishReason.STOP
+                row.finish_reason = "stop" if stopped else "length"
+        if row.finish_reason is None:
+            return False
+        if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
+            row.handle.cancel()
+        self._answer(row, row.outcome(self._model.texts))
+        return True
+
+    def _answer(self, row: Row, outcome: Any) -> None:
+        row.answered = True
+        row.handle = None
+        self._channel.send(outcome)
+
+    def _mishap(self, error: Exception) -> None:
+        """Sort out a step that failed: its pipeline is broken, and its rows start over in another one."""
+        rows, self._running = self._running, []
+        on_trial = [row for row in rows if self._is_on_trial(row)]
+        for row in reversed(rows):
+            row.handle, row.tokens = None, []
+            if row in on_trial and row.schema is not None:
+                self._bad_schemas[row.schema] = failure = _bad_schema(error)
+                self._answer(row, row.failure(failure))
+                continue
+            row.mishaps += not on_trial
+            if row.mishaps >= _MISHAPS:
+                self._answer(row, row.failure(_failed(error)))
+            else:
+                self._waiting.put_back(row)
+        self._model.renew()
+
+
+def _bad_schema(error: Exception) -> PromptmillError:
+    said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar names a place in its own source first
+    reason = redact(said[1])[:200].rstrip(".") if said else last_sentence(error)
+    return input_error(f"OpenVINO cannot hold an answer to this JSON schema: {reason}.", "Simplify the schema.")
+
+
+def _refused(error: Exception) -> PromptmillError:
+    return input_error(f"OpenVINO refused the request: {last_sentence(error)}.")
+
+
+def _failed(error: Exception) -> PromptmillError:
+    return PromptmillError(Code.INTERNAL, f"OpenVINO failed on this request: {last_sentence(error)}.")
+
+
+def _no_room() -> PromptmillError:
+    return PromptmillError(
+        Code.OUT_OF_MEMORY,
+        "The cache of the openvino engine has no room for this prompt and its answer.",
+        "Send less text, or set a larger `cache_gb`.",
+    )

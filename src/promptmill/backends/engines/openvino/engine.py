@@ -1,0 +1,38 @@
+"""The OpenVINO engine: find the model, load it, answer until the process ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.intake import Intake
+from promptmill.backends.engines.openvino.location import find
+
+_ROWS = 64  # computed together; more bring little on a CPU, and make each token of all wait
+
+
+def serve(options: Mapping[str, Any], channel: Channel) -> None:
+    """Load the model that `options` (the `openvino` block) name, then answer what `channel` brings.
+
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
+    """
+
+    def report(text: str) -> None:
+        channel.send({"type": "progress", "text": text})
+
+    path = find(options, report)
+    # openvino, only now that there is something to load
+    from promptmill.backends.engines.openvino.decoder import Decoder
+    from promptmill.backends.engines.openvino.loading import load_model
+    from promptmill.backends.engines.openvino.prompt import PromptBuilder
+    from promptmill.backends.engines.openvino.waiting import WaitingRows
+
+    model = load_model(path, options, _ROWS, report)
+    waiting = WaitingRows()
+    prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
+    intake = Intake(prompts.row, waiting, channel)
+    decoder = Decoder(model, waiting, channel, _ROWS)
+    channel.route(intake.handle)
+    channel.send({"type": "loaded", "window": 2 * _ROWS, "images": False})
+    decoder.run()

@@ -1,0 +1,127 @@
+"""From files to a pipeline that answers, and what is known about its model."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import openvino_genai
+
+from promptmill.backends.engines import hardware
+from promptmill.backends.engines.load_errors import too_large
+from promptmill.backends.engines.model_location import load_failure
+from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
+from promptmill.backends.engines.openvino.location import ADVICE
+from promptmill.backends.engines.openvino.tokenizer import Tokenizer
+from promptmill.backends.engines.texts import Texts
+from promptmill.core.errors import PromptmillError, redact
+
+_PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
+_GIB = 1 << 30
+_CACHE_SHARE = 4  # of free memory one part in this many, at most _MOST_CACHE
+_MOST_CACHE = 8
+_LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts, and says nothing
+
+
+class Model:
+    """A model's tokenizer and pipeline. A pipeline that once failed in a step is broken; `renew` makes another."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], rows: int) -> None:
+        """`path` is a GGUF file or a folder; `rows` are computed together, and as many more at most."""
+        self._path = path
+        self._options = options
+        self._rows = rows
+        self._tokenizer = openvino_genai.Tokenizer(path)
+        self.tokenizer = Tokenizer(self._tokenizer)
+        self.texts = Texts(self.tokenizer)
+        self.context = _context(path)
+        self.pipeline = self._made()
+        defaults = self.defaults()
+        own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
+        self.ends = frozenset({*defaults.stop_token_ids, *(token for token in own if token >= 0)})
+        """The tokens that end an answer."""
+
+    def defaults(self) -> Any:
+        """Return the model's own `GenerationConfig`, each time a new one."""
+        return self.pipeline.get_config()
+
+    def renew(self) -> None:
+        """Make the pipeline again."""
+        self.pipeline = None
+        self.pipeline = self._made()
+
+    def _made(self) -> Any:
+        scheduling = openvino_genai.SchedulerConfig()
+        scheduling.max_num_seqs = 2 * self._rows
+        parameters = _bytes(self._path) // 2
+        scheduling.max_num_batched_tokens = max(2 * self._rows, hardware.prompt_chunk("cpu", parameters))
+        scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
+        precision = self._options["precision"]
+        properties: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
+            "ENABLE_CPU_PINNING": False,  # threads that cannot move wait for whatever else runs on their cores
+            "sampler_num_threads": 1,
+        }
+        if precision != "auto":
+            properties["INFERENCE_PRECISION_HINT"] = _PRECISIONS[precision]
+            properties["KV_CACHE_PRECISION"] = _PRECISIONS[precision]
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        return openvino_genai.ContinuousBatchingPipeline(self._path, self._tokenizer, scheduling, "CPU", **properties)
+
+
+def load_model(path: Path, options: Mapping[str, Any], rows: int, report: Callable[[str], None]) -> Model:
+    """Load the model at `path` as `options` (the `openvino` block) say.
+
+    Raises `PromptmillError` (`engine_load_failed`) in a sentence that says what to do.
+    """
+    free = hardware.free_memory()
+    if free is not None and (needed := _bytes(path)) > free:
+        raise too_large(needed, free)
+    report(f"Loading {Path(options['model_name_or_path']).name} with OpenVINO")
+    try:
+        return Model(path, options, rows)
+    except PromptmillError:
+        raise
+    except Exception as error:  # noqa: BLE001 (OpenVINO raises RuntimeError for all that may be wrong)
+        raise _explained(error, path) from None
+
+
+def _explained(error: Exception, path: Path) -> PromptmillError:
+    reason = last_sentence(error)
+    if "Unsupported model architecture" in str(error) or "tokenizer" in reason.lower():
+        return load_failure(f"OpenVINO cannot read {path.absolute()}: {reason}.", ADVICE)
+    return load_failure(f"OpenVINO cannot load {path.absolute()}: {reason}.", "Get the model's files again. " + ADVICE)
+
+
+def last_sentence(error: Exception) -> str:
+    """Return what OpenVINO says behind the places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or [type(error).__name__]
+    return redact(said[-1])[:200].rstrip(".")
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of the weights."""
+    files = [path] if path.is_file() else path.glob("*.bin")
+    return sum(file.stat().st_size for file in files)
+
+
+def _cache_gb() -> int:
+    """Return how much memory the cache may take when nobody says; it is taken as it is used."""
+    free = hardware.free_memory()
+    return 2 if free is None else max(1, min(_MOST_CACHE, free // _CACHE_SHARE // _GIB))
+
+
+def _context(path: Path) -> int | None:
+    """Return how many tokens the model takes, prompt and answer together; None where its files do not say."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, NotReadableError):
+        if path.is_file():
+            values = GGUFFile(path).values
+            return min(_LONGEST_OF_GGUF, int(values[f"{values['general.architecture']}.context_length"]))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return int(config.get("text_config", config)["max_position_embeddings"])
+    return None

@@ -1,0 +1,61 @@
+"""Which file or folder of a model OpenVINO is to read, and what to do where it can read none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from promptmill.backends.engines import embedded_model
+from promptmill.backends.engines.model_location import Format, load_failure, locate, require_packages
+from promptmill.system.safe_open import home_expanded
+
+ADVICE = (
+    "Convert the model once: `pip install 'optimum-intel[openvino]'`, then `optimum-cli export openvino --model NAME "
+    "FOLDER`. Or take one that the hub has for OpenVINO (OpenVINO/…), a GGUF file of a Llama or Qwen model, or "
+    "`backend: hf`."
+)
+IR = Format("openvino_model.xml", ADVICE)
+"""OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
+
+
+def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
+    """Return the GGUF file or the folder of the model that `options` (the `openvino` block) name.
+
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    """
+    name, gguf_file = options["model_name_or_path"], options["gguf_file"]
+    if name == embedded_model.NAME:
+        _require()
+        from promptmill.backends.engines.openvino.conversion import OPENVINO
+
+        return embedded_model.model_folder(report, OPENVINO)
+    folder = home_expanded(name)
+    if gguf_file is None and not (folder / IR.file).is_file() and (folder / "config.json").is_file():
+        raise load_failure(
+            f"{folder.absolute()} holds no {IR.file}: it is not in OpenVINO's format, but in transformers'.", ADVICE
+        )
+    found = locate(name, gguf_file, report, _require, IR)
+    if found.folder is None:
+        return _fetched(found.name, found.gguf_file, report)
+    return found.folder if found.gguf_file is None else found.folder / found.gguf_file
+
+
+def _require() -> None:
+    require_packages("cpu", "openvino", "openvino_genai", "openvino_tokenizers", "jinja2")
+
+
+def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
+    """Return where a model of the hub lies, fetched now if it is not in the hub's cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    report(f"Fetching {name} from the model hub")
+    try:
+        if gguf_file is not None:
+            return Path(hf_hub_download(name, gguf_file))
+        return Path(snapshot_download(name, allow_patterns=["*.xml", "*.bin", "*.json", "*.jinja"]))
+    except Exception as error:  # noqa: BLE001 (whatever the client raises)
+        raise load_failure(
+            f"{name} could not be fetched from the model hub: {type(error).__name__}.",
+            "Check the network and the room on the disk.",
+        ) from None

@@ -1,0 +1,175 @@
+"""From a submitted request to a row: chat template, tokens, limits, and OpenVINO's generation configuration."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import openvino_genai
+
+from promptmill.backends.engines.chat_template import ChatTemplate
+from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.model_location import load_failure
+from promptmill.backends.engines.openvino.loading import Model
+from promptmill.backends.engines.openvino.row import Row
+from promptmill.backends.engines.request_options import (
+    CHARACTERS_PER_TOKEN,
+    DEFAULT_MAX_TOKENS,
+    LONGEST,
+    draws,
+    empty_prompt,
+    longest_answer,
+    not_known,
+    refuse,
+    refused_by_template,
+    split_stops,
+    template_options,
+    too_long,
+    warn_of_left_out,
+)
+from promptmill.core.errors import input_error
+from promptmill.system.frames import Frame
+
+_ANY_OBJECT = '{"type": "object"}'
+_GREEDY_BELOW = 1e-5
+_UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
+_SEEDS = 2**32
+
+
+class PromptBuilder:
+    """Turns submitted requests into rows, with the model's own template and defaults."""
+
+    def __init__(self, model: Model, *, refuse_unsupported: bool) -> None:
+        self._model = model
+        self._refuse = refuse_unsupported
+        source = model.tokenizer.chat_template
+        try:
+            self._template = ChatTemplate(source, model.tokenizer.named) if source else None
+        except jinja2.TemplateError as error:
+            raise load_failure(f"The model's chat template cannot be read: {error}.") from None
+
+    def row(self, message: Frame) -> Row:
+        """Return the row of a `submit` message.
+
+        Raises `PromptmillError` (`context_length`, `invalid_input`, `unsupported`).
+        """
+        warnings: list[str] = []
+        sampling, extra = message["sampling"], message["extra"]
+        left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
+        options = template_options(sampling, extra, left_out, self._has_switch)
+        schema = _schema(sampling.get("response_format"), left_out)
+        warn_of_left_out(left_out, "openvino", warnings)
+        text, special = self._rendered(message["messages"], options, warnings)
+        stops, ends = split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
+        longest = longest_answer(sampling, extra)
+        if self._refuse:
+            refuse(warnings)
+        if not extra.get("ignore_eos"):
+            ends |= self._model.ends
+        tokens = self._encoded(text, special=special)
+        config = self._config(sampling, schema, ends)
+        config.max_new_tokens = limit = self._limit(longest or config.max_new_tokens, len(tokens))
+        return Row(
+            run=message["run"],
+            number=message["id"],
+            prompt=tokens,
+            limit=limit,
+            ends=ends,
+            stops=stops,
+            thinks=text.rstrip().endswith("<think>"),
+            inline=sampling.get("reasoning") == "inline",
+            warnings=warnings,
+            config=config,
+            schema=schema,
+        )
+
+    def _has_switch(self, name: str) -> bool:
+        return self._template is not None and name in self._template.source
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], warnings: list[str]
+    ) -> tuple[str, bool]:
+        """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
+        turns = [_turn(message) for message in messages]
+        if self._template is None:
+            warnings.append(NO_TEMPLATE)
+            return plain_text(turns), True
+        for turn in turns:
+            if turn["role"] == "developer" and "developer" not in self._template.source:
+                turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
+        try:
+            return self._template.render(turns, options), False
+        except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
+            raise refused_by_template(error) from None
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        context = self._model.context
+        if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
+            found = len(self._model.tokenizer.encode(text[:enough], special=special))
+            if found > context:
+                raise too_long(f"at least {found}", context)
+        tokens = self._model.tokenizer.encode(text, special=special)
+        if context is not None and len(tokens) >= context:
+            raise too_long(f"at least {len(tokens)}" if len(tokens) == context else str(len(tokens)), context)
+        if not tokens:
+            raise empty_prompt()
+        return tokens
+
+    def _limit(self, wanted: int, used: int) -> int:
+        most = DEFAULT_MAX_TOKENS if wanted > _UNLIMITED else wanted
+        return most if self._model.context is None else min(most, self._model.context - used)
+
+    def _config(self, sampling: Mapping[str, Any], schema: str | None, ends: frozenset[int]) -> Any:
+        """Return how the answer is generated: what the request says, else the model's generation defaults."""
+        config = self._model.defaults()
+        drawing = draws(sampling, by_default=config.do_sample)
+        temperature = sampling.get("temperature")
+        if temperature is not None:
+            drawing = temperature >= _GREEDY_BELOW
+            config.temperature = temperature if drawing else 1.0
+        config.do_sample = drawing
+        if (top_k := sampling.get("top_k")) is not None:
+            config.top_k = top_k if top_k > 0 else 2**64 - 1
+        for name in ("top_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            if (value := sampling.get(name)) is not None:
+                setattr(config, name, value)
+        if (min_p := sampling.get("min_p")) is not None:
+            config.min_p = min(min_p, 1 - 1e-6)  # 1 itself is refused
+        seed = sampling.get("seed")
+        config.rng_seed = secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS
+        config.apply_chat_template = False
+        config.stop_strings = set()
+        config.ignore_eos = not ends
+        config.stop_token_ids = set(ends)
+        config.eos_token_id = min(ends, default=min(self._model.ends, default=0))
+        config.structured_output_config = (
+            None if schema is None else openvino_genai.StructuredOutputConfig(json_schema=schema)
+        )
+        return config
+
+
+def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content)
+    return {**message, "content": content or ""}
+
+
+def _schema(wanted: Mapping[str, Any] | None, left_out: list[str]) -> str | None:
+    """Return the JSON schema that OpenAI's `response_format` asks for."""
+    match wanted:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return _ANY_OBJECT
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return json.dumps(schema)
+        case {"type": "json_schema"}:
+            raise input_error(
+                'response_format needs {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}.'
+            )
+    left_out.append("response_format")
+    return None

@@ -1,0 +1,144 @@
+"""Answers checked against their schema, and repaired only where there is no doubt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.answers.schema import SchemaCache, compile_schema
+from promptmill.core.errors import Code, PromptmillError
+from shapes import SHAPES
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "n": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def city():
+    return compile_schema(CITY)
+
+
+def test_there_are_two_hundred_shapes_whose_examples_are_told_apart():
+    assert len(SHAPES) == 200
+    for shape in SHAPES:
+        schema = compile_schema(shape.schema)
+        good, bad = json.dumps(shape.good, ensure_ascii=False), json.dumps(shape.bad)
+        assert schema.check(good) == (good, "", False), shape.name
+        assert schema.check(bad).problem, shape.name
+
+
+def test_an_answer_that_satisfies_its_schema_stays_as_it_was_written(city):
+    text = '\n{ "city" : "Paris" }\n'
+    assert city.check(text) == (text, "", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('```json\n{"city": "Paris"}\n```', {"city": "Paris"}),
+        ('```\n{"city": "Paris"}\n```', {"city": "Paris"}),
+        ('Sure! Here it is:\n\n{"city": "Paris", "n": 3}\n\nI hope this helps.', {"city": "Paris", "n": 3}),
+        ('Here:\n```json\n{"city": "Paris",}\n```\nDone.', {"city": "Paris"}),
+        ('{"city": "Paris", "tags": ["a", "b",],}', {"city": "Paris", "tags": ["a", "b"]}),
+        ("{'city': 'Paris', 'tags': ['a']}", {"city": "Paris", "tags": ["a"]}),
+        ('{city: "Paris"}', {"city": "Paris"}),
+        ('{"city": "x" "n": 5}', {"city": "x", "n": 5}),
+        ('{"city": "He said "hi" to me"}', {"city": 'He said "hi" to me'}),
+        ('{"city": "Paris", "n": null}', {"city": "Paris"}),  # what strict endpoints write for a field left out
+        ('{"city": "a"} or, again, {"city": "a"}', {"city": "a"}),
+    ],
+)
+def test_what_leaves_no_doubt_is_repaired(city, text, value):
+    checked = city.check(text)
+    assert (json.loads(checked.text), checked.problem, checked.repaired) == (value, "", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"city": "Par',
+        '{"city": "Paris", "n": 5',
+        '{"city": "a"} or {"city": "b"}',
+        '{"city": "a", "n": - 5,}',
+        '{"city": "a", "n": NaN}',
+        '{"city": "P" /* not sure */}',
+        '{"city": "a", "n": 1.5.2,}',
+        '[{"city": "a"}]',
+        '"{\\"city\\": \\"a\\"}"',
+        "Paris",
+        "",
+        "[" * 100_000,
+    ],
+)
+def test_what_leaves_a_doubt_is_not_repaired(city, text):
+    checked = city.check(text)
+    assert checked.problem
+    assert checked.text == text
+
+
+def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):
+    assert city.check('```json\n{"city": "Paris"}\n``', complete=False).problem
+
+
+def test_constants_that_json_does_not_know_never_pass_an_open_schema():
+    assert compile_schema({"type": "object"}).check('Here: {"n": NaN}').problem
+
+
+def test_the_problem_names_place_and_rule_for_whoever_answers_again(city):
+    assert "$.n" in city.check('{"city": "Paris", "n": "three"}').problem
+    assert "city" in city.check("{}").problem
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nope"},
+        {"properties": {"a": {"pattern": "(("}}},
+        {"$ref": "#/nowhere"},
+        {"$ref": "http://127.0.0.1:9/schema.json"},
+        {"$ref": "file:///etc/passwd"},
+        {"$schema": "http://127.0.0.1:9/meta"},
+        {"enum": ["x" * 300_000]},
+    ],
+)
+def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(schema):
+    with pytest.raises(PromptmillError) as caught:
+        compile_schema(schema)
+    assert caught.value.code is Code.INVALID_INPUT
+    assert "answer_schema" in caught.value.message
+
+
+def test_a_pattern_that_would_search_for_ever_ends():
+    assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
+
+
+def test_patterns_may_look_ahead_as_those_of_pydantics_decimals_do():
+    schema = compile_schema({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
+    assert not schema.check('"1.50"').problem
+    assert schema.check('"one"').problem
+
+
+def test_a_response_format_says_which_schema_it_asks_for():
+    assert schema_of(asking_for(CITY)) == CITY
+    assert schema_of({"type": "json_object"}) == {"type": "object"}
+    assert schema_of({"type": "text"}) is schema_of(None) is schema_of({"type": "structural_tag"}) is None
+    for wrong in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": "x"}}):
+        with pytest.raises(PromptmillError, match="json_schema"):
+            schema_of(wrong)
+
+
+def test_a_schema_is_compiled_once_however_often_it_comes():
+    cache = SchemaCache()
+    shared = asking_for(CITY)
+    assert cache.of(shared) is cache.of(shared) is cache.of(json.loads(json.dumps(shared)))
+    assert cache.of({"type": "text"}) is None

@@ -1,0 +1,52 @@
+"""Which models the openvino backend takes, and what it says about the others; nothing is loaded here."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("openvino_genai")
+
+from promptmill.backends.engines.openvino import location
+from promptmill.core.errors import PromptmillError
+
+
+def found(name: object, gguf_file: str | None = None) -> object:
+    return location.find({"model_name_or_path": str(name), "gguf_file": gguf_file}, lambda text: None)
+
+
+def refusal(name: object, gguf_file: str | None = None) -> PromptmillError:
+    with pytest.raises(PromptmillError) as caught:
+        found(name, gguf_file)
+    assert caught.value.code == "engine_load_failed"
+    return caught.value
+
+
+def test_a_folder_in_openvinos_format_is_taken(tmp_path):
+    (tmp_path / "openvino_model.xml").write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    assert found(tmp_path) == tmp_path
+
+
+def test_a_gguf_file_is_taken_by_its_path_or_by_its_name_in_a_folder(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_text("")
+    assert found(file) == found(tmp_path) == found(tmp_path, "model.gguf") == file
+    (tmp_path / "other.gguf").write_text("")
+    assert "2 GGUF files" in refusal(tmp_path).message
+    assert "no file third.gguf" in refusal(tmp_path, "third.gguf").message
+
+
+def test_a_model_in_transformers_format_is_refused_with_the_way_to_convert_it(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
+    error = refusal(tmp_path)
+    assert "not in OpenVINO's format" in error.message
+    assert "optimum-cli export openvino" in error.hint
+    assert "backend: hf" in error.hint
+
+
+def test_what_is_no_model_at_all_is_refused(tmp_path):
+    assert "holds no openvino_model.xml" in refusal(tmp_path).message
+    assert "There is no model folder" in refusal(tmp_path / "missing").message
+    (tmp_path / "notes.txt").write_text("")
+    assert "a folder or a .gguf file" in refusal(tmp_path / "notes.txt").message

@@ -1,0 +1,50 @@
+"""Models that OpenVINO cannot load: one sentence each, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promptmill.backends.engines.host import create
+from promptmill.core.errors import PromptmillError
+
+pytest.importorskip("openvino_genai")
+gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def refusal(desk, make_plan):
+    def load(model: Path) -> PromptmillError:
+        host = create(make_plan(model, backend="openvino"))
+        with pytest.raises(PromptmillError) as caught:
+            desk.wait(host.load(lambda text: None))
+        assert host._ended.is_set()
+        assert "\n" not in caught.value.message
+        assert caught.value.code == "engine_load_failed"
+        return caught.value
+
+    return load
+
+
+def test_a_file_that_is_not_a_gguf_file_is_said(refusal, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"not a model" * 1000)
+    error = refusal(tmp_path / "model.gguf")
+    assert "model.gguf" in error.message
+    assert "optimum-cli" in error.hint
+
+
+def test_an_architecture_that_openvino_does_not_know_is_said(refusal, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "mamba")
+    writer.add_context_length(128)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "optimum-cli" in refusal(tmp_path / "model.gguf").hint
+
+
+def test_a_folder_whose_graph_is_damaged_is_said(refusal, tmp_path):
+    (tmp_path / "openvino_model.xml").write_text("<net")
+    assert "optimum-cli" in refusal(tmp_path).hint

@@ -1,0 +1,61 @@
+"""How each provider is asked for JSON."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from promptmill.answers.response_format import asking_for
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.json_form import asked_of
+from promptmill.backends.openai.providers import PLAIN, dialect_named
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.protocol import Request
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.sampling import Sampling
+
+OPEN = {"type": "object", "properties": {"n": {"type": "integer"}}}
+ASKED = asking_for(OPEN)
+
+
+def _sent(profile, *messages, wanted=ASKED):
+    endpoint = Endpoint("http://127.0.0.1:1/v1/chat/completions", "here", {}, (), profile, "")
+    encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
+    turns = tuple(Message(role, text) for role, text in messages) or (Message("user", "Hi"),)
+    return orjson.loads(encoder.encode(Request(0, Conversation(turns), Sampling(response_format=wanted)), {}))
+
+
+def test_a_host_that_is_not_listed_gets_the_schema_as_it_is():
+    assert _sent(PLAIN)["response_format"] == ASKED
+
+
+def test_openai_gets_the_strict_form():
+    schema = _sent(dialect_named("openai"))["response_format"]["json_schema"]["schema"]
+    assert (schema["required"], schema["additionalProperties"]) == (["n"], False)
+
+
+def test_what_strict_mode_cannot_say_goes_without_strict():
+    wanted = asking_for({"type": "object", "additionalProperties": {"type": "integer"}})
+    sent = _sent(dialect_named("openai"), wanted=wanted)["response_format"]["json_schema"]
+    assert sent == {**wanted["json_schema"], "strict": False}
+
+
+@pytest.mark.parametrize("name", ["deepseek", "groq", "dashscope"])
+def test_providers_with_json_mode_alone_get_it_and_the_schema_in_words(name):
+    body = _sent(dialect_named(name))
+    assert body["response_format"] == {"type": "json_object"}
+    assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
+    assert '"integer"' in body["messages"][0]["content"]
+    assert "JSON" in body["messages"][0]["content"]  # DeepSeek refuses JSON mode without the word
+
+
+def test_anthropics_endpoint_which_ignores_response_format_is_told_in_words_alone():
+    body = _sent(dialect_named("anthropic"), ("system", "Be brief."), ("user", "Hi"))
+    assert "response_format" not in body
+    assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
+    assert body["messages"][0]["content"].startswith("Be brief.\n\nAnswer with JSON alone")
+
+
+def test_a_response_format_that_asks_for_text_stays_as_it_is():
+    for form in ("strict", "schema", "object", "words"):
+        assert asked_of(form, {"type": "text"}) == ({"type": "text"}, "")

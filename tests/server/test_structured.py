@@ -1,0 +1,97 @@
+"""`answer_schema` of the tools, as a client sees it."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+
+from promptmill.cli.main import main
+from replies import answer, by_prompt, choose
+from talk import codes, sent, text
+
+NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+
+
+def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk, upstream):
+    upstream.reply = answer('Here: {"name": "Ada",}')
+
+    async def work(talk):
+        return [
+            await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
+            await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
+            await talk(
+                "multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=json.dumps(NAME)
+            ),
+        ]
+
+    for result in talk(work):
+        assert result.structured_content == {"ans_ls": ['{"name": "Ada"}']}
+        assert result.meta["repaired"] == 1
+    assert {seen.json["response_format"]["type"] for seen in upstream.seen} == {"json_schema"}
+
+
+def test_without_a_schema_nothing_is_asked_for(talk, upstream):
+    talk(lambda talk: talk.answers("Who?"))
+    assert "response_format" not in sent(upstream)
+
+
+def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_text(talk, upstream):
+    upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("No idea."))
+    result = talk(lambda talk: talk("generate", prompt_ls=["Good?", "Bad?"], answer_schema=NAME))
+    assert codes(result) == {1: "invalid_answer"}
+    assert result.structured_content["errors"][0]["text"] == "No idea."
+    assert result.meta["asked_again"] == 1
+
+
+def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
+    async def work(talk):
+        return [await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": "x"}, ["no"])]
+
+    first, second = talk(work)
+    assert "answer_schema is not a usable JSON Schema" in first
+    assert "answer_schema" in second
+    assert not upstream.seen
+
+
+def test_a_call_that_goes_on_as_a_job_keeps_its_schema(talk, upstream):
+    upstream.reply = answer('{"name": "Ada"}')
+    result = talk(lambda talk: talk("generate", prompt_ls=["Who?"], answer_schema=NAME), top={"max_call_s": 30})
+    assert text(result) == orjson.dumps({"ans_ls": ['{"name": "Ada"}']}).decode()
+    assert sent(upstream)["response_format"]["json_schema"]["schema"] == NAME
+
+
+@pytest.fixture
+def arguments(upstream, tmp_path):
+    """The arguments that name a configuration and a schema."""
+    config, schema = tmp_path / "p.yaml", tmp_path / "schema.json"
+    block = {"model_name": "m", "base_url": upstream.url, "base_delay": 0.01}
+    config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+    schema.write_text(json.dumps(NAME))
+    return ["--config", str(config), "--schema", str(schema)]
+
+
+def test_the_command_line_takes_a_file_with_a_schema(upstream, arguments, capsys):
+    upstream.reply = answer('```{"name": "Ada"}```')
+    assert main(["generate", "Who?", *arguments]) == 0
+    assert capsys.readouterr().out == '{"name": "Ada"}\n'
+
+
+def test_a_job_has_every_row_satisfy_the_schema(upstream, arguments, tmp_path, capsys):
+    good, bad = answer('```{"name": "Ada"}```'), answer("No idea.")
+    upstream.reply = choose(lambda seen: bad if seen.json["messages"][0]["content"] == "bad" else good)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "good"}\n{"prompt": "bad"}\n')
+    assert main(["bulk", str(rows), str(tmp_path / "out.jsonl"), *arguments]) == 1
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert first["answer"] == '{"name": "Ada"}'
+    assert second["error"]["code"] == "invalid_answer"
+    capsys.readouterr()
+
+
+def test_a_schema_file_that_cannot_be_used_is_named(upstream, arguments, tmp_path, capsys):
+    (tmp_path / "schema.json").write_text("[1]")
+    assert main(["generate", "Who?", *arguments]) == 2
+    assert "schema.json" in capsys.readouterr().err
+    assert not upstream.seen

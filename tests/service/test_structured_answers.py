@@ -1,0 +1,167 @@
+"""Answers with a schema, through service and backend, from endpoints that answer well, sloppily and wrongly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fakes import openai_configuration
+from promptmill.answers.response_format import asking_for
+from promptmill.backends.protocol import CallStats
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure
+from promptmill.service.service import Service
+from replies import answer, by_prompt, choose
+from shapes import SHAPES
+
+NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+COMPLAINT = "This answer does not satisfy"
+
+
+@pytest.fixture
+def ask(run, upstream):
+    """Ask `prompts` for answers of `schema`; returns outcomes and statistics."""
+
+    def asked(prompts, schema=NAME, *, top=None, **sampling):
+        async def work():
+            configuration = openai_configuration(upstream.url)
+            configuration = type(configuration)({**configuration._raw, **(top or {})})
+            service = Service(configuration)
+            stats = CallStats(total=len(prompts))
+            items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
+            plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
+            try:
+                return await service.generate(items, stats, plan=plan), stats
+            finally:
+                await service.aclose()
+
+        return run(work())
+
+    return asked
+
+
+def _again(seen):
+    return seen.prompt.startswith(COMPLAINT)
+
+
+def test_good_answers_pass_as_they_are(ask, upstream):
+    upstream.reply = answer('{"name": "Ada"}')
+    outcomes, stats = ask(["Who?"] * 3)
+    assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 3
+    assert (stats.repaired, stats.asked_again, stats.done, stats.requests) == (0, 0, 3, 3)
+
+
+def test_sloppy_answers_are_repaired_without_asking_again(ask, upstream):
+    upstream.reply = answer('Sure:\n```json\n{"name": "Ada",}\n```')
+    outcomes, stats = ask(["Who?"])
+    assert json.loads(outcomes[0].text) == {"name": "Ada"}
+    assert (stats.repaired, stats.asked_again, stats.requests) == (1, 0, 1)
+
+
+def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_count(ask, upstream):
+    upstream.reply = choose(lambda seen: answer('{"name": "Ada"}' if _again(seen) else '{"name": 5}'))
+    outcomes, stats = ask(["Who is it?", "And who?"])
+    assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
+    assert [outcome.attempts for outcome in outcomes] == [2, 2]
+    turns = next(seen.json["messages"] for seen in upstream.seen if _again(seen))
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+    assert turns[1]["content"] == '{"name": 5}'
+    assert "$.name" in turns[2]["content"]
+    assert (stats.asked_again, stats.done, stats.failed, stats.requests) == (2, 2, 0, 4)
+    assert stats.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
+    assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.prompt_tokens
+
+
+def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
+    upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("I do not know."))
+    (good, bad), stats = ask(["Good?", "Bad?"], top={"schema_retries": 2})
+    assert isinstance(good, Completion)
+    assert isinstance(bad, Failure)
+    assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)
+    assert (stats.done, stats.failed, stats.codes) == (2, 1, {"invalid_answer": 1})
+    # of several wrong answers the last alone is shown
+    assert max(len(seen.json["messages"]) for seen in upstream.seen) == 3
+
+
+def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
+    upstream.reply = answer('{"name": "A', finish_reason="length")
+    (outcome,), stats = ask(["Who?"])
+    assert outcome.error.code is Code.INVALID_ANSWER
+    assert "max_tokens" in str(outcome.error)
+    assert (stats.requests, stats.asked_again) == (1, 0)
+
+
+def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    upstream.reply = answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")
+    (outcome,), _ = ask(["Who?"])
+    assert outcome.tool_calls
+
+
+def test_reasoning_in_line_stays_in_front_of_an_answer_that_is_checked_without_it(ask, upstream):
+    upstream.reply = answer('<think>{"name"?</think>\n\n```{"name": "Ada"}```')
+    (outcome,), _ = ask(["Who?"], reasoning="inline")
+    assert outcome.text == '<think>{"name"?</think>\n\n{"name": "Ada"}'
+
+
+def test_json_mode_is_held_to_be_an_object(ask, upstream):
+    upstream.reply = choose(lambda seen: answer("{}" if _again(seen) else "[]"))
+    (outcome,), _ = ask(["Who?"], response_format={"type": "json_object"})
+    assert outcome.text == "{}"
+
+
+def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_sent(ask, upstream):
+    (outcome,), stats = ask(["Who?"], {"type": "nonsense"})
+    assert outcome.error.code is Code.INVALID_INPUT
+    assert (len(upstream.seen), stats.done, stats.failed) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("manner", ["well", "sloppily", "wrongly"])
+def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(run, upstream, manner):
+    def text(shape, *, again):
+        good, bad = json.dumps(shape.good), json.dumps(shape.bad)
+        if manner == "sloppily":
+            return f"Here you are:\n```json\n{good[:-1]},{good[-1]}\n```"
+        return good if manner == "well" or (again and len(shape.name) % 2) else bad
+
+    by_name = {shape.name: shape for shape in SHAPES}
+
+    def reply(seen):
+        first = next(turn["content"] for turn in seen.json["messages"] if turn["role"] == "user")
+        return answer(text(by_name[first], again=_again(seen)))
+
+    upstream.reply = choose(reply)
+
+    async def work():
+        service = Service(openai_configuration(upstream.url))
+        try:
+            found = []
+            for shape in SHAPES:
+                plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
+                items = [conversation_from_prompt(shape.name, "the prompt")]
+                found += await service.generate(items, CallStats(total=1), plan=plan)
+            return found
+        finally:
+            await service.aclose()
+
+    import jsonschema
+
+    outcomes = run(work())
+    for shape, outcome in zip(SHAPES, outcomes, strict=True):
+        if isinstance(outcome, Completion):
+            jsonschema.validate(json.loads(outcome.text), shape.schema)
+        else:
+            assert outcome.error.code is Code.INVALID_ANSWER
+    answered = sum(isinstance(outcome, Completion) for outcome in outcomes)
+    if manner != "wrongly":
+        assert answered == 200
+    else:
+        assert answered == sum(len(shape.name) % 2 for shape in SHAPES)
+
+
+def test_a_bad_sampling_parameter_of_a_call_is_named(run, upstream):
+    plan = openai_configuration(upstream.url).plan
+    with pytest.raises(PromptmillError, match=r"sampling_params\.temprature.*temperature"):
+        plan.with_sampling({"temprature": 1})

@@ -1,0 +1,86 @@
+"""The files in deploy/: they name options that exist, and nginx, Caddy and systemd accept them where installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from promptmill.cli.main import _parser
+from promptmill.config.loading import Configuration
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+
+def _options(arguments):
+    return _parser().parse_args(arguments)
+
+
+def test_the_container_starts_with_options_that_exist_and_copies_files_that_exist():
+    text = (DEPLOY / "Dockerfile").read_text()
+    command = json.loads(re.search(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)[1])
+    assert _options(command[1:]).http == "0.0.0.0:8000"
+    copied = [line.split()[1] for line in text.splitlines() if line.startswith("COPY") and "--from" not in line]
+    assert all((ROOT / path).exists() for path in copied), copied
+
+
+def test_the_containers_configuration_takes_the_endpoint_from_the_environment():
+    environment = {"PROMPTMILL_BASE_URL": "https://api.example.com/v1", "PROMPTMILL_MODEL": "m"}
+    plan = Configuration.load(DEPLOY / "parameter.yaml", environ=environment).plan
+    assert (plan.backend, plan.model) == ("openai", "m")
+    assert plan.settings.backend_configs.openai.base_url == ["https://api.example.com/v1"]
+
+
+def test_compose_and_kubernetes_start_the_server_with_options_that_exist():
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for more in (services["promptmill"]["command"], container["args"]):
+        assert _options(["serve", "--http", "0.0.0.0:8000", *more]).allowed_host
+    assert services["promptmill"]["build"]["dockerfile"] == "deploy/Dockerfile"
+
+
+def test_the_systemd_unit_starts_the_server_with_options_that_exist():
+    command = re.search(r"^ExecStart=(.+)$", (DEPLOY / "promptmill.service").read_text(), re.MULTILINE)[1]
+    assert _options(shlex.split(command)[1:]).token_file
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_the_systemd_unit_is_hardened():
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(DEPLOY / "promptmill.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not here")
+def test_nginx_accepts_its_configuration(tmp_path):
+    key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
+    subprocess.run(
+        [
+            *shlex.split("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -out"),
+            str(certificate),
+            "-keyout",
+            str(key),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    file = tmp_path / "nginx.conf"
+    text = (DEPLOY / "nginx.conf").read_text().replace("/etc/promptmill/tls", str(tmp_path))
+    file.write_text(f"pid {tmp_path}/nginx.pid;\n{text}")
+    done = subprocess.run(["nginx", "-t", "-c", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("caddy"), reason="Caddy is not here")
+def test_caddy_accepts_its_configuration():
+    command = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
