@@ -138,6 +138,13 @@ class OpenVINOSettings(Block):
     )
 
 
+class ClientLimits(Block):
+    """What a client may choose for its own calls at most. Does not bind a trusted one."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer that a call may ask for, or get, in tokens.")
+    models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
@@ -158,6 +165,11 @@ class Settings(Block):
         "separate",
         description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
         "the model or endpoint gave, reasoning in it included.",
+    )
+    client_limits: ClientLimits = Field(
+        ClientLimits(),
+        description="What a call may choose at most: `max_tokens` (also for calls that choose nothing) and `models` (a "
+        "list of names).",
     )
     system_prompt: str = Field("", description="Used when a call brings none.")
     image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")

@@ -18,7 +18,7 @@ from promptmill.core.conversation import Conversation, conversation_from_message
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results
-from promptmill.server.arguments import AnswerSchema, Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, result_of
 from promptmill.server.tool_errors import said
@@ -44,6 +44,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -52,7 +53,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
         items: list[Conversation | PromptmillError] = []
         for index, item in enumerate(prompt_ls):
             items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
@@ -72,6 +73,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -82,7 +84,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
         tag = image_tag or service.plan.settings.image_tag
         items = [
             _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
@@ -100,13 +102,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         messages: Messages,
         system_prompt: SystemPrompt = "",
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = conversation_from_messages(messages, "messages")
-        plan = answers.plan(answer_schema)
+        plan = answers.plan(answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
 
 
@@ -124,13 +127,19 @@ class _Answers:
         self._service = service
         self._board = running_jobs
 
-    def plan(self, answer_schema: Mapping[str, Any] | None) -> ResolvedConfig:
-        """Return the plan of a call. Raises `PromptmillError` (`invalid_input`) for a schema that cannot be used."""
-        plan = self._service.plan
-        if answer_schema is None:
-            return plan
-        compile_schema(answer_schema)
-        return plan.with_sampling({"response_format": asking_for(answer_schema)})
+    def plan(
+        self, answer_schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None
+    ) -> ResolvedConfig:
+        """Return the plan of a call.
+
+        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
+        beyond what the operator allows.
+        """
+        changes = dict(sampling_params or {})
+        if answer_schema is not None:
+            compile_schema(answer_schema)
+            changes["response_format"] = asking_for(answer_schema)
+        return self._service.plan.with_sampling(changes).within_limits(changes)
 
     async def of(
         self,
