@@ -190,7 +190,6 @@ def test_a_folder_is_no_configuration(tmp_path):
             "backend_configs: {openai: {concurency: 2}}",
             "backend_configs.openai.concurency: unknown key; did you mean concurrency?",
         ),
-        ("sampling_params: {temprature: 1}", "sampling_params.temprature: unknown key; did you mean temperature?"),
         ("xyz: 1", "xyz: unknown key; known keys: backend, backend_configs,"),
     ],
 )

@@ -71,9 +71,8 @@ def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World, run: An
 @pytest.mark.parametrize(
     ("code", "attempts", "journalled"),
     [
-        (Code.UNAUTHORIZED, 1, False),
-        (Code.INSUFFICIENT_QUOTA, 2, False),
-        (Code.TLS, 1, False),
+        (Code.UNAUTHORIZED, 1, True),
+        (Code.INSUFFICIENT_QUOTA, 2, True),
         (Code.SHUTDOWN, 1, False),
         (Code.REPLACED, 0, False),
         (Code.UNREACHABLE, 0, False),
@@ -97,6 +96,16 @@ def test_only_what_is_the_rows_own_affair_is_journalled(
     run(work())
     assert (world.ledger.tally.done, world.ledger.tally.failed) == ((1, 1) if journalled else (0, 0))
     assert [error.code for error in world.reasons] == ([] if journalled else [code])
+
+
+@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.INSUFFICIENT_QUOTA, Code.TLS, Code.BAD_REQUEST])
+def test_what_the_backend_says_concerns_all_stops_the_job(world: World, run: Any, code: Code) -> None:
+    async def work() -> None:
+        refused = Failure(PromptmillError(code, "refused"), 1, concerns_all=True)
+        assert not await returns(world.sink(), 0, refused)
+
+    run(work())
+    assert [error.code for error in world.reasons] == [code]
 
 
 def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World, run: Any) -> None:

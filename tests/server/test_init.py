@@ -112,7 +112,6 @@ OPENAI = "backend_configs.openai"
         ({"backend_configs": 3}, "backend_configs is a number; send an object."),
         ({"backend_configs": ["x"]}, "backend_configs is a list of 1; send an object."),
         ({"sampling_params": {"temperature": "hunter2"}}, "sampling_params.temperature: "),
-        ({"sampling_params": {"temprature": 1}}, "did you mean temperature?"),
         ({"sampling_params": None}, "sampling_params is null; send an object."),
         ({"extra_params": 3}, "extra_params is a number"),
         ({"no_such_argument": 1}, "no_such_argument is not an argument of this tool."),

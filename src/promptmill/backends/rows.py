@@ -18,7 +18,13 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
-from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt, shape
+from promptmill.core.conversation import (
+    Conversation,
+    ImagePosition,
+    conversation_from_messages,
+    conversation_from_prompt,
+    shape,
+)
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.images import load as images
@@ -39,7 +45,9 @@ def place(kind: str, row: int) -> str:
     return f"{'row' if kind == 'table' else 'line'} {row + 1}"
 
 
-def decode(kind: str, line: bytes, where: str, image_tag: str | None = None) -> Decoded:
+def decode(
+    kind: str, line: bytes, where: str, image_tag: str | None = None, position: ImagePosition = "after"
+) -> Decoded:
     """Return the conversation of one line, its own sampling and its own extra parameters.
 
     Sampling None: the line brings no parameters, those of the job count, extra ones as well. A `batch` line always
@@ -58,7 +66,7 @@ def decode(kind: str, line: bytes, where: str, image_tag: str | None = None) -> 
         return conversation, None if own is None else Sampling.model_validate(own), value.get("extra", _NOTHING)
     if kind == "batch":
         return _batch(value, where)
-    return _row(value, where, image_tag), None, _NOTHING
+    return _row(value, where, image_tag, position), None, _NOTHING
 
 
 def load(line: bytes, where: str) -> Any:
@@ -90,13 +98,15 @@ class RowReader:
     """Where relative image paths start; `""` for the working directory."""
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
+    image_position: ImagePosition = "after"
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
-        conversation, sampling, extra = decode(self.kind, line, place(self.kind, row), self.image_tag)
+        where = place(self.kind, row)
+        conversation, sampling, extra = decode(self.kind, line, where, self.image_tag, self.image_position)
         if sampling is None:
             sampling, extra = self.sampling, self.extra
         elif sampling.reasoning is None and self.sampling.reasoning is not None:
@@ -111,7 +121,7 @@ def _is_endpoints(name: str, value: object) -> bool:
     return name == "reasoning" and not isinstance(value, str)
 
 
-def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversation:
+def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
     prompt, messages, sources = row.get("prompt"), row.get("messages"), row.get("images")
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
@@ -127,7 +137,7 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None) -> Conversat
     if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise input_error(f"{where}: images is {shape(sources)}; send a list of paths or URLs.")
     try:
-        return conversation.with_images(sources, image_tag)
+        return conversation.with_images(sources, image_tag, position)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 

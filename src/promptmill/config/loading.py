@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.parameter_file import parsed, read
+from promptmill.config.parameter_names import moved
 from promptmill.config.settings import Settings
 from promptmill.core.conversation import shape
 from promptmill.core.errors import config_error
@@ -50,6 +51,8 @@ class ResolvedConfig:
     operator: Settings
     from_call: frozenset[str] = frozenset()
     trust_client: bool = False
+    warnings: tuple[str, ...] = ()
+    """What is not done exactly as written."""
 
     @property
     def backend(self) -> str:
@@ -106,10 +109,22 @@ class _Unset:
 class Configuration:
     """The operator's word: file, environment and command line."""
 
-    def __init__(self, raw: Mapping[str, Any], *, trust_client: bool = False, origin: str = FILE_NAME) -> None:
-        """`raw` is the file's content with `${…}` expanded. Raises `PromptmillError` (`invalid_config`)."""
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        *,
+        trust_client: bool = False,
+        calls_replace: bool = False,
+        origin: str = FILE_NAME,
+    ) -> None:
+        """`raw` is the file's content with `${…}` expanded.
+
+        `calls_replace`: what a call brings counts instead of the file's, not over it, and keys that nobody knows are
+        left out and told. Raises `PromptmillError` (`invalid_config`).
+        """
         self._raw = raw
         self._trust_client = trust_client
+        self._calls_replace = calls_replace
         self.origin = origin
         self.plan = self.overlaid(Overrides())
 
@@ -127,6 +142,7 @@ class Configuration:
         assignments: Iterable[str] = (),
         backend: str | None = None,
         trust_client: bool = False,
+        calls_replace: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
         sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
@@ -144,6 +160,7 @@ class Configuration:
             assignments=assignments,
             backend=backend,
             trust_client=trust_client,
+            calls_replace=calls_replace,
             defaults=defaults,
             sampling=sampling,
             environ=environ,
@@ -158,6 +175,7 @@ class Configuration:
         assignments: Iterable[str] = (),
         backend: str | None = None,
         trust_client: bool = False,
+        calls_replace: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
         sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
@@ -171,31 +189,35 @@ class Configuration:
             if sampling:
                 raw["sampling_params"] = {**(raw.get("sampling_params") or {}), **sampling}
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
-            return cls(_expanded(raw, environ), trust_client=trust_client, origin=origin)
+            return cls(_expanded(raw, environ), trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except RecursionError:  # an alias may stand inside what it stands for
             raise config_error("", f"{origin} is nested too deeply.") from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
         """Return the plan of the configuration with a call's `overrides` over it.
 
-        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty.
+        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty. With
+        `calls_replace` all that a call brings replaces the file's.
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         _check_size(given)
         raw = dict(self._raw)
         name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
-        raw["backend"] = name
-        operator = _validated(_without_unset(raw, name))
+        raw["backend"] = name = name.strip().lower() if isinstance(name, str) else name
+        operator, warnings = self._settled(raw, name)
+        if overrides == Overrides():
+            return ResolvedConfig(operator, operator, frozenset(), self._trust_client, warnings)
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
             if not isinstance(values, Mapping | None):
                 raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
-            mine[block] = {**(mine.get(block) or {}), **(values or {})}
+            mine[block] = {**({} if self._calls_replace else mine.get(block) or {}), **(values or {})}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
-            if given := getattr(overrides, key):
+            if (given := getattr(overrides, key)) or self._calls_replace:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
+<<<<<<< HEAD
         plan = ResolvedConfig(_validated(_without_unset(raw, name)), operator, from_call, self._trust_client)
         _check_limits(plan, overrides)
         return plan
@@ -219,6 +241,33 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
 def _check_size(given: Any) -> None:
     if _has_more_values(given, _MOST_VALUES):
         raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
+=======
+        settings, warnings = self._settled(raw, name)
+        return ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+
+    def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
+        placed, warnings = moved(_without_unset(dict(raw), backend), backend)
+        if not self._calls_replace:
+            return _validated(placed), tuple(warnings)
+        try:
+            return Settings.model_validate(placed), tuple(warnings)
+        except ValidationError as error:
+            unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        for place in unknown:
+            warnings.append(f"{'.'.join(map(str, place)):.200}: {_unknown_key(list(place), Settings)} It was left out.")
+            placed = _without(placed, place)
+        if unknown and placed.get("unsupported") == "error":
+            raise config_error("", " ".join(warnings))
+        return _validated(placed), tuple(warnings)
+
+
+def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str, Any]:
+    """Return `values` without what is at `place`."""
+    key, *rest = place
+    if rest:
+        return {**values, str(key): _without(values[str(key)], rest)}
+    return {name: value for name, value in values.items() if name != key}
+>>>>>>> main
 
 
 def _has_more_values(value: Any, most: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -24,6 +26,7 @@ def _one_or_many(value: object) -> object:
 GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
+_DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
 
 
@@ -99,10 +102,26 @@ class HFSettings(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`."
-    )
+    device: str = Field("auto", pattern=f"^{_DEVICE}$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="How attention is computed; null: as transformers chooses."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transformers_names(cls, data: Any) -> Any:
+        """Take what programs of transformers write: `torch_dtype`, and `device_map` where it names one place."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        if isinstance(named := data.get("torch_dtype"), str):
+            data.setdefault("dtype", named.removeprefix("torch."))
+            del data["torch_dtype"]
+        if isinstance(place := data.get("device_map"), str) and re.fullmatch(_DEVICE, place):
+            data.setdefault("device", place)
+            del data["device_map"]
+        return data
 
 
 class VLLMSettings(Block):
@@ -172,7 +191,10 @@ class Settings(Block):
         "list of names).",
     )
     system_prompt: str = Field("", description="Used when a call brings none.")
-    image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")
+    image_tag: str | None = Field(None, description="Where images go in a prompt; null: where `image_position` says.")
+    image_position: Literal["after", "before"] = Field(
+        "after", description="Whether images without a tag follow the prompt's text or go before it."
+    )
     on_error: Literal["report", "raise"] = Field(
         "report", description="`raise`: any failed item makes the call an error."
     )

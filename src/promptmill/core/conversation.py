@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from promptmill.core.errors import PromptmillError, input_error
 
@@ -33,6 +33,7 @@ class ImagePart:
     detail: str | None = None
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True, slots=True)
 class AudioPart:
     """A sound: base64, and its format as OpenAI names it (`wav`, `mp3`, …)."""
@@ -42,6 +43,11 @@ class AudioPart:
 
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
+=======
+Part: TypeAlias = TextPart | ImagePart
+ImagePosition: TypeAlias = Literal["after", "before"]
+"""Where images go when no tag says it: after or before the text."""
+>>>>>>> main
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +120,10 @@ class Conversation:
             return self
         return Conversation(tuple(_with_sources(message, change) for message in self.messages))
 
-    def with_images(self, sources: Sequence[str], image_tag: str | None) -> Conversation:
-        """Return the conversation with images in its last message, for `image_tag` by `image_tag` or behind the text.
+    def with_images(
+        self, sources: Sequence[str], image_tag: str | None, position: ImagePosition = "after"
+    ) -> Conversation:
+        """Return the conversation with images in its last message: at its image tags, or after or before its text.
 
         Without sources nothing changes, so a tag in the text stays text. Raises `PromptmillError` (`invalid_input`)
         when there are more tags than images or more images than tags.
@@ -126,9 +134,18 @@ class Conversation:
         content = last.content
         parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
         images = [ImagePart(source) for source in sources]
+<<<<<<< HEAD
         placed = _place_at_tags(parts, images, image_tag) if image_tag else (*parts, *images)
         kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
+=======
+        placed = _place_at_tags(parts, images, image_tag) if image_tag else _beside(parts, images, position)
+        kept = tuple(part for part in placed if isinstance(part, ImagePart) or part.text)
+>>>>>>> main
         return Conversation((*before, Message(last.role, kept, last.extra)))
+
+
+def _beside(parts: Sequence[Part], images: Sequence[Part], position: ImagePosition) -> tuple[Part, ...]:
+    return (*images, *parts) if position == "before" else (*parts, *images)
 
 
 def _with_sources(message: Message, change: Callable[[str], str]) -> Message:

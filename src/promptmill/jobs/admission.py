@@ -281,7 +281,7 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
     found = {"model": _digest(plan.model), "system_prompt": _digest(above)}
     if input_format not in _WHOLE:
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
-        found["image_tag"] = _digest(settings.image_tag)
+        found["image_tag"] = _digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return found
 
 

@@ -32,8 +32,8 @@ class FirstSeen:
 
     def first(self, request: Request) -> int:
         """Return the row that asked this first, which may be the request's own. Raises `OSError`."""
-        temperature = request.sampling.temperature  # which counts before one in the extra parameters
-        if (request.extra.get("temperature") if temperature is None else temperature) != 0:
+        # one in the extra parameters counts first
+        if request.extra.get("temperature", request.sampling.temperature) != 0:
             return request.key
         try:
             asked = [request.conversation.as_messages(), request.sampling.given(), dict(request.extra)]

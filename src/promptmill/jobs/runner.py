@@ -189,6 +189,7 @@ class Runner:
             plan.settings.image_tag,
             self._foreign_folder(),
             whole=job.spec.input_format == "batch",
+            image_position=plan.settings.image_position,
         )
         return Answering(
             self._service,

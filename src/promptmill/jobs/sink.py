@@ -19,9 +19,6 @@ _SAMPLED = 8
 # Never a row's own: the key, the account, the way to the host, the end of the process.
 _ENDS_ALL = frozenset(
     {
-        Code.UNAUTHORIZED,
-        Code.INSUFFICIENT_QUOTA,
-        Code.TLS,
         Code.INVALID_CONFIG,
         Code.DEADLINE,
         Code.REPLACED,
@@ -132,12 +129,12 @@ class JournalSink:
     def _concerns_all(self, row: int, failure: Failure) -> bool:
         """Return whether the job is to stop instead of counting this failure, having said so."""
         code = failure.error.code
-        if code in _ENDS_UNSENT:
+        if code in _ENDS_UNSENT and not failure.concerns_all:
             entry = self._index.get(row)
             before = self._journal.head(entry & ~AGAIN, row) if entry & AGAIN else None
             concerns_all = failure.attempts == (before.attempts if before else 0)
         else:
-            concerns_all = code in _ENDS_ALL
+            concerns_all = failure.concerns_all or code in _ENDS_ALL
         if concerns_all:
             self._give_up(failure.error)
         return concerns_all

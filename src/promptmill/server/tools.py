@@ -14,7 +14,12 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.conversation import Conversation, conversation_from_messages, conversation_from_prompt
+from promptmill.core.conversation import (
+    Conversation,
+    ImagePosition,
+    conversation_from_messages,
+    conversation_from_prompt,
+)
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results
@@ -84,10 +89,16 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
+<<<<<<< HEAD
         stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
         tag = image_tag or service.plan.settings.image_tag
+=======
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
+        settings = service.plan.settings
+        tag, position = image_tag or settings.image_tag, settings.image_position
+>>>>>>> main
         items = [
-            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag)
+            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
             for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
         ]
         return await answers.of(ctx, items, stats, system_prompt, plan)
@@ -113,9 +124,11 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
 
 
-def _with_images(conversation: Conversation, sources: Sequence[str], tag: str | None) -> Conversation | PromptmillError:
+def _with_images(
+    conversation: Conversation, sources: Sequence[str], tag: str | None, position: ImagePosition
+) -> Conversation | PromptmillError:
     try:
-        return conversation.with_images(sources, tag)
+        return conversation.with_images(sources, tag, position)
     except PromptmillError as error:
         return error
 

@@ -148,6 +148,8 @@ class Service:
         """
         settings = (plan or self.plan).settings
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -174,6 +176,8 @@ class Service:
         Raises `PromptmillError` when the backend cannot be loaded or nothing can go on.
         """
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             loaded = await self._loaded()
             await loaded.run(source, sink, stats)
 

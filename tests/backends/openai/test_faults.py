@@ -107,7 +107,9 @@ FAULTS = [
     _row(
         "error 502 in a 200", raw(b'{"error": {"message": "upstream", "code": 502}}'), Code.SERVER_ERROR, says=("502",)
     ),
-    _row("error 429 in a 200", raw(b'{"error": {"message": "slow", "code": 429}}'), Code.RATE_LIMITED, PUT_BACK),
+    _row(
+        "error 429 in a 200", raw(b'{"error": {"message": "slow", "code": 429}}'), Code.RATE_LIMITED, PUT_BACK, EITHER
+    ),
     _row("empty choices", raw(b'{"choices": []}'), Code.EMPTY_ANSWER),
     _row("null content, no finish reason", answer(None, finish_reason=None), Code.EMPTY_ANSWER),
     _row("empty content, no finish reason", answer("", finish_reason=None), Code.EMPTY_ANSWER),
@@ -118,7 +120,7 @@ FAULTS = [
     _refused(408, {Code.TIMEOUT, Code.SERVER_ERROR}),
     _refused(409, Code.SERVER_ERROR),
     _refused(425, Code.SERVER_ERROR),
-    _refused(429, Code.RATE_LIMITED, PUT_BACK),
+    _refused(429, Code.RATE_LIMITED, PUT_BACK, EITHER),
     _refused(500, Code.SERVER_ERROR),
     _refused(502, Code.SERVER_ERROR),
     _refused(503, Code.SERVER_ERROR, COUNTED, EITHER),
@@ -333,7 +335,7 @@ STREAM_FAULTS = [
         says=("engine broke",),
     ),
     _row("hang before the stream", hang(), Code.TIMEOUT, block=SILENCE),
-    _row("429", status(429), Code.RATE_LIMITED, PUT_BACK),
+    _row("429", status(429), Code.RATE_LIMITED, PUT_BACK, EITHER),
     _row("400", status(400), Code.BAD_REQUEST, ONCE, retryable=False),
     _row("HTML with 200", html(), Code.BAD_RESPONSE),
     _row("reset", reset(), Code.CONNECTION_LOST, **LOST),

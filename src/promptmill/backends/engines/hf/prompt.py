@@ -28,7 +28,19 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
+from promptmill.core.conversation import shape
+from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
+
+_KNOWN = frozenset({"chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample", *LONGEST})
+# Parameters of transformers and vLLM with the only value that this engine has.
+_AS_IT_IS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "skip_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "use_cache": True,
+}
 
 
 class PromptBuilder:
@@ -58,6 +70,11 @@ class PromptBuilder:
         stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends
+        ends |= _token_ids(message["extra"].get("stop_token_ids"))
+        if message["extra"].get("do_sample") is False:
+            sampling = {**sampling, "temperature": 0.0}  # transformers' word for always taking the likeliest token
+        elif message["extra"].get("do_sample"):
+            sampling = {"temperature": 1.0, **sampling}
         choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
         if self._refuse:
             refuse(warnings)
@@ -82,7 +99,8 @@ class PromptBuilder:
     def _template_options(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
-        left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
+        as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
+        left_out = not_known(extra, _KNOWN | as_it_is)
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if "response_format" in sampling and sampling["response_format"].get("type") != "text":
             left_out.append("response_format")
@@ -163,6 +181,14 @@ class PromptBuilder:
     def _limit(self, wanted: int | None, used: int) -> int:
         most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
+
+
+def _token_ids(value: object) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(number, int) for number in value):
+        raise input_error(f"extra_params.stop_token_ids is {shape(value)}; send a list of numbers.")
+    return frozenset(value)
 
 
 def _template(source: Any) -> str | None:
