@@ -217,33 +217,10 @@ class Configuration:
             if (given := getattr(overrides, key)) or self._calls_replace:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
-<<<<<<< HEAD
-        plan = ResolvedConfig(_validated(_without_unset(raw, name)), operator, from_call, self._trust_client)
+        settings, warnings = self._settled(raw, name)
+        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
         _check_limits(plan, overrides)
         return plan
-
-
-def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
-    """Raise when a call chooses what `client_limits` does not allow."""
-    limits = plan.operator.client_limits
-    if plan.trust_client:
-        return
-    if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
-        known = ", ".join(limits.models) or "none"
-        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
-    if limits.max_tokens is not None:
-        plan.within_limits(overrides.sampling_params)
-        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
-            if name in overrides.extra_params:
-                raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
-
-
-def _check_size(given: Any) -> None:
-    if _has_more_values(given, _MOST_VALUES):
-        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
-=======
-        settings, warnings = self._settled(raw, name)
-        return ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
 
     def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = moved(_without_unset(dict(raw), backend), backend)
@@ -267,7 +244,26 @@ def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str,
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
     return {name: value for name, value in values.items() if name != key}
->>>>>>> main
+
+
+def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
+    """Raise when a call chooses what `client_limits` does not allow."""
+    limits = plan.operator.client_limits
+    if plan.trust_client:
+        return
+    if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
+        known = ", ".join(limits.models) or "none"
+        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
+    if limits.max_tokens is not None:
+        plan.within_limits(overrides.sampling_params)
+        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            if name in overrides.extra_params:
+                raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
+
+
+def _check_size(given: Any) -> None:
+    if _has_more_values(given, _MOST_VALUES):
+        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
 
 
 def _has_more_values(value: Any, most: int) -> bool:

@@ -33,7 +33,6 @@ class ImagePart:
     detail: str | None = None
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True)
 class AudioPart:
     """A sound: base64, and its format as OpenAI names it (`wav`, `mp3`, …)."""
@@ -43,11 +42,8 @@ class AudioPart:
 
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
-=======
-Part: TypeAlias = TextPart | ImagePart
 ImagePosition: TypeAlias = Literal["after", "before"]
 """Where images go when no tag says it: after or before the text."""
->>>>>>> main
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +130,8 @@ class Conversation:
         content = last.content
         parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
         images = [ImagePart(source) for source in sources]
-<<<<<<< HEAD
-        placed = _place_at_tags(parts, images, image_tag) if image_tag else (*parts, *images)
-        kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
-=======
         placed = _place_at_tags(parts, images, image_tag) if image_tag else _beside(parts, images, position)
-        kept = tuple(part for part in placed if isinstance(part, ImagePart) or part.text)
->>>>>>> main
+        kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
         return Conversation((*before, Message(last.role, kept, last.extra)))
 
 

@@ -89,14 +89,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
-<<<<<<< HEAD
         stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
-        tag = image_tag or service.plan.settings.image_tag
-=======
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
         settings = service.plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
->>>>>>> main
         items = [
             _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
             for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
