@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
+import threading
 
 import pytest
 
 from piped import eventually
 from promptmill.http.event_store import Events, SessionEvents
-from replies import hang
+from replies import answer
 from served import messages
 
 _ID = re.compile(rb"^id: (\S+)", re.MULTILINE)
@@ -52,20 +54,24 @@ def _resumed(server, session, event_id):
 
 @pytest.mark.parametrize("back", ["before the answer", "after it"])
 def test_what_was_answered_while_the_connection_was_lost_is_there_again(server, upstream, back):
-    release = hang()
-    upstream.reply = release
+    gate = threading.Event()
+
+    async def when_open(exchange):
+        await asyncio.to_thread(gate.wait, 30)
+        await answer()(exchange)
+
+    upstream.reply = when_open
     session = server.session()
     event_id = _posted(server, session, _call("slow"))
     eventually(lambda: upstream.in_flight)
     if back == "after it":
-        upstream.release()
+        gate.set()
         eventually(lambda: not upstream.in_flight)
-        found = _resumed(server, session, event_id)
     else:
-        upstream.release()
-        found = _resumed(server, session, event_id)
-    (answer,) = [message for message in found if message.get("id") == 77]
-    assert answer["result"]["structuredContent"]["ans_ls"] == ["echo: slow"]
+        threading.Timer(0.5, gate.set).start()
+    found = _resumed(server, session, event_id)
+    (response,) = [message for message in found if message.get("id") == 77]
+    assert response["result"]["structuredContent"]["ans_ls"] == ["echo: slow"]
 
 
 def test_an_unknown_event_is_no_error_of_the_server(server):
