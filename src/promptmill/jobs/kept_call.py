@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.jobs import call_handoff
-from promptmill.jobs.ledger import Ledger
+from promptmill.jobs import call_job, disk
+from promptmill.jobs.admission import Job
+from promptmill.jobs.records import record_of
 from promptmill.jobs.running_jobs import RunningJobs
-from promptmill.jobs.sink import JournalSink
 
 
 async def keep(
@@ -27,38 +26,25 @@ async def keep(
 
     Raises `PromptmillError` (`storage`).
     """
-    job_id = call_handoff.new_id()
     rows = [
         (index, item, outcome)
         for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
         if isinstance(item, Conversation) and _is_settled(outcome)
     ]
-    lines = [(index, item) for index, item, _ in rows]
-    writing = asyncio.ensure_future(asyncio.to_thread(running_jobs.spool, job_id, lines, system_prompt, plan))
-    job = await asyncio.shield(writing)
-    await running_jobs.go_on(job, _FinishedCall([outcome for _, _, outcome in rows]))
-    return job_id
+
+    def written() -> Job:
+        job = call_job.write([(index, item) for index, item, _ in rows], system_prompt, plan, running_jobs.folders)
+        try:
+            job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
+        except OSError as error:
+            call_job.discard(job)
+            raise PromptmillError(Code.STORAGE, f"The answers cannot be kept: {disk.why(error)}.", "") from None
+        return job
+
+    job = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(written)))
+    await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
+    return job.spec.job_id
 
 
 def _is_settled(outcome: Outcome) -> bool:
     return not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
-
-
-class _FinishedCall:
-    """The outcomes of a call that has ended, in the place of one that still runs."""
-
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self.stats = CallStats(total=len(outcomes))
-        self._outcomes = outcomes
-
-    def end(self) -> None:
-        """Nothing runs."""
-
-    async def journal(self, ledger: Ledger, give_up: Callable[[PromptmillError], None]) -> int:
-        """Journal the outcomes; returns how many there are."""
-        journal = JournalSink(ledger.journal, ledger.index, ledger.tally, give_up)
-        for row, outcome in enumerate(self._outcomes):
-            await journal.put(row, outcome)
-        journal.flush()
-        ledger.index.flush()
-        return len(self._outcomes)
