@@ -69,7 +69,7 @@ def _is_openais(part: Mapping[str, Any]) -> bool:
     return part.get("type") not in {"text", "image", "image_url"}
 
 
-def _part(item: Any, where: str, image_key: str) -> Part:
+def _part(item: Any, where: str, image_key: str) -> TextPart | ImagePart:
     if isinstance(item, str):
         return ImagePart(item) if _is_image(item) else TextPart(item)
     if isinstance(item, Mapping):
