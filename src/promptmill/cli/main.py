@@ -153,6 +153,12 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return shell.check(configuration, as_json=arguments.json)
 
 
+def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import cache
+
+    return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_request import JobRequest
@@ -259,6 +265,8 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
 
+    _add_cache(commands.add_parser("cache", parents=[shared], help="what the cache of answers holds"))
+
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
@@ -268,6 +276,12 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
 
         install.add(commands)
     return parser
+
+
+def _add_cache(cache: argparse.ArgumentParser) -> None:
+    cache.add_argument("--clear", action="store_true", help="forget all of it")
+    cache.add_argument("--json", action="store_true", help="print the result as JSON")
+    cache.set_defaults(command=_cache)
 
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
