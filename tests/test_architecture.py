@@ -45,7 +45,7 @@ AT_HOME = {
     "gguf": ("backends.engines.hf",),
     "openvino": ("backends.engines.openvino",),
     "openvino_genai": ("backends.engines.openvino",),
-    "numpy": ("backends.engines.openvino",),
+    "numpy": ("backends.engines.hf", "backends.engines.openvino"),
 }
 
 
