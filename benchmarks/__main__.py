@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks import (
     ceiling,
+    cpu_engines,
     crowd,
     engine,
     first_answer,
@@ -53,6 +54,7 @@ CASES: dict[str, Case] = {
     "engine": engine.engine,
     "first": first_answer.first_answer,
     "hf": hf_batching.batching,
+    "cpu_engines": cpu_engines.cpu_engines,
     "vllm_chat": vllm_engine.vllm_chat,
     "vllm_calls": vllm_engine.vllm_calls,
     "vllm_settings": vllm_engine.vllm_settings,
