@@ -1,4 +1,4 @@
-"""Engines on a CPU beside each other: hf with eight rows, hf as it comes, openvino; the same tokens on the same model."""
+"""Engines on a CPU: hf with eight rows, hf as it comes, openvino; the same tokens on the same model."""
 
 from __future__ import annotations
 
