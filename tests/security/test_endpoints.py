@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.response import read_reply
+from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision
 from promptmill.core.outcome import Completion
-from promptmill.jobs.journal import encode
+from promptmill.jobs.records import record_of
 from replies import by_prompt, huge, raw, status
 
 
@@ -85,11 +85,11 @@ def test_any_reply_is_an_answer_or_a_verdict_that_a_journal_can_hold(body, code,
     (endpoint,) = endpoints(openai_plan("http://127.0.0.1:9"))
     text = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS) if _fits(body) else b"\xff"
     headers = {"Content-Type": "text/event-stream" if stream else "application/json"}
-    found = read_reply(code, headers, b"data: " + text + b"\n\ndata: [DONE]\n\n" if stream else text, endpoint)
+    found = read_response(code, headers, b"data: " + text + b"\n\ndata: [DONE]\n\n" if stream else text, endpoint)
     assert isinstance(found, Completion | RetryDecision)
     if isinstance(found, Completion):
         assert found.usage.prompt_tokens >= 0
-        assert encode(0, found).endswith(b"\n")
+        assert record_of(0, found).is_sound
 
 
 def _fits(body):

@@ -179,17 +179,22 @@ def test_where_there_is_no_exec_a_child_has_our_streams_and_its_exit_code_is_our
     assert len(tied) == 1
 
 
-def test_a_wrong_parameter_file_ends_it_with_the_key_and_a_strange_key_does_not(checkout, foreign_python):
+def test_a_wrong_parameter_file_ends_it_with_the_key_and_strange_keys_do_not(checkout, foreign_python):
     file = checkout / "servers" / "generation" / "parameter.yaml"
     file.write_text(file.read_text() + "my_prompt: Be brief.\n")
     with _started(foreign_python) as server:
         server.initialize()
         assert server.answers("hi") == ["echo: hi"]
         assert "my_prompt" in server.said()
-    file.write_text("backend: openai\nbackend_configs: {openai: {concurency: 8}}\n")
+    file.write_text(file.read_text().replace("model_name:", "concurency: 8\n    model_name:"))
+    with _started(foreign_python) as server:
+        server.initialize()
+        assert server.answers("hi") == ["echo: hi"]
+        assert "did you mean concurrency? It was left out." in server.said()
+    file.write_text("backend: openai\nbackend_configs: {openai: {concurrency: many}}\n")
     with _started(foreign_python) as server:
         assert server.process.wait(60) == 2
-        assert "did you mean concurrency?" in server.said()
+        assert "backend_configs.openai.concurrency" in server.said()
 
 
 def test_a_folder_without_a_parameter_file_takes_what_promptmill_finds_elsewhere(tmp_path, monkeypatch):

@@ -13,6 +13,21 @@ TAGS = ("<think>", "</think>")
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
 _OPEN, _CLOSE = TAGS
 _END = re.compile(r"<\|(?:end|return|call)\|>")
+# How models mark their thinking in their text: Qwen, DeepSeek and most; Magistral; Kimi-VL; Seed-OSS; EXAONE and
+# Gemini; OpenThinker; Command A.
+_PAIRS = (
+    TAGS,
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<seed:think>", "</seed:think>"),
+    ("<thought>", "</thought>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+# A closing mark that is meant, not quoted or written about.
+_CLOSES = re.compile(r"(?<![`\"'“])(?:</(?:seed:)?think>|\[/THINK\]|◁/think▷)(?![`\"'”])")
+_PROSE = re.compile(r"(?<=\w) $")
+_WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_of_solution|END_RESPONSE)\|>\s*\Z")
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
@@ -30,9 +45,31 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
     return thought.strip() or None, answer.lstrip()
 
 
+def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
+    """Return `(reasoning, answer)` of a text as an endpoint passed it on, whichever marks the model writes.
+
+    The opening mark may be missing: some chat templates end the prompt with it. `already` says that the endpoint gave
+    the reasoning apart; then only a closing mark that was left at the start goes.
+    """
+    start = text.lstrip("\ufeff \t\r\n")
+    if start.startswith((_CHANNEL, _START)):
+        return split_channels(start)
+    for opening, closing in _PAIRS:
+        if start.startswith(opening):
+            thought, closed, answer = start[len(opening) :].partition(closing)
+            return thought.strip() or None, _WRAPS.sub("", answer.lstrip()) if closed else ""
+    found = _CLOSES.search(start)
+    if found is None or (already and found.start()):
+        return None, text
+    before, behind = start[: found.start()], start[found.end() :]
+    if any(opening in before for opening, _ in _PAIRS) or (_PROSE.search(before) and behind[:1] == " "):
+        return None, text
+    return before.strip() or None, behind.lstrip()
+
+
 def told_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
-    reasoning, text = split_reasoning(completion.text)
+    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
     if text == completion.text:
         return completion
     return replace(completion, text=text, reasoning=completion.reasoning or reasoning)

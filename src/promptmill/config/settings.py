@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
@@ -24,6 +26,7 @@ def _one_or_many(value: object) -> object:
 GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
+_DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
 
 
@@ -101,10 +104,26 @@ class HFSettings(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`."
-    )
+    device: str = Field("auto", pattern=f"^{_DEVICE}$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="How attention is computed; null: as transformers chooses."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transformers_names(cls, data: Any) -> Any:
+        """Take what programs of transformers write: `torch_dtype`, and `device_map` where it names one place."""
+        if not isinstance(data, Mapping):
+            return data
+        data = dict(data)
+        if isinstance(named := data.get("torch_dtype"), str):
+            data.setdefault("dtype", named.removeprefix("torch."))
+            del data["torch_dtype"]
+        if isinstance(place := data.get("device_map"), str) and re.fullmatch(_DEVICE, place):
+            data.setdefault("device", place)
+            del data["device_map"]
+        return data
 
 
 class VLLMSettings(Block):
@@ -140,6 +159,13 @@ class OpenVINOSettings(Block):
     )
 
 
+class ClientLimits(Block):
+    """What a client may choose for its own calls at most. Does not bind a trusted one."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer that a call may ask for, or get, in tokens.")
+    models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
@@ -161,8 +187,16 @@ class Settings(Block):
         description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
         "the model or endpoint gave, reasoning in it included.",
     )
+    client_limits: ClientLimits = Field(
+        ClientLimits(),
+        description="What a call may choose at most: `max_tokens` (also for calls that choose nothing) and `models` (a "
+        "list of names).",
+    )
     system_prompt: str = Field("", description="Used when a call brings none.")
-    image_tag: str | None = Field(None, description="Where images go in a prompt; null: behind the text.")
+    image_tag: str | None = Field(None, description="Where images go in a prompt; null: where `image_position` says.")
+    image_position: Literal["after", "before"] = Field(
+        "after", description="Whether images without a tag follow the prompt's text or go before it."
+    )
     on_error: Literal["report", "raise"] = Field(
         "report", description="`raise`: any failed item makes the call an error."
     )
@@ -192,6 +226,12 @@ class Settings(Block):
         "Engines that run here always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_result_bytes: int = Field(
+        9 << 20,
+        ge=0,
+        description="Largest result of a call over stdio; a larger one comes as its first answers and a job with all "
+        "of them. 0: no limit. Many clients end a session at 10 MiB.",
+    )
     max_image_memory: int = Field(
         1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
     )

@@ -59,6 +59,7 @@ class Failure:
     """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost.
 
     `text` is what the model said where that could not be taken for an answer.
+    `concerns_all`: whatever comes after it would fail alike (a refused key, an endpoint that was given up).
     """
 
     error: PromptmillError
@@ -66,6 +67,7 @@ class Failure:
     latency_s: float = 0.0
     usage: Usage = field(default=NO_USAGE)
     text: str = ""
+    concerns_all: bool = False
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""

@@ -36,7 +36,7 @@ def serve_stdio(
     front: Front,
     *,
     locked: bool = False,
-    extend: Callable[[FastMCP], None] = lambda _: None,
+    extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
     """Serve the client of `front` until stdin ends (exit code 0) or a signal comes (128 + its number).
 
@@ -58,14 +58,14 @@ def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
 
 
 async def _serve_stdio(
-    configuration: Configuration, front: Front, extend: Callable[[FastMCP], None], *, locked: bool
+    configuration: Configuration, front: Front, extend: Callable[[FastMCP, Service], None], *, locked: bool
 ) -> int:
     from promptmill.server import create_server
     from promptmill.server.stdio_errors import answer_unreadable
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
-    extend(server)
+    extend(server, service)
     answer_unreadable(server)
     stay_responsive()
     signals = _Signals()  # after the imports: until now they end the process at once
@@ -106,7 +106,7 @@ async def _serve_http(configuration: Configuration, opening: BoundServer) -> int
     app = App(create_server(service, locked=True), opening.rules)
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
-    server = listener(app, connections=connections, tls=opening.tls)
+    server = listener(app, connections=connections, tls=opening.tls, access_log=opening.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(server.serve(opening.sockets))
     tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))

@@ -1,8 +1,9 @@
 """The server as `servers/generation/src/generation.py` starts it for a pipeline of UltraRAG.
 
 Such a client is the operator's own program, so it is trusted, unless the file was started by a command that serves any
-client; the configuration file is the pipeline's `parameter.yaml` of the server; and there is the tool `build`, which
-tells the pipeline how to call the others.
+client. What a pipeline brings with a call replaces what the configuration file says, the server's `parameter.yaml`; its
+calls are read as UltraRAG's own server reads them, what became of them is told on stderr, and there is the tool
+`build`, which tells the pipeline how to call the others.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.config import parameter_file
@@ -25,7 +27,11 @@ from promptmill.system import runtime
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
+    from promptmill.service.service import Service
+
 _USAGE = 2
+# As in UltraRAG's own server.
+_DEFAULTS = MappingProxyType({"reasoning": "inline", "image_position": "before"})
 _TRUSTED = "started as a script, so the client is trusted like a pipeline: as with `promptmill serve --trust-client`."
 _UNTRUSTED = "started by a command that serves any client, so the client is not trusted and there is no `build`."
 
@@ -46,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return _USAGE
     front.configured()
     print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
-    return process.serve_stdio(configuration, front, extend=_extended if trusted else lambda _: None)
+    return process.serve_stdio(configuration, front, extend=_extended if trusted else lambda _server, _service: None)
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
@@ -56,18 +62,26 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
     """
     file = folder / FILE_NAME
     if not file.is_file():
-        return Configuration.load(trust_client=trust_client)
+        if not trust_client:
+            return Configuration.load()
+        return Configuration.load(trust_client=True, calls_replace=True, defaults=_DEFAULTS)
     found = parameter_file.read(file)
     mine = {key: value for key, value in found.items() if key in Settings.model_fields}
     if others := sorted(map(str, found.keys() - mine.keys())):
         log = logging.getLogger(__name__)
         log.warning("%s: %s: no keys of promptmill, left to the pipeline", file, ", ".join(others))
-    return Configuration.of(mine, origin=str(file), trust_client=trust_client)
+    if not trust_client:
+        return Configuration.of(mine, origin=str(file))
+    # a pipeline brings these two with each call, also when they are to be none
+    mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
+    return Configuration.of(mine, origin=str(file), trust_client=True, calls_replace=True, defaults=_DEFAULTS)
 
 
-def _extended(server: FastMCP) -> None:
+def _extended(server: FastMCP, service: Service) -> None:
     # FastMCP is imported with the server, not before
+    from promptmill.server.ultrarag_calls import PipelineCalls
     from promptmill.server.ultrarag_tools import add_build, with_plain_results
 
     add_build(server)
     with_plain_results(server)
+    server.add_middleware(PipelineCalls(service))

@@ -19,7 +19,14 @@ from promptmill.config import loading as config
 from promptmill.config.parameter_file import read
 from promptmill.core.errors import PromptmillError
 
-_TOOLS = ("generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown")
+# What a pipeline gives to each tool; parameters of ours are left at their defaults.
+_TOOLS = {
+    "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
+    "generate": ("prompt_ls", "system_prompt"),
+    "multimodal_generate": ("multimodal_path", "prompt_ls", "system_prompt", "image_tag"),
+    "multiturn_generate": ("messages", "system_prompt"),
+    "vllm_shutdown": (),
+}
 
 
 def add_build(server: FastMCP) -> None:
@@ -91,7 +98,7 @@ def _entry(tool: Tool, parameters: Collection[str]) -> dict[str, Any]:
     def source(name: str) -> str:
         return f"${name}" if name in parameters else name
 
-    entry: dict[str, Any] = {"input": {name: source(name) for name in tool.parameters.get("properties", {})}}
+    entry: dict[str, Any] = {"input": {name: source(name) for name in _TOOLS[tool.name]}}
     if outputs := (tool.output_schema or {}).get("required"):
         entry["output"] = [source(name) for name in outputs]
     return entry

@@ -98,6 +98,11 @@ class Service:
             if replaced is not None:
                 self._retire(replaced)
 
+    @property
+    def configured_backend(self) -> str | None:
+        """The backend that the configuration names."""
+        return self._configuration.backend
+
     async def generate(
         self,
         items: Sequence[Conversation | PromptmillError],
@@ -105,15 +110,17 @@ class Service:
         *,
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
+        sink: ListSink | None = None,
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
 
         `plan` is the call's own, where it asks for more than the configuration says (`ResolvedConfig.with_sampling`).
+        `sink` holds the outcomes so far, for a caller who may cancel the call and wants them then.
 
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
-        sink = ListSink(len(items))
+        sink = sink or ListSink(len(items))
         limit_s = self.plan.settings.call_timeout
         unanswered: PromptmillError | None
         try:
@@ -143,6 +150,8 @@ class Service:
         """
         settings = (plan or self.plan).settings
         with self.calls.counted(stats):
+            for warning in self.plan.warnings:
+                stats.warn(warning)
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -169,8 +178,18 @@ class Service:
         Raises `PromptmillError` when the backend cannot be loaded or nothing can go on.
         """
         with self.calls.counted(stats):
-            loaded = await self._loaded()
-            await loaded.run(source, sink, stats)
+            for warning in self.plan.warnings:
+                stats.warn(warning)
+            for last_try in (False, True):
+                loaded = await self._loaded()
+                try:
+                    await loaded.run(source, sink, stats)
+                except PromptmillError as error:
+                    # one that had died before this is no reason to fail
+                    if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
+                        raise
+                else:
+                    return
 
     async def shutdown_engine(self) -> None:
         """Free the engine and its memory; connections have nothing to free. A later call loads again."""

@@ -60,7 +60,7 @@ def test_one_prompt_that_is_always_refused_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"bad": status(429)}, late(0.005))
     result = drive(["bad", *THOUSAND[:500]], concurrency=16)
     assert list(result.failures) == [0]
-    assert result.failures[0].attempts == 15
+    assert result.failures[0].attempts < 15
 
 
 def test_429s_do_not_count_against_retries(upstream, drive):
@@ -113,22 +113,38 @@ def test_retry_after_as_a_date_is_honoured(upstream, drive):
     assert 0.9 <= _gap(upstream) <= 3
 
 
+@pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {"retry-after-ms": "99999999999"}])
+def test_a_longer_wait_than_ten_times_max_delay_ends_the_endpoint_and_says_when_it_is_over(upstream, drive, headers):
+    upstream.reply = status(429, headers=headers)
+    result = drive([str(i) for i in range(100)], max_delay=0.03, concurrency=8)
+    assert len(upstream.seen) <= 16
+    assert result.codes == {"rate_limited"}
+    assert all(failure.concerns_all for failure in result.failures.values())
+    assert "UTC" in result.failures[0].error.hint
+
+
+def test_one_item_with_a_long_wait_amid_answers_is_that_items_failure(upstream, drive):
+    upstream.reply = by_prompt({"7": status(429, "try again in 23h59m")}, late(0.01))
+    result = drive([str(i) for i in range(100)], max_delay=0.03)
+    assert list(result.failures) == [7]
+    assert not result.failures[7].concerns_all
+
+
 @pytest.mark.parametrize(
-    "headers",
+    ("reply", "least"),
     [
-        {"Retry-After": "3600"},
-        {"Retry-After": "1e400"},
-        {"Retry-After": "inf"},
-        {"Retry-After": "9" * 5000},
-        {"retry-after-ms": "99999999999"},
-        {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
+        (status(429, "Rate limit reached on tokens per min (TPM). Please try again in 644ms."), 0.644),
+        (status(429, "Rate limit reached", headers={"x-ratelimit-reset-requests": "700ms"}), 0.7),
+        (raw(b'[{"error":{"code":429,"message":"You exceeded your current quota","details":[{"retryDelay":"0.5s"}]}}]',
+             code=429), 0.5),
+        (raw(b'{"error":"Model x is currently loading","estimated_time":0.6}', code=503), 0.6),
     ],
-    ids=lambda headers: str(headers)[:50],
-)
-def test_an_absurd_retry_after_is_honoured_up_to_ten_times_max_delay(upstream, drive, headers):
-    upstream.reply = attempts(status(429, headers=headers), answer())
-    assert drive(["a"], max_delay=0.03).answered == 1
-    assert 0.28 <= _gap(upstream) <= 1.2
+    ids=["words", "reset header", "RetryInfo", "estimated_time"],
+)  # fmt: skip
+def test_a_wait_is_honoured_wherever_it_is_said(upstream, drive, reply, least):
+    upstream.reply = attempts(reply, answer())
+    assert drive(["a"], max_delay=0.3).answered == 1
+    assert _gap(upstream) >= least - 0.02
 
 
 @pytest.mark.parametrize(
@@ -136,6 +152,10 @@ def test_an_absurd_retry_after_is_honoured_up_to_ten_times_max_delay(upstream, d
     [
         {"Retry-After": "-5"},
         {"Retry-After": "nan"},
+        {"Retry-After": "1e400"},
+        {"Retry-After": "inf"},
+        {"Retry-After": "9" * 5000},
+        {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
         {"Retry-After": "soon"},
         {"Retry-After": ""},
         {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"},

@@ -1,4 +1,4 @@
-"""A refused key, a refused account: everything stops at once, and what was answered stays."""
+"""A refused key, a refused account: everything stops, and what was answered stays. One refused item is that item's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from driving import ask, echoes, opened
-from replies import answer, choose, from_request, late, quota, status
+from promptmill.backends.openai.endpoint_state import SEVERAL
+from replies import answer, by_prompt, choose, from_request, late, quota, status
 
 REFUSALS = {
     "401": (status(401, "Incorrect API key provided"), "unauthorized"),
@@ -19,16 +20,14 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_from_the_900th_request_on_stops_all_new_requests(upstream, drive, name):
+def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream, drive, name):
     reply, code = REFUSALS[name]
     upstream.reply = late(0.005, from_request(900, reply))
     result = drive(THOUSAND, concurrency=32)
     assert result.answered == 899
     assert result.codes == {code}
-    first = next(seen for seen in upstream.seen if seen.number == 900)
-    later = [seen for seen in upstream.seen if seen.at > first.ended + 0.05]
-    assert not later
-    assert len(upstream.seen) <= 900 + 32
+    assert len(upstream.seen) <= 900 + SEVERAL + 2 * 32
+    assert all(failure.concerns_all for failure in result.failures.values())
     for at, text in enumerate(result.texts):
         assert text in {None, f"echo: {THOUSAND[at]}"}
     assert sum(failure.attempts for failure in result.failures.values()) == len(upstream.seen) - 899
@@ -54,15 +53,56 @@ def test_a_refusal_stops_the_other_runs_too(upstream, run):
 
     results = run(work())
     assert sum(result.answered for result in results) == 99
-    assert len(upstream.seen) <= 100 + 8
+    assert len(upstream.seen) <= 100 + SEVERAL + 8
 
 
-def test_answers_in_flight_while_the_key_is_refused_are_kept(upstream, drive):
-    upstream.reply = choose(lambda seen: status(401) if seen.number == 8 else late(0.3))
+@pytest.mark.parametrize("name", REFUSALS)
+def test_one_refusal_amid_answers_is_that_items_own(upstream, drive, name):
+    """Such as of a firewall before a gateway, or of a provider's moderation: the key works for all others."""
+    reply, code = REFUSALS[name]
+    upstream.reply = by_prompt({"prompt 30": reply})
+    result = drive(THOUSAND[:200], concurrency=8)
+    assert result.answered == 199
+    assert result.failures[30].error.code == code
+    assert result.failures[30].attempts == 1
+    assert not result.failures[30].concerns_all
+
+
+def test_the_very_first_refusal_waits_for_what_is_on_its_way(upstream, drive):
+    upstream.reply = choose(lambda seen: status(403) if seen.number == 1 else late(0.3))
     result = drive(THOUSAND[:50], concurrency=8)
-    assert result.answered == 7
+    assert result.answered == 49
+    assert [failure.concerns_all for failure in result.failures.values()] == [False]
+
+
+def test_a_key_that_never_worked_ends_the_run_once_all_on_their_way_are_refused(upstream, drive):
+    upstream.reply = choose(lambda seen: late(0.01 * seen.number, status(401)))
+    result = drive(THOUSAND[:50], concurrency=8)
     assert result.codes == {"unauthorized"}
-    assert len(upstream.seen) == 8
+    assert all(failure.concerns_all for failure in result.failures.values())
+    assert len(upstream.seen) <= SEVERAL
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [status(404, "The model `m` does not exist.", code="model_not_found"), status(400, "Unknown parameter: 'top_q'.")],
+    ids=["model", "parameter"],
+)
+def test_what_is_wrong_with_every_request_ends_the_run_after_a_few(upstream, drive, reply):
+    upstream.reply = late(0.005, reply)
+    result = drive(THOUSAND, concurrency=4)
+    assert result.answered == 0
+    assert len(upstream.seen) <= SEVERAL + 4
+    assert all(failure.concerns_all for failure in result.failures.values())
+
+
+def test_requests_that_are_each_too_long_end_no_run(upstream, drive):
+    upstream.reply = choose(
+        lambda seen: answer() if seen.number > 40 else status(400, "prompt is too long: 2 tokens > 1 maximum")
+    )
+    result = drive(THOUSAND[:60], concurrency=4)
+    assert result.answered == 20
+    assert result.codes == {"context_length"}
 
 
 def test_a_later_run_tries_again(upstream, run):

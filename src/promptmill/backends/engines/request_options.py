@@ -15,8 +15,8 @@ CHARACTERS_PER_TOKEN = 16
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer when neither the request nor the model's generation defaults say."""
 
-LONGEST = ("max_tokens", "max_completion_tokens")
-"""Names in `extra_params` for the longest answer; the second is OpenAI's newer word, which Batch files have."""
+LONGEST = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+"""Names in `extra_params` for the longest answer; the second is OpenAI's newer word, the third transformers'."""
 
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 

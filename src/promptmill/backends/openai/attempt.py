@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 from promptmill.answers.reasoning import told_apart, unanswered
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
-from promptmill.backends.openai.response import read_reply
-from promptmill.backends.openai.retry import FailureKind, RetryDecision, judge_exception
+from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_on_exception
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
 from promptmill.core.errors import Code, PromptmillError, without_frames
@@ -93,8 +93,8 @@ class LocalSender:
             reply = await self._pool.send(endpoint_state.endpoint, body, fresh=fresh)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
-            return judge_exception(error, endpoint_state.endpoint)
-        found = read_reply(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
+            return decide_on_exception(error, endpoint_state.endpoint)
+        found = read_response(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
         if isinstance(found, RetryDecision) or task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)

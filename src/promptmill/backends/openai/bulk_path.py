@@ -97,6 +97,7 @@ def _reading(reading: RowReader) -> dict[str, Any]:
         "extra": dict(reading.extra),
         "system_prompt": reading.system_prompt,
         "image_tag": reading.image_tag,
+        "image_position": reading.image_position,
         "folder": reading.folder,
         "whole": reading.whole,
     }

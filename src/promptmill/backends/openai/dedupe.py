@@ -41,7 +41,7 @@ class Dedupe:
                 await self._follow(follower, outcome)
 
     async def _is_known(self, request: Request) -> bool:
-        if request.sampling.temperature != 0:
+        if request.extra.get("temperature", request.sampling.temperature) != 0:
             return False
         print_ = self._fingerprint(request)
         if print_ in self._settled:

@@ -16,6 +16,9 @@ from promptmill.core.errors import Code, PromptmillError
 
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
+# So many refusals in a row without a success are not the single items' affair. A filter that refuses a third of all
+# prompts does so once in 40 million.
+SEVERAL = 16
 _FADING = 0.1
 # What a server of one's own may be given to compute together, where no `concurrency` was set.
 _MOST_OWN = 1024
@@ -70,9 +73,13 @@ class EndpointState:
         """Requests sent so far."""
         self.newest_success = 0
         """The serial of the request sent last of those that were answered."""
+        self.rejections = 0
+        """How many requests were refused for load so far."""
         self.outage = 0
         self.paused_until = 0.0
         self.blocked: PromptmillError | None = None
+        self.suspected: PromptmillError | None = None
+        """Why it may have to be blocked: refused before it ever answered, while others are still on their way."""
         self._settings = settings
         self._clock = throttle.clock
         self._chance = chance
@@ -80,17 +87,24 @@ class EndpointState:
         self._strikes = 0
         self._losses = 0  # lost connections since the last success
         self._refusals = 0  # strikes without anybody listening
+        self._refused_in_row = 0
+        self._refused_as: Code | None = None
         self._probe: Permit | None = None
         self._trouble_since: float | None = None
         self._last_error: PromptmillError | None = None
 
     def room(self, now: float) -> int:
         """Return how many more requests may be sent at `now`."""
-        if self.blocked or now < self.paused_until:
+        if self.blocked or self.suspected or now < self.paused_until:
             return 0
         if self._strikes:
             return 0 if self._probe else 1
         return self.window.size - self.in_flight
+
+    @property
+    def may_be_probed(self) -> bool:
+        """Whether a call that has sent nothing yet may try it during a pause that others have brought about."""
+        return self._strikes > 0 and not (self._probe or self.blocked or self.suspected)
 
     def enter(self) -> Permit:
         """Take a place."""
@@ -107,13 +121,16 @@ class EndpointState:
         self.in_flight -= 1
         if self._probe is permit:
             self._probe = None
+        if self.suspected and not self.in_flight:  # nobody who was on the way found it better
+            self.blocked, self.suspected = self.suspected, None
 
     def succeeded(self, permit: Permit, tokens: int = 0) -> None:
         """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`."""
         self.newest_success = max(self.newest_success, permit.serial)
         self.answered = True
         self.successes += 1
-        self._strikes = self._losses = 0
+        self._strikes = self._losses = self._refused_in_row = 0
+        self.suspected = None
         self._probe = None  # one that hangs is in nobody's way when it is needed again
         self._trouble_since = None
         answer_s = self._clock() - permit.at
@@ -140,10 +157,11 @@ class EndpointState:
         alone = self.successes == permit.successes if failed_before is None else self.newest_success <= failed_before
         fresh = permit.outage == self.outage
         self._losses += decision.kind is FailureKind.LOST
-        if decision.kind is FailureKind.KEY:
-            self.blocked = decision.error
+        if decision.kind is FailureKind.ENDPOINT:
+            self._refused(decision.error)
             return True
         if decision.kind is FailureKind.LOAD:
+            self.rejections += 1
             self.window.refused(permit.round_number)
             if alone and fresh and self.in_flight <= 1:  # else those that it works on show that it is not all too much
                 pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
@@ -160,6 +178,15 @@ class EndpointState:
         # several lost without a success between are the endpoint's loss, whoever was answered just before
         return decision.kind is FailureKind.LOST and self._losses > 1 and self.answered
 
+    def _refused(self, error: PromptmillError) -> None:
+        """Count a refusal that would concern all: it does where nothing was ever answered, or after many in a row."""
+        self._refused_in_row = self._refused_in_row + 1 if error.code is self._refused_as else 1
+        self._refused_as = error.code
+        if self._refused_in_row >= SEVERAL:
+            self.blocked, self.suspected = error, None
+        elif not self.answered:
+            self.suspected = error
+
     @property
     def ailing(self) -> bool:
         """Whether the endpoint is being probed, or is not to be used at all."""
@@ -167,7 +194,12 @@ class EndpointState:
 
     def wished(self, decision: RetryDecision) -> float:
         """Return the wait that the endpoint asked for, as far as it is honoured, in seconds."""
-        return min(decision.wait_s or 0.0, 10 * self._settings.max_delay)
+        return min(decision.wait_s or 0.0, self.longest_wait_s)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """The longest wait that is sat out; an endpoint that asks for a longer one is given up."""
+        return 10 * self._settings.max_delay
 
     def _strike(self, now: float, pause_s: float) -> None:
         self._strikes += 1
@@ -185,8 +217,8 @@ class EndpointState:
 
     def forgive(self) -> None:
         """Give the endpoint a new chance, as a new call does."""
-        self.blocked = None
-        self._strikes = self._refusals = 0
+        self.blocked = self.suspected = None
+        self._strikes = self._refusals = self._refused_in_row = 0
         self._trouble_since = None
         self.paused_until = 0.0
 

@@ -21,8 +21,14 @@ class _Waiter(NamedTuple):
     avoid: EndpointState | None
 
 
-def _in_flight(entry: tuple[int, tuple[CallStats, deque[_Waiter]]]) -> int:
-    return entry[1][0].in_flight
+def _in_flight(entry: tuple[int, tuple[CallStats, deque[_Waiter]]]) -> tuple[int, int]:
+    """Return what the order of calls goes by: among those with as many in flight, one that has sent less goes first."""
+    stats = entry[1][0]
+    return stats.in_flight, stats.requests
+
+
+def _has_sent(stats: CallStats) -> bool:
+    return bool(stats.requests or stats.in_flight)
 
 
 class FairShare:
@@ -72,8 +78,7 @@ class Limiter:
     def opened(self, grown: Callable[[], None]) -> FairShare:
         """Note that a call begins; the first one gives every endpoint a new chance. `grown` is `FairShare.grown`."""
         if not self._shares:
-            for endpoint_state in self._endpoint_states:
-                endpoint_state.forgive()
+            self._forgive()
             self._capacity = self._room()
         share = FairShare(max(1, self._capacity // (len(self._shares) + 1)), grown)
         self._shares.add(share)
@@ -131,9 +136,14 @@ class Limiter:
         return None if self._waiting else self._admit(stats, tokens, avoid, self._clock())
 
     async def enter(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit:
-        """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them."""
+        """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them.
+
+        Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
+        """
         if error := self._hopeless():
-            raise error
+            if _has_sent(stats):
+                raise error
+            self._forgive()
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         _, queue = self._waiting.setdefault(id(stats), (stats, deque()))
         queue.append(_Waiter(future, tokens, avoid))
@@ -182,6 +192,9 @@ class Limiter:
         if self._waiting:
             if error := self._hopeless():
                 self._refuse_all(error)
+                if self._waiting:
+                    self._forgive()
+                    self.serve()
             elif self._in_flight < self._concurrency:
                 self._wake_later(now)
 
@@ -219,7 +232,9 @@ class Limiter:
             return None
         endpoint_states = self._endpoint_states
         endpoint_state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
-        if endpoint_state is None or endpoint_state.room(now) <= 0:
+        if endpoint_state is None:
+            return None
+        if endpoint_state.room(now) <= 0 and (_has_sent(stats) or not endpoint_state.may_be_probed):
             return None
         if self._requests or self._tokens:
             if self._rate_wait_s(now) > 0:
@@ -268,10 +283,16 @@ class Limiter:
                 return None
         return error
 
+    def _forgive(self) -> None:
+        for endpoint_state in self._endpoint_states:
+            endpoint_state.forgive()
+
     def _refuse_all(self, error: PromptmillError) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for _, queue in waiting.values():
-            for waiter in queue:
+        """Refuse all who wait, but for calls that have sent nothing yet."""
+        waiting = self._waiting
+        self._waiting = {key: entry for key, entry in waiting.items() if not _has_sent(entry[0])}
+        for stats, queue in waiting.values():
+            for waiter in queue if _has_sent(stats) else ():
                 if not waiter.future.done():
                     waiter.future.set_exception(error)
 

@@ -15,7 +15,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of, with_words
 from promptmill.backends.openai.providers import translate
 from promptmill.backends.protocol import Request
-from promptmill.core.conversation import Message, TextPart, check_encodable, shape
+from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable, shape
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
 
@@ -103,6 +103,7 @@ class RequestEncoder:
         return head
 
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], str]:
+        # extra parameters go first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
         ours.pop("reasoning", None)  # how the answer is read, which is no affair of the endpoint's
@@ -112,14 +113,15 @@ class RequestEncoder:
             )
         if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
-        as_given = given.pop("enable_thinking", None) if "enable_thinking" not in ours else None
+        as_given = given.pop("enable_thinking", None)
+        as_given = None if "enable_thinking" in ours else as_given
         words = ""
         if sampling.response_format is not None:
             form, words = asked_of(self._endpoint.profile.json_form, sampling.response_format)
             ours |= {"response_format": form}
             if form is None:
                 del ours["response_format"]
-        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), {**given, **ours})
+        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), ours | given)
         if as_given is not None:
             body["enable_thinking"] = as_given
         if self._stream:
@@ -141,6 +143,9 @@ def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
     for part in message.content:
         if isinstance(part, TextPart):
             pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+        elif isinstance(part, AudioPart):
+            audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
+            pieces.append(orjson.dumps(audio))
         else:
             detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
             pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]

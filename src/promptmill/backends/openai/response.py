@@ -5,7 +5,9 @@ Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, D
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -13,20 +15,24 @@ import orjson
 from promptmill.backends.openai import lenient_json
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.extra_fields import details_of
-from promptmill.backends.openai.retry import FailureKind, RetryDecision, judge_status
-from promptmill.backends.openai.sse import CutOffError, assemble
+from promptmill.backends.openai.finish_reasons import Ending, read_finish
+from promptmill.backends.openai.message_text import read_message, text_of
+from promptmill.backends.openai.refusals import classify_refusal
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Usage
 
+_ERROR_FIELDS = frozenset({"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title"})
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
-def read_reply(
+def read_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool = False
 ) -> Completion | RetryDecision:
     """Return the answer in a response, `whole` with its details, or what the response means instead."""
     try:
-        return _read(status, headers, body, endpoint, whole=whole)
+        return _read(status, headers, body.removeprefix(codecs.BOM_UTF8), endpoint, whole=whole)
     except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
         return _unreadable(endpoint, "what cannot be read", b"")
 
@@ -37,14 +43,36 @@ def _read(
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
-        if status == 200 and headers.get("Content-Type", "").startswith("text/event-stream"):
+        payload = None
+    if 200 <= status < 300:
+        if payload is None and is_stream(headers.get("Content-Type", ""), body):
             return _read_stream(headers, body, endpoint, whole=whole)
+        payload = _unwrapped(_loosely(body) if payload is None else payload)
+        if isinstance(payload, dict):
+            return read_payload(payload, headers, endpoint, whole=whole)
+        text = body.strip()
+        if not text or text[:1] in b"<{[":
+            return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
+        return classify_refusal(status, headers, _text(text), endpoint)
+    if payload is None and is_stream("", body):
+        payload = first_event(body)
+    if payload is None:
         payload = _loosely(body)
-    if status != 200 and not 200 < status < 300:
-        return judge_status(status, headers, payload if payload is not None else _text(body), endpoint)
-    if not isinstance(payload, dict):
-        return _unreadable(endpoint, "an empty body" if not body.strip() else "a JSON body that is not an object", body)
-    return read_payload(payload, headers, endpoint, whole=whole)
+    return classify_refusal(status, headers, payload if payload is not None else _text(body), endpoint)
+
+
+def _unwrapped(payload: Any) -> Any:
+    """Return the completion or error in what gateways wrap around it: a list, a string of JSON, another object."""
+    if isinstance(payload, str):
+        payload = _loosely(payload.encode("utf-8", "replace"))
+    if isinstance(payload, list) and len(payload) == 1:
+        payload = payload[0]
+    if isinstance(payload, dict) and "choices" not in payload:
+        for name in ("data", "result", "response", "body", "output"):
+            inner = payload.get(name)
+            if isinstance(inner, dict) and isinstance(inner.get("choices"), list):
+                return {"usage": payload.get("usage"), **inner}
+    return payload
 
 
 def _read_stream(
@@ -78,31 +106,29 @@ def read_payload(
 
     Its text is what the endpoint gave; reasoning in it is told apart by `answers.reasoning`.
     """
-    error = payload.get("error")
-    if error:
-        code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 200
-        return judge_status(status, headers, payload, endpoint)
     choices = payload.get("choices")
+    if _is_error(payload):
+        return classify_refusal(200, headers, payload, endpoint)
     if not isinstance(choices, list):
-        return _unreadable(endpoint, "no `choices`", b"")
+        if _ERROR_FIELDS.isdisjoint(payload):
+            return _unreadable(endpoint, "no `choices`", b"")
+        return classify_refusal(200, headers, payload, endpoint)
     usage = _usage(payload.get("usage"))
     if not choices or not isinstance(choices[0], dict):
-        return _empty(endpoint, usage)
+        return _filtered(endpoint, usage) if _prompt_filtered(payload) else _empty(endpoint, usage)
     choice = choices[0]
-    message = choice.get("message")
+    if isinstance(choice.get("error"), dict):  # OpenRouter, when the provider behind it failed amid an answer
+        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), usage=usage)
+    message = choice.get("message") or choice.get("delta")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
-    finish = choice.get("finish_reason")
-    finish = finish if isinstance(finish, str) else None
-    if finish == "content_filter":
-        error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
-        return RetryDecision(FailureKind.ITEM, error, usage=usage)
-    if finish == "error":
-        error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer.")
+    finish, ending = read_finish(choice.get("finish_reason"))
+    if ending is Ending.FILTERED:
+        return _filtered(endpoint, usage)
+    if ending is Ending.BROKEN_OFF:
+        error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
         return RetryDecision(FailureKind.CHANCE, error, usage=usage)
-    text = _content(message.get("content"))
-    reasoning = _reasoning(message)
+    text, reasoning = read_message(message)
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")
@@ -110,7 +136,7 @@ def read_payload(
         return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
-            text = _part(refusal)
+            text = text_of(refusal)
         elif finish is None:
             return _empty(endpoint, usage)
     return Completion(
@@ -124,37 +150,24 @@ def read_payload(
     )
 
 
-def _content(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):  # Mistral's and Anthropic's reasoning models send parts
-        return "".join(map(_part, content))
-    return ""
+def _is_error(payload: Mapping[str, Any]) -> bool:
+    """Return whether a body says that it is an error, whatever its status and its `choices`."""
+    if payload.get("error") or payload.get("error_code") or payload.get("object") == "error":
+        return True
+    base = payload.get("base_resp")  # MiniMax
+    return isinstance(base, dict) and base.get("status_code", 0) not in {0, "0", None}
 
 
-def _part(part: Any) -> str:
-    """Return the text of a part, `""` for one of another kind. Raises `TypeError` for what is neither."""
-    text = part.get("text") or "" if isinstance(part, dict) else part
-    if not isinstance(text, str):
-        raise TypeError
-    return text
-
-
-def _reasoning(message: Mapping[str, Any]) -> str | None:
-    for name in ("reasoning_content", "reasoning"):
-        if isinstance(found := message.get(name), str) and found:
-            return found
-    details = message.get("reasoning_details")
-    if isinstance(details, list):
-        texts = [detail.get("text") or detail.get("summary") for detail in details if isinstance(detail, dict)]
-        return "".join(text for text in texts if isinstance(text, str)) or None
-    return None
+def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
+    results = payload.get("prompt_filter_results")
+    return bool(results) and b'"filtered":true' in orjson.dumps(results)
 
 
 def _usage(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return NO_USAGE
-    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
+    return Usage(prompt, _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens")))
 
 
 def _count(value: Any) -> int:
@@ -177,6 +190,11 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
     return RetryDecision(
         FailureKind.CHANCE, PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{page}.")
     )
+
+
+def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:
+    error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
+    return RetryDecision(FailureKind.ITEM, error, usage=usage)
 
 
 def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:

@@ -7,21 +7,27 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.attempt import Sender
 from promptmill.backends.openai.endpoint import refusal_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
+from promptmill.backends.openai.held import HeldRefusals
 from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.refusals import until
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.protocol import CallStats, Sink
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
 _HARD_CAP = 5
+# An item that is refused for load while so many others are answered for each one refused is itself what is refused:
+# by chance that would happen to one in a million items, five times in a row.
+_SUCCESSES_PER_REFUSAL = 10
 
 
 class Task(Protocol):
@@ -52,13 +58,25 @@ class Tasks(Protocol[TaskT]):
 class Item(Generic[TaskT]):
     """A task on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
 
-    __slots__ = ("attempts", "counted", "failed_at", "failed_serial", "refusals", "since", "stale", "task")
+    __slots__ = (
+        "attempts",
+        "counted",
+        "failed_at",
+        "failed_serial",
+        "first_refusal",
+        "refusals",
+        "since",
+        "stale",
+        "task",
+    )
 
     def __init__(self, task: TaskT) -> None:
         self.task = task
         self.attempts = task.attempts
         self.counted = 0
         self.refusals = 0
+        self.first_refusal = (0, 0)
+        """`successes` and `rejections` of the endpoint when it first refused the item for load."""
         self.failed_at: EndpointState | None = None
         self.failed_serial = 0
         self.stale = False
@@ -95,6 +113,7 @@ class Run(Generic[TaskT]):
         self._finished = asyncio.Event()
         self._prefer_back = False
         self._closed = False
+        self._held: HeldRefusals[Item[TaskT]] = HeldRefusals()
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
@@ -133,6 +152,8 @@ class Run(Generic[TaskT]):
                 await self._advance(item)
         finally:
             self._workers -= 1
+        if self._ended and self._held and self._open == len(self._held):  # nothing more will tell whose they are
+            await self._release()
         if self._ended and not self._open:
             self._finished.set()
 
@@ -160,20 +181,25 @@ class Run(Generic[TaskT]):
 
     async def _advance(self, item: Item[TaskT]) -> None:
         """Make one attempt and settle the item or put it back."""
+        if self._held.ended:
+            return await self._fail(item, self._held.ended, concerns_all=True)
         try:
             prepared = await self._sender.prepare(item.task)
-            size = self._sender.size(item.task)
+        except PromptmillError as error:
+            return await self._fail(item, error)
+        size = self._sender.size(item.task)
+        try:
             permit = self._limiter.enter_now(self._scope, size, item.failed_at) or await self._limiter.enter(
                 self._scope, size, item.failed_at
             )
         except PromptmillError as error:
-            return await self._settle(item, Failure(error, item.attempts, self._age(item)))
+            return await self._fail(item, error, concerns_all=True)
         endpoint_state = permit.endpoint_state
         try:
             result, answering = await self._attempt(item, permit, prepared)
         except PromptmillError as error:
             self._limiter.leave(permit, self._scope)
-            return await self._settle(item, Failure(error, item.attempts, self._age(item)))
+            return await self._fail(item, error)
         except BaseException:
             self._limiter.leave(permit, self._scope)
             raise
@@ -182,7 +208,10 @@ class Run(Generic[TaskT]):
             answering.endpoint_state.succeeded(answering, usage.completion_tokens)
             self._limiter.leave(permit, self._scope)
             self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
+            if self._held.answered():
+                await self._release()
             return await self._settle(item, result.after(item.attempts, self._age(item)))
+        result = self._judged(result, endpoint_state)
         counts = not self._blame(item, permit, result)
         self._limiter.leave(permit, self._scope)
         return await self._after_failure(item, endpoint_state, result, counts=counts)
@@ -241,28 +270,50 @@ class Run(Generic[TaskT]):
             return True
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.serial
-        return endpoint_state.failed(permit, decision, before)
+        forgiven = endpoint_state.failed(permit, decision, before)
+        return self._is_load(item, endpoint_state) if decision.kind is FailureKind.LOAD else forgiven
+
+    @staticmethod
+    def _is_load(item: Item[TaskT], endpoint_state: EndpointState) -> bool:
+        """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""
+        if not item.refusals or item.failed_at is not endpoint_state:
+            item.refusals = 0
+            item.first_refusal = endpoint_state.successes, endpoint_state.rejections
+            return True
+        successes, rejections = item.first_refusal
+        others = endpoint_state.rejections - rejections - item.refusals
+        return endpoint_state.successes - successes <= _SUCCESSES_PER_REFUSAL * others
+
+    def _judged(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
+        """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
+        if decision.error.code is Code.UNAUTHORIZED:
+            return replace(decision, error=refusal_hint(endpoint_state.endpoint, decision.error))
+        limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
+        if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
+            return until(decision, time.time())
+        return decision
 
     async def _after_failure(
         self, item: Item[TaskT], endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool
     ) -> None:
         error = decision.error
-        if decision.kind is FailureKind.KEY:
-            error = refusal_hint(endpoint_state.endpoint, error)
-            endpoint_state.blocked = error
-            self._limiter.serve()
         settings = self._settings
         item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
         final = decision.kind is FailureKind.ITEM or (
-            decision.kind is FailureKind.KEY and self._limiter.only(endpoint_state)
+            decision.kind is FailureKind.ENDPOINT and self._limiter.only(endpoint_state)
         )
         if (
             final
             or item.counted >= settings.retries
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
-            return await self._settle(item, Failure(error, item.attempts, self._age(item), decision.usage))
+            if not self._held.takes(decision):
+                return await self._fail(item, error, decision.usage)
+            if self._held.hold(item, endpoint_state, decision):
+                await self._release()
+                self._limiter.serve()
+            return None
         self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
         self._scope.completion_tokens += decision.usage.completion_tokens
         wait_s = 0.0
@@ -278,7 +329,7 @@ class Run(Generic[TaskT]):
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.wished(decision))
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
-            return await self._settle(item, Failure(_too_slow(settings.item_timeout), item.attempts, self._age(item)))
+            return await self._fail(item, _too_slow(settings.item_timeout))
         if wait_s <= 0:
             self._back.append(item)
         else:
@@ -290,6 +341,15 @@ class Run(Generic[TaskT]):
         self._waiting -= 1
         self._back.append(item)
         self._employ()
+
+    async def _release(self) -> None:
+        for item, decision, concerns_all in self._held.release():
+            await self._fail(item, decision.error, decision.usage, concerns_all=concerns_all)
+
+    async def _fail(
+        self, item: Item[TaskT], error: PromptmillError, usage: Usage = NO_USAGE, *, concerns_all: bool = False
+    ) -> None:
+        await self._settle(item, Failure(error, item.attempts, self._age(item), usage, concerns_all=concerns_all))
 
     async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
         await self._sink.put(item.task.key, outcome)

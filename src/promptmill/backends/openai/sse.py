@@ -10,11 +10,32 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.openai.message_text import is_thinking, text_of
+
 END = b"[DONE]"
+_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 class CutOffError(Exception):
     """The stream ended before the answer did."""
+
+
+def is_stream(content_type: str, body: bytes) -> bool:
+    """Return whether a body that is not JSON is a stream of events, or of JSON objects line by line."""
+    start = body.lstrip()
+    if content_type.startswith("text/event-stream") or start.startswith(_STARTS):
+        return True
+    return start.startswith(b"{") and b"chat.completion.chunk" in start[:1000]
+
+
+def first_event(body: bytes) -> Any:
+    """Return the first event that is JSON, or None: an error may be said as a stream."""
+    for data in _events(body):
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            continue
+    return None
 
 
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
@@ -36,7 +57,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
         event = load(data)
         if not isinstance(event, dict):
             raise ValueError("an event is not a JSON object")
-        if event.get("error"):
+        if event.get("error") or ("choices" not in event and event.get("object") == "error"):
             return event
         whole = {**event, "usage": event.get("usage") or whole.get("usage")}
         for choice in event.get("choices") or ():
@@ -44,13 +65,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
                 continue
             finish = choice.get("finish_reason") or finish
             _add_logprobs(logprobs, choice.get("logprobs"))
-            for name, value in (choice.get("delta") or {}).items():
-                if name == "tool_calls":
-                    _add_calls(calls, value or ())
-                elif name == "reasoning_details" and isinstance(value, list):
-                    message.setdefault(name, []).extend(value)
-                elif name != "role":
-                    texts.setdefault(name, []).extend(_texts(value))
+            _add_delta(choice.get("delta") or choice.get("message") or {}, message, texts, calls)
     if finish is None and not ended:
         raise CutOffError
     message |= {name: "".join(parts) for name, parts in texts.items()}
@@ -66,6 +81,8 @@ def _events(body: bytes) -> Iterator[bytes]:
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"{"):  # JSON line by line
+            yield line
         elif not line and lines:
             yield b"\n".join(lines)
             lines = []
@@ -73,14 +90,19 @@ def _events(body: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the text of a delta, or those of its parts, as Mistral's reasoning models send them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for part in value:
-            if isinstance(part, dict) and isinstance(text := part.get("text"), str):
-                yield text
+def _add_delta(
+    delta: dict[str, Any], message: dict[str, Any], texts: dict[str, list[str]], calls: dict[int, dict[str, Any]]
+) -> None:
+    for name, value in delta.items():
+        if name == "tool_calls":
+            _add_calls(calls, value or ())
+        elif name == "reasoning_details" and isinstance(value, list):
+            message.setdefault(name, []).extend(value)
+        elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
+            for part in value:
+                texts.setdefault("reasoning_content" if is_thinking(part) else name, []).append(text_of(part))
+        elif name != "role" and isinstance(value, str):
+            texts.setdefault(name, []).append(value)
 
 
 def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:

@@ -58,8 +58,10 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
         several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        attention_kind = options.get("attn_implementation")
         network, info = kind.from_pretrained(
             **source,
+            **({"attn_implementation": attention_kind} if attention_kind else {}),
             dtype=dtype,
             device_map="auto" if several else device,
             output_loading_info=True,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.hf.answer_mask import AnswerMasks
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
 from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
 from promptmill.backends.engines.hf.model import LanguageModel
@@ -28,7 +29,19 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
+from promptmill.core.conversation import shape
+from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
+
+_KNOWN = frozenset({"chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample", *LONGEST})
+# Parameters of transformers and vLLM with the only value that this engine has.
+_AS_IT_IS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "skip_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "use_cache": True,
+}
 
 
 class PromptBuilder:
@@ -39,6 +52,7 @@ class PromptBuilder:
         self._tokenizer = model.tokenizer
         self._special = special_tokens(model.tokenizer)
         self._refuse = refuse_unsupported
+        self._masks = AnswerMasks(model.tokenizer, model.ends)
         self._vision = model.vision
         self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
         self._layout: TextLayout | ImageLayout = TextLayout()
@@ -58,6 +72,11 @@ class PromptBuilder:
         stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends
+        ends |= _token_ids(message["extra"].get("stop_token_ids"))
+        if message["extra"].get("do_sample") is False:
+            sampling = {**sampling, "temperature": 0.0}  # transformers' word for always taking the likeliest token
+        elif message["extra"].get("do_sample"):
+            sampling = {"temperature": 1.0, **sampling}
         choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
         if self._refuse:
             refuse(warnings)
@@ -65,6 +84,8 @@ class PromptBuilder:
         tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.of(tokens, limit)
+        thinks = text.rstrip().endswith("<think>")
+        choice.mask = self._masks.of(sampling.get("response_format"), thinks=thinks)
         return RunningSequence(
             run=message["run"],
             number=message["id"],
@@ -74,7 +95,7 @@ class PromptBuilder:
             choice=choice,
             image_inputs=image_inputs,
             stops=stops,
-            thinks=text.rstrip().endswith("<think>"),
+            thinks=thinks,
             inline=sampling.get("reasoning") == "inline",
             warnings=warnings,
         )
@@ -82,9 +103,10 @@ class PromptBuilder:
     def _template_options(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
-        left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
+        as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
+        left_out = not_known(extra, _KNOWN | as_it_is)
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
-        if "response_format" in sampling and sampling["response_format"].get("type") != "text":
+        if sampling.get("response_format", {}).get("type", "text") not in {"text", "json_object", "json_schema"}:
             left_out.append("response_format")
         warn_of_left_out(left_out, "hf", warnings)
         return options
@@ -163,6 +185,14 @@ class PromptBuilder:
     def _limit(self, wanted: int | None, used: int) -> int:
         most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
+
+
+def _token_ids(value: object) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(number, int) for number in value):
+        raise input_error(f"extra_params.stop_token_ids is {shape(value)}; send a list of numbers.")
+    return frozenset(value)
 
 
 def _template(source: Any) -> str | None:

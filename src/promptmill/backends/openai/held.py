@@ -1,0 +1,64 @@
+"""Refusals of a call of which it is not known yet whether they are the items' own or the endpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from promptmill.backends.openai.endpoint_state import SEVERAL, EndpointState
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.core.errors import Code, PromptmillError
+
+ItemT = TypeVar("ItemT")
+# However many items are refused so, each is refused for what it holds.
+_OWN = frozenset(
+    {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
+)
+
+
+class HeldRefusals(Generic[ItemT]):
+    """An item that is refused for the key's or the model's sake waits here for the next answer: then it was its own.
+
+    So does any final failure while the call has no answer at all: a parameter that the endpoint does not take fails
+    every item, whatever the words, and as many equal ones as `SEVERAL` end the call with them.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[ItemT, EndpointState, RetryDecision]] = []
+        self._answered = False
+        self.ended: PromptmillError | None = None
+        """Why nothing more of this call is sent."""
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def takes(self, decision: RetryDecision) -> bool:
+        """Return whether a final failure is to wait here."""
+        if decision.kind is FailureKind.ENDPOINT:
+            return True
+        return not self._answered and decision.error.code not in _OWN
+
+    def hold(self, item: ItemT, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+        """Keep a failure; return whether it is now known whose those kept are."""
+        self._held.append((item, endpoint_state, decision))
+        if endpoint_state.blocked:
+            self.ended = endpoint_state.blocked
+        elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
+            self.ended = decision.error
+        return self.ended is not None
+
+    def answered(self) -> bool:
+        """Note an answer; return whether those kept are now known to be the items' own."""
+        self._answered = True
+        return bool(self._held)
+
+    def release(self) -> Sequence[tuple[ItemT, RetryDecision, bool]]:
+        """Return what was kept, each with whether it concerns all; nothing is kept then."""
+        held, self._held = self._held, []
+        return [
+            (item, decision, bool(self.ended or endpoint_state.blocked or endpoint_state.suspected))
+            for item, endpoint_state, decision in held
+        ]
+
+    def _equal(self, code: Code) -> int:
+        return sum(decision.error.code is code for _, _, decision in self._held)

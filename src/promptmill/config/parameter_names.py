@@ -1,0 +1,68 @@
+"""Parameters under names of other programs, moved to where they count here; what was moved is told."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from promptmill.core.errors import config_error
+from promptmill.core.sampling import Sampling
+
+_SAMPLING = frozenset(Sampling.model_fields)
+# Options of the `openai` package's methods, not of a request; `extra_body` is one that is a request's, too.
+_CLIENT_OPTIONS = {
+    "timeout": "set `backend_configs.openai.timeout`",
+    "extra_headers": "set `backend_configs.openai.headers`",
+    "extra_query": "put it into `backend_configs.openai.base_url`",
+}
+_BODY = "extra_body"
+# What `enable_thinking` and `reasoning` mean in `extra_params` is the endpoint's affair.
+_STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
+_MOST_NAMES = 8
+
+
+def moved(raw: Mapping[str, Any], backend: str) -> tuple[dict[str, Any], list[str]]:
+    """Return `raw`, the content of a configuration, with every parameter in its place, and what to tell about that.
+
+    `sampling_params` that are not ours go to `extra_params`, which count before them. An engine of this machine takes
+    ours from `extra_params`, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`.
+    """
+    sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
+    if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
+        return dict(raw), []  # refused by the settings' own types
+    ours, others, body = dict(sampling or {}), {}, {}
+    for name in [name for name in ours if not _is_ours(name, ours[name])]:
+        others[str(name)] = ours.pop(name)
+    if isinstance(others.get(_BODY), Mapping):
+        body = dict(others.pop(_BODY))
+    left_out = {name: _CLIENT_OPTIONS[name] for name in _CLIENT_OPTIONS if others.pop(name, None) is not None}
+    warnings = [
+        f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
+        for name, instead in left_out.items()
+    ]
+    if others:
+        warnings.append(
+            f"sampling_params: {_listed(others)} not known here and sent on as given, as in `extra_params`."
+        )
+    if warnings and raw.get("unsupported") == "error":
+        raise config_error("", " ".join(warnings))
+    passed = {**others, **body, **(extra or {})}
+    if backend != "openai":
+        for name in _SAMPLING & passed.keys() - _STAY:
+            ours[name] = passed.pop(name)
+    return {**raw, "sampling_params": ours, "extra_params": passed}, warnings
+
+
+def _is_ours(name: object, value: object) -> bool:
+    # OpenRouter has a parameter `reasoning` of its own, which is an object
+    return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
+
+
+def _listed(names: Iterable[str]) -> str:
+    told = []
+    for name in names:
+        near = difflib.get_close_matches(name, _SAMPLING, n=1, cutoff=0.85)
+        told.append(f"{name:.60}" + (f" (did you mean {near[0]}?)" if near else ""))
+    more = f", and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
+    return ", ".join(told[:_MOST_NAMES]) + more + (" is" if len(told) == 1 else " are")

@@ -1,0 +1,94 @@
+"""What providers and servers really answer, each body with its source, is understood: no sockets, no waiting.
+
+A row of `evidence.jsonl`: `provider`, `status`, `headers`, `body` (JSON, or text as it came), and what it `means`:
+`retry` (after `wait_s` where one is asked for), `item` (final, for this one alone), `endpoint` (for all: key, account,
+model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from multidict import CIMultiDict
+
+from promptmill.answers.reasoning import told_apart
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.providers import PLAIN, dialect_named
+from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.core.outcome import Completion
+
+_ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]
+_NAMES = {"qwen": "dashscope", "gemini": "google", "nvidia": "nvidia"}
+_NOW = re.compile(r"\$NOW_(MS|S|UTC)\+(\d+)")
+_LONGEST_WAIT_S = 300.0  # ten times the default `max_delay`: nobody sits out more
+
+_KINDS = {
+    "retry": {FailureKind.CHANCE, FailureKind.LOAD, FailureKind.LOST},
+    "item": {FailureKind.ITEM},
+    "endpoint": {FailureKind.ENDPOINT},
+}
+
+
+def _dated(text: str) -> str:
+    """Replace the times that a body names by ones as far from now as they were from the request."""
+
+    def written(found: re.Match[str]) -> str:
+        when = time.time() + int(found[2]) / (1000 if found[1] == "MS" else 1)
+        if found[1] == "UTC":
+            return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return str(int(when * 1000 if found[1] == "MS" else when))
+
+    return _NOW.sub(written, text)
+
+
+def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision:
+    """Return what the response of a row is taken for."""
+    body = row["body"] if isinstance(row["body"], str) else orjson.dumps(row["body"]).decode()
+    headers = {name: _dated(value) for name, value in row.get("headers", {}).items()}
+    profile = profile or dialect_named(_NAMES.get(row["provider"], row["provider"]))
+    endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile)
+    found = read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
+    return told_apart(found) if isinstance(found, Completion) else found
+
+
+def check(row: dict[str, Any], found: Completion | RetryDecision) -> None:
+    """Fail unless `found` is what the row means."""
+    if row["means"] == "answer":
+        assert isinstance(found, Completion), found
+        assert (found.text, found.reasoning) == (row["text"], row.get("reasoning"))
+        assert found.finish_reason == row["finish"]
+        return
+    assert isinstance(found, RetryDecision), found
+    too_long = found.kind is FailureKind.LOAD and (found.wait_s or 0) > _LONGEST_WAIT_S
+    assert found.kind in _KINDS[row["means"]] or (row["means"] == "endpoint" and too_long), found
+    if row.get("code"):
+        assert str(found.error.code) == row["code"], found
+    if "wait_s" in row:
+        assert found.wait_s == pytest.approx(row["wait_s"], abs=2 if "$NOW" in str(row) else 0.01)
+
+
+@pytest.mark.parametrize("row", _ROWS, ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}")
+def test_a_body_that_a_provider_really_sends_is_understood(row):
+    check(row, read(row))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in _ROWS if not row.get("host") and not (row["provider"] == "sensenova" and row["status"] != 429)],
+    ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}",
+)
+def test_it_is_understood_through_a_gateway_of_another_name(row):
+    check(row, read(row, PLAIN))
+
+
+def test_the_evidence_is_broad_and_each_of_it_has_a_source():
+    assert len(_ROWS) >= 200
+    assert len({row["provider"] for row in _ROWS}) >= 35
+    assert all(row["source"] for row in _ROWS)

@@ -1,0 +1,118 @@
+"""Parameters under other programs' names."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.parameter_names import moved
+from promptmill.core.errors import PromptmillError
+
+
+def _moved(backend="openai", **raw):
+    found, warnings = moved(raw, backend)
+    return found["sampling_params"], found["extra_params"], warnings
+
+
+def test_parameters_that_are_not_ours_go_on_as_extra_parameters_and_are_told():
+    sampling, extra, warnings = _moved(sampling_params={"temperature": 0.5, "n": 2, "logit_bias": {"1": 2}})
+    assert sampling == {"temperature": 0.5}
+    assert extra == {"n": 2, "logit_bias": {"1": 2}}
+    assert warnings == ["sampling_params: n, logit_bias are not known here and sent on as given, as in `extra_params`."]
+
+
+def test_extra_parameters_go_before_those_that_were_moved():
+    _, extra, _ = _moved(sampling_params={"min_tokens": 1, "user": "a"}, extra_params={"min_tokens": 2})
+    assert extra == {"min_tokens": 2, "user": "a"}
+
+
+def test_extra_body_stands_for_what_it_holds():
+    _, extra, warnings = _moved(sampling_params={"extra_body": {"top_k": 5, "min_p": 0.1}}, extra_params={"top_k": 9})
+    assert extra == {"top_k": 9, "min_p": 0.1}
+    assert not warnings
+
+
+def test_a_slip_of_the_pen_comes_with_the_word_that_was_meant():
+    _, _, (warning,) = _moved(sampling_params={"temprature": 1})
+    assert "temprature (did you mean temperature?)" in warning
+
+
+def test_options_of_a_client_are_left_out_with_their_place():
+    _, extra, (warning,) = _moved(sampling_params={"timeout": 30})
+    assert not extra
+    assert "backend_configs.openai.timeout" in warning
+
+
+def test_reasoning_that_is_an_object_is_the_endpoints():
+    sampling, extra, _ = _moved(sampling_params={"reasoning": {"effort": "high"}})
+    assert (sampling, extra) == ({}, {"reasoning": {"effort": "high"}})
+    sampling, extra, _ = _moved(sampling_params={"reasoning": "inline"})
+    assert (sampling, extra) == ({"reasoning": "inline"}, {})
+
+
+def test_unsupported_error_refuses_what_is_not_known():
+    with pytest.raises(PromptmillError, match="sampling_params: n is not known here"):
+        _moved(sampling_params={"n": 2}, unsupported="error")
+
+
+def test_an_engine_takes_sampling_from_the_extra_parameters_which_go_first():
+    raw = {
+        "sampling_params": {"temperature": 0.5, "top_k": 1},
+        "extra_params": {"temperature": 0.1, "stop": "x", "u": 1},
+    }
+    sampling, extra, _ = _moved("vllm", **raw)
+    assert (sampling, extra) == ({"temperature": 0.1, "top_k": 1, "stop": "x"}, {"u": 1})
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "OPENAI", " openai "])
+def test_a_backend_is_named_in_any_case_of_letters(name):
+    assert Configuration({"backend": name}).plan.backend == "openai"
+
+
+FILE = {
+    "backend": "openai",
+    "backend_configs": {"openai": {"model_name": "m", "api_key": "placeholder", "base_url": "http://h/v1"}},
+    "sampling_params": {"temperature": 0.7},
+    "extra_params": {"chat_template_kwargs": {"enable_thinking": False}},
+}
+
+
+def test_what_a_pipeline_brings_replaces_what_the_file_says():
+    configuration = Configuration(FILE, calls_replace=True)
+    block = {"model_name": "n", "base_url": "http://i/v1"}
+    plan = configuration.overlaid(Overrides("openai", {"openai": block}, {}, {}))
+    assert plan.settings.backend_configs.openai.api_key is None
+    assert plan.settings.sampling_params.given() == {}
+    assert plan.settings.extra_params == {}
+
+
+def test_what_another_client_brings_lies_over_what_the_file_says():
+    plan = Configuration(FILE).overlaid(Overrides("openai", {"openai": {"model_name": "n"}}, {}, {}))
+    assert plan.settings.backend_configs.openai.api_key is not None
+    assert plan.settings.sampling_params.temperature == 0.7
+
+
+def test_keys_of_a_pipeline_that_nobody_knows_are_left_out_and_told():
+    block = {"model_name": "n", "gpu_ids": "0", "max_retires": 3}
+    plan = Configuration(FILE, calls_replace=True).overlaid(Overrides("openai", {"openai": block, "new": {}}, {}, {}))
+    assert plan.settings.backend_configs.openai.model_name == "n"
+    assert any("openai.max_retires: unknown key; did you mean" in warning for warning in plan.warnings)
+    assert any("backend_configs.new" in warning for warning in plan.warnings)
+    with pytest.raises(PromptmillError, match="max_retires"):
+        Configuration(FILE | {"unsupported": "error"}, calls_replace=True).overlaid(
+            Overrides("openai", {"openai": block}, {}, {})
+        )
+
+
+def test_names_of_transformers_are_ours():
+    block = {"model_name_or_path": "m", "torch_dtype": "torch.float16", "device_map": "cuda:1"}
+    found = Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan.settings.backend_configs.hf
+    assert (found.dtype, found.device) == ("float16", "cuda:1")
+
+
+def test_inline_reasoning_of_the_file_counts_where_sampling_says_nothing():
+    assert Configuration({"reasoning": "inline"}).plan.settings.sampling_params.reasoning == "inline"
+    raw = {"reasoning": "inline", "sampling_params": {"reasoning": "separate"}}
+    assert Configuration(raw).plan.settings.sampling_params.reasoning == "separate"
+    init = Configuration({"reasoning": "inline"}).overlaid(Overrides(None, {}, {"temperature": 1}, {}))
+    assert init.settings.sampling_params.reasoning == "inline"

@@ -1,0 +1,82 @@
+"""Arguments as UltraRAG's server reads them; each case was compared with that server itself (`scripts/ultrarag`)."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.core.errors import PromptmillError
+from promptmill.server.ultrarag_arguments import conversation, initial, texts, with_images
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        " Who? \n",
+        {"content": "Who?"},
+        {"content": {"text": "Who?"}},
+        {"role": "assistant", "content": {"type": "text", "text": " Who?"}},
+        {"text": "Who?", "id": 7},
+    ],
+)
+def test_a_prompt_is_the_text_of_a_users_turn_without_white_space_around_it(prompt):
+    found = texts({"prompt_ls": [prompt], "system_prompt": " Be brief. "})
+    assert found == {"prompt_ls": ["Who?"], "system_prompt": "Be brief."}
+
+
+@pytest.mark.parametrize("prompts", [[{"id": 7}], [7], [{"content": ["x"]}], 7])
+def test_a_prompt_of_another_shape_is_an_error(prompts):
+    with pytest.raises(PromptmillError, match="prompt_ls"):
+        texts({"prompt_ls": prompts})
+
+
+def _parts(**arguments):
+    found, told = with_images({"system_prompt": "", **arguments})
+    assert found["multimodal_path"] == [[] for _ in found["prompt_ls"]]
+    shown = [
+        [part["text"] if part["type"] == "text" else (part["image_url"]["url"],) for part in message["content"]]
+        for message in found["prompt_ls"]
+    ]
+    return shown, told
+
+
+def test_images_go_before_the_text_and_empty_names_are_passed_over():
+    assert _parts(prompt_ls=["Which? "], multimodal_path=[["a.png", "", " b.png "]]) == (
+        [[("a.png",), ("b.png",), "Which?"]],
+        [],
+    )
+    assert _parts(prompt_ls=["Which?"], multimodal_path=[[""]]) == ([["Which?"]], [])
+
+
+@pytest.mark.parametrize(("lists", "said"), [([["a"]], "1 lists for 2"), ([["a"], ["b"], ["c"]], "3 lists for 2")])
+def test_too_few_lists_are_filled_up_and_too_many_left_out(lists, said):
+    shown, (told,) = _parts(prompt_ls=["1", "2"], multimodal_path=lists)
+    assert shown == [[("a",), "1"], [*([("b",)] if len(lists) > 1 else []), "2"]]
+    assert said in told
+
+
+def test_images_go_to_their_tags_and_blanks_between_them_are_no_text():
+    found = _parts(prompt_ls=["See <i> <i> now"], multimodal_path=[["a", "b"]], image_tag=" <i> ")
+    assert found == ([["See ", ("a",), ("b",), " now"]], [])
+
+
+def test_other_than_as_many_tags_as_images_is_an_error():
+    with pytest.raises(PromptmillError, match=r"prompt_ls\[0\] holds the image tag 0 time"):
+        with_images({"prompt_ls": ["See"], "multimodal_path": [["a"]], "image_tag": "<i>"})
+
+
+def test_turns_of_unknown_roles_and_empty_ones_are_passed_over():
+    turns = [{"role": "robot", "content": "x"}, {"role": "assistant", "content": ""}, {"content": " Who? ", "id": 7}]
+    found = conversation({"messages": turns, "system_prompt": " Be brief. "})
+    assert found["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who? "}]
+    assert found["system_prompt"] == ""
+
+
+@pytest.mark.parametrize("turns", [[], [{"role": "system", "content": "x"}], [{"role": "robot", "content": "x"}]])
+def test_without_a_turn_to_answer_there_is_nothing_to_answer(turns):
+    assert conversation({"messages": turns}) is None
+
+
+def test_zero_attempts_and_places_count_as_one():
+    found, told = initial({"backend_configs": {"openai": {"retries": 0, "concurrency": "0", "base_delay": None}}})
+    assert found["backend_configs"]["openai"] == {"retries": 1, "concurrency": 1}
+    assert len(told) == 2
