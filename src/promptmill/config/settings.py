@@ -206,6 +206,11 @@ class Settings(Block):
     schema_retries: int = Field(
         1, ge=0, le=10, description="How often an answer is asked for again that does not satisfy its schema."
     )
+    cache: bool | str = Field(
+        False,
+        description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, a file's "
+        "path, or `all` for those at any temperature.",
+    )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."
     )
