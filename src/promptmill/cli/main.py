@@ -168,6 +168,12 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return shell.check(configuration, as_json=arguments.json)
 
 
+def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import cache
+
+    return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_folders import JobFolders
@@ -237,6 +243,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_generate(commands, shared)
     _add_bulk(commands, shared)
     _add_jobs(commands, shared)
+    _add_cache(commands, shared)
     _add_check(commands, shared)
     helping = commands.add_parser("help", help="what a command does and takes")
     helping.add_argument("words", nargs="*", metavar="COMMAND")
@@ -332,6 +339,13 @@ def _add_jobs(commands: Any, shared: Parser) -> None:
     jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
+
+
+def _add_cache(commands: Any, shared: Parser) -> None:
+    cache = commands.add_parser("cache", parents=[shared], help="what the cache of answers holds")
+    cache.add_argument("--clear", action="store_true", help="forget all of it")
+    cache.add_argument("--json", action="store_true", help="print the result as JSON")
+    cache.set_defaults(command=_cache)
 
 
 def _add_check(commands: Any, shared: Parser) -> None:
