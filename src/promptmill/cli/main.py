@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
+from promptmill.cli.options import Parser, overrides, shared_options
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -25,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser(serving=given[:1] == ["serve"]).parse_args(given)
+    parser = _parser(serving=given[:1] == ["serve"])
+    arguments = parser.parse_args(given)
+    if "unconfigured" not in arguments and "command" not in arguments:
+        return _help(parser, [])
+    if getattr(arguments, "state", None) is not None:
+        os.environ["PROMPTMILL_STATE"] = str(arguments.state)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
@@ -41,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speak_utf8() -> None:
-    """Have pipes and files hold UTF-8 on Windows too, where Python would take the old code page of the country."""
-    if sys.platform == "win32":
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+    """Make pipes and files UTF-8 on Windows too, and let no character that an output cannot show end the program."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if sys.platform == "win32" and not stream.isatty():
                 stream.reconfigure(encoding="utf-8")
+            if stream is not sys.stdin:
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _configured(arguments: argparse.Namespace) -> int:
@@ -61,14 +69,14 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
+        values=lambda backend: overrides(arguments, backend) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
-        sampling=_sampling(arguments),
     )
 
 
-def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says of how answers are made. Raises `PromptmillError`."""
+def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
         return {}
@@ -86,7 +94,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     compile_schema(schema, str(file))
-    return {"response_format": asking_for(schema)}
+    return {"sampling_params.response_format": asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -95,6 +103,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _serve_stdio(arguments: argparse.Namespace) -> int:
     _refuse_http_options(arguments)
+    if sys.stdin.isatty():
+        print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
     from promptmill.stdio.front import Front
 
     front = Front.open(locked=arguments.locked)  # before the imports
@@ -142,8 +152,13 @@ def _refuse_http_options(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import generate as shell
 
+    prompts = shell.read_prompts(arguments.prompt, lines=arguments.lines)
     return shell.generate(
-        configuration, prompts=_prompts(arguments.prompt), system_prompt=arguments.system, as_json=arguments.json
+        configuration,
+        [shell.prompt_with_images(prompt, arguments.image) for prompt in prompts],
+        system_prompt=arguments.system,
+        as_json=arguments.json,
+        output=arguments.output,
     )
 
 
@@ -153,9 +168,18 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return shell.check(configuration, as_json=arguments.json)
 
 
+def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import cache
+
+    return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
+    from promptmill.jobs.job_folders import JobFolders
     from promptmill.jobs.job_request import JobRequest
+
+    other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
     order = JobRequest(
         input=arguments.input,
@@ -165,9 +189,18 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         max_failures=arguments.max_failures,
         dedupe=arguments.dedupe,
         overwrite=arguments.overwrite,
+        replace=arguments.replace,
         retry_failed=arguments.retry_failed,
+        retry_truncated=arguments.retry_truncated,
+        reuse=arguments.reuse == "",
+        reuse_from=other,
+        accept_change=arguments.accept_change,
     )
-    return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
+    if arguments.validate:
+        return command.validate(configuration, order, as_json=arguments.json)
+    if arguments.detach:
+        return command.detach(configuration, order, as_json=arguments.json)
+    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
 
 
 def _jobs(arguments: argparse.Namespace) -> int:
@@ -178,7 +211,11 @@ def _jobs(arguments: argparse.Namespace) -> int:
         return command.forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.resume:
         return command.resume(_configuration(arguments), arguments.job_id, as_json=arguments.json)
-    return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
+    if arguments.export is not None:
+        return command.export(arguments.job_id, arguments.export, everything=arguments.all, as_json=arguments.json)
+    if arguments.follow:
+        return command.follow(arguments.job_id, as_json=arguments.json)
+    return command.jobs(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
 
 
 def _at_least_one(text: str) -> int:
@@ -187,24 +224,39 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _prompts(given: Sequence[str]) -> list[str]:
-    if given == ["-"]:
-        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    return list(given)
+def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Print the help of the whole command line, or of the command that `words` name."""
+    if words:
+        parser.parse_args([*words, "--help"])
+    parser.print_help()
+    return OK
 
 
 def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line; one that is `serving` does without what only other commands import."""
-    parser = argparse.ArgumentParser("promptmill", description="Text-generation engines as MCP tools.")
+    parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    shared.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
-    shared.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = shared_options()
+    commands = parser.add_subparsers(metavar="COMMAND")
 
+    _add_serve(commands, shared)
+    _add_generate(commands, shared)
+    _add_bulk(commands, shared)
+    _add_jobs(commands, shared)
+    _add_cache(commands, shared)
+    _add_check(commands, shared)
+    helping = commands.add_parser("help", help="what a command does and takes")
+    helping.add_argument("words", nargs="*", metavar="COMMAND")
+    helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
+
+    if not serving:
+        from promptmill.install import command as install
+
+        install.add(commands)
+    return parser
+
+
+def _add_serve(commands: Any, shared: Parser) -> None:
     serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
     serve.add_argument(
         "--trust-client",
@@ -224,13 +276,22 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)
 
+
+def _add_generate(commands: Any, shared: Parser) -> None:
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
-    generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")
-    generate.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
+    generate.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
+    generate.add_argument(
+        "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
+    )
+    generate.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
     generate.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     generate.set_defaults(command=_generate)
 
+
+def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
@@ -244,30 +305,53 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
-    bulk.add_argument("--overwrite", action="store_true", help="start anew and replace OUTPUT, whatever it is")
+    bulk.add_argument("--retry-truncated", action="store_true", help="do rows again that max_tokens cut short")
+    bulk.add_argument(
+        "--reuse",
+        nargs="?",
+        const="",
+        metavar="JOB",
+        help="take INPUT as it is now and ask only what is new in it; JOB: use the answers of another job or output",
+    )
+    bulk.add_argument("--accept-change", action="store_true", help="go on under other settings, noted in later rows")
+    bulk.add_argument("--replace", action="store_true", help="replace OUTPUT, whatever it is, and go on with the job")
+    bulk.add_argument("--overwrite", action="store_true", help="forget all answers and replace OUTPUT, whatever it is")
+    bulk.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
+    bulk.add_argument("--quiet", action="store_true", help="show no progress")
+    bulk.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
     bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
 
+
+def _add_jobs(commands: Any, shared: Parser) -> None:
     jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are; go on with one, forget old ones")
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
     doing = jobs.add_mutually_exclusive_group()
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
+    doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
+    doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
+    doing.add_argument("--failed", action="store_true", help="only jobs that failed or have failed rows")
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
+    jobs.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
+    jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
 
+
+def _add_cache(commands: Any, shared: Parser) -> None:
+    cache = commands.add_parser("cache", parents=[shared], help="what the cache of answers holds")
+    cache.add_argument("--clear", action="store_true", help="forget all of it")
+    cache.add_argument("--json", action="store_true", help="print the result as JSON")
+    cache.set_defaults(command=_cache)
+
+
+def _add_check(commands: Any, shared: Parser) -> None:
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
-
-    if not serving:
-        from promptmill.install import command as install
-
-        install.add(commands)
-    return parser
 
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
