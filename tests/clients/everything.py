@@ -1,4 +1,4 @@
-"""What the conformance suite asks of a server (tools, resources and prompts of given names), under promptmill's HTTP layer.
+"""What the conformance suite asks of a server, tools, resources and prompts by name, under promptmill's HTTP layer.
 
 `everything.py` serves until its standard input ends; prints the URL.
 """
