@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastmcp import FastMCP
-from fastmcp.server.low_level import UI_EXTENSION_ID
+from fastmcp.apps.config import UI_EXTENSION_ID
 from mcp_types import ServerCapabilities
 
 from promptmill import __version__
