@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from busy import within
 from promptmill.backends.protocol import CallStats
 from promptmill.jobs import crash
 from promptmill.jobs.counts import JobCounts
@@ -92,7 +93,7 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     process = bench.start("--json")
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     bench.input.unlink()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert json.loads(out)["done"] == len(rows)
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
@@ -105,7 +106,7 @@ def test_an_input_that_changes_during_the_run_stops_the_job(bench: Any) -> None:
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     with bench.input.open("a") as file:
         file.write('{"prompt": "more"}\n')
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 2
     assert "has changed" in bench.status()["reason"]
     assert not bench.output.exists()
@@ -149,7 +150,7 @@ def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 50)
     bench.output.write_text("precious")
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 2
     assert bench.output.read_text() == "precious"
     assert not list(bench.path.glob(".*partial"))
@@ -287,7 +288,7 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int)
     assert process.returncode == code
     assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
     assert "what is answered is kept" in said
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < within(2)
     assert bench.status()["state"] == "interrupted"
     done = bench.status()["done"]
     sent = len(bench.upstream.seen)
