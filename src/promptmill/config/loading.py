@@ -65,6 +65,11 @@ class ResolvedConfig:
         block = getattr(self.settings.backend_configs, self.backend, None)
         return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
 
+    @property
+    def operator_model(self) -> str:
+        """The model that the configuration names for the chosen backend."""
+        return replace(self, settings=self.operator).model
+
     def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
         """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
 
@@ -72,11 +77,26 @@ class ResolvedConfig:
         """
         if not changes:
             return self
+        _check_size(changes)
         try:
             sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
         except ValidationError as error:
             raise config_error("", explain(error, Sampling, "sampling_params.")) from None
         return replace(self, settings=self.settings.model_copy(update={"sampling_params": sampling}))
+
+    def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that asked for the sampling parameters `asked`, within `client_limits`.
+
+        Raises `PromptmillError` (`invalid_config`) when it asked for more.
+        """
+        limits = self.operator.client_limits
+        most, sampling = limits.max_tokens, self.settings.sampling_params
+        if self.trust_client or most is None or (sampling.max_tokens or most + 1) <= most:
+            return self
+        if asked.get("max_tokens") is not None:
+            raise config_error("sampling_params.max_tokens", f"a call may ask for at most {most} here.")
+        capped = sampling.model_copy(update={"max_tokens": most})
+        return replace(self, settings=self.settings.model_copy(update={"sampling_params": capped}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +127,12 @@ class Configuration:
         self._calls_replace = calls_replace
         self.origin = origin
         self.plan = self.overlaid(Overrides())
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that the file or the command line names."""
+        named = self._raw.get("backend")
+        return named if isinstance(named, str) else None
 
     @classmethod
     def load(
@@ -180,8 +206,7 @@ class Configuration:
         `calls_replace` all that a call brings replaces the file's.
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
-        if _has_more_values(given, _MOST_VALUES):
-            raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
+        _check_size(given)
         raw = dict(self._raw)
         name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
         raw["backend"] = name = name.strip().lower() if isinstance(name, str) else name
@@ -199,7 +224,9 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         settings, warnings = self._settled(raw, name)
-        return ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+        _check_limits(plan, overrides)
+        return plan
 
     def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = moved(_without_unset(dict(raw), backend), backend)
@@ -223,6 +250,26 @@ def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str,
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
     return {name: value for name, value in values.items() if name != key}
+
+
+def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
+    """Raise when a call chooses what `client_limits` does not allow."""
+    limits = plan.operator.client_limits
+    if plan.trust_client:
+        return
+    if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
+        known = ", ".join(limits.models) or "none"
+        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
+    if limits.max_tokens is not None:
+        plan.within_limits(overrides.sampling_params)
+        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            if name in overrides.extra_params:
+                raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
+
+
+def _check_size(given: Any) -> None:
+    if _has_more_values(given, _MOST_VALUES):
+        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
 
 
 def _has_more_values(value: Any, most: int) -> bool:

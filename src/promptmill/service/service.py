@@ -98,6 +98,11 @@ class Service:
             if replaced is not None:
                 self._retire(replaced)
 
+    @property
+    def configured_backend(self) -> str | None:
+        """The backend that the configuration names."""
+        return self._configuration.backend
+
     async def generate(
         self,
         items: Sequence[Conversation | PromptmillError],
