@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from busy import within
 from promptmill.backends.protocol import CallStats
 from promptmill.jobs import crash
 from promptmill.jobs.counts import JobCounts
@@ -99,13 +98,13 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
 
 
-def test_an_input_that_changes_during_the_run_stops_the_job(bench: Any) -> None:
+def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
-    with bench.input.open("a") as file:
-        file.write('{"prompt": "more"}\n')
+    with bench.input.open("r+") as file:
+        file.write('{"id": 7,')
     process.communicate(timeout=180)
     assert process.returncode == 2
     assert "has changed" in bench.status()["reason"]
@@ -228,7 +227,7 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
 def test_an_endpoint_that_is_gone_stops_the_job(bench: Any) -> None:
     bench.prompts(400)
     bench.upstream.vanish()
-    bench.fail(code=1)
+    bench.fail(code=75)  # trying again may help
     found = bench.status()
     assert found["state"] == "stopped"
     assert "refused the connection" in found["reason"]
@@ -288,7 +287,7 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int)
     assert process.returncode == code
     assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
     assert "what is answered is kept" in said
-    assert time.monotonic() - began < within(2)
+    assert time.monotonic() - began < 2
     assert bench.status()["state"] == "interrupted"
     done = bench.status()["done"]
     sent = len(bench.upstream.seen)
