@@ -13,15 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
-
-import orjson
 
 from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field
-from benchmarks.jobs_journal import report
+from benchmarks.jobs_store import report
 from benchmarks.measure import Row
+from promptmill.core.outcome import Completion, Usage
+from promptmill.jobs.records import record_of
+from promptmill.jobs.store import JobStore
 
 
 async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> list[Row]:
@@ -36,35 +36,23 @@ async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> 
         (folder / "config.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
         _run(folder, "--limit", "1", expect=1)  # makes the job's folder; nobody answers there
         (job,) = (folder / "state" / "jobs").iterdir()
-        with (job / "journal").open("wb") as file:
-            file.write(_record({"promptmill_journal": 1}))
-            for at in range(lines):
-                file.write(
-                    _record(
-                        {
-                            "row": at,
-                            "attempts": 1,
-                            "latency_s": 0.5,
-                            "usage": [24, 12],
-                            "code": None,
-                            "retryable": False,
-                            "finish_reason": "stop",
-                            "text": "Paris is the capital of France, on the river Seine.",
-                        }
-                    )
-                )
+        store = JobStore(job / "job.db", create=True)
+        answer = Completion("Paris is the capital of France, on the river Seine.", "stop", Usage(24, 12), latency_s=0.5)
+        half = [record_of(at, answer) for at in range(lines // 2)]
+        store.write(half)
+        store.close()
+        opened_s = _run(folder, "--set", "backend_configs.openai.patience=0.1", expect=1)  # nobody answers there
+        store = JobStore(job / "job.db", create=True)
+        store.write([record_of(at, answer) for at in range(lines // 2, lines)])
+        store.close()
         merged_s = _run(folder, expect=0)
         again_s = _run(folder, expect=0)
     what = f"{lines:,} lines"
     return [
-        Row("jobs_finished", f"finding out that a finished job of {what} has nothing left", again_s, 10, unit=" s"),
-        Row("jobs_merge", f"reading the journal and writing the output of {what}", merged_s, unit=" s"),
+        Row("jobs_finished", f"finding out that a finished job of {what} has nothing left", again_s, 1, unit=" s"),
+        Row("jobs_opened", f"until a half-done job of {what} has met an endpoint that is gone", opened_s, 5, unit=" s"),
+        Row("jobs_merge", f"counting and writing the output of {what}", merged_s, unit=" s"),
     ]
-
-
-def _record(value: dict[str, object]) -> bytes:
-    body = orjson.dumps(value)
-    return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
 def _run(folder: Path, *arguments: str, expect: int) -> float:

@@ -17,7 +17,7 @@ import uvloop
 
 from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field, field
-from benchmarks.jobs_journal import report
+from benchmarks.jobs_store import report
 from benchmarks.measure import Row
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -25,13 +25,14 @@ FLOORS = (
     {"service"},
     {"backends"},
     {"backends.protocol", "backends.rows"},
+    {"backends.row_fields"},
     {"config"},
     {"images"},
     {"answers"},
     {"system"},
     {"core"},
 )
-SHARED = {"backends.protocol", "backends.rows"}  # what the house may know of backends
+SHARED = {"backends.protocol", "backends.row_fields", "backends.rows"}  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 HEAVY |= {"openvino", "openvino_genai"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.

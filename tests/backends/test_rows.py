@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from typing import Any
 
 import pytest
 
-from promptmill.backends.rows import RowReader, decode, place
+from promptmill.backends.rows import RowReader, decode, decode_row, place
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
@@ -15,13 +16,13 @@ from promptmill.core.sampling import Sampling
 def read(kind: str, row: Any, **options: Any) -> Any:
     """Decode a row given as JSON or text."""
     line = row if isinstance(row, bytes) else json.dumps(row).encode()
-    return decode(kind, line, place(kind, 6), **options)
+    return (decode_row if kind in {"jsonl", "table"} else decode)(kind, line, place(kind, 6), **options)
 
 
 def test_a_prompt_is_a_user_turn() -> None:
     conversation, sampling, extra = read("jsonl", {"prompt": "hello", "id": 3})
     assert conversation.as_messages() == [{"role": "user", "content": "hello"}]
-    assert (sampling, dict(extra)) == (None, {})
+    assert (dict(sampling), dict(extra)) == ({}, {})
 
 
 def test_messages_are_a_conversation() -> None:
@@ -54,7 +55,7 @@ def test_images_replace_the_tag() -> None:
         ({"messages": "hello"}, "line 7: messages is a text"),
         ({"messages": []}, "line 7: messages is empty"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 7: messages[0] has the role 'robot'"),
-        ({"prompt": "a", "images": [5]}, "line 7: images is a list of 1"),
+        ({"prompt": "a", "images": [5]}, "line 7: images[0] is a number"),
         (b"[" * 100_000, "line 7 is not valid JSON"),
     ],
 )
@@ -143,3 +144,65 @@ def test_a_reading_gives_what_the_line_does_not_bring_and_can_be_sent_to_another
     _, sampling, extra = batch.read(0, json.dumps(BATCH).encode())
     assert sampling.temperature == 0.5
     assert "x" not in extra
+
+
+PNG = "iVBORw0KGgo" + "A" * 60
+
+
+@pytest.mark.parametrize(
+    ("given", "sources"),
+    [
+        ({"image": "a.png"}, ["a.png"]),
+        ({"image": {"bytes": None, "path": "a.png"}}, ["a.png"]),
+        ({"image": {"bytes": PNG, "path": "a.png"}}, [f"data:;base64,{PNG}"]),
+        ({"image": PNG}, [f"data:;base64,{PNG}"]),
+        ({"images": [{"bytes": PNG, "path": None}, "b.png"]}, [f"data:;base64,{PNG}", "b.png"]),
+        ({"images": [{"url": "https://images.example/a.png"}]}, ["https://images.example/a.png"]),
+        ({"image": "a.png", "images": ["b.png"]}, ["a.png", "b.png"]),
+        ({"image": None, "images": []}, []),
+    ],
+)
+def test_images_come_in_the_shapes_that_data_sets_have(given: dict[str, Any], sources: list[str]) -> None:
+    conversation, *_ = read("jsonl", {"prompt": "look", **given})
+    assert [image.source for image in conversation.images] == sources
+
+
+@pytest.mark.parametrize("image", [{"bytes": None, "path": None}, 5, [["a.png"]], {"x": 1}])
+def test_an_image_of_another_shape_is_that_rows_error(image: Any) -> None:
+    with pytest.raises(PromptmillError, match="line 7: image"):
+        read("jsonl", {"prompt": "look", "image": image})
+
+
+def test_a_rows_own_parameters_lie_over_the_jobs() -> None:
+    reader = RowReader("jsonl", Sampling(temperature=0.5, top_p=0.9), {"logit_bias": {}}, "Be brief.")
+    row = {"prompt": "a", "temperature": 0, "stop": "x", "model": "b", "tools": [{}], "system": "Be long.", "id": 3}
+    conversation, sampling, extra = reader.read(0, json.dumps(row).encode())
+    assert sampling.given() == {"temperature": 0, "top_p": 0.9, "stop": ["x"]}
+    assert dict(extra) == {"logit_bias": {}, "model": "b", "tools": [{}]}
+    assert conversation.as_messages()[0] == {"role": "system", "content": "Be long."}
+    same = reader.read(1, b'{"prompt": "a", "temperature": null, "seed": NaN, "stop": "", "n": 1, "reasoning": "hm"}')
+    assert same[1] is reader.sampling
+    assert same[2] is reader.extra
+
+
+def test_cells_of_a_table_hold_numbers_and_json_as_text() -> None:
+    row = {"prompt": "a", "temperature": "0.7", "max_tokens": "10", "seed": 3.0, "stop": '["x", "y"]', "tools": "[{}]"}
+    _, own, body = read("table", row)
+    assert own == {"temperature": 0.7, "max_tokens": 10, "seed": 3, "stop": ["x", "y"]}
+    assert body == {"tools": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"temperature": "hot"}, "line 7: temperature: "),
+        ({"top_p": 7}, "line 7: top_p: "),
+        ({"n": 2}, "line 7: n asks for several answers"),
+        ({"tools": "[{"}, "line 7: tools is not valid JSON"),
+        ({"system": 5}, "line 7: system is a number"),
+        ({"model": "other"}, "line 7 asks for another model than the one that is loaded"),
+    ],
+)
+def test_what_a_row_asks_for_and_cannot_have_is_its_error(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(PromptmillError, match=re.escape(said)):
+        read("jsonl", {"prompt": "a", **given}, model="loaded")

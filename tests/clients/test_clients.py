@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,10 @@ TOOLS = {"generation_init", "generate", "multimodal_generate", "multiturn_genera
 REASON = "answered 400: no such thing"
 
 
-def _run(command, environ, *, code=0, **options):
+def _run(command, environ, *, code=0, patience_s=90, **options):
+    given = [str(part) for part in command]
     done = subprocess.run(
-        [str(part) for part in command], env=environ, capture_output=True, text=True, timeout=90, check=False, **options
+        given, env=environ, capture_output=True, text=True, timeout=patience_s, check=False, **options
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -99,6 +101,16 @@ def test_pydantic_ai(sdk1, server, calm, upstream):
     assert REASON in found["failed"]
     assert "prompt_ls is missing" in found["wrong"]
     assert found["after"] == {"ans_ls": ["echo: hi again"]}
+
+
+@pytest.mark.parametrize("starts", [20])
+def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
+    """It asks `server/discover`, gives up after a second, and then sends `initialize` on the same pipe."""
+    driver = [shutil.which("node"), DRIVERS / "ai_sdk.mjs", npm.parent.parent, starts]
+    met = json.loads(_run([*driver, *server], calm, patience_s=400).stdout)
+    assert [found.get("error") for found in met] == [None] * starts
+    assert all(set(found["tools"]) >= TOOLS for found in met)
+    assert [found["answers"] for found in met] == [["echo: hi"]] * starts
 
 
 # Command lines

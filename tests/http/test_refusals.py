@@ -43,9 +43,11 @@ def _stays(server, headers=None):
 def test_without_the_token_nothing_is_done_and_nothing_is_said(guarded, method, value):
     headers = _JSON if value is None else _JSON | {"Authorization": value}
     answer = guarded.ask(method, "/mcp", headers, json.dumps(PING).encode())
-    assert (answer.status, answer.body) == (401, b"")
+    assert answer.status == 401
+    message = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
+    assert answer.json["error"]["message"] == message, "alike for a missing and for a wrong token"
     assert answer.headers["www-authenticate"] == "Bearer"
-    assert set(answer.headers) == {"date", "content-length", "www-authenticate"}
+    assert set(answer.headers) == {"date", "content-length", "content-type", "www-authenticate"}
 
 
 def test_with_the_token_the_tools_answer(guarded):

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from fakes import KEY
-from promptmill.jobs import folder, status
+from promptmill.jobs import status
 from promptmill.jobs.folder import Folder
+from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.records import Record
 from replies import answer, late
 from upstream import Upstream
 
@@ -70,9 +72,9 @@ class Bench:
         self._started.append(process)
         return process
 
-    def run(self, *arguments: str, env: dict[str, str] | None = None, **block: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `promptmill bulk` to its end."""
-        process = self.start(*arguments, env=env, **block)
+        process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -93,7 +95,14 @@ class Bench:
     @property
     def folder(self) -> Folder:
         """The job's folder."""
-        return folder.folder_for(self.input.resolve(), self.output.resolve(), folder.state_root())
+        return JobFolders.from_environ().of(self.input.resolve(), self.output.resolve())
+
+    def records(self) -> list[Record]:
+        """The sound records in the job's database."""
+        if self.folder.spec is None:
+            return []
+        with self.folder.reading() as store:
+            return store.all_records()
 
     def status(self) -> dict[str, Any]:
         """What anybody can read about the job."""

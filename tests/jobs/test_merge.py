@@ -11,12 +11,10 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.jobs import merge
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.journal import encode
-from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.merge import Merge
+from promptmill.jobs.records import record_of
+from promptmill.jobs.store import JobStore
 from promptmill.jobs.tables import Halted
-from promptmill.jobs.tally import JobCounts
 
 
 @pytest.fixture
@@ -24,15 +22,10 @@ def plan(tmp_path: Path) -> Iterator[Merge]:
     """Three rows, answered out of order."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
     (tmp_path / "job-0123456789").mkdir()
-    ledger, file = Ledger(Folder(tmp_path / "job-0123456789")), RandomFile(tmp_path / "in.jsonl")
-    ledger.journal.begin()
-    for row in (2, 0, 1):
-        ledger.index.set(row, ledger.journal.write([encode(row, Completion(f"answer {row}"))]))
-    target = tmp_path / "out.jsonl"
-    yield Merge(
-        "job-0123456789", file, "jsonl", "jsonl", target, ledger.index, ledger.journal, "m", 0, None, JobCounts()
-    )
-    ledger.close()
+    store, file = JobStore(tmp_path / "job-0123456789" / "job.db", create=True), RandomFile(tmp_path / "in.jsonl")
+    store.write([record_of(row, Completion(f"answer {row}")) for row in (2, 0, 1)])
+    yield Merge("job-0123456789", file, "jsonl", "jsonl", tmp_path / "out.jsonl", merge.Answers(store), "m", 0, None)
+    store.close()
     file.close()
 
 
@@ -44,14 +37,21 @@ def test_the_output_has_the_inputs_order_and_appears_by_a_rename(plan: Merge) ->
     merge.publish(partial, plan.target, may_replace=False)
     assert before.is_still(plan.target)
     assert [line[:14] for line in plan.target.read_text().splitlines()] == [f'{{"prompt": "{name}"' for name in "abc"]
-    assert plan.tally.done == 3
+    assert plan.answers.rows == 3
     assert not partial.exists()
 
 
-def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Merge) -> None:
-    plan.index.set(1, plan.index.get(0))
+def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Merge, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    store = JobStore(tmp_path / "other" / "job.db", create=True)
+    sound = [record_of(row, Completion(f"answer {row}")) for row in range(3)]
+    store.write([sound[0], sound[1]._replace(text="flipped"), sound[2]])
     with pytest.raises(merge.Unanswered):
-        merge.write(plan)
+        merge.write(replace(plan, answers=merge.Answers(store)))
+    assert store.drop_unsound() == 1
+    with pytest.raises(merge.Unanswered):
+        merge.write(replace(plan, answers=merge.Answers(store)))
+    store.close()
     assert not merge.beside(plan.target, plan.job_id).exists()
 
 

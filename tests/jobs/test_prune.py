@@ -15,7 +15,9 @@ import pytest
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import admission, crash, disk, folder, prune, status
+from promptmill.jobs import admission, crash, prune, status
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
 from replies import answer, hang
@@ -25,21 +27,30 @@ REMOVING = """
 import sys
 from pathlib import Path
 from promptmill.jobs import prune
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.job_folders import JobFolders
+folders = JobFolders(Path(sys.argv[1]), beside_outputs=True)
 while True:
-    prune.prune(Path(sys.argv[1]), 0, unfinished=True)
+    prune.prune(folders, 0, unfinished=True)
 """
 
 
-def _age(path, days):
-    for file in path.iterdir():
-        os.utime(file, (time.time() - days * DAY_S,) * 2)
+def _age(folder, days):
+    then = time.time() - days * DAY_S
+    if folder.spec is None:
+        for file in folder.path.iterdir():
+            os.utime(file, (then, then))
+        return
+    folder.open()
+    folder.put(status={**folder.status, "updated": then})
+    folder.close()
 
 
 def _finished(bench, name, days):
     bench.write([{"prompt": name}], f"{name}.jsonl")
     bench.output = bench.path / f"{name}-out.jsonl"
     bench.succeed()
-    _age(bench.folder.path, days)
+    _age(bench.folder, days)
     return bench.folder
 
 
@@ -72,10 +83,10 @@ def test_an_unfinished_job_goes_only_when_asked_for(bench):
     bench.wait(lambda: bench.upstream.in_flight)
     process.kill()
     process.communicate()
-    _age(bench.folder.path, 30)
-    root = folder.state_root()
-    assert prune.prune(root, DAY_S, unfinished=False) == []
-    assert prune.prune(root, DAY_S, unfinished=True) == [bench.folder.job_id]
+    _age(bench.folder, 30)
+    folders = JobFolders.from_environ()
+    assert prune.prune(folders, DAY_S, unfinished=False) == []
+    assert prune.prune(folders, DAY_S, unfinished=True) == [bench.folder.job_id]
     assert not bench.folder.path.exists()
     bench.upstream.reply = answer()
     bench.succeed()
@@ -85,18 +96,18 @@ def test_a_job_that_runs_is_never_removed(bench):
     old = _finished(bench, "old", 8)
     lock = Lock.take(old.lock)
     try:
-        assert prune.prune(folder.state_root(), 0, unfinished=True) == []
+        assert prune.prune(JobFolders.from_environ(), 0, unfinished=True) == []
     finally:
         lock.release()
-    assert prune.prune(folder.state_root(), 0, unfinished=True) == [old.job_id]
+    assert prune.prune(JobFolders.from_environ(), 0, unfinished=True) == [old.job_id]
 
 
 def test_what_a_crash_left_without_a_description_goes_too(bench):
-    torn = folder.state_root() / "call-0123"
+    torn = JobFolders.from_environ().root / "call-0123"
     torn.mkdir(parents=True)
     (torn / "prompts.jsonl").write_text("{")
-    _age(torn, 8)
-    assert prune.prune(folder.state_root(), 7 * DAY_S, unfinished=False) == ["call-0123"]
+    _age(Folder(torn), 8)
+    assert prune.prune(JobFolders.from_environ(), 7 * DAY_S, unfinished=False) == ["call-0123"]
 
 
 def test_nothing_is_there_to_prune(bench):
@@ -107,32 +118,32 @@ def test_nothing_is_there_to_prune(bench):
 def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):
     bench.prompts(20)
     bench.succeed("--limit", "5")
-    _age(bench.folder.path, 8)
-    root = folder.state_root()
-    assert prune.prune(root, DAY_S, unfinished=False) == []
+    _age(bench.folder, 8)
+    folders = JobFolders.from_environ()
+    assert prune.prune(folders, DAY_S, unfinished=False) == []
     bench.succeed()
     assert len(bench.upstream.seen) == 20
-    _age(bench.folder.path, 8)
-    assert prune.prune(root, DAY_S, unfinished=False) == [bench.folder.job_id]
+    _age(bench.folder, 8)
+    assert prune.prune(folders, DAY_S, unfinished=False) == [bench.folder.job_id]
 
 
 def test_what_a_killed_job_left_beside_its_output_goes_with_it(bench):
     bench.prompts(5)
     bench.run(env={crash.VARIABLE: "merging:2"})
     assert len(list(bench.path.glob(".*.partial"))) == 1
-    assert prune.prune(folder.state_root(), 0, unfinished=True) == [bench.folder.job_id]
+    assert prune.prune(JobFolders.from_environ(), 0, unfinished=True) == [bench.folder.job_id]
     assert not list(bench.path.glob(".*.partial"))
 
 
 def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench):
     bench.prompts(3)
-    root = folder.state_root()
+    folders = JobFolders.from_environ()
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
     order = JobRequest(input=bench.input, output=bench.output)
-    removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(root)])
+    removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(folders.root)])
     try:
         for _ in range(1500):
-            job = admission.admit(order, plan, root)
+            job = admission.admit(order, plan, folders)
             try:
                 time.sleep(0.0003)
                 assert job.folder.alive
@@ -147,7 +158,7 @@ def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench)
 
 def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(bench):
     _finished(bench, "stays", 0)
-    root = folder.state_root()
+    folders = JobFolders.from_environ()
     bench.prompts(3)
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
     orders = [JobRequest(input=bench.input, output=bench.path / f"{at}.jsonl", overwrite=True) for at in range(2)]
@@ -156,15 +167,15 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
     def begin():
         while not ended.is_set():
             for order in orders:
-                admission.admit(order, plan, root).close()
-            shutil.rmtree(folder.folder_for(bench.input.resolve(), orders[1].output.resolve(), root).path)
+                admission.admit(order, plan, folders).close()
+            shutil.rmtree(folders.of(bench.input.resolve(), orders[1].output.resolve()).path, ignore_errors=True)
 
     with ThreadPoolExecutor(1) as pool:
         beginning = pool.submit(begin)
         try:
             for _ in range(3000):
-                found = {told["job_id"].rpartition("-")[0] for told in status.read_all(folder.all_folders(root))}
-                assert "stays" in found
+                found = {told["job_id"].rpartition("-")[0] for told in status.read_all(folders.all())}
+                assert "stays-out" in found
         finally:
             ended.set()
         beginning.result()
@@ -173,18 +184,20 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
 def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
     old = _finished(bench, "old", 8)
     lock = Lock.take(old.lock)
+    store = old.open()
     ended = threading.Event()
 
     def write():
         while not ended.is_set():
-            disk.write_json(old.status, {"state": "running"}, durable=False)
+            store.put(status={"state": "running", "updated": time.time()})
 
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)
         try:
             for _ in range(2000):
-                assert prune.prune(folder.state_root(), DAY_S, unfinished=True) == []
+                assert prune.prune(JobFolders.from_environ(), DAY_S, unfinished=True) == []
         finally:
             ended.set()
             lock.release()
         writing.result()
+    old.close()

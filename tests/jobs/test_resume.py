@@ -13,8 +13,8 @@ import pytest
 
 from promptmill.backends.protocol import CallStats
 from promptmill.jobs import crash
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.status import Progress
-from promptmill.jobs.tally import JobCounts
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -48,7 +48,7 @@ def test_a_finished_job_says_so_and_sends_nothing(bench: Any) -> None:
     assert len(bench.upstream.seen) == 20
 
 
-def test_an_output_that_was_removed_is_made_again_from_the_journal(bench: Any) -> None:
+def test_an_output_that_was_removed_is_made_again_from_the_answers(bench: Any) -> None:
     bench.prompts(20)
     bench.succeed()
     bench.output.unlink()
@@ -322,7 +322,7 @@ def test_rates_are_those_of_this_run() -> None:
     progress = Progress(JobCounts(), CallStats())
     progress.total = 2_000_000
     progress.sample()
-    progress.tally.done = 1_000_000  # by earlier runs, found in the journal
+    progress.counts.done = 1_000_000  # by earlier runs, found in the journal
     progress.begin_rates()
     assert progress.rates() == (0.0, 0.0)
     assert progress.eta_s() is None

@@ -9,36 +9,36 @@ import pytest
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.folder import Folder
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.job_request import FailureLimit
-from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.sink import JournalSink
+from promptmill.jobs.sink import StoreSink, Taken
+from promptmill.jobs.store import JobStore
 
 
 class World:
-    """A sink over a ledger."""
+    """A sink over a database."""
 
     def __init__(self, path: Path) -> None:
         self.reasons: list[PromptmillError] = []
-        self.ledger = Ledger(Folder(path))
-        self.ledger.rebuild(again=lambda head: head.retryable)
+        self.store = JobStore(path / "job.db", create=True)
+        self.counts = JobCounts()
+        self.taken: dict[int, Taken] = {}
 
-    def sink(self, limit: str | None = None) -> JournalSink:
+    def sink(self, limit: str | None = None) -> StoreSink:
         """Return a sink."""
-        ledger = self.ledger
         failure_limit = None if limit is None else FailureLimit.parse(limit)
-        return JournalSink(ledger.journal, ledger.index, ledger.tally, self.reasons.append, failure_limit)
+        return StoreSink(self.store, self.counts, self.taken, self.reasons.append, failure_limit=failure_limit)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """An empty ledger."""
+    """An empty database."""
     found = World(tmp_path)
     yield found
-    found.ledger.close()
+    found.store.close()
 
 
-async def returns(sink: JournalSink, row: int, outcome: Any) -> bool:
+async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
     """Put an outcome; return whether that came to an end."""
     putting = asyncio.ensure_future(sink.put(row, outcome))
     await asyncio.wait({putting}, timeout=0.05)
@@ -58,12 +58,12 @@ def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World, run: An
         sink = world.sink()
         for row in range(40):
             await sink.put(row, Completion(f"answer {row}"))
-        assert world.ledger.tally.done >= 32, "many that wait are not kept waiting"
+        assert world.counts.done >= 32, "many that wait are not kept waiting"
         await asyncio.sleep(0)
-        assert world.ledger.tally.done == 40
-        record = world.ledger.journal.read(world.ledger.index.get(39), 39)
+        assert world.counts.done == 40
+        record = world.store.record(39)
         assert record is not None
-        assert record["text"] == "answer 39"
+        assert record.text == "answer 39"
 
     run(work())
 
@@ -94,7 +94,7 @@ def test_only_what_is_the_rows_own_affair_is_journalled(
         assert await returns(world.sink(), 0, failure(code, attempts)) is journalled
 
     run(work())
-    assert (world.ledger.tally.done, world.ledger.tally.failed) == ((1, 1) if journalled else (0, 0))
+    assert (world.counts.done, world.counts.failed) == ((1, 1) if journalled else (0, 0))
     assert [error.code for error in world.reasons] == ([] if journalled else [code])
 
 
@@ -112,7 +112,7 @@ def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World, r
     async def work() -> None:
         await world.sink().put(0, failure(Code.UNREACHABLE, 3))
         await asyncio.sleep(0)
-        world.ledger.rebuild(again=lambda head: head.retryable)
+        world.taken[0] = Taken(attempts=3)
         assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
         assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
 
@@ -127,13 +127,38 @@ def test_a_later_record_replaces_an_earlier_one(world: World, run: Any) -> None:
         await sink.put(0, Completion("better", attempts=4))
 
     run(work())
-    world.ledger.rebuild(again=lambda head: head.retryable)
-    tally = world.ledger.tally
-    assert (tally.done, tally.failed, tally.codes, tally.requests) == (2, 0, {}, 5)
-    assert world.ledger.is_answered(0)
-    record = world.ledger.journal.read(world.ledger.index.get(0), 0)
+    counts = world.store.counts()
+    assert (counts.done, counts.failed, counts.codes, counts.requests) == (2, 0, {}, 5)
+    record = world.store.record(0)
     assert record is not None
-    assert record["text"] == "better"
+    assert record.text == "better"
+
+
+def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path, run: Any) -> None:
+    world = World(tmp_path)
+    world.store.close()
+    world.store = JobStore(tmp_path / "job.db", create=True, has_locks=False)
+    commits: list[int] = []
+    write = world.store.write
+
+    def counted(records: Any) -> None:
+        commits.append(len(records))
+        write(records)
+
+    world.store.write = counted  # type: ignore[method-assign]
+
+    async def work() -> None:
+        assert world.store.waits_for_disk
+        sink = world.sink()
+        await asyncio.gather(*(sink.put(row, Completion(f"answer {row}")) for row in range(40)))
+        assert world.counts.done == 40
+        assert len(world.store.all_records()) == 40
+        await sink.aclose()
+
+    run(work())
+    assert sum(commits) == 40
+    assert len(commits) <= 3
+    world.store.close()
 
 
 def test_too_many_failures_end_the_job_but_are_kept(world: World, run: Any) -> None:
@@ -143,5 +168,5 @@ def test_too_many_failures_end_the_job_but_are_kept(world: World, run: Any) -> N
             assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
 
     run(work())
-    assert world.ledger.tally.failed == 3
+    assert world.counts.failed == 3
     assert "3 of 3 rows failed, more than --max-failures allows. The last one: why" in world.reasons[0].message

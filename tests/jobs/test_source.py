@@ -11,35 +11,31 @@ from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.journal import encode
-from promptmill.jobs.ledger import Ledger
+from promptmill.jobs.records import record_of
+from promptmill.jobs.sink import Taken
 from promptmill.jobs.source import FileSource, Rows
-
-CODES = {"timeout"}
+from promptmill.jobs.store import RETRYABLE, JobStore
 
 
 class World:
-    """An input with a ledger beside it."""
+    """An input with a database beside it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settled: dict[int, Failure] = {}
         self.reasons: list[PromptmillError] = []
-        self.ledger = Ledger(Folder(path))
-        self.ledger.rebuild(again=lambda head: head.code in CODES)
+        self.store = JobStore(path / "job.db", create=True)
+        self.taken: dict[int, Taken] = {}
 
     def answer(self, row: int, outcome: Any) -> None:
-        """Journal an outcome and open the ledger again."""
-        self.ledger.journal.write([encode(row, outcome)])
-        self.ledger.rebuild(again=lambda head: head.code in CODES)
+        """Record an outcome."""
+        self.store.write([record_of(row, outcome)])
 
     def source(self, limit: int | None = None, guard: Any = lambda: None) -> FileSource:
         """Return a source over the input."""
         self.file = RandomFile(self.path / "in.jsonl")
-        ledger = self.ledger
         rows = Rows(
-            self.file, self.path / "in.jsonl", RowReader("jsonl"), ledger.index_file, ledger.journal, limit, guard
+            self.file, self.path / "in.jsonl", RowReader("jsonl"), self.store, RETRYABLE, self.taken, limit, guard
         )
 
         async def settle(row: int, outcome: Any) -> None:
@@ -56,7 +52,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     found = World(tmp_path)
     yield found
-    found.ledger.close()
+    found.store.close()
     found.file.close()
 
 

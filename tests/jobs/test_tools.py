@@ -21,7 +21,7 @@ from fakes import openai_configuration
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import Configuration, ResolvedConfig
 from promptmill.core.outcome import Completion
-from promptmill.jobs import folder
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.server import create_server
@@ -178,7 +178,7 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
             ("mine.txt", "o.jsonl", "use one of .jsonl"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
-            ("in.jsonl\0", "o.jsonl", "no path"),
+            ("in.jsonl\0", "o.jsonl", "not a usable path"),
         ]:
             for resume in (True, False):
                 with pytest.raises(ToolError, match=said):
@@ -421,7 +421,7 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
     log = bench.folder.log.read_text()
     assert f"{job_id}: finished" in log
     assert "very-secret" not in log + "".join(file.read_text("latin-1") for file in bench.folder.path.iterdir())
-    assert folder.find(job_id, folder.state_root()).job_id == job_id
+    assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
 def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench: Any, tools: Any) -> None:

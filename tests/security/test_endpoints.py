@@ -17,7 +17,7 @@ from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision
 from promptmill.core.outcome import Completion
-from promptmill.jobs.journal import encode
+from promptmill.jobs.records import record_of
 from replies import by_prompt, huge, raw, status
 
 
@@ -89,7 +89,7 @@ def test_any_reply_is_an_answer_or_a_verdict_that_a_journal_can_hold(body, code,
     assert isinstance(found, Completion | RetryDecision)
     if isinstance(found, Completion):
         assert found.usage.prompt_tokens >= 0
-        assert encode(0, found).endswith(b"\n")
+        assert record_of(0, found).is_sound
 
 
 def _fits(body):

@@ -19,8 +19,9 @@ from fakes import KEY
 from promptmill.core.errors import PromptmillError
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
-from promptmill.jobs import admission, disk, folder, merge
+from promptmill.jobs import disk, merge
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.system import safe_open
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from talk import text
@@ -371,7 +372,7 @@ def test_a_file_that_takes_the_name_meanwhile_stays_as_it_is(work_folder):
 def test_a_link_under_the_name_of_the_unfinished_output_is_not_followed(shell, work_folder, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
     merge.beside(work_folder / "out.jsonl", job.job_id).symlink_to(victim)
     done = shell()
     assert done.returncode == 0, done.stderr
@@ -427,20 +428,27 @@ def test_a_custom_id_is_no_path_either(shell, work_folder, tmp_path):
     assert shell().returncode == 0
     answers = [json.loads(line) for line in (work_folder / "out.jsonl").read_text().splitlines()]
     assert [answer["custom_id"] for answer in answers] == odd
-    assert {path.name for path in work_folder.iterdir()} == {"in.jsonl", "out.jsonl"}
+    assert {path.name for path in work_folder.iterdir()} == {"in.jsonl", "out.jsonl", "out.jsonl.promptmill"}
     assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
 
 
 @pytest.mark.rule("F12")
-def test_two_pairs_of_files_that_share_an_id_do_not_share_a_job(shell, bulk, work_folder, monkeypatch):
+def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(talk, bulk, shell, work_folder, tmp_path):
     assert shell().returncode == 0
-    (work_folder / "other.jsonl").write_text('{"prompt": "hi"}\n')
-    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
-    journal = job.journal.read_bytes()
-    monkeypatch.setattr(admission, "folder_for", lambda *_: job)
-    assert "two other files" in bulk("other.jsonl", "new.jsonl")
-    assert "two other files" in bulk("in.jsonl", "new.jsonl", resume=False)
-    assert job.journal.read_bytes() == journal
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"prompt": "hunter2"}\n')
+    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
+    spec = job.spec
+    for change in ({"input": secret}, {"input": secret, "input_format": "messages"}, {"output": secret}):
+        job.open()
+        job.put(spec=spec.model_copy(update={**change, "size": secret.stat().st_size}))
+        job.close()
+
+        async def work(talk):
+            return await talk("bulk_results", job_id=spec.job_id), await talk("bulk_status", job_id=spec.job_id)
+
+        assert "hunter2" not in str(talk(work)), change
+    assert secret.read_text() == '{"prompt": "hunter2"}\n'
 
 
 @pytest.mark.rule("F13")
@@ -448,9 +456,10 @@ def test_two_pairs_of_files_that_share_an_id_do_not_share_a_job(shell, bulk, wor
 def test_what_jobs_keep_is_for_this_user_alone(shell, work_folder):
     os.umask(os.umask(0o022))
     assert shell().returncode == 0
-    root = folder.state_root()
+    root = JobFolders.from_environ().root
     assert stat.S_IMODE(root.parent.stat().st_mode) & 0o055, "what is above is left as it was"
-    found = [root, *root.rglob("*")]
+    beside = work_folder / "out.jsonl.promptmill"
+    found = [root, *root.rglob("*"), beside, *beside.rglob("*")]
     assert len(found) > 4
     for path in found:
         bits = stat.S_IMODE(path.stat().st_mode)
@@ -476,7 +485,7 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 @pytest.mark.rule("F14")
 def test_jobs_of_other_folders_are_not_shown(talk, shell, work_folder, tmp_path, monkeypatch):
     assert shell().returncode == 0
-    job = folder.folder_for(work_folder / "in.jsonl", work_folder / "out.jsonl", folder.state_root())
+    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)

@@ -2,7 +2,7 @@
 
 | kind | a line is |
 |---|---|
-| `jsonl` | `{"prompt"}`, `{"messages"}` or `{"prompt", "images"}`; other fields are the caller's own and pass by |
+| `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own (see `row_fields`); others pass by |
 | `batch` | `{"custom_id", "method", "url", "body"}` (platform.openai.com/docs/api-reference/batch/request-input) |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
 | `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
+from promptmill.backends.row_fields import own_images, own_parameters, own_system_prompt
 from promptmill.core.conversation import (
     Conversation,
     ImagePosition,
@@ -38,6 +39,7 @@ _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]
+Own: TypeAlias = tuple[Conversation, Mapping[str, Any], Mapping[str, Any]]
 
 
 def place(kind: str, row: int) -> str:
@@ -45,28 +47,51 @@ def place(kind: str, row: int) -> str:
     return f"{'row' if kind == 'table' else 'line'} {row + 1}"
 
 
-def decode(
-    kind: str, line: bytes, where: str, image_tag: str | None = None, position: ImagePosition = "after"
-) -> Decoded:
-    """Return the conversation of one line, its own sampling and its own extra parameters.
+def decode(kind: str, line: bytes, where: str) -> Decoded:
+    """Return the conversation of a line that is a whole request, its sampling and its extra parameters.
 
     Sampling None: the line brings no parameters, those of the job count, extra ones as well. A `batch` line always
     brings its own, and the job's do not count. `where` names the line in errors (see `place`). Raises
     `PromptmillError` (`invalid_input`, `unsupported`) naming it.
     """
-    value = load(line, where)
-    if kind == "table" and isinstance(value, str):
-        raise input_error(f"{where}: {value}")
-    if not isinstance(value, dict):
-        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
+    value = _object(line, where)
     if kind == "messages":
         if "problem" in value:
             raise input_error(f"{where}: {value['problem']}")
         conversation, own = _conversation(value["messages"], where), value.get("sampling")
         return conversation, None if own is None else Sampling.model_validate(own), value.get("extra", _NOTHING)
-    if kind == "batch":
-        return _batch(value, where)
-    return _row(value, where, image_tag, position), None, _NOTHING
+    return _batch(value, where)
+
+
+def decode_row(
+    kind: str,
+    line: bytes,
+    where: str,
+    *,
+    system_prompt: str = "",
+    image_tag: str | None = None,
+    position: ImagePosition = "after",
+    model: str = "",
+) -> Own:
+    """Return the conversation of a plain row, and what it wants other than the job's sampling and extra parameters.
+
+    Its own system prompt replaces `system_prompt`; `model` is the only one there is. Raises as `decode` does.
+    """
+    row = load(line, where)
+    if kind == "table" and isinstance(row, str):
+        raise input_error(f"{where}: {row}")
+    if not isinstance(row, dict):
+        raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
+    conversation = _row(row, where, image_tag, position)
+    own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
+    return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    value = load(line, where)
+    if not isinstance(value, dict):
+        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
+    return value
 
 
 def load(line: bytes, where: str) -> Any:
@@ -96,6 +121,8 @@ class RowReader:
     image_tag: str | None = None
     folder: str = ""
     """Where relative image paths start; `""` for the working directory."""
+    model: str = ""
+    """The only one that a row can ask for; `""` where the endpoint has several."""
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
     image_position: ImagePosition = "after"
@@ -106,11 +133,26 @@ class RowReader:
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
         where = place(self.kind, row)
-        conversation, sampling, extra = decode(self.kind, line, where, self.image_tag, self.image_position)
-        if sampling is None:
-            sampling, extra = self.sampling, self.extra
-        elif sampling.reasoning is None and self.sampling.reasoning is not None:
-            sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
+        if self.kind in {"jsonl", "table"}:
+            conversation, own, body = decode_row(
+                self.kind,
+                line,
+                where,
+                system_prompt=self.system_prompt,
+                image_tag=self.image_tag,
+                position=self.image_position,
+                model=self.model,
+            )
+            if self.folder:
+                conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
+            sampling = self.sampling.model_copy(update=dict(own)) if own else self.sampling
+            return conversation, sampling, {**self.extra, **body} if body else self.extra
+        conversation, brought, extra = decode(self.kind, line, where)
+        sampling = self.sampling if brought is None else brought
+        if brought is None:
+            extra = self.extra
+        elif brought.reasoning is None and self.sampling.reasoning is not None:
+            sampling = brought.model_copy(update={"reasoning": self.sampling.reasoning})
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
@@ -122,7 +164,7 @@ def _is_endpoints(name: str, value: object) -> bool:
 
 
 def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
-    prompt, messages, sources = row.get("prompt"), row.get("messages"), row.get("images")
+    prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")
@@ -132,10 +174,6 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: Im
         conversation = _conversation(messages, f"{where}: messages")
     if not sources:
         return conversation
-    if isinstance(sources, str):
-        sources = [sources]
-    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
-        raise input_error(f"{where}: images is {shape(sources)}; send a list of paths or URLs.")
     try:
         return conversation.with_images(sources, image_tag, position)
     except PromptmillError as error:

@@ -13,9 +13,10 @@ from promptmill.cli import validate as validation
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import admission, folder, prune, status
+from promptmill.jobs import admission, prune, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.progress_text import summary
 from promptmill.jobs.runner import Runner
@@ -31,22 +32,23 @@ def bulk(configuration: Configuration, order: JobRequest, *, validate: bool, as_
     """Run a job in the foreground, or go on with it. Returns 0 when all rows are answered, 1 when not."""
     if validate:
         return validation.run(configuration.plan, order, as_json=as_json)
-    job = admission.admit(order, configuration.plan, folder.state_root())
+    job = admission.admit(order, configuration.plan, JobFolders.from_environ())
     try:
+        about = status.read(job.folder)
         if job.finished:
-            found = status.read(job.folder) | {"alive": False}
+            found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
             _tell(found, as_json=as_json)
             return SOME_FAILED if found.get("failed") else OK
-        found, error, terminated = runtime.run(_bulk(configuration, job))
-    except KeyboardInterrupt:
-        job.close()
-        _tell(status.read(job.folder), order, as_json=as_json)
-        raise
+        try:
+            found, error, terminated = runtime.run(_bulk(configuration, job))
+        except KeyboardInterrupt:
+            _tell(status.read(job.folder) | {"alive": False}, order, as_json=as_json)
+            raise
     finally:
         job.close()
-    _tell(status.read(job.folder) | found, order, as_json=as_json)
+    _tell(about | found | {"alive": False}, order, as_json=as_json)
     if terminated:
         return TERMINATED
     if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
@@ -80,12 +82,12 @@ async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any],
 
 def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
     """Show one job or all; `cancel` ends a running one and waits until it has ended."""
-    root = folder.state_root()
+    folders = JobFolders.from_environ()
     if job_id is None:
         if cancel:
             print("promptmill: name the job to cancel.", file=sys.stderr)
             return USAGE
-        found = status.read_all(folder.all_folders(root))
+        found = status.read_all(folders.all())
         if as_json:
             say(orjson.dumps({"jobs": found}).decode())
         else:
@@ -94,7 +96,7 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
             if not found:
                 print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
-    job = folder.find(job_id, root)
+    job = folders.at(job_id)
     if cancel and job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
     elif cancel:
@@ -108,16 +110,17 @@ def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -
     if job_id is None:
         print("promptmill: name the job to go on with.", file=sys.stderr)
         return USAGE
-    job = folder.find(job_id, folder.state_root())
+    job = JobFolders.from_environ().at(job_id)
     spec = job.spec
     assert spec is not None
-    order = job.order or JobRequest(input=spec.input, output=spec.output)
+    found = {"input": spec.input, "output": spec.output}  # where they are now
+    order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
     return bulk(configuration, order, validate=False, as_json=as_json)
 
 
 def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     """Remove old jobs and say which."""
-    removed = prune.prune(folder.state_root(), prune.age_s(age), unfinished=unfinished)
+    removed = prune.prune(JobFolders.from_environ(), prune.age_s(age), unfinished=unfinished)
     if as_json:
         say(orjson.dumps({"removed": removed}).decode())
     else:

@@ -103,7 +103,7 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
     from promptmill.server import process
     from promptmill.system import runtime
 
-    runtime.log_to_stderr()
+    runtime.log_to_stderr(all_calls=arguments.access_log)
     return process.serve_stdio(configuration, front, locked=arguments.locked)
 
 
@@ -112,7 +112,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
     from promptmill.server import process
     from promptmill.system import runtime
 
-    runtime.log_to_stderr()
+    runtime.log_to_stderr(all_calls=arguments.access_log)
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
@@ -127,6 +127,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         max_body=arguments.max_body,
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
+        access_log=arguments.access_log,
         environ=os.environ,
     )
     return process.serve_http(configuration, offer)
@@ -214,6 +215,11 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
         "--locked",
         action="store_true",
         help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+    )
+    serve.add_argument(
+        "--access-log",
+        action="store_true",
+        help="a line on stderr for each call, and over HTTP for each request; without it only for calls that failed",
     )
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)

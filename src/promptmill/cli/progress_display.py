@@ -46,7 +46,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
                 bar,
                 description=progress.activity or progress.state,
                 total=progress.total,
-                completed=progress.tally.done,
+                completed=progress.counts.done,
                 said=said,
             )
 

@@ -25,6 +25,7 @@ from promptmill.http.token import Token
 PATH = "/mcp"
 HEALTH = "/healthz"
 _METHODS = ("GET", "POST", "DELETE")
+_WHAT_TO_SEND = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
@@ -121,7 +122,7 @@ class App:
         if scope["path"] not in {PATH, f"{PATH}/"}:
             raise HttpError(404, f"There is nothing here; the tools are at {PATH}.")
         if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
-            raise HttpError(401, "", {"www-authenticate": "Bearer"})
+            raise HttpError(401, _WHAT_TO_SEND, {"www-authenticate": "Bearer"})
         if scope["method"] not in _METHODS:
             raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
         if self._closing:

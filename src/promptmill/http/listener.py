@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,9 +108,14 @@ class Listener(uvicorn.Server):
 
 
 def listener(
-    app: App, *, connections: int, tls: ssl.SSLContext | None, connection: type[Connection] = Connection
+    app: App,
+    *,
+    connections: int,
+    tls: ssl.SSLContext | None,
+    access_log: bool = False,
+    connection: type[Connection] = Connection,
 ) -> Listener:
-    """Return a server of `app` for at most `connections` at once."""
+    """Return a server of `app` for at most `connections` at once; `access_log`: each request is logged."""
     config = uvicorn.Config(
         app,
         http=connection,
@@ -117,7 +123,7 @@ def listener(
         lifespan="on",
         log_config=None,
         log_level="error",  # whoever can connect could fill the log with warnings
-        access_log=False,
+        access_log=access_log,
         proxy_headers=False,  # nothing here depends on what a proxy says about the client
         server_header=False,
         limit_concurrency=connections,
@@ -126,6 +132,8 @@ def listener(
         h11_max_incomplete_event_size=_LARGEST_HEAD,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
+    if access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     return Listener(config)
 
 

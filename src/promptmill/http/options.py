@@ -29,6 +29,7 @@ class HttpOptions:
     allowed_hosts: tuple[str, ...]
     max_body: int
     tls: ssl.SSLContext | None
+    access_log: bool
 
     @classmethod
     def read(
@@ -41,6 +42,7 @@ class HttpOptions:
         max_body: str | None,
         tls_cert: Path | None,
         tls_key: Path | None,
+        access_log: bool,
         environ: MutableMapping[str, str],
     ) -> HttpOptions:
         """Read the options of `serve`; the token leaves `environ`. Raises `PromptmillError` (`invalid_config`)."""
@@ -52,6 +54,7 @@ class HttpOptions:
             tuple(allowed_hosts),
             _MAX_BODY if max_body is None else parse_size(max_body, "--max-body"),
             None if tls_cert is None else tls_context(tls_cert, tls_key),
+            access_log,
         )
 
 
@@ -62,6 +65,7 @@ class BoundServer:
     sockets: list[socket.socket]
     rules: Rules
     tls: ssl.SSLContext | None
+    access_log: bool
     greeting: str
 
 
@@ -83,7 +87,7 @@ def opened(offer: HttpOptions) -> Iterator[BoundServer]:
         where = url(offer.address, sockets, tls=offer.tls is not None)
         who = "for whoever has the token" if offer.token else "for every program on this machine; no token is set"
         rules = Rules(HostAllowlist(offer.address, sockets, offer.allowed_hosts), offer.token, offer.max_body)
-        yield BoundServer(sockets, rules, offer.tls, f"serving MCP at {where}, {who}")
+        yield BoundServer(sockets, rules, offer.tls, offer.access_log, f"serving MCP at {where}, {who}")
     finally:
         for listener in sockets:
             listener.close()

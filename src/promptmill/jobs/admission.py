@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import os
 import tempfile
 import threading
 import time
@@ -19,9 +17,11 @@ from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.jobs import disk, formats, status
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, folder_for, stamp
+from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.store import DamagedError
 from promptmill.system.safe_open import NoFileError, OutsideError
 
 _WHOLE = frozenset({"batch", "messages"})
@@ -33,7 +33,7 @@ _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
 @dataclass(slots=True)
 class Job:
-    """A job that this process may run: its folder locked, its input open."""
+    """A job that this process may run: its folder locked, its database and its input open."""
 
     folder: Folder
     spec: JobSpec
@@ -46,7 +46,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do, and everybody can read so."""
-        return self.has_output and (disk.read_json(self.folder.status) or {}).get("state") == status.FINISHED
+        return self.has_output and self.folder.status.get("state") == status.FINISHED
 
     @property
     def has_output(self) -> bool:
@@ -57,12 +57,13 @@ class Job:
         return result.finished and result.holds(self.order.limit) and result.is_still(self.spec.output)
 
     def close(self) -> None:
-        """Close the input and let others have the job."""
+        """Close the files and let others have the job."""
         self.input.close()
+        self.folder.close()
         self.lock.release()
 
 
-def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None = None) -> Job:
+def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lock | None = None) -> Job:
     """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
 
     Raises `PromptmillError`: `invalid_input` when it runs already, when it is not the job that was begun (input, model,
@@ -72,7 +73,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None
     source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
     for path in (source, target):
         _check_is_text(path)
-    folder = folder_for(source, target, root)
+    folder = folders.of(source, target)
     if source == target:
         raise input_error("Input and output are the same file; name another output.")
     formats.by_suffix(source, "input file")
@@ -83,7 +84,9 @@ def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None
         try:
             wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
             _check_output_folder(target)
-            disk.make_private_folder(root)  # what is above is the user's own affair
+            _check_output(folder, wanted, order)
+            if not folders.beside_outputs:
+                disk.make_private_folder(folders.root)  # what is above is the user's own affair
             is_ours = lock is not None
             lock = lock or _locked(folder)
             if lock is None:
@@ -92,6 +95,8 @@ def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None
                     f"`promptmill jobs {folder.job_id}`, shows how far it is."
                 )
             opened.callback(lock.release)
+            opened.callback(folder.close)
+            _open_database(folder, order)
             spec = _begin_or_go_on(folder, wanted, order)
             if not is_ours:  # else it is meant for the run that begins
                 folder.cancel.unlink(missing_ok=True)
@@ -99,10 +104,32 @@ def admit(order: JobRequest, plan: ResolvedConfig, root: Path, lock: Lock | None
             raise PromptmillError(
                 Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
             ) from None
+        except DamagedError:
+            raise _damaged(folder) from None
+        folders.register(folder)
+        job = Job(folder, spec, order, plan, file, lock)
+        if job.has_output:  # else it is checked when it runs
+            check_content(job, threading.Event())
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
-            order = order.model_copy(update={"dedupe": True})
+            job.order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
-        return Job(folder, spec, order, plan, file, lock)
+        return job
+
+
+def _open_database(folder: Folder, order: JobRequest) -> None:
+    try:
+        folder.open()
+        folder.store.get("spec")
+    except DamagedError:
+        if order.overwrite or order.anew:
+            folder.forget()
+            folder.open()
+        else:
+            folder.salvage()
+
+
+def _damaged(folder: Folder) -> PromptmillError:
+    return input_error(f"The database {folder.database} is damaged beyond reading. {_ANEW}")
 
 
 def _locked(folder: Folder) -> Lock | None:
@@ -111,9 +138,9 @@ def _locked(folder: Folder) -> Lock | None:
         try:
             disk.make_private_folder(folder.path)
             return Lock.take(folder.lock)
-        except FileNotFoundError:  # an old job of these files is removed at this moment
-            continue
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        except (FileNotFoundError, FileExistsError) as error:  # an old job of these files is removed at this moment
+            why = error
+    raise why
 
 
 def _check_is_text(path: Path) -> None:
@@ -148,31 +175,35 @@ def _spec(
     )
 
 
+def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when something is at the output that may not be replaced."""
+    if order.overwrite or not wanted.output.exists():
+        return
+    made = folder.result
+    if made is None or not made.is_own(wanted.output):
+        raise _foreign(wanted, folder.spec)
+
+
 def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSpec:
-    """Return what the job is from now on; the caller holds its lock."""
+    """Return what the job is from now on; the caller holds its lock and has its database open."""
+    _check_output(folder, wanted, order)  # as it is now
     begun, made = folder.spec, folder.result
-    anew = order.overwrite or order.anew
-    if wanted.output.exists() and not (made is not None and made.is_own(wanted.output)) and not order.overwrite:
-        raise _foreign(wanted, begun)
-    if begun is not None and (begun.input, begun.output) != (wanted.input, wanted.output):
-        # the id is a short digest of both paths, so somebody with patience finds names that share one
-        raise input_error(f"Job {folder.job_id} is the job of two other files; name another output.")
-    if begun is None and folder.journal.exists() and not anew:
-        raise input_error(f"The description of job {folder.job_id} in {folder.path} is damaged. {_ANEW}")
-    if begun is not None and not anew:
-        _check_same(begun, wanted)
-        if made is not None:
-            _check_limit(made, wanted.output, order)
-        spec = begun
-        if order.retry_failed and made is not None:
-            folder.result = made.model_copy(update={"finished": False})  # until the new answers are in it, too
-    else:
+    kept = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
+    is_begun = begun is not None and begun.sha256 is not None  # answers come after the input was read through
+    if order.overwrite or order.anew or (not is_begun and folder.store.is_empty):
         there = stamp(wanted.output)
-        folder.clear(None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False))
-        folder.spec = spec = wanted
-    kept = order.model_copy(update={**_ONCE, "input": spec.input, "output": spec.output})
-    if folder.order != kept:
-        folder.order = kept
+        replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
+        folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
+        return wanted
+    if begun is None:
+        raise _damaged(folder)
+    _check_same(begun, wanted)
+    if made is not None:
+        _check_limit(made, wanted.output, order)
+    spec = begun.model_copy(update={"input": wanted.input, "output": wanted.output})
+    if order.retry_failed and made is not None:
+        made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
+    folder.put(spec=spec, request=kept, output=made)
     return spec
 
 
@@ -263,7 +294,8 @@ def check_content(job: Job, halt: threading.Event) -> None:
         raise changed_input(spec)
     if spec.lines is None and formats.row_kind(spec.input_format) != "table":
         spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
-    job.spec = job.folder.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
+    job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
+    job.folder.put(spec=job.spec)
 
 
 def system_prompt(plan: ResolvedConfig, given: str, input_format: str) -> str:

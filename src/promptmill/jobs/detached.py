@@ -18,6 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import admission, disk, runner_payload
 from promptmill.jobs.admission import Job
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.progress_text import progress_lines, summary
 from promptmill.jobs.runner import Runner
 from promptmill.service.service import Service
@@ -26,7 +27,7 @@ from promptmill.system import runtime
 _LONGEST_LOG = 1 << 20
 
 
-def start(job: Job, plan: ResolvedConfig) -> None:
+def start(job: Job, plan: ResolvedConfig, folders: JobFolders) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     Raises `PromptmillError` (`storage`).
@@ -36,13 +37,14 @@ def start(job: Job, plan: ResolvedConfig) -> None:
     found = {"input": job.spec.input, "output": job.spec.output}
     order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
-    told = runner_payload.pack(without_own_dedupe(plan), order, folder.path.parent, inherited)
+    folder.close()  # one process writes
+    told = runner_payload.pack(without_own_dedupe(plan), order, folders, inherited)
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:
-            runner = _spawn(log, job)
+            runner = _spawn(log, job, inherited)
         finally:
             os.close(log)
     except OSError as error:
@@ -51,14 +53,15 @@ def start(job: Job, plan: ResolvedConfig) -> None:
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
         pipe.write(told)
     # while we live its end is noticed, so that it does not stay in the process table
-    threading.Thread(target=runner.wait, name=f"job {folder.job_id}", daemon=True).start()
+    threading.Thread(target=runner.wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
-def _spawn(log: int, job: Job) -> subprocess.Popen[bytes]:
+def _spawn(log: int, job: Job, inherited: int | None) -> subprocess.Popen[bytes]:
+    if inherited is None:
+        job.lock.release()  # the runner takes it itself
     if sys.platform != "win32":
         # a session of its own: signals to the server's group or terminal do not reach it
-        return _popen(log, start_new_session=True, pass_fds=[job.lock.descriptor])
-    job.lock.release()  # the runner takes it itself
+        return _popen(log, start_new_session=True, pass_fds=[] if inherited is None else [inherited])
     flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
     try:
         # some clients run servers in a job object that ends all it holds
@@ -89,9 +92,9 @@ def main() -> int:
     told = sys.stdin.buffer.read()
     sys.stdin.close()
     runtime.log_to_stderr()
-    service, order, root, lock = runner_payload.unpack(told)
+    service, order, folders, lock = runner_payload.unpack(told)
     try:
-        job = admission.admit(order, service.plan, root, lock)
+        job = admission.admit(order, service.plan, folders, lock)
         if (job.spec.input, job.spec.output) != (order.input, order.output):
             raise input_error("Input or output became a link to something else while the job was started.")
     except PromptmillError as error:

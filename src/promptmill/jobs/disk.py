@@ -1,4 +1,4 @@
-"""Files as jobs need them: private, read and written by offset, replaced whole. Platform differences stay here."""
+"""Files as jobs need them: private, read by offset, replaced whole. Platform differences stay here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
 from promptmill.system.safe_open import open_regular
 
 PRIVATE_FOLDER = 0o700
@@ -23,15 +21,33 @@ PUBLIC_FILE = 0o666  # less what the user's umask takes away
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
+_NETWORK = frozenset(
+    {
+        *(
+            "nfs",
+            "nfs4",
+            "cifs",
+            "smb3",
+            "smbfs",
+            "lustre",
+            "ceph",
+            "gpfs",
+            "beegfs",
+            "afs",
+            "9p",
+            "virtiofs",
+            "glusterfs",
+        )
+    }
+)
 
 
 class RandomFile:
-    """A file of ours, read and written at offsets by any thread."""
+    """A file read at offsets by any thread."""
 
-    def __init__(self, path: Path, *, writable: bool = False, fresh: bool = False) -> None:
-        """`writable` creates what is missing; `fresh` starts with nothing in it."""
-        flags = _BINARY | (os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0) if writable else os.O_RDONLY)
-        self._descriptor = os.open(path, flags, PRIVATE_FILE)
+    def __init__(self, path: Path) -> None:
+        """Open the file at `path` for reading."""
+        self._descriptor = os.open(path, _BINARY | os.O_RDONLY)
         self._seeking = threading.Lock()
 
     @classmethod
@@ -53,23 +69,6 @@ class RandomFile:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             return os.read(self._descriptor, size)
 
-    def write_at(self, offset: int, data: bytes | bytearray) -> None:
-        """Write all of `data` at `offset`. Raises `OSError`; some of it may have been written then."""
-        written = self._write_some(offset, data)
-        if written == len(data):
-            return
-        view, offset = memoryview(data)[written:], offset + written
-        while view:
-            written = self._write_some(offset, view)
-            offset, view = offset + written, view[written:]
-
-    def _write_some(self, offset: int, view: memoryview | bytes | bytearray) -> int:
-        if sys.platform != "win32":
-            return os.pwrite(self._descriptor, view, offset)
-        with self._seeking:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.write(self._descriptor, view)
-
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, time of the last change in ns)`, also when the file was deleted meanwhile."""
         status = os.fstat(self._descriptor)
@@ -84,17 +83,6 @@ class RandomFile:
             return None
         path = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
         return path if path.exists() else None
-
-    def truncate(self, size: int) -> None:
-        """Cut or extend the file to `size` bytes."""
-        os.ftruncate(self._descriptor, size)
-
-    def sync(self) -> None:
-        """Return when the file's data is on the disk itself."""
-        if sys.platform == "linux":
-            os.fdatasync(self._descriptor)
-        else:
-            os.fsync(self._descriptor)
 
     def stream(self) -> io.BufferedReader:
         """Return the content as a file of its own from the beginning, for libraries; closing it closes nothing here."""
@@ -156,21 +144,7 @@ def make_private_folder(path: Path) -> None:
         path.chmod(PRIVATE_FOLDER)
 
 
-def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    """Replace `path` by `value` as JSON, so that a reader finds the old or the new one, whole."""
-    beside = path.with_name(f"{path.name}.new")
-    descriptor = os.open(beside, _BINARY | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    _replace(beside, path)
-    if durable:
-        sync_folder(path.parent)
-
-
-def _replace(beside: Path, path: Path) -> None:
+def replace(beside: Path, path: Path) -> None:
     """Give `beside` the name `path`. Windows refuses while somebody reads what has that name, for a moment each."""
     end = time.monotonic() + _READ_S
     while True:
@@ -184,13 +158,36 @@ def _replace(beside: Path, path: Path) -> None:
         time.sleep(_PAUSE_S)
 
 
-def read_json(path: Path) -> dict[str, object] | None:
-    """Return the object in `path`, None when there is no such file or it is damaged."""
+def sync_path(path: Path) -> None:
+    """Return when the data of the file at `path` is on the disk itself, whoever wrote it."""
+    descriptor = os.open(path, _BINARY | (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY))
     try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+        if sys.platform == "linux":
+            os.fdatasync(descriptor)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def can_share_memory(folder: Path) -> bool:
+    """Return whether processes of all machines that see `folder` are those of this one: no network file system.
+
+    Only Linux says; elsewhere it is believed.
+    """
+    if sys.platform != "linux":
+        return True
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return True
+    longest, kind = "", ""
+    for line in mounts:
+        place, _, rest = line.partition(" - ")
+        point = place.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")  # a space is written \\040
+        if len(point) >= len(longest) and folder.is_relative_to(point):
+            longest, kind = point, rest.split()[0]
+    return kind not in _NETWORK and not kind.startswith("fuse.")
 
 
 def sync_folder(path: Path) -> None:

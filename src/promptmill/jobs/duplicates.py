@@ -9,7 +9,7 @@ import contextlib
 import errno
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +139,16 @@ def _storage(error: sqlite3.OperationalError) -> OSError:
 
 
 class DedupedSource:
-    """A source without the rows that ask what another row asks; `is_answered` says which need nothing at all.
+    """A source without the rows that ask what another row asks.
 
     It has no `take_refs`: to know what a line asks, it has to be read here.
     """
 
-    def __init__(self, source: FileSource, asked: FirstSeen, is_answered: Callable[[int], bool]) -> None:
+    def __init__(self, source: FileSource, asked: FirstSeen) -> None:
         """`source` brings all rows: those answered earlier were asked first as well."""
         self.reading = source.reading
         self._source = source
         self._asked = asked
-        self._is_answered = is_answered
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests that nobody made before."""
@@ -160,4 +159,7 @@ class DedupedSource:
         return []
 
     def _is_new(self, request: Request) -> bool:
-        return self._asked.first(request) == request.key and not self._is_answered(request.key)
+        if self._asked.first(request) == request.key and not self._source.taken[request.key].settled:
+            return True
+        self._source.taken.pop(request.key, None)
+        return False

@@ -1,40 +1,34 @@
-"""Where jobs live: one folder each, found again by the paths of its input and output.
+"""Where a job lives: a folder of its own beside its output (`answers.jsonl.promptmill/`), or in a folder of all jobs.
 
 | file | what |
 |---|---|
-| `spec.json` | what the job is, without secrets |
-| `order.json` | how it was last asked for, to go on with it by its id alone |
+| `job.db` | what the job is, how far it is and all answers, see `store` |
 | `lock` | held by the process that runs it |
-| `journal` | what is answered, see `journal` |
-| `index` | where in the journal, see `index`; made anew at each start |
 | `rows.jsonl` | rows of a CSV or Parquet input as lines |
-| `status.json` | how far it is, written about once a second |
-| `result.json` | which output file it made |
-| `prompts.jsonl` | the input, when it came with a call and no file of the user's |
-| `answers.jsonl` | the output of such a job |
+| `prompts.jsonl`, `answers.jsonl` | input and output of a call that became a job |
 | `cancel` | there while somebody wants it to stop |
 | `log` | what a detached runner says |
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, lock
 from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.store import DamagedError, JobStore, salvage
 
 Model = TypeVar("Model", bound=BaseModel)
+SUFFIX = ".promptmill"
 _PAUSE_S = 0.05
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 
 
 class JobSpec(BaseModel):
@@ -103,51 +97,102 @@ def stamp(path: Path) -> tuple[int, int] | None:
 
 
 class Folder:
-    """The folder of one job."""
+    """The folder of one job. What its database keeps is read from it each time, unless the job is open here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.job_id = path.name
+        self.database = path / "job.db"
         self.lock = path / "lock"
-        self.journal = path / "journal"
-        self.index = path / "index"
         self.rows = path / "rows.jsonl"
-        self.status = path / "status.json"
         self.cancel = path / "cancel"
         self.log = path / "log"
         self.duplicates = path / "duplicates"
         self.prompts = path / "prompts.jsonl"
         self.answers = path / "answers.jsonl"
-        self._spec = path / "spec.json"
-        self._result = path / "result.json"
-        self._order = path / "order.json"
+        self._store: JobStore | None = None
+
+    @property
+    def output_beside(self) -> Path | None:
+        """The output that the folder lies beside, None in a folder of all jobs."""
+        name = self.path.name.removesuffix(SUFFIX)
+        return None if name == self.path.name else self.path.with_name(name)
+
+    @property
+    def job_id(self) -> str:
+        """The job's id, also that of a job that is not begun yet."""
+        if self.output_beside is None:
+            return self.path.name
+        spec = self.spec
+        return new_id(self.output_beside) if spec is None else spec.job_id
+
+    @property
+    def store(self) -> JobStore:
+        """The database of the job that is open here."""
+        assert self._store is not None, "nobody opened it"
+        return self._store
+
+    def open(self) -> JobStore:
+        """Open the database until `close`, made if need be; the caller holds the lock. Raises as `JobStore` does."""
+        self.close()
+        self._store = JobStore(self.database, create=True, has_locks=lock.has_locks(self.lock))
+        return self._store
+
+    def close(self) -> None:
+        """Close the database; a second time does nothing."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def salvage(self) -> None:
+        """Keep what can be read of a damaged database that is open here, in a new one."""
+        self.close()
+        salvage(self.database, has_locks=lock.has_locks(self.lock))
+        self.open()
+
+    def forget(self) -> None:
+        """Remove the database, whatever it is."""
+        self.close()
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self.database.with_name(self.database.name + suffix).unlink(missing_ok=True)
 
     @property
     def spec(self) -> JobSpec | None:
         """What the job is, None when there is none or its description is damaged."""
-        return _read(self._spec, JobSpec)
-
-    @spec.setter
-    def spec(self, spec: JobSpec) -> None:
-        disk.write_json(self._spec, spec.model_dump(mode="json"))
+        spec, target = self._kept("spec", JobSpec), self.output_beside
+        if spec is None or target is None or spec.output == target:
+            return spec
+        source = spec.input  # the folder was moved, and perhaps the input with it
+        if source.is_relative_to(spec.output.parent):
+            source = target.parent / source.relative_to(spec.output.parent)
+        return spec.model_copy(update={"input": source, "output": target})
 
     @property
     def result(self) -> OutputRecord | None:
         """The output it made last."""
-        return _read(self._result, OutputRecord)
-
-    @result.setter
-    def result(self, result: OutputRecord) -> None:
-        disk.write_json(self._result, result.model_dump(mode="json"))
+        return self._kept("output", OutputRecord)
 
     @property
-    def order(self) -> JobRequest | None:
+    def request(self) -> JobRequest | None:
         """How it was last asked for."""
-        return _read(self._order, JobRequest)
+        return self._kept("request", JobRequest)
 
-    @order.setter
-    def order(self, order: JobRequest) -> None:
-        disk.write_json(self._order, order.model_dump(mode="json"))
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """How far it was when its runner last said so."""
+        return self._get("status") or {}
+
+    def put(self, *, clear: bool = False, **values: BaseModel | Mapping[str, Any] | None) -> None:
+        """Keep `spec`, `output`, `request`, `status` of the job that is open here; `clear` forgets all answers.
+
+        All of it happens or nothing. Raises as `JobStore` does.
+        """
+        self.store.put(
+            clear=clear,
+            **{
+                name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+                for name, value in values.items()
+            },
+        )
 
     @property
     def alive(self) -> bool:
@@ -158,7 +203,7 @@ class Folder:
         """Ask a running job to end; returns whether it runs."""
         if not self.alive:
             return False
-        disk.write_json(self.cancel, {}, durable=False)
+        self.cancel.touch(disk.PRIVATE_FILE)
         return True
 
     def wait_for_end(self, limit_s: float) -> None:
@@ -167,76 +212,30 @@ class Folder:
         while self.alive and time.monotonic() < end:
             time.sleep(_PAUSE_S)
 
-    def clear(self, replaceable: OutputRecord | None) -> None:
-        """Forget everything but the lock, which the caller holds, an input that lies here, and what the job is.
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[JobStore]:
+        """Give the database for reading, also while another process writes. Raises as `JobStore` does."""
+        if self._store is not None:
+            yield self._store
+            return
+        with contextlib.closing(JobStore(self.database, has_locks=lock.has_locks(self.lock))) as store:
+            yield store
 
-        The caller writes anew what it is. `replaceable` is the file that its output is to replace.
-        """
-        kept = {self.lock, self.prompts, self._spec}  # without the last the rest would read as damaged meanwhile
-        if replaceable is not None:
-            self.result = replaceable  # first, so that it may be replaced whenever this process is killed
-            kept.add(self._result)
-        for file in self.path.iterdir():
-            if file not in kept:
-                file.unlink(missing_ok=True)
+    def _kept(self, name: str, model: type[Model]) -> Model | None:
+        try:
+            return model.model_validate(self._get(name))
+        except ValidationError:
+            return None
 
-
-def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of all jobs: under `PROMPTMILL_STATE`, else the user's state directory."""
-    if named := environ.get("PROMPTMILL_STATE"):
-        return Path(named).absolute() / "jobs"
-    import platformdirs
-
-    return platformdirs.user_state_path("promptmill") / "jobs"
-
-
-def folder_for(source: Path, target: Path, root: Path) -> Folder:
-    """Return the folder of the job from `source` to `target`, both resolved; it need not exist."""
-    if (own := owner(source, root)) is not None and target == own.answers.resolve():
-        return own
-    digest = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:10]
-    slug = re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-")[:40].strip("-") or "job"
-    return Folder(root / f"{slug}-{digest}")
+    def _get(self, name: str) -> dict[str, Any] | None:
+        try:
+            with self.reading() as store:
+                return store.get(name)
+        except (OSError, DamagedError):
+            return None
 
 
-def owner(path: Path, root: Path) -> Folder | None:
-    """Return the folder of the call's job that `path`, resolved, is the input or output of."""
-    folder = Folder(root / path.parent.name)
-    is_own = path.parent.parent == root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
-    return folder if is_own and folder.prompts.exists() else None
-
-
-def find(job_id: str, root: Path) -> Folder:
-    """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
-    folder = Folder(root / job_id)
-    if not _ID.fullmatch(job_id) or folder.spec is None:
-        raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
-    return folder
-
-
-def all_folders(root: Path) -> Iterator[Folder]:
-    """Yield the folders of all jobs, by name. Raises `PromptmillError` (`storage`)."""
-    for path in paths(root):
-        folder = Folder(path)
-        if folder.spec is not None:
-            yield folder
-
-
-def paths(root: Path) -> list[Path]:
-    """Return what lies in the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
-    try:
-        return sorted(root.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise PromptmillError(
-            Code.STORAGE, f"The folder of jobs {root} cannot be read: {disk.why(error)}.", ""
-        ) from None
-
-
-def _read(path: Path, model: type[Model]) -> Model | None:
-    value = disk.read_json(path)
-    try:
-        return None if value is None else model.model_validate(value)
-    except ValidationError:
-        return None
+def new_id(target: Path) -> str:
+    """Return the id of the job that is begun with this output."""
+    slug = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-")[:40].strip("-") or "job"
+    return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"

@@ -1,32 +1,50 @@
-"""Input rows and journal records → the output file, in input order, there whole or not at all."""
+"""Input rows and their records → the output file, in input order, there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import OutputRecord, stamp
-from promptmill.jobs.index import AGAIN, Index
-from promptmill.jobs.journal import Journal, head_of
 from promptmill.jobs.lines import Lines
 from promptmill.jobs.output_records import batch_output, jsonl_line, plain_line
+from promptmill.jobs.records import Record
+from promptmill.jobs.store import JobStore
 from promptmill.jobs.tables import Halted
-from promptmill.jobs.tally import JobCounts
 
 _BUFFER = 1 << 20
 
 
 class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
-    """A row has no sound record in the journal after all."""
+    """A row has no sound record after all."""
+
+
+class Answers:
+    """The records of a job, for rows that come in their order."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._records = store.records()
+        self._next = next(self._records, None)
+        self.rows = 0
+        """The first of so many rows (of the input, blank lines included) were asked for."""
+
+    def of(self, row: int) -> Record:
+        """Return the record of `row`. Raises `Unanswered`."""
+        self.rows = row + 1
+        while self._next is not None and self._next.row < row:
+            self._next = next(self._records, None)
+        record = self._next
+        if record is None or record.row != row or not record.is_sound:
+            raise Unanswered(row)
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +56,10 @@ class Merge:
     input_format: str
     output_format: str
     target: Path
-    index: Index
-    journal: Journal
+    answers: Answers
     model: str
     created: int
     most: int | None
-    tally: JobCounts
-    """Made new: counts every record that goes into the output."""
     extra: tuple[str, ...] = ()
     custom_ids: CustomIds | None = None
     """Notes those of a Batch file."""
@@ -54,15 +69,9 @@ class Merge:
     takes_model: bool = True
     """Whether a line of a Batch file was answered by the model that it names."""
 
-    def answer(self, row: int) -> Mapping[str, Any]:
+    def answer(self, row: int) -> Record:
         """Return the record of `row`. Raises `Unanswered`."""
-        entry = self.index.get(row)
-        record = None if not entry or entry & AGAIN else self.journal.read(entry, row)
-        if record is None:
-            raise Unanswered(row)
-        head = head_of(record)
-        self.tally.count(head)
-        self.tally.spend(head)
+        record = self.answers.of(row)
         if self.crash:
             self.crash("merging")
         if self.halt is not None and self.halt.is_set():

@@ -1,4 +1,4 @@
-"""Journal records → what an output file says, row by row."""
+"""Records → what an output file says, row by row."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("reasoning", "tool_calls", "logprobs")
 """Those of a record that only some models give, or when they are asked to."""
 
 
-def answer_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+def answer_fields(record: Record) -> dict[str, Any]:
     """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are."""
-    prompt, completion = record["usage"]
-    code = record["code"]
+    failed = record.code is not None
     found: dict[str, Any] = {
-        "answer": record.get("text", ""),
-        "error": None
-        if code is None
-        else {
-            "code": code,
-            "message": record["message"],
-            "retryable": record["retryable"],
-            "attempts": record["attempts"],
-        },
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion},
-        "finish_reason": record.get("finish_reason"),
+        "answer": "" if failed else record.text,
+        "error": {
+            "code": record.code,
+            "message": record.text,
+            "retryable": bool(record.retryable),
+            "attempts": record.attempts,
+        }
+        if failed
+        else None,
+        "usage": {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens},
+        "finish_reason": record.finish_reason,
     }
-    for name in RARE_FIELDS:
-        if name in record:
-            found[name] = record[name]
+    if record.reasoning is not None:
+        found["reasoning"] = record.reasoning
+    if record.more is not None:
+        extras = record.extras
+        found |= {name: extras[name] for name in RARE_FIELDS if name in extras}
     return found
 
 
-def jsonl_line(line: bytes, record: Mapping[str, Any]) -> bytes:
+def jsonl_line(line: bytes, record: Record) -> bytes:
     """Return the output line of an input line: its own bytes, with the answer's fields behind them."""
     fields = answer_fields(record)
     line = line.removeprefix(rows.BOM).strip()
@@ -70,7 +72,7 @@ def _as_text(value: object) -> str:
 
 
 def batch_output(
-    line: bytes, record: Mapping[str, Any], *, job_id: str, model: str, created: int, takes_model: bool
+    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
 ) -> dict[str, Any]:
     """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output).
 
@@ -82,27 +84,28 @@ def batch_output(
         asked = None
     asked = asked if isinstance(asked, dict) else {}
     body = asked.get("body")
-    number = f"{job_id[-10:]}-{record['row'] + 1}"
+    number = f"{job_id[-10:]}-{record.row + 1}"
     found: dict[str, Any] = {
         "id": f"batch_req_{number}",
         "custom_id": asked.get("custom_id"),
         "response": None,
         "error": None,
     }
-    if record["code"] is not None:
-        found["error"] = {"code": record["code"], "message": record["message"]}
+    if record.code is not None:
+        found["error"] = {"code": record.code, "message": record.text}
         return found
-    prompt, completion = record["usage"]
-    details = record.get("details", {})
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    extras = record.extras
+    details = extras.get("details", {})
     said = details.get("body", {})
     if not isinstance(said.get("usage", {}), dict):
         said = {name: value for name, value in said.items() if name != "usage"}
     usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     choice = {
         "index": 0,
-        "message": _batch_message(record, details.get("message", {})),
-        "logprobs": record.get("logprobs"),
-        "finish_reason": record["finish_reason"] or "stop",
+        "message": _batch_message(record, extras, details.get("message", {})),
+        "logprobs": extras.get("logprobs"),
+        "finish_reason": record.finish_reason or "stop",
     }
     answered = {
         "id": f"chatcmpl-{number}",
@@ -120,19 +123,19 @@ def batch_output(
     return found
 
 
-def _batch_message(record: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": record["text"], "refusal": None, **details}
-    if message["refusal"] == record["text"]:  # elsewhere the answer; here it has a field of its own
+def _batch_message(record: Record, extras: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": record.text, "refusal": None, **details}
+    if message["refusal"] == record.text:  # elsewhere the answer; here it has a field of its own
         message["content"] = None
-    if "reasoning" in record:
-        message["reasoning_content"] = record["reasoning"]
-    if "tool_calls" in record:
-        message["tool_calls"] = record["tool_calls"]
-        message["content"] = record["text"] or None
+    if record.reasoning is not None:
+        message["reasoning_content"] = record.reasoning
+    if "tool_calls" in extras:
+        message["tool_calls"] = extras["tool_calls"]
+        message["content"] = record.text or None
     return message
 
 
-def cells(record: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+def cells(record: Record, names: tuple[str, ...]) -> list[str]:
     """Return the answer's fields named as CSV cells: an error as `code: message`, what has parts as JSON."""
     fields = answer_fields(record)
     error = fields["error"]

@@ -1,18 +1,17 @@
-"""The output of a job whose rows are all answered: written from its journal, then given its name."""
+"""The output of a job whose rows are all answered: written from its database, then given its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import merge
 from promptmill.jobs.admission import Job
 from promptmill.jobs.cancellation import Cancellation
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.duplicates import CustomIds
-from promptmill.jobs.ledger import Ledger
-from promptmill.jobs.output_records import RARE_FIELDS
-from promptmill.jobs.tally import JobCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,6 @@ class OutputWriter:
     """`guard` raises when the input is not what it was. `crash` is called at named points, for tests."""
 
     job: Job
-    ledger: Ledger
     ending: Cancellation
     guard: Callable[[], None]
     crash: Callable[[str], None] | None
@@ -33,10 +31,9 @@ class OutputWriter:
         """
         spec = self.job.spec
         ids = CustomIds(self.job.folder.duplicates) if spec.input_format == "batch" else None
-        plan = self._plan(ids)
         self.guard()
         try:
-            partial, note = await self.ending.or_left(lambda: (merge.write(plan), ids.warning if ids else ""))
+            partial, counts, note = await self.ending.or_left(lambda: self._written(ids))
         except merge.Unanswered:
             return None
         except BaseException:  # it may have been written whole at that very moment
@@ -49,7 +46,8 @@ class OutputWriter:
             notes.append(note)
         made = self.job.folder.result
         is_own = made is not None and made.is_own(spec.output)
-        self.job.folder.result = merge.described(partial, self.job.order.limit, spec.output if is_own else None)
+        described = merge.described(partial, self.job.order.limit, spec.output if is_own else None)
+        self.job.folder.put(output=described)
         self._pass("before-rename")
         try:
             merge.publish(partial, spec.output, may_replace=self.job.order.overwrite or is_own)
@@ -57,29 +55,32 @@ class OutputWriter:
             partial.unlink(missing_ok=True)
             raise
         self._pass("after-rename")
-        return plan.tally
+        return counts
 
     def _pass(self, point: str) -> None:
         if self.crash:
             self.crash(point)
 
-    def _plan(self, ids: CustomIds | None) -> merge.Merge:
-        job, spec, tally = self.job, self.job.spec, self.ledger.tally
-        return merge.Merge(
-            spec.job_id,
-            job.input,
-            spec.input_format,
-            spec.output_format,
-            spec.output,
-            self.ledger.index,
-            self.ledger.journal,
-            spec.model,
-            spec.created,
-            job.order.limit,
-            JobCounts(),
-            tuple(name for name in RARE_FIELDS if getattr(tally, name)),
-            ids,
-            self.crash,
-            self.ending.halt,
-            takes_model=spec.backend == "openai",
+    def _written(self, ids: CustomIds | None) -> tuple[Path, JobCounts, str]:
+        """Write the output; return where it lies, the counts of what is in it, and what is to be said about it."""
+        job, spec, store = self.job, self.job.spec, self.job.folder.store
+        answers = merge.Answers(store)
+        partial = merge.write(
+            merge.Merge(
+                spec.job_id,
+                job.input,
+                spec.input_format,
+                spec.output_format,
+                spec.output,
+                answers,
+                spec.model,
+                spec.created,
+                job.order.limit,
+                store.rare_fields() if spec.output_format in {"csv", "parquet"} else (),
+                ids,
+                self.crash,
+                self.ending.halt,
+                takes_model=spec.backend == "openai",
+            )
         )
+        return partial, store.counts(before=answers.rows), ids.warning if ids else ""

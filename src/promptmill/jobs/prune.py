@@ -10,7 +10,8 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, merge, status
-from promptmill.jobs.folder import Folder, paths
+from promptmill.jobs.folder import Folder
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.lock import Lock
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -24,20 +25,23 @@ def age_s(text: str) -> float:
     return float(found[1]) * _UNITS_S[found[2]]
 
 
-def prune(root: Path, older_than_s: float, *, unfinished: bool) -> list[str]:
+def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
     """Remove the folders of jobs in which nothing has happened for `older_than_s`; return their ids.
 
     With `unfinished` also those of jobs that could go on, answers included. A finished job's output file is the user's
-    and stays, unless the job was the rest of a call, whose answers lie in its folder. Raises `PromptmillError`
-    (`storage`).
+    and stays, unless the job was a call, whose answers lie in its folder. Raises `PromptmillError` (`storage`).
     """
     before = time.time() - older_than_s
     removed = []
-    for path in paths(root):
+    for path in folders.paths():
+        folder = folders.folder_at(path)
         try:
-            if _is_forgotten(Folder(path), before, unfinished=unfinished):
-                removed.append(path.name)
-        except FileNotFoundError:  # somebody else removes it
+            if folder is not None and _is_forgotten(folder, before, unfinished=unfinished):
+                removed.append(path.stem)
+                folder = None
+            if folder is None:  # the job is gone from where this says
+                path.unlink(missing_ok=True)
+        except (FileNotFoundError, IsADirectoryError):  # somebody else removes it
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
@@ -70,7 +74,7 @@ def _is_done(folder: Folder) -> bool:
     """Return whether nothing could go on here: no job any more, or one whose output holds every row."""
     spec, result = folder.spec, folder.result
     if spec is None:
-        return True
+        return not folder.database.exists()
     is_whole = result is not None and result.holds(spec.lines)  # None: not known, so that only all will do
     return is_whole and status.read(folder)["state"] == status.FINISHED
 
@@ -78,7 +82,7 @@ def _is_done(folder: Folder) -> bool:
 def _remove(folder: Folder) -> None:
     """Remove all of the job; the caller holds its lock, and so nobody begins it before it is gone."""
     if (spec := folder.spec) is not None:
-        merge.discard(spec.output, folder.job_id)
+        merge.discard(spec.output, spec.job_id)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()
@@ -89,10 +93,14 @@ def _remove(folder: Folder) -> None:
 
 
 def _last_change(path: Path) -> float:
-    """Return when something was last written in the folder; taking or looking at the lock does not count."""
+    """Return when the job was last at work; looking at it or taking the lock does not count."""
+    folder = Folder(path)
+    if (spec := folder.spec) is not None:
+        updated = folder.status.get("updated")
+        return float(updated if isinstance(updated, int | float) else spec.created)
     times = []
     for file in path.iterdir():
         if file.name != "lock":
-            with contextlib.suppress(FileNotFoundError):  # written beside and renamed just now
+            with contextlib.suppress(FileNotFoundError):  # removed just now
                 times.append(file.stat().st_mtime)
     return max(times) if times else path.stat().st_mtime

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
-from promptmill.jobs.call_handoff import RunningCall
 from promptmill.jobs.cancellation import Cancellation, JobStopped
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.journal import Head
-from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.output_writer import OutputWriter
 from promptmill.jobs.status import Progress
+from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, DamagedError
 from promptmill.service.service import Service
 
 Watch = Callable[[Progress], None]
@@ -30,35 +29,39 @@ _STATUS_S = 1.0
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
 # A record that turns out damaged when the output is written is done again, but not without end.
 _ROUNDS = 3
+_SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
+_GO_ON = "Run the command again: what can be read of it is kept."
 
 
 class Runner:
     """One run of a job that `admission` let in. The caller made job and service, and closes them."""
 
     def __init__(
-        self, job: Job, service: Service, *, watch: Watch | None = None, running: RunningCall | None = None
+        self,
+        job: Job,
+        service: Service,
+        *,
+        watch: Watch | None = None,
+        stats: CallStats | None = None,
+        before_output: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`watch` is shown the progress several times a second; `running` is work that the job's rows are in already.
+        """`watch` is shown the progress several times a second; `stats` counts what this run costs.
+
+        `before_output` is waited for when all rows are answered.
 
         Needs a running event loop.
-
-        Raises `PromptmillError` (`storage`).
         """
         self._job = job
         self._service = service
         self._watch = watch
-        self._running = running
+        self._before_output = before_output
         self._crash = crash.from_environ()
         self._ending = Cancellation()
-        try:
-            self._ledger = Ledger(job.folder, crash=self._crash)
-        except OSError as error:
-            raise _unusable(error) from None
-        self.progress = Progress(self._ledger.tally, running.stats if running else CallStats())
+        self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
-        self._earlier = disk.read_json(job.folder.status) or {}
-        self._journal_read = False
+        self._earlier = job.folder.status
+        self._counted = False
         seconds = self._earlier.get("seconds")
         self.progress.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
 
@@ -91,45 +94,52 @@ class Runner:
         return self.found()
 
     def found(self) -> dict[str, Any]:
-        """Return the status; until the journal is read, the counts are those that the run before left."""
+        """Return the status; until the answers are counted, the counts are those that the run before left."""
         found = self.progress.as_dict()
-        if not self._journal_read:
+        if not self._counted:
             found |= {name: self._earlier[name] for name in status.COUNTS if name in self._earlier}
         return found
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._ledger.index.flush()
-            self._ledger.journal.sync()
-        self._ledger.close()
         self._show()
+        with contextlib.suppress(OSError, DamagedError):
+            self._job.folder.store.sync()
         with contextlib.suppress(OSError):
             self._job.folder.cancel.unlink(missing_ok=True)
 
     async def _work(self) -> None:
         job = self._job
         lines = job.input
-        if job.has_output:  # ended between the output's rename and its last words
-            merge.discard(job.spec.output, job.spec.job_id)
-            await self._rebuild(again=lambda _: False)
-            self.progress.total = self._ledger.tally.done
-            return
         try:
+            if job.has_output:  # ended between the output's rename and its last words
+                merge.discard(job.spec.output, job.spec.job_id)
+                await self._count(NEVER)
+                self.progress.total = self.progress.counts.done
+                return
             self._enter(status.STARTING, "reading the input")
             await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
             lines, path = await self._ending.or_left(self._open_lines)
-            await self._rebuild()
             for _ in range(_ROUNDS):
-                await self._answer(lines, path)
-                if await self._merge():
-                    return
-                await self._rebuild()
-            raise PromptmillError(Code.STORAGE, "The job's journal is damaged again and again.")
+                try:
+                    await self._count(self._again)
+                    await self._answer(lines, path)
+                    if self._before_output is not None:
+                        await self._before_output()
+                    if await self._merge():
+                        return
+                    await self._drop_unsound()
+                except DamagedError:
+                    await self._ending.or_left(job.folder.salvage)
+                    self.progress.notes.append(_SALVAGED)
+            raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
             raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
         except OSError as error:
             raise JobStopped(status.STOPPED, _unusable(error)) from None
+        except DamagedError:
+            said = f"The job's database {job.folder.database} is damaged."
+            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, said, _GO_ON)) from None
         finally:
             if lines is not job.input:
                 lines.close()
@@ -141,38 +151,42 @@ class Runner:
             return job.input, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
             count = tables.spool(job.input, job.spec.input_format, folder.rows, self._ending.halt)
-            job.spec = folder.spec = job.spec.model_copy(update={"lines": count})
+            job.spec = job.spec.model_copy(update={"lines": count})
+            folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
 
-    async def _rebuild(self, again: Callable[[Head], bool] | None = None) -> None:
-        self._enter(self.progress.state, "reading the journal")
-        to_do = again or self._is_again
-        await self._ending.or_left(lambda: self._ledger.rebuild(again=to_do, halt=self._ending.halt))
-        if not self._journal_read:
-            self._journal_read = True
+    async def _count(self, again: str) -> None:
+        """Count what is answered; rows whose record meets `again` are to be done."""
+        self._enter(self.progress.state, "counting the answers")
+        store = self._job.folder.store
+        self.progress.counts = counts = await self._ending.or_left(lambda: store.counts(again))
+        if not self._counted:
+            self._counted = True
             sent = self._earlier.get("requests")
-            self.progress.unsettled_before = max(0, sent - self._ledger.tally.requests) if type(sent) is int else 0
-        damage = self._ledger.damage
-        if damage.records:
+            self.progress.unsettled_before = max(0, sent - counts.requests) if type(sent) is int else 0
+
+    @property
+    def _again(self) -> str:
+        """Which records are to be replaced, as a condition for `store`."""
+        return FAILED if self._job.order.retry_failed else RETRYABLE
+
+    async def _drop_unsound(self) -> None:
+        store = self._job.folder.store
+        if damaged := await self._ending.or_left(store.drop_unsound):
             self.progress.notes.append(
-                f"{damage.records} damaged record(s) in the journal are not trusted; their rows are done again."
+                f"{damaged} damaged record(s) in the job's database are not trusted; their rows are done again."
             )
 
-    def _is_again(self, head: Head) -> bool:
-        return head.code is not None and (head.retryable or self._job.order.retry_failed)
-
     async def _answer(self, lines: RandomFile, path: Path) -> None:
-        """Have every unanswered row answered and journalled."""
+        """Have every unanswered row answered and recorded."""
         progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
         progress.total = total if limit is None or total is None else min(limit, total)
-        progress.stats.total = None if progress.total is None else max(0, progress.total - self._ledger.tally.done)
+        progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
         self._enter(status.RUNNING)
-        running, self._running = self._running, None  # once: what it leaves is read from the file
-        work = running.journal(self._ledger, self._give_up) if running else self._answering(lines, path).run()
-        syncing = asyncio.ensure_future(self._sync())  # only now: before, the index is another thread's
+        syncing = asyncio.ensure_future(self._sync())
         try:
-            progress.total = await self._ending.or_done(work)
+            progress.total = await self._ending.or_done(self._answering(lines, path).run())
         finally:
             syncing.cancel()
             await asyncio.wait({syncing})
@@ -188,12 +202,15 @@ class Runner:
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             plan.settings.image_tag,
             self._foreign_folder(),
+            "" if plan.backend == "openai" else plan.model,
             whole=job.spec.input_format == "batch",
             image_position=plan.settings.image_position,
         )
         return Answering(
             self._service,
-            self._ledger,
+            job.folder.store,
+            self.progress.counts,
+            self._again,
             self.progress.stats,
             lines,
             path,
@@ -203,6 +220,7 @@ class Runner:
             job.folder.duplicates if job.order.dedupe else None,
             self._guard,
             self._give_up,
+            self._crash,
         )
 
     def _foreign_folder(self) -> str:
@@ -213,11 +231,11 @@ class Runner:
     async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, self._ledger, self._ending, self._guard, self._crash)
-        tally = await delivery.run(self.progress.notes)
-        if tally is not None:
-            self.progress.tally, self.progress.counted = tally, True
-        return tally is not None
+        delivery = OutputWriter(self._job, self._ending, self._guard, self._crash)
+        counts = await delivery.run(self.progress.notes)
+        if counts is not None:
+            self.progress.counts, self.progress.is_counted = counts, True
+        return counts is not None
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
@@ -228,17 +246,19 @@ class Runner:
         self._ending.end(JobStopped(status.STOPPED, error))
 
     async def _sync(self) -> None:
+        store = self._job.folder.store
         while True:
             began = time.monotonic()
-            syncing = asyncio.ensure_future(asyncio.to_thread(self._ledger.journal.sync))
+            syncing = asyncio.ensure_future(asyncio.to_thread(store.sync))
             try:
                 await asyncio.shield(syncing)
-                self._ledger.index.flush()
             except asyncio.CancelledError:
-                await asyncio.wait({syncing})  # the file is closed after this
+                await asyncio.wait({syncing})  # the database is closed after this
+                syncing.exception()
                 raise
-            except OSError as error:
-                self._give_up(PromptmillError(Code.STORAGE, f"The job's journal cannot be written: {disk.why(error)}."))
+            except (OSError, DamagedError) as error:
+                said = disk.why(error) if isinstance(error, OSError) else "it is damaged"
+                self._give_up(PromptmillError(Code.STORAGE, f"The job's database {store.path} cannot be kept: {said}."))
                 return
             await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
 
@@ -248,6 +268,8 @@ class Runner:
         while True:
             if self._job.folder.cancel.exists():
                 self._ending.end(JobStopped(status.CANCELLED))
+            if self._job.lock.lost:
+                self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
@@ -263,8 +285,8 @@ class Runner:
     def _show(self) -> None:
         if self.progress.state == status.RUNNING:
             self.progress.activity = "" if self.progress.stats.done else self._service.activity
-        with contextlib.suppress(OSError):  # a full disk is found out by the journal, whose words are clearer
-            disk.write_json(self._job.folder.status, self.found(), durable=False)
+        with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
+            self._job.folder.put(status=self.found())
         self._tell()
 
     def _tell(self) -> None:

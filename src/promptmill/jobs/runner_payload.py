@@ -10,12 +10,13 @@ from pydantic import BaseModel, SecretStr
 
 from promptmill.config.loading import Configuration, ResolvedConfig
 from promptmill.config.settings import Settings
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
 from promptmill.service.service import Service
 
 
-def pack(plan: ResolvedConfig, order: JobRequest, root: Path, lock: int | None) -> bytes:
+def pack(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None) -> bytes:
     """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
     value = {
         "settings": _plain(plan.settings),
@@ -23,21 +24,23 @@ def pack(plan: ResolvedConfig, order: JobRequest, root: Path, lock: int | None) 
         "from_call": sorted(plan.from_call),
         "trust_client": plan.trust_client,
         "order": order.model_dump(mode="json"),
-        "root": str(root),
+        "root": str(folders.root),
+        "beside_outputs": folders.beside_outputs,
         "lock": lock,
     }
     return orjson.dumps(value, default=_revealed)
 
 
-def unpack(data: bytes) -> tuple[Service, JobRequest, Path, Lock | None]:
-    """Return a service with the plan that was packed, the order, the folder of all jobs, and the job's lock."""
+def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
+    """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
     value = orjson.loads(data)
     operator = Settings.model_validate(value["operator"])
     service = Service(Configuration(value["operator"], trust_client=value["trust_client"]))
     settings = Settings.model_validate(value["settings"])
     service.plan = ResolvedConfig(settings, operator, frozenset(value["from_call"]), value["trust_client"])
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
-    return service, JobRequest.model_validate(value["order"]), Path(value["root"]), lock
+    folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
+    return service, JobRequest.model_validate(value["order"]), folders, lock
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -13,21 +13,19 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, call_handoff, detached, formats, status
-from promptmill.jobs import folder as folders
+from promptmill.jobs import admission, detached, formats, status
 from promptmill.jobs.admission import Job
-from promptmill.jobs.call_handoff import RunningCall
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.index import AGAIN, entries
+from promptmill.jobs.folder import Folder, JobSpec
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.journal import read_record
 from promptmill.jobs.lines import Line, Lines
 from promptmill.jobs.output_records import answer_fields
 from promptmill.jobs.progress_text import progress_lines
+from promptmill.jobs.records import Record
 from promptmill.jobs.runner import Runner
+from promptmill.jobs.store import JobStore
 from promptmill.service.service import Service
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
@@ -38,11 +36,13 @@ _WAIT_S = 1.0
 class RunningJobs:
     """All jobs of this user that a server's callers may see. Jobs that run here end with the service."""
 
-    def __init__(self, service: Service, roots: Callable[[], Sequence[Path]], state: Path | None = None) -> None:
-        """`roots` gives the folders whose files may be read and written; `state` is where jobs live."""
+    def __init__(
+        self, service: Service, roots: Callable[[], Sequence[Path]], folders: JobFolders | None = None
+    ) -> None:
+        """`roots` gives the folders whose files may be read and written; `folders` is where jobs live."""
         self._service = service
         self._roots = roots
-        self._state = state or folders.state_root()
+        self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
         self._of_calls: set[str] = set()
 
@@ -67,16 +67,16 @@ class RunningJobs:
                 raise self._outside("input_file or output_file")
             if job.finished:
                 job.close()
-                return {"job_id": folder.job_id, "message": "The job is finished already."} | self._told(folder)
+                return {"job_id": job.spec.job_id, "message": "The job is finished already."} | self._told(folder)
             status.write_starting(folder)
             held.pop_all()
         if plan.backend == "openai":
-            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, plan))
+            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, plan, self.folders))
             starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
             await asyncio.shield(starting)
         else:
             self._run_here(job)
-        return {"job_id": folder.job_id, "message": "Ask bulk_status how far it is."} | self._told(folder)
+        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | self._told(folder)
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
         """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""
@@ -85,7 +85,7 @@ class RunningJobs:
             if not done.cancelled() and not done.exception():
                 done.result().close()
 
-        admitting = asyncio.ensure_future(asyncio.to_thread(admission.admit, order, plan, self._state))
+        admitting = asyncio.ensure_future(asyncio.to_thread(admission.admit, order, plan, self.folders))
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
@@ -96,7 +96,7 @@ class RunningJobs:
         """Return the status of one job, or `{"jobs": […]}`."""
         if job_id is not None:
             return self._told(self._find(job_id))
-        return {"jobs": status.read_all(filter(self._is_listed, folders.all_folders(self._state)))}
+        return {"jobs": status.read_all(filter(self._is_listed, self.folders.all()))}
 
     def results(self, job_id: str, offset: int, limit: int) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
@@ -104,17 +104,19 @@ class RunningJobs:
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
         folder = self._find(job_id)
-        fields = _index if folder.spec and folder.spec.of_call else _fields
+        spec = folder.spec
+        assert spec is not None
+        fields = _index if spec.of_call else _fields
         found: list[dict[str, Any]] = []
         size, after = 0, None
-        for line, record in _answered(folder, offset):
-            if len(found) >= limit or size > _LARGEST_PAGE:
-                after = line.row
-                break
-            if record is not None:
-                row = {"row": line.row} | fields(line) | answer_fields(record)
-                found.append(row)
-                size += line.length + len(record.get("text", ""))
+        with folder.reading() as store:
+            for line, record in _rows(folder, spec, store, offset):
+                if len(found) >= limit or size > _LARGEST_PAGE:
+                    after = line.row
+                    break
+                if record is not None:
+                    found.append({"row": line.row} | fields(line) | answer_fields(record))
+                    size += line.length + len(record.text)
         told = status.read(folder)
         return {
             "job_id": job_id,
@@ -132,65 +134,56 @@ class RunningJobs:
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return self._told(folder)
 
-    def spool(
-        self, job_id: str, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig
-    ) -> Job:
-        """Write the rest of a call as a job, see `call_handoff.write`. Blocks."""
-        return call_handoff.write(job_id, items, system_prompt, plan, self._state)
-
-    def go_on(self, job: Job, running: RunningCall) -> None:
-        """Have the running rest of a call be journalled as `job` while this server lives."""
-        self._of_calls.add(job.spec.job_id)
-        self._run_here(job, running)
-
-    def _run_here(self, job: Job, running: RunningCall | None = None) -> None:
+    def _run_here(self, job: Job) -> None:
         async def run() -> None:
-            try:
-                with job.folder.log.open("a") as log:
-                    watch = progress_lines(job.spec.job_id, log)
-                    await Runner(job, self._service, watch=watch, running=running).run()
-            finally:
-                if running is not None:
-                    running.end()
-                job.close()
+            with job.folder.log.open("a") as log:
+                await Runner(job, self._service, watch=progress_lines(job.spec.job_id, log)).run()
 
-        task = asyncio.ensure_future(run())
+        self.adopt(job, asyncio.ensure_future(run()))
+
+    def adopt(self, job: Job, run: asyncio.Task[Any]) -> None:
+        """Look after a job that runs here until its end, and close it then."""
         job_id = job.spec.job_id
-        self._here[job_id] = task
+        self._here[job_id] = run
+        if job.spec.of_call:
+            self._of_calls.add(job_id)
 
-        def ended(done: asyncio.Task[None]) -> None:
+        def ended(done: asyncio.Task[Any]) -> None:
+            job.close()
             self._here.pop(job_id, None)
             if not done.cancelled() and (error := done.exception()):
                 print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 
-        task.add_done_callback(ended)
+        run.add_done_callback(ended)
 
     def _told(self, folder: Folder) -> dict[str, Any]:
         return status.read(folder)
 
     def _find(self, job_id: str) -> Folder:
-        folder = folders.find(job_id, self._state)
+        folder = self.folders.find(job_id)
         if not self._may_see(folder):
             raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
         return folder
 
     def _is_listed(self, folder: Folder) -> bool:
         spec = folder.spec
-        return spec is not None and (folder.job_id in self._of_calls if spec.of_call else self._may_see(folder))
+        return spec is not None and (spec.job_id in self._of_calls if spec.of_call else self._may_see(folder))
 
     def _may_see(self, folder: Folder) -> bool:
         spec = folder.spec
         if spec is None:
             return False
         # whoever knows the id of a call's job made that call, or was told by who did
-        return spec.of_call or (self._inside(spec.input) and self._inside(spec.output))
+        if spec.of_call and folder.output_beside is None:
+            return True
+        return self._inside(spec.input) and self._inside(spec.output)
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
             path = home_expanded(text).absolute().resolve()
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
-        if folders.owner(path, self._state) is not None:
+        if self.folders.owner(path) is not None:
             return path
         if not self._inside(path):
             raise self._outside(name)
@@ -205,33 +198,31 @@ class RunningJobs:
         return any(path.is_relative_to(root) for root in self._roots())
 
 
-def _answered(folder: Folder, first: int) -> Iterator[tuple[Line, dict[str, Any] | None]]:
-    """Yield the lines from row `first` on with their records, None for those without."""
-    spec = folder.spec
-    assert spec is not None
+def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
+    """Yield the lines from row `first` on with their records, None for those without a sound one."""
     is_table = formats.row_kind(spec.input_format) == "table"
-    with contextlib.ExitStack() as opened:
-        files: list[RandomFile] = []
-        for name in (folder.rows if is_table else spec.input, folder.index, folder.journal):
-            try:
-                files.append(RandomFile.given(name) if name == spec.input else RandomFile(name))
-            except (FileNotFoundError, OutsideError, NoFileError):
-                if name == spec.input:  # gone, or a link to something else now
-                    raise input_error(
-                        f"{spec.input} is not there any more, and rows are read from it; put it back. "
-                        "What is answered is kept, and a finished job's output has all of it."
-                    ) from None
-                return  # nothing answered yet
-            opened.callback(files[-1].close)
-        file, index, journal = files
+    try:
+        file = RandomFile(folder.rows) if is_table else RandomFile.given(spec.input)
+    except (FileNotFoundError, OutsideError, NoFileError):
+        if is_table:
+            return  # nothing is answered yet
+        raise input_error(  # gone, or a link to something else now
+            f"{spec.input} is not there any more, and rows are read from it; put it back. "
+            "What is answered is kept, and a finished job's output has all of it."
+        ) from None
+    try:
         if not is_table and file.stamp()[0] != spec.size:
             raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():
-            for line, entry in zip(block, entries(index, block[0].row, len(block)), strict=True):
+            found = store.page(block[0].row, f"row <= {block[-1].row}", len(block))
+            records = {record.row: record for record in found if record.is_sound}
+            for line in block:
                 if not line.blank:
-                    yield line, None if not entry or entry & AGAIN else read_record(journal, entry, line.row)
+                    yield line, records.get(line.row)
+    finally:
+        file.close()
 
 
 def _index(line: Line) -> dict[str, Any]:

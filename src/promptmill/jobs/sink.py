@@ -1,20 +1,21 @@
-"""Outcomes into the journal. What is no outcome of the row itself stops the job instead."""
+"""Outcomes into the job's database. Errors that are not about one row stop the job instead."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import why
-from promptmill.jobs.index import AGAIN, Index
 from promptmill.jobs.job_request import FailureLimit
-from promptmill.jobs.journal import Journal, encode
-from promptmill.jobs.tally import JobCounts
+from promptmill.jobs.records import record_of
+from promptmill.jobs.store import DamagedError, JobStore
 
 _LARGEST_BATCH = 16
-# While a job runs, one latency of so many is enough; the merge counts every one.
+# While a job runs, one latency of so many is enough; all are counted at the end.
 _SAMPLED = 8
 # Never a row's own: the key, the account, the way to the host, the end of the process.
 _ENDS_ALL = frozenset(
@@ -42,83 +43,144 @@ _ENDS_UNSENT = frozenset(
 )
 
 
-class JournalSink:
-    """Writes what has come within one turn of the event loop at its end, in one write, or when 16 outcomes wait.
+class Taken(NamedTuple):
+    """What is known of a row on its way."""
+
+    attempts: int = 0
+    """Made for it by earlier runs."""
+    digest: bytes | None = None
+    """See `rows.digest`."""
+    settled: bool = False
+    """Whether it has an outcome already."""
+
+
+_UNKNOWN = Taken()
+
+
+class StoreSink:
+    """Writes what has come within one turn of the event loop at its end, in one commit, or when 16 outcomes wait.
 
     So a killed process pays twice for what was in flight and for at most 16 outcomes of that very turn. If `put` waited
-    for its write it would be the former alone, at twice the cost (9 µs a row instead of 4; a write each: 10).
+    for its write it would be the former alone, at twice the cost. Where a commit waits for the disk, it does: the
+    commit is made in a thread, and whatever comes meanwhile waits for the next one.
     """
 
     def __init__(
         self,
-        journal: Journal,
-        index: Index,
-        tally: JobCounts,
+        store: JobStore,
+        counts: JobCounts,
+        taken: dict[int, Taken],
         give_up: Callable[[PromptmillError], None],
+        *,
         failure_limit: FailureLimit | None = None,
+        crash: Callable[[str], None] | None = None,
     ) -> None:
-        """`give_up` is told why the job cannot go on; whoever is told cancels the run."""
-        self._journal = journal
-        self._index = index
-        self._tally = tally
+        """`taken` has the rows on their way; those that are recorded are removed from it.
+
+        `give_up` is told why the job cannot go on; whoever is told cancels the run. `crash` is called at named points.
+        """
+        self._store = store
+        self._counts = counts
+        self._taken = taken
         self._give_up = give_up
         self._failure_limit = failure_limit
+        self._crash = crash
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
+        self._committed: asyncio.Future[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
         self._broken = False
-        self._call_soon = asyncio.get_running_loop().call_soon
+        self._loop = asyncio.get_running_loop()
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Journal the outcome of row `key`. Never returns once the job was given up for this outcome's sake."""
+        """Record the outcome of row `key`. Never returns once the job was given up for this outcome's sake."""
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
             await asyncio.Event().wait()
         self.record(key, outcome)
+        if self._store.waits_for_disk:
+            if self._committed is None:
+                self._committed = self._loop.create_future()
+            await asyncio.shield(self._committed)
 
     def record(self, key: int, outcome: Outcome) -> None:
-        """Journal the outcome of row `key`, whatever it is."""
+        """Record the outcome of row `key`, whatever it is."""
         batch = self._batch
         if not batch:
-            self._call_soon(self.flush)
+            self._loop.call_soon(self._turn_ended)
         batch.append((key, outcome))
         self._settled += 1
         if isinstance(outcome, Failure):
             self._failed += 1
-            self._tally.fail(str(outcome.error.code))
+            self._counts.fail(str(outcome.error.code))
             self._check(outcome)
-        if len(batch) >= _LARGEST_BATCH:
-            self.flush()
+        if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
+            self._flush()
 
-    def flush(self) -> None:
-        """Write what was put, now."""
+    async def aclose(self) -> None:
+        """Write what was put."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+        self._flush()
+
+    def _turn_ended(self) -> None:
+        if not self._store.waits_for_disk:
+            self._flush()
+        elif self._committing is None and self._batch:
+            self._committing = self._loop.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        """Write batch after batch in a thread, until nothing waits."""
+        while self._batch:
+            batch, self._batch = self._batch, []
+            committed, self._committed = self._committed, None
+            await asyncio.to_thread(self._write, batch)
+            self._count(batch)
+            if committed is not None:
+                committed.set_result(None)
+        self._committing = None
+
+    def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        if self._broken or not batch:
-            return
-        # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
-        lines = [encode(row, outcome) for row, outcome in batch]
-        try:
-            offset = self._journal.write(lines)
-            for (row, _), line in zip(batch, lines, strict=True):
-                self._index.set(row, offset)
-                offset += len(line)
-        except OSError as error:
-            self._broken = True
-            self._give_up(PromptmillError(Code.STORAGE, f"The job's journal cannot be written: {why(error)}."))
-            return
-        self._tally.done += len(batch)
-        for _, outcome in batch:
-            if isinstance(outcome, Completion):
-                self._note(outcome)
+        if batch:
+            self._write(batch)
+            self._count(batch)
 
-    def _note(self, answer: Completion) -> None:
-        self._answers += 1
-        if not self._answers % _SAMPLED:
-            self._tally.sample(answer.latency_s)
-        if answer.reasoning is not None:
-            self._tally.reasoning = True
-        if answer.tool_calls:
-            self._tally.tool_calls = True
-        if answer.logprobs is not None:
-            self._tally.logprobs = True
+    def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        taken = self._taken
+        # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest) for row, outcome in batch]
+        try:
+            self._pass("before-write")
+            self._store.write(records)
+            self._pass("after-write")
+        except OSError as error:
+            self._break(f"cannot be written: {why(error)}")
+        except DamagedError:
+            self._break("is damaged. Run the command again: what can be read of it is kept")
+
+    def _break(self, reason: str) -> None:
+        self._broken = True
+        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.")
+        self._loop.call_soon_threadsafe(self._give_up, error)
+
+    def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        self._counts.done += len(batch)
+        for row, outcome in batch:
+            self._taken.pop(row, None)
+            if isinstance(outcome, Completion):
+                self._answers += 1
+                if not self._answers % _SAMPLED:
+                    self._counts.sample(outcome.latency_s)
+                if outcome.finish_reason == "length":
+                    self._counts.truncated += 1
+
+    def _pass(self, point: str) -> None:
+        if self._crash:
+            self._crash(point)
 
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit
@@ -130,9 +192,7 @@ class JournalSink:
         """Return whether the job is to stop instead of counting this failure, having said so."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
-            entry = self._index.get(row)
-            before = self._journal.head(entry & ~AGAIN, row) if entry & AGAIN else None
-            concerns_all = failure.attempts == (before.attempts if before else 0)
+            concerns_all = failure.attempts == self._taken.get(row, _UNKNOWN).attempts
         else:
             concerns_all = failure.concerns_all or code in _ENDS_ALL
         if concerns_all:

@@ -11,12 +11,12 @@ from pathlib import Path
 from promptmill.backends import rows
 from promptmill.backends.protocol import Request
 from promptmill.backends.rows import RowReader
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.index import AGAIN, entries
-from promptmill.jobs.journal import Journal
+from promptmill.jobs.disk import RandomFile, why
 from promptmill.jobs.lines import Line, Lines
+from promptmill.jobs.sink import Taken
+from promptmill.jobs.store import DamagedError, JobStore
 
 _LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
 Settle = Callable[[int, Outcome], Awaitable[None]]
@@ -29,8 +29,11 @@ class Rows:
     file: RandomFile
     path: Path
     reading: RowReader
-    index: RandomFile
-    journal: Journal
+    store: JobStore
+    again: str
+    """Which records are to be replaced, as a condition for `store`."""
+    taken: dict[int, Taken]
+    """Gets what is known of the rows that were taken."""
     limit: int | None
     guard: Callable[[], None]
     everything: bool = False
@@ -48,48 +51,51 @@ class FileSource:
         self.path = rows_.file.shared_path() or rows_.path
         self.reading = rows_.reading
         self.kind = rows_.reading.kind
+        self.taken = rows_.taken
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
+        self.untouched = True
+        """Whether nothing was taken yet."""
         self._rows = rows_
         self._settle = settle
         self._give_up = give_up
         self._lines = Lines(rows_.file)
-        self._ready: deque[tuple[Line, int]] = deque()
-        self._before: dict[int, int] = {}
-        self._ahead: asyncio.Future[list[tuple[Line, int]]] | None = None
+        self._ready: deque[tuple[Line, Taken]] = deque()
+        self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests."""
         taken: list[Request] = []
         while not taken and await self._fill():
             while self._ready and len(taken) < n:
-                line, attempts = self._ready.popleft()
+                line, about = self._ready.popleft()
+                self._rows.taken[line.row] = about
+                self.untouched = False
                 try:
                     large = line.length > _LARGE
                     taken.append(
-                        await asyncio.to_thread(self._request, line, attempts)
+                        await asyncio.to_thread(self._request, line, about.attempts)
                         if large
-                        else self._request(line, attempts)
+                        else self._request(line, about.attempts)
                     )
                 except PromptmillError as error:
-                    await self._settle(line.row, Failure(error, attempts))
+                    await self._settle(line.row, Failure(error, about.attempts))
         return taken
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
         """Return `(row, offset, length)` of up to `n` lines of the file at `path`, to be read elsewhere."""
         await self._fill()
         refs = []
+        self.untouched = self.untouched and not self._ready
         for _ in range(min(n, len(self._ready))):
-            line, attempts = self._ready.popleft()
-            if attempts:
-                self._before[line.row] = attempts
+            line, self._rows.taken[line.row] = self._ready.popleft()
             refs.append((line.row, line.offset, line.length))
         return refs
 
     def attempts(self, row: int) -> int:
-        """Return how often a row that `take_refs` gave was sent by earlier runs; to be asked once."""
-        return self._before.pop(row, 0)
+        """Return how often a row on its way was sent by earlier runs."""
+        return self._rows.taken[row].attempts
 
     async def aclose(self) -> None:
         """Wait until no thread reads the file any more."""
@@ -108,12 +114,12 @@ class FileSource:
             self._ahead = None if self.exhausted else self._read_ahead()
         return bool(self._ready)
 
-    def _read_ahead(self) -> asyncio.Future[list[tuple[Line, int]]]:
+    def _read_ahead(self) -> asyncio.Future[list[tuple[Line, Taken]]]:
         future = asyncio.ensure_future(asyncio.to_thread(self._read))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         return future
 
-    def _read(self) -> list[tuple[Line, int]]:
+    def _read(self) -> list[tuple[Line, Taken]]:
         job = self._rows
         job.guard()
         lines = self._lines.read()
@@ -121,26 +127,25 @@ class FileSource:
         if not lines:
             self.exhausted = True
             return []
-        first = lines[0].row
+        try:
+            known = job.store.known(lines[0].row, lines[-1].row, job.again)
+        except (OSError, DamagedError) as error:
+            said = why(error) if isinstance(error, OSError) else "it is damaged"
+            raise PromptmillError(
+                Code.STORAGE, f"The job's database {job.store.path} cannot be read: {said}."
+            ) from None
         found = []
-        for line, entry in zip(lines, entries(job.index, first, len(lines)), strict=True):
+        for line in lines:
             if line.blank:
                 continue
             if job.limit is not None and self.rows >= job.limit:
                 self.exhausted = True
                 break
             self.rows += 1
-            if not entry or (job.everything and not entry & AGAIN):
-                found.append((line, 0))
-            elif entry & AGAIN:
-                found.append((line, self._attempts(entry, line.row)))
+            settled, attempts = known.get(line.row, (False, 0))
+            if not settled or job.everything:
+                found.append((line, Taken(0 if settled else attempts, None, settled)))
         return found
-
-    def _attempts(self, entry: int, row: int) -> int:
-        if not entry & AGAIN:
-            return 0
-        head = self._rows.journal.head(entry & ~AGAIN, row)
-        return head.attempts if head else 0
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:

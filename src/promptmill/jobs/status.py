@@ -10,9 +10,8 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import disk
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.folder import Folder
-from promptmill.jobs.tally import JobCounts
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -28,11 +27,11 @@ _RATE_OVER_S = 30.0
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, tally: JobCounts, stats: CallStats) -> None:
-        self.tally = tally
+    def __init__(self, counts: JobCounts, stats: CallStats) -> None:
+        self.counts = counts
         self.stats = stats
-        self.counted = False
-        """Whether `tally` holds what this run cost as well, because every record was counted again."""
+        self.is_counted = False
+        """Whether `counts` holds what this run cost as well, because every record was counted again."""
         self.state = STARTING
         self.activity = ""
         self.reason = ""
@@ -58,7 +57,7 @@ class Progress:
     def sample(self) -> None:
         """Note how far it is, about once a second, for the rates."""
         now = time.monotonic()
-        self._samples.append((now, self.tally.done, self.stats.completion_tokens))
+        self._samples.append((now, self.counts.done, self.stats.completion_tokens))
         while len(self._samples) > 2 and self._samples[0][0] < now - _RATE_OVER_S:
             self._samples.popleft()
 
@@ -68,20 +67,22 @@ class Progress:
             return 0.0, 0.0
         (then, done, tokens), now = self._samples[0], time.monotonic()
         seconds = max(now - then, 0.001)
-        return max(0.0, (self.tally.done - done) / seconds), max(0.0, (self.stats.completion_tokens - tokens) / seconds)
+        return max(0.0, (self.counts.done - done) / seconds), max(
+            0.0, (self.stats.completion_tokens - tokens) / seconds
+        )
 
     def eta_s(self) -> float | None:
         """Return the seconds left at the present rate, None when nobody can know."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
-        return max(0.0, (self.total - self.tally.done) / rate)
+        return max(0.0, (self.total - self.counts.done) / rate)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
         eta_s = self.eta_s() if self.state == RUNNING else None
-        counts = self.tally.as_dict(CallStats() if self.counted else self.stats)
+        counts = self.counts.as_dict(CallStats() if self.is_counted else self.stats)
         return {
             "state": self.state,
             "reason": self.reason,
@@ -94,14 +95,14 @@ class Progress:
             "tokens_per_second": round(tokens, 1),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "seconds": round(self.seconds, 2),
+            "updated": round(time.time(), 1),
             "warnings": [*self.notes, *self.stats.warnings],
         }
 
 
 def write_starting(folder: Folder) -> None:
-    """Say that somebody is about to run the job in `folder`, whose lock the caller holds."""
-    earlier = disk.read_json(folder.status) or {}
-    disk.write_json(folder.status, {**earlier, "state": STARTING, "reason": ""}, durable=False)
+    """Say that somebody is about to run the job in `folder`, which is open here. Raises as `JobStore` does."""
+    folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
 
 
 def read(folder: Folder) -> dict[str, Any]:
@@ -112,11 +113,11 @@ def read(folder: Folder) -> dict[str, Any]:
     spec = folder.spec
     if spec is None:
         raise input_error(f"Job {folder.job_id} is not there any more.")
-    found: dict[str, Any] = {"state": INTERRUPTED, **(disk.read_json(folder.status) or {})}
+    found: dict[str, Any] = {"state": INTERRUPTED, **folder.status}
     alive = folder.alive
     if not alive and found["state"] in _ALIVE:
         found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
-    about = {"job_id": folder.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
+    about = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
     about |= {"model": spec.model, "backend": spec.backend}
     return about | found | {"alive": alive}
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
+from promptmill.backends.row_fields import IMAGES, NAMES
 from promptmill.core.errors import input_error
 from promptmill.jobs import disk
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields, cells, plain_line
+from promptmill.jobs.records import Record
 
-Answer = Callable[[int], Mapping[str, Any]]
-_ASKED = ("prompt", "messages", "images")
+Answer = Callable[[int], Record]
 _DELIMITERS = ",;\t|"
 _BATCH_ROWS = 1024
 _GROUP_ROWS = 16 * _BATCH_ROWS
@@ -108,7 +110,7 @@ class _Encoded:
 def _csv_lines(file: RandomFile) -> Iterator[bytes]:
     table = _Csv(file)
     _check_columns(table.header)
-    asked = [(at, name) for at, name in enumerate(table.header) if name in _ASKED]
+    asked = [(at, name) for at, name in enumerate(table.header) if name in NAMES]
     for cells_ in table.rows():
         row = _csv_row(cells_, len(table.header), asked)
         yield orjson.dumps(f"{row.removesuffix('.')} (line {table.line})." if isinstance(row, str) else row)
@@ -126,7 +128,7 @@ def _csv_row(found: list[str], width: int, asked: list[tuple[int, str]]) -> dict
             continue
         if name == "prompt" and not text and len(asked) > 1:
             continue  # the other columns may ask
-        if name == "messages" or (name == "images" and text.lstrip().startswith("[")):
+        if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
             try:
                 row[name] = orjson.loads(text)
             except orjson.JSONDecodeError as error:
@@ -149,13 +151,22 @@ def _parquet(file: RandomFile) -> Any:
 def _parquet_lines(file: RandomFile) -> Iterator[bytes]:
     table = _parquet(file)
     _check_columns(table.schema_arrow.names)
-    asked = [name for name in table.schema_arrow.names if name in _ASKED]
+    asked = [name for name in table.schema_arrow.names if name in NAMES]
     for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=asked, use_threads=False):
         for row in batch.to_pylist():
+            images = {name: row.pop(name) for name in IMAGES if name in row}
             try:
-                yield orjson.dumps(row)
+                line = orjson.dumps(row)
+                yield orjson.dumps(row | images, default=_as_base64) if images else line
             except TypeError:
                 yield orjson.dumps("prompt, messages or images hold values that are not text.")
+
+
+def _as_base64(value: object) -> str:
+    """Return the bytes of an image as JSON can hold them."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError
 
 
 def _check_columns(names: list[str]) -> None:

@@ -6,6 +6,7 @@ from fastmcp import FastMCP
 
 from promptmill import __version__
 from promptmill.server.bulk_tools import add_bulk_tools, board_of
+from promptmill.server.call_log import CallLog
 from promptmill.server.engine_tools import add_engine_tools
 from promptmill.server.status import add_status
 from promptmill.server.tool_errors import PlainArguments
@@ -39,7 +40,7 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         version=__version__,
         instructions=_ANSWERING if locked else _ANSWERING + _CHOOSING,
         mask_error_details=True,
-        middleware=[PlainArguments()],
+        middleware=[CallLog(), PlainArguments()],
     )
     running_jobs = board_of(service)
     if not locked:

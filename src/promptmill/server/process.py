@@ -106,7 +106,7 @@ async def _serve_http(configuration: Configuration, opening: BoundServer) -> int
     app = App(create_server(service, locked=True), opening.rules)
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
-    server = listener(app, connections=connections, tls=opening.tls)
+    server = listener(app, connections=connections, tls=opening.tls, access_log=opening.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(server.serve(opening.sockets))
     tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))

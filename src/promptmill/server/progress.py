@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import anyio
@@ -15,7 +16,9 @@ from promptmill.service.service import Service
 
 T = TypeVar("T")
 _PAUSE_S = 0.5
-_TICK = 1e-6  # the protocol wants a number that grows each time
+_CHANGE_S = 1.0  # until other words are told when no item was done meanwhile
+_SILENCE_S = 5.0  # clients end calls of which they hear nothing
+_STEP = 0.001  # the protocol wants a number that grows each time
 
 
 async def with_progress(ctx: Context, service: Service, stats: CallStats, work: Coroutine[Any, Any, T]) -> T:
@@ -27,23 +30,61 @@ async def with_progress(ctx: Context, service: Service, stats: CallStats, work: 
     try:
         if not _is_wanted(ctx):
             return await asyncio.shield(task)
-        told = 0.0
-        await ctx.report_progress(told, stats.total, "starting")
+        told = Told()
+        await ctx.report_progress(0, stats.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
-            following = max(stats.done, told + _TICK)
-            if not task.done() and (stats.total is None or following < stats.total):
-                told = following
-                await ctx.report_progress(told, stats.total, _status(service, stats))
-        last = told + _TICK if stats.total is None else max(stats.done, told + _TICK)
+            words = _status(service, stats)
+            if not task.done() and told.is_news(stats, words):
+                await ctx.report_progress(told.number, stats.total, words)
         if stats.total != 0:
-            await ctx.report_progress(last, stats.total, "ready" if stats.total is None else _count(stats))
+            told.end(stats)
+            await ctx.report_progress(told.number, stats.total, "ready" if stats.total is None else _count(stats))
         return task.result()
     finally:
         if not task.done():
             task.cancel()
             with anyio.move_on_after(2, shield=True):
                 await asyncio.wait({task})
+
+
+class Told:
+    """What was told last, and when.
+
+    `number` is how many items are done, or, when that has not grown, a little more than was told before; of work that
+    has no items it is the seconds so far.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.number: float = 0
+        self._words = "starting"
+        self._clock = clock
+        self._began = self._at = clock()
+
+    def is_news(self, stats: CallStats, words: str) -> bool:
+        """Return whether to tell this now, and remember it then. The last number is left for the end."""
+        silent_s = self._clock() - self._at
+        done = self._reached(stats)
+        if stats.total is not None and done >= stats.total:
+            done = 0
+        if done <= self.number and silent_s < (_SILENCE_S if words == self._words else _CHANGE_S):
+            return False
+        self._grow(done)
+        self._words, self._at = words, self._clock()
+        return True
+
+    def end(self, stats: CallStats) -> None:
+        """Take the last number."""
+        self._grow(self._reached(stats))
+
+    def _reached(self, stats: CallStats) -> int:
+        return int(self._clock() - self._began) if stats.total is None else stats.done
+
+    def _grow(self, done: int) -> None:
+        """Take `done`, if that is more; else go on by a thousandth, and never as far as the next whole number."""
+        left = math.floor(self.number) + 1 - self.number
+        more = round(self.number + _STEP, 3) if left > 2 * _STEP else self.number + left / 2
+        self.number = max(done, more)
 
 
 def _is_wanted(ctx: Context) -> bool:
@@ -58,7 +99,26 @@ def _status(service: Service, stats: CallStats) -> str:
 
 
 def _count(stats: CallStats) -> str:
-    seconds = max(0.001, time.monotonic() - stats.started)
-    failed = f", {stats.failed} failed" if stats.failed else ""
-    retried = f", {stats.retries} retries" if stats.retries else ""
-    return f"{stats.done} of {stats.total} done{failed}{retried}, {stats.done / seconds:.1f}/s"
+    parts = [f"{stats.done:,} of {stats.total:,} done"]
+    if stats.failed:
+        parts.append(f"{stats.failed:,} failed")
+    if stats.retries:
+        parts.append(f"{stats.retries:,} retries")
+    if stats.done:
+        rate = stats.done / max(0.001, time.monotonic() - stats.started)
+        parts.append(_rate(rate))
+        if left := (stats.total or 0) - stats.done:
+            parts.append(f"about {_duration(left / rate)} left")
+    return ", ".join(parts)
+
+
+def _rate(per_second: float) -> str:
+    if per_second >= 1:
+        return f"{per_second:,.1f}/s" if per_second < 10 else f"{per_second:,.0f}/s"
+    return f"{per_second * 60:.1f}/min"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ParamSpec, TypeVar
 
@@ -13,12 +14,20 @@ from mcp_types import CallToolRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.core.conversation import shape
-from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.errors import Code, PromptmillError, redact
 
 T = TypeVar("T")
 P = ParamSpec("P")
 _MOST_PROBLEMS = 5
 _MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
+
+
+class CodedToolError(ToolError):
+    """A tool error that keeps the code of ours. FastMCP need not log it: the log of calls does."""
+
+    def __init__(self, message: str, code: Code = Code.INVALID_INPUT) -> None:
+        super().__init__(message, log_level=logging.DEBUG)
+        self.code = code
 
 
 def said(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -29,7 +38,7 @@ def said(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         try:
             return await tool(*args, **kwargs)
         except PromptmillError as error:
-            raise ToolError(redact(str(error))) from None
+            raise CodedToolError(redact(str(error)), error.code) from None
 
     return wrapper
 
@@ -42,12 +51,13 @@ class PlainArguments(Middleware):
     ) -> ToolResult:
         given = len(context.message.arguments or {})
         if given > _MOST_ARGUMENTS:
-            raise ToolError(f"The call has {given} arguments; see the tool's input schema.")
+            raise CodedToolError(f"The call has {given} arguments; see the tool's input schema.")
         try:
             return await call_next(context)
         except ValidationError as error:
             cause = error.__cause__
-            raise ToolError(_wrong_arguments(cause) if isinstance(cause, PydanticValidationError) else "") from None
+            wrong = _wrong_arguments(cause) if isinstance(cause, PydanticValidationError) else ""
+            raise CodedToolError(wrong) from None
 
 
 def _wrong_arguments(error: PydanticValidationError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Request, Sink
+from promptmill.backends.protocol import Request
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Failure, Outcome
@@ -73,25 +73,3 @@ class ListSink:
             return [outcome for outcome in self._outcomes if outcome is not None]
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
-
-
-class DivertedSink(ListSink):
-    """Outcomes by position, until later ones are wanted elsewhere."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self._onward: Sink | None = None
-
-    async def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`, or pass it on."""
-        if self._onward is None:
-            await super().put(key, outcome)
-        else:
-            await self._onward.put(key, outcome)
-
-    def divert(self, onward: Sink, keys: Sequence[int]) -> list[tuple[int, Outcome]]:
-        """Pass outcomes on to `onward` from now on; return those of `keys` that are here, and forget all others."""
-        self._onward = onward
-        here = [(key, outcome) for key in keys if (outcome := self._outcomes[key]) is not None]
-        self._outcomes = []
-        return here

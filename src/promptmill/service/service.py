@@ -173,8 +173,16 @@ class Service:
         with self.calls.counted(stats):
             for warning in self.plan.warnings:
                 stats.warn(warning)
-            loaded = await self._loaded()
-            await loaded.run(source, sink, stats)
+            for last_try in (False, True):
+                loaded = await self._loaded()
+                try:
+                    await loaded.run(source, sink, stats)
+                except PromptmillError as error:
+                    # one that had died before this is no reason to fail
+                    if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
+                        raise
+                else:
+                    return
 
     async def shutdown_engine(self) -> None:
         """Free the engine and its memory; connections have nothing to free. A later call loads again."""

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
@@ -51,16 +50,6 @@ class ServiceStats:
         self._ended["done"] += count
         self._ended["failed"] += count
         self._codes[str(code)] += count
-
-    def split(self, stats: CallStats, left: int) -> CallStats:
-        """Return what the call of `stats` has cost so far; from now on `stats` counts its `left` last items alone."""
-        before = replace(stats, codes=dict(stats.codes), warnings=dict(stats.warnings))
-        self._add(before)
-        for name in _COUNTS:
-            setattr(stats, name, 0)
-        stats.codes.clear()
-        stats.total, stats.started = left, time.monotonic()
-        return before
 
     def in_progress(self) -> list[dict[str, Any]]:
         """Return how far each running call is, the oldest first. `total` is None when nobody knows."""

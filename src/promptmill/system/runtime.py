@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CALLS = "promptmill.calls"
+"""The name of the log with one line per tool call."""
 # How long a thread waits for a busy event loop to let it in. At Python's 5 ms a ping, which a thread reads and another
 # writes, takes up to 47 ms beside a full pool; at this 26 (99th percentile), at the same rate.
 _SWITCH_S = 0.0005
@@ -41,6 +43,8 @@ def stay_responsive() -> None:
     sys.setswitchinterval(_SWITCH_S)
 
 
-def log_to_stderr(level: str = "WARNING") -> None:
-    """Send logs to stderr; stdout belongs to the protocol."""
+def log_to_stderr(level: str = "WARNING", *, all_calls: bool = False) -> None:
+    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: a line for those that succeed, too."""
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if all_calls:
+        logging.getLogger(CALLS).setLevel(logging.INFO)

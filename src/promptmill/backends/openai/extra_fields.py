@@ -18,7 +18,7 @@ def details_of(
 ) -> dict[str, Any] | None:
     """Return `body`, `choice` and `message` of an answer without what a `Completion` has fields for.
 
-    None when no journal can hold them.
+    None when no file can hold them.
     """
     found = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
     kept = {name: value for name, value in found.items() if value}

@@ -29,7 +29,7 @@ def mended(value: Any) -> Any:
 
 
 def can_go_on(value: Any) -> bool:
-    """Return whether journals, frames and results can hold `value`."""
+    """Return whether files, frames and results can hold `value`."""
     try:
         text = orjson.dumps(value)
         if text.count(b"{") + text.count(b"[") <= _DEEPEST:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
-from promptmill.jobs.journal import Head
 
 # Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
 _STEP = math.log(1.04)
@@ -18,15 +17,10 @@ class JobCounts:
     """What is settled: rows, failures by code, requests, tokens, latencies of answers."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin with nothing."""
-        self.reasoning = False
-        self.tool_calls = False
-        self.logprobs = False
         self.done = 0
         self.failed = 0
+        self.truncated = 0
+        """Answers that `max_tokens` cut short."""
         self.requests = 0
         self.retries = 0
         self.prompt_tokens = 0
@@ -34,32 +28,13 @@ class JobCounts:
         self._codes: dict[str, int] = {}
         self._latencies = [0] * _STEPS
 
-    def count(self, head: Head, sign: int = 1) -> None:
-        """Count what a record says became of its row, or with `sign` -1 take it out again."""
-        self.reasoning = self.reasoning or head.reasoning
-        self.tool_calls = self.tool_calls or head.tool_calls
-        self.logprobs = self.logprobs or head.logprobs
-        self.done += sign
-        if head.code is not None:
-            self.failed += sign
-            self._codes[head.code] = self._codes.get(head.code, 0) + sign
-        elif head.latency_s:  # a copy of another answer took no time
-            self._latencies[_step(head.latency_s)] += sign
-
-    def spend(self, head: Head, sign: int = 1) -> None:
-        """Count what the requests of a record cost, which stays spent when its row is done again."""
-        self.requests += sign * head.attempts
-        self.retries += sign * max(0, head.attempts - 1)
-        self.prompt_tokens += sign * head.prompt_tokens
-        self.completion_tokens += sign * head.completion_tokens
-
-    def fail(self, code: str) -> None:
-        """Count a failure of the present run."""
-        self.failed += 1
-        self._codes[code] = self._codes.get(code, 0) + 1
+    def fail(self, code: str, count: int = 1) -> None:
+        """Count failures."""
+        self.failed += count
+        self._codes[code] = self._codes.get(code, 0) + count
 
     def sample(self, latency_s: float) -> None:
-        """Count a latency of the present run."""
+        """Count the latency of an answer."""
         if latency_s:  # a copy of another answer took no time
             self._latencies[_step(latency_s)] += 1
 

@@ -1,6 +1,6 @@
-"""What the journal costs: rows through the openai backend with it, against the same rows without.
+"""What a job's database costs: rows through the openai backend with it, against the same rows without.
 
-`python -m benchmarks.jobs_journal [--rows N] [--pairs N]`
+`python -m benchmarks.jobs_store [--rows N] [--pairs N]`
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
 from promptmill.jobs.answering import Answering
+from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.source import FileSource, Rows
+from promptmill.jobs.store import NEVER, JobStore
 from promptmill.service.service import Service
 
 _SYNC_S = 0.9
@@ -42,7 +42,7 @@ class NoSink:
 
 
 async def cost(around: Field, pairs: int, rows: int = 20_000) -> list[Row]:
-    """Seconds with the journal over those without, at an upstream that answers at once and at one that takes 50 ms."""
+    """Seconds with the database over those without, at an upstream that answers at once and at one that takes 50 ms."""
     pin(around.inner)
     try:
         fast = await _cost(around.fast, pairs, rows, 64, "answers at once: our core is the limit")
@@ -54,60 +54,60 @@ async def cost(around: Field, pairs: int, rows: int = 20_000) -> list[Row]:
 
 async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> Row:
     OUT.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="journal-", dir=OUT))
+    folder = Path(tempfile.mkdtemp(prefix="store-", dir=OUT))
     source = folder / "in.jsonl"
     with source.open("wb") as file:
         for row in range(rows):
             file.write(orjson.dumps({"id": row, "prompt": f"Question {row}: what is the capital of France?"}) + b"\n")
-    # one process: the rows of workers are journalled by one process as well
+    # one process: the rows of workers are recorded by one process as well
     block = {"base_url": url, "model_name": "bench", "api_key": "x", "concurrency": in_flight, "num_workers": 1}
     service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
     used: dict[bool, list[float]] = {True: [], False: []}
 
-    async def run(*, journal: bool) -> float:
+    async def run(*, stored: bool) -> float:
         shutil.rmtree(folder / "job", ignore_errors=True)
         (folder / "job").mkdir()
         file = RandomFile(source)
-        ledger = Ledger(Folder(folder / "job"))
-        ledger.rebuild(again=lambda _: False)
+        store = JobStore(folder / "job" / "job.db", create=True)
         stats = CallStats()
         began, cpu = time.perf_counter(), own_cpu_s()
-        await (_journalled if journal else _forgotten)(service, ledger, stats, file, source)
+        await (_stored if stored else _forgotten)(service, store, stats, file, source)
         seconds = time.perf_counter() - began
-        used[journal].append(own_cpu_s() - cpu)
+        used[stored].append(own_cpu_s() - cpu)
         assert (stats.done, stats.failed) == (rows, 0)
-        ledger.close()
+        store.close()
         file.close()
         return seconds
 
     try:
-        await run(journal=True), await run(journal=False)
+        await run(stored=True), await run(stored=False)
         used = {True: [], False: []}
-        found = await interleaved(pairs, on=lambda: run(journal=True), off=lambda: run(journal=False))
+        found = await interleaved(pairs, on=lambda: run(stored=True), off=lambda: run(stored=False))
     finally:
         await service.aclose()
         shutil.rmtree(folder)
     value, spread = ratio(found["on"], found["off"])
-    each = {journal: statistics.median(times) / rows * 1e6 for journal, times in used.items()}
+    each = {stored: statistics.median(times) / rows * 1e6 for stored, times in used.items()}
     rates = [rows / statistics.median(found[name]) for name in ("on", "off")]
     detail = f"{rates[0]:,.0f} / {rates[1]:,.0f} rows/s; CPU {each[True]:.0f} / {each[False]:.0f} µs a row"
-    return Row("jobs_journal", f"journal on over off, {what}", value, 1.05, spread=spread, detail=detail, raw=found)
+    return Row("jobs_store", f"database on over off, {what}", value, 1.08, spread=spread, detail=detail, raw=found)
 
 
-async def _journalled(service: Service, ledger: Ledger, stats: CallStats, file: RandomFile, source: Path) -> None:
-    syncing = asyncio.ensure_future(_sync(ledger))
-    await Answering(
-        service, ledger, stats, file, source, RowReader("jsonl"), None, None, None, _nothing, _give_up
-    ).run()
+async def _stored(service: Service, store: JobStore, stats: CallStats, file: RandomFile, source: Path) -> None:
+    syncing = asyncio.ensure_future(_sync(store))
+    reader = RowReader("jsonl")
+    answering = Answering(
+        service, store, JobCounts(), NEVER, stats, file, source, reader, None, None, None, _nothing, _give_up
+    )
+    await answering.run()
     syncing.cancel()
 
 
-async def _forgotten(service: Service, ledger: Ledger, stats: CallStats, file: RandomFile, source: Path) -> None:
+async def _forgotten(service: Service, store: JobStore, stats: CallStats, file: RandomFile, source: Path) -> None:
     async def settle(row: int, outcome: Outcome) -> None:
         raise AssertionError(row, outcome)
 
-    lines = Rows(file, source, RowReader("jsonl"), ledger.index_file, ledger.journal, None, _nothing)
-    reader = FileSource(lines, settle, _give_up)
+    reader = FileSource(Rows(file, source, RowReader("jsonl"), store, NEVER, {}, None, _nothing), settle, _give_up)
     await service.run(reader, NoSink(), stats)
     await reader.aclose()
 
@@ -120,10 +120,9 @@ def _give_up(error: Exception) -> None:
     raise error
 
 
-async def _sync(ledger: Ledger) -> None:
+async def _sync(store: JobStore) -> None:
     while True:
-        await asyncio.to_thread(ledger.journal.sync)
-        ledger.index.flush()
+        await asyncio.to_thread(store.sync)
         await asyncio.sleep(_SYNC_S)
 
 
@@ -142,7 +141,7 @@ def report(row: Row) -> str:
 
 
 def _arguments() -> Any:
-    parser = argparse.ArgumentParser("python -m benchmarks.jobs_journal", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.jobs_store", description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=5)
     return parser.parse_args()

@@ -1,8 +1,7 @@
-"""The rest of a call that returns before its end: its prompts on disk as a job, its running work made that job's."""
+"""A call as a job: its prompts on disk, so that any process can take it up."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -10,50 +9,40 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Outcome
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules
 from promptmill.jobs import admission, disk, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, JobSpec
+from promptmill.jobs.folder import JobSpec
+from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.ledger import Ledger
 from promptmill.jobs.lock import Lock
-from promptmill.jobs.sink import JournalSink
-from promptmill.service.lists import DivertedSink
 
 _BUFFER = 1 << 20
 _FORMAT = "messages"
 
 
-def new_id() -> str:
-    """Return a job id that nobody can guess: it is all that is needed to read the answers."""
-    return f"call-{secrets.token_hex(8)}"
+def write(items: Sequence[Conversation], system_prompt: str, plan: ResolvedConfig, folders: JobFolders) -> Job:
+    """Write `items` as a job, readable by this user alone, and open it. Blocks.
 
-
-def write(
-    job_id: str, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig, root: Path
-) -> Job:
-    """Write `items`, each with its position in the call, as a job that any process can take up. Blocks.
-
-    Everything is on the disk itself and readable by this user alone when it returns. Raises `PromptmillError`
+    It survives the end of this process, but a power loss only after `make_durable`. Raises `PromptmillError`
     (`storage`); nothing is left behind then.
     """
-    folder = Folder(root / job_id)
+    job_id = f"call-{secrets.token_hex(8)}"  # nobody can guess it: it is all that is needed to read the answers
+    folder = folders.of_call(job_id)
     with contextlib.ExitStack() as undo:
         try:
-            disk.make_private_folder(root)
+            disk.make_private_folder(folders.root)
             disk.make_private_folder(folder.path)
             undo.callback(shutil.rmtree, folder.path, ignore_errors=True)
             lock = Lock.take(folder.lock)
@@ -64,7 +53,7 @@ def write(
             undo.callback(file.close)
             size, mtime_ns = file.stamp()
             source, target = folder.prompts.resolve(), folder.answers.resolve()
-            folder.spec = spec = JobSpec(
+            spec = JobSpec(
                 job_id=job_id,
                 input=source,
                 output=target,
@@ -79,35 +68,41 @@ def write(
                 model=plan.model,
                 created=int(time.time()),
             )
-            status.write_starting(folder)
+            folder.open()
+            undo.callback(folder.close)
+            order = JobRequest(input=source, output=target)
+            folder.put(spec=spec, request=order, status={"state": status.STARTING})
         except OSError as error:
             raise PromptmillError(
-                Code.STORAGE, f"The folder of jobs {root} cannot be written: {disk.why(error)}.", ""
+                Code.STORAGE, f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}.", ""
             ) from None
         undo.pop_all()
-    return Job(folder, spec, JobRequest(input=source, output=target), plan, file, lock)
+    return Job(folder, spec, order, plan, file, lock)
+
+
+def make_durable(job: Job) -> None:
+    """Return when the job would survive a power loss. Blocks. Raises `OSError`."""
+    disk.sync_path(job.folder.prompts)
+    job.folder.store.sync()
+    disk.sync_folder(job.folder.path)
 
 
 def discard(job: Job) -> None:
-    """Remove a job that is not needed after all."""
+    """Remove a job that is not needed after all. Blocks."""
     job.close()
     shutil.rmtree(job.folder.path, ignore_errors=True)
 
 
-def _write_lines(
-    path: Path, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig
-) -> str:
+def _write_lines(path: Path, items: Sequence[Conversation], system_prompt: str, plan: ResolvedConfig) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
     digest = hashlib.sha256()
     with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
-        for index, conversation in items:
+        for index, conversation in enumerate(items):
             line = _line(index, conversation.with_system(system_prompt), shared, allowed)
             digest.update(line)
             file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
@@ -143,54 +138,3 @@ def _resolved(source: str) -> Path | None:
         return images.local_path(source).resolve()
     except (OSError, RuntimeError, ValueError):
         raise PromptmillError(Code.INVALID_IMAGE, "An image has a path that cannot be used.", "") from None
-
-
-class RunningCall:
-    """The running work of a call, whose outcomes become records of a job."""
-
-    def __init__(
-        self, work: asyncio.Future[PromptmillError | None], sink: DivertedSink, keys: Sequence[int], stats: CallStats
-    ) -> None:
-        """`work` says at its end why it left items; `keys` are the positions of the job's rows in the call.
-
-        `stats` counts the job's rows alone.
-        """
-        self.stats = stats
-        self._work = work
-        self._sink = sink
-        self._keys = keys
-
-    def end(self) -> None:
-        """End the work if nobody has, as when its job could not begin."""
-        self._work.cancel()
-
-    async def journal(self, ledger: Ledger, give_up: Callable[[PromptmillError], None]) -> int:
-        """Journal what has come and what comes, until the end of the work; returns how many rows there are.
-
-        Cancelling ends the work. Raises `PromptmillError` when it left rows unanswered.
-        """
-        journal = JournalSink(ledger.journal, ledger.index, ledger.tally, give_up)
-        onward = _Renumbered(journal, {key: row for row, key in enumerate(self._keys)})
-        try:
-            for key, outcome in self._sink.divert(onward, self._keys):
-                await onward.put(key, outcome)
-            reason = await self._work
-            if reason is not None:
-                raise reason
-            return len(self._keys)
-        finally:
-            self._work.cancel()
-            await asyncio.wait({self._work})
-            journal.flush()
-            ledger.index.flush()
-
-
-class _Renumbered:
-    """A sink under other keys."""
-
-    def __init__(self, sink: JournalSink, rows: Mapping[int, int]) -> None:
-        self._sink = sink
-        self._rows = rows
-
-    async def put(self, key: int, outcome: Outcome) -> None:
-        await self._sink.put(self._rows[key], outcome)

@@ -1,0 +1,120 @@
+"""One row of a job's database: what became of a row of the input, and what it took."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
+
+_LARGEST_INT = 2**63 - 1
+
+
+class Record(NamedTuple):
+    """The columns of table `answer`, in their order; `code` is None for an answer."""
+
+    row: int
+    attempts: int
+    latency_s: float
+    prompt_tokens: int
+    completion_tokens: int
+    code: str | None
+    retryable: int
+    finish_reason: str | None
+    text: str
+    """The answer, or what the failure says."""
+    reasoning: str | None
+    more: str | None
+    """JSON with `tool_calls`, `logprobs` and `details`, as far as there are any."""
+    digest: bytes | None
+    """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
+    checksum: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every column is what was written."""
+        try:
+            return self.checksum == _checksum(self[:-1])
+        except TypeError:  # not even of the kind that was written
+            return False
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """What `more` holds."""
+        return orjson.loads(self.more) if self.more else {}
+
+    def outcome(self) -> Outcome:
+        """Return what was recorded."""
+        usage = Usage(self.prompt_tokens, self.completion_tokens)
+        if self.code is not None:
+            return Failure(PromptmillError(Code(self.code), self.text, ""), self.attempts, self.latency_s, usage)
+        extras = self.extras
+        return Completion(
+            self.text,
+            self.finish_reason,
+            usage,
+            self.reasoning,
+            tuple(extras.get("tool_calls", ())),
+            self.attempts,
+            self.latency_s,
+            extras.get("logprobs"),
+            extras.get("details"),
+        )
+
+
+def record_of(row: int, outcome: Outcome, digest: bytes | None = None) -> Record:
+    """Return the record of the outcome of `row`. Half a surrogate pair becomes the replacement character."""
+    fields = _fields(row, outcome, digest)
+    try:
+        return Record._make((*fields, _checksum(fields)))
+    except TypeError:  # no file can hold half a surrogate pair
+        fields = (*fields[:7], *map(_mended, fields[7:11]), digest)
+        return Record._make((*fields, _checksum(fields)))
+
+
+def _fields(row: int, outcome: Outcome, digest: bytes | None) -> tuple[Any, ...]:
+    usage = outcome.usage
+    spent = (
+        outcome.attempts,
+        float(outcome.latency_s),
+        min(usage.prompt_tokens, _LARGEST_INT),
+        min(usage.completion_tokens, _LARGEST_INT),
+    )
+    if not isinstance(outcome, Completion):
+        error = outcome.error
+        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, None, digest)
+    more: dict[str, Any] = {}
+    if outcome.tool_calls:
+        more["tool_calls"] = outcome.tool_calls
+    if outcome.logprobs is not None:
+        more["logprobs"] = outcome.logprobs
+    if outcome.details is not None:
+        more["details"] = outcome.details
+    text = _json(more) if more else None
+    return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, digest)
+
+
+def _checksum(fields: tuple[Any, ...]) -> int:
+    return zlib.crc32(fields[11] or b"", zlib.crc32(orjson.dumps(fields[:11])))
+
+
+def _json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return orjson.dumps(_mended(value)).decode()
+
+
+def _mended(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            return {_mended(str(key)): _mended(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_mended(inner) for inner in value]
+    return value

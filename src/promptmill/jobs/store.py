@@ -1,0 +1,315 @@
+"""One job's SQLite database, `job.db`: what the job is, how far it is, and every answer that was paid for.
+
+It takes the place of a journal, an index, counts and status files: a commit is crash-safe, counts are queries, and any
+SQLite tool can read it while the job runs.
+
+    job     name → JSON: `spec` (what the job is), `request` (how it was last asked for), `output` (the file it made),
+            `status` (how far it is, written about once a second)
+    answer  one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
+
+There is one writer, the process that holds the job's lock. It commits once per turn of the event loop, so a killed
+process loses nothing that was committed. How a commit reaches the disk depends on the file system:
+
+* Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
+  and readers are never in the way. `sync`, called about once a second from a thread, brings everything to the
+  disk, which bounds what a power loss costs.
+* Network file systems, and those that refuse locks, cannot do that. There a rollback journal is truncated at each
+  commit, which waits for the disk. `waits_for_disk` is True then, and whoever writes does so in a thread.
+
+SQLite notices damage to its own structure, but not to what a cell holds. So each answer has a checksum, which is
+checked when the output is written; a row whose record is not sound is asked again. `salvage` copies what can be read
+of a damaged file into a new one.
+
+The file may lie in a folder that others write to: it is opened without trusting its schema, and refused unless that is
+exactly ours (no views, no triggers).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from promptmill.jobs import disk
+from promptmill.jobs.counts import JobCounts
+from promptmill.jobs.records import Record
+
+_TABLES = {
+    "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "answer": (
+        "CREATE TABLE answer (row INTEGER PRIMARY KEY, attempts INTEGER, latency_s REAL, prompt_tokens INTEGER, "
+        "completion_tokens INTEGER, code TEXT, retryable INTEGER, finish_reason TEXT, text TEXT, reasoning TEXT, "
+        "more TEXT, digest BLOB, checksum INTEGER)"
+    ),
+}
+_PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"  # noqa: S608 (question marks)
+_PAGE = 256  # records read at once: a long read would keep the writer waiting
+_WAL_CHECKPOINT = 4 << 20
+_LONGEST_WAL = 64 << 20
+_SAMPLES = 65_536  # latencies are quantiles, for which these are enough
+_FARTHEST_ROW = 1 << 62
+_ERRORS = {
+    sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
+    sqlite3.SQLITE_BUSY: (errno.EBUSY, "another program keeps it locked"),
+    sqlite3.SQLITE_READONLY: (errno.EROFS, "it is read-only"),
+    sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "it cannot be opened"),
+}
+NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "finish_reason IS 'length'"
+"""Which records are to be replaced by new answers, as conditions."""
+
+
+class DamagedError(Exception):
+    """The database is malformed, or not one of ours."""
+
+
+class JobStore:
+    """The open database of one job, for any thread.
+
+    Whatever reads or writes raises `OSError` when the disk or another program is in the way, and `DamagedError`.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, has_locks: bool = True, wait_s: float = 5.0) -> None:
+        """Open the database; the one writer, who holds the job's lock, with `create`, which makes it if need be.
+
+        `has_locks`: whether files can be locked there; `wait_s` is how long other programs are waited for.
+
+        Raises `FileNotFoundError`, `DamagedError`, `OSError`.
+        """
+        if create:
+            with contextlib.suppress(FileExistsError):
+                os.close(disk.created(path))
+        elif not path.exists():
+            raise FileNotFoundError(path)
+        self.path = path
+        self._has_locks = has_locks
+        self._wait_s = wait_s
+        self._lock = threading.Lock()
+        self._syncing: sqlite3.Connection | None = None
+        self._connection = self._connected(wait_s)
+        try:
+            with self._errors():
+                self._prepare(create=create)
+        except BaseException:
+            self.close()
+            raise
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return what table `job` has under `name`, None when that is nothing or cannot be read as an object."""
+        found = self._read("SELECT value FROM job WHERE name = ?", name)
+        try:
+            value = orjson.loads(found[0][0]) if found else None
+        except orjson.JSONDecodeError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    def put(self, *, clear: bool = False, **values: Mapping[str, Any] | None) -> None:
+        """Keep `values` under their names in table `job`, all at once; None removes one, `clear` all answers."""
+        kept = [(name, orjson.dumps(value).decode()) for name, value in values.items() if value is not None]
+        gone = [(name,) for name, value in values.items() if value is None]
+        forgotten = [()] if clear else []
+        self._write(
+            ("DELETE FROM answer", forgotten),
+            ("INSERT OR REPLACE INTO job VALUES (?, ?)", kept),
+            ("DELETE FROM job WHERE name = ?", gone),
+        )
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Have `records` take the place of those of the same rows; all of them, or none when it raises."""
+        self._write((_PUT, records))
+
+    def drop_unsound(self) -> int:
+        """Forget the records that are not what was written; return how many there were."""
+        rows = [(record.row,) for record in self.records() if not record.is_sound]
+        self._write(("DELETE FROM answer WHERE row = ?", rows))
+        return len(rows)
+
+    def known(self, first: int, last: int, again: str) -> dict[int, tuple[bool, int]]:
+        """Return `(settled, attempts)` of the rows from `first` to `last` that have a record.
+
+        A record that meets the condition `again` does not settle its row.
+        """
+        query = f"SELECT row, NOT ({again}), attempts FROM answer WHERE row BETWEEN ? AND ?"  # noqa: S608 (ours)
+        return {row: (bool(settled), attempts) for row, settled, attempts in self._read(query, first, last)}
+
+    def record(self, row: int) -> Record | None:
+        """Return the record of `row`, None when there is no sound one."""
+        found = self._read("SELECT * FROM answer WHERE row = ?", row)
+        record = Record._make(found[0]) if found else None
+        return record if record is not None and record.is_sound else None
+
+    def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
+        """Yield records from row `first` on, by row, sound or not; some of what is written meanwhile among them."""
+        while page := self.page(first, where):
+            yield from page
+            first = page[-1].row + 1
+
+    def all_records(self) -> list[Record]:
+        """Return every sound record, for a job that fits in memory."""
+        return [record for record in self.records() if record.is_sound]
+
+    def page(self, first: int, where: str = "1", most: int = _PAGE) -> list[Record]:
+        """Return up to `most` records from row `first` on, by row, sound or not."""
+        query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"  # noqa: S608 (ours)
+        return list(map(Record._make, self._read(query, first)))
+
+    def counts(self, again: str = NEVER, before: int = _FARTHEST_ROW) -> JobCounts:
+        """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done."""
+        where = "FROM answer WHERE row < ?"
+        counts = JobCounts()
+        sums = "count(*), total(attempts), total(max(attempts - 1, 0)), total(prompt_tokens), total(completion_tokens)"
+        ((rows, *spent),) = self._read(f"SELECT {sums} {where}", before)
+        counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens = map(int, spent)
+        ((open_rows,),) = self._read(f"SELECT count(*) {where} AND ({again})", before)
+        counts.done = rows - open_rows
+        codes = f"SELECT code, count(*) {where} AND code IS NOT NULL AND NOT ({again}) GROUP BY code"
+        for code, count in self._read(codes, before):
+            counts.fail(code, count)
+        ((counts.truncated,),) = self._read(f"SELECT count(*) {where} AND {TRUNCATED} AND NOT ({again})", before)
+        every = 1 + rows // _SAMPLES
+        for (latency_s,) in self._read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
+            counts.sample(latency_s)
+        return counts
+
+    def rare_fields(self) -> tuple[str, ...]:
+        """Return which of `reasoning`, `tool_calls`, `logprobs` some answer has."""
+        found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
+        for record in self.records(where="more IS NOT NULL"):
+            if found >= {"tool_calls", "logprobs"}:
+                break
+            found |= record.extras.keys()
+        return tuple(name for name in ("reasoning", "tool_calls", "logprobs") if name in found)
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk itself. For a thread other than the writer's."""
+        if self.waits_for_disk:
+            return
+        wal = self.path.with_name(f"{self.path.name}-wal")
+        disk.sync_path(wal)
+        if wal.stat().st_size < _WAL_CHECKPOINT:
+            return
+        if self._syncing is None:
+            self._syncing = self._connected(0)  # the writer does not wait for it, nor it for a reader
+        with self._errors():
+            self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            if wal.stat().st_size > _LONGEST_WAL:  # what is written all the time never begins again by itself
+                self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is answered."""
+        return not self.page(0, most=1)
+
+    def close(self) -> None:
+        """Close; a second time does nothing."""
+        with self._lock:
+            if self._syncing is not None:
+                self._syncing.close()
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the log stays, and is read when it is opened again
+                self._connection.close()
+
+    def _connected(self, wait_s: float) -> sqlite3.Connection:
+        options = "mode=rw" if self._has_locks else "mode=rw&vfs=unix-none"
+        with self._errors():
+            connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?{options}",
+                timeout=wait_s,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
+        connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # damage is found out
+        return connection
+
+    def _prepare(self, *, create: bool) -> None:
+        run = self._connection.execute
+        if not self._has_locks:
+            run("PRAGMA locking_mode=EXCLUSIVE")  # first, else a log from elsewhere could not be read
+        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
+            run(f"PRAGMA {setting}")
+        found = dict(run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+        if found and found != _TABLES:
+            raise DamagedError(f"{self.path} is not the database of a job of this version")
+        if create:
+            shares = self._has_locks and disk.can_share_memory(self.path.parent)
+            run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
+            if not found:
+                run("BEGIN IMMEDIATE")
+                for statement in _TABLES.values():
+                    run(statement)
+                run("COMMIT")
+        elif not found:
+            raise FileNotFoundError(self.path)  # whoever made it was killed before it was anything
+        ((mode,),) = run("PRAGMA journal_mode")
+        self.waits_for_disk = mode != "wal"
+        """Whether `write` returns when the disk has it, which takes too long for an event loop."""
+        run("PRAGMA synchronous=NORMAL")
+        run("PRAGMA wal_autocheckpoint=0")  # `sync` does it where nobody waits
+
+    def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock, self._errors():
+            return self._connection.execute(query, values).fetchall()
+
+    def _write(self, *work: tuple[str, Sequence[Any]]) -> None:
+        connection = self._connection
+        with self._lock, self._errors():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, rows in work:
+                    connection.executemany(statement, rows)
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                raise DamagedError(str(error)) from None
+            number, why = _ERRORS.get(code, (errno.EIO, str(error)))
+            raise OSError(number, why, str(self.path)) from None
+
+
+def salvage(path: Path, *, has_locks: bool = True) -> None:
+    """Replace a damaged database by a new one with everything in it that can be read; the caller holds the job's lock.
+
+    Raises `OSError`, `DamagedError` when the file is no database at all.
+    """
+    beside = path.with_name(f"{path.name}.new")
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(beside.name + suffix).unlink(missing_ok=True)
+    with (
+        contextlib.closing(JobStore(path, has_locks=has_locks)) as old,
+        contextlib.closing(JobStore(beside, create=True, has_locks=has_locks)) as new,
+    ):
+        for name in ("spec", "request", "output", "status"):
+            with contextlib.suppress(DamagedError):
+                if (value := old.get(name)) is not None:
+                    new.put(clear=False, **{name: value})
+        first, step, most = 0, 1, _PAGE
+        while first < _FARTHEST_ROW:
+            try:
+                while page := old.page(first, most=most):
+                    new.write([record for record in page if record.is_sound])
+                    first, step = page[-1].row + 1, 1
+                break
+            except DamagedError:
+                if most == 1:
+                    first, step = first + step, step * 2
+                most = 1
+    for suffix in ("-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)  # its last lines would be taken for the new one's
+    disk.replace(beside, path)

@@ -1,0 +1,94 @@
+"""The numbers and words of progress notifications, without a server or a clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.backends.protocol import CallStats
+from promptmill.server.progress import Told, _count, _duration, _rate
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def test_items_that_are_done_are_told_as_whole_numbers(clock):
+    told, stats = Told(clock), CallStats(total=1000)
+    for done in (1, 250, 999):
+        stats.done = done
+        assert told.is_news(stats, f"{done} done")
+        assert told.number == done
+
+
+def test_the_last_item_is_told_at_the_end_and_not_before(clock):
+    told, stats = Told(clock), CallStats(total=3)
+    stats.done = 3
+    assert not told.is_news(stats, "3 of 3 done")
+    told.end(stats)
+    assert told.number == 3
+
+
+def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_come_after_one(clock):
+    told, stats = Told(clock), CallStats(total=3)
+    clock.now += 4.9
+    assert not told.is_news(stats, "starting")
+    clock.now += 0.2
+    assert told.is_news(stats, "starting")
+    clock.now += 0.9
+    assert not told.is_news(stats, "loading weights")
+    clock.now += 0.2
+    assert told.is_news(stats, "loading weights")
+    assert told.number == 0.002
+
+
+def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
+    told, stats = Told(clock), CallStats(total=9)
+    stats.done = 4
+    assert told.is_news(stats, "")
+    before = told.number
+    for _ in range(1020):
+        clock.now += 6
+        assert told.is_news(stats, "")
+        assert before < told.number < 5
+        before = told.number
+    told.end(stats)
+    assert before < told.number < 5
+
+
+def test_work_without_items_counts_seconds(clock):
+    told, stats = Told(clock), CallStats(total=None)
+    clock.now += 3.2
+    assert told.is_news(stats, "loading")
+    assert told.number == 3
+    clock.now += 0.5
+    assert not told.is_news(stats, "loading")
+    told.end(stats)
+    assert told.number == pytest.approx(3.001)
+
+
+def test_words_hold_numbers_that_people_can_read():
+    stats = CallStats(total=1_000_000)
+    assert _count(stats) == "0 of 1,000,000 done"
+    stats.done, stats.failed, stats.retries = 12_345, 1, 2_000
+    stats.started -= 100
+    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
+
+
+@pytest.mark.parametrize(
+    ("per_second", "words"), [(12_345.6, "12,346/s"), (12.3, "12/s"), (1.26, "1.3/s"), (0.05, "3.0/min")]
+)
+def test_a_rate_is_per_second_or_per_minute(per_second, words):
+    assert _rate(per_second) == words
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
+    assert _duration(seconds) == words
