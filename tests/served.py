@@ -203,6 +203,6 @@ class Session:
 
 def messages(body: bytes) -> list[dict[str, Any]]:
     """Return the messages of an event stream, or the one of a JSON body."""
-    if not body.startswith((b"event:", b":", b"data:")):
+    if not body.startswith((b"event:", b":", b"data:", b"id:")):
         return [json.loads(body)]
     return [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]

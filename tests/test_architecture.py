@@ -45,7 +45,7 @@ AT_HOME = {
     "gguf": ("backends.engines.hf",),
     "openvino": ("backends.engines.openvino",),
     "openvino_genai": ("backends.engines.openvino",),
-    "numpy": ("backends.engines.openvino",),
+    "numpy": ("backends.engines.hf", "backends.engines.openvino"),
 }
 
 
@@ -206,3 +206,19 @@ def test_a_test_can_find_a_wrong_arrow(tmp_path):
     assert _ours(wrong) == {"service.service"}
     assert not _imports(wrong, top_level=True)
     assert _floor("service") < _floor("backends.openai.pool")
+
+
+def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_ground():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    rooms = {module.split(".", maxsplit=1)[0] for module in MODULES if module} - {"__main__"}
+    assert set(listed) == rooms
+    assert [_floor(room) for room in listed] == sorted(_floor(room) for room in listed)
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_for_builders_names_is_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([\w/.]+/[\w.]*)`", text) if not name.startswith("scripts/test ")}
+    missing = {name for name in named if not any((base / name).exists() for base in (ROOT, SOURCE))}
+    assert not missing

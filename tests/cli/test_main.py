@@ -50,9 +50,89 @@ def test_answers_are_printed_in_order(promptmill):
     assert promptmill("generate", "one", "two") == (0, "echo: one\necho: two\n", "")
 
 
-def test_prompts_are_read_from_stdin_one_per_line(promptmill, monkeypatch):
+def test_stdin_is_one_prompt(promptmill, monkeypatch, upstream):
+    for arguments in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+        assert promptmill("generate", *arguments)[0] == 0
+    assert [seen.json["messages"][0]["content"] for seen in upstream.seen] == ["one\ntwo", "one\ntwo"]
+
+
+def test_with_lines_every_line_of_stdin_is_a_prompt(promptmill, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  \ntwo\r\nthree"))
-    assert promptmill("generate", "-") == (0, "echo: one\necho: two\necho: three\n", "")
+    assert promptmill("generate", "--lines") == (0, "echo: one\necho: two\necho: three\n", "")
+
+
+def test_input_that_is_not_utf8_is_said_so(promptmill, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    code, _, err = promptmill("generate")
+    assert code == 2
+    assert "stdin is not UTF-8 text (byte 3)" in err
+
+
+def test_model_endpoint_and_sampling_have_options_of_their_own(promptmill, upstream):
+    options = ["-m", "1.5", "--base-url", upstream.url, "--temperature", "0", "--max-tokens", "7"]
+    assert promptmill("generate", *options, "x")[0] == 0
+    body = upstream.seen[0].json
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("1.5", 0, 7)
+
+
+def test_a_base_url_chooses_the_openai_backend(promptmill, upstream, tmp_path):
+    file = tmp_path / "hf.yaml"
+    file.write_text("backend: hf")
+    options = ["--config", str(file), "--base-url", upstream.url, "--model", "m"]
+    assert promptmill("generate", *options, "x", config=None) == (0, "echo: x\n", "")
+
+
+def test_an_option_of_another_backend_is_refused(promptmill):
+    code, _, err = promptmill("generate", "--backend", "hf", "--concurrency", "3", "x")
+    assert code == 2
+    assert "--concurrency: goes with the backend openai" in err
+
+
+def test_an_image_follows_the_text_of_its_prompt(promptmill, upstream):
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    source = f"data:image/png;base64,{pixel}"
+    assert promptmill("generate", "--image", source, "what is it?")[0] == 0
+    text, image = upstream.seen[0].json["messages"][0]["content"]
+    assert (text["text"], image["type"]) == ("what is it?", "image_url")
+
+
+def test_answers_are_written_to_a_file(promptmill, tmp_path):
+    assert promptmill("generate", "-o", "answers.txt", "one", "zwölf") == (0, "", "")
+    assert (tmp_path / "answers.txt").read_text(encoding="utf-8") == "echo: one\necho: zwölf\n"
+
+
+def test_an_answer_that_was_cut_is_marked(promptmill, upstream):
+    upstream.reply = answer("half an", finish_reason="length")
+    code, out, err = promptmill("generate", "x")
+    assert (code, out) == (0, "half an\n")
+    assert "the answer was cut at the length limit; --max-tokens N" in err
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "said"),
+    [
+        (["generate", "--temprature", "1", "x"], "did you mean --temperature?"),
+        (["genrate", "x"], "unknown command 'genrate'; did you mean generate?"),
+        (["bulk", "a.jsonl", "b.jsonl", "--retry-faild"], "did you mean --retry-failed?"),
+    ],
+)
+def test_an_unknown_option_or_command_gets_the_nearest_name(promptmill, mistyped, said):
+    code, _, err = promptmill(*mistyped, config=None)
+    assert code == 2
+    assert said in err
+
+
+def test_without_a_command_the_help_is_printed(promptmill):
+    code, out, _ = promptmill(config=None)
+    assert code == 0
+    assert "generate" in out
+
+
+def test_help_shows_a_commands_own_options(promptmill):
+    code, out, _ = promptmill("help", "bulk", config=None)
+    assert code == 0
+    assert "--retry-failed" in out
 
 
 def test_nothing_on_stdin_gives_no_answers(promptmill, monkeypatch, upstream):
@@ -160,7 +240,7 @@ def test_a_missing_file_is_exit_code_two_with_its_whole_path(promptmill, tmp_pat
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nope"], ["generate"], ["generate", "--nope", "x"], ["generate", "--set", "x", "y"], ["serve", "x"]],
+    [["nope"], ["generate", "--nope", "x"], ["generate", "--set", "x", "y"], ["serve", "x"]],
 )
 def test_a_wrong_use_is_exit_code_two(promptmill, arguments):
     code, out, err = promptmill(*arguments, config=None)

@@ -61,7 +61,7 @@ def _problem(file, **options) -> str:
     with pytest.raises(PromptmillError) as caught:
         Configuration.load(file, environ=options.pop("environ", {}), **options)
     assert caught.value.code is Code.INVALID_CONFIG
-    return str(caught.value)
+    return str(caught.value).removeprefix(f"{file}: ")
 
 
 # The whole file
@@ -416,3 +416,29 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "mine.yaml").write_text("backend: openai")
     assert find(None, {"PROMPTMILL_CONFIG": "~/mine.yaml"}) == tmp_path / "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "backend_configs: {openai: {api_base: x}}",
+            "backend_configs.openai.api_base: unknown key; did you mean base_url?",
+        ),
+        (
+            "temperature: 0.5",
+            "temperature: unknown key; it belongs below sampling_params: `sampling_params: {temperature: …}`",
+        ),
+        ("concurrency: 8", "concurrency: unknown key; it belongs below backend_configs.openai."),
+        ("backend_configs: {openai: {system_prompt: x}}", "it belongs at the top level of the file"),
+        ("backend_configs: {ollama: {model: x}}", "Ollama is an endpoint: `backend: openai`"),
+        ("backend_configs: {hf: {device: gpu}}", "backend_configs.hf.device: is not one of `auto`, `cpu`, `cuda`"),
+    ],
+)
+def test_a_mistake_is_told_with_its_file_and_what_to_write_instead(tmp_path, content, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(PromptmillError) as caught:
+        Configuration.load(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert said in caught.value.message

@@ -138,7 +138,7 @@ def _count(client):
 
 def test_who_does_not_read_an_answer_is_cut_off(run, upstream):
     upstream.reply = answer("x" * 20_000_000)
-    params = {"name": "generate", "arguments": {"prompt_ls": ["a"]}}
+    params = {"name": "generate", "arguments": {"prompt_ls": ["a" * 5000]}}
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params | {"_meta": meta}}).encode()
     head = (

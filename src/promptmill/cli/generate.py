@@ -3,60 +3,130 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import orjson
 
 from promptmill.backends.protocol import CallStats
+from promptmill.cli.options import stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service import call_report
+from promptmill.service.lists import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _PAUSE_S = 0.2
 
 
-def generate(configuration: Configuration, *, prompts: Sequence[str], system_prompt: str, as_json: bool) -> int:
-    """Answer `prompts` and print the answers in order. Returns 0 when all are answered, else 1."""
+def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
+    """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
+    if given and "-" not in given:
+        return list(given)
+    if not given and sys.stdin.isatty():
+        raise config_error("", "say what to answer: `promptmill generate PROMPT`, or pipe a text into it.")
+    text = stdin_text()
+    read = (
+        [line.rstrip("\r\n") for line in text.splitlines() if line.strip()]
+        if lines
+        else [text.strip()] * bool(text.strip())
+    )
+    return [prompt for word in given or ["-"] for prompt in (read if word == "-" else [word])]
+
+
+def prompt_with_images(prompt: str, images: Sequence[str]) -> object:
+    """Return a prompt item, its images behind the text."""
+    if not images:
+        return prompt
+    parts = [{"type": "image_url", "image_url": {"url": source}} for source in images]
+    return {"role": "user", "content": [{"type": "text", "text": prompt}, *parts]}
+
+
+def generate(
+    configuration: Configuration,
+    prompts: Sequence[object],
+    *,
+    system_prompt: str,
+    as_json: bool,
+    output: Path | None = None,
+) -> int:
+    """Answer `prompts` and print the answers in order, or write them to `output`.
+
+    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then.
+    """
     stats = CallStats(total=len(prompts))
-    outcomes = runtime.run(_answers(configuration, prompts, system_prompt, stats))
-    if as_json:
-        found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}  # as over MCP
-        if errors := call_report.errors(outcomes):
-            found["errors"] = errors
-        say(orjson.dumps(found | {"_meta": call_report.totals(stats) | call_report.columns(outcomes)}).decode())
-    else:
-        for outcome in outcomes:
-            say(outcome.text if isinstance(outcome, Completion) else "")
-        for warning in stats.warnings:
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats))
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
+        if as_json:
+            found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}  # as over MCP
+            if errors := call_report.errors(outcomes):
+                found["errors"] = errors
+            meta = call_report.totals(stats) | call_report.columns(outcomes)
+            say(orjson.dumps(found | {"_meta": meta}).decode(), target)
+        else:
+            _print_answers(outcomes, target)
+    if not as_json:
+        for warning in (*stats.warnings, *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr)
         if failed := call_report.summary(outcomes):
             say(f"promptmill: {failed}", sys.stderr)
+    if interrupted:
+        return 130
     return int(any(isinstance(outcome, Failure) for outcome in outcomes))
 
 
+def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
+    """Print the answers; on a terminal several are told apart by their numbers."""
+    numbered = len(outcomes) > 1 and target.isatty()
+    for number, outcome in enumerate(outcomes, 1):
+        if numbered:
+            say(f"{'' if number == 1 else chr(10)}[{number}]", target)
+        say(outcome.text if isinstance(outcome, Completion) else "", target)
+
+
+def _cut(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a note about answers that their length limit has cut; empty when there are none."""
+    cut = [
+        number
+        for number, outcome in enumerate(outcomes, 1)
+        if isinstance(outcome, Completion) and outcome.finish_reason == "length"
+    ]
+    if not cut:
+        return []
+    which = "the answer was" if len(outcomes) == 1 else f"{len(cut)} answers were (the first is {cut[0]})"
+    return [f"{which} cut at the length limit; --max-tokens N allows longer ones."]
+
+
 async def _answers(
-    configuration: Configuration, prompts: Sequence[str], system_prompt: str, stats: CallStats
-) -> list[Outcome]:
+    configuration: Configuration, prompts: Sequence[object], system_prompt: str, stats: CallStats
+) -> tuple[list[Outcome], bool]:
+    """Return the outcomes, and whether Ctrl-C ended the work."""
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
+    sink = ListSink(len(items))
+    work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
     try:
-        work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt))
         if sys.stderr.isatty():
             await _show_progress(work, service, stats)
-        return await work
+        return await work, False
+    except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
+        work.cancel()
+        await asyncio.wait({work})
+        return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
     finally:
         await service.aclose()
 
 
-async def _show_progress(work: asyncio.Future[list[Outcome]], service: Service, stats: CallStats) -> None:
+async def _show_progress(work: asyncio.Future[Any], service: Service, stats: CallStats) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
+from promptmill.cli.options import Parser, overrides, shared_options
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -25,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser(serving=given[:1] == ["serve"]).parse_args(given)
+    parser = _parser(serving=given[:1] == ["serve"])
+    arguments = parser.parse_args(given)
+    if "unconfigured" not in arguments and "command" not in arguments:
+        return _help(parser, [])
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
@@ -41,11 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speak_utf8() -> None:
-    """Have pipes and files hold UTF-8 on Windows too, where Python would take the old code page of the country."""
-    if sys.platform == "win32":
-        for stream in (sys.stdin, sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+    """Make pipes and files UTF-8 on Windows too, and let no character that an output cannot show end the program."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if sys.platform == "win32" and not stream.isatty():
                 stream.reconfigure(encoding="utf-8")
+            if stream is not sys.stdin:
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _configured(arguments: argparse.Namespace) -> int:
@@ -61,14 +67,14 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
+        values=lambda backend: overrides(arguments, backend) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
-        sampling=_sampling(arguments),
     )
 
 
-def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says of how answers are made. Raises `PromptmillError`."""
+def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
         return {}
@@ -86,7 +92,7 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     compile_schema(schema, str(file))
-    return {"response_format": asking_for(schema)}
+    return {"sampling_params.response_format": asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -95,6 +101,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _serve_stdio(arguments: argparse.Namespace) -> int:
     _refuse_http_options(arguments)
+    if sys.stdin.isatty():
+        print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
     from promptmill.stdio.front import Front
 
     front = Front.open(locked=arguments.locked)  # before the imports
@@ -142,8 +150,13 @@ def _refuse_http_options(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import generate as shell
 
+    prompts = shell.read_prompts(arguments.prompt, lines=arguments.lines)
     return shell.generate(
-        configuration, prompts=_prompts(arguments.prompt), system_prompt=arguments.system, as_json=arguments.json
+        configuration,
+        [shell.prompt_with_images(prompt, arguments.image) for prompt in prompts],
+        system_prompt=arguments.system,
+        as_json=arguments.json,
+        output=arguments.output,
     )
 
 
@@ -187,24 +200,38 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _prompts(given: Sequence[str]) -> list[str]:
-    if given == ["-"]:
-        return [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    return list(given)
+def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Print the help of the whole command line, or of the command that `words` name."""
+    if words:
+        parser.parse_args([*words, "--help"])
+    parser.print_help()
+    return OK
 
 
 def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line; one that is `serving` does without what only other commands import."""
-    parser = argparse.ArgumentParser("promptmill", description="Text-generation engines as MCP tools.")
+    parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    shared.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
-    shared.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = shared_options()
+    commands = parser.add_subparsers(metavar="COMMAND")
 
+    _add_serve(commands, shared)
+    _add_generate(commands, shared)
+    _add_bulk(commands, shared)
+    _add_jobs(commands, shared)
+    _add_check(commands, shared)
+    helping = commands.add_parser("help", help="what a command does and takes")
+    helping.add_argument("words", nargs="*", metavar="COMMAND")
+    helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
+
+    if not serving:
+        from promptmill.install import command as install
+
+        install.add(commands)
+    return parser
+
+
+def _add_serve(commands: Any, shared: Parser) -> None:
     serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
     serve.add_argument(
         "--trust-client",
@@ -229,13 +256,22 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)
 
+
+def _add_generate(commands: Any, shared: Parser) -> None:
     generate = commands.add_parser("generate", parents=[shared], help="answer prompts and print the answers")
-    generate.add_argument("prompt", nargs="+", help="a prompt; several are answered together; - reads one per line")
-    generate.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
+    generate.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
+    generate.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
+    generate.add_argument(
+        "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
+    )
+    generate.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
     generate.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     generate.add_argument("--json", action="store_true", help="print the result as JSON")
     generate.set_defaults(command=_generate)
 
+
+def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
@@ -254,6 +290,8 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
 
+
+def _add_jobs(commands: Any, shared: Parser) -> None:
     jobs = commands.add_parser("jobs", parents=[shared], help="how far jobs are; go on with one, forget old ones")
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
     doing = jobs.add_mutually_exclusive_group()
@@ -264,15 +302,11 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
 
+
+def _add_check(commands: Any, shared: Parser) -> None:
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)
-
-    if not serving:
-        from promptmill.install import command as install
-
-        install.add(commands)
-    return parser
 
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
 from promptmill.config.settings import Settings
 from promptmill.core.conversation import shape
-from promptmill.core.errors import config_error
+from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import Sampling
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
+Values = Callable[[str], Mapping[str, Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
-_MOST_PROBLEMS = 10
 _MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
 
 
@@ -65,6 +65,11 @@ class ResolvedConfig:
         block = getattr(self.settings.backend_configs, self.backend, None)
         return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
 
+    @property
+    def operator_model(self) -> str:
+        """The model that the configuration names for the chosen backend."""
+        return replace(self, settings=self.operator).model
+
     def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
         """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
 
@@ -72,11 +77,26 @@ class ResolvedConfig:
         """
         if not changes:
             return self
+        _check_size(changes)
         try:
             sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
         except ValidationError as error:
             raise config_error("", explain(error, Sampling, "sampling_params.")) from None
         return replace(self, settings=self.settings.model_copy(update={"sampling_params": sampling}))
+
+    def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that asked for the sampling parameters `asked`, within `client_limits`.
+
+        Raises `PromptmillError` (`invalid_config`) when it asked for more.
+        """
+        limits = self.operator.client_limits
+        most, sampling = limits.max_tokens, self.settings.sampling_params
+        if self.trust_client or most is None or (sampling.max_tokens or most + 1) <= most:
+            return self
+        if asked.get("max_tokens") is not None:
+            raise config_error("sampling_params.max_tokens", f"a call may ask for at most {most} here.")
+        capped = sampling.model_copy(update={"max_tokens": most})
+        return replace(self, settings=self.settings.model_copy(update={"sampling_params": capped}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,12 @@ class Configuration:
         self.origin = origin
         self.plan = self.overlaid(Overrides())
 
+    @property
+    def backend(self) -> str | None:
+        """The backend that the file or the command line names."""
+        named = self._raw.get("backend")
+        return named if isinstance(named, str) else None
+
     @classmethod
     def load(
         cls,
@@ -115,15 +141,16 @@ class Configuration:
         *,
         assignments: Iterable[str] = (),
         backend: str | None = None,
+        values: Values = lambda _: {},
         trust_client: bool = False,
         calls_replace: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
-        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
-        `sampling` is laid over its `sampling_params`.
+        `values` is given the backend's name so far and returns further values by the paths of their keys.
+
         `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
         """
@@ -133,10 +160,10 @@ class Configuration:
             origin=str(file),
             assignments=assignments,
             backend=backend,
+            values=values,
             trust_client=trust_client,
             calls_replace=calls_replace,
             defaults=defaults,
-            sampling=sampling,
             environ=environ,
         )
 
@@ -148,10 +175,10 @@ class Configuration:
         origin: str,
         assignments: Iterable[str] = (),
         backend: str | None = None,
+        values: Values = lambda _: {},
         trust_client: bool = False,
         calls_replace: bool = False,
         defaults: Mapping[str, Any] = MappingProxyType({}),
-        sampling: Mapping[str, Any] = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
@@ -160,12 +187,17 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
-            if sampling:
-                raw["sampling_params"] = {**(raw.get("sampling_params") or {}), **sampling}
+            chosen = raw.get("backend") or Settings.model_fields["backend"].default
+            for path, value in values(str(chosen)).items():
+                _put(raw, path, value)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
-            return cls(_expanded(raw, environ), trust_client=trust_client, calls_replace=calls_replace, origin=origin)
+            expanded = _expanded(raw, environ)
         except RecursionError:  # an alias may stand inside what it stands for
             raise config_error("", f"{origin} is nested too deeply.") from None
+        try:
+            return cls(expanded, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
+        except PromptmillError as error:
+            raise config_error("", f"{origin}: {error.message}") from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -174,8 +206,7 @@ class Configuration:
         `calls_replace` all that a call brings replaces the file's.
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
-        if _has_more_values(given, _MOST_VALUES):
-            raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
+        _check_size(given)
         raw = dict(self._raw)
         name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
         raw["backend"] = name = name.strip().lower() if isinstance(name, str) else name
@@ -193,7 +224,9 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         settings, warnings = self._settled(raw, name)
-        return ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+        _check_limits(plan, overrides)
+        return plan
 
     def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = moved(_without_unset(dict(raw), backend), backend)
@@ -204,7 +237,7 @@ class Configuration:
         except ValidationError as error:
             unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
         for place in unknown:
-            warnings.append(f"{'.'.join(map(str, place)):.200}: {_unknown_key(list(place), Settings)} It was left out.")
+            warnings.append(f"{'.'.join(map(str, place)):.200}: {unknown_key(list(place), Settings)} It was left out.")
             placed = _without(placed, place)
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
@@ -217,6 +250,26 @@ def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str,
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
     return {name: value for name, value in values.items() if name != key}
+
+
+def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
+    """Raise when a call chooses what `client_limits` does not allow."""
+    limits = plan.operator.client_limits
+    if plan.trust_client:
+        return
+    if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
+        known = ", ".join(limits.models) or "none"
+        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
+    if limits.max_tokens is not None:
+        plan.within_limits(overrides.sampling_params)
+        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            if name in overrides.extra_params:
+                raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
+
+
+def _check_size(given: Any) -> None:
+    if _has_more_values(given, _MOST_VALUES):
+        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
 
 
 def _has_more_values(value: Any, most: int) -> bool:
@@ -253,15 +306,21 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
-    *parents, last = path.strip().split(".")
+    try:
+        value = parsed(text)
+    except (yaml.YAMLError, ValueError):
+        value = text  # text that is not valid YAML is taken literally
+    _put(raw, path.strip(), value)
+
+
+def _put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key at `path`, `a.b.c`, making the objects above it."""
+    *parents, last = path.split(".")
     block = raw
     for key in parents:
         below = block.get(key)
         block[key] = block = dict(below) if isinstance(below, dict) else {}
-    try:
-        block[last] = parsed(text)
-    except (yaml.YAMLError, ValueError):
-        block[last] = text  # text that is not valid YAML is taken literally
+    block[last] = value
 
 
 def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
@@ -322,36 +381,3 @@ def _validated(raw: Mapping[str, Any]) -> Settings:
         raise config_error("", explain(error, Settings)) from None
     except RecursionError:
         raise config_error("", "The configuration is nested too deeply.") from None
-
-
-def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
-    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one.
-
-    `above` is the path of `model` itself.
-    """
-    lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False, include_context=False):
-        location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-        if problem["type"] == "extra_forbidden":
-            lines[path] = _unknown_key(location, model)
-        else:
-            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            if problem["type"] == "model_type":
-                message = "should hold keys and values"
-            got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
-            lines.setdefault(path, f"{message}{got}.")
-    told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
-    more = len(lines) - len(told)
-    return " ".join([*told, f"And {more} more."] if more else told)
-
-
-def _unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
-    *parents, key = location
-    for parent in parents:
-        annotation = model.model_fields[str(parent)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    known = list(model.model_fields)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

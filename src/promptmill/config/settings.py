@@ -191,6 +191,13 @@ class OpenVINOSettings(Block):
     )
 
 
+class ClientLimits(Block):
+    """What a client may choose for its own calls at most. Does not bind a trusted one."""
+
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer that a call may ask for, or get, in tokens.")
+    models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
@@ -211,6 +218,11 @@ class Settings(Block):
         "separate",
         description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
         "the model or endpoint gave, reasoning in it included.",
+    )
+    client_limits: ClientLimits = Field(
+        ClientLimits(),
+        description="What a call may choose at most: `max_tokens` (also for calls that choose nothing) and `models` (a "
+        "list of names).",
     )
     system_prompt: str = Field("", description="Used when a call brings none.")
     image_tag: str | None = Field(None, description="Where images go in a prompt; null: where `image_position` says.")
@@ -246,6 +258,12 @@ class Settings(Block):
         "Engines that run here always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_result_bytes: int = Field(
+        9 << 20,
+        ge=0,
+        description="Largest result of a call over stdio; a larger one comes as its first answers and a job with all "
+        "of them. 0: no limit. Many clients end a session at 10 MiB.",
+    )
     max_image_memory: int = Field(
         1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
     )

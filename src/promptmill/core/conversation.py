@@ -1,7 +1,8 @@
 """Conversation, Message and their parts, built from what callers send.
 
 Accepted shapes: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
-OpenAI chat messages (platform.openai.com, chat completions). Everything else is refused with its place and shape.
+OpenAI chat messages (platform.openai.com, chat completions). MCP's blocks with images, audio and embedded text are
+parts. Everything else is refused with its place and shape.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ class ImagePart:
     detail: str | None = None
 
 
-Part: TypeAlias = TextPart | ImagePart
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """A sound: base64, and its format as OpenAI names it (`wav`, `mp3`, …)."""
+
+    data: str
+    format: str
+
+
+Part: TypeAlias = TextPart | ImagePart | AudioPart
 ImagePosition: TypeAlias = Literal["after", "before"]
 """Where images go when no tag says it: after or before the text."""
 
@@ -56,17 +65,18 @@ class Message:
         """Return the turn as an OpenAI message."""
         content: object = self.content
         if isinstance(content, tuple):
-            content = [
-                {"type": "text", "text": part.text}
-                if isinstance(part, TextPart)
-                else {"type": "image_url", "image_url": {"url": part.source} | _detail(part)}
-                for part in content
-            ]
+            content = [_openai_part(part) for part in content]
         return {**(self.extra or {}), "role": self.role, "content": content}
 
 
-def _detail(image: ImagePart) -> dict[str, str]:
-    return {"detail": image.detail} if image.detail else {}
+def _openai_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case AudioPart(data, kind):
+            return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+        case ImagePart(source, detail):
+            return {"type": "image_url", "image_url": {"url": source} | ({"detail": detail} if detail else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,12 @@ class Conversation:
     def images(self) -> list[ImagePart]:
         """All images, in order."""
         return [image for message in self.messages for image in message.images]
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether a sound is part of it."""
+        contents = [message.content for message in self.messages if isinstance(message.content, tuple)]
+        return any(isinstance(part, AudioPart) for content in contents for part in content)
 
     def as_messages(self) -> list[dict[str, Any]]:
         """Return the turns as OpenAI messages, from which `conversation_from_messages` makes the same conversation."""
@@ -115,7 +131,7 @@ class Conversation:
         parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
         images = [ImagePart(source) for source in sources]
         placed = _place_at_tags(parts, images, image_tag) if image_tag else _beside(parts, images, position)
-        kept = tuple(part for part in placed if isinstance(part, ImagePart) or part.text)
+        kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
         return Conversation((*before, Message(last.role, kept, last.extra)))
 
 
@@ -136,7 +152,7 @@ def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: st
     placed: list[Part] = []
     tags = 0
     for part in parts:
-        if isinstance(part, ImagePart):
+        if not isinstance(part, TextPart):
             placed.append(part)
             continue
         first, *others = part.text.split(image_tag)
@@ -165,6 +181,8 @@ def conversation_from_prompt(item: object, where: str) -> Conversation:
         raise input_error(f"{where} is {shape(item)}. {_ACCEPTED}")
     if "role" in item:
         return Conversation((_message(item, where),))
+    if (block := _mcp_block(item)) is not None:
+        return Conversation((Message("user", (block,)),))
     keys = set(item) - {"annotations", "_meta"}
     if keys in ({"content"}, {"content", "type"}):
         return Conversation((Message("user", _content(item["content"], where)),))
@@ -206,6 +224,8 @@ def _content(content: object, where: str) -> str | tuple[Part, ...]:
     if isinstance(content, Mapping):
         if content.get("type", "text") == "text" and "text" in content:
             return _text(content["text"], f"{where}.content.text")
+        if (block := _mcp_block(content)) is not None:
+            return (block,)
     elif isinstance(content, list) and content:
         return tuple(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     raise input_error(f"{where}.content is {shape(content)}. Send a text or a list of text and image_url parts.")
@@ -220,10 +240,29 @@ def _part(part: object, where: str) -> Part:
             return ImagePart(url, detail if isinstance(detail, str) else None)
         case {"type": "image_url", "image_url": str(url)}:
             return ImagePart(url)
+        case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
+            return AudioPart(data, kind)
+    if isinstance(part, Mapping) and (block := _mcp_block(part)) is not None:
+        return block
     raise input_error(
         f'{where} is {shape(part)}. Send {{"type": "text", "text": "…"}} or '
         '{"type": "image_url", "image_url": {"url": "…"}}.'
     )
+
+
+def _mcp_block(block: Mapping[Any, Any]) -> Part | None:
+    """Return the part that a content block of MCP stands for, None for any other object."""
+    match block:
+        case {"type": "image", "data": str(data), "mimeType": str(media_type)}:
+            return ImagePart(f"data:{media_type};base64,{data}")
+        case {"type": "audio", "data": str(data), "mimeType": str(media_type)}:
+            kind = media_type.partition("/")[2].partition(";")[0].removeprefix("x-")
+            return AudioPart(data, {"mpeg": "mp3", "wave": "wav"}.get(kind, kind))
+        case {"type": "resource", "resource": {"text": str(text)}}:
+            return TextPart(text)
+        case {"type": "resource", "resource": {"blob": str(data), "mimeType": str(media_type)}}:
+            return ImagePart(f"data:{media_type};base64,{data}") if media_type.startswith("image/") else None
+    return None
 
 
 def _text(value: object, where: str) -> str:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptmill.http.body import read_body
 from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.http_error import HttpError
-from promptmill.http.json_response_workaround import in_one_piece
+from promptmill.http.json_response_workaround import ONE_PIECE, in_one_piece, wants_one_piece
 from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, Sessions
 from promptmill.http.token import Token
 
@@ -100,7 +100,11 @@ class App:
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
-        await self._inner(inside, _again(body, receive), in_one_piece(scope, body, _plain(send)))
+        send = _plain(send)
+        if wants_one_piece(scope, body):
+            inside[ONE_PIECE] = True
+            send = in_one_piece(send)
+        await self._inner(inside, _again(body, receive), send)
         self.answered += 1
 
     def _check_host(self, scope: Scope) -> None:

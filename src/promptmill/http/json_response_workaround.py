@@ -2,7 +2,8 @@
 
 httpx2, on which the Python SDK's client of the 2.x line stands, ends an event stream at an event of 1 MiB: the call
 has then been paid for, and its answers are lost. A JSON body has no such limit. It leaves no place for progress, so
-only calls large enough to matter are answered that way, and only to those clients; blanks keep the line alive.
+only calls large enough to matter are answered that way, of clients that asked for no progress or are known to have the
+limit; blanks keep the line alive. Any other result above the limit comes as its first answers and a job.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 from starlette.types import Message, Scope, Send
 
 _LIMITED = b"httpx2"
+ONE_PIECE = "promptmill.one_piece"
+"""In a request's scope: its result goes as one JSON body."""
+_TOKEN = b'"progressToken"'
 _LARGE = 4 << 10  # some dozens of prompts
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
 
 
-def in_one_piece(scope: Scope, body: bytes, send: Send) -> Send:
-    """Return `send`, changed for a large call of such a client to answer with JSON instead of an event stream."""
+def wants_one_piece(scope: Scope, body: bytes) -> bool:
+    """Return whether the request is better answered with JSON than with an event stream."""
     agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-    return _reframed(send) if len(body) > _LARGE and _LIMITED in agent else send
+    return len(body) > _LARGE and (_LIMITED in agent or _TOKEN not in body)
 
 
-def _reframed(send: Send) -> Send:
+def in_one_piece(send: Send) -> Send:
+    """Return `send`, changed to answer with JSON instead of an event stream."""
     framed = False
 
     async def said(message: Message) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http import EventStore, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+from promptmill.http.event_store import Events, SessionEvents
 
 IDLE_S = 1800.0
 # A client that ended without saying so leaves its session behind: some 40 KiB, for half an hour.
@@ -15,8 +17,23 @@ MOST_SESSIONS = 2000
 class Sessions(StreamableHTTPSessionManager):
     """The SDK's sessions, but a new one never waits for old ones: the one that is idle for longest goes.
 
+    Each keeps its last events, so that a client whose connection broke gets what it missed.
+
     The SDK refuses whoever comes when all places are taken, so that whoever takes them locks all others out.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._events = Events()
+        super().__init__(*arguments, **options)
+
+    @property
+    def event_store(self) -> EventStore | None:
+        """What the SDK gives to a new session, which it asks for once."""
+        return SessionEvents(self._events)
+
+    @event_store.setter
+    def event_store(self, _: EventStore | None) -> None:
+        """Take what the SDK sets by itself: nothing."""
 
     def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
         if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:

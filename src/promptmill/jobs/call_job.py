@@ -32,8 +32,10 @@ _BUFFER = 1 << 20
 _FORMAT = "messages"
 
 
-def write(items: Sequence[Conversation], system_prompt: str, plan: ResolvedConfig, folders: JobFolders) -> Job:
-    """Write `items` as a job, readable by this user alone, and open it. Blocks.
+def write(
+    items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig, folders: JobFolders
+) -> Job:
+    """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
     It survives the end of this process, but a power loss only after `make_durable`. Raises `PromptmillError`
     (`storage`); nothing is left behind then.
@@ -93,13 +95,15 @@ def discard(job: Job) -> None:
     shutil.rmtree(job.folder.path, ignore_errors=True)
 
 
-def _write_lines(path: Path, items: Sequence[Conversation], system_prompt: str, plan: ResolvedConfig) -> str:
+def _write_lines(
+    path: Path, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig
+) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
     digest = hashlib.sha256()
     with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
-        for index, conversation in enumerate(items):
+        for index, conversation in items:
             line = _line(index, conversation.with_system(system_prompt), shared, allowed)
             digest.update(line)
             file.write(line)

@@ -60,7 +60,7 @@ class DeadlineCall:
         for item in self._items:
             if isinstance(item, PromptmillError):
                 self._stats.settle(Failure(item))
-        conversations = [item for item in self._items if isinstance(item, Conversation)]
+        conversations = [(at, item) for at, item in enumerate(self._items) if isinstance(item, Conversation)]
         folders = self._running_jobs.folders
         writing = asyncio.ensure_future(
             asyncio.to_thread(call_job.write, conversations, self._system_prompt, self._plan, folders)

@@ -75,7 +75,7 @@ class RunningJobs:
             starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
             await asyncio.shield(starting)
         else:
-            self._run_here(job)
+            self.run_here(job)
         return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | self._told(folder)
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
@@ -134,12 +134,16 @@ class RunningJobs:
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return self._told(folder)
 
-    def _run_here(self, job: Job) -> None:
+    def run_here(self, job: Job) -> asyncio.Task[Any]:
+        """Run a job in this process; return its run."""
+
         async def run() -> None:
             with job.folder.log.open("a") as log:
                 await Runner(job, self._service, watch=progress_lines(job.spec.job_id, log)).run()
 
-        self.adopt(job, asyncio.ensure_future(run()))
+        task = asyncio.ensure_future(run())
+        self.adopt(job, task)
+        return task
 
     def adopt(self, job: Job, run: asyncio.Task[Any]) -> None:
         """Look after a job that runs here until its end, and close it then."""

@@ -46,6 +46,6 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
     if not locked:
         add_engine_tools(mcp, service)
     add_answer_tools(mcp, service, running_jobs)
-    add_bulk_tools(mcp, running_jobs)
+    add_bulk_tools(mcp, service, running_jobs)
     add_status(mcp, service)
     return mcp

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import orjson
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.conversation import shape
@@ -50,14 +50,22 @@ def _as_list_or_object(value: object) -> object:
 Loose = BeforeValidator(_as_list_or_object)
 
 
+def null_is(default: object) -> BeforeValidator:
+    """Return a validator that reads `null`, which some models send for what they leave out, as the default."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
 def _items(check: Callable[[object], str | None]) -> BeforeValidator:
     """Return a validator of a list that stops at its first wrong item; `check` says what should be there instead.
 
-    pydantic goes on to the last one, and a list of half a million wrong items costs seconds and a gigabyte.
+    pydantic goes on to the last one, and a list of half a million wrong items costs seconds and a gigabyte. A lone item
+    is a list of one.
     """
 
     def checked(value: object) -> object:
-        value = _as_list_or_object(value)
+        value = _list_of(value) if check is _image_list else _as_list_or_object(value)
+        if not isinstance(value, list) and check(value) is None:
+            value = [value]
         if isinstance(value, list):
             for index, item in enumerate(value):
                 if (expected := check(item)) is not None:
@@ -66,6 +74,14 @@ def _items(check: Callable[[object], str | None]) -> BeforeValidator:
         return value
 
     return BeforeValidator(checked)
+
+
+def _list_of(value: object) -> object:
+    """Return the images of several prompts; a lone image is a list of one, at either level."""
+    value = _as_list_or_object(value)
+    if isinstance(value, str):
+        return [[value]]
+    return [[item] if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
 
 
 def _prompt(item: object) -> str | None:
@@ -99,9 +115,19 @@ Prompts = Annotated[
 ]
 SystemPrompt = Annotated[
     str,
+    null_is(""),
     Field(
         description="Instruction above every prompt of this call. Leave it out for the configured one.",
         examples=["Answer in one word."],
+    ),
+]
+CallSampling = Annotated[
+    dict[str, Any] | None,
+    Loose,
+    Field(
+        description="How the answers of this call are sampled: what is given here goes over the configured parameters. "
+        "Names: temperature, top_p, max_tokens, stop, seed and the like. Seldom needed.",
+        examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]
 AnswerSchema = Annotated[
@@ -188,10 +214,22 @@ ExtraParams = Annotated[
         examples=[{"chat_template_kwargs": {"enable_thinking": False}}],
     ),
 ]
+
+
+class Sent(str):
+    """A word that the client sent, told from the same word as a default."""
+
+    __slots__ = ()
+
+
+DEFAULT_BACKEND = "vllm"
 BackendName = Annotated[
     str,
+    null_is(""),
+    AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Which backend answers from now on. Always give it: left out, it is `vllm`, whatever runs now. "
+        description="Which backend answers from now on. Better give it: left out, it is `vllm`, unless the "
+        "configuration names another that runs now and `backend_configs` is about that one alone. "
         "`openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's machine; `hf`: a "
         "transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],

@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastmcp import FastMCP
+import orjson
+from fastmcp import Context, FastMCP
+from fastmcp.exceptions import ResourceError
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
-from promptmill.server.arguments import JobId, SystemPrompt
+from promptmill.core.errors import PromptmillError
+from promptmill.server.arguments import JobId, SystemPrompt, null_is
+from promptmill.server.large_results import most_bytes, page
 from promptmill.server.tool_errors import said
 from promptmill.service.service import Service
 
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from promptmill.jobs.running_jobs import RunningJobs
 
 _MOST_ROWS = 1000
+_ENVELOPE = 4 << 10
+_PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
     "job_id": {"type": "string"},
@@ -91,8 +97,8 @@ def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -
     return running_jobs
 
 
-def add_bulk_tools(mcp: FastMCP, running_jobs: Callable[[], RunningJobs]) -> None:
-    """Add the four tools to the app."""
+def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+    """Add the four tools and the resource of answers to the app."""
 
     @mcp.tool(
         output_schema=_object({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
@@ -126,6 +132,7 @@ def add_bulk_tools(mcp: FastMCP, running_jobs: Callable[[], RunningJobs]) -> Non
         system_prompt: SystemPrompt = "",
         resume: Annotated[  # noqa: FBT002 (the tool's signature is given)
             bool,
+            null_is(True),
             Field(description="Go on where an earlier job of these two files ended; false forgets its answers."),
         ] = True,
     ) -> dict[str, Any]:
@@ -161,18 +168,40 @@ def add_bulk_tools(mcp: FastMCP, running_jobs: Callable[[], RunningJobs]) -> Non
     )
     @said
     async def bulk_results(
+        ctx: Context,
         job_id: JobId,
         offset: Annotated[
-            int, Field(ge=0, description="Row of the job to begin with, from 0; for the next page `next_offset`.")
+            int,
+            null_is(0),
+            Field(ge=0, description="First row, from 0; for the next page `next_offset`."),
         ] = 0,
-        limit: Annotated[int, Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
+        limit: Annotated[int, null_is(50), Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
 
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an answer yet are left out, so while
         `state` is not `finished` read again later from where the first was missing.
         """
-        return await asyncio.to_thread(running_jobs().results, job_id, offset, limit)
+        found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit)
+        most = most_bytes(ctx, service.plan)
+        return found if most is None else page(found, most - _ENVELOPE, copies=2)
+
+    @mcp.resource(
+        "promptmill://jobs/{job_id}/answers{?offset}",
+        name="answers",
+        title="Answers of a job",
+        description="A job's answers in input order, page by page: `next` is the address of the next page.",
+        mime_type="application/json",
+    )
+    async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
+        try:
+            found = await asyncio.to_thread(running_jobs().results, job_id, max(0, offset), _MOST_ROWS)
+        except PromptmillError as error:
+            raise ResourceError(str(error)) from None
+        found = page(found, (most_bytes(ctx, service.plan) or _PAGE_BYTES) - _ENVELOPE, copies=1)
+        after = found.pop("next_offset")
+        found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
+        return orjson.dumps(found).decode()
 
     @mcp.tool(
         output_schema=_object(_STATUS, "job_id", "state"),

@@ -58,7 +58,7 @@ class CallLog(Middleware):
 def _end_of(result: ToolResult) -> str:
     structured = result.structured_content or {}
     answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
-    codes = Counter(error["code"] for error in errors)
+    codes = Counter(error["code"] for error in errors if isinstance(errors, list))  # those of a job are counts by code
     deferred = codes.pop(Code.DEFERRED, 0)
     parts = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]
     if answers is not None:

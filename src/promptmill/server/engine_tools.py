@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastmcp import Context, FastMCP
-from mcp_types import ToolAnnotations
+from fastmcp.tools import ToolResult
+from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Overrides
-from promptmill.server.arguments import BackendConfigs, BackendName, ExtraParams, SamplingParams
+from promptmill.server.arguments import DEFAULT_BACKEND, BackendConfigs, BackendName, ExtraParams, SamplingParams, Sent
 from promptmill.server.progress import with_progress
 from promptmill.server.tool_errors import said
 from promptmill.service.service import Service
+
+_KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
 def add_engine_tools(mcp: FastMCP, service: Service) -> None:
@@ -28,16 +33,19 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         backend_configs: BackendConfigs,
         sampling_params: SamplingParams,
         extra_params: ExtraParams = None,
-        backend: BackendName = "vllm",
-    ) -> None:
+        backend: BackendName = DEFAULT_BACKEND,
+    ) -> ToolResult:
         """Choose backend, model and sampling for all calls that follow, and load the model.
 
         Not needed before `generate`: the server has a configuration, and the first call loads what it says. Call it
         only to change something. It returns nothing when the model is ready; loading may take minutes. An unchanged
         model stays loaded, and changing the sampling alone costs nothing. When it fails, what answered before goes on.
         """
-        overrides = Overrides(backend, backend_configs, sampling_params, extra_params or {})
+        kept = not isinstance(backend, Sent) and _stays(service, backend_configs)
+        chosen = service.plan.backend if kept else str(backend)
+        overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         await with_progress(ctx, service, CallStats(), service.init(overrides))
+        return ToolResult(content=[TextContent(type="text", text=_KEPT.format(chosen))] if kept else [])
 
     @mcp.tool(
         output_schema=None,
@@ -53,3 +61,13 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         the model again. Returns nothing.
         """
         await service.shutdown_engine()
+
+
+def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
+    """Return whether a call that names no backend means the one that runs, not the default of the tool.
+
+    A pipeline's own client means what its server always did.
+    """
+    running = service.plan.backend
+    named = service.configured_backend == running and not service.plan.trust_client
+    return named and all(name == running for name, block in backend_configs.items() if block)

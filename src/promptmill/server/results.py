@@ -49,6 +49,15 @@ ANSWERS: dict[str, Any] = {
             "description": "There only when time was up: the items that failed with code `deferred` go on as this job; "
             "read their answers with bulk_results.",
         },
+        "omitted": {
+            "type": "integer",
+            "description": "There only when all answers were too large for one message: how many are left out behind "
+            "those in `ans_ls`.",
+        },
+        "kept_job_id": {
+            "type": "string",
+            "description": "There with `omitted`: the job that has all answers; read them with bulk_results.",
+        },
     },
     "required": ["ans_ls"],
 }

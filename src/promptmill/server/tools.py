@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -21,7 +21,9 @@ from promptmill.core.conversation import (
     conversation_from_prompt,
 )
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.server.arguments import AnswerSchema, Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.core.outcome import Outcome
+from promptmill.server import large_results
+from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, result_of
 from promptmill.server.tool_errors import said
@@ -47,6 +49,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -55,7 +58,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
         items: list[Conversation | PromptmillError] = []
         for index, item in enumerate(prompt_ls):
             items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
@@ -75,6 +78,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -85,7 +89,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema)
+        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
         settings = service.plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = [
@@ -104,13 +108,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         messages: Messages,
         system_prompt: SystemPrompt = "",
         answer_schema: AnswerSchema = None,
+        sampling_params: CallSampling = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = conversation_from_messages(messages, "messages")
-        plan = answers.plan(answer_schema)
+        plan = answers.plan(answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
 
 
@@ -130,13 +135,19 @@ class _Answers:
         self._service = service
         self._board = running_jobs
 
-    def plan(self, answer_schema: Mapping[str, Any] | None) -> ResolvedConfig:
-        """Return the plan of a call. Raises `PromptmillError` (`invalid_input`) for a schema that cannot be used."""
-        plan = self._service.plan
-        if answer_schema is None:
-            return plan
-        compile_schema(answer_schema)
-        return plan.with_sampling({"response_format": asking_for(answer_schema)})
+    def plan(
+        self, answer_schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None
+    ) -> ResolvedConfig:
+        """Return the plan of a call.
+
+        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
+        beyond what the operator allows.
+        """
+        changes = dict(sampling_params or {})
+        if answer_schema is not None:
+            compile_schema(answer_schema)
+            changes["response_format"] = asking_for(answer_schema)
+        return self._service.plan.with_sampling(changes).within_limits(changes)
 
     async def of(
         self,
@@ -148,10 +159,17 @@ class _Answers:
     ) -> ToolResult:
         """Answer `items` as `plan` says; within `max_call_s`, where that is set."""
         service = self._service
-        any_failure = plan.settings.on_error == "raise"
+
+        async def keep(outcomes: Sequence[Outcome]) -> str:
+            from promptmill.jobs import kept_call
+
+            asked = system_prompt or plan.settings.system_prompt
+            return await kept_call.keep(self._board(), items, outcomes, asked, plan)
+
         if plan.settings.max_call_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
-            return result_of(await with_progress(ctx, service, stats, work), stats, any_failure=any_failure)
+            outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
+            return await self._result(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
         call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
@@ -160,4 +178,29 @@ class _Answers:
             job_id, spent = call.go_on()
         finally:
             call.abandon()
-        return result_of(outcomes, spent, any_failure=any_failure, job_id=job_id)
+        return await self._result(ctx, outcomes, spent, plan, keep, job_id=job_id)
+
+    async def _result(
+        self,
+        ctx: Context,
+        outcomes: Sequence[Outcome],
+        stats: CallStats,
+        plan: ResolvedConfig,
+        keep: Callable[[Sequence[Outcome]], Awaitable[str]],
+        *,
+        job_id: str | None = None,
+    ) -> ToolResult:
+        """Return the result; what the client could not take is kept as a job."""
+        any_failure = plan.settings.on_error == "raise"
+        result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+        most = large_results.most_bytes(ctx, plan)
+        if most is None or large_results.message_bytes(result) <= most:
+            return result
+        try:
+            kept_id = await keep(outcomes)
+        except PromptmillError as error:
+            stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
+            return result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+        return large_results.first_answers(
+            outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most
+        )

@@ -98,6 +98,11 @@ class Service:
             if replaced is not None:
                 self._retire(replaced)
 
+    @property
+    def configured_backend(self) -> str | None:
+        """The backend that the configuration names."""
+        return self._configuration.backend
+
     async def generate(
         self,
         items: Sequence[Conversation | PromptmillError],
@@ -105,15 +110,17 @@ class Service:
         *,
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
+        sink: ListSink | None = None,
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
 
         `plan` is the call's own, where it asks for more than the configuration says (`ResolvedConfig.with_sampling`).
+        `sink` holds the outcomes so far, for a caller who may cancel the call and wants them then.
 
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
-        sink = ListSink(len(items))
+        sink = sink or ListSink(len(items))
         limit_s = self.plan.settings.call_timeout
         unanswered: PromptmillError | None
         try:

@@ -243,7 +243,7 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
 
 def test_what_the_engine_cannot_take_is_a_warning(desk, engine, backend):
     extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
-    desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "json_object"}, reasoning_effort="low")
+    desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "grammar"}, reasoning_effort="low")
     said = " ".join(desk.stats.warnings)
     for name in ("chat_template_kwargs.tokenize", "guided_json", "reasoning_effort"):
         assert name in said

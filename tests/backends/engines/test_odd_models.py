@@ -142,7 +142,7 @@ def test_a_template_that_refuses_is_that_items_error(desk, make_engine, tiny):
 
 def test_unsupported_can_be_made_an_error(desk, make_engine, tiny):
     host = make_engine(tiny(), unsupported="error")
-    good, bad = desk.ask(host, ["a", "a"], max_tokens=2, response_format=(None, {"type": "json_object"}))
+    good, bad = desk.ask(host, ["a", "a"], max_tokens=2, response_format=(None, {"type": "grammar"}))
     assert good.finish_reason
     assert bad.error.code == "unsupported"
     assert "response_format" in bad.error.message

@@ -205,6 +205,19 @@ def _check(failure: Any, fault: Fault, tries: tuple[int, int], upstream: Any) ->
     assert error.hint
 
 
+@pytest.fixture(params=["own connections", "aiohttp's session"])
+def either_way(request, upstream, monkeypatch):
+    """Both ways to an endpoint: directly, and through a proxy, which is the upstream itself."""
+    if request.param != "own connections":
+        monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+    return request.param
+
+
+both = pytest.mark.usefixtures("either_way")
+
+
+@both
 @pytest.mark.parametrize("fault", FAULTS + REFUSED_KEYS, ids=lambda fault: fault.name)
 def test_a_fault_ends_the_item_as_the_table_says(upstream, drive, fault):
     upstream.reply = fault.reply
@@ -213,6 +226,7 @@ def test_a_fault_ends_the_item_as_the_table_says(upstream, drive, fault):
     assert result.seconds < 10
 
 
+@both
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_of_one_item_costs_no_other(upstream, drive, fault):
     upstream.reply = by_prompt({"bad": fault.reply}, late(0.005))
@@ -234,6 +248,7 @@ def test_a_fault_that_passes_costs_nothing(upstream, drive, fault):
     assert result.outcomes[0].attempts == 3
 
 
+@both
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.name)
 def test_a_fault_that_passes_costs_nothing_at_an_endpoint_that_has_answered(upstream, run, fault):
     async def work():
@@ -300,6 +315,7 @@ def test_a_certificate_from_the_environment_is_trusted(upstreams, drive, monkeyp
     assert drive(["hi"], base_url=up.url).texts == echoes(["hi"])
 
 
+@both
 @pytest.mark.parametrize("at", ["head", "body"])
 def test_a_slow_drip_is_waited_for_while_it_drips(upstream, drive, at):
     upstream.reply = late(0.2, drip(0.1, 8)) if at == "head" else drip(0.15, 8)
@@ -342,6 +358,7 @@ STREAM_FAULTS = [
 ]
 
 
+@both
 @pytest.mark.parametrize("fault", STREAM_FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_of_a_stream_costs_no_other(upstream, drive, fault):
     upstream.reply = by_prompt({"bad": fault.reply}, late(0.005))
@@ -351,6 +368,7 @@ def test_a_fault_of_a_stream_costs_no_other(upstream, drive, fault):
     assert result.texts == echoes(prompts[:7] + prompts[8:])
 
 
+@both
 def test_one_redirect_leads_nowhere_else(upstreams, upstream, drive):
     elsewhere = upstreams()
     for code in (301, 302, 303, 307, 308):
@@ -361,6 +379,7 @@ def test_one_redirect_leads_nowhere_else(upstreams, upstream, drive):
     assert not elsewhere.seen
 
 
+@both
 @pytest.mark.parametrize(
     "body",
     [
@@ -404,6 +423,7 @@ def test_a_long_reason_is_cut(upstream, drive):
     assert len(drive(["hi"]).failures[0].error.message) < 2000
 
 
+@both
 def test_later_runs_are_right_after_every_fault(upstream, run):
     async def work():
         async with opened(upstream.url, retries=2, timeout=[2, 0.3]) as backend:
@@ -418,6 +438,7 @@ def test_later_runs_are_right_after_every_fault(upstream, run):
     run(work())
 
 
+@both
 @pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
 def test_interim_responses_have_an_end(run, upstream, length):
     bad = "bad" + "." * length
@@ -436,6 +457,7 @@ def test_interim_responses_have_an_end(run, upstream, length):
     assert run(work(), timeout_s=30).texts == ["echo: good", None]
 
 
+@both
 @pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
 def test_silence_after_early_hints_is_silence(run, upstream, length):
     bad = "bad" + "." * length

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.protocol import Request
-from promptmill.core.conversation import Message, TextPart, check_encodable
+from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.images.cache import ImageCache
 from promptmill.images.load import ImageFile, ImageRules
@@ -61,6 +61,12 @@ class Submissions:
                 "The prompt comes with images, and this model reads only text.",
                 "Load a model that reads images, or choose another backend.",
             )
+        if conversation.has_audio:
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The prompt comes with audio, which engines on this machine do not read.",
+                "Leave it out, or choose the openai backend and a model that listens.",
+            )
         check_encodable(conversation)
         read = [await self._image_cache.read(image.source) for image in images]
         size = sum(map(len, read))
@@ -109,7 +115,7 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
             for part in content:
                 if isinstance(part, TextPart):
                     parts.append({"type": "text", "text": part.text})
-                else:
+                elif isinstance(part, ImagePart):
                     parts.append({"type": "image", "index": index})
                     index += 1
             content = parts

@@ -65,7 +65,7 @@ class OpenAIBackend:
         throttle = LoopThrottle(clock)
         self._endpoint_states = endpoint_states(self._endpoints, self._model, settings, throttle, chance)
         self._limiter = Limiter(self._endpoint_states, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency, await asyncio.to_thread(trust_of_environment), throttle)
+        self._pool = Pool(settings, self._concurrency, trust_of_environment, throttle)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""

@@ -15,7 +15,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of, with_words
 from promptmill.backends.openai.providers import translate
 from promptmill.backends.protocol import Request
-from promptmill.core.conversation import Message, TextPart, check_encodable, shape
+from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable, shape
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
 
@@ -143,6 +143,9 @@ def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
     for part in message.content:
         if isinstance(part, TextPart):
             pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+        elif isinstance(part, AudioPart):
+            audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
+            pieces.append(orjson.dumps(audio))
         else:
             detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
             pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]

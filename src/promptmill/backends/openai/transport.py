@@ -1,11 +1,11 @@
-"""One aiohttp session; one attempt at a time through it."""
+"""One attempt at a time to an endpoint: over our own connections, or over aiohttp's session where that can more."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -14,34 +14,28 @@ from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
-from promptmill.backends.openai.connector import Connector
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.raw_http import (
-    KNOWN,
-    LARGEST_SMALL_REQUEST,
-    HttpResponse,
-    RawHttpClient,
-    TooLarge,
-    whole,
-)
+from promptmill.backends.openai.raw_http import LARGEST_BODY, HttpResponse, RawHttpClient, Target, TooLarge
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.limits import descriptors
 
-# uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
-_KEEPALIVE_S = 4.0
+# Larger bodies are written piece by piece by the session, which waits while the endpoint reads too slowly.
+LARGEST_DIRECT_REQUEST = 1024 * 1024
+# An upload is given this long beside the silence that is borne after it.
+_SLOWEST_UPLOAD_BYTES_S = 50_000
 # Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
 _SPARE_DESCRIPTORS = 64
 
 
 class _Route(NamedTuple):
-    """What does not change from request to request to one endpoint."""
+    """What does not change from request to request to one endpoint. Without a `target` the session sends."""
 
     url: URL
     headers: CIMultiDict[str]
-    proxy: URL | None
-    proxy_headers: Mapping[str, str] | None
-    exchange: RawHttpClient | None = None
+    target: Target | None
+    proxy: URL | None = None
+    proxy_headers: Mapping[str, str] | None = None
 
 
 class _Pieces(aiohttp.Payload):
@@ -68,26 +62,21 @@ class Pool:
         self,
         settings: OpenAISettings,
         connections: int,
-        trust: ssl.SSLContext | bool,  # noqa: FBT001
+        trust: Callable[[], ssl.SSLContext],
         throttle: LoopThrottle,
     ) -> None:
         """Open nothing yet; must be made on the event loop. `connections` is the most at a time.
 
-        `trust` is from `trust_of_environment`.
+        `trust` is `trust_of_environment`.
         """
         connect_s, silence_s = settings.timeout
+        self._silence_s = silence_s
+        limit = settings.max_connections or connections
+        self._client = RawHttpClient(limit, connect_s, silence_s, trust)
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
-        self._connector = Connector(
-            limit=settings.max_connections or connections,
-            ttl_dns_cache=300,
-            keepalive_timeout=_KEEPALIVE_S,
-            ssl=trust,
-        )
-        self._fresh = Connector(limit=0, ttl_dns_cache=300, force_close=True, ssl=trust)
-        self._session, self._fresh_session = (
-            aiohttp.ClientSession(connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
-            for connector in (self._connector, self._fresh)
-        )
+        self._limit = limit
+        self._trust = trust
+        self._session: asyncio.Future[aiohttp.ClientSession] | None = None
         self._trust_env = settings.trust_env
         self._routes: dict[str, _Route] = {}
         self._throttle = throttle
@@ -95,28 +84,39 @@ class Pool:
     async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> HttpResponse:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
-        Raises what aiohttp and the system raise, and `TooLarge`.
+        Raises what aiohttp and the system raise, and what `raw_http` adds to that.
         """
         if not self._throttle.pass_now():
             await self._throttle.turn()
         route = self._routes.get(endpoint.url)
         if route is None:
             route = self._routes[endpoint.url] = self._route(endpoint)
-        if isinstance(body, list) and sum(map(len, body)) <= LARGEST_SMALL_REQUEST:
-            body = b"".join(body)
-        if route.exchange is not None and isinstance(body, bytes) and len(body) <= LARGEST_SMALL_REQUEST:
-            return await route.exchange.post(body, fresh=fresh)
-        session = self._fresh_session if fresh else self._session
-        async with session.post(
+        pieces = body if isinstance(body, list) else [body]
+        length = sum(map(len, pieces))
+        if route.target is not None and length <= LARGEST_DIRECT_REQUEST:
+            return await self._client.post(route.target, pieces, length, fresh=fresh)
+        return await self._over_session(route, pieces, length)
+
+    async def _over_session(self, route: _Route, pieces: list[bytes], length: int) -> HttpResponse:
+        """Post on a connection of its own: on a kept one, what came between requests would be the next one's answer.
+
+        The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
+        life, without end.
+        """
+        session = await self._opened()
+        posting = session.post(
             route.url,
-            data=_Pieces(body if isinstance(body, list) else [body]),
+            data=_Pieces(pieces),
             headers=route.headers,
             allow_redirects=False,
             proxy=route.proxy,
             proxy_headers=route.proxy_headers,
-        ) as response:
+        )
+        begins_s = (self._timeout.sock_connect or 0) + self._silence_s + length / _SLOWEST_UPLOAD_BYTES_S
+        response = await asyncio.wait_for(posting, begins_s)
+        async with response:
             try:
-                return HttpResponse(response.status, response.headers, await whole(response.content))
+                return HttpResponse(response.status, response.headers, await _whole(response.content))
             except TooLarge:
                 response.close()
                 raise
@@ -124,11 +124,24 @@ class Pool:
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
         try:
-            async with asyncio.timeout(timeout_s), self._session.get(url, allow_redirects=False) as response:
-                body = await response.content.read(largest)
-                return body if response.status == 200 else None
+            async with asyncio.timeout(timeout_s):
+                session = await self._opened()
+                async with session.get(url, allow_redirects=False) as response:
+                    body = await response.content.read(largest)
+                    return body if response.status == 200 else None
         except Exception:  # noqa: BLE001 (a page that nobody needs)
             return None
+
+    async def _opened(self) -> aiohttp.ClientSession:
+        """Return the session, which many calls never need."""
+        if self._session is None:
+            self._session = asyncio.ensure_future(self._open())
+        return await asyncio.shield(self._session)
+
+    async def _open(self) -> aiohttp.ClientSession:
+        trust = await asyncio.to_thread(self._trust)
+        connector = aiohttp.TCPConnector(limit=self._limit, ttl_dns_cache=300, force_close=True, ssl=trust)
+        return aiohttp.ClientSession(connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
 
     def _route(self, endpoint: Endpoint) -> _Route:
         """Return the way to `endpoint`; the environment's proxies are looked up here, once.
@@ -140,29 +153,42 @@ class Pool:
         headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
         named = getproxies().get(url.scheme) if self._trust_env and not proxy_bypass(url.host or "") else None
         if not named:
-            exchange = RawHttpClient(self._connector, self._fresh, url, headers, self._timeout) if KNOWN else None
-            return _Route(url, headers, None, None, exchange)
+            return _Route(url, headers, Target(url, headers))
         proxy = URL(named if "://" in named else f"http://{named}")
         if proxy.user is None:
-            return _Route(url, headers, proxy, None)
+            return _Route(url, headers, None, proxy)
         credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
-        return _Route(url, headers, proxy.with_user(None), {"Proxy-Authorization": credentials})
+        return _Route(url, headers, None, proxy.with_user(None), {"Proxy-Authorization": credentials})
 
     async def aclose(self) -> None:
         """Close all connections, those with a request in flight too."""
-        await self._session.close()
-        await self._fresh_session.close()
+        self._client.close()
+        if self._session is not None:
+            session = await self._session
+            await session.close()
 
 
-def trust_of_environment() -> ssl.SSLContext | bool:
-    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do, else True.
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """Return the body. Raises `TooLarge`; the connection is then of no more use."""
+    chunks: list[bytes] = []
+    size = 0
+    while not content.at_eof():
+        chunk = await content.readany()
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise TooLarge(f"more than {LARGEST_BODY} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def trust_of_environment() -> ssl.SSLContext:
+    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do.
 
     Blocks for some 50 ms.
     """
-    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
-    if not named and not os.environ.get("SSL_CERT_FILE"):
-        return True  # aiohttp's own context, made when it was imported
     context = ssl.create_default_context()  # SSL_CERT_FILE is in it
+    context.set_alpn_protocols(["http/1.1"])
+    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
     for path in named[:1]:
         context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
     return context

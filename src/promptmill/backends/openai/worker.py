@@ -58,7 +58,7 @@ class Worker:
         memory = DecodeMemory(job["max_image_memory"])
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"], memory)
         image_encoder = ImageEncoder(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
-        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment(), throttle)
+        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment, throttle)
         self._sender = LocalSender(
             pool,
             image_encoder,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.hf.answer_mask import AnswerMasks
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
 from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
 from promptmill.backends.engines.hf.model import LanguageModel
@@ -51,6 +52,7 @@ class PromptBuilder:
         self._tokenizer = model.tokenizer
         self._special = special_tokens(model.tokenizer)
         self._refuse = refuse_unsupported
+        self._masks = AnswerMasks(model.tokenizer, model.ends)
         self._vision = model.vision
         self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
         self._layout: TextLayout | ImageLayout = TextLayout()
@@ -82,6 +84,8 @@ class PromptBuilder:
         tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.of(tokens, limit)
+        thinks = text.rstrip().endswith("<think>")
+        choice.mask = self._masks.of(sampling.get("response_format"), thinks=thinks)
         return RunningSequence(
             run=message["run"],
             number=message["id"],
@@ -91,7 +95,7 @@ class PromptBuilder:
             choice=choice,
             image_inputs=image_inputs,
             stops=stops,
-            thinks=text.rstrip().endswith("<think>"),
+            thinks=thinks,
             inline=sampling.get("reasoning") == "inline",
             warnings=warnings,
         )
@@ -102,7 +106,7 @@ class PromptBuilder:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
         left_out = not_known(extra, _KNOWN | as_it_is)
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
-        if "response_format" in sampling and sampling["response_format"].get("type") != "text":
+        if sampling.get("response_format", {}).get("type", "text") not in {"text", "json_object", "json_schema"}:
             left_out.append("response_format")
         warn_of_left_out(left_out, "hf", warnings)
         return options

@@ -27,6 +27,8 @@ class SamplerState:
     seed: int | None = None
     constraints: Any = None
     """What changes scores beyond the above (see `constraints`); None: nothing does."""
+    mask: Any = None
+    """What rules tokens out, last of all (see `answer_mask`)."""
     _generator: Any = None
     _seen: Any = None
     _counts: Any = None
@@ -71,6 +73,8 @@ class SamplerState:
         if self.constraints is not None:
             whole = torch.tensor([prompt + tokens], device=scores.device)
             scores.copy_(self.constraints(whole, scores.unsqueeze(0)).squeeze(0))
+        if self.mask is not None:
+            self.mask.apply(scores, tokens)
 
 
 def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:

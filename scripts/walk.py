@@ -1,0 +1,117 @@
+"""Count the source files that one warm prompt and one CSV row pass: fewer files are easier to follow.
+
+    .venv/bin/python scripts/walk.py
+
+A prompt goes from the MCP tool `generate` to the socket and back; a row from a CSV file through `promptmill bulk` into
+the output. Counted are the files of the package in which some function ran, after a first call has loaded everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fastmcp import Client
+
+from promptmill.cli.main import main
+from promptmill.config.loading import Configuration
+from promptmill.server import create_server
+from promptmill.service.service import Service
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "promptmill"
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Answers every chat completion with the same word."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Answer a request."""
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps(
+            {
+                "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1},
+            }
+        ).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("content-type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+
+class Walk:
+    """The files of the package in which a function was called between `start` and `stop`, in all threads."""
+
+    def __init__(self) -> None:
+        self.files: set[Path] = set()
+
+    def _called(self, frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            file = Path(frame.f_code.co_filename)
+            if file.is_relative_to(PACKAGE):
+                self.files.add(file.relative_to(PACKAGE))
+
+    def __enter__(self) -> Walk:
+        threading.setprofile(self._called)
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
+async def prompt(url: str) -> set[Path]:
+    """Return the files that a warm prompt passes."""
+    block = {"base_url": url, "model_name": "m", "api_key": "k"}
+    service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
+    try:
+        async with Client(create_server(service)) as client:
+            await client.call_tool("generate", {"prompt_ls": ["warm"]})
+            with Walk() as walk:
+                await client.call_tool("generate", {"prompt_ls": ["walk"]})
+    finally:
+        await service.aclose()
+    return walk.files
+
+
+def row(url: str, folder: Path) -> set[Path]:
+    """Return the files that a job of one CSV row passes, from its command to its output."""
+    source = folder / "in.csv"
+    source.write_text("prompt\nwalk\n")
+    options = ["--backend", "openai", "--base-url", url, "--model", "m", "--set", "backend_configs.openai.api_key=k"]
+    arguments = ["bulk", str(source), *options]
+    main([*arguments, str(folder / "warm.csv")])
+    with Walk() as walk:
+        main([*arguments, str(folder / "out.csv")])
+    assert "yes" in (folder / "out.csv").read_text()
+    return walk.files
+
+
+def show(what: str, files: set[Path], most: int) -> None:
+    """Print how many files were passed, and which."""
+    print(f"{what}: {len(files)} files (at most {most} wanted)")
+    for file in sorted(files):
+        print(f"  {file}")
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    show("one warm prompt", asyncio.run(prompt(here)), 18)
+    with tempfile.TemporaryDirectory() as name:
+        show("one CSV row", row(here, Path(name)), 36)

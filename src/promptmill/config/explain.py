@@ -1,0 +1,97 @@
+"""Explain validation errors of the configuration: each key's path, what is wrong, and the key that was meant."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+
+from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.core.conversation import shape
+from promptmill.core.sampling import Sampling
+
+_MOST_PROBLEMS = 10
+_OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
+# What other programs call it.
+_ALIASES = {
+    "api_base": "did you mean base_url?",
+    "base": "did you mean base_url?",
+    "endpoint": "did you mean base_url?",
+    "url": "did you mean base_url?",
+    "openai_api_base": "did you mean base_url?",
+    "openai_api_key": "did you mean api_key?",
+    "key": "did you mean api_key?",
+    "model": "did you mean model_name (openai) or model_name_or_path (hf, vllm, openvino)?",
+    "max_new_tokens": "did you mean sampling_params.max_tokens?",
+    "max_concurrency": "did you mean concurrency?",
+    "max_workers": "did you mean num_workers?",
+    "max_retries": "did you mean retries?",
+    "tensor_parallel": "did you mean gpu_ids, or tensor_parallel_size of vllm?",
+    "ollama": _OLLAMA,
+}
+
+
+def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
+    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one.
+
+    `above` is the path of `model` itself.
+    """
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_context=False):
+        location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+        if problem["type"] == "extra_forbidden":
+            lines[path] = unknown_key(location, model)
+        else:
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if problem["type"] == "model_type":
+                message = "should hold keys and values"
+            elif problem["type"] == "string_pattern_mismatch":
+                message = f"is not one of {_described(location, model)}".rstrip(".")
+            got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
+            lines.setdefault(path, f"{message}{got}.")
+    told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    more = len(lines) - len(told)
+    return " ".join([*told, f"And {more} more."] if more else told)
+
+
+def _described(location: list[int | str], model: type[BaseModel]) -> str:
+    """Return what the settings say about the key at `location`."""
+    description = ""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        description = field.description or ""
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return description
+
+
+def _elsewhere(key: str, known: list[str]) -> str:
+    """Return where a key belongs that stands in the wrong block; `""` when it belongs nowhere."""
+    if key in Sampling.model_fields and key not in known:
+        return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
+    if key in Settings.model_fields and key not in known:
+        return "it belongs at the top level of the file."
+    blocks = [
+        name
+        for name, field in BackendConfigs.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        if key in field.annotation.model_fields and key not in known
+    ]
+    return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
+
+
+def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+    """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
+    *parents, key = location
+    for parent in parents:
+        annotation = model.model_fields[str(parent)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    known = list(model.model_fields)
+    if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
+        return f"unknown key; {hint}"
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")

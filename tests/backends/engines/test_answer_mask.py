@@ -1,0 +1,59 @@
+"""hf: answers that are held to a schema while they are written."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from promptmill.answers.response_format import asking_for
+from promptmill.core.outcome import Completion
+from shapes import SHAPES
+
+pytestmark = pytest.mark.engine
+
+
+def test_a_model_of_noise_keeps_to_two_hundred_schemas(desk, tiny_engine):
+    formats = tuple(asking_for(shape.schema) for shape in SHAPES)
+    outcomes = desk.ask(
+        tiny_engine, ["x"] * len(SHAPES), max_tokens=160, temperature=1.0, seed=7, response_format=formats
+    )
+    assert [outcome for outcome in outcomes if not isinstance(outcome, Completion)] == []
+    ended = [
+        (shape, outcome) for shape, outcome in zip(SHAPES, outcomes, strict=True) if outcome.finish_reason == "stop"
+    ]
+    for shape, outcome in ended:
+        jsonschema.validate(json.loads(outcome.text), shape.schema)
+    assert len(ended) > 150, "the others are cut off inside a number or text without a limit"
+
+
+def test_requests_with_and_without_a_schema_share_a_batch(desk, tiny_engine):
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema["additionalProperties"] = False
+    formats = tuple(asking_for(schema) if key % 2 else None for key in range(6))
+    free, *_ = desk.texts(tiny_engine, ["x"], max_tokens=8)
+    texts = desk.texts(tiny_engine, ["x"] * 6, max_tokens=40, response_format=formats)
+    assert {text[:4] for text in texts[::2]} == {free[:4]}
+    assert all(json.loads(text) in ({"ok": True}, {"ok": False}) for text in texts[1::2])
+
+
+def test_a_schema_that_cannot_be_held_to_is_an_error_and_the_engine_goes_on(desk, tiny_engine):
+    impossible = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "format": "no-such"}},
+        "not": {"required": []},
+    }
+    formats = (asking_for(impossible), {"type": "json_schema"}, None)
+    first, second, third = desk.ask(tiny_engine, ["x"] * 3, max_tokens=4, response_format=formats)
+    assert first.error.code == "unsupported"
+    assert second.error.code == "invalid_input"
+    assert isinstance(third, Completion)
+
+
+def test_json_begins_behind_the_reasoning_that_the_prompt_opened(desk, make_engine, tiny, chat_template):
+    host = make_engine(tiny(template=chat_template + "<think>"))
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    (outcome,) = desk.ask(host, ["x"], max_tokens=30, response_format=asking_for(schema))
+    assert (outcome.text, outcome.finish_reason) == ("", "length")  # noise never closes its reasoning
+    assert outcome.reasoning

@@ -1,0 +1,341 @@
+"""Our own HTTP/1.1 against a server that says exactly what a test wants, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from promptmill.backends.openai.raw_http import (
+    HttpResponse,
+    InvalidResponseError,
+    RawHttpClient,
+    StaleError,
+    Target,
+    UnreachableError,
+)
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+Answer = Callable[[asyncio.StreamWriter, int], Awaitable[None]]
+
+
+def saying(*pieces: bytes) -> Answer:
+    """Answer every request with these bytes, in as many writes."""
+
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        del number
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    return answer
+
+
+class Server:
+    """Counts connections and requests."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.writers: list[asyncio.StreamWriter] = []
+
+
+@contextlib.asynccontextmanager
+async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
+    server = Server()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.connections += 1
+        server.writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                server.requests.append(head + await reader.readexactly(length))
+                await answer(writer, len(server.requests))
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    try:
+        yield server, Target(URL(f"http://127.0.0.1:{port}/v1/chat"), {"Content-Type": "application/json"})
+    finally:
+        listening.close()
+        for writer in server.writers:
+            writer.transport.abort()
+
+
+@contextlib.contextmanager
+def client(limit: int = 10, silence_s: float = 5.0):
+    made = RawHttpClient(limit, 2.0, silence_s, ssl.create_default_context)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def asked(answer: Answer, times: int = 1, silence_s: float = 5.0) -> tuple[list[HttpResponse | BaseException], Server]:
+    """Return what came of so many requests, one after the other."""
+
+    async def work() -> tuple[list[HttpResponse | BaseException], Server]:
+        found: list[HttpResponse | BaseException] = []
+        async with served(answer) as (server, target):
+            with client(silence_s=silence_s) as raw:
+                for _ in range(times):
+                    found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
+                    await asyncio.sleep(0.03)
+        return found, server
+
+    return asyncio.run(work())
+
+
+def test_the_request_is_one_that_any_server_reads():
+    (response,), server = asked(saying(OK))
+    assert isinstance(response, HttpResponse)
+    assert (response.status, response.body) == (200, b"ok")
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert body == b"{}"
+    assert head.startswith(b"POST /v1/chat HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert head.endswith(b"\r\nContent-Type: application/json\r\nContent-Length: 2")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (OK,),
+        tuple(OK[at : at + 1] for at in range(len(OK))),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n", b"1;x=y\r\nk\r\n0\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nTrailer: 1\r\n\r\n",),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n", OK),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + OK,),
+        (b"HTTP/1.1 200 OK\r\nCONTENT-LENGTH:2\r\nx:\r\n\r\nok",),
+        (b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok",),
+    ],
+    ids=["sized", "byte by byte", "chunked", "trailer", "early hints", "several interim", "terse", "no phrase"],
+)
+def test_responses_of_every_shape_are_read_and_the_connection_is_kept(pieces):
+    found, server = asked(saying(*pieces), times=3)
+    assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"ok"] * 3
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "body"),
+    [
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (OK + b"and more", b"ok"),
+        (OK + OK, b"ok"),
+        (
+            OK.replace(b"ok", b"ok").replace(b"200 OK", b"204 None").replace(b"Content-Length: 2\r\n\r\nok", b"\r\n"),
+            b"",
+        ),
+    ],
+    ids=["close", "HTTP/1.0", "garbage behind", "a second response", "204"],
+)
+def test_a_connection_that_cannot_be_trusted_any_more_is_not_used_again(said, body):
+    found, server = asked(saying(said), times=2)
+    assert [response.body for response in found if isinstance(response, HttpResponse)] == [body] * 2
+    assert server.connections == (1 if b"204" in said else 2)
+
+
+def test_what_comes_between_requests_is_nobodys_answer():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nunasked!")
+
+    found, server = asked(answer, times=4)
+    assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"1", b"2", b"3", b"4"]
+    assert server.connections == 4
+
+
+def test_a_body_without_a_length_ends_with_the_connection():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nto the ")
+        await asyncio.sleep(0.02)
+        writer.write(b"end %d" % number)
+        writer.close()
+
+    found, server = asked(answer, times=2)
+    assert [response.body for response in found if isinstance(response, HttpResponse)] == [
+        b"to the end 1",
+        b"to the end 2",
+    ]
+    assert server.connections == 2
+
+
+def test_a_half_closed_connection_within_a_sized_body_is_lost():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        del number
+        writer.write(OK[:-1])
+        writer.write_eof()
+
+    (error,), _ = asked(answer)
+    assert isinstance(error, aiohttp.ClientPayloadError)
+
+
+def test_a_kept_connection_that_ends_without_a_byte_is_stale():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        if number == 1:
+            writer.write(OK)
+        else:
+            writer.close()
+
+    (first, second), _ = asked(answer, times=2)
+    assert isinstance(first, HttpResponse)
+    assert isinstance(second, StaleError)
+
+
+def test_a_new_connection_that_ends_without_a_byte_is_not():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        del number
+        writer.close()
+
+    (error,), _ = asked(answer)
+    assert isinstance(error, aiohttp.ServerDisconnectedError)
+    assert not isinstance(error, StaleError)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"220 mail.example ESMTP ready\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100,
+        b"HTTP/1.1 200 OK\r\n" + b"X-Filler: 0123456789\r\n" * 10_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok",
+    ],
+    ids=["smtp", "length", "lengths", "upgrade", "interim flood", "endless head", "chunk", "brotli", "not gzip"],
+)
+def test_what_is_not_a_response_is_said_to_be_none(said):
+    (error,), _ = asked(saying(said))
+    assert isinstance(error, InvalidResponseError)
+
+
+def test_a_compressed_body_is_read_though_nobody_asked_for_compression():
+    packed = gzip.compress(b"first") + gzip.compress(b", second")
+    said = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed)
+    (response,), server = asked(saying(said))
+    assert isinstance(response, HttpResponse)
+    assert response.body == b"first, second"
+    assert b"accept-encoding" not in server.requests[0].lower()
+
+
+@pytest.mark.parametrize("before", [b"", OK[:20], OK[:-1], b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+def test_silence_has_an_end(before):
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        del number
+        writer.write(before)
+
+    (error,), _ = asked(answer, silence_s=0.2)
+    assert isinstance(error, TimeoutError)
+
+
+def test_headers_are_found_in_any_case():
+    (response,), _ = asked(saying(OK.replace(b"\r\n\r\n", b"\r\nReTry-AFTER:  7 \r\nX-Two: 1\r\nx-two: 2\r\n\r\n")))
+    assert isinstance(response, HttpResponse)
+    assert response.headers["retry-after"] == response.headers.get("Retry-After") == "7"
+    assert response.headers["X-Two"] == "1"
+    assert response.headers.get("nothing") is None
+
+
+def test_no_more_connections_are_open_than_allowed():
+    async def work() -> tuple[int, int]:
+        async with served(saying(OK)) as (server, target):
+            with client(limit=3) as raw:
+                answers = await asyncio.gather(*(raw.post(target, [b"{}"], 2) for _ in range(20)))
+            return server.connections, sum(answer.status == 200 for answer in answers)
+
+    assert asyncio.run(work()) == (3, 20)
+
+
+def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
+    async def work() -> int:
+        async with served(saying(OK)) as (_, target):
+            with client(limit=1) as raw:
+                posts = [asyncio.ensure_future(raw.post(target, [b"{}"], 2)) for _ in range(4)]
+                await asyncio.sleep(0.005)
+                posts[1].cancel()
+                posts[0].cancel()
+                async with asyncio.timeout(5):
+                    return (await posts[2]).status + (await posts[3]).status
+
+    assert asyncio.run(work()) == 400
+
+
+def test_a_cancelled_request_closes_its_connection():
+    async def work() -> bool:
+        async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+            del number
+            await asyncio.sleep(0)
+
+        async with served(answer) as (server, target):
+            with client() as raw:
+                post = asyncio.ensure_future(raw.post(target, [b"{}"], 2))
+                while not server.requests:
+                    await asyncio.sleep(0.001)
+                post.cancel()
+                async with asyncio.timeout(5):
+                    while not server.writers[0].transport.is_closing():
+                        await asyncio.sleep(0.001)
+                return True
+
+    assert asyncio.run(work())
+
+
+def test_a_fresh_connection_is_used_once():
+    async def work() -> int:
+        async with served(saying(OK)) as (server, target):
+            with client() as raw:
+                await raw.post(target, [b"{}"], 2)
+                for _ in range(2):
+                    await raw.post(target, [b"{}"], 2, fresh=True)
+                await raw.post(target, [b"{}"], 2)
+            return server.connections
+
+    assert asyncio.run(work()) == 3
+
+
+def test_nobody_listening_is_said():
+    async def work() -> None:
+        async with served(saying(OK)) as (_, target):
+            pass
+        with client() as raw:
+            await raw.post(target, [b"{}"], 2)
+
+    with pytest.raises(UnreachableError):
+        asyncio.run(work())
+
+
+@pytest.mark.parametrize("value", ["a\r\nb", "a\nb", "a\0b"])
+def test_a_header_cannot_break_out(value):
+    with pytest.raises(ValueError, match="line break"):
+        Target(URL("http://localhost/v1"), {"Authorization": value})
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://localhost/v1", b"localhost"),
+        ("http://localhost:8000/v1", b"localhost:8000"),
+        ("https://api.example.com/v1", b"api.example.com"),
+        ("https://api.example.com:444/v1", b"api.example.com:444"),
+        ("http://[::1]:8000/v1", b"[::1]:8000"),
+        ("http://bücher.example/v1?a=b%20c", b"xn--bcher-kva.example"),
+    ],
+)
+def test_the_host_is_named_as_servers_expect(url, host):
+    assert b"\r\nHost: %b\r\n" % host in Target(URL(url), {}).head(0)

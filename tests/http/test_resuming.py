@@ -1,0 +1,105 @@
+"""A connection that breaks costs no answer: the client asks again from the last event that it has seen."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import threading
+
+import pytest
+
+from piped import eventually
+from promptmill.http.event_store import Events, SessionEvents
+from replies import answer
+from served import messages
+
+_ID = re.compile(rb"^id: (\S+)", re.MULTILINE)
+
+
+def _posted(server, session, message):
+    """Send a request and break its connection after the first event; return that event's id."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/mcp", json.dumps(message), session.headers)
+    response = connection.getresponse()
+    said = b""
+    while not (found := _ID.search(said)):
+        said += response.read1(4096)
+    connection.sock.close()
+    response.close()
+    return found[1].decode()
+
+
+def _call(*prompts):
+    params = {"name": "generate", "arguments": {"prompt_ls": list(prompts)}}
+    return {"jsonrpc": "2.0", "id": 77, "method": "tools/call", "params": params}
+
+
+def _resumed(server, session, event_id):
+    """Ask for what came after an event; return the messages up to the first response."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", "/mcp", headers=session.headers | {"Last-Event-ID": event_id})
+    response = connection.getresponse()
+    assert response.status == 200
+    said = b""
+    while b'"id":77' not in said or not said.endswith(b"\n"):
+        piece = response.read1(65_536)
+        if not piece:
+            break
+        said += piece
+    connection.close()
+    return messages(said)
+
+
+@pytest.mark.parametrize("back", ["before the answer", "after it"])
+def test_what_was_answered_while_the_connection_was_lost_is_there_again(server, upstream, back):
+    gate = threading.Event()
+
+    async def when_open(exchange):
+        await asyncio.to_thread(gate.wait, 30)
+        await answer()(exchange)
+
+    upstream.reply = when_open
+    session = server.session()
+    event_id = _posted(server, session, _call("slow"))
+    eventually(lambda: upstream.in_flight)
+    if back == "after it":
+        gate.set()
+        eventually(lambda: not upstream.in_flight)
+    else:
+        threading.Timer(0.5, gate.set).start()
+    found = _resumed(server, session, event_id)
+    (response,) = [message for message in found if message.get("id") == 77]
+    assert response["result"]["structuredContent"]["ans_ls"] == ["echo: slow"]
+
+
+def test_an_unknown_event_is_no_error_of_the_server(server):
+    session = server.session()
+    for event_id in ("nonsense", "0123456789abcdef-1"):
+        assert server.ask("GET", headers=session.headers | {"Last-Event-ID": event_id}).status == 200
+
+
+def test_a_session_cannot_ask_for_the_events_of_another(run):
+    async def work():
+        events = Events()
+        mine, other = SessionEvents(events), SessionEvents(events)
+        first = await mine.store_event("1", None)
+        sent = []
+        assert await other.replay_events_after(first, sent.append) is None
+        assert await mine.replay_events_after(first, sent.append) == "1"
+        assert sent == []
+
+    run(work())
+
+
+def test_the_oldest_events_go_first_and_the_newest_is_kept(run):
+    async def work():
+        events = Events(most_bytes=10_000)
+        session = SessionEvents(events)
+        ids = [await session.store_event("1", None) for _ in range(100)]
+        assert events.after(ids[0]) is None
+        assert events.after(ids[-2]) is not None
+        assert len(events._events) < 12
+
+    run(work())

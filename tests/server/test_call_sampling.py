@@ -1,0 +1,73 @@
+"""A call may bring sampling parameters of its own, within what the operator allows."""
+
+from __future__ import annotations
+
+import pytest
+
+from talk import sent, text
+
+
+def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(talk, upstream):
+    async def work(talk):
+        await talk("generate", prompt_ls=["a"], sampling_params={"temperature": 0, "max_tokens": 5})
+        await talk("multiturn_generate", messages=[{"role": "user", "content": "b"}], sampling_params='{"seed": 7}')
+        await talk("multimodal_generate", prompt_ls=["c"], multimodal_path=[[]], sampling_params={"top_p": None})
+        await talk("generate", prompt_ls=["d"])
+
+    talk(work, top={"sampling_params": {"temperature": 0.5, "top_p": 0.9}})
+    names = {"temperature", "top_p", "max_tokens", "seed"}
+    bodies = [{name: value for name, value in sent(upstream, at).items() if name in names} for at in range(4)]
+    assert bodies == [
+        {"temperature": 0, "top_p": 0.9, "max_tokens": 5},
+        {"temperature": 0.5, "top_p": 0.9, "seed": 7},
+        {"temperature": 0.5},
+        {"temperature": 0.5, "top_p": 0.9},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({"temprature": 0}, "sampling_params.temprature: unknown key; did you mean temperature?"),
+        ({"max_tokens": 0}, "sampling_params.max_tokens"),
+        ({"max_tokens": 101}, "sampling_params.max_tokens: a call may ask for at most 100 here."),
+        ({"stop": [None] * 30_000}, "more than 20,000 values"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(talk, upstream, sampling, said):
+    async def work(talk):
+        return await talk.error("generate", prompt_ls=["a"], sampling_params=sampling)
+
+    assert said in talk(work, top={"client_limits": {"max_tokens": 100}})
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "expected"),
+    [(None, None, 100), (50, None, 50), (500, None, 100), (50, 80, 80), (50, {"max_tokens": None}, 100)],
+)
+def test_the_limit_of_tokens_holds_whatever_a_call_leaves_out(talk, upstream, configured, asked, expected):
+    sampling = asked if isinstance(asked, dict) else {} if asked is None else {"max_tokens": asked}
+
+    async def work(talk):
+        result = await talk("generate", prompt_ls=["a"], sampling_params=sampling)
+        assert not result.is_error, text(result)
+
+    given = {} if configured is None else {"max_tokens": configured}
+    talk(work, top={"client_limits": {"max_tokens": 100}, "sampling_params": given})
+    assert sent(upstream)["max_tokens"] == expected
+
+
+def test_generation_init_keeps_to_the_limits_too(talk):
+    async def work(talk):
+        model = await talk.init(backend_configs={"openai": {"model_name": "dear"}})
+        allowed = await talk.init(backend_configs={"openai": {"model_name": "cheap"}})
+        tokens = await talk.init(sampling_params={"max_tokens": 1000})
+        beside = await talk.init(extra_params={"max_completion_tokens": 1000})
+        return text(model), allowed.is_error, text(tokens), text(beside)
+
+    model, allowed, tokens, beside = talk(work, top={"client_limits": {"max_tokens": 100, "models": ["cheap"]}})
+    assert model == "backend_configs.openai: a call may choose these models here: cheap."
+    assert not allowed
+    assert "at most 100" in tokens
+    assert beside.startswith("extra_params.max_completion_tokens")
