@@ -98,13 +98,13 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
 
 
-def test_an_input_that_changes_during_the_run_stops_the_job(bench: Any) -> None:
+def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
-    with bench.input.open("a") as file:
-        file.write('{"prompt": "more"}\n')
+    with bench.input.open("r+") as file:
+        file.write('{"id": 7,')
     process.communicate(timeout=60)
     assert process.returncode == 2
     assert "has changed" in bench.status()["reason"]
@@ -227,7 +227,7 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
 def test_an_endpoint_that_is_gone_stops_the_job(bench: Any) -> None:
     bench.prompts(400)
     bench.upstream.vanish()
-    bench.fail(code=1)
+    bench.fail(code=75)  # trying again may help
     found = bench.status()
     assert found["state"] == "stopped"
     assert "refused the connection" in found["reason"]

@@ -65,6 +65,8 @@ class CallStats:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached: int = 0
+    """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0
     """Structured answers whose writing was corrected."""
     asked_again: int = 0

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
-from promptmill.backends.row_fields import own_images, own_parameters, own_system_prompt
+from promptmill.backends.row_fields import NAMES, own_images, own_parameters, own_system_prompt
 from promptmill.core.conversation import (
     Conversation,
     ImagePosition,
@@ -33,6 +34,7 @@ from promptmill.images import load as images
 BATCH_URL = "/v1/chat/completions"
 BOM = b"\xef\xbb\xbf"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
+_LONG = 32 * 1024
 _NOTHING: Mapping[str, Any] = {}
 # Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
@@ -85,6 +87,22 @@ def decode_row(
     conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
+
+
+def digest(kind: str, line: bytes) -> bytes | None:
+    """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
+
+    A long line is known by its bytes: to parse it would take long.
+    """
+    if len(line) > _LONG:
+        return hashlib.blake2b(line.strip(), digest_size=16).digest()
+    try:
+        value = load(line, "")
+        asked = value["body"] if kind == "batch" else {name: value[name] for name in NAMES & value.keys()}
+        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except (PromptmillError, TypeError, KeyError, AttributeError):
+        return None
+    return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,25 +15,47 @@ from promptmill.cli import validate as validation
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import admission, prune, status
+from promptmill.jobs import admission, detached, prune, status
+from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
+from promptmill.jobs.folder import Folder
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.progress_text import summary
+from promptmill.jobs.progress_text import listed, summary
 from promptmill.jobs.runner import Runner
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-OK, SOME_FAILED, USAGE, TERMINATED = 0, 1, 2, 143
+OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 _CANCEL_WAIT_S = 3.0
-_PAUSE_S = 0.05
+_FOLLOW_S = 1.0
 
 
-def bulk(configuration: Configuration, order: JobRequest, *, validate: bool, as_json: bool) -> int:
-    """Run a job in the foreground, or go on with it. Returns 0 when all rows are answered, 1 when not."""
-    if validate:
-        return validation.run(configuration.plan, order, as_json=as_json)
+def validate(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
+    """Check every row and send nothing."""
+    return validation.run(configuration.plan, order, as_json=as_json)
+
+
+def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
+    """Start a job in a process of its own, or go on with it."""
+    folders = JobFolders.from_environ()
+    job = admission.admit(order, configuration.plan, folders)
+    try:
+        if not job.finished:
+            status.write_starting(job.folder)
+            detached.start(job, configuration.plan, folders)
+    finally:
+        job.close()
+    _tell(status.read(job.folder), as_json=as_json)
+    return OK
+
+
+def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False) -> int:
+    """Run a job in the foreground, or go on with it.
+
+    Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
+    """
     job = admission.admit(order, configuration.plan, JobFolders.from_environ())
     try:
         about = status.read(job.folder)
@@ -39,20 +63,22 @@ def bulk(configuration: Configuration, order: JobRequest, *, validate: bool, as_
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            _tell(found, as_json=as_json)
+            _tell(found, job.folder, as_json=as_json)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            found, error, terminated = runtime.run(_bulk(configuration, job))
+            found, error, terminated = runtime.run(_bulk(configuration, job, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            _tell(status.read(job.folder) | {"alive": False}, order, as_json=as_json)
+            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json)
             raise
+        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json)
     finally:
         job.close()
-    _tell(about | found | {"alive": False}, order, as_json=as_json)
     if terminated:
         return TERMINATED
     if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
         return USAGE
+    if error is not None and error.retryable:
+        return TRY_AGAIN
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
 
 
@@ -64,35 +90,44 @@ def _kept(job: Job) -> str:
     return f" Its output holds the first {limit} rows and those behind them, and stays as it is."
 
 
-def _tell(found: Mapping[str, Any], order: JobRequest | None = None, *, as_json: bool) -> None:
+def _tell(
+    found: Mapping[str, Any], folder: Folder | None = None, order: JobRequest | None = None, *, as_json: bool
+) -> None:
+    if as_json:
+        say(orjson.dumps(found).decode())
+        return
     anew = order is not None and order.overwrite
-    say(orjson.dumps(found).decode() if as_json else summary(found, anew=anew))
+    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew))
 
 
-async def _bulk(configuration: Configuration, job: Job) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+async def _bulk(
+    configuration: Configuration, job: Job, *, as_json: bool, quiet: bool
+) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     service = Service(configuration)
     service.plan = without_own_dedupe(service.plan)
     try:
-        with progress_display.watching(job.spec.job_id) as watch:
+        with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch)
             return await until_terminated(runner)
     finally:
         await service.aclose()
 
 
-def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
-    """Show one job or all; `cancel` ends a running one and waits until it has ended."""
+def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json: bool) -> int:
+    """Show one job or all, the newest first; `cancel` ends a running one and waits until it has ended."""
     folders = JobFolders.from_environ()
     if job_id is None:
         if cancel:
             print("promptmill: name the job to cancel.", file=sys.stderr)
             return USAGE
         found = status.read_all(folders.all())
+        if only_failed:
+            found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
         if as_json:
             say(orjson.dumps({"jobs": found}).decode())
         else:
             for one in found:
-                say(f"{one['job_id']}  {one['state']:<11}  {status.line(one)}")
+                say("\n".join(listed(one)))
             if not found:
                 print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
@@ -101,7 +136,36 @@ def jobs(job_id: str | None, *, cancel: bool, as_json: bool) -> int:
         job.wait_for_end(_CANCEL_WAIT_S)
     elif cancel:
         print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
-    _tell(status.read(job), as_json=as_json)
+    _tell(status.read(job), job, as_json=as_json)
+    return OK
+
+
+def follow(job_id: str | None, *, as_json: bool) -> int:
+    """Show how far a job is, every second until nobody runs it any more."""
+    if job_id is None:
+        print("promptmill: name the job to follow.", file=sys.stderr)
+        return USAGE
+    job, told = JobFolders.from_environ().at(job_id), ""
+    while (found := status.read(job))["alive"]:
+        line = f"{found['state']}, {status.line(found)}"
+        if line != told and not as_json:
+            print(line, file=sys.stderr, flush=True)
+        told = line
+        time.sleep(_FOLLOW_S)
+    _tell(found, job, as_json=as_json)
+    return OK if found["state"] == status.FINISHED and not found.get("failed") else SOME_FAILED
+
+
+def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool) -> int:
+    """Write the answers of a job in any state to a file."""
+    if job_id is None:
+        print("promptmill: name the job whose answers to write.", file=sys.stderr)
+        return USAGE
+    count = exporting.export(JobFolders.from_environ().at(job_id), target, failures=everything)
+    if as_json:
+        say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
+    else:
+        print(f"promptmill: {count} answers in {target}.", file=sys.stderr)
     return OK
 
 
@@ -115,7 +179,7 @@ def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -
     assert spec is not None
     found = {"input": spec.input, "output": spec.output}  # where they are now
     order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
-    return bulk(configuration, order, validate=False, as_json=as_json)
+    return bulk(configuration, order, as_json=as_json)
 
 
 def forget(age: str, *, unfinished: bool, as_json: bool) -> int:

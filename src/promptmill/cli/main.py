@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     if "unconfigured" not in arguments and "command" not in arguments:
         return _help(parser, [])
+    if getattr(arguments, "state", None) is not None:
+        os.environ["PROMPTMILL_STATE"] = str(arguments.state)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         sys.stdout.flush()
@@ -166,9 +168,18 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return shell.check(configuration, as_json=arguments.json)
 
 
+def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import cache
+
+    return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
+    from promptmill.jobs.job_folders import JobFolders
     from promptmill.jobs.job_request import JobRequest
+
+    other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
     order = JobRequest(
         input=arguments.input,
@@ -178,9 +189,18 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         max_failures=arguments.max_failures,
         dedupe=arguments.dedupe,
         overwrite=arguments.overwrite,
+        replace=arguments.replace,
         retry_failed=arguments.retry_failed,
+        retry_truncated=arguments.retry_truncated,
+        reuse=arguments.reuse == "",
+        reuse_from=other,
+        accept_change=arguments.accept_change,
     )
-    return command.bulk(configuration, order, validate=arguments.validate, as_json=arguments.json)
+    if arguments.validate:
+        return command.validate(configuration, order, as_json=arguments.json)
+    if arguments.detach:
+        return command.detach(configuration, order, as_json=arguments.json)
+    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
 
 
 def _jobs(arguments: argparse.Namespace) -> int:
@@ -191,7 +211,11 @@ def _jobs(arguments: argparse.Namespace) -> int:
         return command.forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.resume:
         return command.resume(_configuration(arguments), arguments.job_id, as_json=arguments.json)
-    return command.jobs(arguments.job_id, cancel=arguments.cancel, as_json=arguments.json)
+    if arguments.export is not None:
+        return command.export(arguments.job_id, arguments.export, everything=arguments.all, as_json=arguments.json)
+    if arguments.follow:
+        return command.follow(arguments.job_id, as_json=arguments.json)
+    return command.jobs(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
 
 
 def _at_least_one(text: str) -> int:
@@ -219,6 +243,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_generate(commands, shared)
     _add_bulk(commands, shared)
     _add_jobs(commands, shared)
+    _add_cache(commands, shared)
     _add_check(commands, shared)
     helping = commands.add_parser("help", help="what a command does and takes")
     helping.add_argument("words", nargs="*", metavar="COMMAND")
@@ -285,7 +310,20 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
-    bulk.add_argument("--overwrite", action="store_true", help="start anew and replace OUTPUT, whatever it is")
+    bulk.add_argument("--retry-truncated", action="store_true", help="do rows again that max_tokens cut short")
+    bulk.add_argument(
+        "--reuse",
+        nargs="?",
+        const="",
+        metavar="JOB",
+        help="take INPUT as it is now and ask only what is new in it; JOB: use the answers of another job or output",
+    )
+    bulk.add_argument("--accept-change", action="store_true", help="go on under other settings, noted in later rows")
+    bulk.add_argument("--replace", action="store_true", help="replace OUTPUT, whatever it is, and go on with the job")
+    bulk.add_argument("--overwrite", action="store_true", help="forget all answers and replace OUTPUT, whatever it is")
+    bulk.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
+    bulk.add_argument("--quiet", action="store_true", help="show no progress")
+    bulk.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
     bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
@@ -297,10 +335,22 @@ def _add_jobs(commands: Any, shared: Parser) -> None:
     doing = jobs.add_mutually_exclusive_group()
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
+    doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
+    doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
+    doing.add_argument("--failed", action="store_true", help="only jobs that failed or have failed rows")
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
+    jobs.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
+    jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     jobs.set_defaults(unconfigured=_jobs)
+
+
+def _add_cache(commands: Any, shared: Parser) -> None:
+    cache = commands.add_parser("cache", parents=[shared], help="what the cache of answers holds")
+    cache.add_argument("--clear", action="store_true", help="forget all of it")
+    cache.add_argument("--json", action="store_true", help="print the result as JSON")
+    cache.set_defaults(command=_cache)
 
 
 def _add_check(commands: Any, shared: Parser) -> None:

@@ -8,15 +8,23 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from promptmill.jobs import status
-from promptmill.jobs.progress_text import progress_lines
+from promptmill.jobs.progress_text import progress_events, progress_lines
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
 
+_BAR = 20
+
 
 @contextlib.contextmanager
-def watching(job_id: str, stream: TextIO = sys.stderr) -> Iterator[Watch]:
-    """Give what shows a job's progress on `stream`."""
-    if stream.isatty():
+def watching(
+    job_id: str, stream: TextIO = sys.stderr, *, as_json: bool = False, quiet: bool = False
+) -> Iterator[Watch | None]:
+    """Give what shows a job's progress on `stream`: a bar, lines, or with `as_json` events; None when `quiet`."""
+    if quiet:
+        yield None
+    elif as_json:
+        yield progress_events(stream)
+    elif stream.isatty():
         with _bars(stream) as watch:
             yield watch
     else:
@@ -26,28 +34,43 @@ def watching(job_id: str, stream: TextIO = sys.stderr) -> Iterator[Watch]:
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[Watch]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bars
     from rich.table import Column
 
     console = Console(file=stream)
     looks = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=min(24, max(4, console.width - 96)), table_column=Column(no_wrap=True)),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[said]}", table_column=Column()),  # has a second line where there is no room
+        BarColumn(bar_width=_BAR, table_column=Column(no_wrap=True)),
+        TaskProgressColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
     )
     with Bars(*looks, console=console, transient=True) as bars:
-        bar = bars.add_task("starting", total=None, said="")
+        bar = bars.add_task("", total=None, said="starting")
 
         def watch(progress: Progress) -> None:
-            said = status.line(progress.as_dict()).partition(" done, ")[2]
-            bars.update(
-                bar,
-                description=progress.activity or progress.state,
-                total=progress.total,
-                completed=progress.counts.done,
-                said=said,
-            )
+            said = _said(progress, max(20, console.width - _BAR - 7))
+            bars.update(bar, total=progress.total, completed=progress.counts.done, said=said)
 
         yield watch
+
+
+def _said(progress: Progress, width: int) -> str:
+    """Return how far a job is in at most `width` characters: the less important is left out."""
+    found = progress.as_dict()
+    elapsed = status.duration(found["seconds"])
+    if progress.activity or progress.state != status.RUNNING:
+        return f"{elapsed} {progress.activity or progress.state}"[:width]
+    left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"
+    parts = {
+        "elapsed": elapsed,
+        "left": left,
+        "failed": f"{found['failed']} failed" if found["failed"] else "",
+        "rate": f"{found['rows_per_second']:.1f} rows/s",
+        "in flight": f"{found['in_flight']} in flight",
+        "done": f"{found['done']} of {found['total']}",
+    }
+    kept: list[str] = []
+    for name, text in parts.items():
+        if text and len(", ".join([*(parts[one] for one in kept), text])) <= width:
+            kept.append(name)
+    return ", ".join(parts[name] for name in kept)

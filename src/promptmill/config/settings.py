@@ -77,7 +77,9 @@ class OpenAISettings(Block):
     base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
         [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."
     )
-    api_key: SecretStr | None = Field(None, description="The key itself; better `api_key_env`.")
+    api_key: SecretStr | list[SecretStr] | None = Field(
+        None, description="The key itself, or a list of keys to share the work; better `api_key_env`."
+    )
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
     trust_env: bool = Field(True, description="Use the proxies that the environment names.")
@@ -237,6 +239,11 @@ class Settings(Block):
     )
     schema_retries: int = Field(
         1, ge=0, le=10, description="How often an answer is asked for again that does not satisfy its schema."
+    )
+    cache: bool | str = Field(
+        False,
+        description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, a file's "
+        "path, or `all` for those at any temperature.",
     )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."

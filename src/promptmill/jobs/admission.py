@@ -25,7 +25,14 @@ from promptmill.jobs.store import DamagedError
 from promptmill.system.safe_open import NoFileError, OutsideError
 
 _WHOLE = frozenset({"batch", "messages"})
-_ONCE = MappingProxyType({"overwrite": False, "anew": False, "retry_failed": False})
+_ONCE = MappingProxyType(
+    {
+        **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
+        "reuse": False,
+        "reuse_from": None,
+        "accept_change": False,
+    }
+)
 """What an order says for this time alone; going on with the job by its id does the rest again."""
 _TRIES = 100
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
@@ -42,6 +49,8 @@ class Job:
     """What it is asked under, whatever is configured after its admission."""
     input: RandomFile
     lock: Lock
+    seen: tuple[int, int] | None = None
+    """Size and time of the input when it was last found to begin with what the job was begun with."""
 
     @property
     def finished(self) -> bool:
@@ -52,7 +61,7 @@ class Job:
     def has_output(self) -> bool:
         """Whether the output is there, made by this job, with the rows that are asked for."""
         result = self.folder.result
-        if result is None or self.order.retry_failed:
+        if result is None or self.order.retry_failed or self.order.retry_truncated:
             return False
         return result.finished and result.holds(self.order.limit) and result.is_still(self.spec.output)
 
@@ -177,7 +186,7 @@ def _spec(
 
 def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
     """Raise `PromptmillError` (`invalid_input`) when something is at the output that may not be replaced."""
-    if order.overwrite or not wanted.output.exists():
+    if order.overwrite or order.replace or not wanted.output.exists():
         return
     made = folder.result
     if made is None or not made.is_own(wanted.output):
@@ -190,21 +199,50 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     begun, made = folder.spec, folder.result
     kept = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
     is_begun = begun is not None and begun.sha256 is not None  # answers come after the input was read through
+    there = stamp(wanted.output)
+    replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if order.overwrite or order.anew or (not is_begun and folder.store.is_empty):
-        there = stamp(wanted.output)
-        replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
         folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
+        if order.reuse_from is not None:
+            folder.store.begin_reuse(order.reuse_from)
         return wanted
     if begun is None:
         raise _damaged(folder)
-    _check_same(begun, wanted)
-    if made is not None:
-        _check_limit(made, wanted.output, order)
-    spec = begun.model_copy(update={"input": wanted.input, "output": wanted.output})
-    if order.retry_failed and made is not None:
+    changed = _changed_settings(begun, wanted)
+    if changed and not order.accept_change:
+        raise _other_settings(begun, changed)
+    if order.replace and (made is None or not made.is_own(wanted.output)):
+        made = replaceable
+    if order.reuse and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns):
+        spec = wanted.model_copy(update={"job_id": begun.job_id, "created": begun.created, "changed": begun.changed})
+        is_again = True
+        folder.store.begin_reuse()
+    else:
+        if begun.input_format != wanted.input_format or begun.size != wanted.size:
+            raise changed_input(begun)
+        if made is not None:
+            _check_limit(made, wanted.output, order)
+        spec = begun.model_copy(update={"input": wanted.input, "output": wanted.output})
+        is_again = order.retry_failed or order.retry_truncated or bool(changed)
+    if made is not None and is_again:
         made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
-    folder.put(spec=spec, request=kept, output=made)
-    return spec
+    folder.put(spec=_with_changes(spec, wanted, changed), request=kept, output=made)
+    if order.reuse_from is not None:
+        folder.store.begin_reuse(order.reuse_from)
+    return folder.spec or spec
+
+
+def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec:
+    if not changed:
+        return spec
+    return spec.model_copy(
+        update={
+            "changed": sorted({*spec.changed, *changed}),
+            "fingerprint": wanted.fingerprint,
+            "model": wanted.model,
+            "backend": wanted.backend,
+        }
+    )
 
 
 def open_input(source: Path, *, known: bool) -> RandomFile:
@@ -254,36 +292,40 @@ def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
         )
 
 
-def _check_same(begun: JobSpec, now: JobSpec) -> None:
-    if begun.input_format != now.input_format or begun.size != now.size:
-        raise changed_input(begun)
-    different = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name) != value]
-    if different:
-        names = ", ".join(name.replace("_", " ") for name in different)
-        raise input_error(
-            f"Job {begun.job_id} was begun with another {names}, and answers are not mixed. "
-            f"Set it as it was to go on; {_ANEW}"
-        )
+def _changed_settings(begun: JobSpec, now: JobSpec) -> list[str]:
+    """Return the names of the settings that are not those that the job was begun with."""
+    return [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
+
+
+def _other_settings(begun: JobSpec, changed: list[str]) -> PromptmillError:
+    names = ", ".join(name.replace("_", " ") for name in changed)
+    return input_error(
+        f"Job {begun.job_id} was begun with another {names}, and answers are not mixed. Set it as it was to go on; "
+        f"--accept-change goes on and notes it in every later row; {_ANEW}"
+    )
 
 
 def changed_input(spec: JobSpec) -> PromptmillError:
     """Return the error of an input that is not what the job was begun with."""
-    return input_error(f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; {_ANEW}")
+    return input_error(
+        f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; --reuse asks only what is "
+        f"new in it; {_ANEW}"
+    )
 
 
 def check_content(job: Job, halt: threading.Event) -> None:
     """Read the input through and note in the job's spec what was found. Blocks, about a second per gigabyte.
 
-    A file with the size and time it had is believed. Does nothing more once `halt` is set. Raises `PromptmillError`
-    (`invalid_input`) when the input has changed.
+    A file with the size and time it had is believed. Lines that were appended since the job began are left. Does
+    nothing more once `halt` is set. Raises `PromptmillError` (`invalid_input`) when the input has changed.
     """
     spec = job.spec
-    size, mtime_ns = job.input.stamp()
-    if spec.sha256 is not None and (size, mtime_ns) == (spec.size, spec.mtime_ns):
+    found_stamp = job.input.stamp()
+    if spec.sha256 is not None and found_stamp in {(spec.size, spec.mtime_ns), job.seen}:
         return
     digest, lines = hashlib.sha256(), 0
     offset, last = 0, b"\n"
-    while block := job.input.read_at(offset, 1 << 20):
+    while block := job.input.read_at(offset, min(1 << 20, spec.size - offset)):
         digest.update(block)
         lines += block.count(b"\n")
         offset, last = offset + len(block), block[-1:]
@@ -292,9 +334,13 @@ def check_content(job: Job, halt: threading.Event) -> None:
     found = digest.hexdigest()
     if offset != spec.size or spec.sha256 not in {None, found}:
         raise changed_input(spec)
+    job.seen = found_stamp
+    if found_stamp[0] != spec.size:
+        job.input.end = spec.size
+        return
     if spec.lines is None and formats.row_kind(spec.input_format) != "table":
         spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
-    job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": mtime_ns})
+    job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": found_stamp[1]})
     job.folder.put(spec=job.spec)
 
 
@@ -310,7 +356,11 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
     """Return digests of what decides about answers; what each line brings itself is part of the input."""
     settings = plan.settings
     above = system_prompt(plan, given_prompt, input_format)
-    found = {"model": _digest(plan.model), "system_prompt": _digest(above)}
+    openai = settings.backend_configs.openai
+    found = {"model": _digest(plan.model), "system_prompt": _digest(above), "backend": _digest(plan.backend)}
+    if plan.backend == "openai":
+        found["endpoint"] = _digest(openai.base_url)
+        found["enable_thinking"] = _digest(openai.enable_thinking)
     if input_format not in _WHOLE:
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
         found["image_tag"] = _digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))

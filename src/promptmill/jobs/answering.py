@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,13 +42,20 @@ class Answering:
     """Where to note what was asked, to ask it once; None to ask everything."""
     guard: Callable[[], None]
     give_up: Callable[[PromptmillError], None]
+    changed: Sequence[str] = ()
     crash: Callable[[str], None] | None = None
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
         taken: dict[int, Taken] = {}
         sink = StoreSink(
-            self.store, self.counts, taken, self.give_up, failure_limit=self.failure_limit, crash=self.crash
+            self.store,
+            self.counts,
+            taken,
+            self.give_up,
+            failure_limit=self.failure_limit,
+            changed=self.changed,
+            crash=self.crash,
         )
         try:
             if self.duplicates is None:
@@ -96,8 +104,25 @@ class Answering:
                 sink.record(row, failure)
                 self.stats.settle(failure)
 
+        loop = asyncio.get_running_loop()
+
+        def count(number: int) -> None:
+            self.counts.done += number
+
+        def reused(number: int) -> None:
+            loop.call_soon_threadsafe(count, number)
+
         rows = Rows(
-            self.file, self.path, self.reading, self.store, self.again, taken, self.limit, self.guard, everything
+            self.file,
+            self.path,
+            self.reading,
+            self.store,
+            self.again,
+            taken,
+            self.limit,
+            self.guard,
+            reused if self.store.reuses else None,
+            everything,
         )
         return FileSource(rows, settle, self.give_up)
 

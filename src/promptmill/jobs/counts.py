@@ -63,6 +63,7 @@ class JobCounts:
             "done": self.done,
             "failed": self.failed,
             "errors": self.codes,
+            "truncated": self.truncated,
             "requests": self.requests + stats.requests,
             "retries": self.retries + stats.retries,
             "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,

@@ -47,6 +47,8 @@ class RandomFile:
 
     def __init__(self, path: Path) -> None:
         """Open the file at `path` for reading."""
+        self.end: int | None = None
+        """Where reading ends before the file does."""
         self._descriptor = os.open(path, _BINARY | os.O_RDONLY)
         self._seeking = threading.Lock()
 
@@ -57,12 +59,15 @@ class RandomFile:
         Raises what `guarded.open_regular` raises.
         """
         file = cls.__new__(cls)
+        file.end = None
         file._descriptor = open_regular(path, (path,))
         file._seeking = threading.Lock()
         return file
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset`; fewer at the end."""
+        if self.end is not None:
+            size = min(size, max(0, self.end - offset))
         if sys.platform != "win32":
             return os.pread(self._descriptor, size, offset)
         with self._seeking:
@@ -107,7 +112,8 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence, self._file.stamp()[0])
+        end = self._file.stamp()[0] if self._file.end is None else self._file.end
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence, end)
         self._at = start + offset
         return self._at
 

@@ -50,6 +50,8 @@ class JobSpec(BaseModel):
     backend: str
     model: str
     created: int
+    changed: list[str] = []
+    """Settings that are not what they were when the job began, see `--accept-change`."""
     working_folder: Path | None = None
     """Where relative image paths start, from wherever the job is taken up again."""
 

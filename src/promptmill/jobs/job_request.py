@@ -53,7 +53,17 @@ class JobRequest(BaseModel):
     """Start anew and replace whatever is at `output`."""
     anew: bool = False
     """Start anew, but replace only an output that this job made itself."""
+    replace: bool = False
+    """Replace whatever is at `output`, but go on with the job."""
     retry_failed: bool = False
+    retry_truncated: bool = False
+    """Answer rows again whose answer was cut short by `max_tokens`."""
+    reuse: bool = False
+    """Take the input as it is now: only rows that ask something new are asked."""
+    reuse_from: Path | None = None
+    """The database of another job, whose answers count for rows that ask the same."""
+    accept_change: bool = False
+    """Go on under other settings than the job was begun with, which is noted in every later row."""
 
     @property
     def failure_limit(self) -> FailureLimit | None:

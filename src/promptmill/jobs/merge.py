@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.outcome import Failure
 from promptmill.jobs import disk, tables
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import OutputRecord, stamp
 from promptmill.jobs.lines import Lines
 from promptmill.jobs.output_records import batch_output, jsonl_line, plain_line
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import Record, record_of
 from promptmill.jobs.store import JobStore
 from promptmill.jobs.tables import Halted
 
 _BUFFER = 1 << 20
+_UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
 class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
@@ -36,6 +38,10 @@ class Answers:
         self.rows = 0
         """The first of so many rows (of the input, blank lines included) were asked for."""
 
+    def find(self, row: int) -> Record | None:
+        """Return the record of `row`, None when it is to be left out. Raises `Unanswered`."""
+        return self.of(row)
+
     def of(self, row: int) -> Record:
         """Return the record of `row`. Raises `Unanswered`."""
         self.rows = row + 1
@@ -45,6 +51,22 @@ class Answers:
         if record is None or record.row != row or not record.is_sound:
             raise Unanswered(row)
         return record
+
+
+class PartialAnswers(Answers):
+    """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
+
+    def __init__(self, store: JobStore, *, failures: bool) -> None:
+        super().__init__(store)
+        self._failures = failures
+
+    def find(self, row: int) -> Record | None:
+        """Return the record of `row`, None when it is to be left out."""
+        try:
+            record = self.of(row)
+        except Unanswered:
+            return record_of(row, _UNANSWERED) if self._failures else None
+        return record if self._failures or record.code is None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +91,9 @@ class Merge:
     takes_model: bool = True
     """Whether a line of a Batch file was answered by the model that it names."""
 
-    def answer(self, row: int) -> Record:
-        """Return the record of `row`. Raises `Unanswered`."""
-        record = self.answers.of(row)
+    def answer(self, row: int) -> Record | None:
+        """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
+        record = self.answers.find(row)
         if self.crash:
             self.crash("merging")
         if self.halt is not None and self.halt.is_set():
@@ -141,6 +163,8 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                 return
             rows += 1
             record, data = merge.answer(line.row), line.data or b""
+            if record is None:
+                continue
             if merge.input_format == "batch":
                 found = batch_output(
                     data,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TextIO
+
+import orjson
 
 from promptmill.jobs import status
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
 
 _LINE_EVERY_S = 5.0
+_EVENT_EVERY_S = 1.0
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -35,13 +39,44 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
     return watch
 
 
-def summary(found: Mapping[str, Any], *, anew: bool = False) -> str:
-    """Return the paragraph at the end of a job, from its status; `anew`: the command began it anew."""
+def progress_events(stream: TextIO) -> Watch:
+    """Return what writes the status to `stream` about once a second, as a line of JSON."""
+    told = 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _EVENT_EVERY_S:
+            told = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(orjson.dumps(progress.as_dict()).decode(), file=stream, flush=True)
+
+    return watch
+
+
+def listed(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines that a job has in a list of jobs."""
+    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(found["created"]))
+    return [
+        f"{found['job_id']}  {found['state']:<11}  {status.line(found)}",
+        f"    {begun}  {found['model']}  {found['input_file']} → {found['output_file']}",
+    ]
+
+
+def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingProxyType({}), anew: bool = False) -> str:
+    """Return the paragraph at the end of a job, from its status.
+
+    `examples`: a message for each code of failures. `anew`: the command began it anew.
+    """
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
     lines.append(f"  rows      {status.line(found)}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
+    lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
+    if found.get("failed") and state == status.FINISHED:
+        lines.append("  the failed rows alone are done again with --retry-failed")
+    if truncated := found.get("truncated"):
+        lines.append(f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again")
     lines.append(f"  requests  {found.get('requests', 0)}, {found.get('retries', 0)} of them retries")
     lines.append(f"  tokens    {found.get('prompt_tokens', 0)} in, {found.get('completion_tokens', 0)} out")
     latency = found.get("latency_s") or {}

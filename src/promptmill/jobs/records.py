@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs` and `details`, as far as there are any."""
+    """JSON with `tool_calls`, `logprobs`, `details` and `changed`, as far as there are any."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
@@ -46,6 +46,11 @@ class Record(NamedTuple):
     def extras(self) -> Mapping[str, Any]:
         """What `more` holds."""
         return orjson.loads(self.more) if self.more else {}
+
+    def moved(self, row: int) -> Record:
+        """Return the same record as that of `row`."""
+        fields = (row, *self[1:-1])
+        return Record._make((*fields, _checksum(fields)))
 
     def outcome(self) -> Outcome:
         """Return what was recorded."""
@@ -66,9 +71,12 @@ class Record(NamedTuple):
         )
 
 
-def record_of(row: int, outcome: Outcome, digest: bytes | None = None) -> Record:
-    """Return the record of the outcome of `row`. Half a surrogate pair becomes the replacement character."""
-    fields = _fields(row, outcome, digest)
+def record_of(row: int, outcome: Outcome, digest: bytes | None = None, changed: Sequence[str] = ()) -> Record:
+    """Return the record of the outcome of `row`. Half a surrogate pair becomes the replacement character.
+
+    `changed` names settings that are not those that the job was begun with.
+    """
+    fields = _fields(row, outcome, digest, changed)
     try:
         return Record._make((*fields, _checksum(fields)))
     except TypeError:  # no file can hold half a surrogate pair
@@ -76,7 +84,7 @@ def record_of(row: int, outcome: Outcome, digest: bytes | None = None) -> Record
         return Record._make((*fields, _checksum(fields)))
 
 
-def _fields(row: int, outcome: Outcome, digest: bytes | None) -> tuple[Any, ...]:
+def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[str]) -> tuple[Any, ...]:
     usage = outcome.usage
     spent = (
         outcome.attempts,
@@ -87,7 +95,7 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None) -> tuple[Any, ...]
     if not isinstance(outcome, Completion):
         error = outcome.error
         return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, None, digest)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"changed": list(changed)} if changed else {}
     if outcome.tool_calls:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:

@@ -20,7 +20,7 @@ from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_writer import OutputWriter
 from promptmill.jobs.status import Progress
-from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, DamagedError
+from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
 from promptmill.service.service import Service
 
 Watch = Callable[[Progress], None]
@@ -126,6 +126,7 @@ class Runner:
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge():
+                        await self._ending.or_left(job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
                 except DamagedError:
@@ -168,7 +169,9 @@ class Runner:
     @property
     def _again(self) -> str:
         """Which records are to be replaced, as a condition for `store`."""
-        return FAILED if self._job.order.retry_failed else RETRYABLE
+        order = self._job.order
+        again = FAILED if order.retry_failed else RETRYABLE
+        return f"({again}) OR {TRUNCATED}" if order.retry_truncated else again
 
     async def _drop_unsound(self) -> None:
         store = self._job.folder.store
@@ -220,6 +223,7 @@ class Runner:
             job.folder.duplicates if job.order.dedupe else None,
             self._guard,
             self._give_up,
+            job.spec.changed,
             self._crash,
         )
 
@@ -239,8 +243,11 @@ class Runner:
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
-        if self._job.input.stamp() != (self._job.spec.size, self._job.spec.mtime_ns):
-            admission.check_content(self._job, self._ending.halt)
+        job = self._job
+        if job.input.stamp() not in {(job.spec.size, job.spec.mtime_ns), job.seen}:
+            admission.check_content(job, self._ending.halt)
+            if job.input.end is not None:
+                self.progress.stats.warn("Lines were appended to the input while the job ran; --reuse does them.")
 
     def _give_up(self, error: PromptmillError) -> None:
         self._ending.end(JobStopped(status.STOPPED, error))

@@ -73,17 +73,20 @@ class StoreSink:
         give_up: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
+        changed: Sequence[str] = (),
         crash: Callable[[str], None] | None = None,
     ) -> None:
         """`taken` has the rows on their way; those that are recorded are removed from it.
 
-        `give_up` is told why the job cannot go on; whoever is told cancels the run. `crash` is called at named points.
+        `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
+        record. `crash` is called at named points.
         """
         self._store = store
         self._counts = counts
         self._taken = taken
         self._give_up = give_up
         self._failure_limit = failure_limit
+        self._changed = changed
         self._crash = crash
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
@@ -150,7 +153,8 @@ class StoreSink:
             return
         taken = self._taken
         # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
-        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest) for row, outcome in batch]
+        changed = self._changed
+        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest, changed) for row, outcome in batch]
         try:
             self._pass("before-write")
             self._store.write(records)

@@ -36,6 +36,8 @@ class Rows:
     """Gets what is known of the rows that were taken."""
     limit: int | None
     guard: Callable[[], None]
+    reused: Callable[[int], None] | None = None
+    """Told how many rows got an answer that was set aside; None when none is."""
     everything: bool = False
     """Bring rows that are answered as well."""
 
@@ -128,13 +130,17 @@ class FileSource:
             self.exhausted = True
             return []
         try:
-            known = job.store.known(lines[0].row, lines[-1].row, job.again)
+            return self._unsettled(lines)
         except (OSError, DamagedError) as error:
             said = why(error) if isinstance(error, OSError) else "it is damaged"
             raise PromptmillError(
                 Code.STORAGE, f"The job's database {job.store.path} cannot be read: {said}."
             ) from None
-        found = []
+
+    def _unsettled(self, lines: list[Line]) -> list[tuple[Line, Taken]]:
+        job = self._rows
+        known = job.store.known(lines[0].row, lines[-1].row, job.again)
+        found: list[tuple[Line, Taken]] = []
         for line in lines:
             if line.blank:
                 continue
@@ -144,8 +150,20 @@ class FileSource:
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
             if not settled or job.everything:
-                found.append((line, Taken(0 if settled else attempts, None, settled)))
-        return found
+                digest = None if settled or line.data is None else rows.digest(self.kind, line.data)
+                found.append((line, Taken(0 if settled else attempts, digest, settled)))
+        return found if job.reused is None else self._without_reused(found, job.reused)
+
+    def _without_reused(
+        self, found: list[tuple[Line, Taken]], reused: Callable[[int], None]
+    ) -> list[tuple[Line, Taken]]:
+        wanted = [(line.row, about.digest) for line, about in found if about.digest is not None]
+        settled = {record.row for record in self._rows.store.reuse(wanted)}
+        if settled:
+            reused(len(settled))
+        if self._rows.everything:
+            return [(line, about._replace(settled=True) if line.row in settled else about) for line, about in found]
+        return [(line, about) for line, about in found if line.row not in settled]
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:

@@ -12,12 +12,13 @@ from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.folder import Folder
+from promptmill.jobs.store import DamagedError
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 # What `Progress.as_dict` says about the whole job, over all its runs.
 COUNTS = (
-    *("total", "done", "failed", "errors", "requests", "retries"),
+    *("total", "done", "failed", "errors", "truncated", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "latency_s"),
 )
 _ALIVE = frozenset({STARTING, RUNNING, MERGING})
@@ -117,18 +118,27 @@ def read(folder: Folder) -> dict[str, Any]:
     alive = folder.alive
     if not alive and found["state"] in _ALIVE:
         found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
-    about = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
-    about |= {"model": spec.model, "backend": spec.backend}
+    about: dict[str, Any] = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
+    about |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
     return about | found | {"alive": alive}
 
 
 def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
-    """Return what is known about each job that is still there."""
+    """Return what is known about each job that is still there, the newest first."""
     found = []
     for folder in folders:
         with contextlib.suppress(PromptmillError):
             found.append(read(folder))
-    return found
+    return sorted(found, key=lambda one: -one["created"])
+
+
+def examples(folder: Folder) -> dict[str, str]:
+    """Return a message for each code of failures, as far as the job's database says."""
+    try:
+        with folder.reading() as store:
+            return store.examples()
+    except (OSError, DamagedError):
+        return {}
 
 
 def line(status: Mapping[str, Any]) -> str:

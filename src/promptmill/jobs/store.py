@@ -51,6 +51,13 @@ _TABLES = {
         "more TEXT, digest BLOB, checksum INTEGER)"
     ),
 }
+_COLUMNS = ", ".join(Record._fields)
+_EARLIER = {  # answers of another input, for rows that ask the same
+    "earlier": _TABLES["answer"].replace(
+        "answer (row INTEGER PRIMARY KEY", "earlier (place INTEGER PRIMARY KEY, row INTEGER"
+    ),
+    "earlier_digest": "CREATE INDEX earlier_digest ON earlier (digest)",
+}
 _PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"  # noqa: S608 (question marks)
 _PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAL_CHECKPOINT = 4 << 20
@@ -179,14 +186,70 @@ class JobStore:
             counts.sample(latency_s)
         return counts
 
+    def examples(self) -> dict[str, str]:
+        """Return what the first failure of each code says."""
+        query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
+        return {code: text for code, text, _ in self._read(query)}
+
     def rare_fields(self) -> tuple[str, ...]:
-        """Return which of `reasoning`, `tool_calls`, `logprobs` some answer has."""
+        """Return which of `reasoning`, `tool_calls`, `logprobs`, `changed` some answer has."""
         found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
         for record in self.records(where="more IS NOT NULL"):
-            if found >= {"tool_calls", "logprobs"}:
+            if found >= {"tool_calls", "logprobs", "changed"}:
                 break
             found |= record.extras.keys()
-        return tuple(name for name in ("reasoning", "tool_calls", "logprobs") if name in found)
+        return tuple(name for name in ("reasoning", "tool_calls", "logprobs", "changed") if name in found)
+
+    def begin_reuse(self, other: Path | None = None) -> None:
+        """Set the answers aside, those of the database `other` if given, for rows that ask what theirs asked."""
+        source = "answer" if other is None else "other.answer"
+        with self._lock, self._errors():
+            run = self._connection.execute
+            if other is not None:
+                run("ATTACH ? AS other", (f"file:{quote(str(other))}?mode=ro",))
+            run("BEGIN IMMEDIATE")
+            try:
+                for name, statement in _EARLIER.items():
+                    if not run("SELECT 1 FROM main.sqlite_master WHERE name = ?", (name,)).fetchall():
+                        run(statement)
+                run(
+                    f"INSERT INTO earlier ({_COLUMNS}) SELECT {_COLUMNS} FROM {source} "  # noqa: S608 (ours)
+                    "WHERE code IS NULL AND digest IS NOT NULL ORDER BY row"
+                )
+                if other is None:
+                    run("DELETE FROM answer")
+                run("COMMIT")
+            except BaseException:
+                run("ROLLBACK")
+                raise
+            if other is not None:
+                run("DETACH other")
+
+    @property
+    def reuses(self) -> bool:
+        """Whether answers are set aside."""
+        return bool(self._read("SELECT 1 FROM sqlite_master WHERE name = 'earlier'"))
+
+    def reuse(self, wanted: Sequence[tuple[int, bytes]]) -> list[Record]:
+        """Give rows, with the digests of what they ask, answers that are set aside, each once; return their records."""
+        found: list[Record] = []
+        used: dict[bytes, int] = {}
+        places: list[tuple[int]] = []
+        for row, digest in wanted:
+            query = "SELECT * FROM earlier WHERE digest = ? AND place > ? ORDER BY place LIMIT 1"
+            for place, *columns in self._read(query, digest, used.get(digest, 0)):
+                used[digest] = place
+                places.append((place,))
+                record = Record._make(columns)
+                if record.is_sound:
+                    found.append(record.moved(row))
+        self._write((_PUT, found), ("DELETE FROM earlier WHERE place = ?", places))
+        return found
+
+    def end_reuse(self) -> None:
+        """Forget the answers that are set aside."""
+        with self._lock, self._errors():
+            self._connection.execute("DROP TABLE IF EXISTS earlier")
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk itself. For a thread other than the writer's."""
@@ -236,7 +299,7 @@ class JobStore:
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         found = dict(run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
-        if found and found != _TABLES:
+        if found and not _TABLES.items() <= found.items() <= (_TABLES | _EARLIER).items():
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         if create:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)

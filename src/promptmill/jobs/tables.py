@@ -20,7 +20,7 @@ from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields, cells, plain_line
 from promptmill.jobs.records import Record
 
-Answer = Callable[[int], Record]
+Answer = Callable[[int], Record | None]  # None leaves the row out
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # what stands there separates nothing
 _BATCH_ROWS = 1024
@@ -189,8 +189,9 @@ def write_csv(file: RandomFile, out: IO[bytes], answer: Answer, extra: tuple[str
     for number, row in enumerate(table.rows()):
         if number >= most:
             break
-        carried = [row[at] if at < len(row) else "" for at in kept]
-        writer.writerow(carried + cells(answer(number), names))
+        record = answer(number)
+        if record is not None:
+            writer.writerow([row[at] if at < len(row) else "" for at in kept] + cells(record, names))
 
 
 def table_as_jsonl(file: RandomFile, table_format: str, answer: Answer, most: int) -> Iterator[bytes]:
@@ -198,7 +199,10 @@ def table_as_jsonl(file: RandomFile, table_format: str, answer: Answer, most: in
     for number, row in enumerate(_rows(file, table_format)):
         if number >= most:
             return
-        fields = answer_fields(answer(number))
+        record = answer(number)
+        if record is None:
+            continue
+        fields = answer_fields(record)
         yield plain_line({name: value for name, value in row.items() if name not in fields} | fields)
 
 
@@ -237,14 +241,16 @@ def write_parquet(file: RandomFile, out: IO[bytes], answer: Answer, extra: tuple
         number, group = 0, []
         for batch in table.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             rows = batch.slice(0, most - number)
-            records = [answer_fields(answer(number + at)) for at in range(rows.num_rows)]
+            found = [(at, record) for at in range(rows.num_rows) if (record := answer(number + at)) is not None]
+            records = [answer_fields(record) for _, record in found]
+            seen, rows = rows.num_rows, rows.take(pa.array([at for at, _ in found], pa.int64()))
             columns = [rows.column(field.name) for field in kept]
             columns += [
                 pa.array([_parquet_cell(record.get(name), kind == text) for record in records], kind)
                 for name, kind in kinds.items()
             ]
             group.append(pa.record_batch(columns, schema=schema))
-            number += rows.num_rows
+            number += seen
             if len(group) * _BATCH_ROWS >= _GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(group, schema))
                 group = []

@@ -64,7 +64,7 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
-    found |= {name: count for name in ("repaired", "asked_again") if (count := getattr(stats, name))}
+    found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
     if stats.warnings:
         found["warnings"] = list(stats.warnings)
     return found

@@ -18,6 +18,7 @@ _COUNTS = (
     "retries",
     "prompt_tokens",
     "completion_tokens",
+    "cached",
     "repaired",
     "asked_again",
 )

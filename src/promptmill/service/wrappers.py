@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from promptmill.backends.protocol import Backend
 from promptmill.config.loading import ResolvedConfig
+from promptmill.service.answer_cache import path_of
+from promptmill.service.cached_answers import CachedAnswers
 from promptmill.service.structured_answers import StructuredAnswers
 
 
 def wrapped(backend: Backend, plan: ResolvedConfig) -> Backend:
-    """Return `backend` with all that holds for answers of every backend around it, as `plan` says."""
-    return StructuredAnswers(backend, retries=plan.settings.schema_retries)
+    """Return `backend` with all that holds for answers of every backend around it, as `plan` says.
+
+    From the inside: structured answers, then the cache, which so keeps what satisfied its schema.
+    """
+    backend = StructuredAnswers(backend, retries=plan.settings.schema_retries)
+    wanted = plan.operator.cache
+    if not wanted:
+        return backend
+    return CachedAnswers(backend, plan, path_of(wanted), everything=wanted == "all")

@@ -1,0 +1,191 @@
+"""Paid answers belong to the user: exported in any state, kept when the input or the settings change."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from replies import answer, by_prompt, choose, late, status
+
+
+def jobs(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `promptmill jobs`."""
+    command = bench.command(*arguments, command="jobs")
+    return subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=60, check=False)
+
+
+def halfway(bench: Any, rows: int = 40) -> None:
+    """Have a job that was killed after some of its rows."""
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= rows // 2 else late(None))
+    bench.prompts(rows)
+    process = bench.start()
+    bench.wait(lambda: len(bench.records()) >= rows // 2)
+    process.kill()
+    process.communicate()
+    bench.upstream.reply = answer()
+
+
+def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:
+    halfway(bench)
+    done = {record.row for record in bench.records()}
+    exported = jobs(bench, str(bench.output), "--export", "some.jsonl")
+    assert exported.returncode == 0, exported.stderr
+    rows = [json.loads(line) for line in (bench.path / "some.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"r{at}" for at in sorted(done)]
+    assert all(row["answer"] == f"echo: {row['prompt']}" for row in rows)
+    assert "exists" in jobs(bench, bench.folder.job_id, "--export", "some.jsonl").stderr
+    jobs(bench, bench.folder.job_id, "--export", "all.jsonl", "--all")
+    rows = [json.loads(line) for line in (bench.path / "all.jsonl").read_text().splitlines()]
+    assert len(rows) == 40
+    assert {row["error"]["code"] for row in rows if row["error"]} == {"deferred"}
+
+
+def test_tables_are_exported_without_the_rows_that_failed(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"b": status(400, "no")}, answer())
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("prompt,k\na,1\nb,2\nc,3\n")
+    bench.output = bench.path / "out.csv"
+    bench.fail(code=1)
+    assert jobs(bench, str(bench.output), "--export", "some.csv").returncode == 0
+    with (bench.path / "some.csv").open() as file:
+        assert [(row["k"], row["answer"]) for row in csv.DictReader(file)] == [("1", "echo: a"), ("3", "echo: c")]
+
+
+def test_of_a_changed_input_only_what_is_new_is_asked(bench: Any) -> None:
+    rows = bench.prompts(40)
+    bench.succeed()
+    rows[3]["prompt"] = "another"
+    rows[5]["label"] = "carried along"
+    del rows[7]
+    bench.write([*rows, {"id": "r40", "prompt": "appended"}])
+    assert "--reuse asks only what is new" in bench.fail()
+    bench.succeed("--reuse")
+    assert sorted(seen.prompt for seen in bench.upstream.seen[40:]) == ["another", "appended"]
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
+    assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows] + ["r40"]
+    assert bench.answers()[5]["label"] == "carried along"
+    assert "finished already" in bench.run().stderr
+
+
+def test_a_reuse_that_is_killed_goes_on_and_pays_nothing_twice(bench: Any) -> None:
+    rows = bench.prompts(300)
+    bench.succeed()
+    bench.upstream.reply = choose(lambda seen: late(None) if seen.prompt.startswith("new") else answer())
+    bench.write([{"id": "n", "prompt": f"new {at}"} for at in range(20)] + rows)
+    process = bench.start("--reuse")
+    bench.wait(lambda: len(bench.upstream.seen) >= 310)
+    process.kill()
+    process.communicate()
+    bench.upstream.reply = answer()
+    bench.succeed()
+    assert all(seen.prompt.startswith("new") for seen in bench.upstream.seen[300:])
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
+
+
+def test_rows_that_ask_the_same_keep_an_answer_each(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}"))
+    bench.write([{"prompt": "same"}] * 5)
+    bench.succeed()
+    before = [row["answer"] for row in bench.answers()]
+    assert len(set(before)) == 5
+    bench.write([{"prompt": "new"}, *[{"prompt": "same"}] * 5])
+    bench.succeed("--reuse")
+    assert [row["answer"] for row in bench.answers()[1:]] == before
+
+
+def test_another_output_and_format_reuse_the_answers_of_a_job(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("prompt\na\nb\n")
+    bench.output = bench.path / "out.csv"
+    bench.succeed()
+    first, bench.output = bench.output, bench.path / "other.jsonl"
+    bench.succeed("--reuse", str(first))
+    assert [row["answer"] for row in bench.answers()] == ["echo: a", "echo: b"]
+    assert len(bench.upstream.seen) == 2
+
+
+def test_replace_takes_the_place_of_a_foreign_file_and_goes_on(bench: Any) -> None:
+    halfway(bench)
+    sent, done = len(bench.upstream.seen), len(bench.records())
+    bench.output.write_text("precious")
+    assert "is not this job's own output" in bench.fail()
+    bench.succeed("--replace")
+    assert len(bench.answers()) == 40
+    assert len(bench.upstream.seen) == sent + 40 - done
+
+
+def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench: Any) -> None:
+    bench.upstream.reply = late(0.02, answer())
+    rows = [{"id": at, "prompt": f"prompt {at}", "carried": "x" * 500} for at in range(1500)]
+    bench.write(rows)
+    process = bench.start("--json")
+    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    with bench.input.open("a") as file:
+        file.write('{"id": 1500, "prompt": "more"}\n')
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "--reuse does them" in json.loads(out)["warnings"][0]
+    assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
+    sent = len(bench.upstream.seen)
+    bench.succeed("--reuse")
+    assert len(bench.answers()) == 1501
+    assert [seen.prompt for seen in bench.upstream.seen[sent:]] == ["more"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--set", "sampling_params.temperature=0.5"], "sampling"),
+        (["--set", "backend_configs.openai.enable_thinking=true"], "enable thinking"),
+    ],
+)
+def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(
+    bench: Any, arguments: list[str], named: str
+) -> None:
+    halfway(bench)
+    done = {record.row for record in bench.records()}
+    assert f"was begun with another {named}" in bench.fail(*arguments)
+    bench.succeed(*arguments, "--accept-change")
+    noted = {at for at, row in enumerate(bench.answers()) if row.get("changed") == [named.replace(" ", "_")]}
+    assert noted == set(range(40)) - done
+
+
+def test_answers_that_were_cut_short_are_counted_and_done_again(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": answer("half", finish_reason="length")}, answer())
+    bench.prompts(10)
+    assert "truncated 1 by max_tokens" in bench.run().stdout
+    bench.upstream.reply = answer()
+    found = bench.succeed("--retry-truncated", "--max-tokens", "500", "--accept-change")
+    assert (found["truncated"], len(bench.upstream.seen)) == (0, 11)
+    assert bench.upstream.seen[-1].json["max_tokens"] == 500
+    assert bench.answers()[3]["answer"] == "echo: prompt 3"
+
+
+def test_a_job_moves_with_its_files(bench: Any) -> None:
+    halfway(bench)
+    sent, done = len(bench.upstream.seen), len(bench.records())
+    moved = bench.path.parent / "moved"
+    job_id = bench.folder.job_id
+    bench.path.rename(moved)
+    bench.path, bench.input, bench.output = moved, moved / "in.jsonl", moved / "out.jsonl"
+    assert bench.folder.job_id == job_id
+    found = json.loads(jobs(bench, "out.jsonl", "--json").stdout)
+    assert (found["job_id"], found["input_file"]) == (job_id, str(bench.input))
+    bench.succeed()
+    assert len(bench.upstream.seen) == sent + 40 - done
+    assert json.loads(jobs(bench, "--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
+
+
+def test_a_state_folder_holds_the_job_instead(bench: Any) -> None:
+    bench.prompts(5)
+    bench.succeed("--state", "state")
+    assert not bench.folder.path.exists()
+    (folder,) = (bench.path / "state" / "jobs").iterdir()
+    assert (folder / "job.db").exists()
+    assert "finished already" in bench.run("--state", "state").stderr
+    listed = jobs(bench, "--state", "state")
+    assert folder.name in listed.stdout

@@ -1,0 +1,252 @@
+"""Answers that are not paid for twice, through service and backend, in front of a loopback endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fakes import openai_configuration
+from promptmill.backends.protocol import CallStats
+from promptmill.cli.main import main
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.outcome import Completion
+from promptmill.service.answer_cache import AnswerCache
+from promptmill.service.service import Service
+from replies import answer, attempts, by_prompt, late, status
+
+
+class Asking:
+    """One service with a cache; `ask` returns outcomes and statistics."""
+
+    def __init__(self, service):
+        self.service = service
+
+    async def ask(self, *prompts, images=(), **sampling):
+        stats = CallStats(total=len(prompts))
+        items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
+        plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
+        return await self.service.generate(items, stats, plan=plan), stats
+
+
+@pytest.fixture
+def opened(upstream, tmp_path):
+    """Open a service on the test's cache; `top` and `block` change its configuration."""
+
+    @asynccontextmanager
+    async def opener(*, cache=None, **block):
+        configuration = openai_configuration(upstream.url, **block)
+        configuration = Configuration({**configuration._raw, "cache": cache or str(tmp_path / "answers.sqlite")})
+        service = Service(configuration)
+        try:
+            yield Asking(service)
+        finally:
+            await service.aclose()
+
+    return opener
+
+
+@pytest.fixture
+def in_turn(run, opened):
+    """Ask twice, each time in a service of its own, as two processes would; returns what the second got."""
+
+    def asked(first, second=None, **options):
+        async def work():
+            for arguments in (first, second or first):
+                async with opened(**options) as asking:
+                    found = await asking.ask(*arguments[0], **arguments[1])
+            return found
+
+        return run(work())
+
+    return asked
+
+
+def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
+    outcomes, stats = in_turn((["a", "b"], {}))
+    assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b"]
+    assert (stats.cached, stats.requests, stats.prompt_tokens, stats.done, stats.failed) == (2, 0, 0, 2, 0)
+    assert [outcome.attempts for outcome in outcomes] == [0, 0]
+    assert len(upstream.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("second", "options"),
+    [
+        ((["a"], {"max_tokens": 5}), {}),
+        ((["a"], {"seed": 2}), {}),
+        ((["b"], {}), {}),
+    ],
+)
+def test_whatever_may_change_the_answer_is_part_of_what_is_looked_for(in_turn, upstream, second, options):
+    _, stats = in_turn((["a"], {}), second, **options)
+    assert (stats.cached, len(upstream.seen)) == (0, 2)
+
+
+def test_another_model_has_answers_of_its_own(run, opened, upstream):
+    async def work():
+        for name in ("one", "two", "two"):
+            async with opened(model_name=name) as asking:
+                await asking.ask("a")
+
+    run(work())
+    assert [seen.json["model"] for seen in upstream.seen] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("cache", "sent"), [(None, 2), ("all", 1)])
+def test_above_temperature_0_answers_are_kept_only_where_all_are(in_turn, upstream, monkeypatch, tmp_path, cache, sent):
+    monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "caches"))
+    in_turn((["a"], {"temperature": 0.7}), cache=cache)
+    assert len(upstream.seen) == sent
+
+
+@pytest.mark.parametrize("reply", [answer("half", finish_reason="length"), status(400)])
+def test_only_complete_answers_are_kept(in_turn, upstream, reply):
+    upstream.reply = reply
+    _, stats = in_turn((["a"], {}))
+    assert (stats.cached, len(upstream.seen)) == (0, 2)
+
+
+def test_an_image_that_changed_is_another_request(run, opened, upstream, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+
+    async def work():
+        async with opened() as asking:
+            for colour in ("red", "red", "blue"):
+                Image.new("RGB", (2, 2), colour).save(path)
+                await asking.ask("a", images=[str(path)])
+
+    run(work())
+    assert len(upstream.seen) == 2
+
+
+def test_the_same_request_in_flight_in_several_calls_is_sent_once(run, opened, upstream):
+    upstream.reply = late(0.2)
+
+    async def work():
+        async with opened() as asking:
+            return await asyncio.gather(*(asking.ask("a", "b", "a") for _ in range(4)))
+
+    for outcomes, _ in (found := run(work())):
+        assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b", "echo: a"]
+    assert len(upstream.seen) == 2
+    assert sum(stats.cached for _, stats in found) == 10
+    assert sum(stats.requests for _, stats in found) == 2
+
+
+def test_who_waited_for_a_call_that_was_cancelled_asks_itself(run, opened, upstream):
+    upstream.reply = attempts(late(30), answer("second"))
+
+    async def work():
+        async with opened() as asking:
+            first = asyncio.ensure_future(asking.ask("a"))
+            await upstream.reaches(lambda: len(upstream.seen) == 1)
+            second = asyncio.ensure_future(asking.ask("a"))
+            await asyncio.sleep(0.1)
+            first.cancel()
+            return await second
+
+    (outcome,), stats = run(work())
+    assert (outcome.text, stats.requests) == ("second", 1)
+
+
+def test_who_waited_for_a_request_that_failed_asks_itself(run, opened, upstream):
+    upstream.reply = attempts(late(0.2, status(400)), answer("second"))
+
+    async def work():
+        async with opened() as asking:
+            return await asyncio.gather(asking.ask("a"), asking.ask("a"))
+
+    outcomes = [outcome for found, _ in run(work()) for outcome in found]
+    assert sorted(isinstance(outcome, Completion) for outcome in outcomes) == [False, True]
+
+
+def test_without_the_key_nothing_is_kept(run, upstream):
+    async def work():
+        service = Service(openai_configuration(upstream.url))
+        try:
+            for _ in range(2):
+                await Asking(service).ask("a")
+        finally:
+            await service.aclose()
+
+    run(work())
+    assert len(upstream.seen) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no modes there")
+def test_the_file_is_its_owners_alone_also_when_it_was_there(tmp_path):
+    path = tmp_path / "sub" / "answers.sqlite"
+    AnswerCache(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.chmod(0o644)
+    cache = AnswerCache(path)
+    cache.put([(b"k", b"v")])
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    cache.close()
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Exception, match="cannot be used"):
+        AnswerCache(path)
+
+
+def test_the_oldest_go_when_there_are_too_many_bytes(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite", most_bytes=300_000)
+    for number in range(40):
+        cache.put([(b"%d" % number, bytes(20_000))])
+    found = cache.get([b"%d" % number for number in range(40)])
+    assert cache.summary()["bytes"] <= 300_000
+    assert b"39" in found
+    assert b"0" not in found
+    cache.close()
+
+
+def test_what_is_too_old_is_not_told(tmp_path):
+    cache = AnswerCache(tmp_path / "a.sqlite", most_age_s=0)
+    cache.put([(b"k", b"v")])
+    assert cache.get([b"k"]) == {}
+    cache.close()
+
+
+def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, capsys):
+    in_turn((["a"], {}))
+    path = str(tmp_path / "answers.sqlite")
+    config = tmp_path / "p.yaml"
+    config.write_text(json.dumps({"cache": path}))
+    assert main(["cache", "--config", str(config), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) | {"bytes": 0, "oldest_s": 0} == {
+        "in_use": True,
+        "path": path,
+        "answers": 1,
+        "bytes": 0,
+        "oldest_s": 0,
+    }
+    assert main(["cache", "--config", str(config), "--clear"]) == 0
+    assert capsys.readouterr().out.startswith("1 answer(s) forgotten\n0 answer(s)")
+
+
+def test_a_job_takes_answers_from_the_cache(upstream, tmp_path, capsys):
+    upstream.reply = by_prompt({}, otherwise=answer())
+    block = {"model_name": "m", "base_url": upstream.url}
+    config = {
+        "backend": "openai",
+        "backend_configs": {"openai": block},
+        "sampling_params": {"temperature": 0},
+        "cache": str(tmp_path / "answers.sqlite"),
+    }
+    (tmp_path / "p.yaml").write_text(json.dumps(config))
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    for name in ("one", "two"):
+        arguments = ["bulk", str(tmp_path / "in.jsonl"), str(tmp_path / f"{name}.jsonl")]
+        assert main([*arguments, "--config", str(tmp_path / "p.yaml")]) == 0
+    assert len(upstream.seen) == 2
+    assert json.loads((tmp_path / "two.jsonl").read_text().splitlines()[1])["answer"] == "echo: b"
+    capsys.readouterr()
