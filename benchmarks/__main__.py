@@ -31,6 +31,7 @@ from benchmarks import (
     serving,
     throughput,
     vllm_engine,
+    windows,
     workers,
 )
 from benchmarks.client import OUT, ROOT
@@ -50,6 +51,10 @@ CASES: dict[str, Case] = {
     "beside": crowd.small_beside_huge,
     "images": pictures.images,
     "window": limits.window,
+    "slow_window": windows.slow,
+    "random_429": windows.random_refusals,
+    "own_server": windows.own_server,
+    "hedge": windows.hedge,
     "rates": limits.rates,
     "engine": engine.engine,
     "first": first_answer.first_answer,
