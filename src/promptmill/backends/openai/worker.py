@@ -158,8 +158,16 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     worker = Worker(job, transport)
     stay_responsive()
     transport.write(frames.packed({"type": "ready"}))
+    alive = asyncio.create_task(_tell_alive(transport, job["alive_s"]))
     while (message := await frames.receive(reader)) is not None:
         worker.hear(message)
+    alive.cancel()
+
+
+async def _tell_alive(outgoing: asyncio.WriteTransport, every_s: float) -> None:
+    while not outgoing.is_closing():
+        outgoing.write(frames.packed({"type": "alive"}))
+        await asyncio.sleep(every_s)
 
 
 def main() -> None:
