@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from promptmill.core.sampling import Sampling
 
@@ -30,10 +40,34 @@ _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
 
 
+def _has_default(field: FieldInfo | None) -> bool:
+    return field is not None and not field.is_required()
+
+
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: Any) -> Any:
+        """Read `key:` without a value as the default, as people write it in YAML."""
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {key: value for key, value in data.items() if value is not None or not _has_default(fields.get(key))}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` and `false` where a number is meant, which Python would take for 1 and 0."""
+        annotation = str(cls.model_fields[info.field_name or ""].annotation)
+        given = value if isinstance(value, list | tuple) else [value]
+        numeric = ("int" in annotation or "float" in annotation) and "bool" not in annotation
+        if numeric and any(isinstance(one, bool) for one in given):
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class OpenAISettings(Block):
@@ -100,7 +134,9 @@ class HFSettings(Block):
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
-    batch_size: int = Field(8, ge=1, le=4096, description="Most prompts computed together.")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Most prompts computed together; default: by the model's size and free memory."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )

@@ -26,6 +26,7 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_QUOTE = 80
 _LARGEST_FILE = 256 * 1024 * 1024
@@ -153,7 +154,7 @@ def _data(source: str) -> tuple[str, bytes]:
         raise _unusable("A data URL has no valid beginning.", "Write data:image/png;base64,….")
     try:
         if ";base64" in (head[2] or "").lower():
-            return "the data URL", pybase64.b64decode(source[head.end() :], validate=True)
+            return "the data URL", pybase64.b64decode(_WHITESPACE.sub("", source[head.end() :]), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
         raise _unusable("A data URL holds no valid base64.") from None
