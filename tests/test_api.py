@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ from pydantic import BaseModel
 from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
-from replies import answer, by_prompt, choose, late, status
+from replies import answer, attempts, by_prompt, choose, late, status
 
 
 @pytest.fixture
@@ -157,13 +158,140 @@ def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
         notebook.communicate()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "YCbCr"])
-def test_an_image_of_pillows_is_sent(api, upstream, mode):
+def _sent_images(upstream):
+    urls = [
+        part["image_url"]["url"] for part in upstream.seen[-1].json["messages"][0]["content"] if "image_url" in part
+    ]
+    return [(url.partition(";")[0], base64.b64decode(url.partition(",")[2])) for url in urls]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "jpeg"),
+        ("L", "jpeg"),
+        ("CMYK", "jpeg"),
+        ("YCbCr", "jpeg"),
+        ("I;16", "jpeg"),
+        ("RGBA", "png"),
+        ("P", "png"),
+    ],
+)
+def test_an_image_of_pillows_is_sent(api, upstream, mode, kind):
     api.generate([[{"type": "image", "value": Image.new(mode, (3, 2))}, {"type": "text", "value": "What?"}]])
-    image, text = upstream.seen[0].json["messages"][0]["content"]
-    kind, _, data = image["image_url"]["url"].partition(";base64,")
-    assert (kind, text["text"]) == ("data:image/png", "What?")
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (3, 2)
+    ((head, data),) = _sent_images(upstream)
+    assert head == f"data:image/{kind}"
+    assert Image.open(io.BytesIO(data)).size == (3, 2)
+
+
+def _file(kind="PNG"):
+    out = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(out, kind)
+    return out.getvalue()
+
+
+BASE64 = base64.b64encode(_file("JPEG")).decode()
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (_file(), "png"),
+        (np.zeros((20, 30, 3), np.uint8), "jpeg"),
+        (base64.b64encode(_file()).decode(), "png"),
+        (BASE64, "jpeg"),
+        (base64.encodebytes(_file("BMP")).decode(), "png"),
+    ],
+    ids=["bytes", "array", "base64 of PNG", "base64 of JPEG", "base64 in lines"],
+)
+@pytest.mark.parametrize("mp", [False, True], ids=["one process", "workers"])
+def test_bytes_arrays_and_bare_base64_are_images(upstream, image, kind, mp):
+    more = {"num_workers": 2} if mp else {}
+    api = (MPOpenAIAPI if mp else OpenAIAPI)("m", api_base=upstream.url, thread_num=4, retry=1, **more)
+    assert api.generate([["What?", {"type": "image", "value": image}]]) == ["echo: What?"]
+    ((head, data),) = _sent_images(upstream)
+    assert head == f"data:image/{kind}"
+    assert Image.open(io.BytesIO(data)).size == (30, 20)
+
+
+def test_what_the_request_builder_of_datastudio_sends_is_understood(api, upstream):
+    parts = [{"type": "text", "value": "What?"}, {"type": "image", "value": BASE64}]
+    assert api.generate([[{"role": "user", "content": parts}]]) == ["echo: What?"]
+    assert [head for head, _ in _sent_images(upstream)] == ["data:image/jpeg"]
+    api.image_key_name = "picture"
+    api.generate([[{"type": "image", "picture": BASE64}, "What?"]])
+    assert [head for head, _ in _sent_images(upstream)] == ["data:image/jpeg"]
+
+
+def test_an_image_that_several_inputs_share_is_encoded_once(api, upstream, monkeypatch):
+    saved = []
+    save = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **options: (saved.append(1), save(*args, **options)))
+    image = Image.new("RGB", (30, 20))
+    assert len(api.generate([[f"{n}", {"type": "image", "value": image}] for n in range(20)])) == 20
+    assert len(saved) == 1
+
+
+@pytest.mark.parametrize("source", ["/nowhere/" + "x" * 300 + ".png", BASE64[:-4] * 40 + "!"])
+def test_no_source_is_quoted_at_length(api, caplog, source):
+    with caplog.at_level(logging.ERROR):
+        assert api.generate([[{"type": "image", "value": source}, "What?"]]) == [api.fail_msg]
+    assert "invalid_image" in caplog.text
+    assert source[:81] not in caplog.text
+    assert source[-81:] not in caplog.text
+
+
+def test_attributes_that_are_set_count_from_the_next_call_on(api, upstream):
+    api.temperature, api.max_tokens, api.model, api.thread_num = 0.1, 5, "n", 3
+    api.generate(["a"])
+    sent = upstream.seen[-1].json
+    assert (sent["temperature"], sent["max_tokens"], sent["model"]) == (0.1, 5, "n")
+
+
+def test_arguments_of_the_base_class_are_no_part_of_a_request(upstream):
+    api = OpenAIAPI("m", api_base=upstream.url, image_key_name="image", openai_format=True, use_system_proxy=False)
+    api.generate(["a"], fail_msg="no", return_dict=False, openai_format=True)
+    assert not {"image_key_name", "openai_format", "fail_msg", "return_dict"} & upstream.seen[0].json.keys()
+
+
+def test_as_many_as_thread_num_are_in_flight_from_the_first_request(upstream):
+    upstream.reply = late(0.3, answer())
+    OpenAIAPI("m", api_base=upstream.url, thread_num=100).generate([str(n) for n in range(100)])
+    assert upstream.peak == 100
+
+
+def test_several_keys_and_ports_share_the_work(upstream):
+    upstream.reply = late(0.05, answer())
+    api = OpenAIAPI("m", key=["one", "two"], port=[upstream.port], thread_num=8)
+    api.generate([str(n) for n in range(40)])
+    keys = {seen.headers["authorization"] for seen in upstream.seen}
+    assert keys == {"Bearer one", "Bearer two"}
+
+
+def test_an_answer_without_an_object_is_asked_for_again(upstream):
+    upstream.reply = by_prompt({"x": attempts(answer("no"), answer('{"a": 1}'))}, answer("no"))
+    api = OpenAIAPI("m", api_base=upstream.url, return_dict=True, retry=3)
+    assert api.generate(["x", "y"]) == [{"a": 1}, api.fail_msg]
+    assert (upstream.attempts["x"], upstream.attempts["y"]) == (2, 3)
+
+
+def test_any_logger_is_told(upstream):
+    class Plain:
+        def __init__(self):
+            self.said = []
+
+        def info(self, text):
+            self.said.append(text)
+
+    upstream.reply = status(400, "100% no {x}")
+    api = OpenAIAPI("m", api_base=upstream.url, logger=Plain())
+    assert api.generate(["a"]) == [api.fail_msg]
+    assert "100% no {x}" in api.logger.said[0]
+
+
+def test_reasoning_stays_in_the_text(api, upstream):
+    upstream.reply = answer("<think>\nhm\n</think>\n\nParis")
+    assert api.generate(["a"]) == ["<think>\nhm\n</think>\n\nParis"]
 
 
 def test_a_dict_is_found_in_the_answer(upstream):

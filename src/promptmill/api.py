@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -33,18 +33,23 @@ AnswerType: TypeAlias = Mapping[str, Any] | type[BaseModel]
 """What answers must be: a JSON Schema, or the pydantic class that they become instances of."""
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
+    "enable_thinking",
+)
+# Arguments of the classes that programs pass on to calls, too, where they are no part of a request.
+_OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
+_MOST_CONNECTIONS = 16384
+_BAR_EVERY_S = 0.2
 
 
 class OpenAIAPI:
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
 
-    _shared: Mapping[str, Any] = MappingProxyType({})
-    """The settings under which several processes share the inputs of a call."""
-
     def __init__(  # noqa: PLR0917 (positions are DataStudio's)
         self,
         model: str,
-        key: str | None = None,
+        key: str | Sequence[str] | None = None,
         temperature: float | None = 0.6,
         top_p: float | None = 0.95,
         top_k: int | None = 20,
@@ -52,69 +57,72 @@ class OpenAIAPI:
         presence_penalty: float | None = 1.0,
         repetition_penalty: float | None = 1.0,
         api_base: str | None = None,
-        port: int | None = None,
+        port: int | Sequence[int] | None = None,
         retry: int = 10,
         wait: float = 3,
         timeout: tuple[float, float] = (30, 1800),
         max_tokens: int | None = 16384,
         thread_num: int = 8192,
         return_dict: bool = False,  # noqa: FBT001, FBT002
-        logger: logging.Logger | None = None,
+        logger: Any = None,
         max_connections: int | None = None,
         enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
         *,
         fail_msg: str = _FAIL_MESSAGE,
         use_system_proxy: bool = False,
+        image_key_name: str = "image",
+        openai_format: bool = True,
         **kwargs: Any,
     ) -> None:
         """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
 
         `retry` counts attempts in all, `wait` is the longest wait between them in seconds, `timeout` seconds to connect
-        and of silence, `thread_num` requests in flight. None leaves a parameter to the endpoint. `kwargs` go into the
-        request body. Raises `PromptmillError` (`invalid_config`).
+        and of silence, `thread_num` requests in flight. Of several keys and ports each takes its share. None leaves a
+        parameter to the endpoint. `image_key_name` is a key under which parts hold their images; `openai_format` is
+        taken and means nothing here. `kwargs` go into the request body. What is set on the object afterwards counts
+        from the next call on. Raises `PromptmillError` (`invalid_config`).
         """
-        base = api_base or (f"http://localhost:{port}/v1" if port else "https://api.openai.com/v1")
-        self._block = {
-            "model_name": model,
-            "base_url": base,
-            "api_key": key,
-            "concurrency": thread_num,
-            "max_connections": max_connections or min(thread_num, 16384),
-            "retries": retry,
-            "base_delay": min(1.0, wait),
-            "max_delay": wait,
-            "timeout": timeout,
-            "trust_env": use_system_proxy,
-            "bulk_threshold": 2**31,
-        }
-        self._sampling = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "presence_penalty": presence_penalty,
-            "repetition_penalty": repetition_penalty,
-            "max_tokens": max_tokens,
-            "enable_thinking": enable_thinking,
-        }
-        self._extra = kwargs
-        self.fail_msg = fail_msg
+        self.model = model
+        self.key = key
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.min_p = min_p
+        self.presence_penalty = presence_penalty
+        self.repetition_penalty = repetition_penalty
+        self.api_base = api_base
+        self.port = port
+        self.retry = retry
+        self.wait = wait
+        self.timeout = timeout
+        self.max_tokens = max_tokens
+        self.thread_num = thread_num
         self.return_dict = return_dict
-        self.logger = logger or logging.getLogger("promptmill")
+        self.logger: Any = logger or logging.getLogger("promptmill")
+        self.max_connections = max_connections
+        self.enable_thinking = enable_thinking
+        self.fail_msg = fail_msg
+        self.use_system_proxy = use_system_proxy
+        self.image_key_name = image_key_name
+        self.openai_format = openai_format
+        self.default_kwargs = kwargs
         self._configuration({}, shared=True)  # what is wrong with it shows now
 
     def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
-        An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL or as one
-        of Pillow's; an OpenAI message; or a list of texts, parts or messages that belong together. `kwargs` override
-        sampling or go into the request body. With `return_dict` an answer is the object that its JSON holds. Every
-        answer satisfies `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
+        An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
+        or bytes, as one of Pillow's or an array; an OpenAI message; or a list of texts, parts or messages that belong
+        together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
+        that its JSON holds; one without is asked for again, `retry` times in all. Every answer satisfies
+        `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
         `PromptmillError` (`invalid_input`).
         """
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
-        conversations = [conversation_of(item, f"messages[{index}]") for index, item in enumerate(messages)]
+        conversations = [
+            conversation_of(item, f"messages[{index}]", self.image_key_name) for index, item in enumerate(messages)
+        ]
         outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), shared=True)
         return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
 
@@ -126,7 +134,7 @@ class OpenAIAPI:
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
         asked = _with_schema(kwargs, answer_schema)
-        (outcome,) = self._outcomes([conversation_of(inputs, "inputs")], asked, shared=False)
+        (outcome,) = self._outcomes([conversation_of(inputs, "inputs", self.image_key_name)], asked, shared=False)
         answer = self._told(outcome, 0, answer_schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
@@ -142,18 +150,41 @@ class OpenAIAPI:
         """Do nothing: what a call opens it closes."""
 
     def _configuration(self, overrides: Mapping[str, Any], *, shared: bool) -> Configuration:
-        sampling = self._sampling | {name: value for name, value in overrides.items() if name in _OURS}
-        extra = self._extra | {name: value for name, value in overrides.items() if name not in _OURS}
-        block = self._block | (dict(self._shared) if shared else {})
-        block = {name: value for name, value in block.items() if value is not None}
+        asked = self.default_kwargs | {name: value for name, value in overrides.items() if name not in _OF_THE_CLASS}
+        sampling = {name: getattr(self, name) for name in _SAMPLING}
+        sampling |= {name: value for name, value in asked.items() if name in _OURS}
+        block = self._block() | (dict(self._sharing()) if shared else {})
         return Configuration(
             {
                 "backend": "openai",
-                "backend_configs": {"openai": block},
+                "backend_configs": {"openai": {name: value for name, value in block.items() if value is not None}},
                 "sampling_params": {name: value for name, value in sampling.items() if value is not None},
-                "extra_params": extra,
+                "extra_params": {name: value for name, value in asked.items() if name not in _OURS},
+                "reasoning": "inline",
             }
         )
+
+    def _block(self) -> dict[str, Any]:
+        ports = [] if self.port is None else [self.port] if isinstance(self.port, int) else self.port
+        local = [f"http://localhost:{port}/v1" for port in ports]
+        return {
+            "model_name": self.model,
+            "base_url": self.api_base or local or "https://api.openai.com/v1",
+            "api_key": self.key if isinstance(self.key, str | None) else list(self.key),
+            "concurrency": self.thread_num,
+            "adaptive": False,  # who says how many are in flight means it from the first on
+            "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
+            "retries": self.retry,
+            "base_delay": min(1.0, self.wait),
+            "max_delay": self.wait,
+            "timeout": self.timeout,
+            "trust_env": self.use_system_proxy,
+            "bulk_threshold": 2**31,
+        }
+
+    def _sharing(self) -> Mapping[str, Any]:
+        """Return the settings under which several processes share the inputs of a call."""
+        return {}
 
     def _outcomes(
         self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], *, shared: bool
@@ -163,28 +194,47 @@ class OpenAIAPI:
     async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
         service = Service(configuration)
         stats = CallStats(total=len(conversations))
+        outcomes: list[Outcome] = []
+        places: Sequence[int] = range(len(conversations))
         try:
-            return await service.generate(conversations, stats)
+            async with _progress_shown(stats):
+                outcomes = await service.generate(conversations, stats)
+                for _ in range(self.retry - 1 if self.return_dict else 0):
+                    places = [place for place in places if _lacks_object(outcomes[place])]
+                    if not places:
+                        break
+                    more = CallStats(total=len(places))
+                    again = await service.generate([conversations[place] for place in places], more)
+                    stats.warnings |= more.warnings
+                    for place, outcome in zip(places, again, strict=True):
+                        outcomes[place] = outcome
         finally:
             await service.aclose()
             for warning in stats.warnings:
-                self.logger.warning("%s", warning)
+                self._log("warning", warning)
+        return outcomes
+
+    def _log(self, level: str, text: str) -> None:
+        """Tell `text` by whatever logger there is: no formatting of its own, and at least `info`."""
+        tell = getattr(self.logger, level, None) or getattr(self.logger, "info", None)
+        if tell is not None:
+            tell(text)
 
     def _told(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
         if not isinstance(outcome, Completion):
-            self.logger.error("input %d: %s: %s", index, outcome.error.code, outcome.error)
+            self._log("error", f"input {index}: {outcome.error.code}: {outcome.error}")
             return self.fail_msg
         if isinstance(answer_schema, type):
             try:
                 return answer_schema.model_validate_json(outcome.text)
             except ValidationError as error:  # by a validator of the class, which its schema cannot tell
-                self.logger.error("input %d: the answer is no %s: %s", index, answer_schema.__name__, error)
+                self._log("error", f"input {index}: the answer is no {answer_schema.__name__}: {error}")
                 return self.fail_msg
         if not self.return_dict:
             return outcome.text
         found = object_in(outcome.text)
         if found is None:
-            self.logger.error("input %d: the answer holds no JSON object", index)
+            self._log("error", f"input {index}: the answer holds no JSON object")
             return self.fail_msg
         return found
 
@@ -195,7 +245,7 @@ class MPOpenAIAPI(OpenAIAPI):
     def __init__(  # noqa: PLR0917 (positions are DataStudio's)
         self,
         model: str,
-        key: str | None = None,
+        key: str | Sequence[str] | None = None,
         temperature: float | None = 0.6,
         top_p: float | None = 0.95,
         top_k: int | None = 20,
@@ -203,14 +253,14 @@ class MPOpenAIAPI(OpenAIAPI):
         presence_penalty: float | None = 1.0,
         repetition_penalty: float | None = 1.0,
         api_base: str | None = None,
-        port: int | None = None,
+        port: int | Sequence[int] | None = None,
         retry: int = 10,
         wait: float = 3,
         timeout: tuple[float, float] = (30, 1800),
         max_tokens: int | None = 16384,
         thread_num: int = 8192,
         return_dict: bool = False,  # noqa: FBT001, FBT002
-        logger: logging.Logger | None = None,
+        logger: Any = None,
         max_connections: int | None = None,
         num_workers: int | None = None,
         worker_concurrency: int | None = None,
@@ -221,7 +271,8 @@ class MPOpenAIAPI(OpenAIAPI):
 
         The default of `worker_concurrency` is each worker's share of `thread_num`. All else is `OpenAIAPI`'s.
         """
-        self._shared = {"bulk_threshold": 1, "num_workers": num_workers, "worker_concurrency": worker_concurrency}
+        self.num_workers = num_workers
+        self.worker_concurrency = worker_concurrency
         super().__init__(
             model,
             key,
@@ -244,6 +295,46 @@ class MPOpenAIAPI(OpenAIAPI):
             enable_thinking,
             **kwargs,
         )
+
+    def _sharing(self) -> Mapping[str, Any]:
+        return {
+            "bulk_threshold": 1,
+            "num_workers": self.num_workers,
+            "worker_concurrency": self.worker_concurrency,
+        }
+
+
+def _lacks_object(outcome: Outcome) -> bool:
+    return isinstance(outcome, Completion) and object_in(outcome.text) is None
+
+
+@contextlib.asynccontextmanager
+async def _progress_shown(stats: CallStats) -> AsyncIterator[None]:
+    """Show a bar while the block runs, where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    showing = asyncio.ensure_future(_show_progress(stats))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.wait({showing})
+
+
+async def _show_progress(stats: CallStats) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*looks, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Generating", total=stats.total)
+        try:
+            while True:
+                await asyncio.sleep(_BAR_EVERY_S)
+                progress.update(bar, completed=stats.done)
+        finally:
+            progress.update(bar, completed=stats.done)
 
 
 def _with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:

@@ -311,7 +311,7 @@ def test_assignments_lie_over_the_file(write):
         ("concurrency", "write key.path=value"),
         ("=3", "write key.path=value"),
         ("nope=3", "nope: unknown key"),
-        ("backend_configs.openai.concurrency=", "backend_configs.openai.concurrency: should be"),
+        ("backend_configs.openai.concurrency=true", "backend_configs.openai.concurrency: should be a number"),
         ("backend_configs.openai.nope.deeper=1", "backend_configs.openai.nope: unknown key"),
         ("extra_params={a: 1, a: 2}", "the key a occurs twice"),
         ("sampling_params.temperature=2024-13-45", "sampling_params.temperature: should be a valid number"),
@@ -402,6 +402,20 @@ def test_over_http_a_call_ends_some_time_and_files_are_out_of_reach(tmp_path, te
 def test_over_http_the_operator_may_say_otherwise(tmp_path):
     settings = _over_http(tmp_path, "call_timeout: 5\nallowed_roots: [/data]")
     assert (settings.call_timeout, settings.allowed_roots) == (5, ["/data"])
+
+
+def test_two_dollar_signs_write_a_variable_literally(write):
+    settings = Configuration.load(
+        write("system_prompt: 'Say $${name} and ${NAME}, ${NONE:-none}.'"), environ={"NAME": "hello"}
+    ).plan.settings
+    assert settings.system_prompt == "Say ${name} and hello, none."
+
+
+def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("backend: openai")
+    assert find(None, {"PROMPTMILL_CONFIG": "~/mine.yaml"}) == tmp_path / "mine.yaml"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from promptmill.core import errors
-from promptmill.core.errors import Code, PromptmillError, config_error, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error, redact
 
 
 def test_every_error_class_of_the_module_is_ours():
@@ -98,6 +98,32 @@ def test_known_secrets_are_not_shown_whatever_they_look_like():
     assert redact("the key plain-old-word is wrong", ("plain-old-word",)) == "the key [redacted] is wrong"
 
 
-@pytest.mark.parametrize("text", ["", "a plain sentence", "http://host/v1", "mail me@host", "the task-based-approach"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a plain sentence",
+        "http://host/v1",
+        "mail me@host",
+        "the task-based-approach",
+        "`skip_special_tokens` is not a key",
+        "/data/hf_dataset_prompts_2024.jsonl",
+        "hf-internal-testing/tiny-random-LlamaForCausalLM",
+        "sk-learn-pipeline-config-v2-final",
+    ],
+)
 def test_other_text_stays(text):
     assert redact(text) == text
+
+
+def test_a_bug_is_logged_with_its_place_and_without_what_it_quotes(caplog):
+    def broken():
+        raise KeyError("the prompt")
+
+    try:
+        broken()
+    except KeyError as error:
+        told = internal_error("The request could not be prepared", error)
+    assert told.message == "The request could not be prepared: KeyError."
+    assert "in broken" in caplog.text
+    assert "the prompt" not in caplog.text.replace('raise KeyError("the prompt")', "")

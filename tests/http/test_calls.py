@@ -238,6 +238,17 @@ def hanging(server, upstream):
     return session, call
 
 
+def test_an_open_stream_is_kept_alive_for_clients_that_hang_up_after_five_seconds(server, upstream):
+    upstream.reply = by_prompt({"hang": hang()})
+    session = server.session()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)  # of silence
+    connection.request("POST", "/mcp", json.dumps(HANG).encode(), session.headers)
+    response = connection.getresponse()
+    assert response.readline().startswith(b": ping")
+    connection.close()
+    session.close()
+
+
 def test_in_a_session_dropping_the_connection_leaves_the_work_and_cancelling_ends_it(hanging, upstream):
     session, call = hanging
     call.drop()

@@ -65,3 +65,17 @@ def test_only_http_is_fetched(run, url):
             await ImageFetcher(5).fetch(url)
 
     run(work())
+
+
+@pytest.mark.parametrize("url", ["http://h:99999/", "http://[::1/", "http://h:abc/x.png"])
+def test_an_address_that_is_none_is_the_items_own_error(run, url):
+    async def work():
+        fetcher = ImageFetcher()
+        try:
+            with pytest.raises(PromptmillError) as caught:
+                await fetcher.fetch(url)
+        finally:
+            await fetcher.aclose()
+        return caught.value.code
+
+    assert run(work()) is Code.INVALID_IMAGE

@@ -363,3 +363,9 @@ def test_no_decoder_is_imported_but_those_of_the_formats_that_are_read(tmp_path)
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     plugins = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
     assert plugins <= {"Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP"}
+
+
+def test_a_data_url_may_have_line_breaks():
+    encoded = base64.encodebytes(_bytes(_picture(), "PNG")).decode()
+    assert "\n" in encoded.strip()
+    assert load_image(f"data:image/png;base64,{encoded}", ANYWHERE)

@@ -219,6 +219,14 @@ def test_csv_in_and_out(bench: Any) -> None:
     assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
+def test_what_separates_the_cells_of_a_csv_file_is_not_read_from_inside_quotes(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes(b'id;prompt;"a, note, with, commas"\n1;hello;x\n')
+    bench.succeed()
+    (row,) = csv.DictReader(bench.output.open(newline="", encoding="utf-8"), delimiter=";")
+    assert row["answer"] == "echo: hello"
+
+
 def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"a": answer("50 %\r100 %")})
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"

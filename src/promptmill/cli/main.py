@@ -113,7 +113,7 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
     from promptmill.server import process
     from promptmill.system import runtime
 
-    runtime.log_to_stderr(all_calls=arguments.access_log)
+    runtime.log_to_stderr(arguments.log_level, all_calls=arguments.access_log)
     return process.serve_stdio(configuration, front, locked=arguments.locked)
 
 
@@ -122,7 +122,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
     from promptmill.server import process
     from promptmill.system import runtime
 
-    runtime.log_to_stderr(all_calls=arguments.access_log)
+    runtime.log_to_stderr(arguments.log_level, all_calls=arguments.access_log)
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
@@ -273,6 +273,11 @@ def _add_serve(commands: Any, shared: Parser) -> None:
         "--access-log",
         action="store_true",
         help="a line on stderr for each call, and over HTTP for each request; without it only for calls that failed",
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
     )
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)

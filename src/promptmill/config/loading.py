@@ -21,7 +21,7 @@ from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import Sampling
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells, with a default or without
+_VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
 Values = Callable[[str], Mapping[str, Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
@@ -287,7 +287,7 @@ def _has_more_values(value: Any, most: int) -> bool:
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
-    named = path or (Path(environ["PROMPTMILL_CONFIG"]) if environ.get("PROMPTMILL_CONFIG") else None)
+    named = path or (Path(environ["PROMPTMILL_CONFIG"]).expanduser() if environ.get("PROMPTMILL_CONFIG") else None)
     if named is not None:
         if not named.is_file():
             raise config_error("", f"There is no configuration file at {named.absolute()}.")
@@ -330,10 +330,16 @@ def _expanded(value: Any, environ: Mapping[str, str]) -> Any:
         return [_expanded(inner, environ) for inner in value]
     if not isinstance(value, str) or "${" not in value:
         return value
-    missing = [name for name, otherwise, _ in _VARIABLE.findall(value) if name not in environ and not otherwise]
-    if missing:
-        return _Unset(missing[0])
-    return _VARIABLE.sub(lambda found: environ.get(found[1]) or found[3] or "", value)
+    for found in _VARIABLE.finditer(value):
+        if not _is_literal(found) and found[1] not in environ and not found[2]:
+            return _Unset(found[1])
+    return _VARIABLE.sub(
+        lambda found: found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or "", value
+    )
+
+
+def _is_literal(found: re.Match[str]) -> bool:
+    return found[0].startswith("$$")
 
 
 def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:

@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from promptmill.core.sampling import Sampling
 
@@ -30,10 +40,34 @@ _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
 
 
+def _has_default(field: FieldInfo | None) -> bool:
+    return field is not None and not field.is_required()
+
+
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, data: Any) -> Any:
+        """Read `key:` without a value as the default, as people write it in YAML."""
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {key: value for key, value in data.items() if value is not None or not _has_default(fields.get(key))}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` and `false` where a number is meant, which Python would take for 1 and 0."""
+        annotation = str(cls.model_fields[info.field_name or ""].annotation)
+        given = value if isinstance(value, list | tuple) else [value]
+        numeric = ("int" in annotation or "float" in annotation) and "bool" not in annotation
+        if numeric and any(isinstance(one, bool) for one in given):
+            raise ValueError("should be a number, not true or false")
+        return value
 
 
 class OpenAISettings(Block):
@@ -43,7 +77,9 @@ class OpenAISettings(Block):
     base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
         [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."
     )
-    api_key: SecretStr | None = Field(None, description="The key itself; better `api_key_env`.")
+    api_key: SecretStr | list[SecretStr] | None = Field(
+        None, description="The key itself, or a list of keys to share the work; better `api_key_env`."
+    )
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
     trust_env: bool = Field(True, description="Use the proxies that the environment names.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -140,7 +142,12 @@ def config_error(path: str, problem: str) -> PromptmillError:
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
-_KEY_SHAPED = re.compile(r"\b(?:sk|pk|rk|gsk|hf|xai|nvapi|AIza)[-_]?[A-Za-z0-9_\-]{16,}\b")
+# A prefix that providers give their keys, and in what follows a run of sixteen letters, or of ten letters and digits:
+# ordinary words of names and paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have none.
+_KEY_SHAPED = re.compile(
+    r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi)[-_]|AIza)(?=[A-Za-z0-9_-]*?(?:[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]))"
+    r"[A-Za-z0-9_\-]{16,}\b"
+)
 
 
 def without_controls(text: str) -> str:
@@ -156,6 +163,13 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     text = _URL_USERINFO.sub("[redacted]@", text)
     text = _BEARER.sub(r"\1[redacted]", text)
     return _KEY_SHAPED.sub("[redacted]", text)
+
+
+def internal_error(what: str, error: BaseException) -> PromptmillError:
+    """Return the error of a bug of ours; its place goes to the log, its message, which may quote anything, nowhere."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logging.getLogger("promptmill").error("%s: %s\n%s", what, type(error).__name__, frames)
+    return PromptmillError(Code.INTERNAL, f"{what}: {type(error).__name__}.")
 
 
 def unwritable_parameters() -> PromptmillError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 from fastmcp import FastMCP
 from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
+from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -25,6 +26,9 @@ from promptmill.http.token import Token
 PATH = "/mcp"
 HEALTH = "/healthz"
 _METHODS = ("GET", "POST", "DELETE")
+# Some clients hang up after five seconds of silence (LazyLLM); the SDK makes the streams and takes no interval.
+_PING_S = 3
+EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
 _WHAT_TO_SEND = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 

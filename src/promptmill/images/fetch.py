@@ -93,7 +93,7 @@ class ImageFetcher:
                 async with self._session.get(url, allow_redirects=False) as response:
                     location = response.headers.get("Location")
                     if response.status in {301, 302, 303, 307, 308} and location:
-                        url = urljoin(url, location)
+                        url = urljoin(url, location)  # what is not a URL is refused by the next check
                         continue
                     return await _body(response, url)
             except PromptmillError:
@@ -142,4 +142,8 @@ def _refused(host: Any) -> PromptmillError:
 
 
 def _failed(url: str, why: str) -> PromptmillError:
-    return PromptmillError(Code.INVALID_IMAGE, f"The image at {URL(url).raw_host} cannot be fetched: {why}.")
+    try:
+        host = URL(url).raw_host
+    except ValueError:  # such as a port beyond 65535
+        host = "an address that is not valid"
+    return PromptmillError(Code.INVALID_IMAGE, f"The image at {host} cannot be fetched: {why}.")

@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.held_image import HeldImage, is_bare_base64
 from promptmill.images.decode_memory import DEFAULT_BYTES, DecodeMemory
+from promptmill.images.held import encoded
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
-_LONGEST_PATH = 4096
+_LONGEST_QUOTE = 80
 _LARGEST_FILE = 256 * 1024 * 1024
 _BYTES_PER_PIXEL = 12  # as it was, turned or converted, and as it is written
 
@@ -66,13 +69,27 @@ def from_folder(source: str, folder: str) -> str:
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:
-    """Return the image at a local path, `file:` URL or `data:` URL. Blocks: call it off the event loop.
+    """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
     BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images and those that EXIF
     turns; anything else stays byte for byte. Raises `PromptmillError` (`invalid_image`).
     """
-    name, data = _data(source) if source[:5].lower() == "data:" else _file(source, rules)
+    if isinstance(source, HeldImage):
+        name, data = "the image in memory", _held(source)
+    elif source[:5].lower() == "data:":
+        name, data = _data(source)
+    elif is_bare_base64(source):
+        name, data = _data(f"data:;base64,{''.join(source.split())}")
+    else:
+        name, data = _file(source, rules)
     return _checked(data, name, rules)
+
+
+def _held(source: HeldImage) -> bytes:
+    try:
+        return encoded(source.image)
+    except Exception as error:  # noqa: BLE001 (Pillow's encoders raise nearly anything for what they cannot write)
+        raise _unusable(f"The image in memory cannot be encoded ({type(error).__name__}).") from None
 
 
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
@@ -120,10 +137,13 @@ def _local_path(source: str) -> Path:
 
 
 def _shown(path: Path) -> str:
+    text = str(path)
+    if len(text) > _LONGEST_QUOTE:
+        return f"{text[: _LONGEST_QUOTE // 4]}…{text[-_LONGEST_QUOTE * 3 // 4 :]}"
     try:
-        return str(path.absolute())[:_LONGEST_PATH]
+        return str(path.absolute())
     except OSError:
-        return str(path)[:_LONGEST_PATH]
+        return text
 
 
 def _data(source: str) -> tuple[str, bytes]:
@@ -134,7 +154,7 @@ def _data(source: str) -> tuple[str, bytes]:
         raise _unusable("A data URL has no valid beginning.", "Write data:image/png;base64,….")
     try:
         if ";base64" in (head[2] or "").lower():
-            return "the data URL", pybase64.b64decode(source[head.end() :], validate=True)
+            return "the data URL", pybase64.b64decode(_WHITESPACE.sub("", source[head.end() :]), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
         raise _unusable("A data URL holds no valid base64.") from None
@@ -207,13 +227,13 @@ def _rewritten(image: Image) -> bytes:
 
 def _in_web_mode(image: Image) -> Image:
     if image.mode.startswith(("I", "F")):
-        return _to_eight_bits(image)
+        return to_eight_bits(image)
     if image.mode not in _WEB_MODES or image.mode in {"P", "PA"}:
         return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     return image
 
 
-def _to_eight_bits(image: Image) -> Image:
+def to_eight_bits(image: Image) -> Image:
     """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
     if image.mode in {"I;16", "I;16L", "I;16B"}:  # the upper byte of each pixel, without its detour over 32 bits
         from PIL.Image import frombytes

@@ -31,7 +31,7 @@ class JobFolders:
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
         """Return those under `PROMPTMILL_STATE`, where it is set; else beside outputs."""
         if named := environ.get("PROMPTMILL_STATE"):
-            return cls(Path(named).absolute() / "jobs")
+            return cls(Path(named).expanduser().absolute() / "jobs")
         import platformdirs
 
         return cls(platformdirs.user_state_path("promptmill") / "jobs", beside_outputs=True)

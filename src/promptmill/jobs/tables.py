@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from promptmill.jobs.records import Record
 
 Answer = Callable[[int], Record | None]  # None leaves the row out
 _DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # what stands there separates nothing
 _BATCH_ROWS = 1024
 _GROUP_ROWS = 16 * _BATCH_ROWS
 _LONGEST_CELL = 2**31 - 1
@@ -60,7 +62,7 @@ class _Csv:
     def __init__(self, file: RandomFile) -> None:
         csv.field_size_limit(_LONGEST_CELL)
         self._text = io.TextIOWrapper(file.stream(), encoding="utf-8-sig", errors="surrogateescape", newline="")
-        first = self._text.readline()
+        first = _QUOTED.sub("", self._text.readline())
         self.delimiter = max(_DELIMITERS, key=first.count)
         self._text.seek(0)
         self._reader = csv.reader(self._text, delimiter=self.delimiter)

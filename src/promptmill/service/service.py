@@ -234,7 +234,12 @@ class Service:
             dead, loaded = self._current, self._new_slot(self.plan)
             self._current = loaded
             loaded.start(after=dead)
-        await loaded.wait_ready()
+        try:
+            await loaded.wait_ready()
+        except PromptmillError as error:
+            if error.code is Code.REPLACED and self._usable() is not None:  # nothing was sent: the new one may answer
+                return await self._loaded()
+            raise
         return loaded
 
     def _retire(self, loaded: LoadedBackend) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -43,8 +44,17 @@ def stay_responsive() -> None:
     sys.setswitchinterval(_SWITCH_S)
 
 
-def log_to_stderr(level: str = "WARNING", *, all_calls: bool = False) -> None:
-    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: a line for those that succeed, too."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def log_to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
+    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: a line for those that succeed, too.
+
+    `level` is our own loggers', by default PROMPTMILL_LOG_LEVEL, else WARNING: libraries stay at WARNING, for below it
+    some log whole messages, keys and prompts included.
+    """
+    logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    wanted = (level or os.environ.get("PROMPTMILL_LOG_LEVEL", "")).strip().upper()
+    logging.getLogger("promptmill").setLevel(wanted if wanted in LOG_LEVELS else "WARNING")
     if all_calls:
         logging.getLogger(CALLS).setLevel(logging.INFO)

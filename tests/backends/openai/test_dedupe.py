@@ -7,7 +7,7 @@ from fakes import ListSource
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
 from promptmill.core.sampling import Sampling
-from replies import by_prompt, late, status
+from replies import by_prompt, choose, late, status
 
 PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20
 
@@ -47,3 +47,11 @@ def test_what_cannot_be_told_apart_fails_alone(upstream, run):
     result = _drive(run, upstream, ["a", image, "a"], Sampling(temperature=0))
     assert result.texts == ["echo: a", None, "echo: a"]
     assert result.codes == {Code.INVALID_IMAGE}
+
+
+def test_a_failure_that_may_pass_is_not_shared(upstream, run):
+    """Twins of what failed for good by chance are sent once more, together."""
+    upstream.reply = choose(lambda seen: status(500) if seen.prompt == "a" and seen.attempt <= 2 else late(0.01))
+    result = _drive(run, upstream, PROMPTS, Sampling(temperature=0), retries=2, base_delay=0.01)
+    assert list(result.failures) == [0]
+    assert upstream.attempts["a"] == 3

@@ -77,8 +77,11 @@ class OpenAIBackend:
                 "this process may not open more connections."
             )
         if self._settings.dedupe:
-            source = sink = Dedupe(source, sink, stats, self._endpoint_states[0].encoder.fingerprint)
-        task = asyncio.ensure_future(self._run(source, sink, stats, self._limiter, self._pool))
+            deduped = Dedupe(source, sink, stats, self._endpoint_states[0].encoder.fingerprint)
+            work = self._run_deduped(deduped, stats, self._limiter, self._pool)
+        else:
+            work = self._run(source, sink, stats, self._limiter, self._pool)
+        task = asyncio.ensure_future(work)
         if not self._runs and any(state.search for state in self._endpoint_states):
             self._watch = asyncio.ensure_future(watch_servers(self._pool, self._endpoint_states))
         self._runs.add(task)
@@ -93,6 +96,11 @@ class OpenAIBackend:
             task.cancel()
             if not self._runs and self._watch is not None:
                 self._watch.cancel()
+
+    async def _run_deduped(self, deduped: Dedupe | None, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
+        while deduped is not None:
+            await self._run(deduped, deduped, stats, limiter, pool)
+            deduped = deduped.again()
 
     async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)

@@ -56,10 +56,23 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
             f"{_BLOCK}.base_url", "is missing; set it to your endpoint, such as http://localhost:8000/v1."
         )
     trusted = {_origin(_parsed(url)) for url in operator.base_url}
-    return [_endpoint(url, plan, environ, named=_origin(url) in trusted) for url in map(_parsed, settings.base_url)]
+    return [
+        _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
+        for url in map(_parsed, settings.base_url)
+        for key in _keys(settings)
+    ]
 
 
-def _endpoint(url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str], *, named: bool) -> Endpoint:
+def _keys(settings: OpenAISettings) -> list[str]:
+    """Return the configured keys, `[""]` when there is none."""
+    given = settings.api_key if isinstance(settings.api_key, list) else [settings.api_key]
+    keys = [key.get_secret_value() for key in given if key is not None]
+    return [key for key in keys if key.strip()] or [""]
+
+
+def _endpoint(
+    url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, *, named: bool
+) -> Endpoint:
     """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
     settings = plan.settings.backend_configs.openai
     profile = dialect_of(url)
@@ -68,9 +81,9 @@ def _endpoint(url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str]
         named or (profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
     key, note = "", ""
-    if settings.api_key is not None and settings.api_key.get_secret_value().strip():
+    if configured:
         if "api_key" in plan.from_call or named:
-            key = settings.api_key.get_secret_value()
+            key = configured
         else:
             note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
     elif found := _from_environment(settings, plan, environ):

@@ -64,7 +64,7 @@ CODES: dict[Cause, frozenset[str]] = {
         "insufficient_funds not_enough_balance insufficient_user_quota insufficient_credits budget_exceeded arrearage "
         "accountoverdueerror account_overdue credit_limit payment_required payment_required_error "
         "exceeded_current_quota_error allocationquota.freetieronly setlimitexceeded balance_depleted "
-        "pre_consume_token_quota_failed"
+        "pre_consume_token_quota_failed token_quota_reached"
     ),
 }
 
@@ -76,7 +76,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
         r"|\bflagged\b|(?:requires|failed|blocked by|rejected by) moderation|inappropriate content"
         r"|sensitive (?:content|information|words?)|new_sensitive|content exists risk|high risk"
         r"|prohibited[_ ](?:content|use)"
-        r"|blocked by (?:the |our )?(?:safety|content|guardrail)"
+        r"|(?:prompt|request|response) (?:was |is )?blocked|blocked by (?:the |our )?(?:safety|content|guardrail)"
         r"|(?:input|output|content|outputted) (?:is|was) blocked"
         r"|unsafe content|raiblocked|jailbreak|敏感|违规|审核不通过|内容审核|不安全|不合规|内容安全|风险内容"
     ),
@@ -84,6 +84,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
         r"context[_ -]?(?:length|window|size|limit)"
         r"|maximum (?:context|prompt length|model length|input length|allowed length)"
         r"|(?:prompt|input|message|conversation) (?:is|are) too long|prompt too long|too long for"
+        r"|(?:prompt|input) (?:length|tokens)\b.{0,80}exceed"
         r"|input (?:length|tokens?|token count).{0,60}exceed"
         r"|exceed\w*.{0,40}(?:context|maximum number of (?:input )?tokens|model token limit)"
         r"|exceed\w*.{0,40}max(?:imum)? (?:message |model |input |prompt )?(?:tokens?|len)"
@@ -115,7 +116,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
         r"|recharge your account"
         r"|specified api usage limits|call volume quota|free tier.{0,40}exhausted"
         r"|quota (?:has been )?(?:used up|exhausted)|hard limit|key limit exceeded"
-        r"|inference limit|free allocation|account balance|good standing"
+        r"|inference limit|token quota|free allocation|account balance|good standing"
         r"|欠费|余额|额度不足|额度已|额度用|充值|今日.{0,8}限额"
     ),
     Cause.KEY: re.compile(
@@ -146,7 +147,8 @@ WORDS: dict[Cause, re.Pattern[str]] = {
         r"|request limit|限流|频率|并发|请求过多|\b[tr]pm\b"
     ),
     Cause.BUSY: re.compile(
-        r"overload|server busy|too busy|loading model|is (?:currently |still )?loading|model (?:is )?unloaded"
+        r"overload|server busy|too busy|loading model|high (?:traffic|demand)"
+        r"|is (?:currently |still )?loading|model (?:is )?unloaded"
         r"|(?:has|have) crashed"
         r"|temporarily unavailable|capacity|internal (?:server )?error|(?:try|retry) (?:again )?later|timed? ?out"
         r"|稍后|繁忙|unknown error"
@@ -164,7 +166,7 @@ NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
 # In a 5xx these still mean the request; other words there are about the server's own trouble.
 CONTEXT_FOR_SURE = re.compile(
-    r"exceeds? (?:the )?(?:available )?context|prompt is too long|maximum context length is \d|input is too long"
-    r"|context_length_exceeded"
+    r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
+    r"|maximum context length is \d|context_length_exceeded"
 )
 FEATURE = re.compile(r"support (?:image|tool|vision|audio|file|the requested|structured|response_format)")

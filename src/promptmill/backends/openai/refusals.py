@@ -105,7 +105,9 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
     if status == 402:
         return Cause.QUOTA
     if status in _RETRIED:
-        return Cause.KEY if status == 498 and _says(body, Cause.KEY) else Cause.BUSY
+        if status == 498 and _says(body, Cause.KEY):
+            return Cause.KEY
+        return _first(body, Cause.FILTER) or Cause.BUSY
     if status >= 500:
         return _server_error(status, body)
     if status in {401, 407}:

@@ -23,7 +23,9 @@ from promptmill.backends.openai.sse import CutOffError, assemble, first_event, i
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Usage
 
-_ERROR_FIELDS = frozenset({"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title"})
+_ERROR_FIELDS = frozenset(
+    {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
+)
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -72,6 +74,10 @@ def _unwrapped(payload: Any) -> Any:
             inner = payload.get(name)
             if isinstance(inner, dict) and isinstance(inner.get("choices"), list):
                 return {"usage": payload.get("usage"), **inner}
+        if isinstance(payload.get("message"), dict) and payload.get("done") is True:  # Ollama's own form
+            choice = {"message": payload["message"], "finish_reason": payload.get("done_reason")}
+            usage = {"prompt_tokens": payload.get("prompt_eval_count"), "completion_tokens": payload.get("eval_count")}
+            return {"choices": [choice], "usage": usage}
     return payload
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from promptmill.backends.openai.refusals import until
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.protocol import CallStats, Sink
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
@@ -28,6 +29,9 @@ _HARD_CAP = 5
 # An item that is refused for load while so many others are answered for each one refused is itself what is refused:
 # by chance that would happen to one in a million items, five times in a row.
 _SUCCESSES_PER_REFUSAL = 10
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class Task(Protocol):
@@ -185,9 +189,11 @@ class Run(Generic[TaskT]):
             return await self._fail(item, self._held.ended, concerns_all=True)
         try:
             prepared = await self._sender.prepare(item.task)
+            size = self._sender.size(item.task)
         except PromptmillError as error:
             return await self._fail(item, error)
-        size = self._sender.size(item.task)
+        except Exception as error:  # noqa: BLE001 (one item never ends the others)
+            return await self._fail(item, internal_error("The request could not be prepared", error))
         try:
             permit = self._limiter.enter_now(self._scope, size, item.failed_at) or await self._limiter.enter(
                 self._scope, size, item.failed_at
@@ -328,6 +334,7 @@ class Run(Generic[TaskT]):
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.wished(decision))
+        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, error.code, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._fail(item, _too_slow(settings.item_timeout))
         if wait_s <= 0:

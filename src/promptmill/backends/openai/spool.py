@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mmap
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -16,8 +18,13 @@ import orjson
 from promptmill.backends.protocol import Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.held_image import HeldImage
+from promptmill.images.held import encoded
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
+
+
+_ENCODED_AT_ONCE = 64
 
 
 class Ref(NamedTuple):
@@ -83,12 +90,16 @@ class Spool:
         self._refuse = refuse
         self._end = 0
         self._before: dict[int, int] = {}
+        self.held = f"spool-{secrets.token_hex(8)}:"
+        """How the names of images begin that lie in the file themselves: then come offset and length."""
+        self._stored: dict[str, str] = {}
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
         """Take up to `n` requests and write them."""
         while requests := self._first or await self._source.take(n):
             self._first = []
             try:
+                await self._store_images(requests)
                 refs = [ref for request in requests if (ref := await self._written(request)) is not None]
                 self._file.flush()
             except OSError as error:
@@ -97,8 +108,21 @@ class Spool:
                 return refs
         return []
 
+    async def _store_images(self, requests: list[Request]) -> None:
+        """Write the images in memory that are not in the file yet, encoded by several threads."""
+        images = {image.source: image.source for request in requests for image in request.conversation.images}
+        held = [source for source in images if isinstance(source, HeldImage) and source not in self._stored]
+        for start in range(0, len(held), _ENCODED_AT_ONCE):
+            some = held[start : start + _ENCODED_AT_ONCE]
+            files = await asyncio.gather(*(asyncio.to_thread(_encoded, source) for source in some))
+            for source, data in zip(some, files, strict=True):
+                self._file.write(data)
+                self._stored[source] = f"{self.held}{self._end}:{len(data)}"
+                self._end += len(data)
+
     async def _written(self, request: Request) -> tuple[int, int, int] | None:
-        value: dict[str, Any] = {"messages": request.conversation.as_messages()}
+        conversation = request.conversation.with_sources(lambda source: self._stored.get(source, source))
+        value: dict[str, Any] = {"messages": conversation.as_messages()}
         if request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
             value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
         try:
@@ -123,6 +147,13 @@ class Spool:
         if self.path.suffix:
             with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending still maps it
                 self.path.unlink(missing_ok=True)
+
+
+def _encoded(image: HeldImage) -> bytes:
+    try:
+        return encoded(image.image)
+    except Exception:  # noqa: BLE001 (Pillow's encoders raise nearly anything; the worker says what is not an image)
+        return b"?"
 
 
 def wants_whole(source: Source) -> bool:

@@ -78,7 +78,7 @@ class Pool:
         self._trust = trust
         self._session: asyncio.Future[aiohttp.ClientSession] | None = None
         self._trust_env = settings.trust_env
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[tuple[str, tuple[str, ...]], _Route] = {}
         self._throttle = throttle
 
     async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> HttpResponse:
@@ -88,9 +88,9 @@ class Pool:
         """
         if not self._throttle.pass_now():
             await self._throttle.turn()
-        route = self._routes.get(endpoint.url)
+        route = self._routes.get((endpoint.url, endpoint.secrets))
         if route is None:
-            route = self._routes[endpoint.url] = self._route(endpoint)
+            route = self._routes[endpoint.url, endpoint.secrets] = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
         if route.target is not None and length <= LARGEST_DIRECT_REQUEST:

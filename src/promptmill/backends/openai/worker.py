@@ -28,6 +28,7 @@ from promptmill.backends.protocol import CallStats, Request
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.held_image import HeldImage
 from promptmill.core.sampling import Sampling
 from promptmill.images.decode_memory import DecodeMemory
 from promptmill.images.fetch import ImageFetcher
@@ -46,6 +47,7 @@ class Worker:
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
         self._file = MappedFile(Path(job["path"]))
+        self._held: str = job["held"]
         self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
         self._scope = CallStats()
         self._told: set[str] = set()
@@ -82,7 +84,10 @@ class Worker:
     async def _attempt(self, number: int, endpoint_state: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
         try:
             row = self._file.read(ref.offset, ref.length)
-            request = Request(ref.key, *self._reading.read(ref.key, row))
+            conversation, sampling, extra = self._reading.read(ref.key, row)
+            if self._held:
+                conversation = conversation.with_sources(self._with_bytes)
+            request = Request(ref.key, conversation, sampling, extra)
             prepared = await self._sender.prepare(request)
             result = await self._sender.send(request, self._endpoint_states[endpoint_state], prepared, fresh=fresh)
             self._report(number, *packed_result(result))
@@ -93,6 +98,13 @@ class Worker:
             self._report(number, "error", frames.packed_error(wrong))
         finally:
             del self._attempts[number]
+
+    def _with_bytes(self, source: str) -> str:
+        """Return `source`, with what is behind it where that lies in the file."""
+        if not source.startswith(self._held):
+            return source
+        offset, length = source.removeprefix(self._held).split(":")
+        return HeldImage(self._file.read(int(offset), int(length)), source)
 
     def _report(self, number: int, *fields: Any) -> None:
         if not self._results:
@@ -146,8 +158,16 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     worker = Worker(job, transport)
     stay_responsive()
     transport.write(frames.packed({"type": "ready"}))
+    alive = asyncio.create_task(_tell_alive(transport, job["alive_s"]))
     while (message := await frames.receive(reader)) is not None:
         worker.hear(message)
+    alive.cancel()
+
+
+async def _tell_alive(outgoing: asyncio.WriteTransport, every_s: float) -> None:
+    while not outgoing.is_closing():
+        outgoing.write(frames.packed({"type": "alive"}))
+        await asyncio.sleep(every_s)
 
 
 def main() -> None:

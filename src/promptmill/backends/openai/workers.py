@@ -13,6 +13,7 @@ To a worker:
 From a worker:
 
     {"type": "ready"}
+    {"type": "alive"}                                              every few seconds, so that a frozen one is found out
     {"type": "results", "results": [[id, "answer" | "verdict" | "error", …], …], "warnings": […]}
 """
 
@@ -35,6 +36,8 @@ _WORKER = "promptmill.backends.openai.worker"
 _NOTHING: Mapping[str, bytes] = {}
 # A worker that ends this often before it has answered anything will not do better the next time.
 _FALSE_STARTS = 3
+SILENCE_S = 30.0
+"""A worker that says nothing for so long is stopped, or hangs on a drive that does not answer."""
 
 
 class _Worker:
@@ -64,7 +67,9 @@ class _Worker:
 class FanOut:
     """A `Sender` of references, over worker processes; use as an async context."""
 
-    def __init__(self, workers: int, per_worker: int, stats: CallStats, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, workers: int, per_worker: int, stats: CallStats, job: Mapping[str, Any], *, silence_s: float = SILENCE_S
+    ) -> None:
         """`job` is what every worker is told first, keys included: over a pipe, never on a command line.
 
         Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry.
@@ -72,10 +77,11 @@ class FanOut:
         self.capacity = workers * per_worker
         """Requests in flight, at most."""
         self._count = workers
+        self._silence_s = silence_s
         self._per_worker = per_worker
         self._scope = stats
         try:
-            self._job = frames.packed({"type": "job", **job})
+            self._job = frames.packed({"type": "job", "alive_s": silence_s / 6, **job})
         except TypeError:
             raise unwritable_parameters() from None
         self._workers: list[_Worker] = []
@@ -180,14 +186,20 @@ class FanOut:
         assert child.stdout is not None
         try:
             child.stdin.write(self._job)
-            while (message := await frames.receive(child.stdout)) is not None:
+            silence_s = None  # a busy machine may take long to start it
+            while True:
+                async with asyncio.timeout(silence_s):
+                    message = await frames.receive(child.stdout)
+                if message is None:
+                    break
                 if message["type"] == "ready":
+                    silence_s = self._silence_s
                     self._workers.append(worker)
                     self._room.set()
-                else:
+                elif message["type"] == "results":
                     self._hear(worker, message)
-        except frames.OutOfStepError:
-            pass  # what it sends makes no sense any more: end it like one that died
+        except (frames.OutOfStepError, TimeoutError):
+            pass  # what it sends makes no sense any more, or it is frozen: end it like one that died
         finally:
             subprocesses.end_group(child.pid)
             child.stdin.close()
