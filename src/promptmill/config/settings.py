@@ -134,7 +134,9 @@ class HFSettings(Block):
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
-    batch_size: int = Field(8, ge=1, le=4096, description="Most prompts computed together.")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Most prompts computed together; default: by the model's size and free memory."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )
