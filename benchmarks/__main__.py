@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks import (
     ceiling,
+    cpu_engines,
     crowd,
     engine,
     first_answer,
@@ -30,6 +31,7 @@ from benchmarks import (
     serving,
     throughput,
     vllm_engine,
+    windows,
     workers,
 )
 from benchmarks.client import OUT, ROOT
@@ -49,10 +51,15 @@ CASES: dict[str, Case] = {
     "beside": crowd.small_beside_huge,
     "images": pictures.images,
     "window": limits.window,
+    "slow_window": windows.slow,
+    "random_429": windows.random_refusals,
+    "own_server": windows.own_server,
+    "hedge": windows.hedge,
     "rates": limits.rates,
     "engine": engine.engine,
     "first": first_answer.first_answer,
     "hf": hf_batching.batching,
+    "cpu_engines": cpu_engines.cpu_engines,
     "vllm_chat": vllm_engine.vllm_chat,
     "vllm_calls": vllm_engine.vllm_calls,
     "vllm_settings": vllm_engine.vllm_settings,

@@ -123,15 +123,16 @@ BARE = (sys.executable, "-m", "benchmarks.bare_server")
 OURS = (sys.executable, "-m", "promptmill", "serve")
 
 
-def ours(url: str, in_flight: int, *, core: int | None = None) -> Server:
-    """Return our server on its openai backend, not yet started."""
+def ours(url: str, in_flight: int | None, *, core: int | None = None) -> Server:
+    """Return our server on its openai backend, not yet started; without `in_flight` it has no `concurrency` set."""
     block = "backend_configs.openai"
-    settings = {
+    settings: dict[str, object] = {
         f"{block}.base_url": url,
         f"{block}.model_name": "bench",
-        f"{block}.concurrency": in_flight,
         f"{block}.bulk_threshold": 10_000_000,  # the pool of one process is measured here, not the worker processes
     }
+    if in_flight is not None:
+        settings[f"{block}.concurrency"] = in_flight
     command = [*OURS, "--backend", "openai"]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]

@@ -21,7 +21,7 @@ CONSOLE = Console(width=110)
 CHAT = [
     {"role": "user", "content": "Hi, my name is Ada and I live in London."},
     {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
-    {"role": "user", "content": "In which city do I live?"},
+    {"role": "user", "content": "What is the name of the city where I live?"},
 ]
 TURN = {"question": CHAT[-1]["content"], "expect": "London"}
 
@@ -48,7 +48,9 @@ async def show(server: StdioTransport, questions: list[dict[str, str]], status: 
         tools = [tool.name for tool in await client.list_tools()]
         CONSOLE.print(f"[bold]The server offers[/] {', '.join(tools)}  [dim]({since(started)})[/]")
         sampling = {"temperature": 0, "max_tokens": 48}
-        await client.call_tool("generation_init", {"backend_configs": {}, "sampling_params": sampling, "backend": "hf"})
+        await client.call_tool(
+            "generation_init", {"backend_configs": {}, "sampling_params": sampling, "backend": "openvino"}
+        )
         CONSOLE.print(f"[bold]The model is loaded[/]  [dim]({since(started)})[/]")
 
         result = await client.call_tool("generate", {"prompt_ls": [entry["question"] for entry in questions]})

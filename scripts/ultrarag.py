@@ -2,10 +2,13 @@
 
     scripts/ultrarag CHECKOUT                          # makes their environment in .venv-clients/ultrarag
     scripts/ultrarag CHECKOUT --python THEIR_PYTHON    # or takes the one that is there
+    scripts/ultrarag CHECKOUT --only search_o1 calls   # these comparisons alone
 
 CHECKOUT stays as it is: everything runs in a copy, where `promptmill install ultrarag` puts our launcher and the
-examples' parameter files are filled in as their users do. Each example is built and run by their client, on an endpoint
-of this machine that answers "echo: " and the question, and on the embedded model.
+examples' parameter files are filled in as their users do. First every example that needs no GPU runs against their own
+generation server and against ours, and so do some 140 single calls (`tests/clients/ultrarag`): whatever differs without
+being on the list of intended differences is a failure. Then some examples are built and run by the command line of
+their client, on an endpoint that answers "echo: " and the question, and on the embedded model.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "clients" / "ultrarag")]
+
+from compare import compare  # noqa: E402 (found by the line above)
 
 from upstream import Upstream  # noqa: E402 (found by the line above)
 
@@ -188,8 +193,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--python", type=Path, help="the Python of UltraRAG's own environment")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="examples to compare, or `calls`")
     arguments = parser.parse_args()
     python = their_python(arguments.python)
+    if wrong := compare(arguments.checkout, python, arguments.only):
+        sys.exit(f"{wrong} differences that nobody intended")
+    if arguments.only:
+        return
     with Upstream() as endpoint, copied(arguments.checkout) as folder:
         checkout = Checkout(folder, python)
         prepare(checkout)

@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from busy import within
+
 PATIENCE_S = 60.0
 
 
@@ -121,7 +123,7 @@ class Piped:
     def reply(self, number: int, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for the response to a request."""
         with self._news:
-            waited = self._news.wait_for(lambda: self.found(number) or not self._reader.is_alive(), timeout_s)
+            waited = self._news.wait_for(lambda: self.found(number) or not self._reader.is_alive(), within(timeout_s))
         answer = self.found(number)
         assert answer is not None, f"no answer to {number} ({'waited' if not waited else 'the server is gone'})"
         return answer
@@ -168,7 +170,7 @@ class Piped:
 
 def eventually(condition: Any, timeout_s: float = PATIENCE_S) -> None:
     """Wait until `condition()` holds."""
-    limit = time.monotonic() + timeout_s
+    limit = time.monotonic() + within(timeout_s)
     while not condition():
         assert time.monotonic() < limit, "it never came true"
         time.sleep(0.01)

@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 import pytest
 
+from busy import within
 from replies import (
     answer,
     at_most,
@@ -205,5 +206,5 @@ def test_it_is_fast_enough_for_thousands(upstream, run):
 
     began = time.monotonic()
     run(work())
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < within(15)
     assert len(upstream.seen) == 3000

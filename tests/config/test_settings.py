@@ -63,7 +63,7 @@ def test_the_defaults_are_those_of_the_contract():
             "model_name_or_path": None,
             "gpu_ids": None,
             "trust_remote_code": False,
-            "batch_size": 8,
+            "batch_size": None,
             "dtype": "auto",
             "device": "auto",
             "gguf_file": None,

@@ -108,6 +108,7 @@ def test_progress_arrives_while_the_call_works(server, upstream, run, mode):
 # Large
 
 
+@pytest.mark.thorough
 @BOTH
 def test_twenty_thousand_prompts_are_answered_in_order(server, run, mode):
     prompts = [str(i) for i in range(20_000)]
@@ -308,6 +309,7 @@ def test_half_a_surrogate_pair_is_an_error_and_no_crash(server, version):
 # A crowd
 
 
+@pytest.mark.thorough
 def test_a_crowd_leaves_nothing_behind(server, run):
     process = psutil.Process(server.process.pid)
 

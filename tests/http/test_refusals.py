@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from busy import within
 from served import BEARER, TOKEN, VERSION
 
 pytestmark = pytest.mark.http
@@ -301,7 +302,7 @@ def test_many_connections_that_say_nothing_do_no_harm(server):
         one.sendall(b"POST /mcp HTTP/1.1\r\nHost: loc")
     began = time.monotonic()
     assert server.session().answers("x") == ["echo: x"]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < within(10)
     for one in silent:
         one.close()
     _stays(server)

@@ -134,3 +134,11 @@ def test_a_folder_that_cannot_be_written_is_said(checkout, capsys):
     assert _install(checkout) == 2
     assert "Permission denied" in capsys.readouterr().err
     folder.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them")
+def test_whoever_may_read_the_launcher_may_read_where_it_leads(checkout):
+    launcher = checkout / "servers" / "generation" / "src" / "generation.py"
+    launcher.chmod(0o644)
+    _install(checkout)
+    assert launcher.with_name("promptmill-python.txt").stat().st_mode & 0o777 == 0o644

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from busy import within
 from fakes import KEY
 from promptmill.jobs import status
 from promptmill.jobs.folder import Folder
@@ -75,7 +76,7 @@ class Bench:
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `promptmill bulk` to its end."""
         process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def succeed(self, *arguments: str, **options: Any) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Bench:
 
     def wait(self, condition: Callable[[], object], timeout_s: float = 15) -> None:
         """Wait until `condition()`."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + within(timeout_s)
         while not condition():
             assert time.monotonic() < end, f"not reached within {timeout_s} s"
             time.sleep(0.005)

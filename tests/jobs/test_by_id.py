@@ -20,7 +20,7 @@ def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedPr
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

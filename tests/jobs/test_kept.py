@@ -42,7 +42,7 @@ def patched(bench: Any, patch: str, *arguments: str) -> subprocess.Popen[str]:
 def killed(bench: Any, patch: str, *arguments: str) -> None:
     """Run until `patch` kills the process."""
     process = patched(bench, patch, *arguments)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == -signal.SIGKILL, err
     bench.wait(lambda: not bench.upstream.open)
 

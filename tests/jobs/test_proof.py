@@ -68,7 +68,7 @@ def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -
             process.communicate()
         else:
             process = bench.start(env={crash.VARIABLE: f"{point}:{number}"})
-            process.communicate(timeout=60)
+            process.communicate(timeout=180)
         assert process.returncode == -signal.SIGKILL, f"{point}:{number} ended with {process.returncode}"
         kills += 1
         check(f"{point}:{number}")
@@ -77,7 +77,7 @@ def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -
     for point, number in END_KILLS:
         seen_before = len(upstream.seen)
         process = bench.start(env={crash.VARIABLE: f"{point}:{number}"})
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         assert process.returncode == -signal.SIGKILL, f"{point}:{number} ended with {process.returncode}"
         kills += 1
         check(f"{point}:{number}")
@@ -154,6 +154,6 @@ def test_workers_read_on_when_the_input_was_replaced(bench: Any) -> None:
     bench.input.write_text('{"prompt": "another file"}\n' * 800)
     for victim in workers_of(process):
         victim.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 0
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in rows]

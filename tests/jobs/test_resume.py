@@ -92,7 +92,7 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     process = bench.start("--json")
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     bench.input.unlink()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert json.loads(out)["done"] == len(rows)
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
@@ -105,7 +105,7 @@ def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> Non
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     with bench.input.open("r+") as file:
         file.write('{"id": 7,')
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 2
     assert "has changed" in bench.status()["reason"]
     assert not bench.output.exists()
@@ -149,7 +149,7 @@ def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 50)
     bench.output.write_text("precious")
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 2
     assert bench.output.read_text() == "precious"
     assert not list(bench.path.glob(".*partial"))

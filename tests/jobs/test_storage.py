@@ -185,7 +185,7 @@ def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_outpu
     with contextlib.closing(sqlite3.connect(bench.folder.database)) as other:
         other.execute("UPDATE answer SET text = 'ECHO' WHERE row = 3")
         other.commit()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert "1 damaged record(s)" in json.loads(out)["warnings"][0]
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(400)]
@@ -201,7 +201,7 @@ def test_any_sqlite_tool_can_read_while_the_job_runs(bench: Any) -> None:
     assert process.poll() is None
     assert count > 50
     assert first == "echo: prompt 0"
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 0
 
 

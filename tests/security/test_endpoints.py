@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driving import ask, opened
+from everyday import everyday
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.response import read_response
@@ -114,7 +115,7 @@ def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
 
 
 @pytest.mark.rule("E3")
-@pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("coding", everyday([None, "gzip", "deflate"], "gzip"))
 def test_a_body_without_an_end_is_left_before_it_fills_the_memory(run, upstream, coding):
     if coding is None:
         upstream.reply = huge(1 << 30)

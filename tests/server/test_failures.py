@@ -7,6 +7,7 @@ import time
 import orjson
 import pytest
 
+from busy import within
 from replies import (
     answer,
     at_most,
@@ -209,7 +210,7 @@ def test_patience_ends_with_an_endpoint_that_answers_nothing(talk, upstream):
     began = time.monotonic()
     result = talk(_generate(*_numbers(20)), patience=0.5, retries=100)
     assert set(codes(result).values()) == {"rate_limited"}
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < within(15)
 
 
 def test_a_port_where_nobody_listens_is_said_soon(talk, upstream):
@@ -218,7 +219,7 @@ def test_a_port_where_nobody_listens_is_said_soon(talk, upstream):
     result = talk(_generate("a", "b"))
     assert set(codes(result).values()) == {"unreachable"}
     assert str(upstream.port) in text(result)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < within(15)
 
 
 def test_a_name_that_nobody_knows_is_said_and_is_ours(talk):

@@ -26,21 +26,22 @@ TOOLS = {
         "extra_params": None,
         "backend": "vllm",
     },
-    "generate": {"prompt_ls": REQUIRED, "system_prompt": "", "answer_schema": None},
+    "generate": {"prompt_ls": REQUIRED, "system_prompt": "", "sampling_params": None, "answer_schema": None},
     "multimodal_generate": {
         "multimodal_path": REQUIRED,
         "prompt_ls": REQUIRED,
         "system_prompt": "",
         "image_tag": None,
+        "sampling_params": None,
         "answer_schema": None,
     },
-    "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", "answer_schema": None},
+    "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", "sampling_params": None, "answer_schema": None},
     "vllm_shutdown": {},
 }
 BULK_TOOLS = {
     "bulk_generate": {"input_file": REQUIRED, "output_file": REQUIRED, "system_prompt": "", "resume": True},
     "bulk_status": {"job_id": None},
-    "bulk_results": {"job_id": REQUIRED, "offset": 0, "limit": 50},
+    "bulk_results": {"job_id": REQUIRED, "offset": 0, "limit": 50, "with_input": False},
     "bulk_cancel": {"job_id": REQUIRED},
 }
 
@@ -111,7 +112,7 @@ def test_what_tools_list_shows_is_enough_to_call_them(talk, upstream, tmp_path, 
 
 def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
     hints = {name: tool.annotations for name, tool in talk(_tools).items()}
-    reading = {"generate", "multimodal_generate", "multiturn_generate", "bulk_status", "bulk_results"}
+    reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results"}
     assert {name for name, hint in hints.items() if hint.read_only_hint} == reading
     assert {name for name, hint in hints.items() if hint.destructive_hint} == {"bulk_generate"}
     assert all(hint.title for hint in hints.values())

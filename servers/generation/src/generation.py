@@ -64,7 +64,10 @@ def find_interpreter() -> str:
     """Return the path of the interpreter that owns promptmill."""
     named, said_by = os.environ.get("PROMPTMILL_PYTHON", "").strip(), "The variable PROMPTMILL_PYTHON"
     if not named and NOTE.is_file():
-        named, said_by = NOTE.read_text(encoding="utf-8").strip(), str(NOTE)
+        try:
+            named, said_by = NOTE.read_text(encoding="utf-8").strip(), str(NOTE)
+        except (OSError, ValueError) as error:
+            complain(str(NOTE) + " cannot be read: " + (getattr(error, "strerror", None) or "it is not text") + ".")
     if not named:
         return sys.executable
     found = shutil.which(str(Path(named).expanduser()))  # a path or a command

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion, Outcome
@@ -65,6 +66,10 @@ class CallStats:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float | None = None
+    """What the call has cost so far; None where nobody knows the price."""
+    budget: Budget | None = None
+    """What the call may cost at most."""
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0

@@ -188,6 +188,7 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         system_prompt=arguments.system,
         limit=arguments.limit,
         max_failures=arguments.max_failures,
+        max_cost=arguments.max_cost,
         dedupe=arguments.dedupe,
         overwrite=arguments.overwrite,
         replace=arguments.replace,
@@ -323,6 +324,7 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,12 +16,14 @@ from promptmill.cli.terminal import say
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.outcome import Usage
 from promptmill.images import load as images
 from promptmill.jobs import admission, formats, tables
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lines import Lines
+from promptmill.service.prices import price_of
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
@@ -40,6 +43,9 @@ def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
             f"{found['rows']} rows, {found['invalid']} of them invalid, {found['images']} images, "
             f"about {found['estimated_prompt_tokens']} prompt tokens"
         )
+        if (cost := found.get("estimated_cost")) is not None:
+            most = found["most_cost"]
+            say(f"about {cost:.6g} for the prompts{'' if most is None else f', at most {most:.6g} with the answers'}")
     return int(found["invalid"] > 0)
 
 
@@ -61,7 +67,8 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
             elif input_format == "batch":
                 ids = CustomIds(Path(name) / "custom_ids")
                 opened.callback(ids.close)
-            return _check_lines(lines, plan, order, input_format, ids)
+            found = _check_lines(lines, plan, order, input_format, ids)
+            return found | _cost(plan, found)
     finally:
         file.close()
 
@@ -114,6 +121,20 @@ def _check_lines(
         "estimated_prompt_tokens": size // _BYTES_PER_TOKEN,
         "problems": problems,
     }
+
+
+def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what the prompts will cost and the most that prompts and answers can, where the price is known."""
+    price = price_of(plan)
+    if price is None:
+        return {}
+    tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
+    rows_ = found["rows"] - found["invalid"]
+    each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
+    prompts = price.cost(each) * found["rows"]
+    if longest is None:
+        return {"estimated_cost": prompts, "most_cost": None}
+    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest)) * rows_}
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

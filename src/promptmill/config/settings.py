@@ -137,7 +137,9 @@ class HFSettings(Block):
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
-    batch_size: int = Field(8, ge=1, le=4096, description="Most prompts computed together.")
+    batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Most prompts computed together; default: by the model's size and free memory."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )
@@ -203,6 +205,16 @@ class ClientLimits(Block):
     models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
 
 
+class PriceSettings(Block):
+    """What a million tokens cost."""
+
+    input: float = Field(ge=0, description="Of the prompt.")
+    output: float = Field(ge=0, description="Of the answer, reasoning included.")
+    cached_input: float | None = Field(
+        None, ge=0, description="Of the part of a prompt that the endpoint had read before; default: as `input`."
+    )
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
@@ -247,6 +259,12 @@ class Settings(Block):
         False,
         description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, a file's "
         "path, or `all` for those at any temperature.",
+    )
+    price: PriceSettings | None = Field(
+        None, description="What a million tokens of the model cost; else `genai-prices` (US dollars), if installed."
+    )
+    max_cost: float | None = Field(
+        None, ge=0, description="Most that this process, or a job in all its runs, may spend; needs `max_tokens`."
     )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."

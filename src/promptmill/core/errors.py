@@ -20,6 +20,7 @@ class Code(StrEnum):
     # what an endpoint answered
     UNAUTHORIZED = "unauthorized"
     INSUFFICIENT_QUOTA = "insufficient_quota"
+    BUDGET = "budget"
     NOT_FOUND = "not_found"
     BAD_REQUEST = "bad_request"
     CONTEXT_LENGTH = "context_length"
@@ -66,6 +67,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and what it may be used for."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
+    Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or go on with the job."),
     Code.NOT_FOUND: _Trait(False, "Check `base_url` and `model_name`."),
     Code.BAD_REQUEST: _Trait(False, "The endpoint refused the request as it is; its reason is above."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),

@@ -45,9 +45,9 @@ def put_back(file: Path) -> Step:
     return Step(f"put back {file}", lambda: _rename(backup_of(file), file))
 
 
-def write(file: Path, content: bytes) -> Step:
-    """Make `content` what `file` holds; its permissions stay."""
-    return Step(f"write {file}", lambda: _write(file, content))
+def write(file: Path, content: bytes, *, like: Path | None = None) -> Step:
+    """Make `content` what `file` holds; its permissions stay, those of a new file are the ones of `like`."""
+    return Step(f"write {file}", lambda: _write(file, content, like))
 
 
 def remove(file: Path) -> Step:
@@ -63,7 +63,7 @@ def _rename(old: Path, new: Path) -> None:
     old.replace(new)
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, content: bytes, like: Path | None) -> None:
     file = file.resolve()  # the file that a link leads to, not the link
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
@@ -75,6 +75,8 @@ def _write(file: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         if file.exists():
             shutil.copymode(file, part)
+        elif like is not None:
+            shutil.copymode(like, part)
         part.replace(file)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
     if launcher.read_bytes() != ours:
         steps.append(write(launcher, ours))
     if not note.exists() or note.read_bytes() != told:
-        steps.append(write(note, told))
+        steps.append(write(note, told, like=launcher))  # whoever may read the launcher may read where it leads
     return steps
 
 

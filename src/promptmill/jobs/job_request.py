@@ -48,6 +48,8 @@ class JobRequest(BaseModel):
     limit: int | None = None
     """Only the first rows, this many."""
     max_failures: str | None = None
+    max_cost: float | None = None
+    """Most that all runs together may spend; None: as the configuration says."""
     dedupe: bool = False
     overwrite: bool = False
     """Start anew and replace whatever is at `output`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
+from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
 from promptmill.jobs.admission import Job
@@ -62,8 +63,7 @@ class Runner:
         """Why the run stopped early."""
         self._earlier = job.folder.status
         self._counted = False
-        seconds = self._earlier.get("seconds")
-        self.progress.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
+        self.progress.follow(self._earlier)
 
     async def run(self) -> dict[str, Any]:
         """Run until the output is there or something ends it; returns the final status.
@@ -101,6 +101,8 @@ class Runner:
         return found
 
     def _close(self) -> None:
+        if self.progress.stats.budget is not None:
+            self.progress.granted = self.progress.stats.budget.spent
         self._show()
         with contextlib.suppress(OSError, DamagedError):
             self._job.folder.store.sync()
@@ -187,12 +189,27 @@ class Runner:
         progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
         self._enter(status.RUNNING)
+        self._limit_cost()
         syncing = asyncio.ensure_future(self._sync())
         try:
             progress.total = await self._ending.or_done(self._answering(lines, path).run())
         finally:
             syncing.cancel()
             await asyncio.wait({syncing})
+
+    def _limit_cost(self) -> None:
+        """Let the rows cost what is left of the job's budget, where it has one."""
+        order, stats, progress = self._job.order, self.progress.stats, self.progress
+        limit = self._job.plan.operator.max_cost if order.max_cost is None else order.max_cost
+        if limit is None or stats.budget is not None:
+            return
+
+        def grant(amount: float) -> None:
+            progress.granted = amount
+            self._show()
+
+        spent = progress.granted if progress.granted is not None else progress.cost or 0.0
+        stats.budget = Budget(limit, spent, grant=grant)
 
     def _answering(self, lines: RandomFile, path: Path) -> Answering:
         job, plan, now = self._job, self._job.plan, self._service.plan

@@ -21,6 +21,7 @@ _SAMPLED = 8
 _ENDS_ALL = frozenset(
     {
         Code.INVALID_CONFIG,
+        Code.BUDGET,
         Code.DEADLINE,
         Code.REPLACED,
         Code.SHUTDOWN,

@@ -20,7 +20,9 @@ FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", 
 COUNTS = (
     *("total", "done", "failed", "errors", "truncated", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "latency_s"),
+    *("cost", "cached", "repaired", "asked_again"),
 )
+_BESIDE = ("cached", "repaired", "asked_again")
 _ALIVE = frozenset({STARTING, RUNNING, MERGING})
 _RATE_OVER_S = 30.0
 
@@ -42,8 +44,25 @@ class Progress:
         """Wall time of earlier runs."""
         self.unsettled_before = 0
         """Requests of earlier runs whose answers nobody waited for any more."""
+        self.granted: float | None = None
+        """What may have been spent by now, for a budget."""
+        self._before: Mapping[str, Any] = {}
         self._began = time.monotonic()
         self._samples: deque[tuple[float, int, int]] = deque()
+
+    def follow(self, earlier: Mapping[str, Any]) -> None:
+        """Go on from the status that the run before left."""
+        seconds = earlier.get("seconds")
+        self.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
+        self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
+        granted = earlier.get("cost_granted")
+        self.granted = float(granted) if isinstance(granted, int | float) else None
+
+    @property
+    def cost(self) -> float | None:
+        """What all runs have cost, None where nobody knows the price."""
+        now, before = self.stats.cost, self._before.get("cost")
+        return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
 
     @property
     def seconds(self) -> float:
@@ -91,6 +110,9 @@ class Progress:
             "total": self.total,
             **counts,
             "requests": counts["requests"] + self.unsettled_before,
+            **({} if self.cost is None else {"cost": self.cost}),
+            **({} if self.granted is None else {"cost_granted": self.granted}),
+            **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
             "rows_per_second": round(rate, 2),
             "tokens_per_second": round(tokens, 1),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastmcp import FastMCP
+from fastmcp.apps.config import UI_EXTENSION_ID
+from mcp_types import ServerCapabilities
 
 from promptmill import __version__
 from promptmill.server.bulk_tools import add_bulk_tools, board_of
@@ -30,6 +34,19 @@ _CHOOSING = """
 """
 
 
+def _announce_what_is_there(mcp: FastMCP) -> None:
+    """Leave out of the capabilities what this server has nothing for; FastMCP announces all that it could have."""
+    sdk_server = mcp._mcp_server
+    whole = sdk_server.get_capabilities
+
+    def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
+        found = whole(*arguments, **options)
+        extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
+        return found.model_copy(update={"prompts": None, "logging": None, "extensions": extensions or None})
+
+    sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
+
+
 def create_server(service: Service, *, locked: bool = False) -> FastMCP:
     """Return the app over `service`, which the caller made and closes.
 
@@ -48,4 +65,5 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
     add_answer_tools(mcp, service, running_jobs)
     add_bulk_tools(mcp, service, running_jobs)
     add_status(mcp, service)
+    _announce_what_is_there(mcp)
     return mcp

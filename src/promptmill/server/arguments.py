@@ -20,12 +20,6 @@ _CONTENT = {
     "description": "The text; or a list of parts.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "object", "additionalProperties": True}],
 }
-_PROMPT = {
-    "type": "object",
-    "description": 'One message: {"role": "user", "content": "…"}. {"content": "…"} and {"text": "…"} mean the same.',
-    "properties": {"role": {"type": "string"}, "content": _CONTENT, "text": {"type": "string"}},
-    "additionalProperties": True,
-}
 _TURN = {
     "type": "object",
     "properties": {
@@ -81,7 +75,10 @@ def _list_of(value: object) -> object:
     value = _as_list_or_object(value)
     if isinstance(value, str):
         return [[value]]
-    return [[item] if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    items = map(_as_list_or_object, value)
+    return [[item] if isinstance(item, str) else item for item in items]
 
 
 def _prompt(item: object) -> str | None:
@@ -102,15 +99,13 @@ def _image_list(item: object) -> str | None:
 
 
 Prompts = Annotated[
-    list[Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _PROMPT]})]],
+    # messages are taken too, but strict function calling takes no tool whose schema has a choice
+    list[Annotated[Any, WithJsonSchema({"type": "string"})]],
     _items(_prompt),
     Field(
         description="The prompts: a list, also for a single one. Each is answered on its own and sees none of the "
-        "others. Usually texts; a chat message with `content` stands for its text.",
-        examples=[
-            ["What is the capital of France?", "Translate to German: Good morning!"],
-            [{"role": "user", "content": "Name three colours."}],
-        ],
+        "others. A chat message with `content` is taken too.",
+        examples=[["What is the capital of France?", "Translate to German: Good morning!"]],
     ),
 ]
 SystemPrompt = Annotated[

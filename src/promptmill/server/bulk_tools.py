@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
+_OF_THE_ANSWER = {
+    *("row", "index", "id", "custom_id", "answer", "error", "usage", "finish_reason", "reasoning", "tool_calls"),
+    *("logprobs", "model"),
+}
 _PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
@@ -95,6 +99,11 @@ def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -
         return RunningJobs(service, roots)
 
     return running_jobs
+
+
+def _without_input(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what became of a row and which one it is, without what was asked: the client has that."""
+    return {name: value for name, value in row.items() if name in _OF_THE_ANSWER}
 
 
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -172,10 +181,15 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         job_id: JobId,
         offset: Annotated[
             int,
+            Field(ge=0, description="First row; from 0, the default; for the next page `next_offset`."),
             null_is(0),
-            Field(ge=0, description="First row, from 0; for the next page `next_offset`."),
         ] = 0,
-        limit: Annotated[int, null_is(50), Field(ge=1, le=_MOST_ROWS, description="Most rows to return.")] = 50,
+        limit: Annotated[
+            int, Field(ge=1, le=_MOST_ROWS, description="Most rows to return; 50 unless given."), null_is(50)
+        ] = 50,
+        with_input: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool, null_is(False), Field(description="Return the fields of the input rows too; false unless given.")
+        ] = False,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
 
@@ -183,6 +197,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         `state` is not `finished` read again later from where the first was missing.
         """
         found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit)
+        if not with_input:
+            found["rows"] = [_without_input(row) for row in found["rows"]]
         most = most_bytes(ctx, service.plan)
         return found if most is None else page(found, most - _ENVELOPE, copies=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import ParamSpec, TypeVar
@@ -40,7 +41,13 @@ def said(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         except PromptmillError as error:
             raise CodedToolError(redact(str(error)), error.code) from None
 
+    wrapper.__doc__ = _flowing(tool.__doc__ or "")  # what a model reads as the tool's description
     return wrapper
+
+
+def _flowing(text: str) -> str:
+    """Return `text` with one line for each paragraph."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 class PlainArguments(Middleware):

@@ -48,8 +48,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         ctx: Context,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
-        answer_schema: AnswerSchema = None,
         sampling_params: CallSampling = None,
+        answer_schema: AnswerSchema = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -68,7 +68,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
     @mcp.tool(
         output_schema=ANSWERS,
-        annotations=ToolAnnotations(title="Answer prompts about images", readOnlyHint=True, openWorldHint=True),
+        annotations=ToolAnnotations(
+            title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
+        ),
     )
     @said
     async def multimodal_generate(  # noqa: PLR0917 (the contract's)
@@ -77,8 +79,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
-        answer_schema: AnswerSchema = None,
         sampling_params: CallSampling = None,
+        answer_schema: AnswerSchema = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -107,8 +109,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         ctx: Context,
         messages: Messages,
         system_prompt: SystemPrompt = "",
-        answer_schema: AnswerSchema = None,
         sampling_params: CallSampling = None,
+        answer_schema: AnswerSchema = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 
 LONGEST_COLUMNS = 1000
 
@@ -64,6 +64,8 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
+    if stats.cost is not None:
+        found["cost"] = round(stats.cost, 9)
     found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
     if stats.warnings:
         found["warnings"] = list(stats.warnings)
@@ -83,13 +85,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
 
     found: dict[str, list[Any]] = {
         "finish_reason": column(lambda completion: completion.finish_reason),
-        "usage": [
-            {
-                "prompt_tokens": outcome.usage.prompt_tokens,
-                "completion_tokens": outcome.usage.completion_tokens,
-            }
-            for outcome in outcomes
-        ],
+        "usage": [_usage(outcome.usage) for outcome in outcomes],
         "attempts": [outcome.attempts for outcome in outcomes],
         "latency_s": [outcome.latency_s for outcome in outcomes],
     }
@@ -99,6 +95,12 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "logprobs": column(lambda completion: completion.logprobs),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    found = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
+    return found | {name: count for name, count in apart.items() if count}
 
 
 def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
+from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.service.wrappers import wrapped
 
@@ -17,8 +18,9 @@ Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 class LoadedBackend:
     """A loaded backend from load to close, with the calls that run on it. `create` makes it."""
 
-    def __init__(self, plan: ResolvedConfig, create: Create, drain_s: float) -> None:
+    def __init__(self, plan: ResolvedConfig, create: Create, drain_s: float, budget: Budget | None = None) -> None:
         self.plan = plan
+        self._budget = budget
         self._create = create
         self._drain_s = drain_s
         self.identity = identity_of(plan)
@@ -42,7 +44,7 @@ class LoadedBackend:
 
     async def _load(self, after: LoadedBackend | None) -> None:
         try:
-            backend = wrapped(await self._create(self.plan), self.plan)
+            backend = wrapped(await self._create(self.plan), self.plan, self._budget)
             while after is not None:
                 before = after.leaving  # which it was to replace, and may not have yet
                 self._report("waiting for running calls to end")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
@@ -30,6 +31,9 @@ class Service:
         self._create = create
         self._drain_s = drain_s
         self.plan = configuration.plan
+        limit = configuration.plan.operator.max_cost
+        self.budget = None if limit is None else Budget(limit)
+        """What all calls together may cost."""
         self.calls = ServiceStats()
         self._current: LoadedBackend | None = None
         self._coming: LoadedBackend | None = None  # loads beside the one in use
@@ -215,7 +219,7 @@ class Service:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
 
     def _new_slot(self, plan: ResolvedConfig) -> LoadedBackend:
-        return LoadedBackend(plan, self._create, self._drain_s)
+        return LoadedBackend(plan, self._create, self._drain_s, self.budget)
 
     def _usable(self) -> LoadedBackend | None:
         """Return the slot in use, unless its backend failed to load, died or was ended."""

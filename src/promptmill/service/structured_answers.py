@@ -40,7 +40,7 @@ class StructuredAnswers:
         call = _Call(source, sink, stats, self._schemas, self._retries)
         await self._backend.run(call, call, stats)
         while call.waiting:
-            call.ended = False
+            call.ended, call.is_rest = False, True
             await self._backend.run(call, call, stats)
 
     async def aclose(self) -> None:
@@ -68,6 +68,8 @@ class _Call:
         self.waiting: deque[_Open] = deque()
         """To be asked again."""
         self.ended = False
+        self.is_rest = False
+        """Whether what it brings now is little, for which no workers are worth their start."""
         self._source, self._sink, self._stats = source, sink, stats
         self._schemas = schemas
         self._retries = retries

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from promptmill.backends.protocol import Backend
 from promptmill.config.loading import ResolvedConfig
+from promptmill.core.budget import Budget
 from promptmill.service.answer_cache import path_of
+from promptmill.service.budgeted_answers import BudgetedAnswers
 from promptmill.service.cached_answers import CachedAnswers
 from promptmill.service.structured_answers import StructuredAnswers
 
 
-def wrapped(backend: Backend, plan: ResolvedConfig) -> Backend:
+def wrapped(backend: Backend, plan: ResolvedConfig, budget: Budget | None = None) -> Backend:
     """Return `backend` with all that holds for answers of every backend around it, as `plan` says.
 
-    From the inside: structured answers, then the cache, which so keeps what satisfied its schema.
+    From the inside: the `budget` of the process, which counts every request; structured answers; the cache, which so
+    keeps what satisfied its schema.
     """
+    backend = BudgetedAnswers(backend, plan, budget)
     backend = StructuredAnswers(backend, retries=plan.settings.schema_retries)
     wanted = plan.operator.cache
     if not wanted:

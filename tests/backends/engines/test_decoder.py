@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
 from promptmill.backends.engines.hf.image_inputs import ImageInputs  # noqa: E402
 from promptmill.backends.engines.hf.model import LanguageModel  # noqa: E402
+from promptmill.backends.engines.hf.room import Room  # noqa: E402
 from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
 from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
@@ -63,7 +64,7 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     for row in rows:
         schedule.add(row)
     with pytest.raises(Enough):
-        Decoder(model, schedule, channel, batch_size=8, chunk=64).run()
+        Decoder(model, schedule, channel, Room(8), chunk=64).run()
     assert "error" in channel.sent.pop(4)
     assert all("error" not in message for message in channel.sent.values())
     assert [row.mishaps for row in rows[:4]] == [0] * 4

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
 from promptmill.backends.engines.hf.loading import load_model  # noqa: E402
+from promptmill.backends.engines.hf.room import Room  # noqa: E402
 from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
 from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
@@ -107,7 +108,7 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
     for row in rows:
         schedule.add(row)
     with pytest.raises(_Enough):
-        Decoder(model, schedule, channel, batch_size, chunk=32).run()
+        Decoder(model, schedule, channel, Room(batch_size), chunk=32).run()
     assert [message["error"] for message in channel.sent if "error" in message] == []
     return [row.tokens for row in rows]
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from busy import within
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 
@@ -35,7 +36,7 @@ def refusal(desk, make_plan):
 def test_a_path_that_does_not_exist_is_said_at_once(refusal, path):
     started = time.monotonic()
     error = refusal(path)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < within(2)
     assert error.code == "engine_load_failed"
     assert "There is no model folder at /" in error.message
 
@@ -50,7 +51,7 @@ def test_a_hub_name_without_network_fails_soon_and_clearly(refusal, tmp_path):
         "nobody/nothing",
         {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"},
     )
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < within(10)
     assert error.code == "engine_load_failed"
     assert "cannot be reached" in error.message
     assert "smollm2-135m-instruct" in error.hint

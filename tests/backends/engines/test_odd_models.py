@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from everyday import everyday
+
 pytestmark = pytest.mark.engine
 
 PROMPTS = ["a", "Hello there", "b" * 100, "The quick brown fox", "xyz" * 30, "0", "Ünïcödé ✓", "end. " * 20] * 3
@@ -39,7 +41,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", everyday(KINDS, "recurrent states"))
 def test_every_kind_of_cache_answers_as_transformers_does(desk, make_engine, tiny, kind):
     folder = tiny(**KINDS[kind])
     host = make_engine(folder, batch_size=4)

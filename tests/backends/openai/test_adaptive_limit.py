@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from backends.openai.simulation import Answers, Call, Endpoint
+from everyday import everyday
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
 
 DELAYS_S = [0.05, 2.0, 10.0]
@@ -35,7 +36,7 @@ def test_slow_answers_are_not_waited_for_before_it_grows(delay_s):
 
 @pytest.mark.parametrize(("refused", "target"), [(0.02, 0.9), (0.1, 0.7)])
 @pytest.mark.parametrize("answers", ANSWERS)
-@pytest.mark.parametrize("delay_s", DELAYS_S)
+@pytest.mark.parametrize("delay_s", everyday(DELAYS_S, 2.0))
 def test_random_refusals_cost_little(delay_s, answers, refused, target):
     prompts = 20_000 if delay_s == 0.05 else 4_000
     none = seconds(prompts, 256, Endpoint(delay_s, answers))

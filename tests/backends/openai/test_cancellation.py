@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from busy import within
 from driving import ask, echoes, opened
 from fakes import DictSink, ListSource
 from promptmill.backends.protocol import CallStats
@@ -30,14 +31,14 @@ def test_cancelling_closes_what_is_in_flight(upstream, run, reply, stream):
             began = time.monotonic()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < within(1)
             assert stats.in_flight == 0
             await upstream.reaches(lambda: upstream.in_flight == 0, 1)
             sent = len(upstream.seen)
             upstream.reply = answer()
             result = await ask(backend, HUNDRED)
             assert result.texts == echoes(HUNDRED)
-            assert result.seconds < 3
+            assert result.seconds < within(3)
             assert len(upstream.seen) == sent + 100
         assert all(seen.left for seen in upstream.seen[:8])
 
@@ -118,7 +119,7 @@ def test_closing_ends_running_calls_with_shutdown(upstream, run):
             with pytest.raises(PromptmillError) as caught:
                 await task
             assert caught.value.code == "shutdown"
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < within(1.5)
             assert sink.outcomes[0].text == "echo: prompt 0"
             await upstream.reaches(lambda: not upstream.open, 1)
             await backend.aclose()
@@ -150,7 +151,7 @@ def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
     assert (failure.error.code, failure.attempts) == ("item_timeout", 1)
     assert "item_timeout" in str(failure.error)
     assert 0.4 < failure.latency_s < 1.5
-    assert result.seconds < 3
+    assert result.seconds < within(3)
     bad = next(seen for seen in upstream.seen if seen.prompt == "bad")
     assert bad.left is not None
     assert bad.left - bad.at < 1.5
@@ -170,7 +171,7 @@ def test_item_timeout_includes_the_waiting_between_attempts(upstream, drive, rep
     result = drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
     assert list(result.failures) == [20]
     assert result.failures[20].error.code == "item_timeout"
-    assert result.seconds < 2.5
+    assert result.seconds < within(2.5)
 
 
 def test_item_timeout_holds_while_the_endpoint_is_away(upstream, run):
@@ -182,7 +183,7 @@ def test_item_timeout_holds_while_the_endpoint_is_away(upstream, run):
 
     result = run(work())
     assert result.codes == {"item_timeout"}
-    assert result.seconds < 5
+    assert result.seconds < within(5)
 
 
 def test_item_timeout_does_not_count_the_queue(upstream, drive):
@@ -195,7 +196,7 @@ def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
     upstream.reply = attempts(hang(), hang(), answer())
     result = drive(["a"], timeout=[2, 0.3])
     assert result.texts == ["echo: a"]
-    assert 0.5 < result.seconds < 2.5
+    assert 0.5 < result.seconds < within(2.5)
 
 
 def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from busy import within
 from driving import ask, echoes, opened
 from promptmill.backends.protocol import CallStats
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
@@ -22,7 +23,7 @@ def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_afte
     upstream.reply = at_most(4, late(0.005), status(429, retry_after=retry_after))
     result = drive(THOUSAND, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND)
-    assert result.seconds < 30
+    assert result.seconds < within(30)
     assert max(outcome.attempts for outcome in result.outcomes) <= 15
 
 
@@ -32,7 +33,7 @@ def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, drive,
     prompts = THOUSAND[: 500 if retry_after else 1000]
     result = drive(prompts, retries=5, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(prompts)
-    assert result.seconds < 30
+    assert result.seconds < within(30)
 
 
 def test_the_window_finds_the_limit_of_the_endpoint(upstream, drive):
@@ -42,7 +43,7 @@ def test_the_window_finds_the_limit_of_the_endpoint(upstream, drive):
     assert result.texts == echoes(prompts)
     refused = len(upstream.seen) - len(prompts)
     assert refused < 0.1 * len(upstream.seen), f"{refused} of {len(upstream.seen)} refused"
-    assert result.seconds < 3 * 2000 / 40 * 0.02 + 1
+    assert result.seconds < within(3 * 2000 / 40 * 0.02 + 1)
 
 
 def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstream, drive):
@@ -182,7 +183,7 @@ def test_back_off_is_capped_at_max_delay(upstream, drive):
     upstream.reply = attempts(*[status(500)] * 9, answer())
     result = drive(["a"], retries=10, base_delay=0.02, max_delay=0.05)
     assert result.answered == 1
-    assert result.seconds < 2
+    assert result.seconds < within(2)
     gaps = [after.at - before.ended for before, after in zip(upstream.seen, upstream.seen[1:], strict=False)]
     assert max(gaps) < 0.3
 
@@ -282,7 +283,7 @@ def test_a_run_that_is_held_up_does_not_hold_up_another(upstream, run):
 
     result = run(work())
     assert result.texts == echoes(THOUSAND[:100])
-    assert result.seconds < 2
+    assert result.seconds < within(2)
 
 
 def test_requests_per_minute_hold(upstream, drive):

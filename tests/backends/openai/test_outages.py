@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from busy import within
 from driving import ask, echoes, opened
 from replies import (
     answer,
@@ -59,7 +60,7 @@ def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, drive, f
     upstream.reply = choose(reply)
     result = drive(THOUSAND[:400], retries=3, concurrency=32)
     assert result.texts == echoes(THOUSAND[:400])
-    assert result.seconds < 15
+    assert result.seconds < within(15)
 
 
 def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive):
@@ -79,7 +80,7 @@ def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive)
     upstream.reply = choose(reply)
     result = drive(THOUSAND[:150], retries=5, concurrency=32, base_delay=0.025, max_delay=0.75)
     assert result.texts == echoes(THOUSAND[:150])
-    assert result.seconds < 30
+    assert result.seconds < within(30)
 
 
 def test_a_tls_endpoint_gone_costs_no_answer(upstreams, drive, monkeypatch):
@@ -126,7 +127,7 @@ def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, drive, c
     failure = result.failures[at]
     assert failure.error.code == "connection_lost"
     assert failure.attempts <= 25
-    assert result.seconds < 20
+    assert result.seconds < within(20)
 
 
 def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
@@ -134,7 +135,7 @@ def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
     prompts = [*THOUSAND[:20], "killer", *THOUSAND[20:80]]
     result = drive(prompts, concurrency=8)
     assert list(result.failures) == [20]
-    assert result.seconds < 3 * 80 / 8 * 0.2
+    assert result.seconds < within(3 * 80 / 8 * 0.2)
 
 
 def test_several_killers_cost_only_themselves(upstream, drive):
@@ -142,14 +143,14 @@ def test_several_killers_cost_only_themselves(upstream, drive):
     prompts = [f"killer {i // 20}" if i % 20 == 0 else str(i) for i in range(100)]
     result = drive(prompts, concurrency=8)
     assert list(result.failures) == [0, 20, 40, 60, 80]
-    assert result.seconds < 15
+    assert result.seconds < within(15)
 
 
 def test_patience_ends_with_an_endpoint_that_nobody_listens_at(upstream, drive):
     upstream.vanish()
     result = drive(THOUSAND[:100], retries=100, patience=0.6, base_delay=0.05)
     assert result.codes == {"unreachable"}
-    assert result.seconds < 6
+    assert result.seconds < within(6)
 
 
 @pytest.mark.parametrize("fault", ["vanish", "429", "503", "reset"])
@@ -160,7 +161,7 @@ def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fault):
     codes = {"vanish": {"unreachable", "connection_lost"}, "429": {"rate_limited"}, "503": {"server_error"}}
     assert 99 - 16 <= result.answered <= 99 + 16
     assert result.codes <= codes.get(fault, {"connection_lost"})
-    assert 0.4 < result.seconds < 8
+    assert 0.4 < result.seconds < within(8)
 
 
 def test_patience_begins_anew_with_each_answer(upstream, drive):
@@ -205,4 +206,4 @@ def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive):
     upstream.reply = chaos(seed, 0.2, faults, late(0.005))
     result = drive(THOUSAND, retries=10, timeout=[2, 0.5], concurrency=64)
     assert result.texts == echoes(THOUSAND)
-    assert result.seconds < 30
+    assert result.seconds < within(30)

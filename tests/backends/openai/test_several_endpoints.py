@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from busy import within
 from driving import ask, echoes, opened
 from fakes import DictSink
 from replies import at_most, choose, from_request, late, reset, status, vanishing
@@ -39,7 +40,7 @@ def test_one_that_dies_is_set_aside(upstreams, drive, fault):
     well, ill = upstreams(late(0.01)), upstreams(fault)
     result = drive(PROMPTS, base_url=[ill.url, well.url], concurrency=16, retries=5)
     assert result.texts == echoes(PROMPTS)
-    assert result.seconds < 15
+    assert result.seconds < within(15)
     assert len(ill.seen) < 250
 
 
@@ -56,7 +57,7 @@ def test_a_slow_one_does_not_hold_back_a_fast_one(upstreams, drive):
     result = drive(PROMPTS, base_url=[slow.url, fast.url], concurrency=16)
     assert result.texts == echoes(PROMPTS)
     assert len(fast.seen) > 5 * len(slow.seen)
-    assert result.seconds < 5
+    assert result.seconds < within(5)
 
 
 def test_each_finds_its_own_limit(upstreams, drive):
@@ -72,7 +73,7 @@ def test_what_one_asks_to_wait_is_not_waited_at_another(upstreams, drive, code):
     well, ill = upstreams(late(0.01)), upstreams(from_request(50, status(code, retry_after="30"), before=late(0.01)))
     result = drive(PROMPTS, base_url=[ill.url, well.url], concurrency=16, retries=5, max_delay=30)
     assert result.texts == echoes(PROMPTS)
-    assert result.seconds < 15
+    assert result.seconds < within(15)
 
 
 def test_what_fails_at_one_while_the_other_is_out_holds_up_nobody(upstreams, run):

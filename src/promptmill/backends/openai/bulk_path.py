@@ -39,7 +39,7 @@ class Bulk:
 
     def suits(self, source: Source, stats: CallStats) -> bool:
         """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
-        if self._workers < 2 or self._settings.dedupe:
+        if self._workers < 2 or self._settings.dedupe or getattr(source, "is_rest", False):
             return False
         if (stats.total or 0) >= self._settings.bulk_threshold:
             return True

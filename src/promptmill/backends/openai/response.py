@@ -173,7 +173,16 @@ def _usage(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return NO_USAGE
     prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
-    return Usage(prompt, _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens")))
+    completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage.get("prompt_cache_hit_tokens"))
+    reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+
+
+def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+    """Return a count that is told apart; DeepSeek has that of cached tokens beside the sums."""
+    details = usage.get(group)
+    return _count(details.get(name)) if isinstance(details, dict) else 0
 
 
 def _count(value: Any) -> int:

@@ -241,8 +241,7 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
             "answer",
             result.text,
             result.finish_reason,
-            usage.prompt_tokens,
-            usage.completion_tokens,
+            *_counts(usage),
             result.reasoning,
             result.tool_calls,
             result.logprobs,
@@ -255,20 +254,22 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
         frames.packed_error(result.error),
         result.wait_s,
         result.stale,
-        usage.prompt_tokens,
-        usage.completion_tokens,
+        *_counts(usage),
     )
+
+
+def _counts(usage: Usage) -> tuple[int, int, int, int]:
+    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
 
 
 def unpacked_completion(fields: list[Any]) -> Completion:
     """Return the completion that `packed_result` wrote."""
-    text, finish_reason, prompt_tokens, completion_tokens, reasoning, tool_calls, logprobs, details = fields
-    usage = Usage(prompt_tokens, completion_tokens)
+    text, finish_reason, *counts, reasoning, tool_calls, logprobs, details = fields
+    usage = Usage(*counts)
     return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs, details=details)
 
 
 def unpacked_verdict(fields: list[Any]) -> RetryDecision:
     """Return the verdict that `packed_result` wrote."""
-    kind, error, wait_s, stale, prompt_tokens, completion_tokens = fields
-    usage = Usage(prompt_tokens, completion_tokens)
-    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, usage)
+    kind, error, wait_s, stale, *counts = fields
+    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, Usage(*counts))

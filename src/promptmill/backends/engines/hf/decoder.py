@@ -12,6 +12,7 @@ import torch
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.hf.batch import Batch, ContinuousBatch, Prefill, SingleSequence, StaticBatch
 from promptmill.backends.engines.hf.model import LanguageModel
+from promptmill.backends.engines.hf.room import Room
 from promptmill.backends.engines.hf.sampler import choose
 from promptmill.backends.engines.hf.schedule import Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
@@ -24,13 +25,14 @@ _MISHAPS = 3  # a row that went wrong this often with others is the one that is 
 
 
 class Decoder:
-    """Keeps up to `batch_size` rows computing; each turn takes one piece of a prompt and one token of every row."""
+    """Keeps as many rows computing as `room` says; each turn takes a piece of a prompt and one token of every row."""
 
-    def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, batch_size: int, chunk: int) -> None:
+    def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, room: Room, chunk: int) -> None:
         self._model = model
         self._schedule = schedule
         self._channel = channel
-        self._most = self._room = batch_size
+        self._limits = room
+        self._most = self._room = room.rows
         self._chunk = chunk
         self._together = chunk if model.merges_rows else 4 * chunk
         self._prefill: Prefill | SingleSequence | None = None
@@ -74,7 +76,7 @@ class Decoder:
         while self._prefill is None:
             rows = self._running()
             running = Counter(row.run for row in rows)
-            free = self._room - len(rows)
+            free = min(self._room - len(rows), self._limits.more(len(rows), _longest(rows)))
             if self._open is None:
                 free = self._worth_a_batch(free, running)
             elif free <= 0:
@@ -83,6 +85,11 @@ class Decoder:
                 return
             taken = self._schedule.take(1 if self._model.alone else free, self._together, running)
             if not taken:
+                return
+            rows = self._running()
+            if rows and self._limits.more(len(rows), _longest([*rows, *taken])) < len(taken):
+                for row in reversed(taken):
+                    self._schedule.put_back(row)  # until there is room for one as long as these
                 return
             for row in taken:
                 row.turns = 0
@@ -262,6 +269,11 @@ class Decoder:
                 self._answer(row, row.failure(_explained(error)))
             else:
                 self._schedule.put_back(row)
+
+
+def _longest(rows: list[RunningSequence]) -> int:
+    """Return how many tokens the longest of `rows` may come to; the columns of each in the cache are as many."""
+    return max((len(row.prompt) + row.limit for row in rows), default=0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -30,19 +30,20 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.hf.decoder import Decoder
     from promptmill.backends.engines.hf.loading import load_model
     from promptmill.backends.engines.hf.prompt import PromptBuilder
+    from promptmill.backends.engines.hf.room import room_for
     from promptmill.backends.engines.hf.schedule import Schedule
 
     model = load_model(location, options, report)
     schedule = Schedule(model.border)
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, schedule, channel)
-    batch_size = options["batch_size"]
+    room = room_for(model, options["batch_size"])
     chunk = hardware.prompt_chunk(model.device.type, model.parameters)
-    decoder = Decoder(model, schedule, channel, batch_size, chunk)
+    decoder = Decoder(model, schedule, channel, room, chunk)
     gc.freeze()  # what is loaded stays; collections need not look at it again
     gc.enable()
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * batch_size, "images": model.vision is not None})
+    channel.send({"type": "loaded", "window": 2 * room.rows, "images": model.vision is not None})
     decoder.run()
 
 

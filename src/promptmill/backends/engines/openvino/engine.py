@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.intake import Intake
 from promptmill.backends.engines.openvino.location import find
-
-_ROWS = 64  # computed together; more bring little on a CPU, and make each token of all wait
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
@@ -24,15 +23,16 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     path = find(options, report)
     # openvino, only now that there is something to load
     from promptmill.backends.engines.openvino.decoder import Decoder
-    from promptmill.backends.engines.openvino.loading import load_model
+    from promptmill.backends.engines.openvino.loading import load_model, weight_bytes
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
     from promptmill.backends.engines.openvino.waiting import WaitingRows
 
-    model = load_model(path, options, _ROWS, report)
+    rows = hardware.batch_rows("cpu", weight_bytes(path) // 2)
+    model = load_model(path, options, rows, report)
     waiting = WaitingRows()
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, waiting, channel)
-    decoder = Decoder(model, waiting, channel, _ROWS)
+    decoder = Decoder(model, waiting, channel, rows)
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * _ROWS, "images": False})
+    channel.send({"type": "loaded", "window": 2 * rows, "images": False})
     decoder.run()

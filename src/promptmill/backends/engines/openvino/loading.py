@@ -57,7 +57,7 @@ class Model:
     def _made(self) -> Any:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self._rows
-        parameters = _bytes(self._path) // 2
+        parameters = weight_bytes(self._path) // 2
         scheduling.max_num_batched_tokens = max(2 * self._rows, hardware.prompt_chunk("cpu", parameters))
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
@@ -79,7 +79,7 @@ def load_model(path: Path, options: Mapping[str, Any], rows: int, report: Callab
     Raises `PromptmillError` (`engine_load_failed`) in a sentence that says what to do.
     """
     free = hardware.free_memory()
-    if free is not None and (needed := _bytes(path)) > free:
+    if free is not None and (needed := weight_bytes(path)) > free:
         raise too_large(needed, free)
     report(f"Loading {Path(options['model_name_or_path']).name} with OpenVINO")
     try:
@@ -104,7 +104,7 @@ def last_sentence(error: Exception) -> str:
     return redact(said[-1])[:200].rstrip(".")
 
 
-def _bytes(path: Path) -> int:
+def weight_bytes(path: Path) -> int:
     """Return the size of the weights."""
     files = [path] if path.is_file() else path.glob("*.bin")
     return sum(file.stat().st_size for file in files)

@@ -1,0 +1,114 @@
+"""The official conformance suite of MCP (npm) against promptmill's HTTP layer and against promptmill itself.
+
+    scripts/conformance             # fails where a result is not the expected one
+    scripts/conformance --write     # writes what was found as what is expected
+
+The layer is tested with a server under it that has all that the suite looks for (tests/clients/everything.py); promptmill
+itself has other tools, so that scenarios which call the suite's own are expected to fail. What is expected lies in
+tests/clients/conformance.json: per target and revision of the protocol the scenarios that fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CLIENTS = ROOT / "tests" / "clients"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from served import Served, written  # noqa: E402 (found by the line above)
+from upstream import Upstream  # noqa: E402
+
+EXPECTED = CLIENTS / "conformance.json"
+SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
+NODE = "node@22.23.3"  # the suite needs Node 22; npm has it as a package
+REVISIONS = ("2025-11-25", "2026-07-28")
+_LINE = re.compile(r"^(?:\x1b\[\d+m)*([✓✗])(?:\x1b\[\d+m)* (\S+): (\d+) passed, (\d+) failed", re.MULTILINE)
+
+
+def suite() -> list[str]:
+    """Return the command of the suite, installed on the first use."""
+    folder = ROOT / ".venv-clients" / "conformance"
+    if not (folder / "done").exists():
+        npm = shutil.which("npm")
+        if npm is None:
+            sys.exit("conformance: npm is not installed here")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text('{"private": true}\n')
+        subprocess.run([npm, "install", "--no-audit", "--no-fund", SUITE, NODE], cwd=folder, check=True)
+        (folder / "done").touch()
+    modules = folder / "node_modules"
+    return [str(modules / "node" / "bin" / "node"), str(modules / "@modelcontextprotocol/conformance/dist/index.js")]
+
+
+@contextlib.contextmanager
+def everything() -> Iterator[str]:
+    """Serve what the suite looks for under promptmill's HTTP layer; yields the URL."""
+    with subprocess.Popen(
+        [sys.executable, str(CLIENTS / "everything.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def product() -> Iterator[str]:
+    """Serve promptmill itself before an endpoint of this machine; yields the URL."""
+    with Upstream() as up, tempfile.TemporaryDirectory() as folder, Served(written(Path(folder), up.url)) as served:
+        yield served.url
+
+
+def failing(url: str, revision: str) -> tuple[list[str], int, int]:
+    """Return the scenarios of `revision` that fail at `url`, and how many checks passed of how many."""
+    command = [*suite(), "server", "--url", url, "--requirements", revision]
+    environ = dict(os.environ) | {"NO_COLOR": "1"}
+    with tempfile.TemporaryDirectory() as folder:  # where the suite leaves its files
+        done = subprocess.run(
+            command, cwd=folder, env=environ, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
+        )
+    found = _LINE.findall(done.stdout)
+    if not found:
+        sys.exit(f"conformance: the suite did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    passed = sum(int(good) for _, _, good, _ in found)
+    return sorted({name for _, name, _, bad in found if int(bad)}), passed, passed + sum(int(bad) for *_, bad in found)
+
+
+def main() -> int:
+    """Run the suite; return 1 where a result is not the expected one."""
+    parser = argparse.ArgumentParser("conformance", description="Run MCP's conformance suite against promptmill.")
+    parser.add_argument("--write", action="store_true", help="write what is found as what is expected")
+    arguments = parser.parse_args()
+    expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, target in (("layer", everything), ("promptmill", product)):
+        with target() as url:
+            for revision in REVISIONS:
+                fails, passed, checks = failing(url, revision)
+                found.setdefault(name, {})[revision] = fails
+                print(f"{name}, {revision}: {passed} of {checks} checks passed", flush=True)
+    if arguments.write:
+        EXPECTED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return 0
+    if found == expected:
+        return 0
+    for name, revisions in found.items():
+        for revision, fails in revisions.items():
+            before = set(expected.get(name, {}).get(revision, ()))
+            print(
+                f"{name}, {revision}: newly failing {sorted(set(fails) - before)}, mended {sorted(before - set(fails))}"
+            )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

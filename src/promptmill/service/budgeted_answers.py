@@ -1,0 +1,208 @@
+"""What answers cost: a backend around another one that counts it, and sends nothing that a budget has no room for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.budget import Budget
+from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.outcome import Failure, Outcome, Usage
+from promptmill.service.prices import Price, price_of, worst_case
+
+# The endpoint may have written, and charge, an answer that nobody waited for.
+_PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
+
+
+class BudgetedAnswers:
+    """Counts into `CallStats.cost`. `budget` is the process's; a call's or job's own is `CallStats.budget`."""
+
+    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
+        self._backend = backend
+        self._plan = plan
+        self._budget = budget
+        self._price: Price | None = None
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Find the price and load the backend. Raises `PromptmillError` (`invalid_config`) for a budget without one."""
+        self._price = await asyncio.to_thread(price_of, self._plan)
+        if self._budget is not None:
+            self._known_price()
+        await self._backend.load(report)
+
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run the backend as long as there is room; what is left then fails with code `budget`."""
+        budgets = [budget for budget in (self._budget, stats.budget) if budget is not None]
+        if self._price is None:
+            if budgets:
+                self._known_price()
+            await self._backend.run(source, sink, stats)
+            return
+        stats.cost = stats.cost or 0.0
+        if not budgets:
+            await self._backend.run(source, _Counting(sink, stats, self._price), stats)
+            return
+        call = _Call(source, sink, stats, self._price, budgets)
+        try:
+            await self._backend.run(call, call, stats)
+            while await call.goes_on():
+                await self._backend.run(call, call, stats)
+        finally:
+            call.leave()
+
+    async def aclose(self) -> None:
+        """Close the backend."""
+        await self._backend.aclose()
+
+    def _known_price(self) -> Price:
+        if self._price is None:
+            raise config_error(
+                "max_cost",
+                f"the price of {self._plan.model or 'this model'} is not known; set `price: {{input, output}}` per "
+                "million tokens, or install the extra: pip install 'promptmill[prices]'.",
+            )
+        return self._price
+
+
+class _Counting:
+    """A sink that counts what answers cost."""
+
+    def __init__(self, sink: Sink, stats: CallStats, price: Price) -> None:
+        self._sink, self._stats, self._price = sink, stats, price
+        self._settled = Usage()
+        self._beside = Usage()
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Count and pass on."""
+        self.count(outcome)
+        await self._sink.put(key, outcome)
+
+    def count(self, outcome: Outcome) -> float:
+        """Return what has been spent since the last outcome, for this one and for attempts that became none."""
+        stats = self._stats
+        prompt = stats.prompt_tokens - self._settled.prompt_tokens
+        completion = stats.completion_tokens - self._settled.completion_tokens
+        grown = Usage(max(0, prompt - self._beside.prompt_tokens), max(0, completion - self._beside.completion_tokens))
+        self._beside += grown
+        self._settled += outcome.usage
+        cost = self._price.cost(outcome.usage) + self._price.cost(grown)
+        stats.cost = (stats.cost or 0.0) + cost
+        return cost
+
+
+class _Call:
+    """Source and sink around a call's own."""
+
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, price: Price, budgets: list[Budget]) -> None:
+        self._source, self._sink, self._stats = source, sink, stats
+        self._price, self._budgets = price, budgets
+        self._counting = _Counting(sink, stats, price)
+        self._held: deque[Request] = deque()
+        self._reserved: dict[int, float] = {}
+        self._is_full = self._goes_on = False
+        self._first: Request | None = None
+
+    @property
+    def size(self) -> int:
+        """The length of all texts together, where the source knows it."""
+        return getattr(self._source, "size", 0)
+
+    @property
+    def reading(self) -> Any:
+        """How the source reads its lines, where it reads any."""
+        return getattr(self._source, "reading", None)
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether what it brings now is little, for which no workers are worth their start."""
+        return self._goes_on or getattr(self._source, "is_rest", False)
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests that there is room for; `[]` when there is none, until `goes_on`."""
+        taken = [] if self._first is None else [self._first]
+        self._first = None
+        while len(taken) < n and not self._is_full:
+            if not self._held:
+                if taken:
+                    break  # a source that waits for more is not to hold these up
+                self._held.extend(await self._source.take(n))
+                if not self._held:
+                    break
+            request = self._held[0]
+            try:
+                worst = self._price.cost(worst_case(request))
+            except PromptmillError as error:
+                self._held.popleft()
+                await self._fail(request, error)
+                continue
+            if self._reserve(worst):
+                self._held.popleft()
+                self._reserved[request.key] = worst
+                taken.append(request)
+            else:
+                self._is_full = True
+        return taken
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Settle what was reserved for `key`."""
+        reserved, cost = self._reserved.pop(key, 0.0), self._counting.count(outcome)
+        if isinstance(outcome, Failure) and outcome.error.code in _PERHAPS_CHARGED:
+            cost = max(cost, reserved)
+        for budget in self._budgets:
+            budget.settle(reserved, cost)
+        await self._sink.put(key, outcome)
+
+    async def goes_on(self) -> bool:
+        """Return whether there is more to send, once there is room for it; when there never will be, fail the rest."""
+        while self._held:
+            worst = self._price.cost(worst_case(self._held[0]))
+            if not all(budget.fits(worst) for budget in self._budgets):
+                await self._fail_rest(worst)
+                return False
+            # a few large rounds instead of many small ones
+            if all(budget.is_settled for budget in self._budgets) and self._reserve(worst):
+                self._first = self._held.popleft()
+                self._reserved[self._first.key] = worst
+                self._is_full, self._goes_on = False, True
+                return True
+            await next(budget for budget in self._budgets if not budget.is_settled).changed()
+        return False
+
+    def leave(self) -> None:
+        """Give back what is still reserved."""
+        for reserved in self._reserved.values():
+            self._settle(reserved)
+        self._reserved.clear()
+
+    def _reserve(self, amount: float) -> bool:
+        for place, budget in enumerate(self._budgets):
+            if not budget.reserve(amount):
+                for before in self._budgets[:place]:
+                    before.settle(amount, 0.0)
+                return False
+        return True
+
+    def _settle(self, amount: float) -> None:
+        for budget in self._budgets:
+            budget.settle(amount, 0.0)
+
+    async def _fail_rest(self, worst: float) -> None:
+        full = next(budget for budget in self._budgets if not budget.fits(worst))
+        error = PromptmillError(
+            Code.BUDGET,
+            f"The budget of {full.limit:g} has no room for another request: {full.spent:.6g} is spent, and the next "
+            f"could cost {worst:.6g}.",
+        )
+        while self._held or (requests := await self._source.take(256)):
+            if not self._held:
+                self._held.extend(requests)
+            await self._fail(self._held.popleft(), error)
+
+    async def _fail(self, request: Request, error: PromptmillError) -> None:
+        failure = Failure(error, request.attempts)
+        await self._sink.put(request.key, failure)
+        self._stats.settle(failure)

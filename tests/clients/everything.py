@@ -1,0 +1,150 @@
+"""What the conformance suite asks of a server, tools, resources and prompts by name, under promptmill's HTTP layer.
+
+`everything.py` serves until its standard input ends; prints the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import sys
+
+import promptmill.system.fastmcp_environment  # noqa: F401 (before FastMCP, which reads it)
+
+from fastmcp import Context, FastMCP  # isort: skip
+from fastmcp.exceptions import ToolError
+from fastmcp.prompts import Message
+from fastmcp.tools import ToolResult
+from mcp_types import AudioContent, EmbeddedResource, ImageContent, TextContent, TextResourceContents
+from PIL import Image
+
+from promptmill.http.address import Address, url
+from promptmill.http.app import App, Rules
+from promptmill.http.host_allowlist import HostAllowlist
+from promptmill.http.listener import listener
+
+mcp = FastMCP("everything", version="1")
+
+
+def _png() -> str:
+    data = io.BytesIO()
+    Image.new("RGB", (1, 1), "red").save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+IMAGE = ImageContent(type="image", data=_png(), mime_type="image/png")
+AUDIO = AudioContent(type="audio", data=base64.b64encode(b"RIFF$\0\0\0WAVEfmt ").decode(), mime_type="audio/wav")
+
+
+def _embedded(uri: str, text: str, kind: str = "text/plain") -> EmbeddedResource:
+    return EmbeddedResource(type="resource", resource=TextResourceContents(uri=uri, mime_type=kind, text=text))
+
+
+def _text(text: str) -> TextContent:
+    return TextContent(type="text", text=text)
+
+
+@mcp.tool
+def test_simple_text() -> str:
+    return "This is a simple text response for testing."
+
+
+@mcp.tool
+def test_image_content() -> ToolResult:
+    return ToolResult(content=[IMAGE])
+
+
+@mcp.tool
+def test_audio_content() -> ToolResult:
+    return ToolResult(content=[AUDIO])
+
+
+@mcp.tool
+def test_embedded_resource() -> ToolResult:
+    return ToolResult(content=[_embedded("test://embedded-resource", "This is an embedded resource content.")])
+
+
+@mcp.tool
+def test_multiple_content_types() -> ToolResult:
+    mixed = _embedded("test://mixed-content-resource", '{"test":"data","value":123}', "application/json")
+    return ToolResult(content=[_text("Multiple content types test:"), IMAGE, mixed])
+
+
+@mcp.tool
+def test_error_handling() -> str:
+    raise ToolError("This tool intentionally returns an error for testing")
+
+
+@mcp.tool
+async def test_tool_with_progress(ctx: Context) -> str:
+    for done in (0, 50, 100):
+        await ctx.report_progress(done, 100, f"Completed step {done} of 100")
+        await asyncio.sleep(0.05)
+    return "done"
+
+
+@mcp.tool
+async def test_tool_with_logging(ctx: Context) -> str:
+    for text in ("Tool execution started", "Tool processing data", "Tool execution completed"):
+        await ctx.info(text)
+        await asyncio.sleep(0.05)
+    return "done"
+
+
+@mcp.resource("test://static-text", mime_type="text/plain")
+def static_text() -> str:
+    return "This is the content of the static text resource."
+
+
+@mcp.resource("test://static-binary", mime_type="image/png")
+def static_binary() -> bytes:
+    return base64.b64decode(IMAGE.data)
+
+
+@mcp.resource("test://template/{number}/data", mime_type="application/json")
+def template(number: str) -> str:
+    return f'{{"id":"{number}","templateTest":true,"data":"Data for ID: {number}"}}'
+
+
+@mcp.prompt
+def test_simple_prompt() -> str:
+    return "This is a simple prompt for testing."
+
+
+@mcp.prompt
+def test_prompt_with_arguments(arg1: str, arg2: str) -> str:
+    return f"Prompt with arguments: arg1='{arg1}', arg2='{arg2}'"
+
+
+@mcp.prompt
+def test_prompt_with_embedded_resource(resourceUri: str) -> list[Message]:  # noqa: N803 (the suite's)
+    return [
+        Message(_embedded(resourceUri, "Embedded resource content for testing.")),
+        Message("Please process the embedded resource above."),
+    ]
+
+
+@mcp.prompt
+def test_prompt_with_image() -> list[Message]:
+    return [Message(IMAGE), Message("Please analyze the image above.")]
+
+
+async def main() -> None:
+    """Serve until standard input ends."""
+    address = Address("127.0.0.1", 0)
+    sockets = address.bind()
+    app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20))
+    server = listener(app, connections=100, tls=None)
+    serving = asyncio.ensure_future(server.serve(sockets))
+    print(url(address, sockets, tls=False), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    app.close()
+    server.stop()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(serving, 5)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,206 @@
+"""What answers cost, and budgets that hold: through service and backend, in front of a loopback endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fakes import openai_configuration, openai_plan
+from promptmill.backends.protocol import CallStats
+from promptmill.cli.main import main
+from promptmill.config.loading import Configuration
+from promptmill.core.budget import Budget
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Usage
+from promptmill.service.prices import FlatPrice, price_of
+from promptmill.service.service import Service
+from replies import answer, chaos, late, status
+
+PRICE = {"input": 10.0, "output": 100.0}
+LIMIT = 0.05
+
+
+@pytest.fixture
+def opened(upstream):
+    """Open a service whose tokens have a price; `top` says more."""
+
+    def opener(top=None, **block):
+        configuration = openai_configuration(upstream.url, **block)
+        whole = {"price": PRICE, "sampling_params": {"max_tokens": 20}, **(top or {})}
+        return Service(Configuration({**configuration._raw, **whole}))
+
+    return opener
+
+
+async def _ask(service, count, stats=None):
+    stats = stats or CallStats(total=count)
+    items = [conversation_from_prompt(f"prompt number {number}", "a prompt") for number in range(count)]
+    return await service.generate(items, stats), stats
+
+
+def _asked(run, service, count, stats=None, calls=1):
+    async def work():
+        try:
+            return await asyncio.gather(*(_ask(service, count, stats) for _ in range(calls)))
+        finally:
+            await service.aclose()
+
+    return run(work())
+
+
+def _charged(upstream):
+    """Return what the endpoint would charge: each request it got, an echo for an answer."""
+    words = [len(seen.prompt.split()) for seen in upstream.seen]
+    return sum(count * PRICE["input"] + (count + 1) * PRICE["output"] for count in words) / 1_000_000
+
+
+def test_what_a_call_cost_is_known_to_the_token(run, opened, upstream):
+    ((_, stats),) = _asked(run, opened(), 5)
+    assert stats.cost == pytest.approx(_charged(upstream))
+
+
+def test_cached_prompt_tokens_have_a_price_of_their_own(run, opened, upstream):
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 80}}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 4}
+
+    async def reply(exchange):
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        await exchange.respond(200, {}, json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    upstream.reply = reply
+    ((outcomes, stats),) = _asked(run, opened({"price": PRICE | {"cached_input": 1.0}}), 1)
+    assert outcomes[0].usage == Usage(100, 10, 80, 4)
+    assert stats.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("calls", "more"), [(3, {}), (1, {"bulk_threshold": 1, "num_workers": 2})], ids=["calls", "workers"]
+)
+def test_a_process_never_spends_more_than_its_budget_whatever_is_in_flight(run, opened, upstream, calls, more):
+    upstream.reply = late(0.02)
+    found = _asked(run, opened({"max_cost": LIMIT}, concurrency=64, **more), 180 // calls, calls=calls)
+    assert 0.9 * LIMIT < _charged(upstream) <= LIMIT
+    outcomes = [outcome for of_call, _ in found for outcome in of_call]
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, Completion)]
+    assert {failure.error.code for failure in failures} == {Code.BUDGET}
+    assert all(failure.error.retryable for failure in failures)
+    assert len(outcomes) - len(failures) == len(upstream.seen)
+
+
+def test_retries_cost_nothing_that_the_budget_does_not_know_of(run, opened, upstream):
+    upstream.reply = chaos(3, 0.4, [status(500), status(429)])
+    _asked(run, opened({"max_cost": LIMIT}, retries=50), 120)
+    answered = [seen for seen in upstream.seen if seen.sent > 300]
+    assert sum(len(seen.prompt.split()) for seen in answered) * 110 / 1_000_000 <= LIMIT
+
+
+def test_a_call_may_have_a_budget_of_its_own(run, opened, upstream):
+    stats = CallStats(total=50, budget=Budget(LIMIT / 10))
+    _asked(run, opened(), 50, stats)
+    assert stats.codes["budget"] == 50 - len(upstream.seen)
+    assert stats.done == 50
+    assert 0 < _charged(upstream) <= LIMIT / 10
+
+
+def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(run, opened, upstream):
+    with pytest.raises(PromptmillError, match="price of test-model is not known"):
+        _asked(run, opened({"price": None, "max_cost": 1}), 1)
+    assert not upstream.seen
+
+
+def test_a_budget_needs_a_bound_of_answers(run, opened, upstream):
+    (((outcome,), _),) = _asked(run, opened({"sampling_params": {}, "max_cost": 1}), 1)
+    assert outcome.error.code is Code.INVALID_CONFIG
+    assert "max_tokens" in str(outcome.error)
+    assert not upstream.seen
+
+
+def test_prices_are_the_operators_else_those_that_are_listed_and_never_guessed():
+    pytest.importorskip("genai_prices")
+    plan = openai_plan("https://api.openai.com/v1", model_name="gpt-4o")
+    listed = price_of(plan)
+    assert listed.cost(Usage(1_000_000, 0)) == pytest.approx(2.5)
+    assert listed.cost(Usage(1000, 1000, cached_tokens=1000)) == pytest.approx((1.25 + 10) / 1000)
+    assert price_of(openai_plan("https://api.openai.com/v1", model_name="no-such-model")) is None
+    assert price_of(openai_plan("http://127.0.0.1:8000/v1", model_name="gpt-4o")) is None
+    assert FlatPrice(1, 2, 1).cost(Usage(1_000_000, 1_000_000)) == 3
+
+
+def test_a_budget_notes_what_may_be_spent_before_it_can_be():
+    noted = []
+    budget = Budget(100, 10, grant=noted.append)
+    assert budget.reserve(5)
+    assert noted == [17]
+    assert budget.reserve(2)
+    assert noted == [17]
+    budget.settle(5, 1)
+    assert not budget.reserve(88)
+    assert budget.reserve(87)
+    assert noted == [17, 100]
+
+
+@pytest.fixture
+def job(upstream, tmp_path):
+    """Arguments of a job of 200 rows whose answers cost something."""
+    config = {
+        "backend": "openai",
+        "backend_configs": {"openai": {"model_name": "m", "base_url": upstream.url, "base_delay": 0.01}},
+        "sampling_params": {"max_tokens": 20},
+        "price": PRICE,
+    }
+    (tmp_path / "p.yaml").write_text(json.dumps(config))
+    rows = tmp_path / "in.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"prompt number {number}"}) + "\n" for number in range(200)))
+    return ["bulk", str(rows), str(tmp_path / "out.jsonl"), "--config", str(tmp_path / "p.yaml"), "--json"]
+
+
+def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(job, upstream, tmp_path, capsys):
+    assert main([*job, "--max-cost", str(LIMIT)]) != 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["state"], found["failed"]) == ("stopped", 0)
+    assert "budget" in found["reason"]
+    assert found["cost"] == pytest.approx(_charged(upstream))
+    assert found["cost"] <= LIMIT
+    assert main([*job, "--max-cost", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["done"], len(upstream.seen)) == (200, 200)
+    assert found["cost"] == pytest.approx(_charged(upstream))
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 200
+
+
+def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
+    assert main([*job, "--validate"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["most_cost"] == pytest.approx(found["estimated_cost"] + 200 * 20 * 100 / 1_000_000)
+    assert not upstream.seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
+def test_a_budget_holds_over_kills(job, upstream):
+    upstream.reply = late(0.05)
+    command = [sys.executable, "-m", "promptmill", *job, "--max-cost", str(LIMIT)]
+    for kills in range(3):
+        before = len(upstream.seen)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while len(upstream.seen) < before + 20 and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        assert _charged(upstream) <= LIMIT, f"after {kills} kills"
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    assert json.loads(done.stdout)["state"] == "stopped"
+    assert _charged(upstream) <= LIMIT
+
+
+def test_what_is_already_known_costs_nothing(run, opened, upstream, tmp_path):
+    top = {"cache": str(tmp_path / "a.sqlite"), "sampling_params": {"max_tokens": 20, "temperature": 0}}
+    upstream.reply = answer()
+    for cost in (pytest.approx(3 * (3 * 10 + 4 * 100) / 1_000_000), 0.0):
+        ((_, stats),) = _asked(run, opened(top), 3)
+        assert stats.cost == cost
