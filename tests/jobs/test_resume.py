@@ -236,7 +236,7 @@ def test_an_endpoint_that_is_gone_stops_the_job(bench: Any) -> None:
 
 
 def test_max_failures_stops_early(bench: Any) -> None:
-    bench.upstream.reply = status(400, "no such thing")
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number % 3 == 0 else status(400, "malformed"))
     bench.prompts(1000)
     said = bench.fail("--max-failures", "20", code=1)
     assert "more than --max-failures allows" in said
