@@ -18,7 +18,7 @@ def _plan(**block):
 
 @pytest.mark.parametrize("row", [row for row in DIALECTS if row.base_url], ids=lambda row: row.name)
 def test_a_provider_is_its_address_and_its_key(row):
-    (endpoint,) = endpoints(_plan(provider=row.name), {row.key_env: "the-key", "OPENAI_API_KEY": "another"})
+    (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
     assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
     assert endpoint.profile is row
     if row.key_env and row.public:
