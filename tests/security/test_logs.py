@@ -56,7 +56,11 @@ def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level
         result = server.result(server.call("generate", prompt_ls=PROMPTS, system_prompt=PROMPT))
         assert result["structuredContent"]["ans_ls"][0] == ANSWER
         assert len(result["structuredContent"]["errors"]) == 5
-        for arguments in ({"prompt_ls": PROMPT}, {"prompt_ls": [{PROMPT: PROMPT}]}, {"prompt_ls": [1], PROMPT: PROMPT}):
+        for arguments in (
+            {"prompt_ls": {PROMPT: PROMPT}},
+            {"prompt_ls": [{PROMPT: PROMPT}]},
+            {"prompt_ls": [1], PROMPT: PROMPT},
+        ):
             assert server.result(server.call("generate", **arguments))["isError"]
         paths = [[f"/{PROMPT}.png"]]
         assert server.result(server.call("multimodal_generate", prompt_ls=[PROMPT], multimodal_path=paths))["isError"]

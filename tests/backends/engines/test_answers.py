@@ -241,13 +241,12 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
         assert f"max_completion_tokens is {said}" in outcome.error.message
 
 
-def test_what_the_engine_cannot_take_is_a_warning(desk, engine, backend):
+def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
     extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
     desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "grammar"}, reasoning_effort="low")
     said = " ".join(desk.stats.warnings)
-    for name in ("chat_template_kwargs.tokenize", "guided_json", "reasoning_effort"):
+    for name in ("chat_template_kwargs.tokenize", "guided_json", "response_format", "reasoning_effort"):
         assert name in said
-    assert ("response_format" in said) == (backend == "hf")
     desk.texts(engine, ["Hi!"], max_tokens=2, enable_thinking=False, response_format={"type": "text"})
     assert not desk.stats.warnings
 
