@@ -244,7 +244,7 @@ def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
     bench.upstream.reply = late(0.1, answer())
     bench.prompts(1000)
     process = bench.start()
-    bench.wait(lambda: bench.folder.status.exists() and bench.status()["state"] == "running")
+    bench.wait(lambda: bench.folder.status.get("state") == "running")
     process.kill()
     process.communicate()
     found = json.loads(jobs(bench, bench.folder.job_id, "--json").stdout)

@@ -243,7 +243,7 @@ def test_csv_with_messages_images_and_semicolons_into_jsonl(bench: Any) -> None:
     conversation = [{"role": "user", "content": "from messages"}]
     with bench.input.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
-        writer.writerow(["prompt", "messages", "images", "n"])
+        writer.writerow(["prompt", "messages", "images", "k"])
         writer.writerow(["", json.dumps(conversation), "", 1])
         writer.writerow(["one", "", "a.png", 2])
         writer.writerow(["two", "", '["a.png", "a.png"]', 3])
@@ -251,7 +251,7 @@ def test_csv_with_messages_images_and_semicolons_into_jsonl(bench: Any) -> None:
     bench.fail(code=1)
     rows = bench.answers()
     assert [row["answer"] for row in rows] == ["echo: from messages", "echo: one", "echo: two", ""]
-    assert [row["n"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["k"] for row in rows] == ["1", "2", "3", "4"]
     assert "row 4: images is not valid JSON" in rows[3]["error"]["message"]
     assert len(body_of(bench, "two")["messages"][0]["content"]) == 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import orjson
@@ -83,10 +84,27 @@ def test_a_job_has_every_row_satisfy_the_schema(upstream, arguments, tmp_path, c
     upstream.reply = choose(lambda seen: bad if seen.json["messages"][0]["content"] == "bad" else good)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "good"}\n{"prompt": "bad"}\n')
-    assert main(["bulk", str(rows), str(tmp_path / "out.jsonl"), *arguments]) == 1
+    assert main(["bulk", str(rows), str(tmp_path / "out.jsonl"), "--quiet", *arguments]) == 1
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert first["answer"] == '{"name": "Ada"}'
     assert second["error"]["code"] == "invalid_answer"
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_row_of_a_table_may_bring_a_schema_of_its_own(upstream, tmp_path, capsys, workers):
+    upstream.reply = answer('```{"name": "Ada"}```')
+    config = tmp_path / "p.yaml"
+    block = {"model_name": "m", "base_url": upstream.url, "num_workers": workers}
+    config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
+    rows = [["prompt", "answer_schema"], ["with", json.dumps(NAME)], ["without", ""]]
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert (
+        main(["bulk", str(tmp_path / "in.csv"), str(tmp_path / "out.jsonl"), "--config", str(config), "--quiet"]) == 0
+    )
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (first["answer"], second["answer"]) == ('{"name": "Ada"}', '```{"name": "Ada"}```')
     capsys.readouterr()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from promptmill.answers.response_format import asking_for
 from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
@@ -19,8 +20,9 @@ _SAMPLING = frozenset(Sampling.model_fields) - {"reasoning"}
 _BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
 IMAGES = ("image", "images")
-_STRUCTURED = frozenset({"response_format", "tools", "tool_choice", "stop"})
-NAMES = frozenset({"prompt", "messages", "n", *_SAMPLING, *_BODY, *_SYSTEM, *IMAGES})
+_SCHEMA = "answer_schema"
+_STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
+NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_SAMPLING, *_BODY, *_SYSTEM, *IMAGES})
 """All fields that say what a row asks; every other one is the caller's own and passes by."""
 
 # The first bytes of images, in base64; shorter texts are paths.
@@ -45,6 +47,11 @@ def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tup
             "Rename the column if it means something else.",
         )
     sampling = {name: _structured(name, given[name], where) for name in _SAMPLING & given.keys()}
+    if _SCHEMA in given:
+        schema = _structured(_SCHEMA, given[_SCHEMA], where)
+        if not isinstance(schema, Mapping):
+            raise input_error(f"{where}: {_SCHEMA} is {shape(schema)}; send a JSON Schema object.")
+        sampling["response_format"] = asking_for(schema)
     if not sampling:
         return {}, body
     try:

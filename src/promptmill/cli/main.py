@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -219,6 +220,21 @@ def _jobs(arguments: argparse.Namespace) -> int:
     return command.jobs(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
 
 
+def _providers(arguments: argparse.Namespace) -> int:
+    """List the providers that `provider: NAME` knows."""
+    from promptmill.service import registry
+
+    rows = registry.providers()
+    if arguments.json:
+        names = ("provider", "base_url", "key_env", "key_is_set")
+        say(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
+        return OK
+    for name, base_url, key_env, is_set in rows:
+        key = f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key"
+        say(f"{name:12} {base_url or 'needs base_url':58} {key}")
+    return OK
+
+
 def _at_least_one(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
@@ -356,6 +372,10 @@ def _add_cache(commands: Any, shared: Parser) -> None:
 
 
 def _add_check(commands: Any, shared: Parser) -> None:
+    providers = commands.add_parser("providers", help="list the providers that `provider: NAME` knows, and their keys")
+    providers.add_argument("--json", action="store_true", help="as JSON")
+    providers.set_defaults(unconfigured=_providers)
+
     check = commands.add_parser("check", parents=[shared], help="try configuration, endpoint, key and model")
     check.add_argument("--json", action="store_true", help="print the findings as JSON")
     check.set_defaults(command=_check)

@@ -73,6 +73,9 @@ class Block(BaseModel):
 class OpenAISettings(Block):
     """Any OpenAI-compatible chat completions endpoint."""
 
+    provider: str | None = Field(
+        None, description="A known provider or server, whose address is `base_url`'s default; `promptmill providers`."
+    )
     model_name: str | None = Field(None, description="The model's name at the endpoint.")
     base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
         [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."

@@ -38,3 +38,9 @@ async def create(plan: ResolvedConfig) -> Backend:
     check_name(plan.backend)
     module = await asyncio.to_thread(importlib.import_module, BACKENDS[plan.backend])
     return cast("Backend", module.create(plan))
+
+
+def providers() -> list[tuple[str, str, str, bool]]:
+    """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    return cast("list[tuple[str, str, str, bool]]", module.listed())

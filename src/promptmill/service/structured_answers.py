@@ -17,7 +17,7 @@ from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
-_NAME = b'"response_format"'
+_NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
 
 
 class StructuredAnswers:
@@ -181,14 +181,14 @@ async def _asks_for_text_alone(source: Source) -> bool:
     reading, path = getattr(source, "reading", None), getattr(source, "path", None)
     if reading is None or path is None or reading.sampling.response_format is not None:
         return False
-    return reading.kind == "table" or not await asyncio.to_thread(_mentions, path, _NAME)
+    return not await asyncio.to_thread(_mentions, path)
 
 
-def _mentions(path: Path, name: bytes) -> bool:
-    """Return whether a file holds `name` anywhere; a gigabyte takes about a second."""
+def _mentions(path: Path) -> bool:
+    """Return whether a file has a field that asks for JSON; a gigabyte takes about two seconds."""
     with path.open("rb") as file:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return content.find(name) >= 0
+                return any(content.find(name) >= 0 for name in _NAMES)
         except ValueError:  # it is empty
             return False

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from promptmill.backends.openai.providers import ProviderProfile, dialect_of
+from promptmill.backends.openai.provider_profile import ProviderProfile
+from promptmill.backends.openai.providers import dialect_of, preset
 from promptmill.config.loading import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import PromptmillError, config_error
@@ -50,15 +51,10 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
     """
     settings = plan.settings.backend_configs.openai
-    operator = plan.operator.backend_configs.openai
-    if not settings.base_url:
-        raise config_error(
-            f"{_BLOCK}.base_url", "is missing; set it to your endpoint, such as http://localhost:8000/v1."
-        )
-    trusted = {_origin(_parsed(url)) for url in operator.base_url}
+    trusted = {_origin(_parsed(url)) for url in _urls(plan.operator.backend_configs.openai)}
     return [
         _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
-        for url in map(_parsed, settings.base_url)
+        for url in map(_parsed, _asked(settings))
         for key in _keys(settings)
     ]
 
@@ -70,15 +66,41 @@ def _keys(settings: OpenAISettings) -> list[str]:
     return [key for key in keys if key.strip()] or [""]
 
 
+def _asked(settings: OpenAISettings) -> list[str]:
+    urls = _urls(settings)
+    if not urls:
+        raise config_error(
+            f"{_BLOCK}.base_url",
+            "is missing; set it to your endpoint, such as http://localhost:8000/v1, or set `provider`.",
+        )
+    return urls
+
+
+def _urls(settings: OpenAISettings) -> list[str]:
+    """Return where requests go: `base_url`, else the address of `provider`'s row."""
+    if settings.base_url or settings.provider is None:
+        return settings.base_url
+    base_url = _row(settings.provider).base_url
+    return [base_url] if base_url else []
+
+
+def _row(provider: str) -> ProviderProfile:
+    try:
+        return preset(provider)
+    except KeyError as error:
+        raise config_error(f"{_BLOCK}.provider", f"unknown provider; {error.args[0]}") from None
+
+
 def _endpoint(
     url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, *, named: bool
 ) -> Endpoint:
     """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
     settings = plan.settings.backend_configs.openai
-    profile = dialect_of(url)
+    host_row = dialect_of(url)
+    profile = _row(settings.provider) if settings.provider else host_row
     named = named or plan.trust_client
     for_environment = (
-        named or (profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
+        named or (host_row.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
     key, note = "", ""
     if configured:
@@ -86,7 +108,7 @@ def _endpoint(
             key = configured
         else:
             note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
-    elif found := _from_environment(settings, plan, environ):
+    elif found := _from_environment(settings, plan, environ, host_row):
         if for_environment:
             key = found
         else:
@@ -109,7 +131,10 @@ def _endpoint(
     return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, own=_is_own(url, profile))
 
 
-def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str]) -> str:
+def _from_environment(
+    settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_row: ProviderProfile
+) -> str:
+    """Return the key that the environment holds for an endpoint on a host of `host_row`."""
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
@@ -118,6 +143,8 @@ def _from_environment(settings: OpenAISettings, plan: ResolvedConfig, environ: M
         if not environ.get(named, "").strip():
             raise config_error(f"{_BLOCK}.api_key_env", "names an environment variable that is not set.")
         return environ[named]
+    if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
+        return key  # a provider's own variable, and its own host
     return environ.get("LLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from promptmill.backends.openai.endpoint_state import SEVERAL, EndpointState
+from promptmill.backends.openai.endpoint_state import SEVERAL, Permit
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError
 
@@ -17,14 +17,16 @@ _OWN = frozenset(
 
 
 class HeldRefusals(Generic[ItemT]):
-    """An item that is refused for the key's or the model's sake waits here for the next answer: then it was its own.
+    """An item that is refused for the key's or the model's sake waits here until one that was sent later is answered.
+
+    Then the refusal was its own. What was sent before it and is answered after it says nothing about the key now.
 
     So does any final failure while the call has no answer at all: a parameter that the endpoint does not take fails
     every item, whatever the words, and as many equal ones as `SEVERAL` end the call with them.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[ItemT, EndpointState, RetryDecision]] = []
+        self._held: list[tuple[ItemT, Permit, RetryDecision]] = []
         self._answered = False
         self.ended: PromptmillError | None = None
         """Why nothing more of this call is sent."""
@@ -38,27 +40,38 @@ class HeldRefusals(Generic[ItemT]):
             return True
         return not self._answered and decision.error.code not in _OWN
 
-    def hold(self, item: ItemT, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
-        """Keep a failure; return whether it is now known whose those kept are."""
-        self._held.append((item, endpoint_state, decision))
-        if endpoint_state.blocked:
-            self.ended = endpoint_state.blocked
+    def hold(self, item: ItemT, permit: Permit, decision: RetryDecision) -> bool:
+        """Keep a failure of what `permit` sent; return whether it is now known whose those kept are."""
+        self._held.append((item, permit, decision))
+        if permit.endpoint_state.blocked:
+            self.ended = permit.endpoint_state.blocked
         elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
             self.ended = decision.error
         return self.ended is not None
 
-    def answered(self) -> bool:
-        """Note an answer; return whether those kept are now known to be the items' own."""
+    def answered(self, permit: Permit) -> Sequence[tuple[ItemT, RetryDecision]]:
+        """Note that what `permit` sent was answered; return those kept that are now known to be the items' own."""
         self._answered = True
-        return bool(self._held)
+        if not self._held:
+            return ()
+        own = [held for held in self._held if _was_its_own(held, permit)]
+        self._held = [held for held in self._held if not _was_its_own(held, permit)]
+        return [(item, decision) for item, _, decision in own]
 
     def release(self) -> Sequence[tuple[ItemT, RetryDecision, bool]]:
         """Return what was kept, each with whether it concerns all; nothing is kept then."""
         held, self._held = self._held, []
         return [
-            (item, decision, bool(self.ended or endpoint_state.blocked or endpoint_state.suspected))
-            for item, endpoint_state, decision in held
+            (item, decision, bool(self.ended or permit.endpoint_state.blocked or permit.endpoint_state.suspected))
+            for item, permit, decision in held
         ]
 
     def _equal(self, code: Code) -> int:
         return sum(decision.error.code is code for _, _, decision in self._held)
+
+
+def _was_its_own(held: tuple[object, Permit, RetryDecision], answered: Permit) -> bool:
+    _, refused, decision = held
+    if decision.kind is not FailureKind.ENDPOINT:
+        return True
+    return refused.endpoint_state is answered.endpoint_state and refused.serial < answered.serial

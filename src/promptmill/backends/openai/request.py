@@ -13,7 +13,7 @@ import orjson
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of, with_words
-from promptmill.backends.openai.providers import translate
+from promptmill.backends.openai.provider_profile import translate
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable, shape
 from promptmill.core.errors import Code, PromptmillError

@@ -214,13 +214,13 @@ class Run(Generic[TaskT]):
             answering.endpoint_state.succeeded(answering, usage.completion_tokens)
             self._limiter.leave(permit, self._scope)
             self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
-            if self._held.answered():
-                await self._release()
+            for refused, decision in self._held.answered(answering):
+                await self._fail(refused, decision.error, decision.usage)
             return await self._settle(item, result.after(item.attempts, self._age(item)))
         result = self._judged(result, endpoint_state)
         counts = not self._blame(item, permit, result)
         self._limiter.leave(permit, self._scope)
-        return await self._after_failure(item, endpoint_state, result, counts=counts)
+        return await self._after_failure(item, permit, result, counts=counts)
 
     async def _attempt(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
@@ -299,10 +299,8 @@ class Run(Generic[TaskT]):
             return until(decision, time.time())
         return decision
 
-    async def _after_failure(
-        self, item: Item[TaskT], endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool
-    ) -> None:
-        error = decision.error
+    async def _after_failure(self, item: Item[TaskT], permit: Permit, decision: RetryDecision, *, counts: bool) -> None:
+        error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
@@ -316,7 +314,7 @@ class Run(Generic[TaskT]):
         ):
             if not self._held.takes(decision):
                 return await self._fail(item, error, decision.usage)
-            if self._held.hold(item, endpoint_state, decision):
+            if self._held.hold(item, permit, decision):
                 await self._release()
                 self._limiter.serve()
             return None

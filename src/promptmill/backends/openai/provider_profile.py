@@ -1,0 +1,90 @@
+"""Provider profile: what one provider calls things, what it does not accept, and what its errors mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from promptmill.backends.openai.error_body import ErrorBody
+from promptmill.backends.openai.error_words import Cause
+from promptmill.backends.openai.json_form import JsonForm
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+_NO_CAUSES: Mapping[str, Cause] = MappingProxyType({})
+
+
+def _no_names() -> Mapping[str, str]:
+    return _NOTHING
+
+
+def _no_causes() -> Mapping[str, Cause]:
+    return _NO_CAUSES
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderProfile:
+    """One row. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
+
+    `thinking` says where `enable_thinking` goes (`type_object`: `thinking: {type: enabled}`; `effort`: off is
+    `reasoning_effort: none`), `json_form` how JSON is asked for. `reasoning_models` names models
+    that take `max_completion_tokens` and refuse `reasoning_refused`.
+    """
+
+    name: str
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    public: bool = True
+    renamed: Mapping[str, str] = field(default_factory=_no_names)
+    refused: frozenset[str] = frozenset()
+    thinking: Literal["template", "top_level", "type_object", "effort", "refused"] = "template"
+    json_form: JsonForm = "schema"
+    reasoning_models: re.Pattern[str] | None = None
+    reasoning_refused: frozenset[str] = frozenset()
+    base_url: str = ""
+    """Where `provider: NAME` sends requests."""
+    key_env: str = ""
+    """The variable that usually holds its key; that key goes to its own hosts alone."""
+    source: str = ""
+    """The page that its facts were read on, and when."""
+    codes: Mapping[str, Cause] = field(default_factory=_no_causes)
+    """What its own error codes mean: `field=number` → cause."""
+    phrases: Mapping[str, Cause] = field(default_factory=_no_causes)
+    """What its own words mean, in lower case, where they differ from everybody's."""
+
+    def cause_of(self, body: ErrorBody) -> Cause | None:
+        """Return what an error body means by this provider's own codes and words, or None."""
+        for name, number in body.numbers.items():
+            if found := self.codes.get(f"{name}={number}"):
+                return found
+        return next((cause for phrase, cause in self.phrases.items() if phrase in body.text), None)
+
+
+def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return `(body keys, names the endpoint cannot take)` for `given`: sampling and extra parameters together."""
+    body = dict(given)
+    refused: list[str] = []
+    thinking = body.pop("enable_thinking", None)
+    if thinking is not None:
+        if profile.thinking == "template":
+            body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": thinking}
+        elif profile.thinking == "top_level":
+            body["enable_thinking"] = thinking
+        elif profile.thinking == "type_object":
+            body["thinking"] = {"type": "enabled" if thinking else "disabled"}
+        elif profile.thinking == "effort":
+            if not thinking:
+                body["reasoning_effort"] = "none"
+        else:
+            refused.append("enable_thinking")
+    off = profile.refused
+    if profile.reasoning_models and profile.reasoning_models.search(model):
+        off |= profile.reasoning_refused
+        if "max_tokens" in body:
+            body.setdefault("max_completion_tokens", body.pop("max_tokens"))
+    refused += [name for name in body if name in off]
+    return {profile.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused

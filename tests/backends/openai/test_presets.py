@@ -1,0 +1,80 @@
+"""`provider: NAME`: a row brings its address, its key and what it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes import openai_plan
+from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.provider_profile import translate
+from promptmill.backends.openai.providers import DIALECTS, dialect_named, listed
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.core.errors import PromptmillError
+
+
+def _plan(**block):
+    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
+
+
+@pytest.mark.parametrize("row", [row for row in DIALECTS if row.base_url], ids=lambda row: row.name)
+def test_a_provider_is_its_address_and_its_key(row):
+    (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
+    assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
+    assert endpoint.profile is row
+    if row.key_env and row.public:
+        assert endpoint.headers["Authorization"] == "Bearer the-key"
+
+
+def test_there_are_presets_for_the_large_ones_and_the_local_servers():
+    names = {name for name, base_url, _, _ in listed({}) if base_url}
+    assert len(names) >= 35
+    assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
+    assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
+    assert all(row.source for row in DIALECTS)
+
+
+@pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
+def test_other_names_for_the_same_are_understood(name, row):
+    (endpoint,) = endpoints(_plan(provider=name), {})
+    assert endpoint.profile.name == row
+
+
+def test_an_unknown_provider_comes_with_the_nearest():
+    with pytest.raises(PromptmillError, match=r"backend_configs.openai.provider: .*did you mean deepseek"):
+        endpoints(_plan(provider="deepsek"), {})
+
+
+def test_a_base_url_goes_before_the_rows_and_gets_none_of_its_key():
+    (endpoint,) = endpoints(
+        _plan(provider="groq", base_url="http://proxy.example/v1"), {"GROQ_API_KEY": "k", "LLM_API_KEY": "mine"}
+    )
+    assert endpoint.name == "proxy.example"
+    assert endpoint.profile.name == "groq"
+    assert endpoint.headers["Authorization"] == "Bearer mine"
+
+
+def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another():
+    configuration = Configuration(
+        {"backend": "openai", "backend_configs": {"openai": {"provider": "openai", "model_name": "m", "api_key": "s"}}}
+    )
+    plan = configuration.overlaid(Overrides("openai", {"openai": {"provider": "deepseek"}}))
+    (endpoint,) = endpoints(plan, {})
+    assert "Authorization" not in endpoint.headers
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "body"),
+    [
+        ("deepseek", False, {"thinking": {"type": "disabled"}}),
+        ("glm", True, {"thinking": {"type": "enabled"}}),
+        ("dashscope", False, {"enable_thinking": False}),
+        ("vllm", False, {"chat_template_kwargs": {"enable_thinking": False}}),
+    ],
+)
+def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
+    assert translate(dialect_named(name), "m", {"enable_thinking": thinking}) == (body, [])
+
+
+def test_plans_without_a_provider_are_as_before():
+    (endpoint,) = endpoints(openai_plan("http://localhost:9/v1"), {})
+    assert endpoint.profile.name == "plain"
