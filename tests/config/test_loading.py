@@ -90,7 +90,9 @@ def test_the_shipped_file_starts_on_a_small_model_that_runs_anywhere():
     plan = Configuration.load(ROOT / FILE_NAME, environ={}).plan
     assert plan.backend == "hf"
     assert plan.settings.backend_configs.hf.model_name_or_path == "smollm2-135m-instruct"
-    assert plan.settings.backend_configs.openai.base_url
+    assert not plan.settings.backend_configs.openai.base_url, (
+        "a key goes only where the user's own file or command points"
+    )
     assert plan.settings.backend_configs.vllm.model_name_or_path
 
 
@@ -233,7 +235,7 @@ def test_a_wrong_value_is_an_error_with_its_path(write, content, path, said):
 @pytest.mark.parametrize(
     "content",
     [
-        "backend_configs: {openai: {api_key: [hunter2]}}",
+        "backend_configs: {openai: {api_key: {a: hunter2}}}",
         "backend_configs: {openai: {concurrency: hunter2}}",
         "backend_configs: {hf: {device: hunter2}}",
         "backend_configs: {openai: {headers: {x: [hunter2]}}}",

@@ -57,6 +57,7 @@ def shared_options(*, answering: bool = True) -> Parser:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
         model.add_argument("-m", "--model", metavar="NAME", help="the model")
         model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
+        model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
         model.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the endpoint's key")
         model.add_argument("--temperature", type=float, metavar="T", help="0 for the likeliest answer")
         model.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
@@ -72,16 +73,17 @@ def overrides(arguments: argparse.Namespace, backend: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
+        "provider": getattr(arguments, "provider", None),
         "api_key_env": getattr(arguments, "key_env", None),
         "concurrency": getattr(arguments, "concurrency", None),
     }
     endpoint = {key: value for key, value in endpoint.items() if value is not None}
-    chosen = arguments.backend or ("openai" if "base_url" in endpoint else backend)
+    chosen = arguments.backend or ("openai" if endpoint.keys() & {"base_url", "provider"} else backend)
     if chosen != backend:
         found["backend"] = chosen
     if endpoint and chosen != "openai":
-        option = {"base_url": "--base-url", "api_key_env": "--key-env", "concurrency": "--concurrency"}
-        raise config_error(option[next(iter(endpoint))], f"goes with the backend openai, and this one is {chosen}.")
+        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
+        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     found.update({f"backend_configs.openai.{key}": value for key, value in endpoint.items()})
     if (model := getattr(arguments, "model", None)) is not None:
         key = "model_name" if chosen == "openai" else "model_name_or_path"
