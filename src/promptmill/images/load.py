@@ -96,7 +96,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     path = local_path(source)
     try:
         with os.fdopen(open_regular(path, rules.allowed_roots), "rb") as file:
-            _probe(file.read(16), _shown(path))
+            _probe(file.read(16), _whole(path))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
@@ -109,8 +109,8 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     except OSError as error:
         raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
     if max(size, len(data)) > _LARGEST_FILE:
-        raise _unusable(f"{_shown(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
-    return _shown(path), data
+        raise _unusable(f"{_whole(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
+    return _whole(path), data
 
 
 def local_path(source: str) -> Path:
@@ -137,13 +137,19 @@ def _local_path(source: str) -> Path:
 
 
 def _shown(path: Path) -> str:
+    """Return a path that may be none, such as base64 without a head: cut where it is long."""
     text = str(path)
     if len(text) > _LONGEST_QUOTE:
         return f"{text[: _LONGEST_QUOTE // 4]}…{text[-_LONGEST_QUOTE * 3 // 4 :]}"
+    return _whole(path)
+
+
+def _whole(path: Path) -> str:
+    """Return the resolved path of a file that was opened."""
     try:
         return str(path.absolute())
     except OSError:
-        return text
+        return str(path)
 
 
 def _data(source: str) -> tuple[str, bytes]:
