@@ -77,6 +77,17 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
     return 0.0 if "Retry-After" in headers or "retry-after-ms" in headers else None
 
 
+def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Return the seconds until a limit that an answer's headers say is used up is whole again, or None."""
+    waits: list[float] = []
+    for what in ("requests", "tokens"):
+        if headers.get(f"x-ratelimit-remaining-{what}") == "0":
+            reset = headers.get(f"x-ratelimit-reset-{what}")
+            wait = None if reset is None else _span_s(reset, None, time.time() if now is None else now)
+            waits += [] if wait is None else [wait]
+    return max(waits, default=None)
+
+
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Return the wait that `retry-after-ms` or `Retry-After` asks for: seconds, a date, or a span such as `1m30s`."""
     milliseconds = _number(headers.get("retry-after-ms"))

@@ -95,6 +95,8 @@ class LocalSender:
             without_frames(error)
             return decide_on_exception(error, endpoint_state.endpoint)
         found = read_response(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
+        if isinstance(found, Completion):
+            endpoint_state.heard(reply.headers)
         if isinstance(found, RetryDecision) or task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
+from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import RequestEncoder
@@ -16,6 +17,8 @@ from promptmill.core.errors import Code, PromptmillError
 
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
+# A minute's limit is whole again after one; headers that name a longer wait are about days, and not believed unasked.
+_LONGEST_HEADER_WAIT_S = 60.0
 # So many refusals in a row without a success are not the single items' affair. A filter that refuses a third of all
 # prompts does so once in 40 million.
 SEVERAL = 16
@@ -177,6 +180,12 @@ class EndpointState:
             return self.answered
         # several lost without a success between are the endpoint's loss, whoever was answered just before
         return decision.kind is FailureKind.LOST and self._losses > 1 and self.answered
+
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """Send nothing while the headers of an answer say that the minute's limit is used up, before it is refused."""
+        wait_s = exhausted_s(headers)
+        if wait_s and wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
+            self.paused_until = max(self.paused_until, self._clock() + wait_s)
 
     def _refused(self, error: PromptmillError) -> None:
         """Count a refusal that would concern all: it does where nothing was ever answered, or after many in a row."""
