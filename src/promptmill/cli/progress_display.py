@@ -17,9 +17,10 @@ _BAR = 20
 
 @contextlib.contextmanager
 def watching(
-    job_id: str, stream: TextIO = sys.stderr, *, as_json: bool = False, quiet: bool = False
+    job_id: str, stream: TextIO | None = None, *, as_json: bool = False, quiet: bool = False
 ) -> Iterator[Watch | None]:
-    """Give what shows a job's progress on `stream`: a bar, lines, or with `as_json` events; None when `quiet`."""
+    """Give what shows a job's progress on `stream`, else stderr: a bar, lines, or events; None when `quiet`."""
+    stream = stream or sys.stderr
     if quiet:
         yield None
     elif as_json:
