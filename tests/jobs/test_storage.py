@@ -38,7 +38,7 @@ def limited(size: int) -> Any:
 def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
     bench.prompts(2000)
     result = bench.run("--json", preexec_fn=limited(150_000))
-    assert result.returncode == 1
+    assert result.returncode == 75
     assert "Traceback" not in result.stderr
     found = json.loads(result.stdout)
     assert found["state"] == "stopped"
@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(be
 @posix
 def test_a_disk_that_is_full_when_the_output_is_written_costs_no_request(bench: Any) -> None:
     bench.write([{"prompt": f"p{at}", "carried": "x" * 40_000} for at in range(500)])
-    assert "file too large" in bench.fail(code=1, preexec_fn=limited(15_000_000))
+    assert "file too large" in bench.fail(code=75, preexec_fn=limited(15_000_000))
     assert [path.name for path in bench.path.iterdir()] == ["in.jsonl", "config.yaml"] or not bench.output.exists()
     assert not list(bench.path.glob(".*partial"))
     sent = len(bench.upstream.seen)

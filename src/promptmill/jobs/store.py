@@ -120,7 +120,11 @@ class JobStore:
 
     def put(self, *, clear: bool = False, **values: Mapping[str, Any] | None) -> None:
         """Keep `values` under their names in table `job`, all at once; None removes one, `clear` all answers."""
-        kept = [(name, orjson.dumps(value).decode()) for name, value in values.items() if value is not None]
+        kept = [
+            (name, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
+            for name, value in values.items()
+            if value is not None
+        ]
         gone = [(name,) for name, value in values.items() if value is None]
         forgotten = [()] if clear else []
         self._write(

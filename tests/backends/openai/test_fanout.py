@@ -65,7 +65,7 @@ def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, m
 def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"prompt 3": status(500), "prompt 5": status(400), "prompt 9": reset()}, late(0.002))
     result = drive(PROMPTS, retries=3, **BULK)
-    codes = {index: (o.error.code, o.attempts) for index, o in enumerate(result.outcomes) if not hasattr(o, "text")}
+    codes = {index: (o.error.code, o.attempts) for index, o in enumerate(result.outcomes) if hasattr(o, "error")}
     assert codes.pop(9)[0] == Code.CONNECTION_LOST
     assert codes == {3: (Code.SERVER_ERROR, 3), 5: (Code.BAD_REQUEST, 1)}
 
