@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
@@ -13,6 +12,7 @@ from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome, Usage
 from promptmill.service.prices import Price, price_of, worst_case
+from promptmill.service.wrapped_call import WrappedCall
 
 # The endpoint may have written, and charge, an answer that nobody waited for.
 _PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
@@ -94,27 +94,17 @@ class _Counting:
         return cost
 
 
-class _Call:
+class _Call(WrappedCall):
     """Source and sink around a call's own."""
 
     def __init__(self, source: Source, sink: Sink, stats: CallStats, price: Price, budgets: list[Budget]) -> None:
-        self._source, self._sink, self._stats = source, sink, stats
+        super().__init__(source, sink, stats)
         self._price, self._budgets = price, budgets
         self._counting = _Counting(sink, stats, price)
         self._held: deque[Request] = deque()
         self._reserved: dict[int, float] = {}
         self._is_full = self._goes_on = False
         self._first: Request | None = None
-
-    @property
-    def size(self) -> int:
-        """The length of all texts together, where the source knows it."""
-        return getattr(self._source, "size", 0)
-
-    @property
-    def reading(self) -> Any:
-        """How the source reads its lines, where it reads any."""
-        return getattr(self._source, "reading", None)
 
     @property
     def is_rest(self) -> bool:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -18,6 +17,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Outcome
 from promptmill.images import load as images
 from promptmill.service.answer_cache import AnswerCache
+from promptmill.service.wrapped_call import WrappedCall
 
 _COMPLETE = frozenset({"stop", "tool_calls"})
 # Settings of a backend that change how an answer is got, never what it says.
@@ -136,32 +136,21 @@ class _Flight:
         self.followers: list[tuple[_Call, Request]] = []
 
 
-class _Call:
+class _Call(WrappedCall):
     """Source and sink around a call's own."""
 
     def __init__(self, owner: CachedAnswers, cache: AnswerCache, source: Source, sink: Sink, stats: CallStats) -> None:
         self.arrived: asyncio.Queue[tuple[Request, Completion | None]] = asyncio.Queue()
         """What came of requests that other calls, or other items of this one, have in flight."""
         self._owner, self._cache = owner, cache
-        self._source, self._sink, self._stats = source, sink, stats
+        super().__init__(source, sink, stats)
         self._leads: dict[int, _Flight] = {}
         self._follows = 0
         self._alone: deque[Request] = deque()
         self._ended = False
         self._to_keep: list[tuple[bytes, bytes]] = []
         self._keeping: asyncio.Task[None] | None = None
-        reading = getattr(source, "reading", None)
-        self._whole = reading is not None and bool(getattr(reading, "keep_raw", getattr(reading, "whole", False)))
-
-    @property
-    def size(self) -> int:
-        """The length of all texts together, where the source knows it."""
-        return getattr(self._source, "size", 0)
-
-    @property
-    def reading(self) -> Any:
-        """How the source reads its lines, where it reads any."""
-        return getattr(self._source, "reading", None)
+        self._whole = getattr(self.reading, "whole", False)
 
     async def take(self, n: int) -> list[Request]:
         """Return requests that nobody has answered and nobody is asking."""

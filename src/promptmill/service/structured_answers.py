@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from promptmill.answers.reasoning import split_reasoning
 from promptmill.answers.schema import AnswerSchema, SchemaCache
@@ -16,6 +15,7 @@ from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Sour
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.service.wrapped_call import WrappedCall
 
 _NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
 
@@ -61,7 +61,7 @@ class _Open:
         self.usage = NO_USAGE
 
 
-class _Call:
+class _Call(WrappedCall):
     """Source and sink around a call's own. Requests without a schema pass by."""
 
     def __init__(self, source: Source, sink: Sink, stats: CallStats, schemas: SchemaCache, retries: int) -> None:
@@ -70,20 +70,10 @@ class _Call:
         self.ended = False
         self.is_rest = False
         """Whether what it brings now is little, for which no workers are worth their start."""
-        self._source, self._sink, self._stats = source, sink, stats
+        super().__init__(source, sink, stats)
         self._schemas = schemas
         self._retries = retries
         self._open: dict[int, _Open] = {}
-
-    @property
-    def size(self) -> int:
-        """The length of all texts together, where the source knows it."""
-        return getattr(self._source, "size", 0)
-
-    @property
-    def reading(self) -> Any:
-        """How the source reads its lines, where it reads any; others cannot read them here."""
-        return getattr(self._source, "reading", None)
 
     async def take(self, n: int) -> list[Request]:
         """Return what is to be asked again, then what the source brings."""

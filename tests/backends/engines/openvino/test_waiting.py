@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from promptmill.backends.engines.openvino.row import Row
-from promptmill.backends.engines.openvino.waiting import WaitingRows
+from promptmill.backends.engines.openvino.waiting import FairRows
 
 
 def row(run: int, number: int) -> Row:
     return Row(run=run, number=number, prompt=[1], limit=5, ends=frozenset(), config=None)
 
 
-def waiting(*runs: int) -> WaitingRows:
-    rows = WaitingRows()
+def waiting(*runs: int) -> FairRows:
+    rows = FairRows()
     for number, run in enumerate(runs):
         rows.add(row(run, number))
     return rows
 
 
-def taken(rows: WaitingRows, running: dict[int, int], free: int) -> tuple[int, int] | None:
+def taken(rows: FairRows, running: dict[int, int], free: int) -> tuple[int, int] | None:
     found = rows.take(running, free)
     return None if found is None else (found.run, found.number)
 

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Mapping
 
 from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.waiting_rows import WaitingRows
 
 _SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
 
 
-class Schedule:
-    """Rows that wait, by run; filled by the thread that reads prompts, emptied by the decode loop."""
+class Schedule(WaitingRows[RunningSequence]):
+    """Rows that wait, by run; chosen so that those computed together fit together."""
 
     def __init__(self, border: int | None = None) -> None:
         """Rows up to `border` tokens long are never taken together with longer ones."""
+        super().__init__()
         self._border = border
-        self._changed = threading.Condition()
-        self._waiting: dict[int, deque[RunningSequence]] = {}
-        self._cancelled: set[int] = set()
         self._served: dict[int, int] = {}
         self._turn = 0
-
-    def add(self, row: RunningSequence) -> None:
-        """Put a new row behind the others of its run."""
-        with self._changed:
-            if row.run not in self._cancelled:
-                self._waiting.setdefault(row.run, deque()).append(row)
-                self._changed.notify()
-
-    def put_back(self, row: RunningSequence) -> None:
-        """Put a row that ran already before the others of its run."""
-        with self._changed:
-            if row.run not in self._cancelled:
-                self._waiting.setdefault(row.run, deque()).appendleft(row)
 
     def cancel(self, run: int) -> None:
         """Forget the run's rows, now and later."""
         with self._changed:
-            self._cancelled.add(run)
-            self._waiting.pop(run, None)
+            super().cancel(run)
             self._served.pop(run, None)
-            self._changed.notify()
-
-    def is_cancelled(self, run: int) -> bool:
-        """Return whether nobody waits for this run any more."""
-        return run in self._cancelled
-
-    def wait(self) -> None:
-        """Return when there may be something to do."""
-        with self._changed:
-            while not self._waiting:
-                self._changed.wait()
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
         """Return how many rows that run has running which waits with the fewest; None when no run waits."""

@@ -14,7 +14,7 @@ from openvino_genai import GenerationFinishReason, GenerationStatus
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.openvino.loading import Model, last_sentence
 from promptmill.backends.engines.openvino.row import Row
-from promptmill.backends.engines.openvino.waiting import WaitingRows
+from promptmill.backends.engines.openvino.waiting import FairRows
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _MISHAPS = 2  # a row that was there when this many steps failed is told so
@@ -23,7 +23,7 @@ _MISHAPS = 2  # a row that was there when this many steps failed is told so
 class Decoder:
     """Keeps up to `rows` rows in the pipeline, which decides which of them each step computes."""
 
-    def __init__(self, model: Model, waiting: WaitingRows, channel: Channel, rows: int) -> None:
+    def __init__(self, model: Model, waiting: FairRows, channel: Channel, rows: int) -> None:
         self._model = model
         self._waiting = waiting
         self._channel = channel

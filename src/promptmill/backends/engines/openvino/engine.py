@@ -25,11 +25,11 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.openvino.decoder import Decoder
     from promptmill.backends.engines.openvino.loading import load_model, weight_bytes
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
-    from promptmill.backends.engines.openvino.waiting import WaitingRows
+    from promptmill.backends.engines.openvino.waiting import FairRows
 
     rows = hardware.batch_rows("cpu", weight_bytes(path) // 2)
     model = load_model(path, options, rows, report)
-    waiting = WaitingRows()
+    waiting = FairRows()
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, waiting, channel)
     decoder = Decoder(model, waiting, channel, rows)

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Mapping
 
 from promptmill.backends.engines.openvino.row import Row
+from promptmill.backends.engines.waiting_rows import WaitingRows
 
 
-class WaitingRows:
-    """Filled by the thread that prepares prompts, emptied by the one that computes."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: dict[int, deque[Row]] = {}
-        self._cancelled: set[int] = set()
-
-    def add(self, row: Row, /) -> None:
-        """Put a new row behind the others of its run."""
-        with self._changed:
-            if row.run not in self._cancelled:
-                self._waiting.setdefault(row.run, deque()).append(row)
-                self._changed.notify()
-
-    def put_back(self, row: Row) -> None:
-        """Put a row that ran already before the others of its run."""
-        with self._changed:
-            if row.run not in self._cancelled:
-                self._waiting.setdefault(row.run, deque()).appendleft(row)
-
-    def cancel(self, run: int) -> None:
-        """Forget the run's rows, now and later."""
-        with self._changed:
-            self._cancelled.add(run)
-            self._waiting.pop(run, None)
-            self._changed.notify()
-
-    def is_cancelled(self, run: int) -> bool:
-        """Return whether nobody waits for this run any more."""
-        return run in self._cancelled
-
-    def wait(self) -> None:
-        """Return when there may be something to do."""
-        with self._changed:
-            while not self._waiting:
-                self._changed.wait()
+class FairRows(WaitingRows[Row]):
+    """Rows that wait, by run; the run with the fewest rows running is next."""
 
     def take(self, running: Mapping[int, int], free: int) -> Row | None:
         """Return the next row of the run that has the fewest `running`; None when there is none, or no place.
