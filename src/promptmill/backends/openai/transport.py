@@ -121,6 +121,19 @@ class Pool:
                 response.close()
                 raise
 
+    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of a page of `endpoint`'s host, asked for with its key.
+
+        Raises what aiohttp and the system raise.
+        """
+        route = self._route(endpoint)
+        session = await self._opened()
+        getting = session.get(
+            url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
+        )
+        async with getting as response:
+            return response.status, response.headers, await response.content.read(largest)
+
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
         try:
