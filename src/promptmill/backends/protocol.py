@@ -79,6 +79,9 @@ class CallStats:
     started: float = field(default_factory=time.monotonic)
     codes: dict[str, int] = field(default_factory=dict)
     """Failures by code."""
+    preview: Callable[[str], None] | None = None
+    """Told the text of the answer so far, again and again while it comes; for a call of one item, where the backend
+    can. A text that does not begin with the one before is of another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
 
