@@ -94,6 +94,9 @@ class CallStats:
     """Failures by code."""
     chosen: str = ""
     """What was found out about backend and model because the configuration leaves it open."""
+    preview: Callable[[str], None] | None = None
+    """Told the text of the answer so far, again and again while it comes; for a call of one item, where the backend
+    can. A text that does not begin with the one before is of another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
 

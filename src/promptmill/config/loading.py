@@ -148,9 +148,7 @@ class Configuration:
         raw = dict(self._raw)
         for path, value in values.items():
             _put(raw, path, value)
-        new = Configuration(
-            raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin
-        )
+        new = Configuration(raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin)
         new._chosen, new._keyless = chosen, keyless
         new.plan = new.overlaid(Overrides())
         return new

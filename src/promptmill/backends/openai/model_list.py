@@ -1,8 +1,8 @@
 """Which models an endpoint has, and which server it is where it is one of the operator's own.
 
-Forms: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`, llama.cpp `GET /props` (tools/server/README.md), Ollama
-`GET /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models` (lmstudio.ai/docs/api/rest-api),
-text-generation-inference `GET /info`.
+Forms: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`, llama.cpp `GET /props` (tools/server/README.md),
+Ollama `GET /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models`
+(lmstudio.ai/docs/api/rest-api), text-generation-inference `GET /info`.
 """
 
 from __future__ import annotations
