@@ -12,6 +12,7 @@ import orjson
 
 from promptmill.cli import progress_display
 from promptmill.cli import validate as validation
+from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -22,7 +23,7 @@ from promptmill.jobs.folder import Folder
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.progress_text import listed, summary
+from promptmill.jobs.progress_text import summary
 from promptmill.jobs.runner import Runner
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -135,11 +136,10 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
             found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
         if as_json:
             say(orjson.dumps({"jobs": found}).decode())
+        elif found:
+            print_jobs(found)
         else:
-            for one in found:
-                say("\n".join(listed(one)))
-            if not found:
-                print("promptmill: there are no jobs.", file=sys.stderr)
+            print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
     job = folders.at(job_id)
     if cancel and job.request_cancel():

@@ -30,6 +30,11 @@ _PAUSE_S = 0.2
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
+    for prompt in given:
+        if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
+            raise config_error(
+                "", "a prompt on the command line is not UTF-8 text; convert it first, such as with iconv."
+            )
     if given and "-" not in given:
         return list(given)
     if not given and sys.stdin.isatty():
