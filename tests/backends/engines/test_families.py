@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
+from promptmill.backends.engines.hf.generate_loop import GenerateLoop  # noqa: E402
 from promptmill.backends.engines.hf.loading import load_model  # noqa: E402
 from promptmill.backends.engines.hf.room import Room  # noqa: E402
 from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
@@ -107,8 +108,13 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
     schedule, channel = Schedule(model.border), _Channel(len(rows))
     for row in rows:
         schedule.add(row)
+    loop = (
+        Decoder(model, schedule, channel, Room(batch_size), chunk=32)
+        if model.merges_rows
+        else GenerateLoop(model, schedule, channel, batch_size, tokens=128)
+    )
     with pytest.raises(_Enough):
-        Decoder(model, schedule, channel, Room(batch_size), chunk=32).run()
+        loop.run()
     assert [message["error"] for message in channel.sent if "error" in message] == []
     return [row.tokens for row in rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _STEP = 256  # columns; room is made for at least this many tokens at a time
 
@@ -13,14 +13,23 @@ KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """One row's part of a cache, per layer: `(heads, tokens, width)` keys and values."""
 
 
-def can_merge(cache: Cache) -> bool:
-    """Return whether rows of `cache` can be put together with others: all of its layers keep plain columns."""
-    return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+def is_of_columns(cache: Cache) -> bool:
+    """Return whether all layers of `cache` keep a column of keys and values per token, or the last ones of a window."""
+    return bool(cache.layers) and all(
+        type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in cache.layers
+    )
 
 
 def is_common(cache: Cache) -> bool:
-    """Return whether all layers of `cache` are of kinds that rows can leave; models bring kinds of their own, too."""
+    """Return whether all layers of `cache` are of transformers' common kinds; models bring kinds of their own, too."""
     return all(type(layer).__module__ == Cache.__module__ for layer in cache.layers)
+
+
+def plain_cache(layers: int) -> DynamicCache:
+    """Return an empty cache whose layers keep all columns."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in range(layers)]
+    return cache
 
 
 def row_of(cache: Cache, index: int, tokens: int) -> KeysValues:

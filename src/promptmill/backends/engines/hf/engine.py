@@ -28,6 +28,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     report("Starting transformers")
     # torch and transformers, only now that there is something to load
     from promptmill.backends.engines.hf.decoder import Decoder
+    from promptmill.backends.engines.hf.generate_loop import GenerateLoop
     from promptmill.backends.engines.hf.loading import load_model
     from promptmill.backends.engines.hf.prompt import PromptBuilder
     from promptmill.backends.engines.hf.room import room_for
@@ -39,12 +40,16 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     intake = Intake(prompts.row, schedule, channel)
     room = room_for(model, options["batch_size"])
     chunk = hardware.prompt_chunk(model.device.type, model.parameters)
-    decoder = Decoder(model, schedule, channel, room, chunk)
+    loop = (
+        Decoder(model, schedule, channel, room, chunk)
+        if model.merges_rows
+        else GenerateLoop(model, schedule, channel, room.rows, 4 * chunk)
+    )
     gc.freeze()  # what is loaded stays; collections need not look at it again
     gc.enable()
     channel.route(intake.handle)
     channel.send({"type": "loaded", "window": 2 * room.rows, "images": model.vision is not None})
-    decoder.run()
+    loop.run()
 
 
 def _require_packages() -> None:

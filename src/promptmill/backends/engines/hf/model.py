@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 
-from promptmill.backends.engines.hf.cache import can_merge, is_common
+from promptmill.backends.engines.hf.cache import is_common, is_of_columns, plain_cache
 from promptmill.backends.engines.hf.constraints import Constraints
 from promptmill.backends.engines.texts import Texts
 
@@ -40,16 +40,20 @@ class LanguageModel:
         self._takes_positions = "position_ids" in accepted
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        cache = self.new_cache()
         self.border = _border(self.config)
         """Length behind which all tokens of a sequence, those in the cache too, have to be computed in another way."""
-        self.merges_rows = can_merge(cache) and self.border is None
+        cache = DynamicCache(config=self.config)
         self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
-        """Whether each row must be computed by itself, as transformers' own loop does."""
+        """Whether each row must be computed by itself."""
+        self.merges_rows = is_of_columns(cache) and self.border is None and not self.alone
+        """Whether rows may join a running batch; if not, transformers' own `generate` computes them."""
 
     def new_cache(self) -> Cache:
-        """Return an empty cache of the kind that this architecture keeps."""
-        return DynamicCache(config=self.config)
+        """Return an empty cache for rows that join a running batch.
+
+        Its layers keep all columns, those with a sliding window too: the mask leaves out what lies before the window.
+        """
+        return plain_cache(len(DynamicCache(config=self.config).layers))
 
     def _bears_padding(self) -> bool:
         """Return whether rows of several lengths may be computed together: whether the model is told each one's places.

@@ -9,7 +9,7 @@ import torch
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.hf.model import LanguageModel
 
-_STATIC_ROWS = 8  # where rows cannot join a running batch: all wait for its longest
+_STATIC_ROWS = 8  # where rows cannot join a running batch: a batch takes as long as its longest
 _CACHE_SHARE = 3  # of free memory one part in this many; what is being moved is there twice
 
 
@@ -30,7 +30,7 @@ def room_for(model: LanguageModel, wanted: int | None) -> Room:
     """Return the room of a loaded model; `wanted` are the rows that the operator named."""
     if wanted is not None:
         return Room(wanted)
-    if model.alone or not model.merges_rows:
+    if not model.merges_rows:
         return Room(_STATIC_ROWS)
     free, token = _free_memory(model.device), _bytes_per_token(model)
     tokens = None if free is None or token is None else free // _CACHE_SHARE // token

@@ -14,7 +14,7 @@ class Schedule(WaitingRows[RunningSequence]):
     """Rows that wait, by run; chosen so that those computed together fit together."""
 
     def __init__(self, border: int | None = None) -> None:
-        """Rows up to `border` tokens long are never taken together with longer ones."""
+        """A row that may come to more than `border` tokens is computed by itself."""
         super().__init__()
         self._border = border
         self._served: dict[int, int] = {}
@@ -70,19 +70,21 @@ class Schedule(WaitingRows[RunningSequence]):
         queue = self._waiting[run]
         if not taken:
             return queue.popleft()
-        if taken[0].kept is not None or taken[0].mishaps or taken[0].image_inputs is not None:
-            return None  # goes alone: nothing to compute, something went wrong in company, or images to look at
+        if self._is_alone(taken[0]):
+            return None
         lengths = [len(row.sequence) for row in taken]
         for row in queue:
             together = [*lengths, len(row.sequence)]
             if (
-                row.kept is None
-                and not row.mishaps
-                and row.image_inputs is None
+                not self._is_alone(row)
                 and max(together) < _SIMILAR * min(together)
                 and max(together) * len(together) <= most_tokens
-                and (self._border is None or not min(together) <= self._border < max(together))
             ):
                 queue.remove(row)
                 return row
         return None
+
+    def _is_alone(self, row: RunningSequence) -> bool:
+        """Return whether no other is taken with it: it went wrong in company, has images, or nothing to compute."""
+        crosses = self._border is not None and len(row.prompt) + row.limit > self._border
+        return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
