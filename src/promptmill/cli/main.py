@@ -70,13 +70,13 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
-        values=lambda backend: overrides(arguments, backend) | _schema(arguments),
+        values=lambda raw: overrides(arguments, raw) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
     )
 
 
-def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
+def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
@@ -95,7 +95,7 @@ def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     compile_schema(schema, str(file))
-    return {"sampling_params.response_format": asking_for(schema)}
+    return {("sampling_params", "response_format"): asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
