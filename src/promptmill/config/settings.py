@@ -250,7 +250,9 @@ class ModelSettings(Block):
         """Read the backend off the block that is there."""
         if not isinstance(data, Mapping):
             return data
-        data = {key: {} if value is None and key in BackendConfigs.model_fields else value for key, value in data.items()}
+        data = {
+            key: {} if value is None and key in BackendConfigs.model_fields else value for key, value in data.items()
+        }
         blocks = [name for name in BackendConfigs.model_fields if name in data]
         named = data.get("backend")
         if len(blocks) > 1 or (named is None and not blocks):
