@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
-from promptmill.config.models import unknown_model
+from promptmill.config.models import DEFAULT, unknown_model
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
@@ -58,10 +60,38 @@ class Service:
         """Return the plan of the model `name`. Raises `PromptmillError`: there is none, or it is not usable."""
         return self._model(name).plan
 
+    @property
+    def offered(self) -> list[str]:
+        """The names of the models that a client may choose."""
+        allowed, plan = self.plan.operator.client_limits.models, self.plan
+        if allowed is None or plan.trust_client:
+            return self.models
+        return [name for name in self.models if name in {*allowed, self._configuration.default}]
+
+    def offered_plan(self, name: str | None) -> ResolvedConfig:
+        """Return the plan of the model that a client names, or not. Raises as `plan_of` does."""
+        if name and name not in {*self.offered, DEFAULT}:
+            raise unknown_model(name, self.offered)
+        return self.plan_of(name)
+
     def state_of(self, name: str) -> str:
         """Return whether the model `name` is loaded: `not_loaded`, `loading`, `ready` or `failed`."""
         model = self._models.get(name)
         return "not_loaded" if model is None else model.state
+
+    def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what people want to know of the models `names` before they choose one."""
+        found = []
+        for name in names:
+            about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
+            try:
+                plan = self.plan_of(name)
+            except PromptmillError as error:
+                found.append(about | {"state": "unusable", "reason": str(error)})
+                continue
+            about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
+            found.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
+        return found
 
     @property
     def activity(self) -> str:
@@ -131,10 +161,9 @@ class Service:
 
         Returns why items were left without an outcome, None when none was. Raises as `generate` does.
         """
-        settings = (plan or self.plan).settings
-        with self.calls.counted(stats):
-            for warning in self.plan.warnings:
-                stats.warn(warning)
+        plan = plan or self.plan
+        settings = plan.settings
+        with self._counted(plan, stats):
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -145,7 +174,7 @@ class Service:
             system = system_prompt or settings.system_prompt
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
             try:
-                await self._run_on((plan or self.plan).name, source, sink, stats)
+                await self._run_on(plan.name, source, sink, stats)
             except NotLoadedError as error:
                 raise error.reason from None
             except PromptmillError as error:
@@ -158,9 +187,7 @@ class Service:
         There is no `call_timeout`. Raises `PromptmillError` when it cannot be loaded or nothing can go on.
         """
         plan = self.plan_of(name)
-        with self.calls.counted(stats):
-            for warning in plan.warnings:
-                stats.warn(warning)
+        with self._counted(plan, stats):
             try:
                 await self._run_on(plan.name, source, sink, stats)
             except NotLoadedError as error:
@@ -185,6 +212,15 @@ class Service:
     def _backends(self) -> list[LoadedBackend]:
         return [loaded for model in self._models.values() for loaded in model.backends]
 
+    @contextlib.contextmanager
+    def _counted(self, plan: ResolvedConfig, stats: CallStats) -> Iterator[None]:
+        for warning in plan.warnings:
+            stats.warn(warning)
+        if len(self.models) > 1:
+            stats.model = plan.name
+        with self.calls.counted(stats):
+            yield
+
     def _refuse_when_closed(self) -> None:
         if self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
@@ -192,7 +228,8 @@ class Service:
     def _model(self, name: str | None = None) -> Model:
         """Return the model `name`, without one that which answers where none is named."""
         configuration = self._configuration
-        name = name or configuration.default
+        if not name or (name == DEFAULT and name not in configuration.names):
+            name = configuration.default
         if name not in self._models:
             if name not in configuration.names:
                 raise unknown_model(name, configuration.names)
