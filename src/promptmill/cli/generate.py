@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import orjson
 
 from promptmill.backends.protocol import CallStats
+from promptmill.cli.live_answer import LiveAnswer
 from promptmill.cli.options import stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
@@ -29,6 +30,11 @@ _PAUSE_S = 0.2
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
+    for prompt in given:
+        if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
+            raise config_error(
+                "", "a prompt on the command line is not UTF-8 text; convert it first, such as with iconv."
+            )
     if given and "-" not in given:
         return list(given)
     if not given and sys.stdin.isatty():
@@ -63,7 +69,12 @@ def generate(
     Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then.
     """
     stats = CallStats(total=len(prompts))
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats))
+    live = None
+    if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
+        live = LiveAnswer(sys.stdout)
+        if configuration.plan.settings.sampling_params.response_format is None:  # such an answer may be corrected
+            stats.preview = live.show
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats, live))
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
         if as_json:
@@ -72,6 +83,8 @@ def generate(
                 found["errors"] = errors
             meta = call_report.totals(stats) | call_report.columns(outcomes)
             say(orjson.dumps(found | {"_meta": meta}).decode(), target)
+        elif live is not None:
+            live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
         else:
             _print_answers(outcomes, target)
     if not as_json:
@@ -107,7 +120,11 @@ def _cut(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 async def _answers(
-    configuration: Configuration, prompts: Sequence[object], system_prompt: str, stats: CallStats
+    configuration: Configuration,
+    prompts: Sequence[object],
+    system_prompt: str,
+    stats: CallStats,
+    live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
     """Return the outcomes, and whether Ctrl-C ended the work."""
     service = Service(configuration)
@@ -116,7 +133,7 @@ async def _answers(
     work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
     try:
         if sys.stderr.isatty():
-            await _show_progress(work, service, stats)
+            await _show_progress(work, service, stats, live)
         return await work, False
     except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
         work.cancel()
@@ -126,13 +143,28 @@ async def _answers(
         await service.aclose()
 
 
-async def _show_progress(work: asyncio.Future[Any], service: Service, stats: CallStats) -> None:
+async def _show_progress(
+    work: asyncio.Future[Any], service: Service, stats: CallStats, live: LiveAnswer | None
+) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     console = Console(stderr=True)
-    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    doing = TextColumn("{task.description}")
+    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    if stats.total == 1:
+        looks = (SpinnerColumn(), doing, TimeElapsedColumn())
     with Progress(*looks, console=console, transient=True) as progress:
+        if live is not None:
+            live.begins = progress.stop
         bar = progress.add_task("answering", total=stats.total)
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)

@@ -51,7 +51,7 @@ def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    parser.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
+    parser.add_argument("--backend", metavar="NAME", help="auto, hf, openai, openvino or vllm; overrides the file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )
@@ -98,13 +98,15 @@ def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tup
     chosen = arguments.backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else backend)
     if chosen != backend:
         found["backend",] = chosen
-    if endpoint and chosen != "openai":
+    if endpoint and chosen not in {"openai", "auto"}:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
-    block = ("models", name, chosen) if is_named else ("backend_configs", chosen)
-    found.update({(*block[:-1], "openai", key): value for key, value in endpoint.items()})
-    if model is not None:
-        found[*block, "model_name" if chosen == "openai" else "model_name_or_path"] = model
+    above = ("models", name) if is_named else ("backend_configs",)
+    found.update({(*above, "openai", key): value for key, value in endpoint.items()})
+    if model is not None and chosen in {"openai", "auto"}:
+        found[*above, "openai", "model_name"] = model
+    elif model is not None:
+        found[*above, chosen, "model_name_or_path"] = model
     for key in ("temperature", "max_tokens"):
         if (value := getattr(arguments, key, None)) is not None:
             found["sampling_params", key] = value

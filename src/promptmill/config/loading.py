@@ -54,6 +54,10 @@ class ResolvedConfig:
     trust_client: bool = False
     warnings: tuple[str, ...] = ()
     """What is not done exactly as written."""
+    chosen: str = ""
+    """What was found out because the configuration leaves it open, and why: the backend, the model."""
+    keyless: bool = False
+    """Whether the endpoint was found and not named by the operator, so that no key from the environment goes there."""
     name: str = models.DEFAULT
     """The model's name, by which calls and rows ask for it."""
     file: Settings | None = None
@@ -136,6 +140,8 @@ class Configuration:
         self._trust_client = trust_client
         self._calls_replace = calls_replace
         self.origin = origin
+        self._chosen = ""
+        self._keyless = False
         self.default = models.default_name(raw)
         """The name of the model that answers where none is named."""
         self.plan = self.plan_of(self.default)
@@ -160,7 +166,23 @@ class Configuration:
             operator, warnings = self._settled({**raw, "backend": backend}, backend)
         except PromptmillError as error:
             raise error if file is None else config_error(f"models.{name}", error.message) from None
-        return ResolvedConfig(operator, operator, frozenset(), self._trust_client, warnings, name, file)
+        chosen, keyless = (self._chosen, self._keyless) if file is None else ("", False)
+        return ResolvedConfig(
+            operator, operator, frozenset(), self._trust_client, warnings, chosen, keyless, name=name, file=file
+        )
+
+    def settled(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
+        """Return the configuration with `values`, by the paths of their keys, in place of `backend: auto`.
+
+        `chosen` says why; see `ResolvedConfig` for it and `keyless`.
+        """
+        raw = dict(self._raw)
+        for path, value in values.items():
+            _put(raw, path.split("."), value)
+        new = Configuration(raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin)
+        new._chosen, new._keyless = chosen, keyless
+        new.plan = new.overlaid(Overrides())
+        return new
 
     @classmethod
     def load(
@@ -254,8 +276,19 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         settings, warnings = self._settled(raw, name)
+        kept = name == self.backend and "base_url" not in from_call and "provider" not in from_call
+        chosen, keyless = (self._chosen, self._keyless) if kept else ("", False)
+        file = self.plan_of(self.default).file
         plan = ResolvedConfig(
-            settings, operator, from_call, self._trust_client, warnings, self.default, self.plan_of(self.default).file
+            settings,
+            operator,
+            from_call,
+            self._trust_client,
+            warnings,
+            chosen,
+            keyless,
+            name=self.default,
+            file=file,
         )
         _check_limits(plan, overrides)
         return plan

@@ -36,7 +36,7 @@ from promptmill.server.arguments import (
     SystemPrompt,
 )
 from promptmill.server.progress import with_progress
-from promptmill.server.results import ANSWERS, result_of
+from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
 from promptmill.service.service import Service
 
@@ -80,7 +80,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
-        output_schema=ANSWERS,
+        output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
@@ -116,7 +116,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
-        output_schema=ANSWERS,
+        output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     @said

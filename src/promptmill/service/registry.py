@@ -25,8 +25,8 @@ BACKENDS = MappingProxyType(
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
     if name not in BACKENDS:
-        near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.5)
-        known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}."
+        near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1, cutoff=0.5)
+        known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}, auto."
         raise config_error("backend", f"unknown backend; {known}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
@@ -14,7 +15,7 @@ from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.service import registry
+from promptmill.service import choosing, registry
 from promptmill.service.lists import ListSink, ListSource
 from promptmill.service.loaded_backend import Create, LoadedBackend
 from promptmill.service.model import Model
@@ -40,6 +41,7 @@ class Service:
         self.calls = ServiceStats()
         self._models = {configuration.default: Model(configuration.plan, self._new)}
         self._room = Room(lambda: self._backends, self._unload)
+        self._deciding = asyncio.Lock()
         self._closed = False
 
     @property
@@ -103,13 +105,32 @@ class Service:
         """`not_loaded`, `loading`, `ready`, `failed` (the next call tries again) or `closed`."""
         return "closed" if self._closed else self._model().state
 
+    async def decided(self, name: str | None = None) -> ResolvedConfig:
+        """Return the plan of a model, with what the configuration leaves open found out, once: backend, model.
+
+        Raises `PromptmillError` when the endpoint cannot be asked for its models, or has several; a later call asks
+        again.
+        """
+        model = self._model(name)
+        if choosing.is_open(model.plan):
+            async with self._deciding:
+                if model.plan.backend == choosing.AUTO:
+                    self._configuration = await choosing.decided(self._configuration)
+                    model.plan = self._configuration.plan
+                elif choosing.is_open(model.plan):
+                    model.plan = await choosing.with_model(model.plan)
+        return model.plan
+
     async def init(self, overrides: Overrides) -> None:
         """Load what the configuration says under `overrides`, as the model that answers where none is named.
 
         An unchanged engine stays, with new sampling. Raises `PromptmillError`; what was loaded before and still exists
         then goes on serving, as it was.
         """
-        await self._model().init(self._configuration.overlaid(overrides), self._refuse_when_closed)
+        if overrides.backend in {choosing.AUTO, None} and self.configured_backend == choosing.AUTO:
+            overrides = replace(overrides, backend=(await self.decided()).backend)
+        plan = await choosing.with_model(self._configuration.overlaid(overrides))
+        await self._model().init(plan, self._refuse_when_closed)
 
     @property
     def configured_backend(self) -> str | None:
@@ -251,9 +272,11 @@ class Service:
         for last_try in (False, True):
             try:
                 self._refuse_when_closed()
+                await self.decided(name)
                 loaded = await model.loaded()
             except PromptmillError as error:
                 raise NotLoadedError(error) from None
+            stats.chosen = loaded.plan.chosen
             try:
                 await loaded.run(source, sink, stats)
             except PromptmillError as error:
