@@ -127,7 +127,7 @@ def test_a_certificate_signed_by_itself_and_how_to_trust_it(checked, upstreams, 
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
     steps = checked(secure.url)
     assert all(ok for _, ok, _ in steps)
-    assert "certificate valid until" in dict((name, detail) for name, _, detail in steps)["TLS"]
+    assert "certificate valid until" in {name: detail for name, _, detail in steps}["TLS"]
 
 
 def test_a_wrong_path_comes_with_the_right_one(checked, upstream):
