@@ -52,6 +52,16 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A stage of a check: what was found, and the code of what is wrong."""
+
+    step: str
+    ok: bool
+    detail: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What `backend: auto` has come to: `values` by the paths of their keys, empty when nothing of it works.
 

@@ -167,9 +167,9 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 
 
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill.cli import generate as shell
+    from promptmill.cli import check
 
-    return shell.check(configuration, as_json=arguments.json)
+    return check.check(configuration, as_json=arguments.json)
 
 
 def _init(arguments: argparse.Namespace) -> int:
