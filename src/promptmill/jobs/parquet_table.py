@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
@@ -17,7 +18,8 @@ from promptmill.jobs.records import Record
 Answer = Callable[[int], Record | None]  # None leaves the row out
 _MOST_ROWS = 4096
 _BATCH_BYTES = 4 << 20
-_GROUP_BYTES = 32 << 20
+_GROUP_BYTES = 16 << 20
+_VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _PAGE_BYTES = 1 << 20
 
 
@@ -26,6 +28,8 @@ class ParquetTable:
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
+        # the pool of pyarrow's own keeps a page after it was read: 294 MB instead of 214 for pages of 40 MB
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
         import pyarrow as pa
 
         self._files = files
@@ -119,7 +123,7 @@ def write(
     kept = [field for field in table.schema if field.name not in kinds]
     fields = kept + [pa.field(name, kind) for name, kind in kinds.items()]
     schema = pa.schema(fields, metadata=table.schema.metadata)
-    with parquet.ParquetWriter(out, schema) as writer:
+    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         number, group, size = 0, [], 0
         for batch in table.batches([field.name for field in kept] or None):
             rows = batch.slice(0, most - number)
