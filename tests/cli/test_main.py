@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -251,10 +252,9 @@ def test_a_wrong_use_is_exit_code_two(promptmill, arguments):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("backend_configs.openai.base_url=localhost:80", "should start with http:// or https://"),
+        ("backend_configs.openai.base_url=ftp://localhost", "should start with http:// or https://"),
         ("backend_configs.openai.base_url=http://u:hunter2@h", "user name or password"),
         ('backend_configs.openai.api_key="hunter2\\nx"', "backend_configs.openai.api_key"),
-        ("backend_configs.openai.model_name=", "backend_configs.openai.model_name"),
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "check"])
@@ -343,3 +343,45 @@ def test_the_end_of_a_pipe_is_no_traceback(tmp_path, upstream):
         process.stdout.close()
         said = process.stderr.read().decode()
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("option", ["-v", "-V", "--version"])
+def test_the_version_is_said(promptmill, option):
+    assert promptmill(option, config=None) == (0, f"promptmill {__version__}\n", "")
+
+
+def test_bash_completes_commands_and_options():
+    script = subprocess.run([sys.executable, "-m", "promptmill", "completion", "bash"], capture_output=True, check=True)
+    ask = """eval "$(cat)"
+words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"; }
+words promptmill gen; words promptmill bulk --retry-f
+"""
+    found = subprocess.run(
+        ["bash", "-c", ask],
+        input=script.stdout,
+        capture_output=True,
+        check=True,
+    )
+    assert found.stdout.split() == [b"generate", b"--retry-failed"], found.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_what_an_output_cannot_show_costs_no_answer(promptmill, tmp_path, encoding, upstream):
+    command = [sys.executable, "-m", "promptmill", "generate", "--config", str(tmp_path / "mine.yaml"), "日本 ✓ é"]
+    found = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
+    assert found.stdout.startswith(rb"echo: \u65e5\u672c \u2713 ")
+    assert not found.stderr
+
+
+def test_a_prompt_of_other_bytes_is_said_so(promptmill, upstream):
+    code, _, err = promptmill("generate", b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert code == 2
+    assert "not UTF-8" in err
+    assert not upstream.seen
+
+
+def test_a_schema_that_is_not_utf8_is_said_so(promptmill, tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'{"type": "object", "title": "caf\xe9"}')
+    code, _, err = promptmill("generate", "--schema", "latin.json", "x")
+    assert code == 2
+    assert "latin.json cannot be read: it is not UTF-8 text" in err

@@ -67,6 +67,13 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     return before.strip() or None, behind.lstrip()
 
 
+def answer_so_far(text: str) -> str:
+    """Return what can be shown of an answer of which `text` has come: nothing as long as it may be reasoning."""
+    start = text.lstrip("\ufeff \t\r\n")
+    marks = (_CHANNEL, _START, *(opening for opening, _ in _PAIRS))
+    return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
+
+
 def told_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
     reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)

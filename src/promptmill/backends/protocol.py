@@ -51,6 +51,29 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage of a check: what was found, and the code of what is wrong."""
+
+    step: str
+    ok: bool
+    detail: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `backend: auto` has come to: `values` by the paths of their keys, empty when nothing of it works.
+
+    `against`: what spoke against those before it. `keyless`: no key of the environment goes there.
+    """
+
+    values: Mapping[str, Any]
+    why: str
+    against: tuple[str, ...]
+    keyless: bool
+
+
 @dataclass(slots=True)
 class CallStats:
     """Live statistics of a call; also its identity for fair sharing.
@@ -79,6 +102,11 @@ class CallStats:
     started: float = field(default_factory=time.monotonic)
     codes: dict[str, int] = field(default_factory=dict)
     """Failures by code."""
+    chosen: str = ""
+    """What was found out about backend and model because the configuration leaves it open."""
+    preview: Callable[[str], None] | None = None
+    """Told the text of the answer so far, again and again while it comes; for a call of one item, where the backend
+    can. A text that does not begin with the one before is of another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
 

@@ -1,11 +1,10 @@
-"""`promptmill generate` and `promptmill check`."""
+"""`promptmill generate`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,11 +12,12 @@ from typing import Any, TextIO
 import orjson
 
 from promptmill.backends.protocol import CallStats
+from promptmill.cli.live_answer import LiveAnswer
 from promptmill.cli.options import stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service import call_report
 from promptmill.service.lists import ListSink
@@ -29,6 +29,11 @@ _PAUSE_S = 0.2
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
+    for prompt in given:
+        if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
+            raise config_error(
+                "", "a prompt on the command line is not UTF-8 text; convert it first, such as with iconv."
+            )
     if given and "-" not in given:
         return list(given)
     if not given and sys.stdin.isatty():
@@ -63,7 +68,12 @@ def generate(
     Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then.
     """
     stats = CallStats(total=len(prompts))
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats))
+    live = None
+    if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
+        live = LiveAnswer(sys.stdout)
+        if configuration.plan.settings.sampling_params.response_format is None:  # such an answer may be corrected
+            stats.preview = live.show
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats, live))
     with contextlib.ExitStack() as stack:
         target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
         if as_json:
@@ -72,6 +82,8 @@ def generate(
                 found["errors"] = errors
             meta = call_report.totals(stats) | call_report.columns(outcomes)
             say(orjson.dumps(found | {"_meta": meta}).decode(), target)
+        elif live is not None:
+            live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
         else:
             _print_answers(outcomes, target)
     if not as_json:
@@ -107,7 +119,11 @@ def _cut(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 async def _answers(
-    configuration: Configuration, prompts: Sequence[object], system_prompt: str, stats: CallStats
+    configuration: Configuration,
+    prompts: Sequence[object],
+    system_prompt: str,
+    stats: CallStats,
+    live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
     """Return the outcomes, and whether Ctrl-C ended the work."""
     service = Service(configuration)
@@ -116,7 +132,7 @@ async def _answers(
     work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
     try:
         if sys.stderr.isatty():
-            await _show_progress(work, service, stats)
+            await _show_progress(work, service, stats, live)
         return await work, False
     except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
         work.cancel()
@@ -126,56 +142,30 @@ async def _answers(
         await service.aclose()
 
 
-async def _show_progress(work: asyncio.Future[Any], service: Service, stats: CallStats) -> None:
+async def _show_progress(
+    work: asyncio.Future[Any], service: Service, stats: CallStats, live: LiveAnswer | None
+) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     console = Console(stderr=True)
-    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    doing = TextColumn("{task.description}")
+    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    if stats.total == 1:
+        looks = (SpinnerColumn(), doing, TimeElapsedColumn())
     with Progress(*looks, console=console, transient=True) as progress:
+        if live is not None:
+            live.begins = progress.stop
         bar = progress.add_task("answering", total=stats.total)
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
             activity = "" if stats.done else service.activity
             progress.update(bar, total=stats.total, completed=stats.done, description=activity or "answering")
-
-
-def check(configuration: Configuration, *, as_json: bool) -> int:
-    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
-    steps: list[dict[str, Any]] = [{"step": "configuration", "ok": True, "detail": configuration.origin}]
-    try:
-        runtime.run(_try(configuration, steps))
-    except PromptmillError as error:
-        steps.append({"step": "problem", "ok": False, "code": str(error.code), "detail": redact(str(error))})
-    if as_json:
-        say(orjson.dumps({"ok": all(step["ok"] for step in steps), "steps": steps}).decode())
-    else:
-        for step in steps:
-            say(f"{'ok  ' if step['ok'] else 'FAIL'}  {step['step']}: {step['detail']}")
-    return 0 if all(step["ok"] for step in steps) else 2
-
-
-async def _try(configuration: Configuration, steps: list[dict[str, Any]]) -> None:
-    plan = configuration.plan
-    block = getattr(plan.settings.backend_configs, plan.backend, None)
-    if block is None:
-        raise config_error("backend", "unknown backend.")
-    model = getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or "no model named"
-    steps.append({"step": "backend", "ok": True, "detail": f"{plan.backend}, {model}"})
-    short = plan.settings.model_copy(
-        update={"sampling_params": plan.settings.sampling_params.model_copy(update={"max_tokens": 1})}
-    )
-    service = Service(configuration)
-    service.plan = type(plan)(short, plan.operator, plan.from_call, plan.trust_client)
-    try:
-        started = time.monotonic()
-        stats = CallStats(total=1)
-        (outcome,) = await service.generate([conversation_from_prompt("Say yes.", "the trial prompt")], stats)
-        if isinstance(outcome, Failure):
-            raise outcome.error
-        seconds = time.monotonic() - started
-        detail = f"{outcome.usage.completion_tokens} token(s) in {seconds:.1f} s, {stats.requests} request(s)"
-        steps.append({"step": "answer", "ok": True, "detail": detail})
-        steps.extend({"step": "warning", "ok": True, "detail": warning} for warning in stats.warnings)
-    finally:
-        await service.aclose()

@@ -90,7 +90,8 @@ def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         schema = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        wrong = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is not JSON"
+        reason = error.strerror if isinstance(error, OSError) else wrong
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
@@ -164,9 +165,21 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 
 
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill.cli import generate as shell
+    from promptmill.cli import check
 
-    return shell.check(configuration, as_json=arguments.json)
+    return check.check(configuration, as_json=arguments.json)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    """Run `init`, whose check reads the file that it wrote."""
+    from promptmill.cli import init
+
+    def check(file: Path) -> int:
+        configured = argparse.Namespace(**{**vars(shared), "config": file})
+        return _check(configured, _configuration(configured))
+
+    shared = argparse.Namespace(config=None, backend=None, set=arguments.set, json=False)
+    return init.run(arguments, check)
 
 
 def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -255,7 +268,7 @@ def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
 def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line; one that is `serving` does without what only other commands import."""
     parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
-    parser.add_argument("--version", action="version", version=f"promptmill {__version__}")
+    parser.add_argument("-v", "-V", "--version", action="version", version=f"promptmill {__version__}")
     shared = shared_options()
     commands = parser.add_subparsers(metavar="COMMAND")
 
@@ -265,6 +278,9 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_jobs(commands, shared)
     _add_cache(commands, shared)
     _add_check(commands, shared)
+    _add_init(commands, shared)
+    if not serving:
+        _add_completion(commands, parser)
     helping = commands.add_parser("help", help="what a command does and takes")
     helping.add_argument("words", nargs="*", metavar="COMMAND")
     helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
@@ -380,6 +396,26 @@ def _add_cache(commands: Any, shared: Parser) -> None:
     cache.add_argument("--clear", action="store_true", help="forget all of it")
     cache.add_argument("--json", action="store_true", help="print the result as JSON")
     cache.set_defaults(command=_cache)
+
+
+def _add_init(commands: Any, shared: Parser) -> None:
+    init = commands.add_parser("init", parents=[shared], help="ask three questions, write parameter.yaml, check it")
+    init.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
+    init.add_argument("--force", action="store_true", help="replace the file if there is one")
+    init.set_defaults(unconfigured=_init)
+
+
+def _add_completion(commands: Any, parser: Parser) -> None:
+    completion = commands.add_parser("completion", help="print a script that completes commands and options with Tab")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish", "tcsh", "powershell"])
+    completion.set_defaults(unconfigured=lambda arguments: _completion(parser, arguments.shell))
+
+
+def _completion(parser: Parser, shell: str) -> int:
+    import shtab
+
+    say(shtab.complete(parser, shell))
+    return OK
 
 
 def _add_check(commands: Any, shared: Parser) -> None:

@@ -49,7 +49,7 @@ def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    parser.add_argument("--backend", metavar="NAME", help="hf, openai, openvino or vllm; overrides the file")
+    parser.add_argument("--backend", metavar="NAME", help="auto, hf, openai, openvino or vllm; overrides the file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )
@@ -81,13 +81,15 @@ def overrides(arguments: argparse.Namespace, backend: str) -> dict[str, Any]:
     chosen = arguments.backend or ("openai" if endpoint.keys() & {"base_url", "provider"} else backend)
     if chosen != backend:
         found["backend"] = chosen
-    if endpoint and chosen != "openai":
+    if endpoint and chosen not in {"openai", "auto"}:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     found.update({f"backend_configs.openai.{key}": value for key, value in endpoint.items()})
     if (model := getattr(arguments, "model", None)) is not None:
-        key = "model_name" if chosen == "openai" else "model_name_or_path"
-        found[f"backend_configs.{chosen}.{key}"] = model
+        if chosen in {"openai", "auto"}:
+            found["backend_configs.openai.model_name"] = model
+        else:
+            found[f"backend_configs.{chosen}.model_name_or_path"] = model
     for key in ("temperature", "max_tokens"):
         if (value := getattr(arguments, key, None)) is not None:
             found[f"sampling_params.{key}"] = value

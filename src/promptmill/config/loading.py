@@ -53,6 +53,10 @@ class ResolvedConfig:
     trust_client: bool = False
     warnings: tuple[str, ...] = ()
     """What is not done exactly as written."""
+    chosen: str = ""
+    """What was found out because the configuration leaves it open, and why: the backend, the model."""
+    keyless: bool = False
+    """Whether the endpoint was found and not named by the operator, so that no key from the environment goes there."""
 
     @property
     def backend(self) -> str:
@@ -126,6 +130,8 @@ class Configuration:
         self._trust_client = trust_client
         self._calls_replace = calls_replace
         self.origin = origin
+        self._chosen = ""
+        self._keyless = False
         self.plan = self.overlaid(Overrides())
 
     @property
@@ -133,6 +139,19 @@ class Configuration:
         """The backend that the file or the command line names."""
         named = self._raw.get("backend")
         return named if isinstance(named, str) else None
+
+    def settled(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
+        """Return the configuration with `values`, by the paths of their keys, in place of `backend: auto`.
+
+        `chosen` says why; see `ResolvedConfig` for it and `keyless`.
+        """
+        raw = dict(self._raw)
+        for path, value in values.items():
+            _put(raw, path, value)
+        new = Configuration(raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin)
+        new._chosen, new._keyless = chosen, keyless
+        new.plan = new.overlaid(Overrides())
+        return new
 
     @classmethod
     def load(
@@ -212,7 +231,9 @@ class Configuration:
         raw["backend"] = name = name.strip().lower() if isinstance(name, str) else name
         operator, warnings = self._settled(raw, name)
         if overrides == Overrides():
-            return ResolvedConfig(operator, operator, frozenset(), self._trust_client, warnings)
+            return ResolvedConfig(
+                operator, operator, frozenset(), self._trust_client, warnings, self._chosen, self._keyless
+            )
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
             if not isinstance(values, Mapping | None):
@@ -224,7 +245,9 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         settings, warnings = self._settled(raw, name)
-        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings)
+        kept = name == self.backend and "base_url" not in from_call and "provider" not in from_call
+        chosen, keyless = (self._chosen, self._keyless) if kept else ("", False)
+        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings, chosen, keyless)
         _check_limits(plan, overrides)
         return plan
 

@@ -76,7 +76,9 @@ class OpenAISettings(Block):
     provider: str | None = Field(
         None, description="A known provider or server, whose address is `base_url`'s default; `promptmill providers`."
     )
-    model_name: str | None = Field(None, description="The model's name at the endpoint.")
+    model_name: str | None = Field(
+        None, description="The model's name at the endpoint; null: the only one that it has."
+    )
     base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
         [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."
     )
@@ -227,7 +229,11 @@ class BackendConfigs(Block):
 class Settings(Block):
     """The whole file."""
 
-    backend: str = Field("hf", description="Which backend answers.")
+    backend: str = Field(
+        "hf",
+        description="Which backend answers: `hf`, `openai`, `openvino`, `vllm`; or `auto`: a server that runs on this "
+        "machine, else a provider whose key is set and which has `model_name`, else the embedded model.",
+    )
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()
     extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")

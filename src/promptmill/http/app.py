@@ -20,6 +20,7 @@ from promptmill.http.body import read_body
 from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.http_error import HttpError
 from promptmill.http.json_response_workaround import ONE_PIECE, in_one_piece, wants_one_piece
+from promptmill.http.lost_calls import LostCalls, is_lone_call
 from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, Sessions
 from promptmill.http.token import Token
 
@@ -65,6 +66,7 @@ class App:
             max_request_body_size=rules.max_body,
         )
         self._inner = self._mounted()
+        self._lost_calls = LostCalls(self._inner)
         self._closing = False
         self.answered = 0
         """Requests that passed the checks, so far."""
@@ -108,7 +110,10 @@ class App:
         if wants_one_piece(scope, body):
             inside[ONE_PIECE] = True
             send = in_one_piece(send)
-        await self._inner(inside, _again(body, receive), send)
+        if is_lone_call(scope):
+            await self._lost_calls.answer(inside, body, receive, send)
+        else:
+            await self._inner(inside, _again(body, receive), send)
         self.answered += 1
 
     def _check_host(self, scope: Scope) -> None:

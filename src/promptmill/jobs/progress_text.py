@@ -53,15 +53,6 @@ def progress_events(stream: TextIO) -> Watch:
     return watch
 
 
-def listed(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines that a job has in a list of jobs."""
-    begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(found["created"]))
-    return [
-        f"{found['job_id']}  {found['state']:<11}  {status.line(found)}",
-        f"    {begun}  {found['model']}  {found['input_file']} → {found['output_file']}",
-    ]
-
-
 def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingProxyType({}), anew: bool = False) -> str:
     """Return the paragraph at the end of a job, from its status.
 

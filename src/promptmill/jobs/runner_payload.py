@@ -23,6 +23,8 @@ def pack(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int
         "operator": _plain(plan.operator),
         "from_call": sorted(plan.from_call),
         "trust_client": plan.trust_client,
+        "chosen": plan.chosen,
+        "keyless": plan.keyless,
         "order": order.model_dump(mode="json"),
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
@@ -37,7 +39,14 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     operator = Settings.model_validate(value["operator"])
     service = Service(Configuration(value["operator"], trust_client=value["trust_client"]))
     settings = Settings.model_validate(value["settings"])
-    service.plan = ResolvedConfig(settings, operator, frozenset(value["from_call"]), value["trust_client"])
+    service.plan = ResolvedConfig(
+        settings,
+        operator,
+        frozenset(value["from_call"]),
+        value["trust_client"],
+        chosen=value["chosen"],
+        keyless=value["keyless"],
+    )
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
     return service, JobRequest.model_validate(value["order"]), folders, lock

@@ -58,7 +58,7 @@ class RunningJobs:
             system_prompt=system_prompt,
             anew=not resume,
         )
-        plan = self._service.plan
+        plan = await self._service.decided()
         job = await self._admitted(order, plan)
         folder = job.folder
         with contextlib.ExitStack() as held:

@@ -118,7 +118,7 @@ class Progress:
             "tokens_per_second": round(tokens, 1),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "seconds": round(self.seconds, 2),
-            "updated": round(time.time(), 1),
+            "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
         }
 

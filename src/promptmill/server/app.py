@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
-from mcp_types import ServerCapabilities
+from mcp.server.caching import CacheHint
+from mcp_types import Icon, ResourcesCapability, ServerCapabilities, ToolsCapability
 
 from promptmill import __version__
 from promptmill.server.bulk_tools import add_bulk_tools, board_of
@@ -34,17 +37,33 @@ _CHOOSING = """
 """
 
 
+_WEBSITE = "https://github.com/promptmill/promptmill"
+_ICON = Path(__file__).with_name("icon.png")
+_NEVER_CHANGE = ("server/discover", "tools/list", "resources/list", "resources/templates/list")
+_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all; another process may be another version
+
+
+def _icon() -> Icon:
+    data = base64.b64encode(_ICON.read_bytes()).decode()  # as a URL of its own it is there offline, too
+    return Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
+
+
 def _announce_what_is_there(mcp: FastMCP) -> None:
-    """Leave out of the capabilities what this server has nothing for; FastMCP announces all that it could have."""
+    """Leave out of the capabilities what this server has nothing for; FastMCP announces all that it could have.
+
+    Its lists never change while it runs, so there is no notification of that, and clients may keep them.
+    """
     sdk_server = mcp._mcp_server
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
         found = whole(*arguments, **options)
         extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
-        return found.model_copy(update={"prompts": None, "logging": None, "extensions": extensions or None})
+        there = {"tools": ToolsCapability(), "resources": ResourcesCapability(), "extensions": extensions or None}
+        return found.model_copy(update={"prompts": None, "logging": None, **there})
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
+    sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)  # FastMCP's own would count for what is read, too
 
 
 def create_server(service: Service, *, locked: bool = False) -> FastMCP:
@@ -57,7 +76,10 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         version=__version__,
         instructions=_ANSWERING if locked else _ANSWERING + _CHOOSING,
         mask_error_details=True,
+        website_url=_WEBSITE,
+        icons=[_icon()],
         middleware=[CallLog(), PlainArguments()],
+        dereference_schemas=False,  # what a schema refers to stands in it
     )
     running_jobs = board_of(service)
     if not locked:

@@ -120,8 +120,9 @@ CallSampling = Annotated[
     dict[str, Any] | None,
     Loose,
     Field(
-        description="How the answers of this call are sampled: what is given here goes over the configured parameters. "
-        "Names: temperature, top_p, max_tokens, stop, seed and the like. Seldom needed.",
+        description="How the answers of this call are sampled: what is given here goes over the configured parameters, "
+        "which count alone when it is left out. Names: temperature, top_p, max_tokens, stop, seed and the like. "
+        "Seldom needed.",
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]

@@ -79,6 +79,9 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
 
 
+_SEVERAL = _object({**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}})  # each as one alone
+
+
 def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], RunningJobs]:
     """Return what gives the board of the server's jobs, made on the first use: servers start often, jobs do not.
 
@@ -142,7 +145,10 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         resume: Annotated[  # noqa: FBT002 (the tool's signature is given)
             bool,
             null_is(True),
-            Field(description="Go on where an earlier job of these two files ended; false forgets its answers."),
+            Field(
+                description="Go on where an earlier job of these two files ended: true unless given; false forgets its "
+                "answers."
+            ),
         ] = True,
     ) -> dict[str, Any]:
         """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
@@ -154,7 +160,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         return await running_jobs().start(input_file, output_file, system_prompt, resume=resume)
 
     @mcp.tool(
-        output_schema=_object({**_STATUS, "jobs": {"type": "array", "items": _object(_STATUS)}}),
+        output_schema=_SEVERAL,
         annotations=ToolAnnotations(title="How far jobs are", readOnlyHint=True, openWorldHint=False),
     )
     @said

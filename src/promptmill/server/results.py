@@ -63,6 +63,18 @@ ANSWERS: dict[str, Any] = {
 }
 
 
+def _undescribed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_undescribed(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _undescribed(inner) for name, inner in schema.items() if name != "description"}
+
+
+ANSWERS_IN_SHORT: dict[str, Any] = _undescribed(ANSWERS)
+"""The same object for the tools that refer to the first one: a client has all schemas in its context at once."""
+
+
 def result_of(
     outcomes: Sequence[Outcome], stats: CallStats, *, any_failure: bool, job_id: str | None = None
 ) -> ToolResult:

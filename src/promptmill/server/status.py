@@ -50,6 +50,7 @@ def describe(service: Service) -> dict[str, Any]:
         "uptime_s": round(time.time() - calls.started, 1),
         "backend": shown.value(plan.backend),
         "model": shown.value(plan.model) or None,
+        **({"chosen": shown.value(plan.chosen)} if plan.chosen else {}),
         "engine": {"state": service.state, "activity": shown.value(service.activity)},
         "calls_in_progress": calls.in_progress(),
         "totals": calls.totals(),

@@ -25,7 +25,7 @@ from promptmill.core.outcome import Outcome
 from promptmill.server import large_results
 from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
 from promptmill.server.progress import with_progress
-from promptmill.server.results import ANSWERS, result_of
+from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
 from promptmill.service.service import Service
 
@@ -67,7 +67,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
-        output_schema=ANSWERS,
+        output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
@@ -101,7 +101,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
-        output_schema=ANSWERS,
+        output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     @said

@@ -67,6 +67,8 @@ def totals(stats: CallStats) -> dict[str, Any]:
     if stats.cost is not None:
         found["cost"] = round(stats.cost, 9)
     found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
+    if stats.chosen:
+        found["chosen"] = stats.chosen
     if stats.warnings:
         found["warnings"] = list(stats.warnings)
     return found

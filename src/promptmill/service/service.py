@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
@@ -11,7 +12,7 @@ from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.service import registry
+from promptmill.service import choosing, registry
 from promptmill.service.gpu_placement import fits_beside
 from promptmill.service.lists import ListSink, ListSource
 from promptmill.service.loaded_backend import Create, LoadedBackend, identity_of
@@ -39,6 +40,7 @@ class Service:
         self._coming: LoadedBackend | None = None  # loads beside the one in use
         self._retiring: dict[LoadedBackend, asyncio.Task[None]] = {}
         self._swapping = asyncio.Lock()
+        self._deciding = asyncio.Lock()
         self._closed = False
 
     @property
@@ -57,12 +59,29 @@ class Service:
             return "failed"
         return "ready" if self._current.ready.done() else "loading"
 
+    async def decided(self) -> ResolvedConfig:
+        """Return the plan, with what the configuration leaves open found out, once: backend, model.
+
+        Raises `PromptmillError` when the endpoint cannot be asked for its models, or has several; a later call asks
+        again.
+        """
+        if choosing.is_open(self.plan):
+            async with self._deciding:
+                if self.plan.backend == choosing.AUTO:
+                    self._configuration = await choosing.decided(self._configuration)
+                    self.plan = self._configuration.plan
+                elif choosing.is_open(self.plan):
+                    self.plan = await choosing.with_model(self.plan)
+        return self.plan
+
     async def init(self, overrides: Overrides) -> None:
         """Load what the configuration says under `overrides`. An unchanged engine stays, with new sampling.
 
         Raises `PromptmillError`; what was loaded before and still exists then goes on serving, as it was.
         """
-        plan = self._configuration.overlaid(overrides)
+        if overrides.backend in {choosing.AUTO, None} and self.configured_backend == choosing.AUTO:
+            overrides = replace(overrides, backend=(await self.decided()).backend)
+        plan = await choosing.with_model(self._configuration.overlaid(overrides))
         registry.check_name(plan.backend)
         async with self._swapping:
             self._refuse_when_closed()
@@ -167,6 +186,7 @@ class Service:
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
             for last_try in (False, True):
                 loaded = await self._loaded()
+                stats.chosen = loaded.plan.chosen
                 try:
                     await loaded.run(source, sink, stats)
                 except PromptmillError as error:
@@ -186,6 +206,7 @@ class Service:
                 stats.warn(warning)
             for last_try in (False, True):
                 loaded = await self._loaded()
+                stats.chosen = loaded.plan.chosen
                 try:
                     await loaded.run(source, sink, stats)
                 except PromptmillError as error:
@@ -229,6 +250,9 @@ class Service:
         """Return the slot to run on, loading it first if need be. Raises why it cannot be loaded."""
         self._refuse_when_closed()
         loaded = self._usable()
+        if loaded is None and choosing.is_open(self.plan):
+            await self.decided()
+            return await self._loaded()
         if loaded is None:
             registry.check_name(self.plan.backend)
             dead, loaded = self._current, self._new_slot(self.plan)

@@ -3,7 +3,8 @@
 To the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live"}
+                                                     `live`: the answer so far is wanted while it grows
     {"type": "cancel", "run"}                        nothing more is wanted for this run
 
 From the engine:
@@ -13,6 +14,7 @@ From the engine:
                                                      `images`: true when the model reads images
     {"type": "failed", "error"}                      it could not load
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
+    {"type": "preview", "run", "id", "text"}         the answer so far, where it is wanted
     {"type": "last_words", "text"}                   why it is about to end
 
 `error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and

@@ -89,6 +89,10 @@ class Call:
                 continue
             if isinstance(message, PromptmillError):
                 raise message
+            if message.get("type") == "preview":
+                if stats.preview is not None:
+                    stats.preview(message["text"])
+                continue
             request = self._sent.pop(message["id"])
             self._room.set()
             stats.in_flight -= 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines.texts import Texts
 from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
@@ -14,6 +15,7 @@ from promptmill.system.frames import Frame, packed_error
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+_PREVIEW_EVERY_S = 0.05
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,6 +39,9 @@ class GrowingAnswer:
     mishaps: int = 0
     answered: bool = False
     started: float | None = None
+    live: bool = False
+    """Whether the answer so far is wanted while it grows."""
+    shown_at: float = 0.0
 
     def accept(self, token: int, texts: Texts) -> bool:
         """Take the next token; return whether the answer is complete with it."""
@@ -63,6 +68,15 @@ class GrowingAnswer:
             "finish_reason": self.finish_reason,
             "usage": [len(self.prompt), len(self.tokens)],
         }
+
+    def preview(self, texts: Texts) -> Frame | None:
+        """Return the message that carries the answer so far, where it is wanted, a few times a second."""
+        if not self.live or (now := time.monotonic()) - self.shown_at < _PREVIEW_EVERY_S:
+            return None
+        self.shown_at = now
+        text = _whole_text(self.tokens, texts.decode)
+        answer = text if self.inline else answer_so_far(texts.split(text, opened=self.thinks)[1])
+        return {"type": "preview", "run": self.run, "id": self.number, "text": answer} if answer else None
 
     def failure(self, error: PromptmillError) -> Frame:
         """Return the message that says why there is no answer."""

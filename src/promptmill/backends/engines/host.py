@@ -134,7 +134,7 @@ class EngineHost:
         try:
             while (message := await frames.receive(stdout)) is not None:
                 match message["type"]:
-                    case "outcome":
+                    case "outcome" | "preview":
                         if (call := self._calls.get(message["run"])) is not None:
                             call.arrived.put_nowait(message)
                     case "last_words":
@@ -175,7 +175,9 @@ class EngineHost:
         if self._stdin is None or self._ended.is_set():
             raise self._end
         number = next(self._numbers)
-        submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images)
+        submissions = Submissions(
+            number, self._rules, self._web, takes_images=self._takes_images, live=stats.preview is not None
+        )
         call = self._calls[number] = Call(self._window, self._numbers, submissions, self._send_frame)
         try:
             await call.run(source, sink, stats)

@@ -43,8 +43,10 @@ class WebImages:
 class Submissions:
     """The requests of one run, on their way into the pipe."""
 
-    def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool) -> None:
+    def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool, live: bool = False) -> None:
+        """`live`: answers are wanted while they grow."""
         self._run = run
+        self._live = live
         self._takes_images = takes_images
         self._image_cache = ImageCache(rules, _json_base64, web.fetch)
 
@@ -79,6 +81,7 @@ class Submissions:
                     "messages": _messages(conversation.messages),
                     "sampling": request.sampling.given(),
                     "extra": dict(request.extra),
+                    **({"live": True} if self._live else {}),
                     **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
                 }
             )

@@ -10,6 +10,7 @@ from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_on_exception
+from promptmill.backends.openai.stream_preview import StreamPreview
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
 from promptmill.core.errors import Code, PromptmillError, without_frames
@@ -88,13 +89,20 @@ class LocalSender:
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
             self._scope.warn(f"{text}; it was left out.")
-        body = endpoint_state.encoder.encode(task, prepared)
+        preview = self._scope.preview
+        body = endpoint_state.encoder.encode(task, prepared, stream=preview is not None)
+        told = None
+        if preview is not None:
+            told = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
         try:
-            reply = await self._pool.send(endpoint_state.endpoint, body, fresh=fresh)
+            reply = await self._pool.send(endpoint_state.endpoint, body, fresh=fresh, told=told)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return decide_on_exception(error, endpoint_state.endpoint)
         found = read_response(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
+        if isinstance(found, RetryDecision) and preview is not None and reply.status in {400, 422}:
+            self._scope.preview = None  # it may be the streaming that is refused
+            return await self.send(task, endpoint_state, prepared, fresh=fresh)
         if isinstance(found, Completion):
             endpoint_state.heard(reply.headers)
         if isinstance(found, RetryDecision) or task.sampling.reasoning == "inline":

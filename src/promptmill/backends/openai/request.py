@@ -21,6 +21,7 @@ from promptmill.core.sampling import Sampling
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
+_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class _Head(NamedTuple):
@@ -48,14 +49,18 @@ class RequestEncoder:
         """Return the names of the request's parameters that the endpoint cannot take."""
         return self._head(request).refused
 
-    def encode(self, request: Request, images: Mapping[str, bytes]) -> bytes | list[bytes]:
+    def encode(self, request: Request, images: Mapping[str, bytes], *, stream: bool = False) -> bytes | list[bytes]:
         """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent as they are.
+
+        `stream` asks for the answer piece by piece, whatever the configuration says.
 
         Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
         """
         try:
             found = self._head(request)
             head, conversation = found.text, request.conversation
+            if stream and not self._stream:
+                head = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], head[1:])
             messages = (with_words(conversation, found.words) if found.words else conversation).messages
             if not images:
                 return b"%b[%b]}" % (head, b",".join([_message(message) for message in messages]))
@@ -125,7 +130,7 @@ class RequestEncoder:
         if as_given is not None:
             body["enable_thinking"] = as_given
         if self._stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            body |= _STREAM
         return body, refused + [name for name in extra if name in _OURS], words
 
 

@@ -293,7 +293,7 @@ class Run(Generic[TaskT]):
     def _judged(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
         """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
         if decision.error.code is Code.UNAUTHORIZED:
-            return replace(decision, error=refusal_hint(endpoint_state.endpoint, decision.error))
+            return replace(decision, error=refusal_hint(endpoint_state.endpoint, decision.error, decision.status))
         limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
             return until(decision, time.time())

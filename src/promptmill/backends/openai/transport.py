@@ -81,8 +81,17 @@ class Pool:
         self._routes: dict[tuple[str, tuple[str, ...]], _Route] = {}
         self._throttle = throttle
 
-    async def send(self, endpoint: Endpoint, body: bytes | list[bytes], *, fresh: bool = False) -> HttpResponse:
+    async def send(
+        self,
+        endpoint: Endpoint,
+        body: bytes | list[bytes],
+        *,
+        fresh: bool = False,
+        told: Callable[[bytes], None] | None = None,
+    ) -> HttpResponse:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
+
+        `told` gets each piece of the response's body as it comes.
 
         Raises what aiohttp and the system raise, and what `raw_http` adds to that.
         """
@@ -93,11 +102,13 @@ class Pool:
             route = self._routes[endpoint.url, endpoint.secrets] = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
-        if route.target is not None and length <= LARGEST_DIRECT_REQUEST:
+        if route.target is not None and length <= LARGEST_DIRECT_REQUEST and told is None:
             return await self._client.post(route.target, pieces, length, fresh=fresh)
-        return await self._over_session(route, pieces, length)
+        return await self._over_session(route, pieces, length, told)
 
-    async def _over_session(self, route: _Route, pieces: list[bytes], length: int) -> HttpResponse:
+    async def _over_session(
+        self, route: _Route, pieces: list[bytes], length: int, told: Callable[[bytes], None] | None
+    ) -> HttpResponse:
         """Post on a connection of its own: on a kept one, what came between requests would be the next one's answer.
 
         The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
@@ -116,10 +127,23 @@ class Pool:
         response = await asyncio.wait_for(posting, begins_s)
         async with response:
             try:
-                return HttpResponse(response.status, response.headers, await _whole(response.content))
+                return HttpResponse(response.status, response.headers, await _whole(response.content, told))
             except TooLarge:
                 response.close()
                 raise
+
+    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of a page of `endpoint`'s host, asked for with its key.
+
+        Raises what aiohttp and the system raise.
+        """
+        route = self._route(endpoint)
+        session = await self._opened()
+        getting = session.get(
+            url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
+        )
+        async with getting as response:
+            return response.status, response.headers, await response.content.read(largest)
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
@@ -151,10 +175,9 @@ class Pool:
         """
         url = URL(endpoint.url)
         headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
-        named = getproxies().get(url.scheme) if self._trust_env and not proxy_bypass(url.host or "") else None
-        if not named:
+        proxy = proxy_of(endpoint.url, trust_env=self._trust_env)
+        if proxy is None:
             return _Route(url, headers, Target(url, headers))
-        proxy = URL(named if "://" in named else f"http://{named}")
         if proxy.user is None:
             return _Route(url, headers, None, proxy)
         credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
@@ -168,8 +191,8 @@ class Pool:
             await session.close()
 
 
-async def _whole(content: aiohttp.StreamReader) -> bytes:
-    """Return the body. Raises `TooLarge`; the connection is then of no more use."""
+async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
+    """Return the body, of which `told` gets each piece. Raises `TooLarge`; the connection is then of no more use."""
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():
@@ -178,7 +201,18 @@ async def _whole(content: aiohttp.StreamReader) -> bytes:
         if size > LARGEST_BODY:
             raise TooLarge(f"more than {LARGEST_BODY} bytes")
         chunks.append(chunk)
+        if told is not None:
+            told(chunk)
     return b"".join(chunks)
+
+
+def proxy_of(url: str, *, trust_env: bool) -> URL | None:
+    """Return the proxy that the environment names for `url`, or None."""
+    parts = URL(url)
+    named = getproxies().get(parts.scheme) if trust_env and not proxy_bypass(parts.host or "") else None
+    if not named:
+        return None
+    return URL(named if "://" in named else f"http://{named}")
 
 
 def trust_of_environment() -> ssl.SSLContext:

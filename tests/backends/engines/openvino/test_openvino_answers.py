@@ -50,7 +50,8 @@ def test_a_schema_that_cannot_be_followed_costs_itself_alone(desk, engine):
 
 def test_cancelled_calls_leave_the_engine_to_others(desk, engine):
     async def cancel_one():
-        crowd = desk.call(engine, ["Count to ten thousand, one number after the other."] * 8, max_tokens=1500)
+        endless = {"ignore_eos": True}
+        crowd = desk.call(engine, ["Count to ten thousand, one number after the other."] * 8, endless, max_tokens=1500)
         task = asyncio.create_task(crowd.run())
         while not crowd.stats.in_flight:
             await asyncio.sleep(0.05)

@@ -215,6 +215,8 @@ class Decoder:
                     # it crosses the border: what was computed counts no more
                     self._schedule.put_back(row)
                     done.append(first + place)
+                elif (preview := row.preview(self._model.texts)) is not None:
+                    self._channel.send(preview)
             except Exception as error:  # noqa: BLE001 (this row's alone)
                 self._answer(row, row.failure(_explained(error)))
                 done.append(first + place)

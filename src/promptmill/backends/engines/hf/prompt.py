@@ -97,6 +97,7 @@ class PromptBuilder:
             stops=stops,
             thinks=thinks,
             inline=sampling.get("reasoning") == "inline",
+            live=message.get("live", False),
             warnings=warnings,
         )
 

@@ -96,6 +96,8 @@ class Decoder:
                 stopped = output.finish_reason == GenerationFinishReason.STOP
                 row.finish_reason = "stop" if stopped else "length"
         if row.finish_reason is None:
+            if (preview := row.preview(self._model.texts)) is not None:
+                self._channel.send(preview)
             return False
         if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
             row.handle.cancel()

@@ -81,6 +81,7 @@ class PromptBuilder:
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
             inline=sampling.get("reasoning") == "inline",
+            live=message.get("live", False),
             warnings=warnings,
             config=config,
             schema=schema,

@@ -1,0 +1,143 @@
+"""`promptmill init`: three questions, a configuration file with comments, and a check of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from promptmill.config.loading import FILE_NAME
+from promptmill.core.errors import config_error
+from promptmill.service import registry
+
+_WHERE = """\
+Where should prompts be answered?
+  1  by a server of yours: Ollama, LM Studio, vLLM, llama.cpp, …
+  2  by a provider, with your key: OpenAI, OpenRouter, Mistral, …
+  3  here, by a small model on this machine's processor
+"""
+_EMBEDDED = "smollm2-135m-instruct"
+_LOCAL = "localhost:11434"
+
+
+class Answers(NamedTuple):
+    """What the file is to say. `block` are the keys of the backend's block, each with its comment."""
+
+    backend: str
+    block: list[tuple[str, str, str]]
+    notes: tuple[str, ...] = ()
+
+
+def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
+    """Ask what the options leave open, write the file, and `check` it. Returns the exit code of the check.
+
+    Raises `PromptmillError` (`invalid_config`): the file exists, or nobody is there to ask.
+    """
+    file: Path = arguments.output or Path(FILE_NAME)
+    if file.exists() and not arguments.force:
+        raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
+    answers = _asked(arguments)
+    text = written(answers)
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
+    print(f"{file} is written; `promptmill check` tries it:\n")
+    sys.stdout.flush()
+    code = check(file)
+    option = "" if file == Path(FILE_NAME) else f" --config {file}"
+    if code == 0:
+        print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
+        print("      promptmill bulk prompts.jsonl answers.jsonl, promptmill install CLIENT; docs/ says more")
+    else:
+        print(f"\nWhat is wrong is said above; change {file} and try `promptmill check{option}` again.")
+        for note in answers.notes:
+            print(note)
+    return code
+
+
+def _asked(arguments: argparse.Namespace) -> Answers:
+    if arguments.base_url:
+        where = "1"
+    elif arguments.provider:
+        where = "2"
+    elif arguments.backend:
+        where = "3"
+    else:
+        print(_WHERE, end="")
+        where = _ask("1, 2 or 3", "1", "--base-url, --provider or --backend", among=("1", "2", "3"))
+    if where == "1":
+        url = arguments.base_url or _ask("Its address", _LOCAL, "--base-url")
+        model = arguments.model or _ask("The model, as the server calls it", "", "--model")
+        return Answers("openai", [("base_url", url, "the server's address"), ("model_name", model, "")])
+    if where == "2":
+        return _provider(arguments)
+    backend = arguments.backend or ("openvino" if importlib.util.find_spec("openvino_genai") else "hf")
+    model = arguments.model or _ask("The model: a folder, a model hub name, or", _EMBEDDED, "--model")
+    return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
+
+
+def _provider(arguments: argparse.Namespace) -> Answers:
+    rows = {name: (base_url, key_env) for name, base_url, key_env, _ in registry.providers() if base_url and key_env}
+    name = arguments.provider
+    if not name:
+        print(f"Providers: {', '.join(rows)}")
+        name = _ask("The provider", "openai", "--provider", among=tuple(rows))
+    key_env = arguments.key_env or rows.get(name, ("", ""))[1]
+    model = arguments.model or _ask("The model", "", "--model")
+    block = [("provider", name, "`promptmill providers` lists them"), ("model_name", model, "")]
+    notes: tuple[str, ...] = ()
+    if key_env:
+        block.append(("api_key_env", key_env, "the environment variable that holds your key"))
+        if not os.environ.get(key_env):
+            notes = (f"{key_env} is not set in this shell: `export {key_env}=…` sets it.",)
+    return Answers("openai", block, notes)
+
+
+def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = ()) -> str:
+    """Ask until there is an answer. Raises `PromptmillError` when nobody can be asked."""
+    while True:
+        try:
+            print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
+            said = input().strip() or default
+        except EOFError:
+            print()
+            raise config_error("", f"there is nobody to ask; say it with {option}.") from None
+        if said and (not among or said in among):
+            return said
+        print(f"Write one of {', '.join(among)}." if among else "It needs one.")
+
+
+def written(answers: Answers) -> str:
+    """Return the file."""
+    import yaml
+
+    def quoted(value: str) -> str:
+        return yaml.safe_dump(value, allow_unicode=True, width=1000).removesuffix("...\n").rstrip("\n")
+
+    rows = [f"    {key}: {quoted(value)}{f'  # {note}' if note else ''}" for key, value, note in answers.block]
+    more = ""
+    if answers.backend == "openai":
+        more = """
+    # concurrency: 64  # most requests in flight; a server of your own gets more for as long as it answers more
+    # rpm: 500         # most requests a minute, where the provider says so"""
+    return f"""\
+# What promptmill starts from; every key: docs/configuration.md. `${{VAR}}` reads the environment.
+
+backend: {answers.backend}
+backend_configs:
+  {answers.backend}:
+{chr(10).join(rows)}{more}
+
+sampling_params:
+  temperature: 0.2   # 0: always the likeliest answer
+  max_tokens: 1024   # longest answer, in tokens
+
+# system_prompt: You are brief.
+# max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)
+# cache: true        # keep answers at temperature 0 and never pay for them twice
+"""

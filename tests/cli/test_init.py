@@ -1,0 +1,80 @@
+"""`promptmill init`: what it asks, what it writes, and that it works."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from promptmill.cli import main as cli
+from promptmill.config.loading import Configuration
+from replies import html
+
+
+@pytest.fixture
+def init(tmp_path, monkeypatch, capsys):
+    """Run `init` in an empty folder, `said` on stdin; return exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PROMPTMILL_CONFIG", raising=False)
+
+    def run(*arguments: str, said: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        code = cli.main(["init", *arguments])
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
+    code, out, _ = init(said=f"1\n{upstream.url}\nqwen3:8b\n")
+    assert code == 0
+    assert "ok    answer" in out
+    assert "promptmill generate" in out, "the next step"
+    text = (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+    assert "# the server's address" in text
+    block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
+    assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
+    assert upstream.seen[-1].json["model"] == "qwen3:8b"
+
+
+def test_an_option_answers_its_question(init, upstream):
+    code, out, _ = init("--base-url", upstream.url, "--model", "m")
+    assert code == 0
+    assert "Where" not in out
+
+
+def test_a_providers_key_is_named_and_never_written(init, tmp_path, monkeypatch):
+    monkeypatch.delenv("MISTRAL_API_KEY", raising=False)
+    code, out, _ = init("--set", "backend_configs.openai.base_url=http://127.0.0.1:9", "--set",
+                        "backend_configs.openai.patience=0.1", said="2\nmistral\nmistral-small-latest\n")  # fmt: skip
+    assert code == 2
+    assert "MISTRAL_API_KEY is not set in this shell" in out
+    assert "api_key_env: MISTRAL_API_KEY" in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+
+
+def test_a_word_that_is_no_answer_is_asked_for_again(init, upstream):
+    code, out, _ = init(said=f"9\n1\n{upstream.url}\nm\n")
+    assert code == 0
+    assert "Write one of 1, 2, 3." in out
+
+
+def test_a_file_that_is_there_stays(init, tmp_path):
+    (tmp_path / "parameter.yaml").write_text("backend: hf # mine\n")
+    code, _, err = init("--base-url", "http://127.0.0.1:9", "--model", "m")
+    assert code == 2
+    assert "--force" in err
+    assert (tmp_path / "parameter.yaml").read_text() == "backend: hf # mine\n"
+
+
+def test_with_nobody_to_ask_the_option_is_named(init, tmp_path):
+    code, _, err = init()
+    assert code == 2
+    assert "--base-url" in err
+    assert not (tmp_path / "parameter.yaml").exists()
+
+
+def test_what_is_wrong_is_said_and_the_way_on(init, upstream):
+    upstream.reply = html(404)
+    code, out, _ = init("--base-url", upstream.url, "--model", "no # such: model", "-o", "other.yaml")
+    assert code == 2
+    assert "change other.yaml and try `promptmill check --config other.yaml` again" in out

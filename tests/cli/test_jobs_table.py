@@ -1,0 +1,47 @@
+"""The list of jobs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from promptmill.cli.jobs_table import print_jobs
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def job(**more):
+    found = {"job_id": "answers-d753e2bc56", "state": "finished", "total": 20_000, "done": 20_000, "failed": 0}
+    return found | {"created": 1_700_000_000, "output_file": str(Path.cwd() / "answers.jsonl")} | more
+
+
+def test_a_program_gets_every_column_whole_and_no_colour():
+    target = io.StringIO()
+    print_jobs([job(), job(state="running", done=7, output_file="/elsewhere/" + "long/" * 40 + "a.jsonl")], target)
+    head, first, second = target.getvalue().splitlines()
+    assert head.split() == ["job", "state", "rows", "failed", "begun", "output"]
+    assert first.endswith("answers.jsonl")
+    assert "7 of 20000" in second
+    assert second.endswith("a.jsonl")
+    assert "\x1b" not in target.getvalue()
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_on_a_terminal_it_fits_and_keeps_to_no_color(monkeypatch, no_color):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    screen = Terminal()
+    print_jobs([job(state="stopped", failed=3, output_file="/elsewhere/\x1b[2J" + "long/" * 40)], screen)
+    shown = screen.getvalue()
+    assert "\x1b[2J" not in shown
+    assert ("\x1b[31m" in shown) is not no_color
+    assert "stopped" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines() if "\x1b" not in line)

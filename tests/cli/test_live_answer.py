@@ -1,0 +1,93 @@
+"""A single answer on a terminal is printed while it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import orjson
+import pytest
+import yaml
+
+from fakes import KEY
+from promptmill.cli import main as cli
+from promptmill.cli.live_answer import LiveAnswer
+from replies import answer, attempts, choose, head, sse, status
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def event(text: str | None, finish: str | None = None) -> bytes:
+    delta = {} if text is None else {"content": text}
+    return b"data: " + orjson.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+@pytest.fixture
+def ask(tmp_path, upstream, monkeypatch):
+    """Run `generate` with a terminal as stdout; return exit code and what it showed."""
+    block = {"model_name": "m", "base_url": upstream.url, "api_key": KEY, "base_delay": 0.01}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": block}}))
+    screen = Terminal()
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdout", screen)
+        return cli.main(["generate", "--config", str(file), *arguments]), screen.getvalue()
+
+    run.screen = screen
+    return run
+
+
+def test_the_beginning_of_an_answer_is_shown_before_its_end_was_sent(ask, upstream):
+    async def reply(exchange):
+        await exchange.write(head(200, {"Content-Type": "text/event-stream", "Connection": "close"}))
+        await exchange.write(event("Paris ") + b"\n\n")
+        while "Paris " not in ask.screen.getvalue():
+            await asyncio.sleep(0.005)
+        await exchange.write(event("it is.", "stop") + b"\n\ndata: [DONE]\n\n")
+        exchange.close()
+
+    upstream.reply = reply
+    assert ask("x") == (0, "Paris it is.\n")
+
+
+def test_an_endpoint_that_does_not_stream_is_shown_all_the_same(ask, upstream):
+    plain, refused = answer("whole"), status(400, "stream is not supported")
+    upstream.reply = choose(lambda seen: refused if seen.json.get("stream") else plain)
+    assert ask("x") == (0, "whole\n")
+
+
+def test_what_the_model_thinks_is_not_shown(ask, upstream):
+    upstream.reply = sse(event("<th"), event("ink>hm"), event("</think>\n\nyes", "stop"), b"data: [DONE]")
+    assert ask("x") == (0, "yes\n")
+
+
+def test_an_answer_that_broke_off_is_begun_again_on_a_new_line(ask, upstream):
+    async def broken(exchange):
+        await exchange.write(head(200, {"Content-Type": "text/event-stream", "Connection": "close"}))
+        await exchange.write(event("half an") + b"\n\n")
+        while "half" not in ask.screen.getvalue():
+            await asyncio.sleep(0.005)
+        exchange.close()
+
+    upstream.reply = attempts(broken, answer("a whole one"))
+    assert ask("x") == (0, "half an\na whole one\n")
+
+
+@pytest.mark.parametrize("arguments", [("--json", "x"), ("x", "y")])
+def test_json_and_several_answers_are_not_streamed(ask, upstream, arguments):
+    assert ask(*arguments)[0] == 0
+    assert not any("stream" in seen.json for seen in upstream.seen)
+
+
+def test_control_sequences_do_not_reach_the_terminal_in_pieces_either():
+    screen = Terminal()
+    live = LiveAnswer(screen)
+    live.show("a\x1b")
+    live.show("a\x1b[2Jb")
+    live.end("a\x1b[2Jb")
+    assert "\x1b" not in screen.getvalue()
+    assert screen.getvalue().endswith("b\n")
