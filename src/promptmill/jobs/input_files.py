@@ -38,13 +38,13 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     A single path of a file is that file, whether it is there or not. In a folder, files of other kinds, hidden ones,
     `output` and the folders of jobs are passed over. Raises `PromptmillError` (`invalid_input`) when there is none.
     """
-    if len(given) == 1 and not _is_several(given[0]):
+    if len(given) == 1 and not is_several(given[0]):
         return [Part(given[0].absolute().resolve())]
     found: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if path.is_dir():
             new = [(file, _partitions(file.relative_to(path).parts[:-1])) for file in _inside(path, output)]
-        elif _is_several(path):
+        elif is_several(path):
             matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
             new = [(file, _NO_COLUMNS) for file in matched if _counts(file, output)]
         else:
@@ -60,7 +60,8 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     ]
 
 
-def _is_several(path: Path) -> bool:
+def is_several(path: Path) -> bool:
+    """Return whether `path` is a folder or a pattern."""
     return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
 
 

@@ -14,7 +14,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, detached, formats, status
+from promptmill.jobs import admission, detached, formats, input_files, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder, JobSpec
@@ -31,6 +31,7 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
 
 class RunningJobs:
@@ -191,7 +192,11 @@ class RunningJobs:
             return path
         if not self._inside(path):
             raise self._outside(name)
-        formats.by_suffix(path, name)
+        kind = formats.by_suffix(path, name)
+        if kind not in _FORMATS:  # many a file of the user's is a text or JSON, and none of a caller's affair
+            raise input_error(f"{name} is a .{kind} file; callers use .jsonl, .csv, .tsv or .parquet.")
+        if input_files.is_several(path):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return path
 
     def _outside(self, name: str) -> PromptmillError:
