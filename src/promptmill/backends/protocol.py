@@ -110,6 +110,8 @@ class CallStats:
     """What the call has cost so far; None where nobody knows the price."""
     budget: Budget | None = None
     """What the call may cost at most."""
+    model: str = ""
+    """The name of the model that is asked, where there are several."""
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0
