@@ -204,8 +204,11 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
     order = JobRequest(
-        input=arguments.input,
+        input=arguments.input[0].absolute(),
+        more=[path.absolute() for path in arguments.input[1:]],
         output=arguments.output,
+        prompt_column=arguments.prompt_column,
+        id_column=arguments.id_column,
         system_prompt=arguments.system,
         limit=arguments.limit,
         max_failures=arguments.max_failures,
@@ -342,10 +345,18 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
-    bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
+    bulk.add_argument(
+        "input",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one",
+    )
     bulk.add_argument(
         "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
     )
+    bulk.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
