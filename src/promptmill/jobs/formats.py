@@ -11,6 +11,7 @@ from promptmill.backends import rows
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.lines import Lines
+from promptmill.system.installation import adding
 
 SUFFIXES = MappingProxyType({".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"})
 # Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
@@ -76,4 +77,4 @@ def check_installed(*formats: str) -> None:
     if "parquet" not in formats:
         return
     if importlib.util.find_spec("pyarrow") is None:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "Parquet files need pyarrow.", "Install promptmill[files].")
+        raise PromptmillError(Code.MISSING_DEPENDENCY, "Parquet files need pyarrow.", adding("files"))
