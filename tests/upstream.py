@@ -6,8 +6,8 @@
         assert up.attempts["hello"] == 1        # every request is recorded: `up.seen`, oldest first
 
 A reply is an async function of an `Exchange`; `replies` has one for each fault, and replies that choose between others.
-Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET …/models` lists `up.models`;
-`GET /metrics` gives `up.metrics` if there is something.
+Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET /v1/models` lists `up.models`;
+`GET /metrics` gives `up.metrics` if there is something, and other paths what `up.gets` holds for them.
 `up.vanish(seconds)` refuses and resets every connection until `up.come_back()`. `Upstream(tls=folder)` speaks TLS
 with a self-signed certificate, left in that folder as `up.certificate`. Counters and records may be read at any time
 from any thread; `await up.reaches(lambda: …)` waits for something to become true there.
@@ -269,8 +269,10 @@ class Upstream:
         self.reply: Reply = reply or answer()
         self.models = ["test-model"]
         self.metrics: bytes | None = None
+        self.gets: dict[str, Any] = {}
+        """What `GET` gives at other paths, as JSON; None: an error."""
         self.pages: list[Seen] = []
-        """Requests for the page of metrics."""
+        """Requests for the page of metrics and those of `gets`."""
         self.seen: list[Seen] = []
         self.attempts: Counter[str] = Counter()
         self.connections = 0
@@ -345,7 +347,7 @@ class Upstream:
         self.in_flight += 1
         seen.in_flight = self.in_flight
         self.peak = max(self.peak, self.in_flight)
-        (self.pages if target == "/metrics" else self.seen).append(seen)
+        (self.pages if target == "/metrics" or target in self.gets else self.seen).append(seen)
         return seen
 
     def choose(self, seen: Seen) -> Reply:
@@ -354,7 +356,9 @@ class Upstream:
             return self.reply
         from replies import raw, status
 
-        if seen.method == "GET" and seen.target.endswith("/models"):
+        if seen.method == "GET" and self.gets.get(seen.target) is not None:
+            return raw(orjson.dumps(self.gets[seen.target]))
+        if seen.method == "GET" and seen.target == "/v1/models" and seen.target not in self.gets:
             listed = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.models]
             return raw(orjson.dumps({"object": "list", "data": listed}))
         if seen.method == "GET" and seen.target == "/metrics" and self.metrics is not None:

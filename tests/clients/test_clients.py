@@ -42,7 +42,7 @@ def _checked(found, upstream, expected=TOOLS):
     """Check what is true of every client."""
     tools = {tool["name"]: tool for tool in found["tools"]}
     assert set(tools) >= expected
-    assert list(tools["generate"]["inputSchema"]["properties"]) == ["prompt_ls", "system_prompt"]
+    assert list(tools["generate"]["inputSchema"]["properties"])[:2] == ["prompt_ls", "system_prompt"]
     assert found["gave_up"]
     upstream_saw = [request.prompt for request in upstream.seen]
     assert upstream_saw[-1] == "hi again", "the session lived on after the client had given up a call"

@@ -594,7 +594,7 @@ def test_bad_configurations_are_said_and_the_server_stays_right(server, upstream
         ({"backend_configs": {"openai": {"concurency": 5}}}, "did you mean concurrency?"),
         ({"backend_configs": {"openai": {"concurrency": 0}}}, "backend_configs.openai.concurrency"),
         ({"backend_configs": {"openai": {"concurrency": -1}}}, "backend_configs.openai.concurrency"),
-        ({"backend_configs": {"openai": {"base_url": "localhost:80"}}}, "should start with http:// or https://"),
+        ({"backend_configs": {"openai": {"base_url": "ftp://localhost"}}}, "should start with http:// or https://"),
         ({"backend_configs": {"openai": {"base_url": "http://u:hunter2@h"}}}, "user name or password"),
         ({"backend_configs": {"openai": {"api_key": "hunter2\nx"}}}, "backend_configs.openai.api_key"),
         ({"backend_configs": {"openai": {"api_key": "hunter2ü"}}}, "backend_configs.openai.api_key"),

@@ -80,7 +80,8 @@ class Shop:
 
 def _service(shop, drain_s=30.0, **raw):
     hf = {"model_name_or_path": "first", "gpu_ids": "0"}
-    configuration = Configuration({"backend": "hf", "backend_configs": {"hf": hf, "openai": {}}, **raw})
+    blocks = {"hf": hf, "openai": {"model_name": "m"}}
+    configuration = Configuration({"backend": "hf", "backend_configs": blocks, **raw})
     return Service(configuration, create=shop.create, drain_s=drain_s)
 
 

@@ -25,6 +25,7 @@ from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.progress_text import summary
 from promptmill.jobs.runner import Runner
+from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -40,6 +41,7 @@ def validate(configuration: Configuration, order: JobRequest, *, as_json: bool) 
 
 def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
     """Start a job in a process of its own, or go on with it."""
+    configuration = _decided(configuration)
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders)
     try:
@@ -57,6 +59,7 @@ def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quie
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
+    configuration = _decided(configuration)
     job = admission.admit(order, configuration.plan, JobFolders.from_environ())
     try:
         about = status.read(job.folder)
@@ -81,6 +84,13 @@ def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quie
     if error is not None and error.retryable:
         return TRY_AGAIN
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _decided(configuration: Configuration) -> Configuration:
+    """Return the configuration with backend and model, which are part of a job."""
+    if not choosing.is_open(configuration.plan):
+        return configuration
+    return runtime.run(choosing.decided(configuration))
 
 
 def _kept(job: Job) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from dataclasses import replace
 from typing import Any
 
 from promptmill.config.loading import ResolvedConfig
@@ -40,4 +41,4 @@ def without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     openai = configs.openai.model_copy(update={"dedupe": False})
     configs = configs.model_copy(update={"openai": openai})
     settings = plan.settings.model_copy(update={"backend_configs": configs})
-    return ResolvedConfig(settings, plan.operator, plan.from_call, plan.trust_client)
+    return replace(plan, settings=settings)

@@ -23,6 +23,10 @@ def pack(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int
         "operator": _plain(plan.operator),
         "from_call": sorted(plan.from_call),
         "trust_client": plan.trust_client,
+        "chosen": plan.chosen,
+        "keyless": plan.keyless,
+        "name": plan.name,
+        "file": None if plan.file is None else _plain(plan.file),
         "order": order.model_dump(mode="json"),
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
@@ -35,9 +39,20 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
     value = orjson.loads(data)
     operator = Settings.model_validate(value["operator"])
-    service = Service(Configuration(value["operator"], trust_client=value["trust_client"]))
+    file = value["file"]
+    raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
+    service = Service(Configuration(raw, trust_client=value["trust_client"]))
     settings = Settings.model_validate(value["settings"])
-    service.plan = ResolvedConfig(settings, operator, frozenset(value["from_call"]), value["trust_client"])
+    service.plan = ResolvedConfig(
+        settings,
+        operator,
+        frozenset(value["from_call"]),
+        value["trust_client"],
+        chosen=value["chosen"],
+        keyless=value["keyless"],
+        name=value["name"],
+        file=None if file is None else Settings.model_validate(file),
+    )
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
     return service, JobRequest.model_validate(value["order"]), folders, lock

@@ -69,5 +69,5 @@ def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
     A pipeline's own client means what its server always did.
     """
     running = service.plan.backend
-    named = service.configured_backend == running and not service.plan.trust_client
+    named = service.configured_backend in {running, "auto"} and not service.plan.trust_client
     return named and all(name == running for name, block in backend_configs.items() if block)

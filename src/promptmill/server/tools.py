@@ -14,6 +14,7 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
+from promptmill.core.budget import Budget
 from promptmill.core.conversation import (
     Conversation,
     ImagePosition,
@@ -23,7 +24,17 @@ from promptmill.core.conversation import (
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results
-from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server.arguments import (
+    AnswerSchema,
+    CallSampling,
+    Images,
+    ImageTag,
+    MaxCost,
+    Messages,
+    ModelName,
+    Prompts,
+    SystemPrompt,
+)
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
@@ -44,12 +55,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def generate(
+    async def generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -58,7 +71,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
+        stats, plan = _stats(len(prompt_ls), max_cost), answers.plan(model, answer_schema, sampling_params)
         items: list[Conversation | PromptmillError] = []
         for index, item in enumerate(prompt_ls):
             items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
@@ -79,8 +92,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -91,8 +106,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
                 f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
                 "send one list of images per prompt, [] for none."
             )
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
-        settings = service.plan.settings
+        stats, plan = _stats(len(prompt_ls), max_cost), answers.plan(model, answer_schema, sampling_params)
+        settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = [
             _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
@@ -105,20 +120,26 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def multiturn_generate(
+    async def multiturn_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         messages: Messages,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = conversation_from_messages(messages, "messages")
-        plan = answers.plan(answer_schema, sampling_params)
-        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
+        plan = answers.plan(model, answer_schema, sampling_params)
+        return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
+
+
+def _stats(total: int, max_cost: float | None) -> CallStats:
+    return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
 def _with_images(
@@ -138,18 +159,21 @@ class _Answers:
         self._board = running_jobs
 
     def plan(
-        self, answer_schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None
+        self,
+        model: str | None,
+        answer_schema: Mapping[str, Any] | None,
+        sampling_params: Mapping[str, Any] | None,
     ) -> ResolvedConfig:
         """Return the plan of a call.
 
-        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
-        beyond what the operator allows.
+        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
+        used, or beyond what the operator allows.
         """
         changes = dict(sampling_params or {})
         if answer_schema is not None:
             compile_schema(answer_schema)
             changes["response_format"] = asking_for(answer_schema)
-        return self._service.plan.with_sampling(changes).within_limits(changes)
+        return self._service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
     async def of(
         self,

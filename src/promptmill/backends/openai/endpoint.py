@@ -13,11 +13,11 @@ from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import dialect_of, preset
 from promptmill.config.loading import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.errors import Code, PromptmillError, config_error
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
-_COMPLETIONS = "/chat/completions"
+COMPLETIONS = "/chat/completions"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 # A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
@@ -43,6 +43,8 @@ class Endpoint:
     profile: ProviderProfile
     key_note: str = ""
     own: bool = False
+    key_source: str = ""
+    """Where the key comes from, in words; empty when none is sent."""
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -102,15 +104,17 @@ def _endpoint(
     for_environment = (
         named or (host_row.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
-    key, note = "", ""
+    key, source, note = "", "", ""
     if configured:
         if "api_key" in plan.from_call or named:
-            key = configured
+            key, source = configured, "`api_key` of the configuration"
         else:
             note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
     elif found := _from_environment(settings, plan, environ, host_row):
-        if for_environment:
-            key = found
+        if plan.keyless:
+            note = "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
+        elif for_environment:
+            key, source = found
         else:
             note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
     own = settings.headers if named or "headers" in plan.from_call else {}
@@ -128,13 +132,15 @@ def _endpoint(
         },
     )
     secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
-    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, own=_is_own(url, profile))
+    if not source and {"authorization", "api-key"} & {name.lower() for name in own}:
+        source = "`headers` of the configuration"
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, _is_own(url, profile), source)
 
 
 def _from_environment(
     settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_row: ProviderProfile
-) -> str:
-    """Return the key that the environment holds for an endpoint on a host of `host_row`."""
+) -> tuple[str, str] | None:
+    """Return the key that the environment holds for an endpoint on a host of `host_row`, and where it is."""
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
@@ -142,10 +148,11 @@ def _from_environment(
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(f"{_BLOCK}.api_key_env", "names an environment variable that is not set.")
-        return environ[named]
+        return environ[named], f"{named} in the environment"
     if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
-        return key  # a provider's own variable, and its own host
-    return environ.get("LLM_API_KEY") or environ.get("OPENAI_API_KEY") or ""
+        return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
+    usual = next((name for name in ("LLM_API_KEY", "OPENAI_API_KEY") if environ.get(name)), None)
+    return (environ[usual], f"{usual} in the environment") if usual else None
 
 
 def _name(name: str, *, of_call: bool) -> str:
@@ -176,8 +183,11 @@ def _header(key: str, value: str) -> str:
 def _parsed(url: str) -> SplitResult:
     """Return the URL of the completions endpoint for what people write: host, `…/v1`, or the whole."""
     where = f"{_BLOCK}.base_url"
+    url = url.strip()
     try:
-        parts = urlsplit(url.strip())
+        if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
+            url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise config_error(where, "is not a URL; write it like http://localhost:8000/v1.") from None
@@ -188,8 +198,8 @@ def _parsed(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise config_error(where, "holds a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
-    if not path.endswith(_COMPLETIONS):
-        path = (path or "/v1") + _COMPLETIONS
+    if not path.endswith(COMPLETIONS):
+        path = (path or "/v1") + COMPLETIONS
     return parts._replace(path=path, fragment="")
 
 
@@ -209,10 +219,22 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    try:
+    return _is_near(host) and (not profile.hosts or _is_address(host))
+
+
+def _is_near(host: str) -> bool:
+    """Return whether `host` is this machine or in the network around it."""
+    if _is_address(host):
         return ipaddress.ip_address(host).is_private  # loopback among them
+    return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
     except ValueError:
-        return not profile.hosts and ("." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa")))
+        return False
+    return True
 
 
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
@@ -220,8 +242,13 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
     return bool(listed & {url.hostname, url.netloc.lower()})
 
 
-def refusal_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
-    """Return `error` of a refused key with what the reader should know about the key that was or was not sent."""
+def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
+    """Return the error of a refusal with what the reader should know about the key that was or was not sent.
+
+    401 and 403 alone are about a missing one: what other statuses say about an account, they say to a key.
+    """
+    if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
+        return error
     if endpoint.key_note:
         return PromptmillError(error.code, error.message, endpoint.key_note)
     if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,7 +58,10 @@ def classify_refusal(
     cause = endpoint.profile.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
-    message = _message(status, body, endpoint)
+    return replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+
+
+def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> RetryDecision:
     if cause in _FINAL:
         code = Code.SERVER_ERROR if meant in _NEVER_RETRIED else _FINAL[cause]
         if 300 <= meant < 400:
@@ -82,9 +86,8 @@ def until(decision: RetryDecision, now: float) -> RetryDecision:
     hours = decision.wait_s / 3600
     span = f"{hours:.0f} h" if hours >= 2 else f"{decision.wait_s / 60:.0f} min"
     hint = f"It asks to wait until {over:%Y-%m-%d %H:%M} UTC, in {span}; start again then, or use another key."
-    return RetryDecision(
-        FailureKind.ENDPOINT, PromptmillError(decision.error.code, decision.error.message, hint), decision.wait_s
-    )
+    error = PromptmillError(decision.error.code, decision.error.message, hint)
+    return replace(decision, kind=FailureKind.ENDPOINT, error=error)
 
 
 def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:

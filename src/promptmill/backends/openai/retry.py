@@ -40,7 +40,8 @@ class RetryDecision:
     """What one failed attempt means.
 
     `wait_s` is how long the endpoint asks to wait, if it says so. `stale`: a kept connection was at its end, so
-    the next attempt needs a new one and no wait. `usage`: what an answer cost that is none.
+    the next attempt needs a new one and no wait. `usage`: what an answer cost that is none. `status`: the HTTP status
+    that was sent, or that the body names; 0 where there was none.
     """
 
     kind: FailureKind
@@ -48,6 +49,7 @@ class RetryDecision:
     wait_s: float | None = None
     stale: bool = False
     usage: Usage = NO_USAGE
+    status: int = 0
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random) -> float:

@@ -132,6 +132,19 @@ class Pool:
                 response.close()
                 raise
 
+    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of a page of `endpoint`'s host, asked for with its key.
+
+        Raises what aiohttp and the system raise.
+        """
+        route = self._route(endpoint)
+        session = await self._opened()
+        getting = session.get(
+            url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
+        )
+        async with getting as response:
+            return response.status, response.headers, await response.content.read(largest)
+
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
         try:
@@ -162,10 +175,9 @@ class Pool:
         """
         url = URL(endpoint.url)
         headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
-        named = getproxies().get(url.scheme) if self._trust_env and not proxy_bypass(url.host or "") else None
-        if not named:
+        proxy = proxy_of(endpoint.url, trust_env=self._trust_env)
+        if proxy is None:
             return _Route(url, headers, Target(url, headers))
-        proxy = URL(named if "://" in named else f"http://{named}")
         if proxy.user is None:
             return _Route(url, headers, None, proxy)
         credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
@@ -192,6 +204,15 @@ async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | 
         if told is not None:
             told(chunk)
     return b"".join(chunks)
+
+
+def proxy_of(url: str, *, trust_env: bool) -> URL | None:
+    """Return the proxy that the environment names for `url`, or None."""
+    parts = URL(url)
+    named = getproxies().get(parts.scheme) if trust_env and not proxy_bypass(parts.host or "") else None
+    if not named:
+        return None
+    return URL(named if "://" in named else f"http://{named}")
 
 
 def trust_of_environment() -> ssl.SSLContext:

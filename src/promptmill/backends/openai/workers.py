@@ -254,6 +254,7 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
         frames.packed_error(result.error),
         result.wait_s,
         result.stale,
+        result.status,
         *_counts(usage),
     )
 
@@ -271,5 +272,5 @@ def unpacked_completion(fields: list[Any]) -> Completion:
 
 def unpacked_verdict(fields: list[Any]) -> RetryDecision:
     """Return the verdict that `packed_result` wrote."""
-    kind, error, wait_s, stale, *counts = fields
-    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, Usage(*counts))
+    kind, error, wait_s, stale, status, *counts = fields
+    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, Usage(*counts), status)

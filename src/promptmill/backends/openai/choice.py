@@ -1,0 +1,191 @@
+"""What `backend: auto` and a missing `model_name` mean: the endpoint and the model that are there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from promptmill.backends.openai.endpoint import Endpoint, endpoints
+from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.model_list import ModelList, read_models
+from promptmill.backends.openai.provider_profile import ProviderProfile
+from promptmill.backends.openai.providers import DIALECTS
+from promptmill.backends.openai.transport import Pool, trust_of_environment
+from promptmill.backends.protocol import Choice
+from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, config_error
+
+_BLOCK = "backend_configs.openai"
+_LOCAL_S = 2.0
+_PROVIDER_S = 5.0
+_MODEL_S = 15.0
+# What the configuration says of its own endpoint goes to no other one.
+_NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
+
+
+@contextlib.asynccontextmanager
+async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
+    """Give connections for a few questions to the plan's endpoints."""
+    pool = Pool(plan.settings.backend_configs.openai, 16, trust_of_environment, LoopThrottle(time.monotonic))
+    try:
+        yield pool
+    finally:
+        await pool.aclose()
+
+
+async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
+    """Return `plan` with the model that its endpoint has, where it names none.
+
+    Raises `PromptmillError`: with the models there are when it is not clear which one is meant, else why nobody knows.
+    """
+    first = endpoints(plan)[0]
+    async with connected(plan) as pool:
+        try:
+            async with asyncio.timeout(_MODEL_S):
+                models = await read_models(pool, first)
+        except TimeoutError:
+            text = f"{first.name} did not say within {_MODEL_S:g} s which models it has, and `model_name` names none."
+            raise PromptmillError(Code.TIMEOUT, text) from None
+        except PromptmillError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            raise config_error(f"{_BLOCK}.model_name", f"is missing; name one. {error.message}") from None
+    model = models.only()
+    if model is None:
+        raise config_error(f"{_BLOCK}.model_name", f"is missing; {which_models(first, models)}")
+    return _naming(plan, model.name, f"model {model.name}: the one that {_where(first, models)} has")
+
+
+def which_models(endpoint: Endpoint, models: ModelList) -> str:
+    """Return what to say to somebody who has to choose a model."""
+    if not models.models:
+        return f"{_where(endpoint, models)} has no model yet: load or pull one there."
+    return f"{_where(endpoint, models)} has {models}: name one of them (--model NAME)."
+
+
+def _where(endpoint: Endpoint, models: ModelList) -> str:
+    return f"{models.server} at {endpoint.name}" if models.server else endpoint.name
+
+
+def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
+    def named(settings: Any) -> Any:
+        block = settings.backend_configs.openai.model_copy(update={"model_name": model})
+        blocks = settings.backend_configs.model_copy(update={"openai": block})
+        return settings.model_copy(update={"backend_configs": blocks})
+
+    chosen = f"{plan.chosen}; {why}" if plan.chosen else why
+    return replace(plan, settings=named(plan.settings), operator=named(plan.operator), chosen=chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A row that may be chosen. `values` is what the `openai` block then says."""
+
+    name: str
+    values: Mapping[str, Any]
+    plan: ResolvedConfig
+    is_local: bool
+
+
+async def choose(
+    configuration: Configuration,
+    environ: Mapping[str, str] = os.environ,
+    rows: Sequence[ProviderProfile] = DIALECTS,
+) -> Choice:
+    """Return the first endpoint that works, with the reasons against those before it; nothing when there is none.
+
+    First the one that the configuration names, then a server that runs on this machine at its usual address, then a
+    provider whose key is set and which has the model that is named.
+    """
+    block = configuration.plan.settings.backend_configs.openai
+    against: list[str] = []
+    providers = _providers(configuration, environ, rows)
+    if not block.model_name and providers:
+        names = ", ".join(candidate.name for candidate in providers)
+        against.append(f"{names}: a key is set, but `{_BLOCK}.model_name` names no model")
+        providers = []
+    groups = [(_local(configuration, environ, rows), _LOCAL_S), (providers, _PROVIDER_S)]
+    if block.base_url or block.provider:
+        groups.insert(0, ([_candidate(configuration, "the endpoint of the configuration", {})], _PROVIDER_S))
+    async with connected(configuration.plan) as pool:
+        for candidates, limit_s in groups:
+            found = await asyncio.gather(*(_asked(pool, candidate, limit_s, environ) for candidate in candidates))
+            for candidate, answer in zip(candidates, found, strict=True):
+                choice = _judged(candidate, answer, block.model_name, against)
+                if choice is not None:
+                    return choice
+    return Choice({}, "", tuple(against), keyless=False)
+
+
+def _judged(
+    candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
+) -> Choice | None:
+    """Return the choice that a candidate is, or note in `against` why it is none."""
+    if isinstance(answer, PromptmillError):
+        if not candidate.is_local or answer.code is not Code.UNREACHABLE:
+            against.append(f"{candidate.name}: {answer.message}".rstrip("."))
+        return None
+    endpoint, models = answer
+    model = models.get(wanted) if wanted else models.only()
+    if model is None:
+        told = f"it has no {wanted}" if wanted else which_models(endpoint, models)
+        against.append(f"{candidate.name}: {told}".rstrip("."))
+        return None
+    name = wanted or model.name
+    values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
+    values |= {f"{_BLOCK}.model_name": name, "backend": "openai"}
+    why = f"openai with {name}: {_where(endpoint, models)} has it"
+    return Choice(values, why, tuple(against), keyless=candidate.is_local)
+
+
+def _local(
+    configuration: Configuration, environ: Mapping[str, str], rows: Sequence[ProviderProfile]
+) -> list[_Candidate]:
+    """Return the servers that may run on this machine, at their usual addresses."""
+    found = []
+    for row in rows:
+        if row.public or not row.base_url:
+            continue
+        url = row.base_url
+        if row.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
+            host = named.partition("://")[2] or named
+            url = f"http://{host.replace('0.0.0.0', '127.0.0.1', 1)}/v1"  # noqa: S104 (what it listens on)
+        values = {"base_url": [url], "provider": row.name, **_NOTHING_OF_ANOTHER}
+        found.append(_candidate(configuration, row.name, values, is_local=True))
+    return found
+
+
+def _providers(
+    configuration: Configuration, environ: Mapping[str, str], rows: Sequence[ProviderProfile]
+) -> list[_Candidate]:
+    return [
+        _candidate(configuration, row.name, {"provider": row.name, "base_url": [row.base_url], **_NOTHING_OF_ANOTHER})
+        for row in rows
+        if row.public and row.base_url and environ.get(row.key_env, "").strip()
+    ]
+
+
+def _candidate(
+    configuration: Configuration, name: str, values: Mapping[str, Any], *, is_local: bool = False
+) -> _Candidate:
+    put = {f"{_BLOCK}.{key}": value for key, value in values.items()} | {"backend": "openai"}
+    return _Candidate(name, values, configuration.settled(put, "", keyless=is_local).plan, is_local)
+
+
+async def _asked(
+    pool: Pool, candidate: _Candidate, limit_s: float, environ: Mapping[str, str]
+) -> tuple[Endpoint, ModelList] | PromptmillError:
+    try:
+        endpoint = endpoints(candidate.plan, environ)[0]
+        async with asyncio.timeout(limit_s):
+            return endpoint, await read_models(pool, endpoint)
+    except TimeoutError:
+        return PromptmillError(Code.TIMEOUT, f"it was silent for {limit_s:g} s.")
+    except PromptmillError as error:
+        return error

@@ -1,0 +1,69 @@
+"""`backend: auto`, and a model that the configuration does not name: what is there is found out once, and kept."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from promptmill.backends.protocol import Choice
+from promptmill.config.loading import Configuration, ResolvedConfig
+
+AUTO = "auto"
+_CHOICE = "promptmill.backends.openai.choice"
+_EMBEDDED = "smollm2-135m-instruct"
+# What an engine needs installed; the first that is there runs the embedded model.
+_ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
+_LOG = logging.getLogger("promptmill.choice")
+
+
+def is_open(plan: ResolvedConfig) -> bool:
+    """Return whether something of `plan` has to be found out before it can be used."""
+    return plan.backend == AUTO or (plan.backend == "openai" and not plan.model)
+
+
+Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
+
+
+async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
+    """Return `configuration` with what it leaves open found out. Raises `PromptmillError` as `with_model` does.
+
+    `choose` is by default the openai backend's.
+    """
+    if configuration.plan.backend == AUTO:
+        choice = await (choose or (await _openai()).choose)(configuration)
+        if not choice.values:
+            choice = _embedded(configuration, choice)
+        why = f"backend auto: {choice.why}"
+        configuration = configuration.settled(choice.values, why, keyless=choice.keyless)
+        _LOG.warning("%s%s", why, f" ({'; '.join(choice.against)})" if choice.against else "")
+    configuration.plan = await with_model(configuration.plan)
+    return configuration
+
+
+async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
+    """Return `plan` with the model that its endpoint has, where it names none.
+
+    Raises `PromptmillError` when the endpoint cannot be asked, has several, or none.
+    """
+    if plan.backend != "openai" or plan.model:
+        return plan
+    found: ResolvedConfig = await (await _openai()).with_model(plan)
+    _LOG.info("%s", found.chosen)
+    return found
+
+
+def _embedded(configuration: Configuration, choice: Choice) -> Choice:
+    """Return what runs here, by itself, where no endpoint answers."""
+    engine = next((name for name, package in _ENGINES if importlib.util.find_spec(package)), "openvino")
+    block = getattr(configuration.plan.settings.backend_configs, engine)
+    model = block.model_name_or_path or _EMBEDDED
+    values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
+    return Choice(values, f"{engine} with {model}: no endpoint answers", choice.against, keyless=False)
+
+
+async def _openai() -> Any:
+    return await asyncio.to_thread(importlib.import_module, _CHOICE)

@@ -1,0 +1,150 @@
+"""Which models an endpoint has and which server it is, from what the servers themselves say of it.
+
+Bodies: vLLM's and SGLang's `/v1/models`, llama.cpp's `/v1/models` and `/props` (tools/server/README.md), Ollama's
+`/api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio's `/api/v0/models` (lmstudio.ai/docs/api/rest-api),
+text-generation-inference's `/info`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes import KEY, openai_plan
+from promptmill.backends.openai.choice import connected, with_model
+from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.model_list import ListedModel, read_models
+from promptmill.core.errors import Code, PromptmillError
+
+VLLM = {
+    "object": "list",
+    "data": [
+        {"id": "Qwen/Qwen3-8B", "object": "model", "owned_by": "vllm", "root": "Qwen/Qwen3-8B", "parent": None,
+         "max_model_len": 40960},
+        {"id": "sql-lora", "object": "model", "owned_by": "vllm", "root": "/loras/sql", "parent": "Qwen/Qwen3-8B",
+         "max_model_len": None},
+    ],
+}  # fmt: skip
+SGLANG = {"object": "list", "data": [{"id": "default", "object": "model", "owned_by": "sglang", "max_model_len": 8192}]}
+LLAMA_CPP = {
+    "models": [{"name": "qwen.gguf", "model": "qwen.gguf", "type": "model"}],
+    "object": "list",
+    "data": [{"id": "qwen.gguf", "object": "model", "owned_by": "llamacpp", "meta": {"n_ctx_train": 40960}}],
+}
+PROPS = {"default_generation_settings": {"id": 0, "n_ctx": 4096}, "total_slots": 4, "model_path": "qwen.gguf"}
+OLLAMA = {"object": "list", "data": [{"id": "llama3.2:latest", "object": "model", "owned_by": "library"}]}
+TAGS = {
+    "models": [
+        {"name": "llama3.2:latest", "model": "llama3.2:latest", "details": {"family": "llama"}},
+        {"name": "nomic-embed-text:latest", "details": {"family": "nomic-bert"}},
+    ]
+}
+STUDIO = {
+    "object": "list",
+    "data": [
+        {"id": "text-embedding-nomic", "object": "model", "type": "embeddings", "state": "not-loaded"},
+        {"id": "qwen2-vl-7b", "object": "model", "type": "vlm", "state": "not-loaded", "max_context_length": 32768},
+        {"id": "llama-3.1-8b", "object": "model", "type": "llm", "state": "loaded", "max_context_length": 131072,
+         "loaded_context_length": 4096},
+    ],
+}  # fmt: skip
+PLAIN = {"object": "list", "data": [{"id": "llama-3.1-8b", "object": "model", "owned_by": "organization_owner"}]}
+TGI = {"model_id": "teknium/OpenHermes-2.5", "max_total_tokens": 8192, "version": "3.0.0"}
+
+SERVERS = {
+    "vLLM": ({"/v1/models": VLLM}, "Qwen/Qwen3-8B", 40960),
+    "SGLang": ({"/v1/models": SGLANG}, "default", 8192),
+    "llama.cpp": ({"/v1/models": LLAMA_CPP, "/props": PROPS}, "qwen.gguf", 4096),
+    "Ollama 0.9.0": (
+        {"/v1/models": OLLAMA, "/api/version": {"version": "0.9.0"}, "/api/tags": TAGS, "/api/ps": {"models": []}},
+        "llama3.2:latest",
+        None,
+    ),
+    "LM Studio": ({"/v1/models": PLAIN, "/api/v0/models": STUDIO}, "llama-3.1-8b", 4096),
+    "text-generation-inference": ({"/v1/models": None, "/info": TGI}, "teknium/OpenHermes-2.5", 8192),
+    "": ({}, "test-model", None),
+}
+
+
+async def _models(plan):
+    async with connected(plan) as pool:
+        return await read_models(pool, endpoints(plan)[0])
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream, run):
+    upstream.gets, model, context = SERVERS[server]
+    found = run(_models(openai_plan(upstream.url)))
+    assert found.server == server
+    only = found.only()
+    assert only is not None
+    assert (only.name, only.context) == (model, context)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_base_url_alone_is_enough_where_there_is_one_model(server, upstream, run):
+    upstream.gets, model, _ = SERVERS[server]
+    plan = run(with_model(openai_plan(upstream.url, model_name=None)))
+    assert plan.model == plan.operator_model == model
+    assert model in plan.chosen
+
+
+def test_an_older_ollama_lists_its_models_on_its_own_page_alone(upstream, run):
+    upstream.gets = {"/v1/models": None, "/api/version": {"version": "0.1.20"}, "/api/tags": TAGS}
+    assert run(_models(openai_plan(upstream.url))).only() == ListedModel("llama3.2:latest")
+
+
+def test_a_model_that_ollama_has_loaded_comes_with_its_context_and_is_meant(upstream, run):
+    tags = {"models": [{"name": "a:1b"}, {"name": "b:2b"}]}
+    running = {"models": [{"name": "b:2b", "context_length": 4096}]}
+    upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
+    assert run(_models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
+
+
+def test_of_several_models_one_has_to_be_named(upstream, run):
+    upstream.models = ["small", "large"]
+    with pytest.raises(PromptmillError, match=r"model_name: is missing; .* has small, large: name one") as caught:
+        run(with_model(openai_plan(upstream.url, model_name=None)))
+    assert caught.value.code is Code.INVALID_CONFIG
+
+
+def test_a_long_list_is_told_with_its_beginning(upstream, run):
+    upstream.models = [f"m{number}" for number in range(300)]
+    with pytest.raises(PromptmillError, match=r"m11 and 288 more: name one"):
+        run(with_model(openai_plan(upstream.url, model_name=None)))
+
+
+def test_a_server_without_a_model_yet_is_said_so(upstream, run):
+    upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": []}, "/v1/models": {"data": []}}
+    with pytest.raises(PromptmillError, match=r"Ollama 0\.9\.0 at .* has no model yet"):
+        run(with_model(openai_plan(upstream.url, model_name=None)))
+
+
+def test_an_endpoint_without_a_list_asks_for_the_name(upstream, run):
+    upstream.gets = {"/v1/models": None}
+    with pytest.raises(PromptmillError, match=r"model_name: is missing; name one\. .* answered 404 for /v1/models"):
+        run(with_model(openai_plan(upstream.url, model_name=None)))
+
+
+def test_nobody_there_is_no_mistake_of_the_configuration(upstream, run):
+    upstream.vanish()
+    with pytest.raises(PromptmillError) as caught:
+        run(with_model(openai_plan(upstream.url, model_name=None)))
+    assert caught.value.code is Code.UNREACHABLE
+
+
+def test_the_list_is_asked_for_with_the_key(upstream, run):
+    run(with_model(openai_plan(upstream.url, model_name=None)))
+    assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("localhost:11434", "http://localhost:11434/v1/chat/completions"),
+        ("192.168.1.7:8000/v1", "http://192.168.1.7:8000/v1/chat/completions"),
+        ("api.deepseek.com", "https://api.deepseek.com/v1/chat/completions"),
+    ],
+)
+def test_an_address_without_its_scheme_is_read_as_people_mean_it(written, meant):
+    (endpoint,) = endpoints(openai_plan(written), {})
+    assert endpoint.url == meant

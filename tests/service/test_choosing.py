@@ -1,0 +1,156 @@
+"""`backend: auto`: what is chosen, in which order, what it may send there, and where it is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from promptmill.backends.openai.choice import choose
+from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.protocol import CallStats, Choice
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.service import choosing
+from promptmill.service.service import Service
+from talk import serving
+
+
+def auto(**block):
+    quick = {"base_delay": 0.01, "max_delay": 0.05}
+    return Configuration({"backend": "auto", "backend_configs": {"openai": {**quick, **block}}})
+
+
+def row(name, upstream, *, public=False):
+    """The row of a server or provider, at `upstream`."""
+    return replace(dialect_named(name), base_url=upstream.url, hosts=(), public=public)
+
+
+def test_a_server_that_runs_here_is_chosen_with_its_model(run, upstream):
+    choice = run(choose(auto(), {}, [row("vllm", upstream)]))
+    assert choice.values["backend"] == "openai"
+    assert choice.values["backend_configs.openai.model_name"] == "test-model"
+    assert f"127.0.0.1:{upstream.port} has it" in choice.why
+
+
+def test_no_key_goes_to_a_server_that_was_found(run, upstream):
+    configuration = auto(api_key="the-configured-key", headers={"X-Secret": "s"})
+    choice = run(choose(configuration, {"OPENAI_API_KEY": "k"}, [row("vllm", upstream)]))
+    plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
+    (endpoint,) = endpoints(plan, {"OPENAI_API_KEY": "k", "LLM_API_KEY": "k"})
+    assert endpoint.secrets == ()
+    assert "backend: auto" in endpoint.key_note
+    assert all("authorization" not in seen.headers for seen in upstream.seen)
+    assert all("x-secret" not in seen.headers for seen in upstream.seen)
+
+
+def test_a_server_with_several_models_is_passed_over_with_the_reason(run, upstreams):
+    first, second = upstreams(), upstreams()
+    first.models = ["a", "b"]
+    choice = run(choose(auto(), {}, [row("vllm", first), row("sglang", second)]))
+    assert choice.values["backend_configs.openai.base_url"] == [second.url]
+    assert "vllm: " in choice.against[0]
+    assert "has a, b: name one" in choice.against[0]
+
+
+def test_the_model_that_is_named_decides_between_servers(run, upstreams):
+    first, second = upstreams(), upstreams()
+    second.models = ["a", "wanted"]
+    choice = run(choose(auto(model_name="wanted"), {}, [row("vllm", first), row("sglang", second)]))
+    assert choice.values["backend_configs.openai.base_url"] == [second.url]
+    assert choice.against == ("vllm: it has no wanted",)
+
+
+def test_a_provider_is_chosen_by_its_key_and_the_model(run, upstream):
+    rows = [row("groq", upstream, public=True), row("deepseek", upstream, public=True)]
+    environ = {"DEEPSEEK_API_KEY": "d"}
+    choice = run(choose(auto(model_name="test-model"), environ, rows))
+    assert choice.values["backend_configs.openai.provider"] == "deepseek"
+    assert not choice.keyless
+
+
+def test_a_key_without_a_model_chooses_nobody_and_is_told(run, upstream):
+    choice = run(choose(auto(), {"GROQ_API_KEY": "k"}, [row("groq", upstream, public=True)]))
+    assert not choice.values
+    assert "groq: a key is set, but `backend_configs.openai.model_name` names no model" in choice.against
+
+
+def test_what_the_configuration_names_goes_before_all_that_is_found(run, upstreams):
+    mine, other = upstreams(), upstreams()
+    choice = run(choose(auto(base_url=mine.url), {}, [row("vllm", other)]))
+    assert not other.seen
+    assert str(mine.port) in choice.why
+
+
+@pytest.mark.parametrize("model", [None, "my/model"])
+def test_without_an_endpoint_the_embedded_model_answers(run, model):
+    async def nothing(_):
+        return Choice({}, "", ("ollama: it was silent for 2 s",), keyless=False)
+
+    block = {"model_name_or_path": model}
+    configuration = Configuration({"backend": "auto", "backend_configs": {"openvino": block, "hf": block}})
+    found = run(choosing.decided(configuration, nothing))
+    assert found.plan.backend in {"openvino", "hf"}
+    assert found.plan.model == (model or "smollm2-135m-instruct")
+    assert "no endpoint answers" in found.plan.chosen
+
+
+def test_what_was_chosen_is_said_and_never_changed(run, upstreams, monkeypatch, caplog):
+    first, second = upstreams(), upstreams()
+    first.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": [{"name": "tiny:1b"}]}}
+    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{first.port}")
+
+    async def work():
+        async with serving(auto()) as talk:
+            result = await talk("generate", prompt_ls=["x"])
+            assert result.structured_content == {"ans_ls": ["echo: x"]}
+            assert "Ollama 0.9.0" in result.meta["chosen"]
+            status = (await talk.client.read_resource("promptmill://status"))[0].text
+            assert "Ollama 0.9.0" in status
+            assert '"model": "tiny:1b"' in status
+            monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{second.port}")
+            await talk("generation_init", backend_configs={}, sampling_params={"max_tokens": 9})
+            await talk.answers("y")
+        assert first.seen[-1].json["model"] == "tiny:1b"
+        assert first.seen[-1].json["max_tokens"] == 9
+
+    run(work())
+    assert not second.seen
+    assert "backend auto: openai with tiny:1b" in caplog.text
+
+
+def test_a_call_that_changes_the_address_finds_that_ones_model(run, upstreams):
+    first, second = upstreams(), upstreams()
+    second.models = ["other"]
+
+    async def work():
+        configuration = Configuration(
+            {"backend": "openai", "backend_configs": {"openai": {"base_url": first.url}}}, trust_client=True
+        )
+        async with serving(configuration) as talk:
+            await talk.answers("x")
+            await talk.init(backend_configs={"openai": {"base_url": second.url}})
+            await talk.answers("y")
+
+    run(work())
+    assert [seen.json["model"] for seen in (first.seen[-1], second.seen[-1])] == ["test-model", "other"]
+
+
+def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_call(run, upstream):
+    upstream.models = ["a", "b"]
+
+    async def work():
+        configuration = Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
+        service = Service(configuration)
+        try:
+            items = [conversation_from_prompt("x", "prompt 1")]
+            with pytest.raises(Exception, match="has a, b: name one"):
+                await service.generate(items, CallStats(total=1))
+            upstream.models = ["a"]
+            (outcome,) = await service.generate(items, CallStats(total=1))
+            assert outcome.text == "echo: x"
+        finally:
+            await service.aclose()
+
+    run(work())
