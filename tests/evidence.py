@@ -27,10 +27,12 @@ def reply_of(row: dict[str, Any]) -> Reply:
 
 
 def mixed() -> tuple[dict[str, dict[str, Any]], list[str], Reply]:
-    """Return rows by prompt, all prompts (healthy ones between), and the reply; what may pass passes the second time."""
-    rows = {
-        f"{row['means']} {at}": row for means in ("retry", "item", "answer") for at, row in enumerate(sample(means, 15))
-    }
+    """Return rows by prompt, all prompts (healthy ones between), and the reply.
+
+    What may pass has passed when its prompt comes for the second time.
+    """
+    meanings = ("retry", "item", "answer")
+    rows = {f"{means} {at}": row for means in meanings for at, row in enumerate(sample(means, 15))}
     table = {
         prompt: attempts(reply_of(row), answer()) if row["means"] == "retry" else reply_of(row)
         for prompt, row in rows.items()
