@@ -76,6 +76,19 @@ class Choice:
     keyless: bool
 
 
+class Flow(Protocol):
+    """How the requests of a call fare, for those who show it."""
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now."""
+        ...
+
+    def waiting(self) -> str:
+        """Return why nothing goes on just now and until when, empty while something does."""
+        ...
+
+
 @dataclass(slots=True)
 class CallStats:
     """Live statistics of a call; also its identity for fair sharing.
@@ -88,7 +101,11 @@ class CallStats:
     failed: int = 0
     requests: int = 0
     retries: int = 0
+    refused: int = 0
+    """Requests that an endpoint refused for load."""
     in_flight: int = 0
+    flow: Flow | None = None
+    """There while requests are sent to endpoints."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
@@ -113,6 +130,11 @@ class CallStats:
     can. A text that does not begin with the one before is of another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing goes on just now, empty while something does."""
+        return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
         """Note something that the caller should know although the call goes on."""

@@ -25,6 +25,7 @@ from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _PAUSE_S = 0.2
+_TELL_EVERY_S = 10.0
 
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
@@ -133,6 +134,8 @@ async def _answers(
     try:
         if sys.stderr.isatty():
             await _show_progress(work, service, stats, live)
+        else:
+            await _tell_waits(work, stats)
         return await work, False
     except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
         work.cancel()
@@ -140,6 +143,14 @@ async def _answers(
         return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
     finally:
         await service.aclose()
+
+
+async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
+    """Where no progress is shown, say now and then why nothing goes on."""
+    while not work.done():
+        await asyncio.wait({work}, timeout=_TELL_EVERY_S)
+        if not work.done() and (waiting := stats.waiting):
+            say(f"promptmill: {waiting}", sys.stderr)
 
 
 async def _show_progress(
@@ -167,5 +178,5 @@ async def _show_progress(
         bar = progress.add_task("answering", total=stats.total)
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            activity = "" if stats.done else service.activity
-            progress.update(bar, total=stats.total, completed=stats.done, description=activity or "answering")
+            doing_what = ("" if stats.done else service.activity) or stats.waiting or "answering"
+            progress.update(bar, total=stats.total, completed=stats.done, description=doing_what)
