@@ -172,6 +172,8 @@ class RowReader:
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
+    models: Mapping[str, RowReader] = field(default_factory=dict)
+    """How rows are read that name another model, by its name."""
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""
@@ -186,6 +188,9 @@ class RowReader:
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
         where = place(self.kind, row)
+        if self.models and (other := self._named(line)) is not None:
+            conversation, sampling, extra = self.models[other].read(row, line)
+            return conversation, sampling, {**extra, "model": other}
         if self.kind in {"jsonl", "table"}:
             conversation, own, body = decode_row(
                 self.kind,
@@ -210,6 +215,20 @@ class RowReader:
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
+
+    def _named(self, line: bytes) -> str | None:
+        """Return the name of the model that a line names, if it is one of `models`."""
+        if b'"model"' not in line:
+            return None
+        try:
+            row = load(line, "")
+        except PromptmillError:  # which its own reading will say better
+            return None
+        asked = row
+        if self.kind == "batch" and isinstance(row, dict):
+            asked = row.get("body") or row.get("params") or row.get("request")
+        name = asked.get("model") if isinstance(asked, dict) else None
+        return name if isinstance(name, str) and name in self.models else None
 
 
 def _is_endpoints(name: str, value: object) -> bool:

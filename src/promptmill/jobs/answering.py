@@ -44,6 +44,8 @@ class Answering:
     give_up: Callable[[PromptmillError], None]
     changed: Sequence[str] = ()
     crash: Callable[[str], None] | None = None
+    model: str | None = None
+    """The name of the model that answers rows which name none."""
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
@@ -71,7 +73,7 @@ class Answering:
     async def _all(self, sink: StoreSink, taken: dict[int, Taken]) -> int:
         source = self._source(sink, taken)
         try:
-            await self.service.run(source, sink, self.stats)
+            await self.service.run(source, sink, self.stats, self.model)
         finally:
             await source.aclose()
         return source.rows
@@ -80,7 +82,7 @@ class Answering:
         """Ask each thing once; then answer the rows that were left out from the records of those that asked first."""
         source = self._source(sink, taken, everything=True)
         try:
-            await self.service.run(DedupedSource(source, asked), sink, self.stats)
+            await self.service.run(DedupedSource(source, asked), sink, self.stats, self.model)
         finally:
             await source.aclose()
         await sink.aclose()

@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details` and `changed`, as far as there are any; of a failure `response`."""
+    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`, if there are any; `response` of a failure."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
@@ -70,6 +70,7 @@ class Record(NamedTuple):
             self.latency_s,
             extras.get("logprobs"),
             extras.get("details"),
+            extras.get("answered_by", ""),
         )
 
 
@@ -105,6 +106,8 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         more["logprobs"] = outcome.logprobs
     if outcome.details is not None:
         more["details"] = outcome.details
+    if outcome.answered_by:
+        more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None
     return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, digest)
 
