@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`, if there are any; `response` of a failure."""
+    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`; `response` of a failure."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
