@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.service import registry
 
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {str: "text", int: "number", float: "number", bool: "true/false", SecretStr: "text", type(None): "null"}
@@ -100,7 +101,34 @@ def errors() -> str:
     )
 
 
-PAGES = {"configuration.md": configuration, "errors.md": errors}
+def providers() -> str:
+    """Return docs/providers.md."""
+    rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
+    for name, base_url, key_env, _ in registry.providers():
+        url = f"`{base_url}`" if base_url else "yours, as `base_url`"
+        rows.append(f"| `{name}` | {url} | {f'`{key_env}`' if key_env else 'none needed'} |")
+    return (
+        "\n\n".join(
+            [
+                "# A provider, with your key",
+                "Put the key into the variable that the provider's row names, and name provider and model:",
+                "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
+                'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
+                "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
+                "In a configuration file, which `promptmill init` writes after three questions:",
+                "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
+                "A row knows more than the address: what its limits, its errors and its reasoning look like, and which parameters "
+                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`. A provider's key "
+                "goes to that provider alone ([which key goes where](configuration.md#which-key-goes-where)).",
+                "\n".join(rows),
+                "`promptmill providers` lists them too, and which keys are set. This page is written by `scripts/docs.py`.",
+            ]
+        )
+        + "\n"
+    )
+
+
+PAGES = {"configuration.md": configuration, "errors.md": errors, "providers.md": providers}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
