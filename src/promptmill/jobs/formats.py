@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 
 from promptmill.backends import rows
+from promptmill.backends.batch_lines import is_batch
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import compression
 from promptmill.system.installation import adding
@@ -101,7 +102,7 @@ def _is_batch(files: InputFiles) -> bool:
             except PromptmillError:
                 continue
             if isinstance(value, dict):
-                return rows.is_batch(value)
+                return is_batch(value)
     return False
 
 
