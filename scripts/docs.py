@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -32,6 +32,7 @@ def configuration() -> str:
     ]
     for name, field in BackendConfigs.model_fields.items():
         parts += [f"## `backend_configs.{name}`", (field.annotation.__doc__ or "").strip(), table(field.annotation)]
+    parts += ["## `models.NAME`", (ModelSettings.__doc__ or "").strip(), table(ModelSettings)]
     parts += [
         "## Which key goes where",
         "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "

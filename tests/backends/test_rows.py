@@ -51,7 +51,7 @@ def test_images_replace_the_tag() -> None:
         (b"[1]", "line 7 is a list of 1"),
         ({}, "line 7 has neither `prompt` nor `messages`"),
         ({"prompt": "a", "messages": []}, "line 7 has both"),
-        ({"prompt": 5}, "line 7: prompt is a number"),
+        ({"prompt": True}, "line 7: prompt is"),
         ({"messages": "hello"}, "line 7: messages is a text"),
         ({"messages": []}, "line 7: messages is empty"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 7: messages[0] has the role 'robot'"),

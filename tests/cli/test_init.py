@@ -34,7 +34,7 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     assert "# the server's address" in text
     block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
     assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
-    assert upstream.seen[0].json["model"] == "qwen3:8b"
+    assert upstream.seen[-1].json["model"] == "qwen3:8b"
 
 
 def test_an_option_answers_its_question(init, upstream):

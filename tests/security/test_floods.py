@@ -121,7 +121,7 @@ def test_others_get_their_turn_while_a_long_list_is_read(run, read):
         while not task.done():
             await asyncio.sleep(0.001)
             turns += 1
-        with pytest.raises(PromptmillError, match="is (null|a number)"):
+        with pytest.raises(PromptmillError, match=r"is (null|a number)"):
             await task
         return turns
 
@@ -141,7 +141,7 @@ def test_pydantic_which_writes_all_of_a_wrong_argument_down_is_not_asked(run, ar
             (schema,) = [tool for tool in await talk.client.list_tools() if tool.name == "generate"]
         middleware._schemas["generate"] = schema.input_schema
         params = CallToolRequestParams(name="generate", arguments=arguments)
-        with pytest.raises(ToolError, match="prompts is not an argument|system_prompt is a list of 9; send a text"):
+        with pytest.raises(ToolError, match=r"prompts is not an argument|system_prompt is a list of 9; send a text"):
             await middleware.on_call_tool(MiddlewareContext(message=params), tool)
         return asked
 

@@ -19,6 +19,7 @@ async def _tools(talk):
 
 
 REQUIRED = ...
+OF_A_CALL = dict.fromkeys(("model", "sampling_params", "answer_schema", "max_cost"))
 TOOLS = {
     "generation_init": {
         "backend_configs": REQUIRED,
@@ -26,16 +27,15 @@ TOOLS = {
         "extra_params": None,
         "backend": "vllm",
     },
-    "generate": {"prompt_ls": REQUIRED, "system_prompt": "", "sampling_params": None, "answer_schema": None},
+    "generate": {"prompt_ls": REQUIRED, "system_prompt": "", **OF_A_CALL},
     "multimodal_generate": {
         "multimodal_path": REQUIRED,
         "prompt_ls": REQUIRED,
         "system_prompt": "",
         "image_tag": None,
-        "sampling_params": None,
-        "answer_schema": None,
+        **OF_A_CALL,
     },
-    "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", "sampling_params": None, "answer_schema": None},
+    "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", **OF_A_CALL},
     "vllm_shutdown": {},
 }
 BULK_TOOLS = {

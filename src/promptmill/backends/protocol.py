@@ -52,6 +52,16 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A stage of a check: what was found, and the code of what is wrong."""
+
+    step: str
+    ok: bool
+    detail: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What `backend: auto` has come to: `values` by the paths of their keys, empty when nothing of it works.
 
@@ -62,6 +72,19 @@ class Choice:
     why: str
     against: tuple[str, ...]
     keyless: bool
+
+
+class Flow(Protocol):
+    """How the requests of a call fare, for those who show it."""
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now."""
+        ...
+
+    def waiting(self) -> str:
+        """Return why nothing goes on just now and until when, empty while something does."""
+        ...
 
 
 @dataclass(slots=True)
@@ -76,13 +99,19 @@ class CallStats:
     failed: int = 0
     requests: int = 0
     retries: int = 0
+    refused: int = 0
+    """Requests that an endpoint refused for load."""
     in_flight: int = 0
+    flow: Flow | None = None
+    """There while requests are sent to endpoints."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
     """What the call has cost so far; None where nobody knows the price."""
     budget: Budget | None = None
     """What the call may cost at most."""
+    model: str = ""
+    """The name of the model that is asked, where there are several."""
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0
@@ -99,6 +128,11 @@ class CallStats:
     can. A text that does not begin with the one before is of another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing goes on just now, empty while something does."""
+        return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
         """Note something that the caller should know although the call goes on."""

@@ -44,6 +44,11 @@ Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]
 Own: TypeAlias = tuple[Conversation, Mapping[str, Any], Mapping[str, Any]]
 
 
+def is_batch(value: Mapping[str, Any]) -> bool:
+    """Return whether a line is a whole request of a Batch file."""
+    return "custom_id" in value and "body" in value
+
+
 def place(kind: str, row: int) -> str:
     """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
     return f"{'row' if kind == 'table' else 'line'} {row + 1}"
@@ -74,22 +79,26 @@ def decode_row(
     image_tag: str | None = None,
     position: ImagePosition = "after",
     model: str = "",
+    prompt_column: str | None = None,
 ) -> Own:
     """Return the conversation of a plain row, and what it wants other than the job's sampling and extra parameters.
 
-    Its own system prompt replaces `system_prompt`; `model` is the only one there is. Raises as `decode` does.
+    Its own system prompt replaces `system_prompt`; `model` is the only one there is; `prompt_column` is the field that
+    is asked. Raises as `decode` does.
     """
     row = load(line, where)
     if kind == "table" and isinstance(row, str):
         raise input_error(f"{where}: {row}")
     if not isinstance(row, dict):
         raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
+    if prompt_column is not None:
+        row = _with_prompt(row, prompt_column)
     conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
 
 
-def digest(kind: str, line: bytes) -> bytes | None:
+def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | None:
     """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
 
     A long line is known by its bytes: to parse it would take long.
@@ -98,11 +107,24 @@ def digest(kind: str, line: bytes) -> bytes | None:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
     try:
         value = load(line, "")
+        if prompt_column is not None:
+            value = _with_prompt(value, prompt_column)
         asked = value["body"] if kind == "batch" else {name: value[name] for name in NAMES & value.keys()}
         text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     except (PromptmillError, TypeError, KeyError, AttributeError):
         return None
     return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return a row whose field `column` is what is asked: a prompt, or messages."""
+    asked = row.get(column)
+    rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
+    return rest | {"messages" if _are_messages(asked) else "prompt": asked}
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
@@ -144,6 +166,8 @@ class RowReader:
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
     image_position: ImagePosition = "after"
+    prompt_column: str | None = None
+    """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
@@ -160,6 +184,7 @@ class RowReader:
                 image_tag=self.image_tag,
                 position=self.image_position,
                 model=self.model,
+                prompt_column=self.prompt_column,
             )
             if self.folder:
                 conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
@@ -183,6 +208,12 @@ def _is_endpoints(name: str, value: object) -> bool:
 
 def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
+    if isinstance(prompt, int | float) and not isinstance(prompt, bool):
+        prompt = str(prompt)
+    elif messages is None and _are_messages(prompt):  # a table's column of conversations, asked by its name
+        prompt, messages = None, prompt
+    if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
+        messages = _read_messages(messages, where)
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")
@@ -196,6 +227,14 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: Im
         return conversation.with_images(sources, image_tag, position)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+
+
+def _read_messages(text: str, where: str) -> object:
+    """Return the messages that a field holds as JSON."""
+    try:
+        return orjson.loads(text) if text.strip() else None
+    except orjson.JSONDecodeError as error:
+        raise input_error(f"{where}: messages is not valid JSON: {error.msg}.") from None
 
 
 def _conversation(messages: object, where: str) -> Conversation:

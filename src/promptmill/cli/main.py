@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["--list-models"]:
+        given[0] = "models"
     parser = _parser(serving=given[:1] == ["serve"])
     arguments = parser.parse_args(given)
     if "unconfigured" not in arguments and "command" not in arguments:
@@ -70,13 +72,13 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
-        values=lambda backend: overrides(arguments, backend) | _schema(arguments),
+        values=lambda raw: overrides(arguments, raw) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
     )
 
 
-def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
+def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
@@ -96,7 +98,7 @@ def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     compile_schema(schema, str(file))
-    return {"sampling_params.response_format": asking_for(schema)}
+    return {("sampling_params", "response_format"): asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -165,9 +167,9 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 
 
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill.cli import generate as shell
+    from promptmill.cli import check
 
-    return shell.check(configuration, as_json=arguments.json)
+    return check.check(configuration, as_json=arguments.json)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -188,6 +190,12 @@ def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
 
 
+def _models(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import models
+
+    return models.show(configuration, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_folders import JobFolders
@@ -196,8 +204,11 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
     order = JobRequest(
-        input=arguments.input,
+        input=arguments.input[0].absolute(),
+        more=[path.absolute() for path in arguments.input[1:]],
         output=arguments.output,
+        prompt_column=arguments.prompt_column,
+        id_column=arguments.id_column,
         system_prompt=arguments.system,
         limit=arguments.limit,
         max_failures=arguments.max_failures,
@@ -274,6 +285,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_bulk(commands, shared)
     _add_jobs(commands, shared)
     _add_cache(commands, shared)
+    _add_models(commands)
     _add_check(commands, shared)
     _add_init(commands, shared)
     if not serving:
@@ -333,10 +345,18 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
-    bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
+    bulk.add_argument(
+        "input",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one",
+    )
     bulk.add_argument(
         "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
     )
+    bulk.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
@@ -385,6 +405,14 @@ def _add_cache(commands: Any, shared: Parser) -> None:
     cache.add_argument("--clear", action="store_true", help="forget all of it")
     cache.add_argument("--json", action="store_true", help="print the result as JSON")
     cache.set_defaults(command=_cache)
+
+
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser(
+        "models", parents=[shared_options(answering=False)], help="list the models that --model NAME knows"
+    )
+    models.add_argument("--json", action="store_true", help="as JSON")
+    models.set_defaults(command=_models)
 
 
 def _add_init(commands: Any, shared: Parser) -> None:

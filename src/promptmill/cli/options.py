@@ -6,11 +6,13 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from promptmill.core.errors import config_error
 
+_WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 _UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
 _UNKNOWN_COMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -55,7 +57,9 @@ def shared_options(*, answering: bool = True) -> Parser:
     )
     if answering:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
-        model.add_argument("-m", "--model", metavar="NAME", help="the model")
+        model.add_argument(
+            "-m", "--model", metavar="NAME", help="one of `promptmill models`, or the backend's name of one"
+        )
         model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
         model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
         model.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the endpoint's key")
@@ -65,12 +69,16 @@ def shared_options(*, answering: bool = True) -> Parser:
     return parser
 
 
-def overrides(arguments: argparse.Namespace, backend: str) -> dict[str, Any]:
-    """Return the settings that the shared options name, by their paths; `backend` is the file's.
+def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return the settings that the shared options name, by their paths; `raw` is the file's content.
 
-    Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
+    `--model` names one of the file's `models`, else a model of the backend. Raises `PromptmillError` (`invalid_config`)
+    for an option that the backend does not have.
     """
-    found: dict[str, Any] = {}
+    from promptmill.config import models  # `serve` answers before these are imported
+    from promptmill.config.settings import Settings
+
+    found: dict[tuple[str, ...], Any] = {}
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
         "provider": getattr(arguments, "provider", None),
@@ -78,21 +86,30 @@ def overrides(arguments: argparse.Namespace, backend: str) -> dict[str, Any]:
         "concurrency": getattr(arguments, "concurrency", None),
     }
     endpoint = {key: value for key, value in endpoint.items() if value is not None}
-    chosen = arguments.backend or ("openai" if endpoint.keys() & {"base_url", "provider"} else backend)
+    model, of_backend = getattr(arguments, "model", None), arguments.backend or endpoint.keys() & _WHICH_ENDPOINT
+    name = models.default_name(raw) if of_backend or model not in models.names(raw) else model
+    if name == model:
+        found["default_model",] = name
+        model = None
+    elif of_backend and name != models.DEFAULT:
+        found["default_model",] = name = models.DEFAULT
+    is_named = name in models.named(raw)
+    backend = str(models.raw_of(raw, name).get("backend") or Settings.model_fields["backend"].default)
+    chosen = arguments.backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else backend)
     if chosen != backend:
-        found["backend"] = chosen
+        found["backend",] = chosen
     if endpoint and chosen not in {"openai", "auto"}:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
-    found.update({f"backend_configs.openai.{key}": value for key, value in endpoint.items()})
-    if (model := getattr(arguments, "model", None)) is not None:
-        if chosen in {"openai", "auto"}:
-            found["backend_configs.openai.model_name"] = model
-        else:
-            found[f"backend_configs.{chosen}.model_name_or_path"] = model
+    above = ("models", name) if is_named else ("backend_configs",)
+    found.update({(*above, "openai", key): value for key, value in endpoint.items()})
+    if model is not None and chosen in {"openai", "auto"}:
+        found[*above, "openai", "model_name"] = model
+    elif model is not None:
+        found[*above, chosen, "model_name_or_path"] = model
     for key in ("temperature", "max_tokens"):
         if (value := getattr(arguments, key, None)) is not None:
-            found[f"sampling_params.{key}"] = value
+            found["sampling_params", key] = value
     return found
 
 

@@ -18,11 +18,12 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import admission, formats, tables
+from promptmill.jobs import admission, formats, input_files
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lines import Lines
+from promptmill.jobs.spool import spool
 from promptmill.service.prices import price_of
 
 _SHOWN = 20
@@ -51,20 +52,23 @@ def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
 
 def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
     """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens."""
-    source = order.input.absolute().resolve()
-    file = admission.open_input(source, known=False)
+    target = order.output.absolute().resolve()
+    parts = input_files.find([order.input, *order.more], target)
+    file = admission.open_input(parts, known=False)
     try:
-        input_format = formats.of_input(source, file)
-        formats.of_output(order.output.absolute().resolve(), input_format)
-        formats.check_installed(input_format)
+        input_format = formats.of_input(file)
+        formats.of_output(target, input_format)
+        formats.check_installed(target, *(part.path for part in parts))
         with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
-            lines, ids = file, None
-            if formats.row_kind(input_format) == "table":
+            ids = None
+            if formats.is_read_directly(file, input_format):
+                lines = file.first
+            else:
                 spooled = Path(name) / "rows.jsonl"
-                tables.spool(file, input_format, spooled)
+                spool(file, input_format, spooled, prompt_column=order.prompt_column)
                 lines = RandomFile(spooled)
                 opened.callback(lines.close)
-            elif input_format == "batch":
+            if input_format == "batch":
                 ids = CustomIds(Path(name) / "custom_ids")
                 opened.callback(ids.close)
             found = _check_lines(lines, plan, order, input_format, ids)
@@ -78,7 +82,14 @@ def _check_lines(
 ) -> dict[str, Any]:
     settings = plan.settings
     system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
-    reading = RowReader(formats.row_kind(input_format), settings.sampling_params, {}, system_prompt, settings.image_tag)
+    reading = RowReader(
+        formats.row_kind(input_format),
+        settings.sampling_params,
+        {},
+        system_prompt,
+        settings.image_tag,
+        prompt_column=order.prompt_column if input_format == "jsonl" else None,
+    )
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
     count = invalid = pictures = size = 0
     problems: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,6 +69,13 @@ def _described(location: list[int | str], model: type[BaseModel]) -> str:
     return description
 
 
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model that a field holds: itself, one or none of it, or several by name."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+
+
 def _elsewhere(key: str, known: list[str]) -> str:
     """Return where a key belongs that stands in the wrong block; `""` when it belongs nowhere."""
     if key in Sampling.model_fields and key not in known:
@@ -87,9 +95,8 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
     *parents, key = location
     for parent in parents:
-        annotation = model.model_fields[str(parent)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        field = model.model_fields.get(str(parent))  # a name that the user chose is none
+        model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
         return f"unknown key; {hint}"

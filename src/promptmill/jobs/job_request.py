@@ -43,7 +43,14 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     input: Path
+    """A file, a folder or a pattern."""
+    more: tuple[Path, ...] = ()
+    """Further ones, whose rows come behind."""
     output: Path
+    prompt_column: str | None = None
+    """The field that is asked, where it is not called `prompt`."""
+    id_column: str | None = None
+    """The field that tells rows apart, each of which has one of its own."""
     system_prompt: str = ""
     limit: int | None = None
     """Only the first rows, this many."""

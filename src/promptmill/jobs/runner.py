@@ -13,13 +13,14 @@ from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
+from promptmill.jobs import admission, crash, disk, formats, merge, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.cancellation import Cancellation, JobStopped
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_writer import OutputWriter
+from promptmill.jobs.spool import spool
 from promptmill.jobs.status import Progress
 from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
 from promptmill.service.service import Service
@@ -111,7 +112,7 @@ class Runner:
 
     async def _work(self) -> None:
         job = self._job
-        lines = job.input
+        opened: RandomFile | None = None
         try:
             if job.has_output:  # ended between the output's rename and its last words
                 merge.discard(job.spec.output, job.spec.job_id)
@@ -121,13 +122,14 @@ class Runner:
             self._enter(status.STARTING, "reading the input")
             await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
             lines, path = await self._ending.or_left(self._open_lines)
+            opened = lines
             for _ in range(_ROUNDS):
                 try:
                     await self._count(self._again)
                     await self._answer(lines, path)
                     if self._before_output is not None:
                         await self._before_output()
-                    if await self._merge():
+                    if await self._merge(lines):
                         await self._ending.or_left(job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
@@ -144,16 +146,17 @@ class Runner:
             said = f"The job's database {job.folder.database} is damaged."
             raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, said, _GO_ON)) from None
         finally:
-            if lines is not job.input:
-                lines.close()
+            if opened is not None and job.spec.spooled:
+                opened.close()
 
     def _open_lines(self) -> tuple[RandomFile, Path]:
-        """Return the file of lines to read: the input, or the rows of a table, streamed into lines once."""
+        """Return the file of lines to read: the input, or its rows as lines, which are written once."""
         job, folder = self._job, self._job.folder
-        if formats.row_kind(job.spec.input_format) != "table":
-            return job.input, job.spec.input
+        if not job.spec.spooled:
+            return job.input.first, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
-            count = tables.spool(job.input, job.spec.input_format, folder.rows, self._ending.halt)
+            self._enter(self.progress.state, "reading the rows")
+            count = spool(job.input, job.spec.input_format, folder.rows, self._ending.halt, job.spec.prompt_column)
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
@@ -225,6 +228,7 @@ class Runner:
             "" if plan.backend == "openai" else plan.model,
             whole=job.spec.input_format == "batch",
             image_position=plan.settings.image_position,
+            prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
         )
         return Answering(
             self._service,
@@ -249,10 +253,10 @@ class Runner:
         begun_in = self._job.spec.working_folder
         return "" if begun_in is None or begun_in == Path.cwd() else str(begun_in)
 
-    async def _merge(self) -> bool:
+    async def _merge(self, lines: RandomFile) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, self._ending, self._guard, self._crash)
+        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self._crash)
         counts = await delivery.run(self.progress.notes)
         if counts is not None:
             self.progress.counts, self.progress.is_counted = counts, True

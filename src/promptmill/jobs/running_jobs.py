@@ -14,7 +14,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, detached, formats, status
+from promptmill.jobs import admission, detached, formats, input_files, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder, JobSpec
@@ -31,6 +31,7 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
 
 class RunningJobs:
@@ -180,7 +181,7 @@ class RunningJobs:
         # whoever knows the id of a call's job made that call, or was told by who did
         if spec.of_call and folder.output_beside is None:
             return True
-        return self._inside(spec.input) and self._inside(spec.output)
+        return all(map(self._inside, (spec.output, *(part.path for part in spec.parts))))
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
@@ -191,7 +192,11 @@ class RunningJobs:
             return path
         if not self._inside(path):
             raise self._outside(name)
-        formats.by_suffix(path, name)
+        kind = formats.by_suffix(path, name)
+        if kind not in _FORMATS:  # many a file of the user's is a text or JSON, and none of a caller's affair
+            raise input_error(f"{name} is a .{kind} file; callers use .jsonl, .csv, .tsv or .parquet.")
+        if input_files.is_several(path):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return path
 
     def _outside(self, name: str) -> PromptmillError:
@@ -204,18 +209,17 @@ class RunningJobs:
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
     """Yield the lines from row `first` on with their records, None for those without a sound one."""
-    is_table = formats.row_kind(spec.input_format) == "table"
     try:
-        file = RandomFile(folder.rows) if is_table else RandomFile.given(spec.input)
+        file = RandomFile(folder.rows) if spec.spooled else RandomFile.given(spec.input)
     except (FileNotFoundError, OutsideError, NoFileError):
-        if is_table:
+        if spec.spooled:
             return  # nothing is answered yet
         raise input_error(  # gone, or a link to something else now
             f"{spec.input} is not there any more, and rows are read from it; put it back. "
             "What is answered is kept, and a finished job's output has all of it."
         ) from None
     try:
-        if not is_table and file.stamp()[0] != spec.size:
+        if not spec.spooled and file.stamp()[0] != spec.size:
             raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)

@@ -150,7 +150,11 @@ class FileSource:
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
             if not settled or job.everything:
-                digest = None if settled or line.data is None else rows.digest(self.kind, line.data)
+                digest = (
+                    None
+                    if settled or line.data is None
+                    else rows.digest(self.kind, line.data, self.reading.prompt_column)
+                )
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
         return found if job.reused is None else self._without_reused(found, job.reused)
 

