@@ -267,6 +267,8 @@ class Upstream:
         from replies import answer
 
         self.reply: Reply = reply or answer()
+        self.other_posts: Reply | None = None
+        """Answers what is posted to other paths than that of chats; None: an error."""
         self.models = ["test-model"]
         self.metrics: bytes | None = None
         self.gets: dict[str, Any] = {}
@@ -356,6 +358,8 @@ class Upstream:
             return self.reply
         from replies import raw, status
 
+        if seen.method == "POST" and self.other_posts is not None:
+            return self.other_posts
         if seen.method == "GET" and self.gets.get(seen.target) is not None:
             return raw(orjson.dumps(self.gets[seen.target]))
         if seen.method == "GET" and seen.target == "/v1/models" and seen.target not in self.gets:

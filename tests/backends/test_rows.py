@@ -106,7 +106,7 @@ def test_a_batch_line_brings_its_own_parameters() -> None:
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        ({"url": "/v1/embeddings"}, "unsupported", "only POST to /v1/chat/completions"),
+        ({"url": "/v1/files"}, "unsupported", "only POST to /v1/chat/completions"),
         ({"method": "GET"}, "unsupported", "only POST"),
         ({"custom_id": None}, "invalid_input", "custom_id is null"),
         ({"body": "x"}, "invalid_input", "body is a text"),

@@ -168,9 +168,9 @@ def test_a_batch_file_runs_unchanged(bench: Any) -> None:
     assert response["body"]["choices"][0]["message"]["content"] == "echo: Is water wet?"
     assert response["body"]["choices"][0]["finish_reason"] == "stop"
     assert response["body"]["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-    assert rows[2]["response"] is None
-    assert rows[2]["error"]["code"] == "unsupported"
-    assert "line 3" in rows[2]["error"]["message"]
+    assert rows[2]["response"]["status_code"] == 404  # this endpoint has no /v1/embeddings
+    assert rows[2]["response"]["body"]["error"]["code"] == "unknown_url"
+    assert rows[2]["error"]["code"] == "not_found"
     message = rows[3]["response"]["body"]["choices"][0]["message"]
     assert (message["content"], message["tool_calls"]) == (None, [call])
 

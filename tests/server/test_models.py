@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from replies import answer, choose, status
 from talk import codes, sent
 
 
@@ -62,3 +63,17 @@ def test_a_call_brings_a_budget_of_its_own(talk, upstream):
         assert not codes(await talk("generate", prompt_ls=["a", "b", "c"]))
 
     talk(work, top=price)
+
+
+def test_the_result_says_which_model_answered_what(talk, upstream):
+    upstream.reply = choose(
+        lambda seen: status(401, "no such key") if seen.json["model"] == "gone" and seen.prompt != "x" else answer()
+    )
+    models = {"dead": _openai(upstream, "gone", fallback=["default"])}
+
+    async def work(talk):
+        result = await talk("generate", prompt_ls=["a", "b"], model="dead")
+        assert result.structured_content == {"ans_ls": ["echo: a", "echo: b"]}
+        assert (result.meta["model"], result.meta["answered_by"]) == ("dead", ["default", "default"])
+
+    talk(work, top={"models": models})

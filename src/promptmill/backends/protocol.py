@@ -27,6 +27,8 @@ class Request:
     sampling: Sampling
     extra: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 0
+    path: str = ""
+    """Another request of the endpoint's than one for a chat, such as `/embeddings`; `extra` is all of its body."""
 
 
 _CUT_WHILE_REASONING = (

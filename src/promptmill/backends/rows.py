@@ -3,7 +3,7 @@
 | kind | a line is |
 |---|---|
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own (see `row_fields`); others pass by |
-| `batch` | `{"custom_id", "method", "url", "body"}` (platform.openai.com/docs/api-reference/batch/request-input) |
+| `batch` | a line of a provider's Batch file, see `batch_lines` |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
 | `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,6 +20,9 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
+from promptmill.backends import batch_lines
+from promptmill.backends.batch_lines import BatchLine
+from promptmill.backends.protocol import Request
 from promptmill.backends.row_fields import NAMES, own_images, own_parameters, own_system_prompt
 from promptmill.core.conversation import (
     Conversation,
@@ -31,22 +35,19 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.images import load as images
 
-BATCH_URL = "/v1/chat/completions"
 BOM = b"\xef\xbb\xbf"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
+_FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # within a text the quotes would be escaped
+_OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
 _NOTHING: Mapping[str, Any] = {}
+_NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 # Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]
 Own: TypeAlias = tuple[Conversation, Mapping[str, Any], Mapping[str, Any]]
-
-
-def is_batch(value: Mapping[str, Any]) -> bool:
-    """Return whether a line is a whole request of a Batch file."""
-    return "custom_id" in value and "body" in value
 
 
 def place(kind: str, row: int) -> str:
@@ -109,7 +110,10 @@ def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | 
         value = load(line, "")
         if prompt_column is not None:
             value = _with_prompt(value, prompt_column)
-        asked = value["body"] if kind == "batch" else {name: value[name] for name in NAMES & value.keys()}
+        if kind == "batch":
+            asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
+        else:
+            asked = {name: value[name] for name in NAMES & value.keys()}
         text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     except (PromptmillError, TypeError, KeyError, AttributeError):
         return None
@@ -168,6 +172,15 @@ class RowReader:
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
+    models: Mapping[str, RowReader] = field(default_factory=dict)
+    """How rows are read that name another model, by its name."""
+
+    def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
+        """Return what line `row` asks. Raises as `read` does."""
+        if self.kind == "batch" and not self.model and (other := _other_request(line, place(self.kind, row))):
+            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, other.body, attempts, other.path)
+        conversation, sampling, extra = self.read(row, line)
+        return Request(row, conversation, sampling, extra, attempts)
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
@@ -175,6 +188,9 @@ class RowReader:
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
         where = place(self.kind, row)
+        if self.models and (other := self._named(line)) is not None:
+            conversation, sampling, extra = self.models[other].read(row, line)
+            return conversation, sampling, {**extra, "model": other}
         if self.kind in {"jsonl", "table"}:
             conversation, own, body = decode_row(
                 self.kind,
@@ -199,6 +215,20 @@ class RowReader:
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
+
+    def _named(self, line: bytes) -> str | None:
+        """Return the name of the model that a line names, if it is one of `models`."""
+        if b'"model"' not in line:
+            return None
+        try:
+            row = load(line, "")
+        except PromptmillError:  # which its own reading will say better
+            return None
+        asked = row
+        if self.kind == "batch" and isinstance(row, dict):
+            asked = row.get("body") or row.get("params") or row.get("request")
+        name = asked.get("model") if isinstance(asked, dict) else None
+        return name if isinstance(name, str) and name in self.models else None
 
 
 def _is_endpoints(name: str, value: object) -> bool:
@@ -243,14 +273,21 @@ def _conversation(messages: object, where: str) -> Conversation:
     return conversation_from_messages(messages, where)
 
 
+def _other_request(line: bytes, where: str) -> BatchLine | None:
+    """Return the request of a Batch line that is none for a chat, None for one that is, or that cannot be read."""
+    if _FOR_CHAT.search(line):
+        return None
+    try:
+        asked = batch_lines.read(_object(line, where), where)
+    except PromptmillError:
+        return None
+    return asked if asked.path != batch_lines.CHAT else None
+
+
 def _batch(row: Mapping[str, Any], where: str) -> Decoded:
-    custom_id, method, url, body = row.get("custom_id"), row.get("method"), row.get("url"), row.get("body")
-    if not isinstance(custom_id, str):
-        raise input_error(f"{where}: custom_id is {shape(custom_id)}; give each line a text of its own.")
-    if method != "POST" or url != BATCH_URL:
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only POST to {BATCH_URL} can be run.", "")
-    if not isinstance(body, dict):
-        raise input_error(f"{where}: body is {shape(body)}; send the body of a chat completion request.")
+    path, body = batch_lines.read(row, where)
+    if path != batch_lines.CHAT:
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on the openai backend alone.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     if body.get("n") not in (None, 1):
         raise PromptmillError(

@@ -88,6 +88,7 @@ def _check_lines(
         {},
         system_prompt,
         settings.image_tag,
+        model="" if plan.backend == "openai" else plan.model,
         prompt_column=order.prompt_column if input_format == "jsonl" else None,
     )
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
@@ -105,12 +106,12 @@ def _check_lines(
                 where = rows.place(reading.kind, line.row)
                 if line.data is None:
                     raise input_error(f"{where} is longer than 256 MiB.")
-                conversation, _, _ = reading.read(line.row, line.data)
+                conversation = reading.request(line.row, line.data).conversation
                 size += _bytes(conversation)
                 pictures += len(conversation.images)
                 _check_payload(conversation, rules, where)
                 if ids is not None:
-                    ids.add(rows.load(line.data, where)["custom_id"], line.row)
+                    ids.note(rows.load(line.data, where).get("custom_id"), line.row)
             except PromptmillError as error:
                 invalid += 1
                 if len(problems) < _SHOWN:

@@ -47,6 +47,8 @@ class Completion:
     """The tokens' probabilities as the endpoint gave them, where it was asked to."""
     details: Mapping[str, Any] | None = None
     """What else the endpoint said, where that is wanted: see `details.details_of`."""
+    answered_by: str = ""
+    """The name of the model, where a call had a choice of several."""
 
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""

@@ -9,8 +9,10 @@ from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
 
 from promptmill.backends import rows
+from promptmill.backends.batch_lines import is_batch
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import compression
+from promptmill.system.installation import adding
 
 if TYPE_CHECKING:
     from promptmill.jobs.input_files import InputFiles
@@ -100,7 +102,7 @@ def _is_batch(files: InputFiles) -> bool:
             except PromptmillError:
                 continue
             if isinstance(value, dict):
-                return rows.is_batch(value)
+                return is_batch(value)
     return False
 
 
@@ -147,4 +149,4 @@ def check_installed(*paths: Path) -> None:
         needed = next((suffix for suffix in (".parquet", ".zst") if suffix in path.name.lower()), None)
         if needed is not None and importlib.util.find_spec("pyarrow") is None:
             name = "Parquet" if needed == ".parquet" else needed
-            raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need pyarrow.", "Install promptmill[files].")
+            raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need pyarrow.", adding("files"))

@@ -16,6 +16,7 @@ from promptmill.backends import rows as rows_
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
 from promptmill.jobs import cell_table, compression, disk, formats, parquet_table
+from promptmill.jobs.batch_output import batch_output
 from promptmill.jobs.cell_table import CellTable
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
@@ -25,7 +26,6 @@ from promptmill.jobs.lines import Lines
 from promptmill.jobs.output_records import (
     ANSWER_FIELDS,
     answer_fields,
-    batch_output,
     cells,
     jsonl_line,
     plain_line,
@@ -257,7 +257,7 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                     created=merge.created,
                     takes_model=merge.takes_model,
                 )
-                if isinstance(found["custom_id"], str):
+                if isinstance(found.get("custom_id"), str):
                     merge.note_id(found["custom_id"], line.row)
                 yield plain_line(found)
             else:

@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details` and `changed`, as far as there are any."""
+    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`; `response` of a failure."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
@@ -56,7 +56,9 @@ class Record(NamedTuple):
         """Return what was recorded."""
         usage = Usage(self.prompt_tokens, self.completion_tokens)
         if self.code is not None:
-            return Failure(PromptmillError(Code(self.code), self.text, ""), self.attempts, self.latency_s, usage)
+            error = PromptmillError(Code(self.code), self.text, "")
+            error.said = self.extras.get("response")
+            return Failure(error, self.attempts, self.latency_s, usage)
         extras = self.extras
         return Completion(
             self.text,
@@ -68,6 +70,7 @@ class Record(NamedTuple):
             self.latency_s,
             extras.get("logprobs"),
             extras.get("details"),
+            extras.get("answered_by", ""),
         )
 
 
@@ -94,7 +97,8 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
     )
     if not isinstance(outcome, Completion):
         error = outcome.error
-        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, None, digest)
+        said = None if error.said is None else _json({"response": error.said})
+        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, said, digest)
     more: dict[str, Any] = {"changed": list(changed)} if changed else {}
     if outcome.tool_calls:
         more["tool_calls"] = outcome.tool_calls
@@ -102,6 +106,8 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         more["logprobs"] = outcome.logprobs
     if outcome.details is not None:
         more["details"] = outcome.details
+    if outcome.answered_by:
+        more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None
     return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, digest)
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
+from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.jobs import admission, crash, disk, formats, merge, status
@@ -215,21 +217,14 @@ class Runner:
         stats.budget = Budget(limit, spent, grant=grant)
 
     def _answering(self, lines: RandomFile, path: Path) -> Answering:
-        job, plan, now = self._job, self._job.plan, self._service.plan
+        job, plan = self._job, self._job.plan
+        now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reading = RowReader(
-            formats.row_kind(job.spec.input_format),
-            plan.settings.sampling_params,
-            plan.settings.extra_params,
-            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
-            plan.settings.image_tag,
-            self._foreign_folder(),
-            "" if plan.backend == "openai" else plan.model,
-            whole=job.spec.input_format == "batch",
-            image_position=plan.settings.image_position,
-            prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
-        )
+        reading = self._reader(plan)
+        others = {name: self._service.plan_of(name) for name in self._service.usable}
+        if len(others) > 1:
+            reading = replace(reading, models={name: self._reader(other) for name, other in others.items()})
         return Answering(
             self._service,
             job.folder.store,
@@ -246,6 +241,23 @@ class Runner:
             self._give_up,
             job.spec.changed,
             self._crash,
+            plan.name,
+        )
+
+    def _reader(self, plan: ResolvedConfig) -> RowReader:
+        """Return how rows become requests to the model of `plan`."""
+        job, settings = self._job, plan.settings
+        return RowReader(
+            formats.row_kind(job.spec.input_format),
+            settings.sampling_params,
+            settings.extra_params,
+            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
+            settings.image_tag,
+            self._foreign_folder(),
+            "" if plan.backend == "openai" else plan.model,
+            whole=job.spec.input_format == "batch",
+            image_position=settings.image_position,
+            prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
         )
 
     def _foreign_folder(self) -> str:

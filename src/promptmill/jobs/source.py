@@ -172,5 +172,4 @@ class FileSource:
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:
             raise input_error(f"{rows.place(self.kind, line.row)} is longer than 256 MiB.")
-        conversation, sampling, extra = self.reading.read(line.row, line.data)
-        return Request(line.row, conversation, sampling, extra, attempts)
+        return self.reading.request(line.row, line.data, attempts)

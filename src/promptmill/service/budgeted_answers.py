@@ -13,6 +13,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome, Usage
 from promptmill.service.prices import Price, price_of, worst_case
 from promptmill.service.wrapped_call import WrappedCall
+from promptmill.system.installation import command_for
 
 # The endpoint may have written, and charge, an answer that nobody waited for.
 _PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
@@ -63,7 +64,7 @@ class BudgetedAnswers:
             raise config_error(
                 "max_cost",
                 f"the price of {self._plan.model or 'this model'} is not known; set `price: {{input, output}}` per "
-                "million tokens, or install the extra: pip install 'promptmill[prices]'.",
+                f"million tokens, or install the list of prices: {command_for('prices')}.",
             )
         return self._price
 

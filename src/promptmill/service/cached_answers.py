@@ -116,7 +116,7 @@ class CachedAnswers:
             return None  # there may be another image tomorrow
         try:
             digest = hashlib.blake2b(self._of_plan, digest_size=24)
-            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), whole)
+            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), whole, request.path)
             digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
             for source in sources:
                 if source[:5].lower() != "data:":

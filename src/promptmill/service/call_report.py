@@ -97,6 +97,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
+        "answered_by": column(lambda completion: completion.answered_by or None),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
 

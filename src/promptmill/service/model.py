@@ -146,3 +146,11 @@ class Model:
 
 async def _until_drained(loaded: LoadedBackend) -> None:
     await loaded.drain(None)
+
+
+class NotLoadedError(Exception):
+    """The model cannot be loaded, for `reason`."""
+
+    def __init__(self, reason: PromptmillError) -> None:
+        super().__init__(reason)
+        self.reason = reason

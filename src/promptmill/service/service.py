@@ -18,8 +18,9 @@ from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
 from promptmill.service.lists import ListSink, ListSource
 from promptmill.service.loaded_backend import Create, LoadedBackend
-from promptmill.service.model import Model
+from promptmill.service.model import Model, NotLoadedError
 from promptmill.service.room import Room
+from promptmill.service.routing import RoutedCall, names_models
 from promptmill.service.stats import ServiceStats
 
 _DRAIN_S = 30.0
@@ -61,6 +62,11 @@ class Service:
     def plan_of(self, name: str | None) -> ResolvedConfig:
         """Return the plan of the model `name`. Raises `PromptmillError`: there is none, or it is not usable."""
         return self._model(name).plan
+
+    @property
+    def usable(self) -> list[str]:
+        """The names of the models whose configuration can be used."""
+        return [about["name"] for about in self.described(self.models) if "reason" not in about]
 
     @property
     def offered(self) -> list[str]:
@@ -195,7 +201,7 @@ class Service:
             system = system_prompt or settings.system_prompt
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
             try:
-                await self._run_on(plan.name, source, sink, stats)
+                await self._run(plan, source, sink, stats)
             except NotLoadedError as error:
                 raise error.reason from None
             except PromptmillError as error:
@@ -210,7 +216,7 @@ class Service:
         plan = self.plan_of(name)
         with self._counted(plan, stats):
             try:
-                await self._run_on(plan.name, source, sink, stats)
+                await self._run(plan, source, sink, stats)
             except NotLoadedError as error:
                 raise error.reason from None
 
@@ -266,6 +272,14 @@ class Service:
     def _leave(self, loaded: LoadedBackend) -> None:
         self._model(loaded.plan.name).leave(loaded)
 
+    async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run a call on the model of `plan`, and on those that its requests name or that stand in for it."""
+        names = frozenset(self.models)
+        if not plan.fallback and (len(names) < 2 or not await names_models(source)):
+            await self._run_on(plan.name, source, sink, stats)
+            return
+        await RoutedCall(plan.name, self.plan_of, names | {DEFAULT}, self._run_on, source, sink, stats).run()
+
     async def _run_on(self, name: str, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the model `name`. Raises `NotLoadedError`, or what ended the run."""
         model = self._model(name)
@@ -285,14 +299,6 @@ class Service:
                     raise
             else:
                 return
-
-
-class NotLoadedError(Exception):
-    """The model cannot be loaded, for `reason`."""
-
-    def __init__(self, reason: PromptmillError) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def too_long(limit_s: float | None) -> PromptmillError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from promptmill.answers.reasoning import split_reasoning
 from promptmill.answers.schema import AnswerSchema, SchemaCache
@@ -15,7 +13,7 @@ from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Sour
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
-from promptmill.service.wrapped_call import WrappedCall
+from promptmill.service.wrapped_call import WrappedCall, mentions
 
 _NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
 
@@ -171,14 +169,4 @@ async def _asks_for_text_alone(source: Source) -> bool:
     reading, path = getattr(source, "reading", None), getattr(source, "path", None)
     if reading is None or path is None or reading.sampling.response_format is not None:
         return False
-    return not await asyncio.to_thread(_mentions, path)
-
-
-def _mentions(path: Path) -> bool:
-    """Return whether a file has a field that asks for JSON; a gigabyte takes about two seconds."""
-    with path.open("rb") as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return any(content.find(name) >= 0 for name in _NAMES)
-        except ValueError:  # it is empty
-            return False
+    return not await asyncio.to_thread(mentions, path, _NAMES)

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.provider_profile import ProviderProfile
@@ -235,6 +235,13 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
+    """Return the endpoint for another request than one for a chat, such as `/embeddings`."""
+    url = urlsplit(endpoint.url)
+    base = url.path.removesuffix("/").removesuffix(COMPLETIONS)
+    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)))
 
 
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
