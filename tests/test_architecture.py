@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"api", "install"},
+    {"api", "install", "sampling"},
     {"server"},
     {"http", "stdio"},
     {"jobs"},
