@@ -113,49 +113,50 @@ _JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "wor
 
 def providers() -> str:
     """Return docs/providers.md."""
-    rows = ["| `provider` | address | key | thinking off | JSON | images from the web | its page, read on |"]
+    rows = ["| `provider` | `base_url` | the key's variable | thinking off | JSON | web images | its page, read on |"]
     rows.append("|---|---|---|---|---|---|---|")
     rows += [
-        f"| `{row.name}` | {f'`{row.base_url}`' if row.base_url else 'give `base_url`'} "
-        f"| {f'`{row.key_env}`' if row.key_env else 'none'} | {_THINKING[row.thinking]} | {_JSON[row.json_form]} "
+        f"| `{row.name}` | {f'`{row.base_url}`' if row.base_url else 'yours, as `base_url`'} "
+        f"| {f'`{row.key_env}`' if row.key_env else 'none needed'} | {_THINKING[row.thinking]} | {_JSON[row.json_form]} "
         f"| {'yes' if row.images == 'url' else 'no'} | {row.page}{f', {row.read}' if row.read else ''} |"
         for row in DIALECTS
     ]
-    return "\n\n".join([*PROVIDERS, "\n".join(rows)]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# A provider, with your key",
+                "Put the key into the variable that the provider's row names, and name provider and model:",
+                "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
+                'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
+                "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
+                "In a configuration file, which `promptmill init` writes after three questions:",
+                "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
+                "A row knows more than the address: what its limits, its errors and its reasoning look like, and which parameters "
+                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`; a server with one "
+                "model needs no `--model`. A provider's key goes to that provider alone "
+                "([which key goes where](configuration.md#which-key-goes-where)).",
+                "`promptmill check` goes by stages (configuration, URL, connection, TLS, key, models, a one-token call), each "
+                "attempted once, all within 15 s, and stops at the first that fails with a hint that fits it: TLS on a plain "
+                "port, a certificate that is not trusted and how to trust it, the right path for a wrong one, the nearest names of "
+                "an unknown model.",
+                "`backend: auto` takes the first that works: the endpoint that the `openai` block names, a server that runs on "
+                "this machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has "
+                "`model_name`, else the embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the "
+                "status, and does not change until promptmill is started again. A server that was found gets no key.",
+                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
+                "api.example.com since 0:14, next try in 8 s`.",
+                "\n".join(rows),
+                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
+                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
+                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. A row without "
+                "a day was taken over from other clients and not compared since.",
+                "`promptmill providers` lists them too, and which keys are set. This page is written by `scripts/docs.py`.",
+            ]
+        )
+        + "\n"
+    )
 
 
-PROVIDERS = (
-    "# Providers and servers",
-    "**A server of yours** needs its address alone, when it has one model; when it has several, the error lists them. "
-    "promptmill finds out which server it is (Ollama, LM Studio, vLLM, SGLang, llama.cpp, text-generation-inference).",
-    '```bash\npromptmill generate --base-url localhost:11434 "What is the capital of France?"\n```',
-    "**A provider** is a row of the table below: `--provider NAME --model MODEL`, or `provider: NAME` in the `openai` block. Its "
-    "key comes from the variable of the row and goes to that provider's own host alone; `promptmill providers` says "
-    "which are set. Any other endpoint that speaks OpenAI's chat completions works with `base_url` and `model_name`.",
-    "**`backend: auto`** takes the first that works: the endpoint that the `openai` block names, a server that runs on this "
-    "machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has `model_name`, else the "
-    "embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the status, and does not change "
-    "until promptmill is started again. A server that was found gets no key: name it as `base_url` to send one.",
-    "**`promptmill check`** goes by stages, each attempted once, all within 15 s, and stops at the first that fails with "
-    "a hint that fits it: a plain port asked with TLS, a certificate that is not trusted and how to trust it, a wrong "
-    "path and the right one, a key that was not sent, a quota that is used up, the nearest names of an unknown model.",
-    "```\n"
-    "ok    configuration: /home/you/parameter.yaml\n"
-    "ok    backend: openai, no model named\n"
-    "ok    URL: http://localhost:11434/v1/chat/completions (ollama)\n"
-    "ok    connection: localhost:11434 in 1 ms\n"
-    "ok    key: none is sent.\n"
-    "ok    models: Ollama 0.9.0 has llama3.2:latest, context 4,096 tokens\n"
-    "ok    answer: 1 token in 0.21 s\n"
-    "```",
-    "**While a run waits** it says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
-    "api.example.com since 0:14, next try in 8 s`, in `generate`, `bulk` and in progress messages.",
-    "*Thinking off* is what `enable_thinking: false` becomes; an empty cell means that the provider has no such switch, and "
-    "models that always think (`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …) have none anywhere: then a warning says so. "
-    "*JSON* is the form in which a schema is asked for. A provider that fetches no images from the web needs files, or "
-    "`fetch_images: true`. A row without a day was taken over from other clients and not compared since. This page is "
-    "written by `scripts/docs.py`.",
-)
 PAGES = {"configuration.md": configuration, "errors.md": errors, "providers.md": providers}
 
 if __name__ == "__main__":
