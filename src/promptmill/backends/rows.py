@@ -35,6 +35,10 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.images import load as images
 
+PROBLEM = "promptmill:problem"
+"""The only field of a line that stands for a row which cannot be asked, and says why."""
+ROW = "promptmill:row"
+"""The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
 BOM = b"\xef\xbb\xbf"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
@@ -92,11 +96,29 @@ def decode_row(
         raise input_error(f"{where}: {row}")
     if not isinstance(row, dict):
         raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
+    if PROBLEM in row:
+        raise input_error(f"{where}: {row[PROBLEM]}")
     if prompt_column is not None:
         row = _with_prompt(row, prompt_column)
     conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
+
+
+def as_it_was(line: bytes) -> bytes:
+    """Return the row that a line with a prompt written out was made of; another line as it is."""
+    if ROW.encode() not in line:
+        return line
+    try:
+        value = load(line, "")
+    except PromptmillError:
+        return line
+    if not isinstance(value, dict) or ROW not in value:
+        return line
+    try:
+        return orjson.dumps(value[ROW])
+    except TypeError:  # numbers beyond 64 bits
+        return json.dumps(value[ROW]).encode()
 
 
 def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | None:

@@ -207,6 +207,7 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         input=arguments.input[0].absolute(),
         more=[path.absolute() for path in arguments.input[1:]],
         output=arguments.output,
+        prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
         id_column=arguments.id_column,
         system_prompt=arguments.system,
@@ -238,6 +239,18 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if arguments.detach:
         return command.detach(configuration, order, as_json=arguments.json)
     return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
+
+
+def _template(arguments: argparse.Namespace) -> str | None:
+    """Return what `--prompt` or `--prompt-file` says. Raises `PromptmillError`."""
+    file: Path | None = arguments.prompt_file
+    if file is None:
+        return str(arguments.prompt) if arguments.prompt is not None else None
+    try:
+        return file.read_text(encoding="utf-8-sig").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise config_error("--prompt-file", f"{file} cannot be read: {reason}.") from None
 
 
 def _jobs(arguments: argparse.Namespace) -> int:
@@ -368,7 +381,10 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     )
     bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
     bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")
-    bulk.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    asked = bulk.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
+    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
+    asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
     bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)

@@ -61,11 +61,17 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
         formats.check_installed(target, *(part.path for part in parts))
         with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
             ids = None
-            if formats.is_read_directly(file, input_format):
+            if order.prompt_template is None and formats.is_read_directly(file, input_format):
                 lines = file.first
             else:
                 spooled = Path(name) / "rows.jsonl"
-                spool(file, input_format, spooled, prompt_column=order.prompt_column)
+                spool(
+                    file,
+                    input_format,
+                    spooled,
+                    prompt_column=order.prompt_column,
+                    prompt_template=order.prompt_template,
+                )
                 lines = RandomFile(spooled)
                 opened.callback(lines.close)
             if input_format == "batch":

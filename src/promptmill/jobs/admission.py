@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import orjson
 
@@ -22,6 +23,7 @@ from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.prompt_template import PromptTemplate
 from promptmill.jobs.store import DamagedError
 from promptmill.system.safe_open import NoFileError, OutsideError
 
@@ -171,11 +173,16 @@ def _spec(
     input_format = "messages" if own else formats.of_input(file)
     if order.prompt_column is not None and input_format in {"batch", "messages"}:
         raise input_error("--prompt-column goes with rows, not with a file of whole requests.")
+    if order.prompt_template is not None:
+        if input_format in {"batch", "messages"}:
+            raise input_error("--prompt goes with rows, not with a file of whole requests.")
+        PromptTemplate(order.prompt_template)
     output_format = formats.of_output(target, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     if order.prompt_column is not None:
         settings["prompt_column"] = _digest(order.prompt_column)
+    settings["prompt_template"] = _digest(order.prompt_template)
     return JobSpec(
         job_id=folder.job_id,
         input=source,
@@ -183,8 +190,9 @@ def _spec(
         output=target,
         input_format=input_format,
         output_format=output_format,
-        spooled=not own and not formats.is_read_directly(file, input_format),
+        spooled=not own and (order.prompt_template is not None or not formats.is_read_directly(file, input_format)),
         prompt_column=order.prompt_column,
+        prompt_template=order.prompt_template,
         size=size,
         mtime_ns=mtime_ns,
         fingerprint=settings,
@@ -252,8 +260,15 @@ def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec
             "fingerprint": wanted.fingerprint,
             "model": wanted.model,
             "backend": wanted.backend,
+            **(_other_prompts(wanted) if {"prompt_column", "prompt_template"} & set(changed) else {}),
         }
     )
+
+
+def _other_prompts(wanted: JobSpec) -> dict[str, Any]:
+    """Return what changes of a job whose rows are written out anew."""
+    found = wanted.model_copy(update={"lines": None})
+    return {name: getattr(found, name) for name in ("prompt_column", "prompt_template", "spooled", "lines")}
 
 
 def open_input(parts: Sequence[Part], *, known: bool) -> InputFiles:

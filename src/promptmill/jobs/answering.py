@@ -82,26 +82,58 @@ class Answering:
         return source.rows
 
     async def _once_each(self, sink: StoreSink, taken: dict[int, Taken], asked: FirstSeen) -> int:
-        """Ask each thing once; then answer the rows that were left out from the records of those that asked first."""
+        """Ask each thing once; then answer the rows that were left out from the records of those that asked first.
+
+        Where that one failed in a way that may pass, those that asked the same are asked once more, together.
+        """
+        assert self.duplicates is not None
         source = self._source(sink, taken, everything=True)
+        await self._ask(DedupedSource(source, asked), source, sink)
+        if await self._copy(sink, taken, asked):
+            again = FirstSeen(self.duplicates.with_name(f"{self.duplicates.name}-again"))
+            try:
+                left_out = self._source(sink, taken)
+                await self._ask(DedupedSource(left_out, again, asked), left_out, sink)
+                await self._copy(sink, taken, again, asked)
+            finally:
+                again.close()
+        return source.rows
+
+    async def _ask(self, deduped: DedupedSource, source: FileSource, sink: StoreSink) -> None:
         try:
-            await self.service.run(DedupedSource(source, asked), sink, self.stats, self.model)
+            await self.service.run(deduped, sink, self.stats, self.model)
         finally:
             await source.aclose()
         await sink.aclose()
-        left_out = self._source(sink, taken)
+
+    async def _copy(
+        self, sink: StoreSink, taken: dict[int, Taken], asked: FirstSeen, earlier: FirstSeen | None = None
+    ) -> int:
+        """Answer rows from those that asked the same; return how many are left, because that one's failure may pass.
+
+        None is left after an `earlier` round, whose rows are not touched.
+        """
+        left, left_out = 0, self._source(sink, taken)
         try:
             while requests := await left_out.take(_AT_ONCE):
                 for request in requests:
                     first = asked.first(request)
                     record = self.store.record(first) if first != request.key else None
-                    if record is not None:  # else it will be found unanswered when the output is written
-                        outcome = _copied(record.outcome(), request.attempts)
-                        sink.record(request.key, outcome)
-                        self.stats.settle(outcome)
+                    if record is None:  # it will be found unanswered when the output is written
+                        continue
+                    if earlier is not None and earlier.first(request) == request.key:
+                        continue
+                    outcome = _copied(record.outcome(), request.attempts)
+                    if isinstance(outcome, Failure) and outcome.error.retryable and earlier is None:
+                        left += 1
+                        taken.pop(request.key, None)
+                        continue
+                    sink.record(request.key, outcome)
+                    self.stats.settle(outcome)
         finally:
             await left_out.aclose()
-        return source.rows
+        await sink.aclose()
+        return left
 
     def _source(self, sink: StoreSink, taken: dict[int, Taken], *, everything: bool = False) -> FileSource:
         async def settle(row: int, failure: Outcome) -> None:

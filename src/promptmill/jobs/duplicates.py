@@ -154,9 +154,13 @@ class DedupedSource:
     It has no `take_refs`: to know what a line asks, it has to be read here.
     """
 
-    def __init__(self, source: FileSource, asked: FirstSeen) -> None:
-        """`source` brings all rows: those answered earlier were asked first as well."""
+    def __init__(self, source: FileSource, asked: FirstSeen, earlier: FirstSeen | None = None) -> None:
+        """`source` brings all rows: those answered earlier were asked first as well.
+
+        Those that were first in an `earlier` round are left out.
+        """
         self.reading = source.reading
+        self._earlier = earlier
         self._source = source
         self._asked = asked
 
@@ -169,7 +173,9 @@ class DedupedSource:
         return []
 
     def _is_new(self, request: Request) -> bool:
-        if self._asked.first(request) == request.key and not self._source.taken[request.key].settled:
+        had_its_turn = self._earlier is not None and self._earlier.first(request) == request.key
+        first = not had_its_turn and self._asked.first(request) == request.key
+        if first and not self._source.taken[request.key].settled:
             return True
         self._source.taken.pop(request.key, None)
         return False

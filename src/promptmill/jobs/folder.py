@@ -48,6 +48,7 @@ class JobSpec(BaseModel):
     spooled: bool = False
     """Whether its rows are written out as lines before they are asked, see `spool`."""
     prompt_column: str | None = None
+    prompt_template: str | None = None
     size: int
     mtime_ns: int
     sha256: str | None = None

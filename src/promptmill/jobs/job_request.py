@@ -47,6 +47,8 @@ class JobRequest(BaseModel):
     more: tuple[Path, ...] = ()
     """Further ones, whose rows come behind."""
     output: Path
+    prompt_template: str | None = None
+    """What to ask of every row, with its fields in double braces."""
     prompt_column: str | None = None
     """The field that is asked, where it is not called `prompt`."""
     id_column: str | None = None

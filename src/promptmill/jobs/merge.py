@@ -248,6 +248,7 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             record, data = merge.answer(line.row), line.data or b""
             if record is None:
                 continue
+            data = rows_.as_it_was(data)
             if merge.input_format == "batch":
                 found = batch_output(
                     data,

@@ -160,7 +160,15 @@ class Runner:
             return job.input.first, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
             self._enter(self.progress.state, "reading the rows")
-            count = spool(job.input, job.spec.input_format, folder.rows, self._ending.halt, job.spec.prompt_column)
+            spec = job.spec
+            count = spool(
+                job.input,
+                spec.input_format,
+                folder.rows,
+                self._ending.halt,
+                prompt_column=spec.prompt_column,
+                prompt_template=spec.prompt_template,
+            )
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows

@@ -241,7 +241,7 @@ def _index(line: Line) -> dict[str, Any]:
 def _fields(line: Line) -> dict[str, Any]:
     """Return what the row itself says, as far as it can be sent on."""
     try:
-        value = rows.load(line.data or b"", "")
+        value = rows.load(rows.as_it_was(line.data or b""), "")
         orjson.dumps(value)
     except (PromptmillError, TypeError):
         return {}

@@ -11,11 +11,14 @@ from typing import Any
 import orjson
 
 from promptmill.backends.row_fields import IMAGES, NAMES
-from promptmill.core.errors import input_error
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, formats, json_rows
 from promptmill.jobs.cell_table import CellRow, CellTable, is_utf8
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.parquet_table import ParquetTable
+from promptmill.jobs.prompt_template import PromptTemplate
+
+_PROMPTS = frozenset({"prompt", "messages"})
 
 
 class Halted(Exception):  # noqa: N818 (a finding, told to the runner alone)
@@ -27,21 +30,27 @@ def spool(
     input_format: str,
     target: Path,
     halt: threading.Event | None = None,
+    *,
     prompt_column: str | None = None,
+    prompt_template: str | None = None,
 ) -> int:
     """Write the rows of the input into `target`, one line each, and return how many there are.
 
-    Of tables, only the columns that are asked about are kept, with `prompt_column` as `prompt`. `target` is there whole
+    Of tables, only the columns that are asked about are kept, with `prompt_column` as `prompt`, or what
+    `prompt_template` makes of a row. `target` is there whole
     or not at all. Raises `PromptmillError` (`invalid_input`) for what is not of its format, or a table without a
     `prompt` or `messages` column; `OSError`; `Halted` once `halt` is set.
     """
     beside = target.with_name(f"{target.name}.new")
+    template = None if prompt_template is None else PromptTemplate(prompt_template)
     if input_format in formats.CELLS:
-        lines = _cell_lines(CellTable(files, input_format), prompt_column)
+        lines = _cell_lines(CellTable(files, input_format), prompt_column, template)
     elif input_format == "parquet":
-        lines = _parquet_lines(ParquetTable(files), prompt_column)
+        lines = _parquet_lines(ParquetTable(files), prompt_column, template)
     else:
         lines = json_rows.lines(files)
+        if template is not None:
+            lines = template.lines(lines)
     count = 0
     with beside.open("wb") as out:
         beside.chmod(disk.PRIVATE_FILE)
@@ -57,15 +66,16 @@ def spool(
     return count
 
 
-def _asked(names: list[str], prompt_column: str | None) -> list[tuple[int, str]]:
+def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate | None) -> list[tuple[int, str]]:
     """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`."""
+    if template is not None:
+        template.check(names)
+        return [(at, name) for at, name in enumerate(names) if template.takes_all or name in template.names | NAMES]
     meant = list(names)
     if prompt_column is not None:
         if prompt_column not in names:
             raise input_error(f"The input has no column {prompt_column!r}; its columns: {_shown(names)}.")
-        meant = [
-            "prompt" if name == prompt_column else "" if name in {"prompt", "messages"} else name for name in names
-        ]
+        meant = ["prompt" if name == prompt_column else "" if name in _PROMPTS else name for name in names]
     asked = [(at, name) for at, name in enumerate(meant) if name in NAMES]
     twice = {name for _, name in asked if meant.count(name) > 1}
     if twice:
@@ -84,10 +94,10 @@ def _shown(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:10]) or "none"
 
 
-def _cell_lines(table: CellTable, prompt_column: str | None) -> Iterator[bytes]:
-    asked = _asked(table.header, prompt_column)
+def _cell_lines(table: CellTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
+    asked = _asked(table.header, prompt_column, template)
     for row in table.rows():
-        found = _cell_row(row, asked)
+        found = _cell_row(row, asked) if template is None else _written_out(row, asked, template)
         yield orjson.dumps(f"{found.removesuffix('.')} (line {row.line})." if isinstance(found, str) else found)
 
 
@@ -111,12 +121,34 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | 
     return row
 
 
-def _parquet_lines(table: ParquetTable, prompt_column: str | None) -> Iterator[bytes]:
+def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptTemplate) -> dict[str, Any] | str:
+    """Return what a row asks by `template`, or why it cannot be asked."""
+    if found.problem:
+        return found.problem
+    texts = {name: found.cells[at] for at, name in asked}
+    if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
+        return f"{wrong} is not UTF-8 text."
+    own = _cell_row(found, [(at, name) for at, name in asked if name in NAMES - _PROMPTS])
+    if isinstance(own, str):
+        return own
+    try:
+        return own | {"prompt": template.render(texts)}
+    except PromptmillError as error:
+        return error.message
+
+
+def _parquet_lines(table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
     names = table.schema.names
-    asked = {names[at]: name for at, name in _asked(names, prompt_column)}
+    asked = {names[at]: name for at, name in _asked(names, prompt_column, template)}
     for batch in table.batches(list(asked)):
         for found in batch.to_pylist():
             row = {asked[name]: value for name, value in found.items()}
+            if template is not None:
+                try:
+                    row = template.asked(row)
+                except PromptmillError as error:
+                    yield orjson.dumps(error.message)
+                    continue
             images = {name: row.pop(name) for name in IMAGES if name in row}
             for name in ("messages", "prompt"):
                 if isinstance(row.get(name), list):

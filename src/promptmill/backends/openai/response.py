@@ -235,10 +235,11 @@ def _text(body: bytes) -> str:
 
 
 def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
-    page = " (a web page)" if body.lstrip()[:1] == b"<" else ""
-    return RetryDecision(
-        FailureKind.CHANCE, PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{page}.")
+    page = body.lstrip()[:1] == b"<"
+    error = PromptmillError(
+        Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{' (a web page)' if page else ''}."
     )
+    return RetryDecision(FailureKind.CHANCE, error, status=200 if page else 0)
 
 
 def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:

@@ -323,6 +323,9 @@ class Run(Generic[TaskT]):
                 await self._release()
                 self._limiter.serve()
             return None
+        if self._held.ended_by(decision):
+            await self._release()
+            return await self._fail(item, error, concerns_all=True)
         self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
         self._scope.completion_tokens += decision.usage.completion_tokens
         wait_s = 0.0
@@ -337,7 +340,8 @@ class Run(Generic[TaskT]):
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.wished(decision))
-        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, error.code, wait_s)
+        what = f"{decision.status} {error.code}" if decision.status else error.code
+        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._fail(item, _too_slow(settings.item_timeout))
         self._flow.put_back(endpoint_state, decision, wait_s)
