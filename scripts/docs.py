@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/errors.md from the settings and error codes themselves; a test compares them."""
+"""Write the reference pages in docs/ from settings, error codes and provider rows themselves; a test compares them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
+from promptmill.backends.openai.providers import DIALECTS
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.service import registry
 
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {str: "text", int: "number", float: "number", bool: "true/false", SecretStr: "text", type(None): "null"}
@@ -101,12 +101,26 @@ def errors() -> str:
     )
 
 
+_THINKING = {
+    "template": "`chat_template_kwargs`",
+    "top_level": "`enable_thinking`",
+    "type_object": "`thinking: {type}`",
+    "effort": "`reasoning_effort: none`",
+    "refused": "",
+}
+_JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "words": "in words"}
+
+
 def providers() -> str:
     """Return docs/providers.md."""
-    rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
-    for name, base_url, key_env, _ in registry.providers():
-        url = f"`{base_url}`" if base_url else "yours, as `base_url`"
-        rows.append(f"| `{name}` | {url} | {f'`{key_env}`' if key_env else 'none needed'} |")
+    rows = ["| `provider` | `base_url` | the key's variable | thinking off | JSON | web images | its page, read on |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    rows += [
+        f"| `{row.name}` | {f'`{row.base_url}`' if row.base_url else 'yours, as `base_url`'} "
+        f"| {f'`{row.key_env}`' if row.key_env else 'none needed'} | {_THINKING[row.thinking]} | {_JSON[row.json_form]} "
+        f"| {'yes' if row.images == 'url' else 'no'} | {row.page}{f', {row.read}' if row.read else ''} |"
+        for row in DIALECTS
+    ]
     return (
         "\n\n".join(
             [
@@ -118,9 +132,24 @@ def providers() -> str:
                 "In a configuration file, which `promptmill init` writes after three questions:",
                 "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
                 "A row knows more than the address: what its limits, its errors and its reasoning look like, and which parameters "
-                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`. A provider's key "
-                "goes to that provider alone ([which key goes where](configuration.md#which-key-goes-where)).",
+                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`; a server with one "
+                "model needs no `--model`. A provider's key goes to that provider alone "
+                "([which key goes where](configuration.md#which-key-goes-where)).",
+                "`promptmill check` goes by stages (configuration, URL, connection, TLS, key, models, a one-token call), each "
+                "attempted once, all within 15 s, and stops at the first that fails with a hint that fits it: TLS on a plain "
+                "port, a certificate that is not trusted and how to trust it, the right path for a wrong one, the nearest names of "
+                "an unknown model.",
+                "`backend: auto` takes the first that works: the endpoint that the `openai` block names, a server that runs on "
+                "this machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has "
+                "`model_name`, else the embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the "
+                "status, and does not change until promptmill is started again. A server that was found gets no key.",
+                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
+                "api.example.com since 0:14, next try in 8 s`.",
                 "\n".join(rows),
+                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
+                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
+                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. A row without "
+                "a day was taken over from other clients and not compared since.",
                 "`promptmill providers` lists them too, and which keys are set. This page is written by `scripts/docs.py`.",
             ]
         )
