@@ -18,6 +18,8 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"bulk_call"},
+    {"bulk_rows"},
     {"api", "install"},
     {"server"},
     {"http", "stdio"},
