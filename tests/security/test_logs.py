@@ -47,6 +47,7 @@ def config(tmp_path, upstream):
 PROMPTS = [f"{PROMPT} {how}" for how in ("ok", "400", "500", "reset", "closed", "broken")]
 
 
+@pytest.mark.rule("L1")
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream, how):
     upstream.reply = attempts(status(502, "bad gateway"), answer(ANSWER))

@@ -85,6 +85,8 @@ def test_schemas_keep_to_what_every_client_understands(talk):
         for schema in filter(None, (tool.input_schema, tool.output_schema)):
             assert schema["type"] == "object"
             for node in _nodes(schema):
+                if node == {"$ref": "#"} and schema is tool.output_schema:
+                    continue  # no model reads it, and what checks results knows it
                 assert set(node) <= known, (tool.name, node)
                 assert ("type" in node) != ("anyOf" in node), (tool.name, node)
                 assert node.get("type") != "array" or "items" in node, (tool.name, node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,10 @@ from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
-from promptmill.core.conversation import (
-    Conversation,
-    ImagePosition,
-    conversation_from_messages,
-    conversation_from_prompt,
-)
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.conversation import Conversation
+from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Outcome
-from promptmill.server import large_results
+from promptmill.server import large_results, prompt_lists
 from promptmill.server.arguments import (
     AnswerSchema,
     CallSampling,
@@ -42,8 +36,6 @@ from promptmill.service.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.running_jobs import RunningJobs
-
-_PROMPTS_AT_ONCE = 500  # half a millisecond of work, after which others get their turn
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -71,12 +63,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats, plan = _stats(len(prompt_ls), max_cost), answers.plan(model, answer_schema, sampling_params)
-        items: list[Conversation | PromptmillError] = []
-        for index, item in enumerate(prompt_ls):
-            items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
-            if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
-                await asyncio.sleep(0)
+        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        items = await prompt_lists.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
@@ -101,18 +90,12 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
         Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` as `generate` does.
         """
-        if len(multimodal_path) != len(prompt_ls):
-            raise input_error(
-                f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
-                "send one list of images per prompt, [] for none."
-            )
-        stats, plan = _stats(len(prompt_ls), max_cost), answers.plan(model, answer_schema, sampling_params)
+        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
+        images = prompt_lists.list_of(multimodal_path, "multimodal_path")
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
-        items = [
-            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
-            for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
-        ]
+        items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
@@ -133,22 +116,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
-        conversation = conversation_from_messages(messages, "messages")
+        conversation = await prompt_lists.conversation(prompt_lists.list_of(messages, "messages"))
         plan = answers.plan(model, answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
 def _stats(total: int, max_cost: float | None) -> CallStats:
     return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
-
-
-def _with_images(
-    conversation: Conversation, sources: Sequence[str], tag: str | None, position: ImagePosition
-) -> Conversation | PromptmillError:
-    try:
-        return conversation.with_images(sources, tag, position)
-    except PromptmillError as error:
-        return error
 
 
 class _Answers:
