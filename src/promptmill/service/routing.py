@@ -13,7 +13,7 @@ from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.model import NotLoadedError
-from promptmill.service.wrapped_call import WrappedCall, mentions
+from promptmill.service.wrapped_call import WrappedCall, may_mention
 
 RunOn: TypeAlias = Callable[[str, Source, Sink, CallStats], Awaitable[None]]
 # The caller's own mistakes, the end of the call and troubles of this machine are the same with every model.
@@ -293,8 +293,7 @@ async def names_models(source: Source) -> bool:
     """Return whether requests of `source` may name a model: those of files, in a field `model`."""
     if getattr(source, "reading", None) is None:
         return False
-    path = getattr(source, "path", None)
-    return path is None or await asyncio.to_thread(mentions, path, [b'"model"'])
+    return await may_mention(source, [b'"model"'])
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
