@@ -28,7 +28,7 @@ _MOST_WAITING = 1000  # requests that wait for another model before no more is r
 _GIVEN_UP_S = 60.0  # so long nothing more is sent to a model that answers nobody
 _LOOK_S = 0.25
 _COUNTS = (
-    *("done", "failed", "requests", "retries", "in_flight", "prompt_tokens", "completion_tokens"),
+    *("done", "failed", "requests", "retries", "refused", "in_flight", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
 )
 
@@ -243,6 +243,7 @@ class _Part(WrappedCall):
             started=of_call.started,
             budget=of_call.budget,
             warnings=of_call.warnings,
+            preview=of_call.preview,
         )
         super().__init__(call.source, call.sink, stats)
         self.name = name
@@ -287,6 +288,9 @@ class _Part(WrappedCall):
             else:
                 stats.codes.pop(code, None)
         self._poured, self._poured_codes = now, codes
+        stats.chosen = stats.chosen or self.stats.chosen
+        if self.takes:
+            stats.flow = self.stats.flow
 
 
 async def names_models(source: Source) -> bool:
