@@ -137,13 +137,15 @@ async def cell():
 
 try:
     asyncio.new_event_loop().run_until_complete(cell())
-except KeyboardInterrupt:
-    print("interrupted")
+except KeyboardInterrupt as interrupted:
+    answers = getattr(interrupted, "answers", [])
+    there = [text for text in answers if text.startswith("echo: ")]
+    print("interrupted with", len(answers), len(there) > 0)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
-def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
+def test_an_interrupt_in_a_notebook_ends_the_call_and_brings_what_is_there(upstream):
     upstream.reply = late(0.1, answer())
     notebook = subprocess.Popen([sys.executable, "-c", NOTEBOOK, upstream.url], stdout=subprocess.PIPE, text=True)
     try:
@@ -151,7 +153,7 @@ def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
             assert notebook.poll() is None
             time.sleep(0.01)
         notebook.send_signal(signal.SIGINT)
-        assert notebook.communicate(timeout=30)[0] == "interrupted\n"
+        assert notebook.communicate(timeout=30)[0] == "interrupted with 300 True\n"
         assert len(upstream.seen) < 200
     finally:
         notebook.kill()

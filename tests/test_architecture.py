@@ -18,7 +18,9 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"api", "install"},
+    {"bulk_call"},
+    {"bulk_rows"},
+    {"api", "install", "sampling"},
     {"server"},
     {"http", "stdio"},
     {"jobs"},

@@ -22,9 +22,10 @@ from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation
 from promptmill.core.datastudio_inputs import conversation_of
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.core.sampling import Sampling
+from promptmill.service.lists import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -41,6 +42,14 @@ _SAMPLING = (
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _MOST_CONNECTIONS = 16384
 _BAR_EVERY_S = 0.2
+
+
+class InterruptedCall(KeyboardInterrupt):
+    """Ctrl-C ended a call; `answers` are those that were there, in their order, `fail_msg` for the others."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        super().__init__(answers)
+        self.answers = answers
 
 
 class OpenAIAPI:
@@ -116,14 +125,18 @@ class OpenAIAPI:
         together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
         that its JSON holds; one without is asked for again, `retry` times in all. Every answer satisfies
         `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
-        `PromptmillError` (`invalid_input`).
+        `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
         conversations = [
             conversation_of(item, f"messages[{index}]", self.image_key_name) for index, item in enumerate(messages)
         ]
-        outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), shared=True)
+        sink = ListSink(len(conversations))
+        try:
+            outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), sink, shared=True)
+        except KeyboardInterrupt:
+            raise InterruptedCall(self._so_far(sink, answer_schema)) from None
         return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
 
     def generate_inner(
@@ -134,7 +147,8 @@ class OpenAIAPI:
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
         asked = _with_schema(kwargs, answer_schema)
-        (outcome,) = self._outcomes([conversation_of(inputs, "inputs", self.image_key_name)], asked, shared=False)
+        conversation = conversation_of(inputs, "inputs", self.image_key_name)
+        (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
         answer = self._told(outcome, 0, answer_schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
@@ -187,18 +201,28 @@ class OpenAIAPI:
         return {}
 
     def _outcomes(
-        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], *, shared: bool
+        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], sink: ListSink, *, shared: bool
     ) -> list[Outcome]:
-        return _run(self._answer(conversations, self._configuration(overrides, shared=shared)))
+        return run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
-    async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
+    def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
+        """Return the answers that there are, `fail_msg` for the others."""
+        outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
+        return [
+            self._told(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    async def _answer(
+        self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
+    ) -> list[Outcome]:
         service = Service(configuration)
         stats = CallStats(total=len(conversations))
         outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
             async with _progress_shown(stats):
-                outcomes = await service.generate(conversations, stats)
+                outcomes = await service.generate(conversations, stats, sink=sink)
                 for _ in range(self.retry - 1 if self.return_dict else 0):
                     places = [place for place in places if _lacks_object(outcomes[place])]
                     if not places:
@@ -357,7 +381,7 @@ def object_in(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end, in a thread of its own where this one runs an event loop already (a notebook)."""
     try:
         asyncio.get_running_loop()
@@ -382,4 +406,4 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
             raise
 
 
-__all__ = ["MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]
+__all__ = ["InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import admission, detached, prune, status
+from promptmill.jobs import admission, detached, given_rows, prune, status
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import Folder
+from promptmill.jobs.folder import Folder, stamp
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.progress_text import summary
@@ -54,7 +56,50 @@ def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) ->
     return OK
 
 
-def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False) -> int:
+def piped(
+    configuration: Configuration,
+    order: JobRequest,
+    *,
+    input_format: str,
+    output_format: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
+
+    Its answers are printed at its end, and what it is is said on stderr. A job that stops is gone on with when the same
+    rows come again.
+    """
+    folders, plan = JobFolders.from_environ(), configuration.plan
+    given = None
+    if order.input.name == "-":
+        blocks = iter(given_rows.blocks_of_stdin(sys.stdin.fileno()))
+        first = next(blocks)
+        suffix = f".{input_format.lstrip('.')}" if input_format else given_rows.suffix_of(first)
+        given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
+        order = order.model_copy(update={"input": given.input})
+    if order.output.name != "-":
+        code = bulk(configuration, order, as_json=as_json, quiet=quiet)
+        if given is not None and code in {OK, SOME_FAILED}:
+            given.forget()
+        return code
+    if given is None:
+        seen = order.input.absolute().resolve()
+        found = [str(seen), *(map(str, order.more)), repr(stamp(seen))]
+        given = GivenRows.write(folders, [orjson.dumps(found)], ".input")
+    output = given.output(plan, order, f".{output_format.lstrip('.')}")
+    code = bulk(
+        configuration, order.model_copy(update={"output": output}), as_json=as_json, quiet=quiet, on_stderr=True
+    )
+    if output.exists():
+        given_rows.copy_out(output, sys.stdout.fileno())
+        given.forget(output)
+    return code
+
+
+def bulk(
+    configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False, on_stderr: bool = False
+) -> int:
     """Run a job in the foreground, or go on with it.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
@@ -67,14 +112,14 @@ def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quie
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            _tell(found, job.folder, as_json=as_json)
+            _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
             found, error, terminated = runtime.run(_bulk(configuration, job, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json)
+            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
-        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json)
+        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
     finally:
         job.close()
     if terminated:
@@ -102,13 +147,19 @@ def _kept(job: Job) -> str:
 
 
 def _tell(
-    found: Mapping[str, Any], folder: Folder | None = None, order: JobRequest | None = None, *, as_json: bool
+    found: Mapping[str, Any],
+    folder: Folder | None = None,
+    order: JobRequest | None = None,
+    *,
+    as_json: bool,
+    on_stderr: bool = False,
 ) -> None:
+    stream = sys.stderr if on_stderr else sys.stdout
     if as_json:
-        say(orjson.dumps(found).decode())
+        say(orjson.dumps(found).decode(), stream)
         return
     anew = order is not None and order.overwrite
-    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew))
+    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew), stream)
 
 
 async def _bulk(

@@ -223,6 +223,17 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         reuse_from=other,
         accept_change=arguments.accept_change,
     )
+    if Path("-") in {arguments.output, *arguments.input}:
+        if arguments.detach or arguments.validate or (Path("-") in arguments.input and arguments.input[1:]):
+            raise config_error("-", "goes without --detach, --validate and further inputs.")
+        return command.piped(
+            configuration,
+            order,
+            input_format=arguments.input_format,
+            output_format=arguments.output_format,
+            as_json=arguments.json,
+            quiet=arguments.quiet,
+        )
     if arguments.validate:
         return command.validate(configuration, order, as_json=arguments.json)
     if arguments.detach:
@@ -363,11 +374,13 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
         type=Path,
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one; -",
     )
     bulk.add_argument(
-        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
+        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
     )
+    bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
+    bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     asked = bulk.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from promptmill.core.errors import config_error
 
-_WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 _UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
 _UNKNOWN_COMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -72,45 +71,25 @@ def shared_options(*, answering: bool = True) -> Parser:
 def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Return the settings that the shared options name, by their paths; `raw` is the file's content.
 
-    `--model` names one of the file's `models`, else a model of the backend. Raises `PromptmillError` (`invalid_config`)
-    for an option that the backend does not have.
+    Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
     """
-    from promptmill.config import models  # `serve` answers before these are imported
-    from promptmill.config.settings import Settings
+    from promptmill.config import choices  # `serve` answers before these are imported
 
-    found: dict[tuple[str, ...], Any] = {}
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
         "provider": getattr(arguments, "provider", None),
         "api_key_env": getattr(arguments, "key_env", None),
         "concurrency": getattr(arguments, "concurrency", None),
     }
-    endpoint = {key: value for key, value in endpoint.items() if value is not None}
-    model, of_backend = getattr(arguments, "model", None), arguments.backend or endpoint.keys() & _WHICH_ENDPOINT
-    name = models.default_name(raw) if of_backend or model not in models.names(raw) else model
-    if name == model:
-        found["default_model",] = name
-        model = None
-    elif of_backend and name != models.DEFAULT:
-        found["default_model",] = name = models.DEFAULT
-    is_named = name in models.named(raw)
-    backend = str(models.raw_of(raw, name).get("backend") or Settings.model_fields["backend"].default)
-    chosen = arguments.backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else backend)
-    if chosen != backend:
-        found["backend",] = chosen
-    if endpoint and chosen not in {"openai", "auto"}:
-        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
-        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
-    above = ("models", name) if is_named else ("backend_configs",)
-    found.update({(*above, "openai", key): value for key, value in endpoint.items()})
-    if model is not None and chosen in {"openai", "auto"}:
-        found[*above, "openai", "model_name"] = model
-    elif model is not None:
-        found[*above, chosen, "model_name_or_path"] = model
-    for key in ("temperature", "max_tokens"):
-        if (value := getattr(arguments, key, None)) is not None:
-            found["sampling_params", key] = value
-    return found
+    return choices.settings_of(
+        raw,
+        backend=arguments.backend,
+        endpoint={key: value for key, value in endpoint.items() if value is not None},
+        model=getattr(arguments, "model", None),
+        sampling={
+            key: value for key in ("temperature", "max_tokens") if (value := getattr(arguments, key, None)) is not None
+        },
+    )
 
 
 def stdin_text() -> str:

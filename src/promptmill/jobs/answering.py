@@ -44,6 +44,8 @@ class Answering:
     give_up: Callable[[PromptmillError], None]
     changed: Sequence[str] = ()
     crash: Callable[[str], None] | None = None
+    told: Callable[[Sequence[int]], None] | None = None
+    """Gets the rows that were recorded."""
     model: str | None = None
     """The name of the model that answers rows which name none."""
 
@@ -58,6 +60,7 @@ class Answering:
             failure_limit=self.failure_limit,
             changed=self.changed,
             crash=self.crash,
+            told=self.told,
         )
         try:
             if self.duplicates is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ class Runner:
         watch: Watch | None = None,
         stats: CallStats | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
+        told: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`watch` is shown the progress several times a second; `stats` counts what this run costs.
 
-        `before_output` is waited for when all rows are answered.
+        `before_output` is waited for when all rows are answered. `told` gets the rows that were recorded.
 
         Needs a running event loop.
         """
@@ -59,6 +60,7 @@ class Runner:
         self._service = service
         self._watch = watch
         self._before_output = before_output
+        self._told = told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
         self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
@@ -127,7 +129,7 @@ class Runner:
             opened = lines
             for _ in range(_ROUNDS):
                 try:
-                    await self._count(self._again)
+                    await self._count(self.again)
                     await self._answer(lines, path)
                     if self._before_output is not None:
                         await self._before_output()
@@ -182,7 +184,7 @@ class Runner:
             self.progress.unsettled_before = max(0, sent - counts.requests) if type(sent) is int else 0
 
     @property
-    def _again(self) -> str:
+    def again(self) -> str:
         """Which records are to be replaced, as a condition for `store`."""
         order = self._job.order
         again = FAILED if order.retry_failed else RETRYABLE
@@ -237,7 +239,7 @@ class Runner:
             self._service,
             job.folder.store,
             self.progress.counts,
-            self._again,
+            self.again,
             self.progress.stats,
             lines,
             path,
@@ -249,6 +251,7 @@ class Runner:
             self._give_up,
             job.spec.changed,
             self._crash,
+            self._told,
             plan.name,
         )
 

@@ -94,6 +94,12 @@ class LocalSender:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
             self._scope.warn(f"{text}; it was left out.")
         preview = self._scope.preview
+        if endpoint_state.endpoint.profile.images == "data" and self._image_encoder.passes_on(task.conversation.images):
+            raise PromptmillError(
+                Code.INVALID_IMAGE,
+                f"{endpoint_state.endpoint.name} fetches no images from the web.",
+                "Set `fetch_images: true` to have them fetched here, or give files.",
+            )
         body = endpoint_state.encoder.encode(task, prepared, stream=preview is not None)
         told = None
         if preview is not None:
