@@ -113,14 +113,10 @@ _JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "wor
 
 def providers() -> str:
     """Return docs/providers.md."""
-    rows = ["| `provider` | `base_url` | the key's variable | thinking off | JSON | web images | its page, read on |"]
-    rows.append("|---|---|---|---|---|---|---|")
-    rows += [
-        f"| `{row.name}` | {f'`{row.base_url}`' if row.base_url else 'yours, as `base_url`'} "
-        f"| {f'`{row.key_env}`' if row.key_env else 'none needed'} | {_THINKING[row.thinking]} | {_JSON[row.json_form]} "
-        f"| {'yes' if row.images == 'url' else 'no'} | {row.page}{f', {row.read}' if row.read else ''} |"
-        for row in DIALECTS
-    ]
+    rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
+    for row in DIALECTS:
+        url = f"`{row.base_url}`" if row.base_url else "yours, as `base_url`"
+        rows.append(f"| `{row.name}` | {url} | {f'`{row.key_env}`' if row.key_env else 'none needed'} |")
     return (
         "\n\n".join(
             [
@@ -146,18 +142,46 @@ def providers() -> str:
                 "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
                 "api.example.com since 0:14, next try in 8 s`.",
                 "\n".join(rows),
-                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
-                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
-                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. A row without "
-                "a day was taken over from other clients and not compared since.",
-                "`promptmill providers` lists them too, and which keys are set. This page is written by `scripts/docs.py`.",
+                "`promptmill providers` lists them too, and which keys are set. What each takes and where it says so: "
+                "[provider-rows.md](provider-rows.md). This page is written by `scripts/docs.py`.",
             ]
         )
         + "\n"
     )
 
 
-PAGES = {"configuration.md": configuration, "errors.md": errors, "providers.md": providers}
+def provider_rows() -> str:
+    """Return docs/provider-rows.md."""
+    rows = [
+        "| `provider` | thinking off | JSON | web images | leaves out | its page | read |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in DIALECTS:
+        cells = [f"`{row.name}`", _THINKING[row.thinking], _JSON[row.json_form], "yes" if row.images == "url" else "no"]
+        cells += [", ".join(f"`{name}`" for name in sorted(row.refused)), row.page, row.read]
+        rows.append(f"| {' | '.join(cells)} |")
+    return (
+        "\n\n".join(
+            [
+                "# What each provider takes",
+                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
+                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
+                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. What a provider "
+                "*leaves out* brings a warning, or an error with `unsupported: error`. A row that was not *read* on its page was "
+                "taken over from other clients. This page is written by `scripts/docs.py`.",
+                "\n".join(rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "errors.md": errors,
+    "providers.md": providers,
+    "provider-rows.md": provider_rows,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -20,7 +20,7 @@ FLOORS = (
     {"cli"},
     {"bulk_call"},
     {"bulk_rows"},
-    {"api", "install"},
+    {"api", "install", "sampling"},
     {"server"},
     {"http", "stdio"},
     {"jobs"},

@@ -174,4 +174,5 @@ def _copied(outcome: Outcome, attempts: int) -> Outcome:
     details = outcome.details
     if details is not None and "body" in details:
         details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
-    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details)
+    cost = None if outcome.cost is None else 0.0
+    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)
