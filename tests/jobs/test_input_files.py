@@ -64,7 +64,7 @@ class Asked:
                     self.format,
                     kind,
                     target,
-                    merge.Answers(store),
+                    merge.Answers(store.records()),
                     "m",
                     0,
                     None,

@@ -27,7 +27,7 @@ def plan(tmp_path: Path) -> Iterator[Merge]:
         InputFiles([Part(tmp_path / "in.jsonl")]),
     )
     store.write([record_of(row, Completion(f"answer {row}")) for row in (2, 0, 1)])
-    answers, target = merge.Answers(store), tmp_path / "out.jsonl"
+    answers, target = merge.Answers(store.records()), tmp_path / "out.jsonl"
     yield Merge("job-0123456789", file, file.first, "jsonl", "jsonl", target, answers, "m", 0, None)
     store.close()
     file.close()
@@ -51,10 +51,10 @@ def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Mer
     sound = [record_of(row, Completion(f"answer {row}")) for row in range(3)]
     store.write([sound[0], sound[1]._replace(text="flipped"), sound[2]])
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store)))
+        merge.write(replace(plan, answers=merge.Answers(store.records())))
     assert store.drop_unsound() == 1
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store)))
+        merge.write(replace(plan, answers=merge.Answers(store.records())))
     store.close()
     assert not merge.beside(plan.target, plan.job_id).exists()
 

@@ -14,6 +14,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.service import choosing
 from promptmill.service.service import Service
+from replies import late
 from talk import serving
 
 
@@ -135,6 +136,37 @@ def test_a_call_that_changes_the_address_finds_that_ones_model(run, upstreams):
 
     run(work())
     assert [seen.json["model"] for seen in (first.seen[-1], second.seen[-1])] == ["test-model", "other"]
+
+
+def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(run, upstream):
+    async def work():
+        async with serving(
+            Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
+        ) as talk:
+            assert "`auto` stands in the configuration alone" in await talk.error(
+                "generation_init", backend_configs={}, sampling_params={}, backend="auto"
+            )
+            assert await talk.answers("x") == ["echo: x"]
+
+    run(work())
+
+
+def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(run, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path))
+    upstream.reply = late(None)
+    block = {"base_url": upstream.url}
+    configuration = Configuration({"backend": "openai", "max_call_s": 2, "backend_configs": {"openai": block}})
+
+    async def work():
+        async with serving(configuration) as talk:
+            result = await talk("generate", prompt_ls=["x"], sampling_params={"max_tokens": 5})
+            job_id = result.structured_content["job_id"]
+            found = (await talk("bulk_status", job_id=job_id)).structured_content
+            assert found["model"] == "test-model"
+            await talk("bulk_cancel", job_id=job_id)
+        assert upstream.seen[-1].json["max_tokens"] == 5
+
+    run(work())
 
 
 def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_call(run, upstream):

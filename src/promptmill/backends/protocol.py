@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion, Outcome
+from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
 
@@ -110,6 +110,8 @@ class CallStats:
     completion_tokens: int = 0
     cost: float | None = None
     """What the call has cost so far; None where nobody knows the price."""
+    priced: Usage = NO_USAGE
+    """The tokens that `cost` is of, those of answers that are about to be settled included."""
     budget: Budget | None = None
     """What the call may cost at most."""
     model: str = ""

@@ -11,13 +11,14 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.protocol import CallStats
 from promptmill.cli import progress_display
 from promptmill.cli import validate as validation
 from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import admission, detached, given_rows, prune, status
+from promptmill.jobs import admission, detached, given_rows, prune, shards, status
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import Folder, stamp
@@ -228,6 +229,16 @@ def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool)
     else:
         print(f"promptmill: {count} answers in {target}.", file=sys.stderr)
     return OK
+
+
+def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
+    """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
+    counts = shards.join(JobFolders.from_environ(), output, overwrite=overwrite)
+    if as_json:
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
+    else:
+        say(f"{counts.done} rows, {counts.failed} failed, in {output}.")
+    return SOME_FAILED if counts.failed else OK
 
 
 def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:

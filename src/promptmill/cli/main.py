@@ -222,10 +222,16 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         reuse=arguments.reuse == "",
         reuse_from=other,
         accept_change=arguments.accept_change,
+        shard=arguments.shard,
     )
     if Path("-") in {arguments.output, *arguments.input}:
-        if arguments.detach or arguments.validate or (Path("-") in arguments.input and arguments.input[1:]):
-            raise config_error("-", "goes without --detach, --validate and further inputs.")
+        if (
+            arguments.detach
+            or arguments.validate
+            or arguments.shard
+            or (Path("-") in arguments.input and arguments.input[1:])
+        ):
+            raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
         return command.piped(
             configuration,
             order,
@@ -266,6 +272,12 @@ def _jobs(arguments: argparse.Namespace) -> int:
     if arguments.follow:
         return command.follow(arguments.job_id, as_json=arguments.json)
     return command.jobs(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    from promptmill.cli import bulk as command
+
+    return command.join(arguments.output, overwrite=arguments.overwrite, as_json=arguments.json)
 
 
 def _providers(arguments: argparse.Namespace) -> int:
@@ -389,6 +401,7 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
@@ -410,6 +423,13 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
+
+    join = commands.add_parser("join", help="make one output of the parts that `bulk --shard I/N` made")
+    join.add_argument("output", type=Path, metavar="OUTPUT", help="as it was named for the shards")
+    join.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
+    join.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    join.add_argument("--json", action="store_true", help="print the result as JSON")
+    join.set_defaults(unconfigured=_join)
 
 
 def _add_jobs(commands: Any, shared: Parser) -> None:

@@ -49,6 +49,8 @@ class Completion:
     """What else the endpoint said, where that is wanted: see `details.details_of`."""
     answered_by: str = ""
     """The name of the model, where a call had a choice of several."""
+    cost: float | None = None
+    """What it cost, attempts that became no answer included; None where nobody knows the price."""
 
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
@@ -79,6 +81,7 @@ class Failure:
     usage: Usage = field(default=NO_USAGE)
     text: str = ""
     concerns_all: bool = False
+    cost: float | None = None
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""
@@ -86,3 +89,8 @@ class Failure:
 
 
 Outcome: TypeAlias = Completion | Failure
+
+
+def sum_of(one: float | None, other: float | None) -> float | None:
+    """Return what two costs are together, None where neither is known."""
+    return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None

@@ -82,7 +82,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     sampling or prompt changed), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
     _ = order.failure_limit
-    source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
+    source, target = order.input.absolute().resolve(), order.target.absolute().resolve()
     parts = input_files.find([order.input, *order.more], target)
     for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
@@ -91,8 +91,8 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
         raise input_error("Input and output are the same file; name another output.")
     for part in parts:
         formats.by_suffix(part.path, "input file")
-    formats.by_suffix(target, "output file")
-    formats.check_installed(target, *(part.path for part in parts))
+    formats.by_suffix(order.whole_output, "output file")
+    formats.check_installed(order.whole_output, *(part.path for part in parts))
     with contextlib.ExitStack() as opened:
         file = open_input(parts, known=folder.spec is not None)
         opened.callback(file.close)
@@ -177,12 +177,14 @@ def _spec(
         if input_format in {"batch", "messages"}:
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
         PromptTemplate(order.prompt_template)
-    output_format = formats.of_output(target, input_format)
+    output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     if order.prompt_column is not None:
         settings["prompt_column"] = _digest(order.prompt_column)
     settings["prompt_template"] = _digest(order.prompt_template)
+    if order.shard is not None and input_format == "messages":
+        raise input_error("--shard goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=folder.job_id,
         input=source,
@@ -193,6 +195,7 @@ def _spec(
         spooled=not own and (order.prompt_template is not None or not formats.is_read_directly(file, input_format)),
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
+        shard=order.shard,
         size=size,
         mtime_ns=mtime_ns,
         fingerprint=settings,

@@ -46,6 +46,8 @@ class Answering:
     crash: Callable[[str], None] | None = None
     told: Callable[[Sequence[int]], None] | None = None
     """Gets the rows that were recorded."""
+    first: tuple[int, int] = (0, 0)
+    """The first line and where it begins, see `source.Rows`."""
     model: str | None = None
     """The name of the model that answers rows which name none."""
 
@@ -160,6 +162,7 @@ class Answering:
             self.guard,
             reused if self.store.reuses else None,
             everything,
+            self.first,
         )
         return FileSource(rows, settle, self.give_up)
 
@@ -171,4 +174,5 @@ def _copied(outcome: Outcome, attempts: int) -> Outcome:
     details = outcome.details
     if details is not None and "body" in details:
         details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
-    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details)
+    cost = None if outcome.cost is None else 0.0
+    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)

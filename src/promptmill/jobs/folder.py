@@ -49,6 +49,8 @@ class JobSpec(BaseModel):
     """Whether its rows are written out as lines before they are asked, see `spool`."""
     prompt_column: str | None = None
     prompt_template: str | None = None
+    shard: str | None = None
+    """Which range of the input it is, `3/16`; its output is a part file then."""
     size: int
     mtime_ns: int
     sha256: str | None = None

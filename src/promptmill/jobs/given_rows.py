@@ -79,7 +79,7 @@ class GivenRows:
 def output_beside(folder: Path, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
     """Return a name in `folder` for the answers to rows that are asked in this way."""
     settings = admission.fingerprint(plan, order.system_prompt, "jsonl")
-    asked = [settings, order.prompt_column, order.limit]
+    asked = [settings, order.prompt_column, order.prompt_template, order.limit]
     digest = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     return folder / f"answers-{digest}{suffix}"
 

@@ -47,8 +47,8 @@ class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
 class Answers:
     """The records of a job, for rows that come in their order."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._records = store.records()
+    def __init__(self, records: Iterator[Record]) -> None:
+        self._records = records
         self._next = next(self._records, None)
         self.rows = 0
         """The first of so many rows (of the input, blank lines included) were asked for."""
@@ -72,7 +72,7 @@ class PartialAnswers(Answers):
     """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
 
     def __init__(self, store: JobStore, *, failures: bool) -> None:
-        super().__init__(store)
+        super().__init__(store.records())
         self._failures = failures
 
     def find(self, row: int) -> Record | None:

@@ -14,7 +14,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
-RARE_FIELDS = ("reasoning", "tool_calls", "logprobs", "answered_by", "changed")
+RARE_FIELDS = ("reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
 """Those of a record that only some models give, or when they are asked to."""
 
 
@@ -38,6 +38,7 @@ def answer_fields(record: Record) -> dict[str, Any]:
         found["reasoning"] = record.reasoning
     if record.more is not None:
         extras = record.extras
+        found["usage"] |= extras.get("tokens", {})
         found |= {name: extras[name] for name in RARE_FIELDS if name in extras}
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import formats, merge
+from promptmill.jobs import formats, merge, shards
 from promptmill.jobs.admission import Job
 from promptmill.jobs.cancellation import Cancellation
 from promptmill.jobs.counts import JobCounts
@@ -68,7 +68,9 @@ class OutputWriter:
     def _written(self, ids: CustomIds | None) -> tuple[Path, JobCounts, str]:
         """Write the output; return where it lies, the counts of what is in it, and what is to be said about it."""
         job, spec, store = self.job, self.job.spec, self.job.folder.store
-        answers = merge.Answers(store)
+        if spec.shard is not None:
+            return shards.write_part(store, spec), store.counts(), ""
+        answers = merge.Answers(store.records())
         partial = merge.write(
             merge.Merge(
                 spec.job_id,

@@ -54,12 +54,12 @@ class Record(NamedTuple):
 
     def outcome(self) -> Outcome:
         """Return what was recorded."""
-        usage = Usage(self.prompt_tokens, self.completion_tokens)
+        extras = self.extras
+        usage = Usage(self.prompt_tokens, self.completion_tokens, **extras.get("tokens", {}))
         if self.code is not None:
             error = PromptmillError(Code(self.code), self.text, "")
-            error.said = self.extras.get("response")
-            return Failure(error, self.attempts, self.latency_s, usage)
-        extras = self.extras
+            error.said = extras.get("response")
+            return Failure(error, self.attempts, self.latency_s, usage, cost=extras.get("cost"))
         return Completion(
             self.text,
             self.finish_reason,
@@ -71,6 +71,7 @@ class Record(NamedTuple):
             extras.get("logprobs"),
             extras.get("details"),
             extras.get("answered_by", ""),
+            extras.get("cost"),
         )
 
 
@@ -95,11 +96,18 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         min(usage.prompt_tokens, _LARGEST_INT),
         min(usage.completion_tokens, _LARGEST_INT),
     )
+    more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
+    apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
+    if any(apart.values()):
+        more["tokens"] = {name: min(count, _LARGEST_INT) for name, count in apart.items() if count}
     if not isinstance(outcome, Completion):
         error = outcome.error
-        said = None if error.said is None else _json({"response": error.said})
-        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, said, digest)
-    more: dict[str, Any] = {"changed": list(changed)} if changed else {}
+        if error.said is not None:
+            more["response"] = error.said
+        text = _json(more) if more else None
+        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, text, digest)
+    if changed:
+        more["changed"] = list(changed)
     if outcome.tool_calls:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:

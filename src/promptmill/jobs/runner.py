@@ -15,7 +15,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import admission, crash, disk, formats, merge, status
+from promptmill.jobs import admission, crash, disk, formats, merge, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.cancellation import Cancellation, JobStopped
@@ -63,6 +63,8 @@ class Runner:
         self._told = told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
+        self._first = (0, 0)
+        self._lines: int | None = None
         self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
@@ -117,6 +119,7 @@ class Runner:
     async def _work(self) -> None:
         job = self._job
         opened: RandomFile | None = None
+        rows: RandomFile | None = None
         try:
             if job.has_output:  # ended between the output's rename and its last words
                 merge.discard(job.spec.output, job.spec.job_id)
@@ -127,10 +130,11 @@ class Runner:
             await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
             lines, path = await self._ending.or_left(self._open_lines)
             opened = lines
+            rows = await self._ending.or_left(lambda: self._cut(lines))
             for _ in range(_ROUNDS):
                 try:
                     await self._count(self.again)
-                    await self._answer(lines, path)
+                    await self._answer(rows, path)
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge(lines):
@@ -152,6 +156,8 @@ class Runner:
         finally:
             if opened is not None and job.spec.spooled:
                 opened.close()
+            if rows is not None and rows is not opened:
+                rows.close()
 
     def _open_lines(self) -> tuple[RandomFile, Path]:
         """Return the file of lines to read: the input, or its rows as lines, which are written once."""
@@ -172,6 +178,17 @@ class Runner:
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
+
+    def _cut(self, lines: RandomFile) -> RandomFile:
+        """Return the file of lines, from `_first` to its end those of the job's shard."""
+        job, cut = self._job, self._job.order.cut
+        if cut is None:
+            return lines
+        size = lines.stamp()[0] if job.spec.spooled else job.spec.size
+        file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
+        found = shards.range_of(file, size, *cut)
+        file.end, self._first, self._lines = found.end, (found.row, found.offset), found.lines
+        return file
 
     async def _count(self, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done."""
@@ -199,7 +216,8 @@ class Runner:
 
     async def _answer(self, lines: RandomFile, path: Path) -> None:
         """Have every unanswered row answered and recorded."""
-        progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
+        progress, limit = self.progress, self._job.order.limit
+        total = self._job.spec.lines if self._lines is None else self._lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
@@ -252,6 +270,7 @@ class Runner:
             job.spec.changed,
             self._crash,
             self._told,
+            self._first,
             plan.name,
         )
 

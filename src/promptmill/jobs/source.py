@@ -40,6 +40,8 @@ class Rows:
     """Told how many rows got an answer that was set aside; None when none is."""
     everything: bool = False
     """Bring rows that are answered as well."""
+    first: tuple[int, int] = (0, 0)
+    """The first line and where it begins; the last one is where `file` ends."""
 
 
 class FileSource:
@@ -62,7 +64,7 @@ class FileSource:
         self._rows = rows_
         self._settle = settle
         self._give_up = give_up
-        self._lines = Lines(rows_.file)
+        self._lines = Lines(rows_.file, *rows_.first)
         self._ready: deque[tuple[Line, Taken]] = deque()
         self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -32,6 +33,7 @@ from promptmill.server.arguments import (
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
+from promptmill.service.choosing import is_open
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -172,6 +174,10 @@ class _Answers:
             return await self._result(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
+        if is_open(plan):  # a job is kept with its backend and model
+            sampling = plan.settings.sampling_params
+            found = await service.decided(plan.name)
+            plan = replace(found, settings=found.settings.model_copy(update={"sampling_params": sampling}))
         call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())

@@ -219,7 +219,8 @@ class _Call(WrappedCall):
         return [self._owner.key(request, whole=self._whole) for request in requests]
 
     async def _settle(self, key: int, answer: Completion) -> None:
-        copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE)
+        cost = None if self._stats.cost is None else 0.0
+        copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost)
         await self._sink.put(key, copy)
         self._stats.cached += 1
         self._stats.settle(copy)

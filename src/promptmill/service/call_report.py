@@ -79,7 +79,7 @@ def totals(stats: CallStats) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return per-item lists in order; empty for calls of more than `LONGEST_COLUMNS` items.
 
-    `reasoning`, `tool_calls` and `logprobs` are there only when some item has them.
+    `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are there only when some item has them.
     """
     if len(outcomes) > LONGEST_COLUMNS:
         return {}
@@ -97,6 +97,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
+        "costs": [outcome.cost if outcome.cost is None else round(outcome.cost, 9) for outcome in outcomes],
         "answered_by": column(lambda completion: completion.answered_by or None),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.model import NotLoadedError
 from promptmill.service.wrapped_call import WrappedCall, mentions
 
@@ -57,7 +57,7 @@ class RoutedCall:
         self._plan_of, self._run_on = plan_of, run_on
         self._parts: dict[str, _Part] = {}
         self._ways: dict[int, tuple[Request, str, list[str]]] = {}
-        self._spent: dict[int, Usage] = {}
+        self._spent: dict[int, tuple[Usage, float | None]] = {}
         """What refused answers cost of requests that went on to another model."""
         self._given_up: dict[str, tuple[float, PromptmillError]] = {}
         self._ended = False
@@ -115,11 +115,12 @@ class RoutedCall:
                 self._give_up(name, outcome.error)
             if rest:
                 part.moved[str(outcome.error.code)] += 1
-                self._spent[key] = outcome.usage + self._spent.get(key, NO_USAGE)
+                usage, cost = self._spent.get(key, (NO_USAGE, None))
+                self._spent[key] = outcome.usage + usage, sum_of(outcome.cost, cost)
                 await self._send(replace(request, attempts=outcome.attempts), name, rest)
                 return
         if spent := self._spent.pop(key, None):
-            outcome = replace(outcome, usage=outcome.usage + spent)
+            outcome = replace(outcome, usage=outcome.usage + spent[0], cost=sum_of(outcome.cost, spent[1]))
         if isinstance(outcome, Completion):
             outcome = replace(outcome, answered_by=name)
         await self.sink.put(key, outcome)

@@ -13,7 +13,7 @@ from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
 from promptmill.config.models import DEFAULT, unknown_model
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
 from promptmill.service.lists import ListSink, ListSource
@@ -135,6 +135,8 @@ class Service:
         """
         if overrides.backend in {choosing.AUTO, None} and self.configured_backend == choosing.AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
+        elif overrides.backend == choosing.AUTO:
+            raise config_error("backend", "`auto` stands in the configuration alone; name a backend.")
         plan = await choosing.with_model(self._configuration.overlaid(overrides))
         await self._model().init(plan, self._refuse_when_closed)
 

@@ -12,7 +12,7 @@ from promptmill.answers.schema import AnswerSchema, SchemaCache
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.wrapped_call import WrappedCall, mentions
 
 _NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
@@ -49,7 +49,7 @@ class StructuredAnswers:
 class _Open:
     """A request on its way whose answer has a schema, and what earlier attempts at it took."""
 
-    __slots__ = ("asked_again", "latency_s", "request", "schema", "usage")
+    __slots__ = ("asked_again", "cost", "latency_s", "request", "schema", "usage")
 
     def __init__(self, request: Request, schema: AnswerSchema) -> None:
         self.request = request
@@ -57,6 +57,7 @@ class _Open:
         self.asked_again = 0
         self.latency_s = 0.0
         self.usage = NO_USAGE
+        self.cost: float | None = None
 
 
 class _Call(WrappedCall):
@@ -114,8 +115,9 @@ class _Call(WrappedCall):
     def _checked(self, entry: _Open, outcome: Outcome) -> Outcome | None:
         """Return the outcome of a structured request, None when it is to be asked again."""
         usage, latency_s = outcome.usage + entry.usage, round(outcome.latency_s + entry.latency_s, 6)
+        cost = sum_of(outcome.cost, entry.cost)
         if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
-            return replace(outcome, usage=usage, latency_s=latency_s) if entry.asked_again else outcome
+            return replace(outcome, usage=usage, latency_s=latency_s, cost=cost) if entry.asked_again else outcome
         # in-line reasoning stays in front of an answer, and is none
         text = outcome.text
         answer = split_reasoning(text)[1] if entry.request.sampling.reasoning == "inline" else text
@@ -126,12 +128,14 @@ class _Call(WrappedCall):
             if not checked.repaired and not entry.asked_again:
                 return outcome
             text = text[: len(text) - len(answer)] + checked.text
-            return replace(outcome, text=text, usage=usage, latency_s=latency_s)
+            return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
         if complete and entry.asked_again < self._retries:
             self._ask_again(entry, outcome, checked.problem, usage, latency_s)
+            entry.cost = cost
             return None
         self._stats.fail(Code.INVALID_ANSWER)  # the backend counts the item as done
-        return Failure(_invalid(checked.problem, complete=complete), outcome.attempts, latency_s, usage, text)
+        problem = _invalid(checked.problem, complete=complete)
+        return Failure(problem, outcome.attempts, latency_s, usage, text, cost=cost)
 
     def _ask_again(self, entry: _Open, answer: Completion, problem: str, usage: Usage, latency_s: float) -> None:
         entry.usage, entry.latency_s = usage, latency_s
