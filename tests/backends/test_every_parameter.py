@@ -15,7 +15,12 @@ from promptmill.backends.openai.providers import DIALECTS, PLAIN
 from promptmill.core.sampling import Sampling
 
 ENGINES = Path(promptmill.__file__).parent / "backends" / "engines"
-VALUES = {"stop": ["x"], "response_format": {"type": "json_object"}, "reasoning_effort": "low", "enable_thinking": False}
+VALUES = {
+    "stop": ["x"],
+    "response_format": {"type": "json_object"},
+    "reasoning_effort": "low",
+    "enable_thinking": False,
+}
 # Read by promptmill itself, whoever answers.
 OURS = {"reasoning"}
 
