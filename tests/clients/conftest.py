@@ -1,7 +1,8 @@
 """Clients in environments of their own, made on the first use in .venv-clients from the versions that are pinned here.
 
 Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `npm` (the folder of programs
-from npm), `server` (the command line of a server in front of `upstream`), `calm` (the environment to run clients in).
+from npm), `server` (the command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the
+environment to run clients in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
 """
 
@@ -21,6 +22,7 @@ import yaml
 
 from piped import eventually
 from replies import by_prompt, hang, status
+from served import Served
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv-clients"
@@ -121,6 +123,13 @@ def server(config):
     """The command line of a server; at the end of the test none may be left."""
     yield [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
     eventually(lambda: not _serving(config), 5)
+
+
+@pytest.fixture
+def over_http(config):
+    """The same server over HTTP."""
+    with Served(config) as served:
+        yield served
 
 
 def _serving(config):

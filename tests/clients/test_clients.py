@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from replies import answer
+
 KEY = "key-of-a-desktop-user"
 DRIVERS = Path(__file__).parent / "drivers"
 LAUNCHER = Path(__file__).parents[2] / "servers" / "generation" / "src" / "generation.py"
@@ -111,6 +113,27 @@ def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
     assert [found.get("error") for found in met] == [None] * starts
     assert all(set(found["tools"]) >= TOOLS for found in met)
     assert [found["answers"] for found in met] == [["echo: hi"]] * starts
+
+
+def test_the_vercel_ai_sdk_over_http(npm, over_http, calm):
+    driver = [shutil.which("node"), DRIVERS / "ai_sdk.mjs", npm.parent.parent, 2]
+    met = json.loads(_run([*driver, over_http.url], calm).stdout)
+    assert [found.get("error") for found in met] == [None, None]
+    assert all(set(found["tools"]) >= {"generate", "multimodal_generate", "multiturn_generate"} for found in met)
+    assert [found["answers"] for found in met] == [["echo: hi"]] * 2
+
+
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize(("way", "sizes"), [("server", (600, 1200, 3000)), ("over_http", (600, 3000))])
+def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, upstream, line, way, sizes):
+    """Over stdio it ends a session at a message of 10 MiB; each prompt's answer has 10,000 characters."""
+    server = request.getfixturevalue(way)
+    upstream.reply = answer("x" * 10_000)
+    driver = [shutil.which("node"), DRIVERS / "ts_sdk.mjs", npm.parent.parent, line, ",".join(map(str, sizes))]
+    found = json.loads(_run([*driver, *(server if way == "server" else [server.url])], calm, patience_s=200).stdout)
+    assert [met["characters"] for met in found["sizes"]] == [10_000 * size for size in sizes]
+    assert found["after"] == {"ans_ls": ["x" * 10_000]}, "the session lived on"
+    assert len(upstream.seen) == sum(sizes) + 1, "nothing is paid for twice"
 
 
 # Command lines

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from promptmill.backends.openai.choice import choose
-from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.choice import _ollama_url, choose
 from promptmill.backends.openai.providers import dialect_named
 from promptmill.backends.protocol import CallStats, Choice
 from promptmill.config.loading import Configuration
@@ -35,15 +34,19 @@ def test_a_server_that_runs_here_is_chosen_with_its_model(run, upstream):
     assert f"127.0.0.1:{upstream.port} has it" in choice.why
 
 
-def test_no_key_goes_to_a_server_that_was_found(run, upstream):
-    configuration = auto(api_key="the-configured-key", headers={"X-Secret": "s"})
-    choice = run(choose(configuration, {"OPENAI_API_KEY": "k"}, [row("vllm", upstream)]))
-    plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
-    (endpoint,) = endpoints(plan, {"OPENAI_API_KEY": "k", "LLM_API_KEY": "k"})
-    assert endpoint.secrets == ()
-    assert "backend: auto" in endpoint.key_note
-    assert all("authorization" not in seen.headers for seen in upstream.seen)
-    assert all("x-secret" not in seen.headers for seen in upstream.seen)
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:11434/v1"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080/v1"),
+        (":9999", "http://127.0.0.1:9999/v1"),
+        ("http://gpu-box:11434/", "http://gpu-box:11434/v1"),
+        ("[::1]:5000", "http://[::1]:5000/v1"),
+        ("[::1]", "http://[::1]:11434/v1"),
+    ],
+)
+def test_ollamas_own_variable_says_where_it_is(named, url):
+    assert _ollama_url(named) == url
 
 
 def test_a_server_with_several_models_is_passed_over_with_the_reason(run, upstreams):

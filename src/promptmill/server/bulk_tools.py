@@ -27,7 +27,7 @@ _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
 _OF_THE_ANSWER = {
     *("row", "index", "id", "custom_id", "answer", "error", "usage", "finish_reason", "reasoning", "tool_calls"),
-    *("logprobs", "model", "answered_by", "cost"),
+    *("logprobs", "model", "answered_by", "cost", "answers"),
 }
 _PAGE_BYTES = 8 << 20
 _PAGE_CHARACTERS = 40_000  # some 10,000 tokens: clients cut what is longer than 25,000, or refuse it
