@@ -106,5 +106,6 @@ def test_a_call_that_waits_says_why(talk, upstream):
         return await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
 
     assert talk(work, max_delay=3).structured_content == {"ans_ls": ["echo: x"]}
-    said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "  # then the seconds left, or that it is tried
+    # what follows are the seconds left, or that it is tried now
+    said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "
     assert any(message.startswith(said) and message.endswith("(1 so far)") for message in told), told
