@@ -111,7 +111,7 @@ def test_a_batch_line_brings_its_own_parameters() -> None:
         ({"custom_id": None}, "invalid_input", "custom_id is null"),
         ({"body": "x"}, "invalid_input", "body is a text"),
         ({"body": {"model": "m"}}, "invalid_input", "body.messages is null"),
-        ({"body": {**BATCH["body"], "n": 3}}, "unsupported", "several answers"),  # type: ignore[dict-item]
+        ({"body": {**BATCH["body"], "n": 0}}, "invalid_input", "body.n"),  # type: ignore[dict-item]
         ({"body": {**BATCH["body"], "temperature": "hot"}}, "invalid_input", "body.temperature"),  # type: ignore[dict-item]
     ],
 )

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -70,7 +71,7 @@ class Rows:
     """A file's source: its requests name models."""
 
     def __init__(self, *asked):
-        self.reading = object()
+        self.reading = RowReader("jsonl")
         self.requests = [
             Request(key, conversation_from_prompt(f"{key}", "p"), Sampling(), {} if name is None else {"model": name})
             for key, name in enumerate(asked)

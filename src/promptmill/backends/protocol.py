@@ -144,8 +144,17 @@ class CallStats:
 
     def fail(self, code: Code) -> None:
         """Count a failure."""
-        self.failed += 1
-        self.codes[str(code)] = self.codes.get(str(code), 0) + 1
+        self._fail(code, 1)
+
+    def forgive(self, code: Code) -> None:
+        """Take back a failure that is counted, or about to be."""
+        self._fail(code, -1)
+
+    def _fail(self, code: Code, count: int) -> None:
+        self.failed += count
+        self.codes[str(code)] = self.codes.get(str(code), 0) + count
+        if not self.codes[str(code)]:
+            del self.codes[str(code)]
 
     def settle(self, outcome: Outcome) -> None:
         """Count one finished item."""

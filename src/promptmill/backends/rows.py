@@ -311,10 +311,6 @@ def _batch(row: Mapping[str, Any], where: str) -> Decoded:
     if path != batch_lines.CHAT:
         raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on the openai backend alone.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
-    if body.get("n") not in (None, 1):
-        raise PromptmillError(
-            Code.UNSUPPORTED, f"{where}: body.n asks for several answers.", "Repeat the line instead."
-        )
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
     try:

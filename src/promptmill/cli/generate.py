@@ -79,6 +79,8 @@ def generate(
         target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
         if as_json:
             found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}  # as over MCP
+            if several := call_report.several(outcomes):
+                found["answers"] = several
             if errors := call_report.errors(outcomes):
                 found["errors"] = errors
             meta = call_report.totals(stats) | call_report.columns(outcomes)

@@ -51,6 +51,8 @@ class Completion:
     """The name of the model, where a call had a choice of several."""
     cost: float | None = None
     """What it cost, attempts that became no answer included; None where nobody knows the price."""
+    answers: tuple[str, ...] = ()
+    """All answers, where several were asked for; `text` is the first."""
 
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
@@ -64,6 +66,9 @@ class Completion:
             latency_s,
             self.logprobs,
             self.details,
+            self.answered_by,
+            self.cost,
+            self.answers,
         )
 
 

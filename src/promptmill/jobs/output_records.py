@@ -14,7 +14,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
-RARE_FIELDS = ("reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
+RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
 """Those of a record that only some models give, or when they are asked to."""
 
 

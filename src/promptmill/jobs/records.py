@@ -72,6 +72,7 @@ class Record(NamedTuple):
             extras.get("details"),
             extras.get("answered_by", ""),
             extras.get("cost"),
+            tuple(extras.get("answers", ())),
         )
 
 
@@ -114,6 +115,8 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         more["logprobs"] = outcome.logprobs
     if outcome.details is not None:
         more["details"] = outcome.details
+    if outcome.answers:
+        more["answers"] = outcome.answers
     if outcome.answered_by:
         more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None

@@ -251,7 +251,7 @@ def _fingerprint_of(plan: ResolvedConfig) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((1, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((2, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _packed(answer: Completion) -> bytes:
@@ -263,15 +263,22 @@ def _packed(answer: Completion) -> bytes:
             [dict(call) for call in answer.tool_calls],
             answer.logprobs,
             answer.details,
+            answer.answers,
         )
     )
 
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, details = orjson.loads(data)
+        text, finish_reason, reasoning, tool_calls, logprobs, details, answers = orjson.loads(data)
     except (ValueError, TypeError):
         return None
     return Completion(
-        text, finish_reason, reasoning=reasoning, tool_calls=tuple(tool_calls), logprobs=logprobs, details=details
+        text,
+        finish_reason,
+        reasoning=reasoning,
+        tool_calls=tuple(tool_calls),
+        logprobs=logprobs,
+        details=details,
+        answers=tuple(answers),
     )

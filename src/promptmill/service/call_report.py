@@ -19,6 +19,12 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
     return [outcome.text if isinstance(outcome, Completion) else "" for outcome in outcomes]
 
 
+def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return all answers of each item in order, where several were asked for; empty when of none."""
+    found = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
+    return found if any(found) else []
+
+
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
     return [

@@ -13,7 +13,7 @@ from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.model import NotLoadedError
-from promptmill.service.wrapped_call import WrappedCall, mentions
+from promptmill.service.wrapped_call import WrappedCall, may_mention
 
 RunOn: TypeAlias = Callable[[str, Source, Sink, CallStats], Awaitable[None]]
 # The caller's own mistakes, the end of the call and troubles of this machine are the same with every model.
@@ -28,7 +28,7 @@ _MOST_WAITING = 1000  # requests that wait for another model before no more is r
 _GIVEN_UP_S = 60.0  # so long nothing more is sent to a model that answers nobody
 _LOOK_S = 0.25
 _COUNTS = (
-    *("done", "failed", "requests", "retries", "in_flight", "prompt_tokens", "completion_tokens"),
+    *("done", "failed", "requests", "retries", "refused", "in_flight", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
 )
 
@@ -243,6 +243,7 @@ class _Part(WrappedCall):
             started=of_call.started,
             budget=of_call.budget,
             warnings=of_call.warnings,
+            preview=of_call.preview,
         )
         super().__init__(call.source, call.sink, stats)
         self.name = name
@@ -287,14 +288,16 @@ class _Part(WrappedCall):
             else:
                 stats.codes.pop(code, None)
         self._poured, self._poured_codes = now, codes
+        stats.chosen = stats.chosen or self.stats.chosen
+        if self.takes:
+            stats.flow = self.stats.flow
 
 
 async def names_models(source: Source) -> bool:
     """Return whether requests of `source` may name a model: those of files, in a field `model`."""
     if getattr(source, "reading", None) is None:
         return False
-    path = getattr(source, "path", None)
-    return path is None or await asyncio.to_thread(mentions, path, [b'"model"'])
+    return await may_mention(source, [b'"model"'])
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,12 @@ class WrappedCall:
     def reading(self) -> Any:
         """How the source reads its lines, where it reads any."""
         return getattr(self._source, "reading", None)
+
+
+async def may_mention(source: Source, names: Iterable[bytes]) -> bool:
+    """Return whether the file behind `source` may hold one of `names`."""
+    path = getattr(source, "path", None)
+    return path is None or await asyncio.to_thread(mentions, path, names)
 
 
 def mentions(path: Path, names: Iterable[bytes]) -> bool:
