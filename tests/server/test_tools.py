@@ -39,9 +39,26 @@ TOOLS = {
     "vllm_shutdown": {},
 }
 BULK_TOOLS = {
-    "bulk_generate": {"input_file": REQUIRED, "output_file": REQUIRED, "system_prompt": "", "resume": True},
-    "bulk_status": {"job_id": None},
-    "bulk_results": {"job_id": REQUIRED, "offset": 0, "limit": 50, "with_input": False},
+    "bulk_generate": {
+        "input_file": REQUIRED,
+        "output_file": REQUIRED,
+        "system_prompt": "",
+        "resume": True,
+        "limit": 0,
+        "retry_failed": False,
+        "max_failures": "",
+        "dedupe": False,
+        "validate": False,
+    },
+    "bulk_status": {"job_id": None, "limit": 20},
+    "bulk_results": {
+        "job_id": REQUIRED,
+        "offset": 0,
+        "limit": 50,
+        "with_input": False,
+        "only": "all",
+        "max_characters": 40_000,
+    },
     "bulk_cancel": {"job_id": REQUIRED},
 }
 

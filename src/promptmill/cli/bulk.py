@@ -181,7 +181,7 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
     folders = JobFolders.from_environ()
     if job_id is None:
         if cancel:
-            print("promptmill: name the job to cancel.", file=sys.stderr)
+            print("promptmill: name the job to cancel; `promptmill jobs` lists them.", file=sys.stderr)
             return USAGE
         found = status.read_all(folders.all())
         if only_failed:
@@ -205,7 +205,7 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
 def follow(job_id: str | None, *, as_json: bool) -> int:
     """Show how far a job is, every second until nobody runs it any more."""
     if job_id is None:
-        print("promptmill: name the job to follow.", file=sys.stderr)
+        print("promptmill: name the job to follow; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     job, told = JobFolders.from_environ().at(job_id), ""
     while (found := status.read(job))["alive"]:
@@ -221,7 +221,7 @@ def follow(job_id: str | None, *, as_json: bool) -> int:
 def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool) -> int:
     """Write the answers of a job in any state to a file."""
     if job_id is None:
-        print("promptmill: name the job whose answers to write.", file=sys.stderr)
+        print("promptmill: name the job whose answers to write; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     count = exporting.export(JobFolders.from_environ().at(job_id), target, failures=everything)
     if as_json:
@@ -244,7 +244,7 @@ def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
 def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
     """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
     if job_id is None:
-        print("promptmill: name the job to go on with.", file=sys.stderr)
+        print("promptmill: name the job to go on with; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     job = JobFolders.from_environ().at(job_id)
     spec = job.spec

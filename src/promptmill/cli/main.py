@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
-from promptmill.cli.options import Parser, overrides, shared_options
+from promptmill.cli.options import Parser, at_least_one, overrides, shared_options
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -92,7 +92,9 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     try:
         schema = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        wrong = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is not JSON"
+        wrong = "it is not UTF-8 text"
+        if isinstance(error, json.JSONDecodeError):
+            wrong = f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         reason = error.strerror if isinstance(error, OSError) else wrong
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
@@ -295,12 +297,6 @@ def _providers(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _at_least_one(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
-    return int(text)
-
-
 def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """Print the help of the whole command line, or of the command that `words` name."""
     if words:
@@ -400,7 +396,7 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
-    bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")

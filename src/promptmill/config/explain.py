@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -49,11 +50,31 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> 
                 message = "should hold keys and values"
             elif problem["type"] == "string_pattern_mismatch":
                 message = f"is not one of {_described(location, model)}".rstrip(".")
+            message = _plain(message)
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
             lines.setdefault(path, f"{message}{got}.")
     told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
+
+
+_PLAIN = (
+    (r"should be a valid integer.*", "should be a whole number"),
+    (r"should be a valid number.*", "should be a number"),
+    (r"should be a valid boolean.*", "should be true or false"),
+    (r"should be a valid string", "should be text"),
+    (r"should be a valid (list|tuple)", "should be a list"),
+    (r"should be a valid dictionary", "should hold keys and values"),
+    (r"should be greater than or equal to ", "should be at least "),
+    (r"should be less than or equal to ", "should be at most "),
+)
+
+
+def _plain(message: str) -> str:
+    """Return pydantic's words as those of people who write YAML."""
+    for words, plain in _PLAIN:
+        message = re.sub(words, plain, message)
+    return message
 
 
 def _described(location: list[int | str], model: type[BaseModel]) -> str:

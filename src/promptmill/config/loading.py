@@ -360,7 +360,9 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
     named = path or (Path(environ["PROMPTMILL_CONFIG"]).expanduser() if environ.get("PROMPTMILL_CONFIG") else None)
     if named is not None:
         if not named.is_file():
-            raise config_error("", f"There is no configuration file at {named.absolute()}.")
+            raise config_error(
+                "", f"There is no configuration file at {named.absolute()}; `promptmill init` writes one."
+            )
         return named
     import platformdirs
 

@@ -26,6 +26,13 @@ BACKENDS = MappingProxyType(
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
     if name not in BACKENDS:
+        rows = [row[0] for row in providers()]
+        if provider := difflib.get_close_matches(name.lower(), [row for row in rows if row not in BACKENDS], n=1):
+            raise config_error(
+                "backend",
+                f"unknown backend; {provider[0]} is a provider: `--provider {provider[0]}`, or `backend: openai` and "
+                f"`backend_configs: {{openai: {{provider: {provider[0]}}}}}`.",
+            )
         near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1, cutoff=0.5)
         known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}, auto."
         raise config_error("backend", f"unknown backend; {known}")
