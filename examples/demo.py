@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 import time
@@ -10,47 +11,51 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fastmcp import Client
-from fastmcp.client.transports import StdioTransport
+from mcp import Client, StdioServerParameters
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
 HERE = Path(__file__).parent
-CONSOLE = Console(width=110)
+CONSOLE = Console(width=min(80, Console().width))
 CHAT = [
     {"role": "user", "content": "Hi, my name is Ada and I live in London."},
     {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
     {"role": "user", "content": "What is the name of the city where I live?"},
 ]
+NEXT = """
+[bold]Next:[/] an answer from a server or a provider of yours, in a folder of yours
+
+  {promptmill} generate --base-url localhost:11434 --model NAME "Hi"
+  {promptmill} init      # three questions, and a configuration file
+  {promptmill} bulk prompts.jsonl answers.jsonl
+"""
 TURN = {"question": CHAT[-1]["content"], "expect": "London"}
 
 
 async def main() -> int:
     """Run the demo; returns the exit code."""
     questions = yaml.safe_load((HERE / "questions.yaml").read_text(encoding="utf-8"))
-    server = StdioTransport(
-        sys.executable, ["-m", "promptmill.cli.main", "serve", "--config", str(HERE.parent / "parameter.yaml")]
-    )
+    command = ["-m", "promptmill", "serve", "--config", str(HERE.parent / "parameter.yaml")]
+    server = StdioServerParameters(command=sys.executable, args=command)
     started = time.monotonic()
     with CONSOLE.status("starting the server") as status:
         return await show(server, questions, status, started)
 
 
-async def show(server: StdioTransport, questions: list[dict[str, str]], status: Status, started: float) -> int:
+async def show(server: StdioServerParameters, questions: list[dict[str, str]], status: Status, started: float) -> int:
     """Ask through `server` and print what comes back; returns 1 when a known fact is missing."""
 
     async def tell(progress: float, total: float | None, message: str | None) -> None:
         del progress, total
         status.update(message or "")
 
-    async with Client(server, progress_handler=tell) as client:
-        tools = [tool.name for tool in await client.list_tools()]
+    async with Client(server) as client:
+        tools = [tool.name for tool in (await client.list_tools()).tools]
         CONSOLE.print(f"[bold]The server offers[/] {', '.join(tools)}  [dim]({since(started)})[/]")
-        sampling = {"temperature": 0, "max_tokens": 48}
-        await client.call_tool(
-            "generation_init", {"backend_configs": {}, "sampling_params": sampling, "backend": "openvino"}
-        )
+        sampling = {"temperature": 0, "max_tokens": 48, "stop": [". ", "\n"]}
+        wanted = {"backend_configs": {}, "sampling_params": sampling, "backend": "openvino"}
+        await client.call_tool("generation_init", wanted, progress_callback=tell)
         CONSOLE.print(f"[bold]The model is loaded[/]  [dim]({since(started)})[/]")
 
         result = await client.call_tool("generate", {"prompt_ls": [entry["question"] for entry in questions]})
@@ -64,6 +69,7 @@ async def show(server: StdioTransport, questions: list[dict[str, str]], status: 
         CONSOLE.print(rate_of(reply))
         await client.call_tool("vllm_shutdown", {})
     CONSOLE.print(f"[bold]Shut down[/]  [dim]({since(started)})[/]")
+    CONSOLE.print(NEXT.format(promptmill=command_here()), highlight=False)
 
     asked = [*zip(questions, answers, strict=True), (TURN, answers_of(reply)[0])]
     wrong = [entry["question"] for entry, answer in asked if not is_known(entry, answer)]
@@ -79,7 +85,7 @@ def answers_of(result: Any) -> list[str]:
 
 def table_of(questions: list[dict[str, str]], answers: list[str]) -> Table:
     """Return questions and answers side by side."""
-    table = Table(show_lines=True)
+    table = Table()
     table.add_column("question", ratio=1)
     table.add_column("answer", ratio=2)
     for entry, answer in zip(questions, answers, strict=True):
@@ -97,6 +103,12 @@ def rate_of(result: Any) -> str:
 def is_known(entry: dict[str, str], answer: str) -> bool:
     """Return whether `answer` holds what the model surely knows, if the question has such a fact."""
     return re.search(entry.get("expect", ""), answer, re.IGNORECASE) is not None
+
+
+def command_here() -> str:
+    """Return the command, from the working directory where that is shorter."""
+    command = str(Path(sys.executable).with_name("promptmill"))
+    return min(command, os.path.relpath(command), key=len)
 
 
 def since(started: float) -> str:

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md and docs/errors.md from the settings and error codes themselves; a test compares them."""
+"""Write the reference pages in docs/ from settings, error codes and provider rows themselves; a test compares them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.backends.openai.providers import DIALECTS
+from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -32,6 +33,7 @@ def configuration() -> str:
     ]
     for name, field in BackendConfigs.model_fields.items():
         parts += [f"## `backend_configs.{name}`", (field.annotation.__doc__ or "").strip(), table(field.annotation)]
+    parts += ["## `models.NAME`", (ModelSettings.__doc__ or "").strip(), table(ModelSettings)]
     parts += [
         "## Which key goes where",
         "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "
@@ -99,7 +101,87 @@ def errors() -> str:
     )
 
 
-PAGES = {"configuration.md": configuration, "errors.md": errors}
+_THINKING = {
+    "template": "`chat_template_kwargs`",
+    "top_level": "`enable_thinking`",
+    "type_object": "`thinking: {type}`",
+    "effort": "`reasoning_effort: none`",
+    "refused": "",
+}
+_JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "words": "in words"}
+
+
+def providers() -> str:
+    """Return docs/providers.md."""
+    rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
+    for row in DIALECTS:
+        url = f"`{row.base_url}`" if row.base_url else "yours, as `base_url`"
+        rows.append(f"| `{row.name}` | {url} | {f'`{row.key_env}`' if row.key_env else 'none needed'} |")
+    return (
+        "\n\n".join(
+            [
+                "# A provider, with your key",
+                "Put the key into the variable that the provider's row names, and name provider and model:",
+                "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
+                'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
+                "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
+                "In a configuration file, which `promptmill init` writes after three questions:",
+                "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
+                "A row knows more than the address: what its limits, its errors and its reasoning look like, and which parameters "
+                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`; a server with one "
+                "model needs no `--model`. A provider's key goes to that provider alone "
+                "([which key goes where](configuration.md#which-key-goes-where)).",
+                "`promptmill check` goes by stages (configuration, URL, connection, TLS, key, models, a one-token call), each "
+                "attempted once, all within 15 s, and stops at the first that fails with a hint that fits it: TLS on a plain "
+                "port, a certificate that is not trusted and how to trust it, the right path for a wrong one, the nearest names of "
+                "an unknown model.",
+                "`backend: auto` takes the first that works: the endpoint that the `openai` block names, a server that runs on "
+                "this machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has "
+                "`model_name`, else the embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the "
+                "status, and does not change until promptmill is started again. A server that was found gets no key.",
+                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
+                "api.example.com since 0:14, next try in 8 s`.",
+                "\n".join(rows),
+                "`promptmill providers` lists them too, and which keys are set. What each takes and where it says so: "
+                "[provider-rows.md](provider-rows.md). This page is written by `scripts/docs.py`.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def provider_rows() -> str:
+    """Return docs/provider-rows.md."""
+    rows = [
+        "| `provider` | thinking off | JSON | web images | leaves out | its page | read |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in DIALECTS:
+        cells = [f"`{row.name}`", _THINKING[row.thinking], _JSON[row.json_form], "yes" if row.images == "url" else "no"]
+        cells += [", ".join(f"`{name}`" for name in sorted(row.refused)), row.page, row.read]
+        rows.append(f"| {' | '.join(cells)} |")
+    return (
+        "\n\n".join(
+            [
+                "# What each provider takes",
+                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
+                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
+                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. What a provider "
+                "*leaves out* brings a warning, or an error with `unsupported: error`. A row that was not *read* on its page was "
+                "taken over from other clients. This page is written by `scripts/docs.py`.",
+                "\n".join(rows),
+            ]
+        )
+        + "\n"
+    )
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "errors.md": errors,
+    "providers.md": providers,
+    "provider-rows.md": provider_rows,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -60,7 +60,8 @@ def stage(folder: Path) -> None:
     project = folder / "pyproject.toml"
     project.write_text(without_engines(project.read_text(encoding="utf-8")) + pins(), encoding="utf-8")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "desktop" / "desktop.yaml", folder)
+    for name in ("desktop.yaml", "icon.png"):
+        shutil.copy(ROOT / "desktop" / name, folder)
     manifest = json.loads((ROOT / "desktop" / "manifest.json").read_text(encoding="utf-8"))
     manifest |= {"version": promptmill.__version__, "tools": tools()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")

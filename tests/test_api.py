@@ -137,13 +137,15 @@ async def cell():
 
 try:
     asyncio.new_event_loop().run_until_complete(cell())
-except KeyboardInterrupt:
-    print("interrupted")
+except KeyboardInterrupt as interrupted:
+    answers = getattr(interrupted, "answers", [])
+    there = [text for text in answers if text.startswith("echo: ")]
+    print("interrupted with", len(answers), len(there) > 0)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
-def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
+def test_an_interrupt_in_a_notebook_ends_the_call_and_brings_what_is_there(upstream):
     upstream.reply = late(0.1, answer())
     notebook = subprocess.Popen([sys.executable, "-c", NOTEBOOK, upstream.url], stdout=subprocess.PIPE, text=True)
     try:
@@ -151,7 +153,7 @@ def test_an_interrupt_in_a_notebook_ends_the_call(upstream):
             assert notebook.poll() is None
             time.sleep(0.01)
         notebook.send_signal(signal.SIGINT)
-        assert notebook.communicate(timeout=30)[0] == "interrupted\n"
+        assert notebook.communicate(timeout=30)[0] == "interrupted with 300 True\n"
         assert len(upstream.seen) < 200
     finally:
         notebook.kill()
@@ -354,3 +356,16 @@ def test_answers_of_a_pydantic_class_are_its_instances(upstream, caplog):
     code, found, _ = api.generate_inner("good", answer_schema=_Person.model_json_schema())
     assert (code, found) == (0, 'Sure: {"name": "Ada", "age": null}'[6:])
     assert "invalid_answer" in caplog.text
+
+
+class _Person(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize("thought", ["<think>{maybe} Bob?</think>\n", "[THINK]{maybe} Bob?[/THINK]"])
+def test_an_object_is_looked_for_behind_the_thoughts(upstream, thought):
+    upstream.reply = answer(thought + '{"name": "Ada"}')
+    options = {"key": "k", "api_base": upstream.url, "retry": 2, "wait": 0.01}
+    assert OpenAIAPI("m", return_dict=True, **options).generate(["Who?"]) == [{"name": "Ada"}]
+    assert OpenAIAPI("m", **options).generate(["Who?"], answer_schema=_Person) == [_Person(name="Ada")]
+    assert len(upstream.seen) == 2

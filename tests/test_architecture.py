@@ -18,21 +18,30 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"api", "install"},
+    {"bulk_call"},
+    {"bulk_rows"},
+    {"api", "install", "sampling"},
     {"server"},
     {"http", "stdio"},
     {"jobs"},
     {"service"},
     {"backends"},
-    {"backends.protocol", "backends.rows"},
+    {"backends.rows"},
+    {"backends.protocol"},
     {"backends.row_fields"},
+    {"backends.batch_lines"},
     {"config"},
     {"images"},
     {"answers"},
     {"system"},
     {"core"},
 )
-SHARED = {"backends.protocol", "backends.row_fields", "backends.rows"}  # what the house may know of backends
+SHARED = {
+    "backends.batch_lines",
+    "backends.protocol",
+    "backends.row_fields",
+    "backends.rows",
+}  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 HEAVY |= {"openvino", "openvino_genai"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.

@@ -6,7 +6,7 @@
         assert up.attempts["hello"] == 1        # every request is recorded: `up.seen`, oldest first
 
 A reply is an async function of an `Exchange`; `replies` has one for each fault, and replies that choose between others.
-Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET …/models` lists `up.models`;
+Unless told otherwise the answer is "echo: " and the text of the last user turn. `GET /v1/models` lists `up.models`;
 `GET /metrics` gives `up.metrics` if there is something, and other paths what `up.gets` holds for them.
 `up.vanish(seconds)` refuses and resets every connection until `up.come_back()`. `Upstream(tls=folder)` speaks TLS
 with a self-signed certificate, left in that folder as `up.certificate`. Counters and records may be read at any time
@@ -267,6 +267,8 @@ class Upstream:
         from replies import answer
 
         self.reply: Reply = reply or answer()
+        self.other_posts: Reply | None = None
+        """Answers what is posted to other paths than that of chats; None: an error."""
         self.models = ["test-model"]
         self.metrics: bytes | None = None
         self.gets: dict[str, Any] = {}
@@ -356,9 +358,11 @@ class Upstream:
             return self.reply
         from replies import raw, status
 
+        if seen.method == "POST" and self.other_posts is not None:
+            return self.other_posts
         if seen.method == "GET" and self.gets.get(seen.target) is not None:
             return raw(orjson.dumps(self.gets[seen.target]))
-        if seen.method == "GET" and seen.target.endswith("/v1/models") and seen.target not in self.gets:
+        if seen.method == "GET" and seen.target == "/v1/models" and seen.target not in self.gets:
             listed = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.models]
             return raw(orjson.dumps({"object": "list", "data": listed}))
         if seen.method == "GET" and seen.target == "/metrics" and self.metrics is not None:

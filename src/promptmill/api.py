@@ -16,15 +16,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation
 from promptmill.core.datastudio_inputs import conversation_of
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.core.sampling import Sampling
+from promptmill.service.lists import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -41,6 +43,14 @@ _SAMPLING = (
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _MOST_CONNECTIONS = 16384
 _BAR_EVERY_S = 0.2
+
+
+class InterruptedCall(KeyboardInterrupt):
+    """Ctrl-C ended a call; `answers` are those that were there, in their order, `fail_msg` for the others."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        super().__init__(answers)
+        self.answers = answers
 
 
 class OpenAIAPI:
@@ -116,14 +126,18 @@ class OpenAIAPI:
         together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
         that its JSON holds; one without is asked for again, `retry` times in all. Every answer satisfies
         `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
-        `PromptmillError` (`invalid_input`).
+        `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
         if isinstance(messages, str | Mapping):
             raise input_error("messages is one input; send a list of inputs.")
         conversations = [
             conversation_of(item, f"messages[{index}]", self.image_key_name) for index, item in enumerate(messages)
         ]
-        outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), shared=True)
+        sink = ListSink(len(conversations))
+        try:
+            outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), sink, shared=True)
+        except KeyboardInterrupt:
+            raise InterruptedCall(self._so_far(sink, answer_schema)) from None
         return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
 
     def generate_inner(
@@ -134,7 +148,8 @@ class OpenAIAPI:
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
         asked = _with_schema(kwargs, answer_schema)
-        (outcome,) = self._outcomes([conversation_of(inputs, "inputs", self.image_key_name)], asked, shared=False)
+        conversation = conversation_of(inputs, "inputs", self.image_key_name)
+        (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
         answer = self._told(outcome, 0, answer_schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
@@ -187,18 +202,28 @@ class OpenAIAPI:
         return {}
 
     def _outcomes(
-        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], *, shared: bool
+        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], sink: ListSink, *, shared: bool
     ) -> list[Outcome]:
-        return _run(self._answer(conversations, self._configuration(overrides, shared=shared)))
+        return run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
-    async def _answer(self, conversations: Sequence[Conversation], configuration: Configuration) -> list[Outcome]:
+    def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
+        """Return the answers that there are, `fail_msg` for the others."""
+        outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
+        return [
+            self._told(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    async def _answer(
+        self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
+    ) -> list[Outcome]:
         service = Service(configuration)
         stats = CallStats(total=len(conversations))
         outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
             async with _progress_shown(stats):
-                outcomes = await service.generate(conversations, stats)
+                outcomes = await service.generate(conversations, stats, sink=sink)
                 for _ in range(self.retry - 1 if self.return_dict else 0):
                     places = [place for place in places if _lacks_object(outcomes[place])]
                     if not places:
@@ -226,13 +251,13 @@ class OpenAIAPI:
             return self.fail_msg
         if isinstance(answer_schema, type):
             try:
-                return answer_schema.model_validate_json(outcome.text)
+                return answer_schema.model_validate_json(split_marked(outcome.text)[1])
             except ValidationError as error:  # by a validator of the class, which its schema cannot tell
                 self._log("error", f"input {index}: the answer is no {answer_schema.__name__}: {error}")
                 return self.fail_msg
         if not self.return_dict:
             return outcome.text
-        found = object_in(outcome.text)
+        found = object_in(split_marked(outcome.text)[1])
         if found is None:
             self._log("error", f"input {index}: the answer holds no JSON object")
             return self.fail_msg
@@ -305,7 +330,7 @@ class MPOpenAIAPI(OpenAIAPI):
 
 
 def _lacks_object(outcome: Outcome) -> bool:
-    return isinstance(outcome, Completion) and object_in(outcome.text) is None
+    return isinstance(outcome, Completion) and object_in(split_marked(outcome.text)[1]) is None
 
 
 @contextlib.asynccontextmanager
@@ -357,7 +382,7 @@ def object_in(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end, in a thread of its own where this one runs an event loop already (a notebook)."""
     try:
         asyncio.get_running_loop()
@@ -382,4 +407,4 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
             raise
 
 
-__all__ = ["MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]
+__all__ = ["InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

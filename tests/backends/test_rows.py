@@ -51,7 +51,7 @@ def test_images_replace_the_tag() -> None:
         (b"[1]", "line 7 is a list of 1"),
         ({}, "line 7 has neither `prompt` nor `messages`"),
         ({"prompt": "a", "messages": []}, "line 7 has both"),
-        ({"prompt": 5}, "line 7: prompt is a number"),
+        ({"prompt": True}, "line 7: prompt is"),
         ({"messages": "hello"}, "line 7: messages is a text"),
         ({"messages": []}, "line 7: messages is empty"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "line 7: messages[0] has the role 'robot'"),
@@ -106,12 +106,12 @@ def test_a_batch_line_brings_its_own_parameters() -> None:
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        ({"url": "/v1/embeddings"}, "unsupported", "only POST to /v1/chat/completions"),
+        ({"url": "/v1/files"}, "unsupported", "only POST to /v1/chat/completions"),
         ({"method": "GET"}, "unsupported", "only POST"),
         ({"custom_id": None}, "invalid_input", "custom_id is null"),
         ({"body": "x"}, "invalid_input", "body is a text"),
         ({"body": {"model": "m"}}, "invalid_input", "body.messages is null"),
-        ({"body": {**BATCH["body"], "n": 3}}, "unsupported", "several answers"),  # type: ignore[dict-item]
+        ({"body": {**BATCH["body"], "n": 0}}, "invalid_input", "body.n"),  # type: ignore[dict-item]
         ({"body": {**BATCH["body"], "temperature": "hot"}}, "invalid_input", "body.temperature"),  # type: ignore[dict-item]
     ],
 )

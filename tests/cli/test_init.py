@@ -25,6 +25,13 @@ def init(tmp_path, monkeypatch, capsys):
     return run
 
 
+def test_a_server_with_one_model_needs_no_name_for_it(init, tmp_path, upstream):
+    code, out, _ = init(said=f"1\n{upstream.url}\n\n")
+    assert code == 0
+    assert "ok    models: test-model" in out
+    assert "model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+
+
 def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     code, out, _ = init(said=f"1\n{upstream.url}\nqwen3:8b\n")
     assert code == 0
@@ -34,7 +41,7 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     assert "# the server's address" in text
     block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
     assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
-    assert upstream.seen[0].json["model"] == "qwen3:8b"
+    assert upstream.seen[-1].json["model"] == "qwen3:8b"
 
 
 def test_an_option_answers_its_question(init, upstream):

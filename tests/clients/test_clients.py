@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from replies import answer
+
 KEY = "key-of-a-desktop-user"
 DRIVERS = Path(__file__).parent / "drivers"
 LAUNCHER = Path(__file__).parents[2] / "servers" / "generation" / "src" / "generation.py"
@@ -103,6 +105,21 @@ def test_pydantic_ai(sdk1, server, calm, upstream):
     assert found["after"] == {"ans_ls": ["echo: hi again"]}
 
 
+@pytest.mark.parametrize(
+    ("line", "framework"),
+    [("agents", "openai_agents"), ("agents", "google_adk"), ("agents", "llama_index"), ("sdk1", "mcp_use")],
+)
+def test_a_framework_for_agents(request, line, framework, server, calm):
+    python = request.getfixturevalue(line)
+    quiet = calm | {"MCP_USE_ANONYMIZED_TELEMETRY": "false", "OTEL_SDK_DISABLED": "true"}
+    said = _run([python, DRIVERS / "agent_frameworks.py", framework, *server], quiet).stdout
+    found = json.loads(said.splitlines()[-1])  # some log to stdout
+    assert set(found["tools"]) >= TOOLS
+    assert "echo: hi" in found["partly"]
+    assert "bad_request" in found["partly"], "what failed is said beside what was answered"
+    assert REASON in found["failed"]
+
+
 @pytest.mark.parametrize("starts", [20])
 def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
     """It asks `server/discover`, gives up after a second, and then sends `initialize` on the same pipe."""
@@ -111,6 +128,27 @@ def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
     assert [found.get("error") for found in met] == [None] * starts
     assert all(set(found["tools"]) >= TOOLS for found in met)
     assert [found["answers"] for found in met] == [["echo: hi"]] * starts
+
+
+def test_the_vercel_ai_sdk_over_http(npm, over_http, calm):
+    driver = [shutil.which("node"), DRIVERS / "ai_sdk.mjs", npm.parent.parent, 2]
+    met = json.loads(_run([*driver, over_http.url], calm).stdout)
+    assert [found.get("error") for found in met] == [None, None]
+    assert all(set(found["tools"]) >= {"generate", "multimodal_generate", "multiturn_generate"} for found in met)
+    assert [found["answers"] for found in met] == [["echo: hi"]] * 2
+
+
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize(("way", "sizes"), [("server", (600, 1200, 3000)), ("over_http", (600, 3000))])
+def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, upstream, line, way, sizes):
+    """Over stdio it ends a session at a message of 10 MiB; each prompt's answer has 10,000 characters."""
+    server = request.getfixturevalue(way)
+    upstream.reply = answer("x" * 10_000)
+    driver = [shutil.which("node"), DRIVERS / "ts_sdk.mjs", npm.parent.parent, line, ",".join(map(str, sizes))]
+    found = json.loads(_run([*driver, *(server if way == "server" else [server.url])], calm, patience_s=200).stdout)
+    assert [met["characters"] for met in found["sizes"]] == [10_000 * size for size in sizes]
+    assert found["after"] == {"ans_ls": ["x" * 10_000]}, "the session lived on"
+    assert len(upstream.seen) == sum(sizes) + 1, "nothing is paid for twice"
 
 
 # Command lines
@@ -185,14 +223,14 @@ def _substituted(value, variables):
 
 
 @pytest.mark.parametrize("key", [KEY, ""])
-def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, npm, config, upstream, calm, tmp_path, key):
+def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, uv, config, upstream, calm, tmp_path, key):
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     typed = {"base_url": upstream.url, "model": "m", "api_key": key, "folder": str(tmp_path)}
     assert typed.keys() == manifest["user_config"].keys()
     variables = {f"user_config.{name}": value for name, value in typed.items()} | {"__dirname": str(bundle)}
     start = _substituted(manifest["server"]["mcp_config"], variables)
     environ = calm | start["env"] | {"UV_OFFLINE": "1"}
-    found = _driven(sdk1, "sdk", [sdk1.with_name(start["command"]), *start["args"]], environ)
+    found = _driven(sdk1, "sdk", [uv.with_name(start["command"]), *start["args"]], environ)
     _checked(found, upstream, TOOLS - {"generation_init", "vllm_shutdown"})  # locked: what its user typed counts
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
     assert upstream.seen[-1].headers.get("authorization") == (f"Bearer {key}" if key else None)

@@ -15,10 +15,12 @@ def _moved(backend="openai", **raw):
 
 
 def test_parameters_that_are_not_ours_go_on_as_extra_parameters_and_are_told():
-    sampling, extra, warnings = _moved(sampling_params={"temperature": 0.5, "n": 2, "logit_bias": {"1": 2}})
+    sampling, extra, warnings = _moved(sampling_params={"temperature": 0.5, "best_of": 2, "logit_bias": {"1": 2}})
     assert sampling == {"temperature": 0.5}
-    assert extra == {"n": 2, "logit_bias": {"1": 2}}
-    assert warnings == ["sampling_params: n, logit_bias are not known here and sent on as given, as in `extra_params`."]
+    assert extra == {"best_of": 2, "logit_bias": {"1": 2}}
+    assert warnings == [
+        "sampling_params: best_of, logit_bias are not known here and sent on as given, as in `extra_params`."
+    ]
 
 
 def test_extra_parameters_go_before_those_that_were_moved():
@@ -51,8 +53,8 @@ def test_reasoning_that_is_an_object_is_the_endpoints():
 
 
 def test_unsupported_error_refuses_what_is_not_known():
-    with pytest.raises(PromptmillError, match="sampling_params: n is not known here"):
-        _moved(sampling_params={"n": 2}, unsupported="error")
+    with pytest.raises(PromptmillError, match="sampling_params: best_of is not known here"):
+        _moved(sampling_params={"best_of": 2}, unsupported="error")
 
 
 def test_an_engine_takes_sampling_from_the_extra_parameters_which_go_first():

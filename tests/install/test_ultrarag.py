@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,13 +25,19 @@ def checkout(tmp_path):
         "src/ultrarag/client.py": b"client\n",
         "README.md": b"readme\n",
     }.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_bytes(content)
-    return tmp_path
+        (tmp_path / "checkout" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkout" / file).write_bytes(content)
+    return tmp_path / "checkout"
 
 
 def _files(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def _launcher_for(interpreter):
+    return (
+        ultrarag.launch_file().read_text(encoding="utf-8").replace('INTERPRETER = ""', f"INTERPRETER = {interpreter!r}")
+    )
 
 
 def _install(checkout, *arguments):
@@ -40,13 +47,11 @@ def _install(checkout, *arguments):
 def test_it_replaces_the_generation_server_and_leaves_everything_else(checkout):
     before = _files(checkout)
     assert _install(checkout) == 0
-    source = Path("servers", "generation", "src")
-    launcher, note = str(source / "generation.py"), str(source / "promptmill-python.txt")
+    launcher = str(Path("servers", "generation", "src", "generation.py"))
     after = _files(checkout)
-    assert after.pop(launcher) == ultrarag.launch_file().read_bytes()
-    assert after.pop(note).decode() == f"{sys.executable}\n"
-    assert after.pop(f"{launcher}.before-promptmill") == before.pop(launcher) == THEIRS
-    assert after == before
+    assert after.pop(launcher).decode() == _launcher_for(sys.executable)
+    assert before.pop(launcher) == THEIRS
+    assert after == before, "nothing stays behind when git brings its file back"
 
 
 def test_a_second_time_changes_nothing_and_undo_brings_everything_back(checkout, capsys):
@@ -73,15 +78,15 @@ def test_a_dry_run_says_every_step_and_takes_none(checkout, undo, capsys):
     would = capsys.readouterr().out
     assert _install(checkout, *undo) == 0
     assert would == "".join(f"would {line}\n" for line in capsys.readouterr().out.splitlines())
-    assert would.count("\n") == (2 if undo else 3)
+    assert would.count("\n") == (1 if undo else 2)
 
 
 def test_an_older_launcher_of_ours_is_brought_up_to_date_and_what_was_kept_stays(checkout):
     _install(checkout)
     launcher = checkout / "servers" / "generation" / "src" / "generation.py"
-    launcher.write_bytes(b"# an older one, that reads promptmill-python.txt\n")
+    launcher.write_bytes(b"# an older one, that reads PROMPTMILL_PYTHON\n")
     assert _install(checkout) == 0
-    assert launcher.read_bytes() == ultrarag.launch_file().read_bytes()
+    assert launcher.read_text() == _launcher_for(sys.executable)
     assert _install(checkout, "--undo") == 0
     assert launcher.read_bytes() == THEIRS
 
@@ -105,7 +110,7 @@ def test_undo_after_they_brought_their_own_back_only_clears_up(checkout):
 
 def test_undo_without_what_was_kept_changes_nothing_and_says_how_to_get_it(checkout, capsys):
     _install(checkout)
-    (checkout / "servers" / "generation" / "src" / "generation.py.before-promptmill").unlink()
+    ultrarag._backup_of(checkout / "servers" / "generation" / "src" / "generation.py").unlink()
     before = _files(checkout)
     assert _install(checkout, "--undo") == 2
     assert "git checkout -- servers/generation/src/generation.py" in capsys.readouterr().err
@@ -141,4 +146,19 @@ def test_whoever_may_read_the_launcher_may_read_where_it_leads(checkout):
     launcher = checkout / "servers" / "generation" / "src" / "generation.py"
     launcher.chmod(0o644)
     _install(checkout)
-    assert launcher.with_name("promptmill-python.txt").stat().st_mode & 0o777 == 0o644
+    assert launcher.stat().st_mode & 0o777 == 0o644
+
+
+def test_git_brings_the_original_back_and_nothing_stays_behind(checkout):
+    def git(*arguments):
+        told = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True, check=True)
+        return told.stdout
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", "theirs")
+    _install(checkout)
+    assert git("status", "--porcelain").split() == ["M", "servers/generation/src/generation.py"]
+    git("checkout", "--quiet", ".")
+    assert git("status", "--porcelain") == ""
+    assert (checkout / "servers" / "generation" / "src" / "generation.py").read_bytes() == THEIRS

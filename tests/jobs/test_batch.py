@@ -110,7 +110,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "url"),
-    [("POST", "/v1/embeddings"), ("POST", "/v1/completions"), ("POST", "/v1/responses"), ("GET", None)],
+    [("POST", "/v1/files"), ("POST", "/v1/audio/speech"), ("GET", None)],
 )
 def test_a_batch_line_for_another_endpoint_fails_alone_in_words(bench: Any, method: str, url: str | None) -> None:
     lines = batch("a", "b")
@@ -119,6 +119,75 @@ def test_a_batch_line_for_another_endpoint_fails_alone_in_words(bench: Any, meth
     bench.fail(code=1)
     first, second = bench.answers()
     assert (first["custom_id"], first["response"], first["error"]["code"]) == ("id-0", None, "unsupported")
-    assert first["error"]["message"] == "line 1: only POST to /v1/chat/completions can be run."
+    assert first["error"]["message"].startswith("line 1: only POST to /v1/chat/completions, /v1/completions, ")
     assert second["error"] is None
     assert len(bench.upstream.seen) == 1
+
+
+async def other_paths(exchange: Any) -> None:
+    """Answer embeddings, completions and responses; refuse a score."""
+    path, body = exchange.seen.target, exchange.seen.json
+    found: dict[str, Any] = {"id": "x", "model": body["model"]}
+    if path.endswith("/v1/embeddings"):
+        found |= {"data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}
+    elif path.endswith("/v1/completions"):
+        found |= {"choices": [{"text": " blue"}], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
+    elif path.endswith("/v1/responses"):
+        found |= {"output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]}
+    else:
+        error = {"message": "no such route", "type": "not_found_error", "param": "url", "code": 404}
+        await exchange.respond(422, {}, json.dumps({"error": error}).encode())
+        return
+    await exchange.respond(200, {}, json.dumps(found).encode())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_endpoint_said(
+    bench: Any, workers: int
+) -> None:
+    bench.upstream.other_posts = other_paths
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("embeddings", {"model": "e", "input": ["a"]}),
+        ("completions", {"model": "c", "prompt": "The sky is", "n": 2}),
+        ("responses", {"model": "r", "input": "Hello"}),
+        ("score", {"model": "s", "text_1": "a", "text_2": "b"}),
+    ]
+    lines = [{"custom_id": path, "method": "POST", "url": f"/v1/{path}", "body": body} for path, body in bodies]
+    bench.write(lines)
+    bench.fail(code=1, num_workers=workers)
+    sent = {seen.target.rpartition("/v1/")[2]: seen.json for seen in bench.upstream.seen}
+    assert sent == dict(bodies)
+    embedding, completion_, response, score = bench.answers()
+    assert embedding["response"]["body"]["data"] == [{"index": 0, "embedding": [0.5]}]
+    assert completion_["response"]["body"]["choices"] == [{"text": " blue"}]
+    assert response["response"]["status_code"] == 200
+    assert score["response"]["status_code"] == 422
+    assert score["response"]["body"]["error"] == {
+        "message": "no such route",
+        "type": "not_found_error",
+        "param": "url",
+        "code": 404,
+    }
+    assert score["error"]["code"]
+    assert [record.text for record in bench.records()][:3] == ["", " blue", "hi"]
+
+
+def test_answers_to_anthropics_and_geminis_lines_have_their_form(bench: Any) -> None:
+    anthropic = {"custom_id": "a", "params": {"model": "claude", "max_tokens": 5, "messages": [USER_SAYS_HI]}}
+    gemini = {"key": "g", "request": {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}}
+    bench.write([anthropic, gemini, {"custom_id": "bad", "params": {"container": 1}}])
+    bench.fail(code=1)
+    first, second, third = bench.answers()
+    message = first["result"]["message"]
+    assert (first["custom_id"], first["result"]["type"], message["model"]) == ("a", "succeeded", "claude")
+    assert (message["content"], message["stop_reason"]) == ([{"type": "text", "text": "echo: hi"}], "end_turn")
+    assert message["usage"] == {"input_tokens": 1, "output_tokens": 2}
+    (candidate,) = second["response"]["candidates"]
+    assert (second["key"], candidate["finishReason"]) == ("g", "STOP")
+    assert candidate["content"] == {"parts": [{"text": "echo: hi"}], "role": "model"}
+    assert second["response"]["modelVersion"] == "test-model"
+    assert third["result"]["type"] == "errored"
+    assert "params.container cannot be honoured" in third["result"]["error"]["error"]["message"]
+
+
+USER_SAYS_HI = {"role": "user", "content": "hi"}

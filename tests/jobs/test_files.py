@@ -56,14 +56,14 @@ def test_an_earlier_output_as_input_gets_new_answers(bench: Any) -> None:
 
 
 def test_a_malformed_line_fails_alone_with_its_number(bench: Any) -> None:
-    bench.write(['{"prompt": "a"}', '{"prompt": ', '{"prompt": "c"}', "[]", '{"prompt": 7}'])
+    bench.write(['{"prompt": "a"}', '{"prompt": ', '{"prompt": "c"}', "[]", '{"prompt": true}'])
     result = bench.run("--json")
     assert result.returncode == 1
     assert json.loads(result.stdout)["errors"] == {"invalid_input": 3}
     rows = bench.answers()
     assert [row["answer"] for row in rows] == ["echo: a", "", "echo: c", "", ""]
     assert [row["error"] and row["error"]["message"][:6] for row in rows] == [None, "line 2", None, "line 4", "line 5"]
-    assert rows[4]["prompt"] == 7
+    assert rows[4]["prompt"] is True
     assert len(bench.upstream.seen) == 2
 
 
@@ -168,9 +168,9 @@ def test_a_batch_file_runs_unchanged(bench: Any) -> None:
     assert response["body"]["choices"][0]["message"]["content"] == "echo: Is water wet?"
     assert response["body"]["choices"][0]["finish_reason"] == "stop"
     assert response["body"]["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-    assert rows[2]["response"] is None
-    assert rows[2]["error"]["code"] == "unsupported"
-    assert "line 3" in rows[2]["error"]["message"]
+    assert rows[2]["response"]["status_code"] == 404  # this endpoint has no /v1/embeddings
+    assert rows[2]["response"]["body"]["error"]["code"] == "unknown_url"
+    assert rows[2]["error"]["code"] == "not_found"
     message = rows[3]["response"]["body"]["choices"][0]["message"]
     assert (message["content"], message["tool_calls"]) == (None, [call])
 
@@ -306,12 +306,12 @@ def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
 @pytest.mark.parametrize(
     ("source", "target", "said"),
     [
-        ("in.txt", "out.jsonl", "The input file in.txt ends with '.txt'"),
+        ("in.doc", "out.jsonl", "The input file in.doc ends with '.doc'"),
         ("in", "out.jsonl", "has no suffix"),
-        ("in.jsonl", "out.txt", "The output file out.txt ends with '.txt'"),
-        ("in.jsonl", "out.csv", "The output of a jsonl file ends with .jsonl, not .csv"),
+        ("in.jsonl", "out.doc", "The output file out.doc ends with '.doc'"),
+        ("in.jsonl", "out.csv.gz", "The output of a jsonl file ends with .jsonl or .json, not .csv"),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
-        ("in.csv", "out.parquet", "ends with .csv or .jsonl"),
+        ("in.csv", "out.parquet", "ends with .csv or .tsv or .jsonl or .json"),
         ("in.parquet", "out.jsonl", "The input is not a valid Parquet file"),
     ],
 )

@@ -10,11 +10,11 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.jobs import merge
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.merge import Merge
 from promptmill.jobs.records import record_of
+from promptmill.jobs.spool import Halted
 from promptmill.jobs.store import JobStore
-from promptmill.jobs.tables import Halted
 
 
 @pytest.fixture
@@ -22,9 +22,13 @@ def plan(tmp_path: Path) -> Iterator[Merge]:
     """Three rows, answered out of order."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
     (tmp_path / "job-0123456789").mkdir()
-    store, file = JobStore(tmp_path / "job-0123456789" / "job.db", create=True), RandomFile(tmp_path / "in.jsonl")
+    store, file = (
+        JobStore(tmp_path / "job-0123456789" / "job.db", create=True),
+        InputFiles([Part(tmp_path / "in.jsonl")]),
+    )
     store.write([record_of(row, Completion(f"answer {row}")) for row in (2, 0, 1)])
-    yield Merge("job-0123456789", file, "jsonl", "jsonl", tmp_path / "out.jsonl", merge.Answers(store), "m", 0, None)
+    answers, target = merge.Answers(store.records()), tmp_path / "out.jsonl"
+    yield Merge("job-0123456789", file, file.first, "jsonl", "jsonl", target, answers, "m", 0, None)
     store.close()
     file.close()
 
@@ -47,10 +51,10 @@ def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Mer
     sound = [record_of(row, Completion(f"answer {row}")) for row in range(3)]
     store.write([sound[0], sound[1]._replace(text="flipped"), sound[2]])
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store)))
+        merge.write(replace(plan, answers=merge.Answers(store.records())))
     assert store.drop_unsound() == 1
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store)))
+        merge.write(replace(plan, answers=merge.Answers(store.records())))
     store.close()
     assert not merge.beside(plan.target, plan.job_id).exists()
 

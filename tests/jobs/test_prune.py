@@ -201,3 +201,9 @@ def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
             lock.release()
         writing.result()
     old.close()
+
+
+def test_a_tilde_in_the_state_folders_name_is_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert JobFolders.from_environ({"PROMPTMILL_STATE": "~/jobs of mine"}).root == tmp_path / "jobs of mine" / "jobs"

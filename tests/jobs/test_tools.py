@@ -27,7 +27,8 @@ from promptmill.jobs.lock import Lock
 from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.server import create_server
 from promptmill.service.service import Service
-from replies import answer, late
+from replies import answer, by_prompt, late
+from replies import status as status_reply
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
 
@@ -93,6 +94,33 @@ def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -
     tools(work)
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
     assert len(bench.upstream.seen) == 120
+
+
+def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 1": status_reply(400, "no"), "prompt 2": answer("x" * 3000)})
+    bench.prompts(5)
+
+    async def work(call: Call) -> None:
+        files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+        checked = await call("bulk_generate", **files, validate=True)
+        assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
+        assert not bench.upstream.seen
+        job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
+        assert (await until(call, job_id, "finished"))["done"] == 4
+        failed = await call("bulk_results", job_id=job_id, only="failed")
+        assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(1, "bad_request")]
+        answers = await call("bulk_results", job_id=job_id, only="answers")
+        assert [row["row"] for row in answers["rows"]] == [0, 2, 3]
+        page = await call("bulk_results", job_id=job_id, max_characters=2000)
+        assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([0, 1], 2)
+        bench.upstream.reply = answer()
+        await call("bulk_generate", **files, retry_failed=True, dedupe=True, max_failures="0")
+        assert (await until(call, job_id, "finished"))["failed"] == 0
+        found = await call("bulk_status", limit=1)
+        assert (len(found["jobs"]), found["more"]) == (1, 0)
+
+    tools(work)
+    assert len(bench.answers()) == 5
 
 
 def test_partial_answers_can_be_read_and_cancelling_is_quick(bench: Any, tools: Any) -> None:

@@ -24,6 +24,7 @@ from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.system import safe_open
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
+from replies import answer
 from talk import text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
@@ -533,3 +534,41 @@ asyncio.run(main())
         process.kill()
         process.communicate()
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.rule("F18")
+def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(talk, upstream, tmp_path):
+    path = tmp_path / "cache" / "answers.sqlite"
+
+    top = {"cache": str(path), "sampling_params": {"temperature": 0}}
+    upstream.reply = answer("the answer")
+
+    async def asked(talk):
+        return [await talk.answers("private prompt") for _ in range(2)]
+
+    assert talk(asked, top=top, api_key=KEY) == [["the answer"]] * 2
+    assert len(upstream.seen) == 1
+    kept = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"the answer" in kept
+    assert b"private prompt" not in kept
+    assert KEY.encode() not in kept
+    if sys.platform != "win32":
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+
+
+@posix
+@pytest.mark.rule("F18")
+def test_a_link_or_a_folder_is_not_used_as_the_cache(talk, upstream, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    link, folder = tmp_path / "link", tmp_path / "folder"
+    link.symlink_to(elsewhere)
+    folder.mkdir()
+    for path in (link, folder):
+
+        async def work(talk):
+            return await talk.error("generate", prompt_ls=["a"])
+
+        assert "cannot be used" in talk(work, top={"cache": str(path)})
+    assert elsewhere.read_text() == "precious"
+    assert not upstream.seen

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import psutil
 import pytest
+from fastmcp.exceptions import ToolError
+from fastmcp.server.middleware import MiddlewareContext
+from mcp_types import CallToolRequestParams
 
 from fakes import openai_configuration
+from promptmill.core.errors import PromptmillError
+from promptmill.server import prompt_lists
+from promptmill.server.tool_errors import PlainArguments
 from served import Served, written
 from talk import serving, text
 from upstream import Upstream
@@ -93,6 +100,52 @@ def test_a_body_of_brackets_is_refused_before_it_is_unfolded(server, item):
 @pytest.mark.parametrize("prompt", ["[" * 300_000, '\\"{' * 100_000, '"[\\'], ids=["brackets", "escaped", "short"])
 def test_brackets_in_a_text_are_text(server, prompt):
     assert server.session().answers(prompt) == [f"echo: {prompt}"]
+
+
+@pytest.mark.rule("X4")
+@pytest.mark.parametrize("read", ["prompts", "images", "turns"])
+def test_others_get_their_turn_while_a_long_list_is_read(run, read):
+    many = 200_000
+
+    async def work():
+        match read:
+            case "prompts":
+                reading = prompt_lists.conversations([*["x"] * many, None])
+            case "images":
+                reading = prompt_lists.conversations_with_images(
+                    ["x"] * many, [*[["a"]] * (many - 1), 3], None, "after"
+                )
+            case "turns":
+                reading = prompt_lists.conversation([*[{"role": "user", "content": "x"}] * many, None])
+        task, turns = asyncio.ensure_future(reading), 0
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        with pytest.raises(PromptmillError, match=r"is (null|a number)"):
+            await task
+        return turns
+
+    assert run(work()) > 3
+
+
+@pytest.mark.rule("X4")
+@pytest.mark.parametrize("arguments", [{"prompts": ["x"] * 9}, {"prompt_ls": ["x"], "system_prompt": ["x"] * 9}])
+def test_pydantic_which_writes_all_of_a_wrong_argument_down_is_not_asked(run, arguments):
+    async def work():
+        middleware, asked = PlainArguments(), []
+
+        async def tool(_):
+            asked.append(1)
+
+        async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
+            (schema,) = [tool for tool in await talk.client.list_tools() if tool.name == "generate"]
+        middleware._schemas["generate"] = schema.input_schema
+        params = CallToolRequestParams(name="generate", arguments=arguments)
+        with pytest.raises(ToolError, match=r"prompts is not an argument|system_prompt is a list of 9; send a text"):
+            await middleware.on_call_tool(MiddlewareContext(message=params), tool)
+        return asked
+
+    assert run(work()) == []
 
 
 @pytest.mark.rule("X4")

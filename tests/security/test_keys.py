@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -14,8 +15,9 @@ import psutil
 import pytest
 
 from fakes import KEY
+from promptmill.backends.openai.choice import choose
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.providers import DIALECTS
+from promptmill.backends.openai.providers import DIALECTS, dialect_named
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
@@ -67,6 +69,20 @@ def test_a_key_of_the_environment_stays_away_from_what_only_a_call_named(url):
 def test_it_goes_to_known_providers_and_to_this_machine(url):
     (headers,) = _sent({"base_url": url})
     assert headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.rule("K1")
+def test_no_key_goes_to_a_server_that_was_found(run, upstream):
+    block = {"api_key": KEY, "headers": {"X-Secret": KEY}}
+    configuration = Configuration({"backend": "auto", "backend_configs": {"openai": block}})
+    row = replace(dialect_named("vllm"), base_url=upstream.url)
+    choice = run(choose(configuration, ENVIRONMENT, [row]))
+    plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
+    (endpoint,) = endpoints(plan, ENVIRONMENT)
+    assert KEY not in str(endpoint)
+    assert "backend: auto" in endpoint.key_note
+    assert upstream.seen
+    assert all(KEY not in str(seen.headers) for seen in upstream.seen)
 
 
 @pytest.mark.rule("K1")

@@ -11,7 +11,7 @@ import pytest
 
 from fakes import KEY
 from piped import Piped, eventually
-from replies import by_prompt, closed, raw, reset, status
+from replies import answer, attempts, by_prompt, closed, raw, reset, status
 
 PROMPT = "the-private-prompt"
 ANSWER = "the-private-answer"
@@ -45,6 +45,23 @@ def config(tmp_path, upstream):
 
 
 PROMPTS = [f"{PROMPT} {how}" for how in ("ok", "400", "500", "reset", "closed", "broken")]
+
+
+@pytest.mark.rule("L1")
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream, how):
+    upstream.reply = attempts(status(502, "bad gateway"), answer(ANSWER))
+    options = ["--log-level", "debug"] if how == "option" else []
+    with Piped(config, *options, environ={} if options else {"PROMPTMILL_LOG_LEVEL": "debug"}) as server:
+        server.initialize()
+        result = server.result(server.call("generate", prompt_ls=[PROMPT]))
+        assert result["structuredContent"]["ans_ls"] == [ANSWER]
+        server.end("EOF")
+        assert server.process.wait(30) == 0
+        said = server.said()
+    (retry,) = [line for line in said.splitlines() if " DEBUG " in line and "again in" in line]
+    assert f"127.0.0.1:{upstream.port}: 502 server_error, again in 0.0 s" in retry
+    assert not any(secret in said for secret in (KEY, PROMPT, ANSWER))
 
 
 @pytest.mark.rule("L1")

@@ -130,9 +130,12 @@ def tool_calls(wild, text):
             "output_file": st.sampled_from(["o.jsonl", "", ".", "/", "o.txt"]) | wild,
             "system_prompt": text | wild,
             "resume": st.booleans() | wild,
+            "limit": number | wild,
+            "max_failures": text | wild,
+            "validate": st.booleans() | wild,
         },
-        "bulk_status": {"job_id": text | WORDS | wild},
-        "bulk_results": {"job_id": text | WORDS | wild, "offset": number, "limit": number},
+        "bulk_status": {"job_id": text | WORDS | wild, "limit": number},
+        "bulk_results": {"job_id": text | WORDS | wild, "offset": number, "limit": number, "only": text | wild},
         "bulk_cancel": {"job_id": text | WORDS | wild},
     }
     by_tool = [

@@ -147,7 +147,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
             "multimodal_path[0] is a list of 1",
         ),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[]], "image_tag": 3}, "image_tag is a number"),
-        ("multiturn_generate", {"messages": "hi"}, "messages is a text; send a list."),
+        ("multiturn_generate", {"messages": "hi"}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": {"role": "user"}}, "messages[0] has no content"),
         ("vllm_shutdown", {"now": True}, "now is not an argument of this tool."),

@@ -6,6 +6,7 @@ import pytest
 
 from promptmill.backends.protocol import CallStats
 from promptmill.server.progress import Told, _count, _duration, _rate
+from replies import answer, attempts, status
 
 
 class Clock:
@@ -92,3 +93,19 @@ def test_a_rate_is_per_second_or_per_minute(per_second, words):
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
     assert _duration(seconds) == words
+
+
+def test_a_call_that_waits_says_why(talk, upstream):
+    upstream.reply = attempts(status(429, "slow down", retry_after="3"), answer())
+    told = []
+
+    async def progress(done, total, message):
+        told.append(message or "")
+
+    async def work(talk):
+        return await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
+
+    assert talk(work, max_delay=3).structured_content == {"ans_ls": ["echo: x"]}
+    # what follows are the seconds left, or that it is tried now
+    said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "
+    assert any(message.startswith(said) and message.endswith("(1 so far)") for message in told), told

@@ -127,9 +127,10 @@ def test_the_process_that_the_client_started_is_the_server(checkout, foreign_pyt
         eventually(lambda: not upstream.in_flight)
 
 
-def test_the_note_beside_it_names_the_interpreter_too(checkout, foreign_python):
-    note = checkout / "servers" / "generation" / "src" / "promptmill-python.txt"
-    note.write_text(f"{sys.executable}\n")
+def test_the_interpreter_that_was_written_into_it_counts_too(checkout, foreign_python):
+    launcher = checkout / "servers" / "generation" / "src" / "generation.py"
+    code = launcher.read_text(encoding="utf-8")
+    launcher.write_text(code.replace('INTERPRETER = ""', f"INTERPRETER = {sys.executable!r}"), encoding="utf-8")
     with _started(foreign_python, PROMPTMILL_PYTHON="") as server:
         server.initialize()
         assert server.answers("hi") == ["echo: hi"]

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from fakes import openai_configuration, openai_plan
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import CallStats
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
@@ -19,9 +20,10 @@ from promptmill.core.budget import Budget
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Usage
+from promptmill.service import call_report
 from promptmill.service.prices import FlatPrice, price_of
 from promptmill.service.service import Service
-from replies import answer, chaos, late, status
+from replies import answer, chaos, choose, hang, late, status
 
 PRICE = {"input": 10.0, "output": 100.0}
 LIMIT = 0.05
@@ -204,3 +206,49 @@ def test_what_is_already_known_costs_nothing(run, opened, upstream, tmp_path):
     for cost in (pytest.approx(3 * (3 * 10 + 4 * 100) / 1_000_000), 0.0):
         ((_, stats),) = _asked(run, opened(top), 3)
         assert stats.cost == cost
+
+
+def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(run, opened, upstream):
+    upstream.reply = choose(lambda seen: answer("no JSON" if seen.prompt == "prompt" else '{"a": 1}'))
+    service = opened({"schema_retries": 1})
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    plan = service.plan.with_sampling({"response_format": asking_for(schema)})
+
+    async def work():
+        stats = CallStats(total=1)
+        item = conversation_from_prompt("prompt", "a prompt")
+        outcomes = await service.generate([item], stats, plan=plan)
+        await service.aclose()
+        return outcomes, stats
+
+    (outcome,), stats = run(work())
+    assert outcome.text == '{"a": 1}'
+    assert len(upstream.seen) == 2
+    expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.prompt_tokens, stats.completion_tokens))
+    assert stats.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
+    assert outcome.cost == pytest.approx(stats.cost)
+    assert call_report.columns([outcome])["costs"] == [pytest.approx(stats.cost)]
+
+
+def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(run, opened, upstream):
+    async def work():
+        upstream.reply = hang()
+        service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)
+        call = asyncio.ensure_future(_ask(service, 3, CallStats(total=3, budget=budget)))
+        await upstream.reaches(lambda: upstream.seen)
+        call.cancel()
+        await asyncio.wait({call})
+        await service.aclose()
+        return budget
+
+    budget = run(work())
+    worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000
+    assert 20 * PRICE["output"] / 1_000_000 < budget.spent < 2 * worst, "the one that was sent, not those that waited"
+    assert budget.is_settled
+
+
+def test_rows_say_what_they_cost(job, upstream, tmp_path, capsys):
+    assert main([*job, "--limit", "3"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["cost"] for row in rows] == [pytest.approx((3 * 10 + 4 * 100) / 1_000_000)] * 3
+    assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(sum(row["cost"] for row in rows))

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from promptmill.backends.openai.choice import choose
-from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.choice import _ollama_url, choose
 from promptmill.backends.openai.providers import dialect_named
 from promptmill.backends.protocol import CallStats, Choice
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.service import choosing
 from promptmill.service.service import Service
+from replies import late
 from talk import serving
 
 
@@ -34,15 +34,19 @@ def test_a_server_that_runs_here_is_chosen_with_its_model(run, upstream):
     assert f"127.0.0.1:{upstream.port} has it" in choice.why
 
 
-def test_no_key_goes_to_a_server_that_was_found(run, upstream):
-    configuration = auto(api_key="the-configured-key", headers={"X-Secret": "s"})
-    choice = run(choose(configuration, {"OPENAI_API_KEY": "k"}, [row("vllm", upstream)]))
-    plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
-    (endpoint,) = endpoints(plan, {"OPENAI_API_KEY": "k", "LLM_API_KEY": "k"})
-    assert endpoint.secrets == ()
-    assert "backend: auto" in endpoint.key_note
-    assert all("authorization" not in seen.headers for seen in upstream.seen)
-    assert all("x-secret" not in seen.headers for seen in upstream.seen)
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:11434/v1"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080/v1"),
+        (":9999", "http://127.0.0.1:9999/v1"),
+        ("http://gpu-box:11434/", "http://gpu-box:11434/v1"),
+        ("[::1]:5000", "http://[::1]:5000/v1"),
+        ("[::1]", "http://[::1]:11434/v1"),
+    ],
+)
+def test_ollamas_own_variable_says_where_it_is(named, url):
+    assert _ollama_url(named) == url
 
 
 def test_a_server_with_several_models_is_passed_over_with_the_reason(run, upstreams):
@@ -135,6 +139,37 @@ def test_a_call_that_changes_the_address_finds_that_ones_model(run, upstreams):
 
     run(work())
     assert [seen.json["model"] for seen in (first.seen[-1], second.seen[-1])] == ["test-model", "other"]
+
+
+def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(run, upstream):
+    async def work():
+        async with serving(
+            Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
+        ) as talk:
+            assert "`auto` stands in the configuration alone" in await talk.error(
+                "generation_init", backend_configs={}, sampling_params={}, backend="auto"
+            )
+            assert await talk.answers("x") == ["echo: x"]
+
+    run(work())
+
+
+def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(run, upstream, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path))
+    upstream.reply = late(None)
+    block = {"base_url": upstream.url}
+    configuration = Configuration({"backend": "openai", "max_call_s": 2, "backend_configs": {"openai": block}})
+
+    async def work():
+        async with serving(configuration) as talk:
+            result = await talk("generate", prompt_ls=["x"], sampling_params={"max_tokens": 5})
+            job_id = result.structured_content["job_id"]
+            found = (await talk("bulk_status", job_id=job_id)).structured_content
+            assert found["model"] == "test-model"
+            await talk("bulk_cancel", job_id=job_id)
+        assert upstream.seen[-1].json["max_tokens"] == 5
+
+    run(work())
 
 
 def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_call(run, upstream):

@@ -5,7 +5,7 @@ that promptmill cannot use. So this file needs nothing but Python 3.8, finds the
 hands over to it:
 
 1. the one that the variable PROMPTMILL_PYTHON names,
-2. else the one that `promptmill install ultrarag CHECKOUT` wrote into promptmill-python.txt beside this file,
+2. else the one that `promptmill install ultrarag CHECKOUT` wrote into this file,
 3. else the one that runs this file.
 
 Run as a script, as pipelines run it, the client counts as the operator's own program. Run by `mcp run`, `fastmcp run`
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 HERE = Path(__file__).absolute().parent
-NOTE = HERE / "promptmill-python.txt"
+INTERPRETER = ""
 # What an activated or embedding environment leaves behind for its own interpreter; another one would be misled by it.
 FOREIGN = (
     "PYTHONEXECUTABLE",
@@ -63,11 +63,8 @@ def complain(problem: str) -> NoReturn:
 def find_interpreter() -> str:
     """Return the path of the interpreter that owns promptmill."""
     named, said_by = os.environ.get("PROMPTMILL_PYTHON", "").strip(), "The variable PROMPTMILL_PYTHON"
-    if not named and NOTE.is_file():
-        try:
-            named, said_by = NOTE.read_text(encoding="utf-8").strip(), str(NOTE)
-        except (OSError, ValueError) as error:
-            complain(str(NOTE) + " cannot be read: " + (getattr(error, "strerror", None) or "it is not text") + ".")
+    if not named:
+        named, said_by = INTERPRETER, str(HERE / "generation.py")
     if not named:
         return sys.executable
     found = shutil.which(str(Path(named).expanduser()))  # a path or a command

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion, Outcome
+from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
 
@@ -27,6 +27,8 @@ class Request:
     sampling: Sampling
     extra: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 0
+    path: str = ""
+    """Another request of the endpoint's than one for a chat, such as `/embeddings`; `extra` is all of its body."""
 
 
 _CUT_WHILE_REASONING = (
@@ -52,6 +54,16 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A stage of a check: what was found, and the code of what is wrong."""
+
+    step: str
+    ok: bool
+    detail: str
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What `backend: auto` has come to: `values` by the paths of their keys, empty when nothing of it works.
 
@@ -62,6 +74,19 @@ class Choice:
     why: str
     against: tuple[str, ...]
     keyless: bool
+
+
+class Flow(Protocol):
+    """How the requests of a call fare, for those who show it."""
+
+    @property
+    def window(self) -> int:
+        """How many requests may be in flight now."""
+        ...
+
+    def waiting(self) -> str:
+        """Return why nothing goes on just now and until when, empty while something does."""
+        ...
 
 
 @dataclass(slots=True)
@@ -76,13 +101,21 @@ class CallStats:
     failed: int = 0
     requests: int = 0
     retries: int = 0
+    refused: int = 0
+    """Requests that an endpoint refused for load."""
     in_flight: int = 0
+    flow: Flow | None = None
+    """There while requests are sent to endpoints."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
     """What the call has cost so far; None where nobody knows the price."""
+    priced: Usage = NO_USAGE
+    """The tokens that `cost` is of, those of answers that are about to be settled included."""
     budget: Budget | None = None
     """What the call may cost at most."""
+    model: str = ""
+    """The name of the model that is asked, where there are several."""
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0
@@ -100,14 +133,28 @@ class CallStats:
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as asked."""
 
+    @property
+    def waiting(self) -> str:
+        """Why nothing goes on just now, empty while something does."""
+        return "" if self.flow is None else self.flow.waiting()
+
     def warn(self, message: str) -> None:
         """Note something that the caller should know although the call goes on."""
         self.warnings[message] = None
 
     def fail(self, code: Code) -> None:
         """Count a failure."""
-        self.failed += 1
-        self.codes[str(code)] = self.codes.get(str(code), 0) + 1
+        self._fail(code, 1)
+
+    def forgive(self, code: Code) -> None:
+        """Take back a failure that is counted, or about to be."""
+        self._fail(code, -1)
+
+    def _fail(self, code: Code, count: int) -> None:
+        self.failed += count
+        self.codes[str(code)] = self.codes.get(str(code), 0) + count
+        if not self.codes[str(code)]:
+            del self.codes[str(code)]
 
     def settle(self, outcome: Outcome) -> None:
         """Count one finished item."""

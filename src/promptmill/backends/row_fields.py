@@ -16,7 +16,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 
 # `reasoning` is also what an answer has, and outputs are inputs of the next run.
-_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning"}
+_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n"}
 _BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
 IMAGES = ("image", "images")
@@ -38,7 +38,11 @@ def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tup
     """
     given = {name: row[name] for name in row if name in NAMES and not _is_null(row[name])}
     if given.get("n", 1) not in {1, "1"}:
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: n asks for several answers.", "Repeat the row instead.")
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"{where}: n asks for several answers.",
+            "Set `sampling_params: {n: …}` for all rows, or rename the column if it means something else.",
+        )
     body = {name: _structured(name, given[name], where) for name in _BODY & given.keys()}
     if loaded_model and "model" in body and body.pop("model") != loaded_model:
         raise PromptmillError(

@@ -3,7 +3,7 @@
 | kind | a line is |
 |---|---|
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own (see `row_fields`); others pass by |
-| `batch` | `{"custom_id", "method", "url", "body"}` (platform.openai.com/docs/api-reference/batch/request-input) |
+| `batch` | a line of a provider's Batch file, see `batch_lines` |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
 | `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,6 +20,9 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
+from promptmill.backends import batch_lines
+from promptmill.backends.batch_lines import BatchLine
+from promptmill.backends.protocol import Request
 from promptmill.backends.row_fields import NAMES, own_images, own_parameters, own_system_prompt
 from promptmill.core.conversation import (
     Conversation,
@@ -31,11 +35,17 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.images import load as images
 
-BATCH_URL = "/v1/chat/completions"
+PROBLEM = "promptmill:problem"
+"""The only field of a line that stands for a row which cannot be asked, and says why."""
+ROW = "promptmill:row"
+"""The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
 BOM = b"\xef\xbb\xbf"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
+_FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # within a text the quotes would be escaped
+_OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
 _NOTHING: Mapping[str, Any] = {}
+_NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 # Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
@@ -74,22 +84,44 @@ def decode_row(
     image_tag: str | None = None,
     position: ImagePosition = "after",
     model: str = "",
+    prompt_column: str | None = None,
 ) -> Own:
     """Return the conversation of a plain row, and what it wants other than the job's sampling and extra parameters.
 
-    Its own system prompt replaces `system_prompt`; `model` is the only one there is. Raises as `decode` does.
+    Its own system prompt replaces `system_prompt`; `model` is the only one there is; `prompt_column` is the field that
+    is asked. Raises as `decode` does.
     """
     row = load(line, where)
     if kind == "table" and isinstance(row, str):
         raise input_error(f"{where}: {row}")
     if not isinstance(row, dict):
         raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
+    if PROBLEM in row:
+        raise input_error(f"{where}: {row[PROBLEM]}")
+    if prompt_column is not None:
+        row = _with_prompt(row, prompt_column)
     conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
 
 
-def digest(kind: str, line: bytes) -> bytes | None:
+def as_it_was(line: bytes) -> bytes:
+    """Return the row that a line with a prompt written out was made of; another line as it is."""
+    if ROW.encode() not in line:
+        return line
+    try:
+        value = load(line, "")
+    except PromptmillError:
+        return line
+    if not isinstance(value, dict) or ROW not in value:
+        return line
+    try:
+        return orjson.dumps(value[ROW])
+    except TypeError:  # numbers beyond 64 bits
+        return json.dumps(value[ROW]).encode()
+
+
+def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | None:
     """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
 
     A long line is known by its bytes: to parse it would take long.
@@ -98,11 +130,27 @@ def digest(kind: str, line: bytes) -> bytes | None:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
     try:
         value = load(line, "")
-        asked = value["body"] if kind == "batch" else {name: value[name] for name in NAMES & value.keys()}
+        if prompt_column is not None:
+            value = _with_prompt(value, prompt_column)
+        if kind == "batch":
+            asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
+        else:
+            asked = {name: value[name] for name in NAMES & value.keys()}
         text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     except (PromptmillError, TypeError, KeyError, AttributeError):
         return None
     return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return a row whose field `column` is what is asked: a prompt, or messages."""
+    asked = row.get(column)
+    rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
+    return rest | {"messages" if _are_messages(asked) else "prompt": asked}
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
@@ -144,6 +192,17 @@ class RowReader:
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
     image_position: ImagePosition = "after"
+    prompt_column: str | None = None
+    """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
+    models: Mapping[str, RowReader] = field(default_factory=dict)
+    """How rows are read that name another model, by its name."""
+
+    def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
+        """Return what line `row` asks. Raises as `read` does."""
+        if self.kind == "batch" and not self.model and (other := _other_request(line, place(self.kind, row))):
+            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, other.body, attempts, other.path)
+        conversation, sampling, extra = self.read(row, line)
+        return Request(row, conversation, sampling, extra, attempts)
 
     def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
@@ -151,6 +210,9 @@ class RowReader:
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
         where = place(self.kind, row)
+        if self.models and (other := self._named(line)) is not None:
+            conversation, sampling, extra = self.models[other].read(row, line)
+            return conversation, sampling, {**extra, "model": other}
         if self.kind in {"jsonl", "table"}:
             conversation, own, body = decode_row(
                 self.kind,
@@ -160,6 +222,7 @@ class RowReader:
                 image_tag=self.image_tag,
                 position=self.image_position,
                 model=self.model,
+                prompt_column=self.prompt_column,
             )
             if self.folder:
                 conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
@@ -175,6 +238,20 @@ class RowReader:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
         return conversation.with_system(self.system_prompt), sampling, extra
 
+    def _named(self, line: bytes) -> str | None:
+        """Return the name of the model that a line names, if it is one of `models`."""
+        if b'"model"' not in line:
+            return None
+        try:
+            row = load(line, "")
+        except PromptmillError:  # which its own reading will say better
+            return None
+        asked = row
+        if self.kind == "batch" and isinstance(row, dict):
+            asked = row.get("body") or row.get("params") or row.get("request")
+        name = asked.get("model") if isinstance(asked, dict) else None
+        return name if isinstance(name, str) and name in self.models else None
+
 
 def _is_endpoints(name: str, value: object) -> bool:
     """Return whether the endpoint has a parameter of this name and kind: OpenRouter's `reasoning` is an object."""
@@ -183,6 +260,12 @@ def _is_endpoints(name: str, value: object) -> bool:
 
 def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
+    if isinstance(prompt, int | float) and not isinstance(prompt, bool):
+        prompt = str(prompt)
+    elif messages is None and _are_messages(prompt):  # a table's column of conversations, asked by its name
+        prompt, messages = None, prompt
+    if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
+        messages = _read_messages(messages, where)
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")
@@ -198,25 +281,36 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: Im
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 
 
+def _read_messages(text: str, where: str) -> object:
+    """Return the messages that a field holds as JSON."""
+    try:
+        return orjson.loads(text) if text.strip() else None
+    except orjson.JSONDecodeError as error:
+        raise input_error(f"{where}: messages is not valid JSON: {error.msg}.") from None
+
+
 def _conversation(messages: object, where: str) -> Conversation:
     if not isinstance(messages, list):
         raise input_error(f"{where} is {shape(messages)}; send a list of messages.")
     return conversation_from_messages(messages, where)
 
 
+def _other_request(line: bytes, where: str) -> BatchLine | None:
+    """Return the request of a Batch line that is none for a chat, None for one that is, or that cannot be read."""
+    if _FOR_CHAT.search(line):
+        return None
+    try:
+        asked = batch_lines.read(_object(line, where), where)
+    except PromptmillError:
+        return None
+    return asked if asked.path != batch_lines.CHAT else None
+
+
 def _batch(row: Mapping[str, Any], where: str) -> Decoded:
-    custom_id, method, url, body = row.get("custom_id"), row.get("method"), row.get("url"), row.get("body")
-    if not isinstance(custom_id, str):
-        raise input_error(f"{where}: custom_id is {shape(custom_id)}; give each line a text of its own.")
-    if method != "POST" or url != BATCH_URL:
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only POST to {BATCH_URL} can be run.", "")
-    if not isinstance(body, dict):
-        raise input_error(f"{where}: body is {shape(body)}; send the body of a chat completion request.")
+    path, body = batch_lines.read(row, where)
+    if path != batch_lines.CHAT:
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on the openai backend alone.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
-    if body.get("n") not in (None, 1):
-        raise PromptmillError(
-            Code.UNSUPPORTED, f"{where}: body.n asks for several answers.", "Repeat the line instead."
-        )
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
     try:

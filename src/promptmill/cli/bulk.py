@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -10,17 +11,19 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.protocol import CallStats
 from promptmill.cli import progress_display
 from promptmill.cli import validate as validation
 from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import admission, detached, prune, status
+from promptmill.jobs import admission, detached, given_rows, prune, shards, status
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import Folder
+from promptmill.jobs.folder import Folder, stamp
 from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.progress_text import summary
@@ -54,7 +57,50 @@ def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) ->
     return OK
 
 
-def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False) -> int:
+def piped(
+    configuration: Configuration,
+    order: JobRequest,
+    *,
+    input_format: str,
+    output_format: str,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
+
+    Its answers are printed at its end, and what it is is said on stderr. A job that stops is gone on with when the same
+    rows come again.
+    """
+    folders, plan = JobFolders.from_environ(), configuration.plan
+    given = None
+    if order.input.name == "-":
+        blocks = iter(given_rows.blocks_of_stdin(sys.stdin.fileno()))
+        first = next(blocks)
+        suffix = f".{input_format.lstrip('.')}" if input_format else given_rows.suffix_of(first)
+        given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
+        order = order.model_copy(update={"input": given.input})
+    if order.output.name != "-":
+        code = bulk(configuration, order, as_json=as_json, quiet=quiet)
+        if given is not None and code in {OK, SOME_FAILED}:
+            given.forget()
+        return code
+    if given is None:
+        seen = order.input.absolute().resolve()
+        found = [str(seen), *(map(str, order.more)), repr(stamp(seen))]
+        given = GivenRows.write(folders, [orjson.dumps(found)], ".input")
+    output = given.output(plan, order, f".{output_format.lstrip('.')}")
+    code = bulk(
+        configuration, order.model_copy(update={"output": output}), as_json=as_json, quiet=quiet, on_stderr=True
+    )
+    if output.exists():
+        given_rows.copy_out(output, sys.stdout.fileno())
+        given.forget(output)
+    return code
+
+
+def bulk(
+    configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False, on_stderr: bool = False
+) -> int:
     """Run a job in the foreground, or go on with it.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
@@ -67,14 +113,14 @@ def bulk(configuration: Configuration, order: JobRequest, *, as_json: bool, quie
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            _tell(found, job.folder, as_json=as_json)
+            _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
             found, error, terminated = runtime.run(_bulk(configuration, job, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json)
+            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
-        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json)
+        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
     finally:
         job.close()
     if terminated:
@@ -102,13 +148,19 @@ def _kept(job: Job) -> str:
 
 
 def _tell(
-    found: Mapping[str, Any], folder: Folder | None = None, order: JobRequest | None = None, *, as_json: bool
+    found: Mapping[str, Any],
+    folder: Folder | None = None,
+    order: JobRequest | None = None,
+    *,
+    as_json: bool,
+    on_stderr: bool = False,
 ) -> None:
+    stream = sys.stderr if on_stderr else sys.stdout
     if as_json:
-        say(orjson.dumps(found).decode())
+        say(orjson.dumps(found).decode(), stream)
         return
     anew = order is not None and order.overwrite
-    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew))
+    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew), stream)
 
 
 async def _bulk(
@@ -129,7 +181,7 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
     folders = JobFolders.from_environ()
     if job_id is None:
         if cancel:
-            print("promptmill: name the job to cancel.", file=sys.stderr)
+            print("promptmill: name the job to cancel; `promptmill jobs` lists them.", file=sys.stderr)
             return USAGE
         found = status.read_all(folders.all())
         if only_failed:
@@ -153,7 +205,7 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
 def follow(job_id: str | None, *, as_json: bool) -> int:
     """Show how far a job is, every second until nobody runs it any more."""
     if job_id is None:
-        print("promptmill: name the job to follow.", file=sys.stderr)
+        print("promptmill: name the job to follow; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     job, told = JobFolders.from_environ().at(job_id), ""
     while (found := status.read(job))["alive"]:
@@ -169,7 +221,7 @@ def follow(job_id: str | None, *, as_json: bool) -> int:
 def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool) -> int:
     """Write the answers of a job in any state to a file."""
     if job_id is None:
-        print("promptmill: name the job whose answers to write.", file=sys.stderr)
+        print("promptmill: name the job whose answers to write; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     count = exporting.export(JobFolders.from_environ().at(job_id), target, failures=everything)
     if as_json:
@@ -179,10 +231,20 @@ def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool)
     return OK
 
 
+def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
+    """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
+    counts = shards.join(JobFolders.from_environ(), output, overwrite=overwrite)
+    if as_json:
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
+    else:
+        say(f"{counts.done} rows, {counts.failed} failed, in {output}.")
+    return SOME_FAILED if counts.failed else OK
+
+
 def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
     """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
     if job_id is None:
-        print("promptmill: name the job to go on with.", file=sys.stderr)
+        print("promptmill: name the job to go on with; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
     job = JobFolders.from_environ().at(job_id)
     spec = job.spec

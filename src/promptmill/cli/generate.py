@@ -1,11 +1,10 @@
-"""`promptmill generate` and `promptmill check`."""
+"""`promptmill generate`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +17,7 @@ from promptmill.cli.options import stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service import call_report
 from promptmill.service.lists import ListSink
@@ -26,6 +25,7 @@ from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _PAUSE_S = 0.2
+_TELL_EVERY_S = 10.0
 
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
@@ -79,6 +79,8 @@ def generate(
         target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
         if as_json:
             found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}  # as over MCP
+            if several := call_report.several(outcomes):
+                found["answers"] = several
             if errors := call_report.errors(outcomes):
                 found["errors"] = errors
             meta = call_report.totals(stats) | call_report.columns(outcomes)
@@ -134,6 +136,8 @@ async def _answers(
     try:
         if sys.stderr.isatty():
             await _show_progress(work, service, stats, live)
+        else:
+            await _tell_waits(work, stats)
         return await work, False
     except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
         work.cancel()
@@ -141,6 +145,14 @@ async def _answers(
         return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
     finally:
         await service.aclose()
+
+
+async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
+    """Where no progress is shown, say now and then why nothing goes on."""
+    while not work.done():
+        await asyncio.wait({work}, timeout=_TELL_EVERY_S)
+        if not work.done() and (waiting := stats.waiting):
+            say(f"promptmill: {waiting}", sys.stderr)
 
 
 async def _show_progress(
@@ -168,46 +180,5 @@ async def _show_progress(
         bar = progress.add_task("answering", total=stats.total)
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            activity = "" if stats.done else service.activity
-            progress.update(bar, total=stats.total, completed=stats.done, description=activity or "answering")
-
-
-def check(configuration: Configuration, *, as_json: bool) -> int:
-    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
-    steps: list[dict[str, Any]] = [{"step": "configuration", "ok": True, "detail": configuration.origin}]
-    try:
-        runtime.run(_try(configuration, steps))
-    except PromptmillError as error:
-        steps.append({"step": "problem", "ok": False, "code": str(error.code), "detail": redact(str(error))})
-    if as_json:
-        say(orjson.dumps({"ok": all(step["ok"] for step in steps), "steps": steps}).decode())
-    else:
-        for step in steps:
-            say(f"{'ok  ' if step['ok'] else 'FAIL'}  {step['step']}: {step['detail']}")
-    return 0 if all(step["ok"] for step in steps) else 2
-
-
-async def _try(configuration: Configuration, steps: list[dict[str, Any]]) -> None:
-    plan = configuration.plan
-    block = getattr(plan.settings.backend_configs, plan.backend, None)
-    if block is None:
-        raise config_error("backend", "unknown backend.")
-    model = getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or "no model named"
-    steps.append({"step": "backend", "ok": True, "detail": f"{plan.backend}, {model}"})
-    short = plan.settings.model_copy(
-        update={"sampling_params": plan.settings.sampling_params.model_copy(update={"max_tokens": 1})}
-    )
-    service = Service(configuration)
-    service.plan = type(plan)(short, plan.operator, plan.from_call, plan.trust_client)
-    try:
-        started = time.monotonic()
-        stats = CallStats(total=1)
-        (outcome,) = await service.generate([conversation_from_prompt("Say yes.", "the trial prompt")], stats)
-        if isinstance(outcome, Failure):
-            raise outcome.error
-        seconds = time.monotonic() - started
-        detail = f"{outcome.usage.completion_tokens} token(s) in {seconds:.1f} s, {stats.requests} request(s)"
-        steps.append({"step": "answer", "ok": True, "detail": detail})
-        steps.extend({"step": "warning", "ok": True, "detail": warning} for warning in stats.warnings)
-    finally:
-        await service.aclose()
+            doing_what = ("" if stats.done else service.activity) or stats.waiting or "answering"
+            progress.update(bar, total=stats.total, completed=stats.done, description=doing_what)

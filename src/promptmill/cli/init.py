@@ -22,6 +22,7 @@ Where should prompts be answered?
 """
 _EMBEDDED = "smollm2-135m-instruct"
 _LOCAL = "localhost:11434"
+_ONLY = "the only one it has"
 
 
 class Answers(NamedTuple):
@@ -72,8 +73,9 @@ def _asked(arguments: argparse.Namespace) -> Answers:
         where = _ask("1, 2 or 3", "1", "--base-url, --provider or --backend", among=("1", "2", "3"))
     if where == "1":
         url = arguments.base_url or _ask("Its address", _LOCAL, "--base-url")
-        model = arguments.model or _ask("The model, as the server calls it", "", "--model")
-        return Answers("openai", [("base_url", url, "the server's address"), ("model_name", model, "")])
+        model = arguments.model or _ask("The model, as the server calls it", _ONLY, "--model")
+        named = [] if model == _ONLY else [("model_name", model, "")]
+        return Answers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
         return _provider(arguments)
     backend = arguments.backend or ("openvino" if importlib.util.find_spec("openvino_genai") else "hf")

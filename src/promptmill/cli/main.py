@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
-from promptmill.cli.options import Parser, overrides, shared_options
+from promptmill.cli.options import Parser, at_least_one, overrides, shared_options
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["--list-models"]:
+        given[0] = "models"
     parser = _parser(serving=given[:1] == ["serve"])
     arguments = parser.parse_args(given)
     if "unconfigured" not in arguments and "command" not in arguments:
@@ -70,13 +72,13 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         arguments.config,
         assignments=arguments.set,
         backend=arguments.backend,
-        values=lambda backend: overrides(arguments, backend) | _schema(arguments),
+        values=lambda raw: overrides(arguments, raw) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
     )
 
 
-def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
+def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
@@ -90,13 +92,15 @@ def _schema(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         schema = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        wrong = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "it is not JSON"
+        wrong = "it is not UTF-8 text"
+        if isinstance(error, json.JSONDecodeError):
+            wrong = f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         reason = error.strerror if isinstance(error, OSError) else wrong
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     compile_schema(schema, str(file))
-    return {"sampling_params.response_format": asking_for(schema)}
+    return {("sampling_params", "response_format"): asking_for(schema)}
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -165,9 +169,9 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 
 
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill.cli import generate as shell
+    from promptmill.cli import check
 
-    return shell.check(configuration, as_json=arguments.json)
+    return check.check(configuration, as_json=arguments.json)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -188,6 +192,12 @@ def _cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return cache.show(configuration, clear=arguments.clear, as_json=arguments.json)
 
 
+def _models(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import models
+
+    return models.show(configuration, as_json=arguments.json)
+
+
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_folders import JobFolders
@@ -196,8 +206,12 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
     order = JobRequest(
-        input=arguments.input,
+        input=arguments.input[0].absolute(),
+        more=[path.absolute() for path in arguments.input[1:]],
         output=arguments.output,
+        prompt_template=_template(arguments),
+        prompt_column=arguments.prompt_column,
+        id_column=arguments.id_column,
         system_prompt=arguments.system,
         limit=arguments.limit,
         max_failures=arguments.max_failures,
@@ -210,12 +224,41 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         reuse=arguments.reuse == "",
         reuse_from=other,
         accept_change=arguments.accept_change,
+        shard=arguments.shard,
     )
+    if Path("-") in {arguments.output, *arguments.input}:
+        if (
+            arguments.detach
+            or arguments.validate
+            or arguments.shard
+            or (Path("-") in arguments.input and arguments.input[1:])
+        ):
+            raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
+        return command.piped(
+            configuration,
+            order,
+            input_format=arguments.input_format,
+            output_format=arguments.output_format,
+            as_json=arguments.json,
+            quiet=arguments.quiet,
+        )
     if arguments.validate:
         return command.validate(configuration, order, as_json=arguments.json)
     if arguments.detach:
         return command.detach(configuration, order, as_json=arguments.json)
     return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
+
+
+def _template(arguments: argparse.Namespace) -> str | None:
+    """Return what `--prompt` or `--prompt-file` says. Raises `PromptmillError`."""
+    file: Path | None = arguments.prompt_file
+    if file is None:
+        return str(arguments.prompt) if arguments.prompt is not None else None
+    try:
+        return file.read_text(encoding="utf-8-sig").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise config_error("--prompt-file", f"{file} cannot be read: {reason}.") from None
 
 
 def _jobs(arguments: argparse.Namespace) -> int:
@@ -233,6 +276,12 @@ def _jobs(arguments: argparse.Namespace) -> int:
     return command.jobs(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
 
 
+def _join(arguments: argparse.Namespace) -> int:
+    from promptmill.cli import bulk as command
+
+    return command.join(arguments.output, overwrite=arguments.overwrite, as_json=arguments.json)
+
+
 def _providers(arguments: argparse.Namespace) -> int:
     """List the providers that `provider: NAME` knows."""
     from promptmill.service import registry
@@ -246,12 +295,6 @@ def _providers(arguments: argparse.Namespace) -> int:
         key = f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key"
         say(f"{name:12} {base_url or 'needs base_url':58} {key}")
     return OK
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
-    return int(text)
 
 
 def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
@@ -274,6 +317,7 @@ def _parser(*, serving: bool = False) -> argparse.ArgumentParser:
     _add_bulk(commands, shared)
     _add_jobs(commands, shared)
     _add_cache(commands, shared)
+    _add_models(commands)
     _add_check(commands, shared)
     _add_init(commands, shared)
     if not serving:
@@ -333,13 +377,27 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk = commands.add_parser(
         "bulk", parents=[shared], help="answer a file of prompts into another; goes on after a crash"
     )
-    bulk.add_argument("input", type=Path, metavar="INPUT", help=".jsonl (rows or Batch API lines), .csv or .parquet")
     bulk.add_argument(
-        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order"
+        "input",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one; -",
     )
+    bulk.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
+    )
+    bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
+    bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")
+    asked = bulk.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
+    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
+    asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
-    bulk.add_argument("--limit", type=_at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
@@ -361,6 +419,13 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
     bulk.add_argument("--json", action="store_true", help="print the result as JSON")
     bulk.set_defaults(command=_bulk)
+
+    join = commands.add_parser("join", help="make one output of the parts that `bulk --shard I/N` made")
+    join.add_argument("output", type=Path, metavar="OUTPUT", help="as it was named for the shards")
+    join.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
+    join.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    join.add_argument("--json", action="store_true", help="print the result as JSON")
+    join.set_defaults(unconfigured=_join)
 
 
 def _add_jobs(commands: Any, shared: Parser) -> None:
@@ -385,6 +450,14 @@ def _add_cache(commands: Any, shared: Parser) -> None:
     cache.add_argument("--clear", action="store_true", help="forget all of it")
     cache.add_argument("--json", action="store_true", help="print the result as JSON")
     cache.set_defaults(command=_cache)
+
+
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser(
+        "models", parents=[shared_options(answering=False)], help="list the models that --model NAME knows"
+    )
+    models.add_argument("--json", action="store_true", help="as JSON")
+    models.set_defaults(command=_models)
 
 
 def _add_init(commands: Any, shared: Parser) -> None:

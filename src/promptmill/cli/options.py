@@ -6,12 +6,17 @@ import argparse
 import difflib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from promptmill.core.errors import config_error
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
+_NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
+_NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
+_OUT_OF_RANGE = re.compile(r"argument (?:-\w/)?(\S+): (.* must be at least .*)")
+_SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
 _UNKNOWN_COMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
 
@@ -32,7 +37,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line with the nearest name, and leave with exit code 2."""
         hint = ""
-        if found := _UNKNOWN.search(message):
+        if found := _NO_VALUE.search(message):
+            message = f"{found[1]} needs a value"
+        elif found := _NO_NUMBER.search(message):
+            message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
+        elif found := _OUT_OF_RANGE.search(message):
+            message = f"{found[1]}: {found[2]}"
+        elif (found := _UNKNOWN.search(message)) and len(found[1]) < _SHORTEST_GUESSED:
+            hint = ""
+        elif found:
             near = difflib.get_close_matches(
                 found[1], re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help()), n=1, cutoff=0.6
             )
@@ -45,6 +58,23 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"promptmill: {message}{hint}\n`{self.prog} --help` lists what there is.\n")
 
 
+def at_least_one(text: str) -> int:
+    """Return a whole number of an option's value. Raises what argparse tells the user."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 0.7")
+    return value
+
+
 def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
@@ -55,52 +85,50 @@ def shared_options(*, answering: bool = True) -> Parser:
     )
     if answering:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
-        model.add_argument("-m", "--model", metavar="NAME", help="the model")
+        model.add_argument(
+            "-m", "--model", metavar="NAME", help="one of `promptmill models`, or the backend's name of one"
+        )
         model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
         model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
         model.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the endpoint's key")
-        model.add_argument("--temperature", type=float, metavar="T", help="0 for the likeliest answer")
-        model.add_argument("--max-tokens", type=int, metavar="N", help="longest answer, in tokens")
-        model.add_argument("--concurrency", type=int, metavar="N", help="most requests in flight")
+        model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")
+        model.add_argument("--max-tokens", type=at_least_one, metavar="N", help="longest answer, in tokens")
+        model.add_argument("--concurrency", type=at_least_one, metavar="N", help="most requests in flight")
     return parser
 
 
-def overrides(arguments: argparse.Namespace, backend: str) -> dict[str, Any]:
-    """Return the settings that the shared options name, by their paths; `backend` is the file's.
+def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return the settings that the shared options name, by their paths; `raw` is the file's content.
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
     """
-    found: dict[str, Any] = {}
+    from promptmill.config import choices  # `serve` answers before these are imported
+
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
         "provider": getattr(arguments, "provider", None),
         "api_key_env": getattr(arguments, "key_env", None),
         "concurrency": getattr(arguments, "concurrency", None),
     }
-    endpoint = {key: value for key, value in endpoint.items() if value is not None}
-    chosen = arguments.backend or ("openai" if endpoint.keys() & {"base_url", "provider"} else backend)
-    if chosen != backend:
-        found["backend"] = chosen
-    if endpoint and chosen not in {"openai", "auto"}:
-        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
-        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
-    found.update({f"backend_configs.openai.{key}": value for key, value in endpoint.items()})
-    if (model := getattr(arguments, "model", None)) is not None:
-        if chosen in {"openai", "auto"}:
-            found["backend_configs.openai.model_name"] = model
-        else:
-            found[f"backend_configs.{chosen}.model_name_or_path"] = model
-    for key in ("temperature", "max_tokens"):
-        if (value := getattr(arguments, key, None)) is not None:
-            found[f"sampling_params.{key}"] = value
-    return found
+    return choices.settings_of(
+        raw,
+        backend=arguments.backend,
+        endpoint={key: value for key, value in endpoint.items() if value is not None},
+        model=getattr(arguments, "model", None),
+        sampling={
+            key: value for key in ("temperature", "max_tokens") if (value := getattr(arguments, key, None)) is not None
+        },
+    )
 
 
 def stdin_text() -> str:
     """Return all of stdin. Raises `PromptmillError` (`invalid_config`) when it is not UTF-8."""
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale Python reads other bytes as halves of surrogate pairs
+    except UnicodeError as error:
+        place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise config_error(
-            "", f"stdin is not UTF-8 text (byte {error.start}); convert it first, such as with `iconv -t utf-8`."
+            "", f"stdin is not UTF-8 text{place}; convert it first, such as with `iconv -t utf-8`."
         ) from None
+    return text

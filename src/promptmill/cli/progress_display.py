@@ -61,13 +61,15 @@ def _said(progress: Progress, width: int) -> str:
     elapsed = status.duration(found["seconds"])
     if progress.activity or progress.state != status.RUNNING:
         return f"{elapsed} {progress.activity or progress.state}"[:width]
+    if waiting := found.get("waiting"):
+        return f"{elapsed}, {waiting}, {found['done']} of {found['total']}"[:width]
     left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"
     parts = {
         "elapsed": elapsed,
         "left": left,
         "failed": f"{found['failed']} failed" if found["failed"] else "",
         "rate": f"{found['rows_per_second']:.1f} rows/s",
-        "in flight": f"{found['in_flight']} in flight",
+        "in flight": status.in_flight(found),
         "done": f"{found['done']} of {found['total']}",
     }
     kept: list[str] = []

@@ -1,32 +1,13 @@
-"""`promptmill bulk --validate`: a whole file looked at before anything is spent. No request is sent, no job is made."""
+"""`promptmill bulk --validate`: what was found in a file, for people or programs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
-
 import orjson
 
-from promptmill.backends import rows
-from promptmill.backends.rows import RowReader
 from promptmill.cli.terminal import say
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.conversation import Conversation, TextPart, check_encodable
-from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.outcome import Usage
-from promptmill.images import load as images
-from promptmill.jobs import admission, formats, tables
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.lines import Lines
-from promptmill.service.prices import price_of
-
-_SHOWN = 20
-_BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
+from promptmill.jobs.validation import check
 
 
 def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
@@ -47,110 +28,3 @@ def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
             most = found["most_cost"]
             say(f"about {cost:.6g} for the prompts{'' if most is None else f', at most {most:.6g} with the answers'}")
     return int(found["invalid"] > 0)
-
-
-def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
-    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens."""
-    source = order.input.absolute().resolve()
-    file = admission.open_input(source, known=False)
-    try:
-        input_format = formats.of_input(source, file)
-        formats.of_output(order.output.absolute().resolve(), input_format)
-        formats.check_installed(input_format)
-        with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
-            lines, ids = file, None
-            if formats.row_kind(input_format) == "table":
-                spooled = Path(name) / "rows.jsonl"
-                tables.spool(file, input_format, spooled)
-                lines = RandomFile(spooled)
-                opened.callback(lines.close)
-            elif input_format == "batch":
-                ids = CustomIds(Path(name) / "custom_ids")
-                opened.callback(ids.close)
-            found = _check_lines(lines, plan, order, input_format, ids)
-            return found | _cost(plan, found)
-    finally:
-        file.close()
-
-
-def _check_lines(
-    file: RandomFile, plan: ResolvedConfig, order: JobRequest, input_format: str, ids: CustomIds | None
-) -> dict[str, Any]:
-    settings = plan.settings
-    system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
-    reading = RowReader(formats.row_kind(input_format), settings.sampling_params, {}, system_prompt, settings.image_tag)
-    rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
-    count = invalid = pictures = size = 0
-    problems: list[str] = []
-    lines = Lines(file)
-    while block := lines.read():
-        for line in block:
-            if line.blank:
-                continue
-            if order.limit is not None and count >= order.limit:
-                break
-            count += 1
-            try:
-                where = rows.place(reading.kind, line.row)
-                if line.data is None:
-                    raise input_error(f"{where} is longer than 256 MiB.")
-                conversation, _, _ = reading.read(line.row, line.data)
-                size += _bytes(conversation)
-                pictures += len(conversation.images)
-                _check_payload(conversation, rules, where)
-                if ids is not None:
-                    ids.add(rows.load(line.data, where)["custom_id"], line.row)
-            except PromptmillError as error:
-                invalid += 1
-                if len(problems) < _SHOWN:
-                    problems.append(str(error))
-        if order.limit is not None and count >= order.limit:
-            break
-    if ids is not None:  # OpenAI refuses a file in which one stands twice
-        repeated, examples = ids.repeated(_SHOWN - len(problems))
-        invalid += repeated
-        problems += [
-            f"line {row + 1} has the custom_id of line {first + 1}; give each line one of its own."
-            for row, first in examples
-        ]
-    return {
-        "format": input_format,
-        "rows": count,
-        "invalid": invalid,
-        "images": pictures,
-        "estimated_prompt_tokens": size // _BYTES_PER_TOKEN,
-        "problems": problems,
-    }
-
-
-def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what the prompts will cost and the most that prompts and answers can, where the price is known."""
-    price = price_of(plan)
-    if price is None:
-        return {}
-    tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
-    rows_ = found["rows"] - found["invalid"]
-    each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
-    prompts = price.cost(each) * found["rows"]
-    if longest is None:
-        return {"estimated_cost": prompts, "most_cost": None}
-    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest)) * rows_}
-
-
-def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:
-    try:
-        check_encodable(conversation)
-        for image in conversation.images:
-            if not images.is_web(image.source):  # those are the endpoint's to fetch
-                images.load_image(image.source, rules)
-    except PromptmillError as error:
-        raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
-
-
-def _bytes(conversation: Conversation) -> int:
-    size = 0
-    for message in conversation.messages:
-        content = message.content
-        parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
-        size += sum(len(part.text.encode("utf-8", "replace")) for part in parts if isinstance(part, TextPart))
-    return size

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -48,11 +50,31 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> 
                 message = "should hold keys and values"
             elif problem["type"] == "string_pattern_mismatch":
                 message = f"is not one of {_described(location, model)}".rstrip(".")
+            message = _plain(message)
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
             lines.setdefault(path, f"{message}{got}.")
     told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
+
+
+_PLAIN = (
+    (r"should be a valid integer.*", "should be a whole number"),
+    (r"should be a valid number.*", "should be a number"),
+    (r"should be a valid boolean.*", "should be true or false"),
+    (r"should be a valid string", "should be text"),
+    (r"should be a valid (list|tuple)", "should be a list"),
+    (r"should be a valid dictionary", "should hold keys and values"),
+    (r"should be greater than or equal to ", "should be at least "),
+    (r"should be less than or equal to ", "should be at most "),
+)
+
+
+def _plain(message: str) -> str:
+    """Return pydantic's words as those of people who write YAML."""
+    for words, plain in _PLAIN:
+        message = re.sub(words, plain, message)
+    return message
 
 
 def _described(location: list[int | str], model: type[BaseModel]) -> str:
@@ -66,6 +88,13 @@ def _described(location: list[int | str], model: type[BaseModel]) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
     return description
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """Return the model that a field holds: itself, one or none of it, or several by name."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
@@ -87,9 +116,8 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
     *parents, key = location
     for parent in parents:
-        annotation = model.model_fields[str(parent)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        field = model.model_fields.get(str(parent))  # a name that the user chose is none
+        model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
         return f"unknown key; {hint}"

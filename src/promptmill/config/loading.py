@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from promptmill.config import models
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
@@ -23,7 +24,7 @@ from promptmill.core.sampling import Sampling
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
-Values = Callable[[str], Mapping[str, Any]]
+Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 _MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
@@ -57,6 +58,15 @@ class ResolvedConfig:
     """What was found out because the configuration leaves it open, and why: the backend, the model."""
     keyless: bool = False
     """Whether the endpoint was found and not named by the operator, so that no key from the environment goes there."""
+    name: str = models.DEFAULT
+    """The model's name, by which calls and rows ask for it."""
+    file: Settings | None = None
+    """The whole file's settings, where those of `operator` are one model's of it."""
+
+    @property
+    def fallback(self) -> list[str]:
+        """The names of the models that answer, in this order, what this one cannot."""
+        return models.fallback_of(self.operator, self.name)
 
     @property
     def backend(self) -> str:
@@ -132,13 +142,34 @@ class Configuration:
         self.origin = origin
         self._chosen = ""
         self._keyless = False
-        self.plan = self.overlaid(Overrides())
+        self.default = models.default_name(raw)
+        """The name of the model that answers where none is named."""
+        self.plan = self.plan_of(self.default)
+        models.check_names(self.plan.operator)
+        self.names = tuple(models.names(raw))
+        """The names of all models, that one's first."""
 
     @property
     def backend(self) -> str | None:
         """The backend that the file or the command line names."""
-        named = self._raw.get("backend")
+        named = models.raw_of(self._raw, self.default).get("backend")
         return named if isinstance(named, str) else None
+
+    def plan_of(self, name: str) -> ResolvedConfig:
+        """Return the plan of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
+        raw, file = models.raw_of(self._raw, name), None
+        if name in models.named(raw):
+            whole = {**self._raw, "backend": _backend_of(self._raw)}
+            file, _ = self._settled(whole, str(whole["backend"]))
+        backend = _backend_of(raw)
+        try:
+            operator, warnings = self._settled({**raw, "backend": backend}, backend)
+        except PromptmillError as error:
+            raise error if file is None else config_error(f"models.{name}", error.message) from None
+        chosen, keyless = (self._chosen, self._keyless) if file is None else ("", False)
+        return ResolvedConfig(
+            operator, operator, frozenset(), self._trust_client, warnings, chosen, keyless, name=name, file=file
+        )
 
     def settled(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
         """Return the configuration with `values`, by the paths of their keys, in place of `backend: auto`.
@@ -147,7 +178,7 @@ class Configuration:
         """
         raw = dict(self._raw)
         for path, value in values.items():
-            _put(raw, path, value)
+            _put(raw, path.split("."), value)
         new = Configuration(raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin)
         new._chosen, new._keyless = chosen, keyless
         new.plan = new.overlaid(Overrides())
@@ -168,7 +199,8 @@ class Configuration:
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
-        `values` is given the backend's name so far and returns further values by the paths of their keys.
+        `values` is given the content so far and returns further values by the paths of their keys; sampling parameters
+        among them count for all models.
 
         `defaults` are top keys that differ from the usual ones, for what the file does not set or sets to null.
         Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
@@ -206,9 +238,11 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
-            chosen = raw.get("backend") or Settings.model_fields["backend"].default
-            for path, value in values(str(chosen)).items():
+                raw["default_model"] = None  # the file's own, whatever it names
+            for path, value in values(raw).items():
                 _put(raw, path, value)
+                if path[0] == "sampling_params":
+                    models.leave_to_all(raw, path[1])
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             expanded = _expanded(raw, environ)
         except RecursionError:  # an alias may stand inside what it stands for
@@ -226,14 +260,11 @@ class Configuration:
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         _check_size(given)
-        raw = dict(self._raw)
-        name = overrides.backend or raw.get("backend") or Settings.model_fields["backend"].default
-        raw["backend"] = name = name.strip().lower() if isinstance(name, str) else name
-        operator, warnings = self._settled(raw, name)
         if overrides == Overrides():
-            return ResolvedConfig(
-                operator, operator, frozenset(), self._trust_client, warnings, self._chosen, self._keyless
-            )
+            return self.plan_of(self.default)
+        raw = models.raw_of(self._raw, self.default)
+        raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
+        operator, _ = self._settled(raw, name)
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
             if not isinstance(values, Mapping | None):
@@ -247,7 +278,18 @@ class Configuration:
         settings, warnings = self._settled(raw, name)
         kept = name == self.backend and "base_url" not in from_call and "provider" not in from_call
         chosen, keyless = (self._chosen, self._keyless) if kept else ("", False)
-        plan = ResolvedConfig(settings, operator, from_call, self._trust_client, warnings, chosen, keyless)
+        file = self.plan_of(self.default).file
+        plan = ResolvedConfig(
+            settings,
+            operator,
+            from_call,
+            self._trust_client,
+            warnings,
+            chosen,
+            keyless,
+            name=self.default,
+            file=file,
+        )
         _check_limits(plan, overrides)
         return plan
 
@@ -265,6 +307,11 @@ class Configuration:
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
         return _validated(placed), tuple(warnings)
+
+
+def _backend_of(raw: Mapping[str, Any]) -> Any:
+    name = raw.get("backend") or Settings.model_fields["backend"].default
+    return name.strip().lower() if isinstance(name, str) else name
 
 
 def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str, Any]:
@@ -313,7 +360,9 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
     named = path or (Path(environ["PROMPTMILL_CONFIG"]).expanduser() if environ.get("PROMPTMILL_CONFIG") else None)
     if named is not None:
         if not named.is_file():
-            raise config_error("", f"There is no configuration file at {named.absolute()}.")
+            raise config_error(
+                "", f"There is no configuration file at {named.absolute()}; `promptmill init` writes one."
+            )
         return named
     import platformdirs
 
@@ -333,12 +382,12 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
         value = parsed(text)
     except (yaml.YAMLError, ValueError):
         value = text  # text that is not valid YAML is taken literally
-    _put(raw, path.strip(), value)
+    _put(raw, path.strip().split("."), value)
 
 
-def _put(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set the key at `path`, `a.b.c`, making the objects above it."""
-    *parents, last = path.split(".")
+def _put(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set the key at `path`, making the objects above it."""
+    *parents, last = path
     block = raw
     for key in parents:
         below = block.get(key)
@@ -367,11 +416,22 @@ def _is_literal(found: re.Match[str]) -> bool:
 
 def _without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
     """Return `raw` where unset variables of other backends' blocks are left out; in use they are an error."""
-    blocks = raw.get("backend_configs")
+    blocks, named = raw.get("backend_configs"), raw.get("models")
     if isinstance(blocks, dict):
         raw = {**raw, "backend_configs": {name: _pruned(block, name, backend) for name, block in blocks.items()}}
+    if isinstance(named, dict):  # the one in use stands above them, too
+        raw = {**raw, "models": {name: _emptied(model) for name, model in named.items()}}
     _refuse_unset(raw, "")
     return raw
+
+
+def _emptied(value: Any) -> Any:
+    """Return `value` without what holds unset variables."""
+    if isinstance(value, Mapping):
+        return {key: _emptied(inner) for key, inner in value.items() if not isinstance(inner, _Unset)}
+    if isinstance(value, list):
+        return [_emptied(inner) for inner in value if not isinstance(inner, _Unset)]
+    return value
 
 
 def _pruned(block: Any, name: str, backend: str) -> Any:

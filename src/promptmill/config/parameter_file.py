@@ -65,7 +65,9 @@ def read(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
-        raise config_error("", f"{file}:{place} is not valid YAML: {problem}.") from None
+        hint = " Put `${…}` within {…} between quotes." if "got '{'" in problem else ""
+        hint = " Indent with spaces, not tabs." if "'\\t'" in problem else hint
+        raise config_error("", f"{file}:{place} is not valid YAML: {problem}.{hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:

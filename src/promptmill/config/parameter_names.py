@@ -48,9 +48,8 @@ def moved(raw: Mapping[str, Any], backend: str) -> tuple[dict[str, Any], list[st
     if warnings and raw.get("unsupported") == "error":
         raise config_error("", " ".join(warnings))
     passed = {**others, **body, **(extra or {})}
-    if backend != "openai":
-        for name in _SAMPLING & passed.keys() - _STAY:
-            ours[name] = passed.pop(name)
+    for name in (_SAMPLING if backend != "openai" else {"n"}) & passed.keys() - _STAY:
+        ours[name] = passed.pop(name)
     return {**raw, "sampling_params": ours, "extra_params": passed}, warnings
 
 

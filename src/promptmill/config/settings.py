@@ -226,6 +226,45 @@ class BackendConfigs(Block):
     openvino: OpenVINOSettings = OpenVINOSettings()
 
 
+class ModelSettings(Block):
+    """One of several models: a backend's block of its own, and what differs from the rest of the file."""
+
+    backend: str | None = Field(None, description="Which backend answers; default: the one whose block is here.")
+    openai: OpenAISettings | None = Field(None, description="As `backend_configs.openai`, of which it takes nothing.")
+    hf: HFSettings | None = Field(None, description="As `backend_configs.hf`, of which it takes nothing.")
+    vllm: VLLMSettings | None = Field(None, description="As `backend_configs.vllm`, of which it takes nothing.")
+    openvino: OpenVINOSettings | None = Field(
+        None, description="As `backend_configs.openvino`, of which it takes nothing."
+    )
+    sampling_params: Sampling = Field(Sampling(), description="Over the file's; null takes a parameter out.")
+    extra_params: dict[str, Any] = Field({}, description="Instead of the file's, which may be for another backend.")
+    system_prompt: str | None = Field(None, description="Instead of the file's.")
+    image_tag: str | None = Field(None, description="Instead of the file's.")
+    price: PriceSettings | None = Field(None, description="What a million tokens of this model cost.")
+    fallback: list[str] = Field(
+        [], description="Models that answer, in this order, what this one cannot: see docs/models.md."
+    )
+    idle_unload: float | None = Field(None, gt=0, description="Instead of the file's.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_block(cls, data: Any) -> Any:
+        """Read the backend off the block that is there."""
+        if not isinstance(data, Mapping):
+            return data
+        data = {
+            key: {} if value is None and key in BackendConfigs.model_fields else value for key, value in data.items()
+        }
+        blocks = [name for name in BackendConfigs.model_fields if name in data]
+        named = data.get("backend")
+        if len(blocks) > 1 or (named is None and not blocks):
+            found = " and ".join(blocks) or "none"
+            raise ValueError(f"needs one backend's block ({', '.join(BackendConfigs.model_fields)}); it has {found}")
+        if named is not None and blocks and named != blocks[0]:
+            raise ValueError(f"names the backend {named:.40} but has a block of {blocks[0]}")
+        return data if named is not None else {**data, "backend": blocks[0]}
+
+
 class Settings(Block):
     """The whole file."""
 
@@ -237,6 +276,17 @@ class Settings(Block):
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()
     extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")
+    models: dict[str, ModelSettings] = Field(
+        {}, description="Models that a call or row may name; the file's own backend is the model `default`."
+    )
+    default_model: str | None = Field(
+        None,
+        description="Which of `models` answers where none is named; null: the file's own backend, or, where the file "
+        "names none, the first of `models`.",
+    )
+    idle_unload: float | None = Field(
+        None, gt=0, description="Seconds after which an engine of this machine that nobody asked is unloaded."
+    )
     reasoning: Literal["separate", "inline"] = Field(
         "separate",
         description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import traceback
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Code(StrEnum):
@@ -112,6 +113,9 @@ class PromptmillError(Exception):
 
     `message` says what went wrong and where, `hint` what to do next. No key, prompt or image is ever part of either.
     """
+
+    said: Mapping[str, Any] | None = None
+    """What an endpoint answered: its `status_code`, and the fields of its `error`."""
 
     def __init__(self, code: Code, message: str, hint: str | None = None) -> None:
         super().__init__(code, message, hint)  # the arguments, so that pickle can rebuild it

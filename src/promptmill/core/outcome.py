@@ -47,6 +47,12 @@ class Completion:
     """The tokens' probabilities as the endpoint gave them, where it was asked to."""
     details: Mapping[str, Any] | None = None
     """What else the endpoint said, where that is wanted: see `details.details_of`."""
+    answered_by: str = ""
+    """The name of the model, where a call had a choice of several."""
+    cost: float | None = None
+    """What it cost, attempts that became no answer included; None where nobody knows the price."""
+    answers: tuple[str, ...] = ()
+    """All answers, where several were asked for; `text` is the first."""
 
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
@@ -60,6 +66,9 @@ class Completion:
             latency_s,
             self.logprobs,
             self.details,
+            self.answered_by,
+            self.cost,
+            self.answers,
         )
 
 
@@ -77,6 +86,7 @@ class Failure:
     usage: Usage = field(default=NO_USAGE)
     text: str = ""
     concerns_all: bool = False
+    cost: float | None = None
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""
@@ -84,3 +94,8 @@ class Failure:
 
 
 Outcome: TypeAlias = Completion | Failure
+
+
+def sum_of(one: float | None, other: float | None) -> float | None:
+    """Return what two costs are together, None where neither is known."""
+    return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _list_of_stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+def _none_for_one(value: int | None) -> int | None:
+    return None if value == 1 else value
 
 
 class Sampling(BaseModel):
@@ -26,6 +30,9 @@ class Sampling(BaseModel):
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
         None, description="End the answer before any of these texts."
+    )
+    n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
+        None, ge=1, le=128, description="How many answers to each prompt; all of them come as `answers`."
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Push away tokens that occurred already.")

@@ -31,23 +31,29 @@ def backup_of(file: Path) -> Path:
 
 def keep(file: Path) -> list[Step]:
     """Copy `file`, if there is one, beside itself. The first copy stays: it is what was there before promptmill."""
-    return [keep_latest(file)] if file.exists() and not backup_of(file).exists() else []
+    if not file.exists() or (copy := backup_of(file)).exists():
+        return []
+    return [Step(f"keep what was there as {copy}", lambda: _copy(file, copy))]
 
 
-def keep_latest(file: Path) -> Step:
-    """Copy `file` beside itself, over an earlier copy: for a file that `put_back` restores whole."""
-    copy = backup_of(file)
-    return Step(f"keep what was there as {copy}", lambda: _copy(file, copy))
+def keep_at(copy: Path, file: Path) -> Step:
+    """Copy `file` to `copy`, over an earlier copy: for a file that `put_back` restores whole."""
+    return Step(f"keep what was there as {copy}", lambda: _write(copy, file.read_bytes()))
 
 
-def put_back(file: Path) -> Step:
+def put_back(file: Path, copy: Path) -> Step:
     """Make `file` what it was when it was kept; the copy goes."""
-    return Step(f"put back {file}", lambda: _rename(backup_of(file), file))
+
+    def act() -> None:
+        _write(file, copy.read_bytes())
+        copy.unlink()
+
+    return Step(f"put back {file}", act)
 
 
-def write(file: Path, content: bytes, *, like: Path | None = None) -> Step:
-    """Make `content` what `file` holds; its permissions stay, those of a new file are the ones of `like`."""
-    return Step(f"write {file}", lambda: _write(file, content, like))
+def write(file: Path, content: bytes) -> Step:
+    """Make `content` what `file` holds; its permissions stay."""
+    return Step(f"write {file}", lambda: _write(file, content))
 
 
 def remove(file: Path) -> Step:
@@ -59,11 +65,7 @@ def _copy(file: Path, copy: Path) -> None:
     shutil.copy2(file, copy)
 
 
-def _rename(old: Path, new: Path) -> None:
-    old.replace(new)
-
-
-def _write(file: Path, content: bytes, like: Path | None) -> None:
+def _write(file: Path, content: bytes) -> None:
     file = file.resolve()  # the file that a link leads to, not the link
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
@@ -75,8 +77,6 @@ def _write(file: Path, content: bytes, like: Path | None) -> None:
             os.fsync(stream.fileno())
         if file.exists():
             shutil.copymode(file, part)
-        elif like is not None:
-            shutil.copymode(like, part)
         part.replace(file)
     except BaseException:
         with contextlib.suppress(OSError):

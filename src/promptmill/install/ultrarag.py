@@ -1,32 +1,34 @@
-"""`promptmill install ultrarag CHECKOUT`: its generation server becomes ours; everything else stays as it is."""
+"""`promptmill install ultrarag CHECKOUT`: its generation server becomes ours; everything else stays as it is.
+
+One file of the checkout changes, which it tracks: `git checkout` brings the original back and nothing stays behind.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install.steps import Step, backup_of, keep_latest, put_back, remove, write
+from promptmill.install.steps import Step, keep_at, put_back, remove, write
 
 _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
 _BELONG = (_LAUNCHER, _SERVER / "parameter.yaml", Path("src", "ultrarag", "client.py"))
-_NOTE = "promptmill-python.txt"  # the launcher reads it; nobody else's generation.py speaks of it
+_PLACE = b'INTERPRETER = ""'
+_OURS = b"PROMPTMILL_PYTHON"  # nobody else's generation.py speaks of it
 
 
 def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
-    """Return the steps that put our launcher, and which Python it hands over to, into `checkout`; none if it is there.
+    """Return the steps that put our launcher, which hands over to `interpreter`, into `checkout`; none if it is there.
 
     Raises `PromptmillError` when that is not a checkout of UltraRAG.
     """
-    launcher, note = _places(checkout)
-    ours, told = launch_file().read_bytes(), f"{interpreter}\n".encode()
-    steps = [] if _is_ours(launcher) else [keep_latest(launcher)]
-    if launcher.read_bytes() != ours:
-        steps.append(write(launcher, ours))
-    if not note.exists() or note.read_bytes() != told:
-        steps.append(write(note, told, like=launcher))  # whoever may read the launcher may read where it leads
-    return steps
+    launcher = _launcher_in(checkout)
+    ours = launch_file().read_bytes().replace(_PLACE, f"INTERPRETER = {interpreter!a}".encode(), 1)
+    steps = [] if _is_ours(launcher) else [keep_at(_backup_of(launcher), launcher)]
+    return steps if launcher.read_bytes() == ours else [*steps, write(launcher, ours)]
 
 
 def undo(checkout: Path) -> list[Step]:
@@ -34,16 +36,13 @@ def undo(checkout: Path) -> list[Step]:
 
     Raises `PromptmillError` when that is not a checkout of UltraRAG, or nothing was kept.
     """
-    launcher, note = _places(checkout)
-    backup = backup_of(launcher)
-    steps = []
+    launcher = _launcher_in(checkout)
+    backup = _backup_of(launcher)
     if not _is_ours(launcher):  # brought back by other means
-        steps += [remove(backup)] if backup.exists() else []
-    elif backup.exists():
-        steps.append(put_back(launcher))
-    else:
+        return [remove(backup)] if backup.exists() else []
+    if not backup.exists():
         raise config_error("", f"{backup} is gone; `git checkout -- {_LAUNCHER.as_posix()}` there brings it back.")
-    return [*steps, remove(note)] if note.exists() else steps
+    return [put_back(launcher, backup)]
 
 
 def launch_file() -> Path:
@@ -56,13 +55,19 @@ def launch_file() -> Path:
     return found
 
 
-def _places(checkout: Path) -> tuple[Path, Path]:
-    """Return the launcher and its note."""
+def _launcher_in(checkout: Path) -> Path:
     lacking = [str(part) for part in _BELONG if not (checkout / part).is_file()]
     if lacking:
         raise _refusal(checkout, lacking[0])
-    launcher = checkout.absolute() / _LAUNCHER
-    return launcher, launcher.with_name(_NOTE)
+    return checkout.absolute() / _LAUNCHER
+
+
+def _backup_of(launcher: Path) -> Path:
+    """Return where the checkout's own server is kept: not in the checkout, where nobody tracks it."""
+    import platformdirs
+
+    name = hashlib.sha256(os.fsencode(launcher.resolve())).hexdigest()[:16]
+    return platformdirs.user_state_path("promptmill") / "ultrarag" / name / launcher.name
 
 
 def _refusal(checkout: Path, lacking: str) -> PromptmillError:
@@ -70,4 +75,4 @@ def _refusal(checkout: Path, lacking: str) -> PromptmillError:
 
 
 def _is_ours(launcher: Path) -> bool:
-    return _NOTE.encode() in launcher.read_bytes()
+    return _OURS in launcher.read_bytes()

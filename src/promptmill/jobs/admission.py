@@ -7,20 +7,23 @@ import hashlib
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import orjson
 
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
-from promptmill.jobs import disk, formats, status
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs import disk, formats, input_files, status
 from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp
+from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.prompt_template import PromptTemplate
 from promptmill.jobs.store import DamagedError
 from promptmill.system.safe_open import NoFileError, OutsideError
 
@@ -47,7 +50,7 @@ class Job:
     order: JobRequest
     plan: ResolvedConfig
     """What it is asked under, whatever is configured after its admission."""
-    input: RandomFile
+    input: InputFiles
     lock: Lock
     seen: tuple[int, int] | None = None
     """Size and time of the input when it was last found to begin with what the job was begun with."""
@@ -79,19 +82,22 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     sampling or prompt changed), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
     _ = order.failure_limit
-    source, target = order.input.absolute().resolve(), order.output.absolute().resolve()
-    for path in (source, target):
+    source, target = order.input.absolute().resolve(), order.target.absolute().resolve()
+    parts = input_files.find([order.input, *order.more], target)
+    for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
     folder = folders.of(source, target)
-    if source == target:
+    if any(part.path == target for part in parts):
         raise input_error("Input and output are the same file; name another output.")
-    formats.by_suffix(source, "input file")
-    formats.by_suffix(target, "output file")
+    for part in parts:
+        formats.by_suffix(part.path, "input file")
+    formats.by_suffix(order.whole_output, "output file")
+    formats.check_installed(order.whole_output, *(part.path for part in parts))
     with contextlib.ExitStack() as opened:
-        file = open_input(source, known=folder.spec is not None)
+        file = open_input(parts, known=folder.spec is not None)
         opened.callback(file.close)
         try:
-            wanted = _spec(folder, (source, target), file, plan, order.system_prompt)
+            wanted = _spec(folder, (source, target), file, plan, order)
             _check_output_folder(target)
             _check_output(folder, wanted, order)
             if not folders.beside_outputs:
@@ -160,23 +166,39 @@ def _check_is_text(path: Path) -> None:
 
 
 def _spec(
-    folder: Folder, paths: tuple[Path, Path], file: RandomFile, plan: ResolvedConfig, given_prompt: str
+    folder: Folder, paths: tuple[Path, Path], file: InputFiles, plan: ResolvedConfig, order: JobRequest
 ) -> JobSpec:
     source, target = paths
-    own = source.parent == folder.path.resolve()
-    input_format = "messages" if own else formats.of_input(source, file)
-    output_format = formats.of_output(target, input_format)
-    formats.check_installed(input_format, output_format)
+    own = source == folder.prompts.resolve()
+    input_format = "messages" if own else formats.of_input(file)
+    if order.prompt_column is not None and input_format in {"batch", "messages"}:
+        raise input_error("--prompt-column goes with rows, not with a file of whole requests.")
+    if order.prompt_template is not None:
+        if input_format in {"batch", "messages"}:
+            raise input_error("--prompt goes with rows, not with a file of whole requests.")
+        PromptTemplate(order.prompt_template)
+    output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
+    settings = fingerprint(plan, order.system_prompt, input_format)
+    if order.prompt_column is not None:
+        settings["prompt_column"] = _digest(order.prompt_column)
+    settings["prompt_template"] = _digest(order.prompt_template)
+    if order.shard is not None and input_format == "messages":
+        raise input_error("--shard goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=folder.job_id,
         input=source,
+        files=[part for part in file.parts if part.columns],
         output=target,
         input_format=input_format,
         output_format=output_format,
+        spooled=not own and (order.prompt_template is not None or not formats.is_read_directly(file, input_format)),
+        prompt_column=order.prompt_column,
+        prompt_template=order.prompt_template,
+        shard=order.shard,
         size=size,
         mtime_ns=mtime_ns,
-        fingerprint=fingerprint(plan, given_prompt, input_format),
+        fingerprint=settings,
         backend=plan.backend,
         model=plan.model,
         created=int(time.time()),
@@ -222,7 +244,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
             raise changed_input(begun)
         if made is not None:
             _check_limit(made, wanted.output, order)
-        spec = begun.model_copy(update={"input": wanted.input, "output": wanted.output})
+        spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output")})
         is_again = order.retry_failed or order.retry_truncated or bool(changed)
     if made is not None and is_again:
         made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
@@ -241,19 +263,27 @@ def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec
             "fingerprint": wanted.fingerprint,
             "model": wanted.model,
             "backend": wanted.backend,
+            **(_other_prompts(wanted) if {"prompt_column", "prompt_template"} & set(changed) else {}),
         }
     )
 
 
-def open_input(source: Path, *, known: bool) -> RandomFile:
-    """Return the input file, open; `known`: a job with it was begun. Raises `PromptmillError` (`invalid_input`)."""
+def _other_prompts(wanted: JobSpec) -> dict[str, Any]:
+    """Return what changes of a job whose rows are written out anew."""
+    found = wanted.model_copy(update={"lines": None})
+    return {name: getattr(found, name) for name in ("prompt_column", "prompt_template", "spooled", "lines")}
+
+
+def open_input(parts: Sequence[Part], *, known: bool) -> InputFiles:
+    """Return the input's files, open; `known`: a job with them was begun. Raises `PromptmillError`."""
+    source = parts[0].path
     try:
-        return RandomFile.given(source)
+        return InputFiles(parts)
     except (NoFileError, OutsideError):  # outside: it became a link just now
         raise input_error(f"{source} is not a regular file.") from None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
-        raise input_error(f"There is no input file {source}. {gone}") from None
+        raise input_error(f"There is no input file {error.filename or source}. {gone}") from None
     except OSError as error:
         raise input_error(f"{source} cannot be read: {disk.why(error)}.") from None
 
@@ -338,7 +368,7 @@ def check_content(job: Job, halt: threading.Event) -> None:
     if found_stamp[0] != spec.size:
         job.input.end = spec.size
         return
-    if spec.lines is None and formats.row_kind(spec.input_format) != "table":
+    if spec.lines is None and not spec.spooled:
         spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
     job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": found_stamp[1]})
     job.folder.put(spec=job.spec)

@@ -44,6 +44,12 @@ class Answering:
     give_up: Callable[[PromptmillError], None]
     changed: Sequence[str] = ()
     crash: Callable[[str], None] | None = None
+    told: Callable[[Sequence[int]], None] | None = None
+    """Gets the rows that were recorded."""
+    first: tuple[int, int] = (0, 0)
+    """The first line and where it begins, see `source.Rows`."""
+    model: str | None = None
+    """The name of the model that answers rows which name none."""
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
@@ -56,6 +62,7 @@ class Answering:
             failure_limit=self.failure_limit,
             changed=self.changed,
             crash=self.crash,
+            told=self.told,
         )
         try:
             if self.duplicates is None:
@@ -71,32 +78,64 @@ class Answering:
     async def _all(self, sink: StoreSink, taken: dict[int, Taken]) -> int:
         source = self._source(sink, taken)
         try:
-            await self.service.run(source, sink, self.stats)
+            await self.service.run(source, sink, self.stats, self.model)
         finally:
             await source.aclose()
         return source.rows
 
     async def _once_each(self, sink: StoreSink, taken: dict[int, Taken], asked: FirstSeen) -> int:
-        """Ask each thing once; then answer the rows that were left out from the records of those that asked first."""
+        """Ask each thing once; then answer the rows that were left out from the records of those that asked first.
+
+        Where that one failed in a way that may pass, those that asked the same are asked once more, together.
+        """
+        assert self.duplicates is not None
         source = self._source(sink, taken, everything=True)
+        await self._ask(DedupedSource(source, asked), source, sink)
+        if await self._copy(sink, taken, asked):
+            again = FirstSeen(self.duplicates.with_name(f"{self.duplicates.name}-again"))
+            try:
+                left_out = self._source(sink, taken)
+                await self._ask(DedupedSource(left_out, again, asked), left_out, sink)
+                await self._copy(sink, taken, again, asked)
+            finally:
+                again.close()
+        return source.rows
+
+    async def _ask(self, deduped: DedupedSource, source: FileSource, sink: StoreSink) -> None:
         try:
-            await self.service.run(DedupedSource(source, asked), sink, self.stats)
+            await self.service.run(deduped, sink, self.stats, self.model)
         finally:
             await source.aclose()
         await sink.aclose()
-        left_out = self._source(sink, taken)
+
+    async def _copy(
+        self, sink: StoreSink, taken: dict[int, Taken], asked: FirstSeen, earlier: FirstSeen | None = None
+    ) -> int:
+        """Answer rows from those that asked the same; return how many are left, because that one's failure may pass.
+
+        None is left after an `earlier` round, whose rows are not touched.
+        """
+        left, left_out = 0, self._source(sink, taken)
         try:
             while requests := await left_out.take(_AT_ONCE):
                 for request in requests:
                     first = asked.first(request)
                     record = self.store.record(first) if first != request.key else None
-                    if record is not None:  # else it will be found unanswered when the output is written
-                        outcome = _copied(record.outcome(), request.attempts)
-                        sink.record(request.key, outcome)
-                        self.stats.settle(outcome)
+                    if record is None:  # it will be found unanswered when the output is written
+                        continue
+                    if earlier is not None and earlier.first(request) == request.key:
+                        continue
+                    outcome = _copied(record.outcome(), request.attempts)
+                    if isinstance(outcome, Failure) and outcome.error.retryable and earlier is None:
+                        left += 1
+                        taken.pop(request.key, None)
+                        continue
+                    sink.record(request.key, outcome)
+                    self.stats.settle(outcome)
         finally:
             await left_out.aclose()
-        return source.rows
+        await sink.aclose()
+        return left
 
     def _source(self, sink: StoreSink, taken: dict[int, Taken], *, everything: bool = False) -> FileSource:
         async def settle(row: int, failure: Outcome) -> None:
@@ -123,6 +162,7 @@ class Answering:
             self.guard,
             reused if self.store.reuses else None,
             everything,
+            self.first,
         )
         return FileSource(rows, settle, self.give_up)
 
@@ -134,4 +174,5 @@ def _copied(outcome: Outcome, attempts: int) -> Outcome:
     details = outcome.details
     if details is not None and "body" in details:
         details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
-    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details)
+    cost = None if outcome.cost is None else 0.0
+    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)

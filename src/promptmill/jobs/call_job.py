@@ -22,8 +22,8 @@ from promptmill.images import load as images
 from promptmill.images.load import ImageRules
 from promptmill.jobs import admission, disk, status
 from promptmill.jobs.admission import Job
-from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import JobSpec
+from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
@@ -51,7 +51,7 @@ def write(
             assert lock is not None, "nobody else knows this folder"
             undo.callback(lock.release)
             digest = _write_lines(folder.prompts, items, system_prompt, plan)
-            file = RandomFile(folder.prompts)
+            file = InputFiles([Part(folder.prompts.resolve())])
             undo.callback(file.close)
             size, mtime_ns = file.stamp()
             source, target = folder.prompts.resolve(), folder.answers.resolve()

@@ -33,6 +33,14 @@ class JobCounts:
         self.failed += count
         self._codes[code] = self._codes.get(code, 0) + count
 
+    def add(self, other: JobCounts) -> None:
+        """Count what `other` has counted as well."""
+        for name in ("done", "truncated", "requests", "retries", "prompt_tokens", "completion_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for code, count in other.codes.items():
+            self.fail(code, count)
+        self._latencies = [mine + its for mine, its in zip(self._latencies, other._latencies, strict=True)]
+
     def sample(self, latency_s: float) -> None:
         """Count the latency of an answer."""
         if latency_s:  # a copy of another answer took no time

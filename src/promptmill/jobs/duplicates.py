@@ -51,10 +51,12 @@ class FirstSeen:
 
 
 class CustomIds:
-    """The `custom_id`s of a Batch file, each of which is to stand there once."""
+    """The ids of rows, such as the `custom_id`s of a Batch file, each of which is to stand there once."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin with nothing, in a file of its own at `path`."""
+    def __init__(self, path: Path, name: str = "custom_id") -> None:
+        """Begin with nothing, in a file of its own at `path`; `name` is the field that holds them."""
+        self.name = name
+        self._missing = 0
         # sorted at the end, within a few pages: an index of so many at random places is ten times slower
         self._table = Table(path, "ids (digest INTEGER, row INTEGER)")
         self._new: list[tuple[int, int]] = []
@@ -65,6 +67,13 @@ class CustomIds:
         self._new.append((int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True), row))
         if len(self._new) >= _AT_ONCE:
             self._flush()
+
+    def note(self, value: object, row: int) -> None:
+        """Note what a row has in the field of ids. Raises `OSError`."""
+        if value is None or value == "":
+            self._missing += 1
+        else:
+            self.add(value if isinstance(value, str) else str(value), row)
 
     def repeated(self, most: int) -> tuple[int, list[tuple[int, int]]]:
         """Return how many lines have the id of an earlier one, and of `most` of them `(row, first row)` with it."""
@@ -82,12 +91,13 @@ class CustomIds:
     def warning(self) -> str:
         """What is to be said about ids that stand there more than once, `""` when none does."""
         count, examples = self.repeated(1)
+        missing = f"{self._missing} row(s) have no `{self.name}`." if self._missing else ""
         if not count:
-            return ""
+            return missing
         row, first = examples[0]
-        return (
-            f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} first: "
-            "their answers are told apart by their order alone."
+        return missing + (
+            f"{count} line(s) repeat the `{self.name}` of an earlier one, line {row + 1} that of line {first + 1} "
+            "first: their answers are told apart by their order alone."
         )
 
     def _flush(self) -> None:
@@ -144,9 +154,13 @@ class DedupedSource:
     It has no `take_refs`: to know what a line asks, it has to be read here.
     """
 
-    def __init__(self, source: FileSource, asked: FirstSeen) -> None:
-        """`source` brings all rows: those answered earlier were asked first as well."""
+    def __init__(self, source: FileSource, asked: FirstSeen, earlier: FirstSeen | None = None) -> None:
+        """`source` brings all rows: those answered earlier were asked first as well.
+
+        Those that were first in an `earlier` round are left out.
+        """
         self.reading = source.reading
+        self._earlier = earlier
         self._source = source
         self._asked = asked
 
@@ -159,7 +173,9 @@ class DedupedSource:
         return []
 
     def _is_new(self, request: Request) -> bool:
-        if self._asked.first(request) == request.key and not self._source.taken[request.key].settled:
+        had_its_turn = self._earlier is not None and self._earlier.first(request) == request.key
+        first = not had_its_turn and self._asked.first(request) == request.key
+        if first and not self._source.taken[request.key].settled:
             return True
         self._source.taken.pop(request.key, None)
         return False

@@ -24,19 +24,21 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     if target.exists():
         raise input_error(f"{target} exists; name another file.")
     output_format = formats.of_output(target, spec.input_format)
-    formats.check_installed(spec.input_format, output_format)
-    file = admission.open_input(spec.input, known=True)
+    formats.check_installed(target, *(part.path for part in spec.parts))
+    file = admission.open_input(spec.parts, known=True)
     try:
         if file.stamp()[0] < spec.size:
             raise admission.changed_input(spec)
-        file.end = spec.size  # what was appended since is none of the job's
-        with folder.reading() as store:
+        if len(spec.parts) == 1:
+            file.end = spec.size  # what was appended since is none of the job's
+        with folder.reading() as store, folder.lines(file, spec) as lines:
             answers = merge.PartialAnswers(store, failures=failures)
-            extra = store.rare_fields() if output_format in {"csv", "parquet"} else ()
+            extra = store.rare_fields() if output_format in formats.TABLES else ()
             partial = merge.write(
                 merge.Merge(
                     spec.job_id,
                     file,
+                    lines,
                     spec.input_format,
                     output_format,
                     target,

@@ -4,7 +4,7 @@
 |---|---|
 | `job.db` | what the job is, how far it is and all answers, see `store` |
 | `lock` | held by the process that runs it |
-| `rows.jsonl` | rows of a CSV or Parquet input as lines |
+| `rows.jsonl` | rows of an input that is not one file of JSON Lines, as lines |
 | `prompts.jsonl`, `answers.jsonl` | input and output of a call that became a job |
 | `cancel` | there while somebody wants it to stop |
 | `log` | what a detached runner says |
@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from promptmill.jobs import disk, lock
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.store import DamagedError, JobStore, salvage
 
@@ -39,8 +41,16 @@ class JobSpec(BaseModel):
     job_id: str
     input: Path
     output: Path
+    files: list[Part] = []
+    """Those of the input where it is a folder, a pattern or several paths; else `input` is the only one."""
     input_format: str
     output_format: str
+    spooled: bool = False
+    """Whether its rows are written out as lines before they are asked, see `spool`."""
+    prompt_column: str | None = None
+    prompt_template: str | None = None
+    shard: str | None = None
+    """Which range of the input it is, `3/16`; its output is a part file then."""
     size: int
     mtime_ns: int
     sha256: str | None = None
@@ -54,6 +64,11 @@ class JobSpec(BaseModel):
     """Settings that are not what they were when the job began, see `--accept-change`."""
     working_folder: Path | None = None
     """Where relative image paths start, from wherever the job is taken up again."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files of the input."""
+        return self.files or [Part(self.input)]
 
     @property
     def of_call(self) -> bool:
@@ -163,10 +178,13 @@ class Folder:
         spec, target = self._kept("spec", JobSpec), self.output_beside
         if spec is None or target is None or spec.output == target:
             return spec
-        source = spec.input  # the folder was moved, and perhaps the input with it
-        if source.is_relative_to(spec.output.parent):
-            source = target.parent / source.relative_to(spec.output.parent)
-        return spec.model_copy(update={"input": source, "output": target})
+
+        def moved(path: Path) -> Path:  # the folder was, and perhaps the input with it
+            before = spec.output.parent
+            return target.parent / path.relative_to(before) if path.is_relative_to(before) else path
+
+        files = [Part(moved(part.path), part.columns) for part in spec.files]
+        return spec.model_copy(update={"input": moved(spec.input), "files": files, "output": target})
 
     @property
     def result(self) -> OutputRecord | None:
@@ -222,6 +240,15 @@ class Folder:
             return
         with contextlib.closing(JobStore(self.database, has_locks=lock.has_locks(self.lock))) as store:
             yield store
+
+    @contextlib.contextmanager
+    def lines(self, files: InputFiles, spec: JobSpec) -> Iterator[RandomFile]:
+        """Give the rows of the job's input as lines. Raises `FileNotFoundError` when they are not written out yet."""
+        if not spec.spooled:
+            yield files.first
+            return
+        with contextlib.closing(RandomFile(self.rows)) as file:
+            yield file
 
     def _kept(self, name: str, model: type[Model]) -> Model | None:
         try:

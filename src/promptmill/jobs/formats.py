@@ -6,55 +6,127 @@ import codecs
 import importlib.util
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO, TYPE_CHECKING
 
 from promptmill.backends import rows
+from promptmill.backends.batch_lines import is_batch
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.lines import Lines
+from promptmill.jobs import compression
+from promptmill.system.installation import adding
 
-SUFFIXES = MappingProxyType({".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"})
+if TYPE_CHECKING:
+    from promptmill.jobs.input_files import InputFiles
+
+SUFFIXES = MappingProxyType(
+    {
+        ".jsonl": "jsonl",
+        ".ndjson": "jsonl",
+        ".json": "json",
+        ".txt": "txt",
+        ".csv": "csv",
+        ".tsv": "tsv",
+        ".parquet": "parquet",
+    }
+)
+"""Each may be followed by `.gz` or `.zst`."""
+LINES = frozenset({"jsonl", "batch", "messages"})
+"""Formats of an input whose rows are lines of JSON."""
+CELLS = frozenset({"csv", "tsv", "txt"})
+TABLES = CELLS | {"parquet"}
 # Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
 _LOOKED_AT = 100
+_FIRST_BYTES = 1 << 20
 _OUTPUTS = MappingProxyType(
     {
-        "jsonl": ("jsonl",),
+        "jsonl": ("jsonl", "json"),
         "batch": ("jsonl",),
         "messages": ("jsonl",),
-        "csv": ("csv", "jsonl"),
-        "parquet": ("parquet", "jsonl"),
+        **dict.fromkeys(CELLS, ("csv", "tsv", "jsonl", "json")),
+        "parquet": ("parquet", "jsonl", "json"),
     }
 )
 
 
+def is_known(path: Path) -> bool:
+    """Return whether the name is that of a file of rows."""
+    return _plain(path).suffix.lower() in SUFFIXES
+
+
 def by_suffix(path: Path, role: str) -> str:
-    """Return `jsonl`, `csv` or `parquet`. Raises `PromptmillError` (`invalid_input`) for another suffix."""
-    kind = SUFFIXES.get(path.suffix.lower())
+    """Return the format that the name says. Raises `PromptmillError` (`invalid_input`) for another suffix."""
+    suffix = _plain(path).suffix
+    kind = SUFFIXES.get(suffix.lower())
     if kind is None:
-        found = f"ends with {path.suffix!r:.20}" if path.suffix else "has no suffix"
-        raise input_error(f"The {role} {path.name} {found}; use one of {', '.join(SUFFIXES)}.")
+        found = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
+        raise input_error(
+            f"The {role} {path.name} {found}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
+        )
     return kind
 
 
-def of_input(path: Path, file: RandomFile) -> str:
-    """Return `jsonl`, `batch`, `csv` or `parquet`, by suffix and first line.
+def _plain(path: Path) -> Path:
+    return path.with_suffix("") if compression.of(path) else path
 
-    Raises `PromptmillError` (`invalid_input`) for another suffix, and text that is not UTF-8 throughout.
+
+def of_input(files: InputFiles) -> str:
+    """Return `jsonl`, `batch`, `csv`, `tsv`, `txt` or `parquet`, by suffix and first lines.
+
+    Raises `PromptmillError` (`invalid_input`) for another suffix, files of several kinds, and text that is not UTF-8
+    throughout.
     """
-    kind = by_suffix(path, "input file")
-    if file.read_at(0, 2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
-        raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
-    if kind != "jsonl":
-        return kind
-    for line in Lines(file).read()[:_LOOKED_AT]:
-        if line.blank or line.data is None:
-            continue
-        try:
-            value = rows.load(line.data, "")
-        except PromptmillError:
-            continue
-        if isinstance(value, dict):
-            return "batch" if "custom_id" in value and "body" in value else "jsonl"
-    return "jsonl"
+    kinds = {_as_read(by_suffix(part.path, "input file")): part.path.name for part in files.parts}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
+    (kind,) = kinds
+    with files.stream() as stream:
+        if stream.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
+            name = files.parts[0].path.name
+            raise input_error(f"The input file {name} is UTF-16 text; save it as UTF-8.")
+    return "batch" if kind == "jsonl" and _is_batch(files) else kind
+
+
+def _as_read(kind: str) -> str:
+    return "jsonl" if kind == "json" else kind
+
+
+def _is_batch(files: InputFiles) -> bool:
+    with files.stream() as stream:
+        if is_array(files.parts[0].path, stream):
+            return False
+    with files.stream() as stream:
+        for _ in range(_LOOKED_AT):
+            line = stream.readline(_FIRST_BYTES)
+            try:
+                value = rows.load(line.strip(), "")
+            except PromptmillError:
+                continue
+            if isinstance(value, dict):
+                return is_batch(value)
+    return False
+
+
+def is_array(path: Path, stream: IO[bytes]) -> bool:
+    """Return whether a `.json` file, whose beginning is read, is an array of rows; else it has one in each line.
+
+    Raises `PromptmillError` (`invalid_input`) for an object over several lines.
+    """
+    if by_suffix(path, "input file") != "json":
+        return False
+    first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
+    while first and not first.strip():
+        first = stream.readline(_FIRST_BYTES)
+    if first.strip() == b"{":
+        raise input_error(f"{path.name} holds one JSON object; write an array of rows, or one object per line.")
+    return first.lstrip().startswith(b"[")
+
+
+def is_read_directly(files: InputFiles, input_format: str) -> bool:
+    """Return whether the input's own lines are the rows, so that they need not be written out first."""
+    if input_format not in LINES or len(files.parts) > 1 or compression.of(files.parts[0].path):
+        return False
+    with files.stream() as stream:
+        return not is_array(files.parts[0].path, stream)
 
 
 def of_output(path: Path, input_format: str) -> str:
@@ -62,18 +134,19 @@ def of_output(path: Path, input_format: str) -> str:
     kind = by_suffix(path, "output file")
     if kind not in _OUTPUTS[input_format]:
         possible = " or ".join(f".{kind}" for kind in _OUTPUTS[input_format])
-        raise input_error(f"The output of a {input_format} file ends with {possible}, not {path.suffix}.")
+        raise input_error(f"The output of a {input_format} file ends with {possible}, not {_plain(path).suffix}.")
     return "batch" if input_format == "batch" else kind
 
 
 def row_kind(input_format: str) -> str:
     """Return the kind that `rows.decode` reads the rows of this format as."""
-    return "table" if input_format in {"csv", "parquet"} else input_format
+    return input_format if input_format in LINES else "table"
 
 
-def check_installed(*formats: str) -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when Parquet is among `formats` and cannot be read here."""
-    if "parquet" not in formats:
-        return
-    if importlib.util.find_spec("pyarrow") is None:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "Parquet files need pyarrow.", "Install promptmill[files].")
+def check_installed(*paths: Path) -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when some of `paths` cannot be read or written here."""
+    for path in paths:
+        needed = next((suffix for suffix in (".parquet", ".zst") if suffix in path.name.lower()), None)
+        if needed is not None and importlib.util.find_spec("pyarrow") is None:
+            name = "Parquet" if needed == ".parquet" else needed
+            raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need pyarrow.", adding("files"))

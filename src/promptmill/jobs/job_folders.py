@@ -66,6 +66,12 @@ class JobFolders:
             beside.chmod(disk.PRIVATE_FILE)
             disk.replace(beside, pointer)
 
+    def unregister(self, folder: Folder) -> None:
+        """Have a job that is to be removed found no more."""
+        if folder.output_beside is not None:
+            with contextlib.suppress(OSError):
+                (self.root / f"{folder.job_id}{_POINTER}").unlink(missing_ok=True)
+
     def find(self, job_id: str) -> Folder:
         """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
         if _ID.fullmatch(job_id):

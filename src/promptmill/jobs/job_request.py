@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from promptmill.core.errors import input_error
 
+PART = re.compile(r"\.part-(\d+)-of-(\d+)")
+_SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 # A share of failures says nothing before this many rows are settled.
 _FIRST_ROWS = 20
 
@@ -43,7 +45,16 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     input: Path
+    """A file, a folder or a pattern."""
+    more: tuple[Path, ...] = ()
+    """Further ones, whose rows come behind."""
     output: Path
+    prompt_template: str | None = None
+    """What to ask of every row, with its fields in double braces."""
+    prompt_column: str | None = None
+    """The field that is asked, where it is not called `prompt`."""
+    id_column: str | None = None
+    """The field that tells rows apart, each of which has one of its own."""
     system_prompt: str = ""
     limit: int | None = None
     """Only the first rows, this many."""
@@ -66,6 +77,35 @@ class JobRequest(BaseModel):
     """The database of another job, whose answers count for rows that ask the same."""
     accept_change: bool = False
     """Go on under other settings than the job was begun with, which is noted in every later row."""
+
+    shard: str | None = None
+    """`3/16`: only the third of sixteen ranges of the input, into a part file."""
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """`shard`, read. Raises `PromptmillError` (`invalid_input`)."""
+        if self.shard is None:
+            return None
+        found = _SHARD.fullmatch(self.shard)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise input_error(f"--shard {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
+        if self.limit is not None:
+            raise input_error("--shard goes without --limit.")
+        return int(found[1]), int(found[2])
+
+    @property
+    def target(self) -> Path:
+        """The file that the job writes: `output`, or the shard's part of it."""
+        cut = self.cut
+        if cut is None or PART.search(self.output.name):
+            return self.output
+        at, count = cut
+        return self.output.with_name(f"{self.output.name}.part-{at:0{len(str(count))}}-of-{count}")
+
+    @property
+    def whole_output(self) -> Path:
+        """The output that all shards make together."""
+        return self.output if self.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     @property
     def failure_limit(self) -> FailureLimit | None:

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
 
+from promptmill.backends import rows as rows_
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
-from promptmill.jobs import disk, tables
+from promptmill.jobs import cell_table, compression, disk, formats, parquet_table
+from promptmill.jobs.batch_output import batch_output
+from promptmill.jobs.cell_table import CellTable
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import OutputRecord, stamp
+from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.lines import Lines
-from promptmill.jobs.output_records import batch_output, jsonl_line, plain_line
+from promptmill.jobs.output_records import (
+    ANSWER_FIELDS,
+    answer_fields,
+    cells,
+    jsonl_line,
+    plain_line,
+)
+from promptmill.jobs.parquet_table import ParquetTable
 from promptmill.jobs.records import Record, record_of
+from promptmill.jobs.spool import Halted
 from promptmill.jobs.store import JobStore
-from promptmill.jobs.tables import Halted
 
 _BUFFER = 1 << 20
+_DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -32,8 +47,8 @@ class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
 class Answers:
     """The records of a job, for rows that come in their order."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._records = store.records()
+    def __init__(self, records: Iterator[Record]) -> None:
+        self._records = records
         self._next = next(self._records, None)
         self.rows = 0
         """The first of so many rows (of the input, blank lines included) were asked for."""
@@ -57,7 +72,7 @@ class PartialAnswers(Answers):
     """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
 
     def __init__(self, store: JobStore, *, failures: bool) -> None:
-        super().__init__(store)
+        super().__init__(store.records())
         self._failures = failures
 
     def find(self, row: int) -> Record | None:
@@ -74,7 +89,9 @@ class Merge:
     """What is put together. `most` rows at most; `extra` names answer columns that tables get beside the usual ones."""
 
     job_id: str
-    input: RandomFile
+    input: InputFiles
+    lines: RandomFile
+    """The rows as lines: the input's own, or those that were made of them."""
     input_format: str
     output_format: str
     target: Path
@@ -83,13 +100,18 @@ class Merge:
     created: int
     most: int | None
     extra: tuple[str, ...] = ()
-    custom_ids: CustomIds | None = None
-    """Notes those of a Batch file."""
+    ids: CustomIds | None = None
+    """Notes what tells rows apart: those of a Batch file, or of `--id-column`."""
     crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
     takes_model: bool = True
     """Whether a line of a Batch file was answered by the model that it names."""
+
+    def note_id(self, value: object, row: int) -> None:
+        """Note the id that `row` has, where anybody wants to know."""
+        if self.ids is not None:
+            self.ids.note(value, row)
 
     def answer(self, row: int) -> Record | None:
         """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
@@ -129,15 +151,8 @@ def write(merge: Merge) -> Path:
     try:
         mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
-            most = 1 << 62 if merge.most is None else merge.most
-            if merge.output_format == "csv":
-                tables.write_csv(merge.input, out, merge.answer, merge.extra, most)
-            elif merge.output_format == "parquet":
-                tables.write_parquet(merge.input, out, merge.answer, merge.extra, most)
-            elif merge.input_format in {"csv", "parquet"}:
-                out.writelines(tables.table_as_jsonl(merge.input, merge.input_format, merge.answer, most))
-            else:
-                out.writelines(_lines(merge, most))
+            with compression.writer(out, compression.of(merge.target)) as content:
+                _write_rows(merge, content, 1 << 62 if merge.most is None else merge.most)
             out.flush()
             os.fsync(out.fileno())
     except BaseException:
@@ -147,6 +162,74 @@ def write(merge: Merge) -> Path:
     return partial
 
 
+def _write_rows(merge: Merge, out: IO[bytes], most: int) -> None:
+    if merge.output_format == "parquet":
+        parquet_table.write(merge.input, out, merge.answer, merge.extra, most=most, ids=merge.ids)
+        return
+    if merge.output_format in formats.CELLS:
+        _write_cells(CellTable(merge.input, merge.input_format), out, merge, most)
+        return
+    if merge.input_format in formats.LINES:
+        lines = _lines(merge, most)
+    elif merge.input_format == "parquet":
+        lines = _answered(_parquet_rows(ParquetTable(merge.input)), merge, most)
+    else:
+        lines = _answered(_cell_rows(CellTable(merge.input, merge.input_format)), merge, most)
+    if merge.output_format == "json":
+        separator = b"[\n"
+        for line in lines:
+            out.write(separator + line.removesuffix(b"\n"))
+            separator = b",\n"
+        out.write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+        return
+    for line in lines:
+        out.write(line)
+
+
+def _answered(found: Iterator[dict[str, Any]], merge: Merge, most: int) -> Iterator[bytes]:
+    """Yield the first `most` rows of a table with their answers as JSON lines."""
+    for number, row in enumerate(found):
+        if number >= most:
+            return
+        record = merge.answer(number)
+        if record is not None:
+            if merge.ids is not None:
+                merge.note_id(row.get(merge.ids.name), number)
+            fields = answer_fields(record)
+            yield plain_line({name: value for name, value in row.items() if name not in fields} | fields)
+
+
+def _parquet_rows(table: ParquetTable) -> Iterator[dict[str, Any]]:
+    for batch in table.batches():
+        yield from batch.to_pylist()
+
+
+def _cell_rows(table: CellTable) -> Iterator[dict[str, Any]]:
+    header = list(map(cell_table.readable, table.header))
+    for row in table.rows():
+        found: dict[str, Any] = dict(zip(header, map(cell_table.readable, row.cells), strict=False))
+        yield found | ({"surplus_cells": list(map(cell_table.readable, row.surplus))} if row.surplus else {})
+
+
+def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> None:
+    """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
+    names = ANSWER_FIELDS + merge.extra
+    kept = [at for at, name in enumerate(table.header) if name not in names]
+    id_at = table.header.index(merge.ids.name) if merge.ids is not None and merge.ids.name in table.header else None
+    delimiter = table.delimiter if merge.output_format == merge.input_format else _DELIMITERS[merge.output_format]
+    writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
+    writer.writerow([table.header[at] for at in kept] + list(names))
+    for number, row in enumerate(table.rows()):
+        if number >= most:
+            break
+        record = merge.answer(number)
+        if record is not None:
+            if id_at is not None:
+                merge.note_id(row.cells[id_at] if id_at < len(row.cells) else None, number)
+            own = [row.cells[at] if at < len(row.cells) else "" for at in kept]
+            writer.writerow([*own, *cells(record, names), *row.surplus])
+
+
 def _created(path: Path, mode: int) -> int:
     """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
     path.unlink(missing_ok=True)
@@ -154,7 +237,7 @@ def _created(path: Path, mode: int) -> int:
 
 
 def _lines(merge: Merge, most: int) -> Iterator[bytes]:
-    lines, rows = Lines(merge.input), 0
+    lines, rows = Lines(merge.lines), 0
     while block := lines.read():
         for line in block:
             if line.blank:
@@ -165,6 +248,7 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             record, data = merge.answer(line.row), line.data or b""
             if record is None:
                 continue
+            data = rows_.as_it_was(data)
             if merge.input_format == "batch":
                 found = batch_output(
                     data,
@@ -174,11 +258,21 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                     created=merge.created,
                     takes_model=merge.takes_model,
                 )
-                if merge.custom_ids is not None and isinstance(found["custom_id"], str):
-                    merge.custom_ids.add(found["custom_id"], line.row)
+                if isinstance(found.get("custom_id"), str):
+                    merge.note_id(found["custom_id"], line.row)
                 yield plain_line(found)
             else:
+                if merge.ids is not None:
+                    merge.note_id(_field(data, merge.ids.name), line.row)
                 yield jsonl_line(data, record)
+
+
+def _field(line: bytes, name: str) -> object:
+    try:
+        value = rows_.load(line, "")
+    except PromptmillError:
+        return None
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def described(partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:

@@ -14,7 +14,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
-RARE_FIELDS = ("reasoning", "tool_calls", "logprobs", "changed")
+RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
 """Those of a record that only some models give, or when they are asked to."""
 
 
@@ -38,6 +38,7 @@ def answer_fields(record: Record) -> dict[str, Any]:
         found["reasoning"] = record.reasoning
     if record.more is not None:
         extras = record.extras
+        found["usage"] |= extras.get("tokens", {})
         found |= {name: extras[name] for name in RARE_FIELDS if name in extras}
     return found
 
@@ -69,70 +70,6 @@ def plain_line(value: Mapping[str, Any]) -> bytes:
 def _as_text(value: object) -> str:
     """Return what JSON has no form for, from a column of a table: bytes as base64."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def batch_output(
-    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
-) -> dict[str, Any]:
-    """Return the output of a Batch API line (platform.openai.com/docs/api-reference/batch/request-output).
-
-    `takes_model`: the line's own model answered it, where it names one.
-    """
-    try:
-        asked = rows.load(line.strip(), "")
-    except PromptmillError:
-        asked = None
-    asked = asked if isinstance(asked, dict) else {}
-    body = asked.get("body")
-    number = f"{job_id[-10:]}-{record.row + 1}"
-    found: dict[str, Any] = {
-        "id": f"batch_req_{number}",
-        "custom_id": asked.get("custom_id"),
-        "response": None,
-        "error": None,
-    }
-    if record.code is not None:
-        found["error"] = {"code": record.code, "message": record.text}
-        return found
-    prompt, completion = record.prompt_tokens, record.completion_tokens
-    extras = record.extras
-    details = extras.get("details", {})
-    said = details.get("body", {})
-    if not isinstance(said.get("usage", {}), dict):
-        said = {name: value for name, value in said.items() if name != "usage"}
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    choice = {
-        "index": 0,
-        "message": _batch_message(record, extras, details.get("message", {})),
-        "logprobs": extras.get("logprobs"),
-        "finish_reason": record.finish_reason or "stop",
-    }
-    answered = {
-        "id": f"chatcmpl-{number}",
-        "object": "chat.completion",
-        "created": created,
-        "model": (takes_model and isinstance(body, dict) and body.get("model")) or model,
-        "choices": [details.get("choice", {}) | choice],
-        "usage": usage,
-    }
-    found["response"] = {
-        "status_code": 200,
-        "request_id": f"req_{number}",
-        "body": answered | said,  # the endpoint's own id, model and usage where it gave them
-    }
-    return found
-
-
-def _batch_message(record: Record, extras: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": record.text, "refusal": None, **details}
-    if message["refusal"] == record.text:  # elsewhere the answer; here it has a field of its own
-        message["content"] = None
-    if record.reasoning is not None:
-        message["reasoning_content"] = record.reasoning
-    if "tool_calls" in extras:
-        message["tool_calls"] = extras["tool_calls"]
-        message["content"] = record.text or None
-    return message
 
 
 def cells(record: Record, names: tuple[str, ...]) -> list[str]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import merge
+from promptmill.jobs import formats, merge, shards
 from promptmill.jobs.admission import Job
 from promptmill.jobs.cancellation import Cancellation
 from promptmill.jobs.counts import JobCounts
+from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 
 
@@ -19,6 +20,8 @@ class OutputWriter:
     """`guard` raises when the input is not what it was. `crash` is called at named points, for tests."""
 
     job: Job
+    lines: RandomFile
+    """The rows of the input as lines."""
     ending: Cancellation
     guard: Callable[[], None]
     crash: Callable[[str], None] | None
@@ -30,7 +33,8 @@ class OutputWriter:
         file is left then.
         """
         spec = self.job.spec
-        ids = CustomIds(self.job.folder.duplicates) if spec.input_format == "batch" else None
+        name = "custom_id" if spec.input_format == "batch" else self.job.order.id_column
+        ids = None if name is None else CustomIds(self.job.folder.duplicates, name)
         self.guard()
         try:
             partial, counts, note = await self.ending.or_left(lambda: self._written(ids))
@@ -64,11 +68,14 @@ class OutputWriter:
     def _written(self, ids: CustomIds | None) -> tuple[Path, JobCounts, str]:
         """Write the output; return where it lies, the counts of what is in it, and what is to be said about it."""
         job, spec, store = self.job, self.job.spec, self.job.folder.store
-        answers = merge.Answers(store)
+        if spec.shard is not None:
+            return shards.write_part(store, spec), store.counts(), ""
+        answers = merge.Answers(store.records())
         partial = merge.write(
             merge.Merge(
                 spec.job_id,
                 job.input,
+                self.lines,
                 spec.input_format,
                 spec.output_format,
                 spec.output,
@@ -76,7 +83,7 @@ class OutputWriter:
                 spec.model,
                 spec.created,
                 job.order.limit,
-                store.rare_fields() if spec.output_format in {"csv", "parquet"} else (),
+                store.rare_fields() if spec.output_format in formats.TABLES else (),
                 ids,
                 self.crash,
                 self.ending.halt,

@@ -61,6 +61,8 @@ def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingPr
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
     lines.append(f"  rows      {status.line(found)}")
+    if state == status.FINISHED and found.get("total") == 0:
+        lines.append("  note      the input holds no rows")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)

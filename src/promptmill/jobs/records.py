@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details` and `changed`, as far as there are any."""
+    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`; `response` of a failure."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
@@ -54,10 +54,12 @@ class Record(NamedTuple):
 
     def outcome(self) -> Outcome:
         """Return what was recorded."""
-        usage = Usage(self.prompt_tokens, self.completion_tokens)
-        if self.code is not None:
-            return Failure(PromptmillError(Code(self.code), self.text, ""), self.attempts, self.latency_s, usage)
         extras = self.extras
+        usage = Usage(self.prompt_tokens, self.completion_tokens, **extras.get("tokens", {}))
+        if self.code is not None:
+            error = PromptmillError(Code(self.code), self.text, "")
+            error.said = extras.get("response")
+            return Failure(error, self.attempts, self.latency_s, usage, cost=extras.get("cost"))
         return Completion(
             self.text,
             self.finish_reason,
@@ -68,6 +70,9 @@ class Record(NamedTuple):
             self.latency_s,
             extras.get("logprobs"),
             extras.get("details"),
+            extras.get("answered_by", ""),
+            extras.get("cost"),
+            tuple(extras.get("answers", ())),
         )
 
 
@@ -92,16 +97,28 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         min(usage.prompt_tokens, _LARGEST_INT),
         min(usage.completion_tokens, _LARGEST_INT),
     )
+    more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
+    apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
+    if any(apart.values()):
+        more["tokens"] = {name: min(count, _LARGEST_INT) for name, count in apart.items() if count}
     if not isinstance(outcome, Completion):
         error = outcome.error
-        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, None, digest)
-    more: dict[str, Any] = {"changed": list(changed)} if changed else {}
+        if error.said is not None:
+            more["response"] = error.said
+        text = _json(more) if more else None
+        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, text, digest)
+    if changed:
+        more["changed"] = list(changed)
     if outcome.tool_calls:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:
         more["logprobs"] = outcome.logprobs
     if outcome.details is not None:
         more["details"] = outcome.details
+    if outcome.answers:
+        more["answers"] = outcome.answers
+    if outcome.answered_by:
+        more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None
     return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, digest)
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
+from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import admission, crash, disk, formats, merge, status, tables
+from promptmill.jobs import admission, crash, disk, formats, merge, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.cancellation import Cancellation, JobStopped
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.output_writer import OutputWriter
+from promptmill.jobs.spool import spool
 from promptmill.jobs.status import Progress
 from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
 from promptmill.service.service import Service
@@ -45,10 +48,11 @@ class Runner:
         watch: Watch | None = None,
         stats: CallStats | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
+        told: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`watch` is shown the progress several times a second; `stats` counts what this run costs.
 
-        `before_output` is waited for when all rows are answered.
+        `before_output` is waited for when all rows are answered. `told` gets the rows that were recorded.
 
         Needs a running event loop.
         """
@@ -56,8 +60,11 @@ class Runner:
         self._service = service
         self._watch = watch
         self._before_output = before_output
+        self._told = told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
+        self._first = (0, 0)
+        self._lines: int | None = None
         self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
@@ -111,7 +118,8 @@ class Runner:
 
     async def _work(self) -> None:
         job = self._job
-        lines = job.input
+        opened: RandomFile | None = None
+        rows: RandomFile | None = None
         try:
             if job.has_output:  # ended between the output's rename and its last words
                 merge.discard(job.spec.output, job.spec.job_id)
@@ -121,13 +129,15 @@ class Runner:
             self._enter(status.STARTING, "reading the input")
             await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
             lines, path = await self._ending.or_left(self._open_lines)
+            opened = lines
+            rows = await self._ending.or_left(lambda: self._cut(lines))
             for _ in range(_ROUNDS):
                 try:
-                    await self._count(self._again)
-                    await self._answer(lines, path)
+                    await self._count(self.again)
+                    await self._answer(rows, path)
                     if self._before_output is not None:
                         await self._before_output()
-                    if await self._merge():
+                    if await self._merge(lines):
                         await self._ending.or_left(job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
@@ -144,19 +154,41 @@ class Runner:
             said = f"The job's database {job.folder.database} is damaged."
             raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, said, _GO_ON)) from None
         finally:
-            if lines is not job.input:
-                lines.close()
+            if opened is not None and job.spec.spooled:
+                opened.close()
+            if rows is not None and rows is not opened:
+                rows.close()
 
     def _open_lines(self) -> tuple[RandomFile, Path]:
-        """Return the file of lines to read: the input, or the rows of a table, streamed into lines once."""
+        """Return the file of lines to read: the input, or its rows as lines, which are written once."""
         job, folder = self._job, self._job.folder
-        if formats.row_kind(job.spec.input_format) != "table":
-            return job.input, job.spec.input
+        if not job.spec.spooled:
+            return job.input.first, job.spec.input
         if job.spec.lines is None or not folder.rows.exists():
-            count = tables.spool(job.input, job.spec.input_format, folder.rows, self._ending.halt)
+            self._enter(self.progress.state, "reading the rows")
+            spec = job.spec
+            count = spool(
+                job.input,
+                spec.input_format,
+                folder.rows,
+                self._ending.halt,
+                prompt_column=spec.prompt_column,
+                prompt_template=spec.prompt_template,
+            )
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
+
+    def _cut(self, lines: RandomFile) -> RandomFile:
+        """Return the file of lines, from `_first` to its end those of the job's shard."""
+        job, cut = self._job, self._job.order.cut
+        if cut is None:
+            return lines
+        size = lines.stamp()[0] if job.spec.spooled else job.spec.size
+        file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
+        found = shards.range_of(file, size, *cut)
+        file.end, self._first, self._lines = found.end, (found.row, found.offset), found.lines
+        return file
 
     async def _count(self, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done."""
@@ -169,7 +201,7 @@ class Runner:
             self.progress.unsettled_before = max(0, sent - counts.requests) if type(sent) is int else 0
 
     @property
-    def _again(self) -> str:
+    def again(self) -> str:
         """Which records are to be replaced, as a condition for `store`."""
         order = self._job.order
         again = FAILED if order.retry_failed else RETRYABLE
@@ -184,7 +216,8 @@ class Runner:
 
     async def _answer(self, lines: RandomFile, path: Path) -> None:
         """Have every unanswered row answered and recorded."""
-        progress, limit, total = self.progress, self._job.order.limit, self._job.spec.lines
+        progress, limit = self.progress, self._job.order.limit
+        total = self._job.spec.lines if self._lines is None else self._lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
@@ -212,25 +245,19 @@ class Runner:
         stats.budget = Budget(limit, spent, grant=grant)
 
     def _answering(self, lines: RandomFile, path: Path) -> Answering:
-        job, plan, now = self._job, self._job.plan, self._service.plan
+        job, plan = self._job, self._job.plan
+        now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reading = RowReader(
-            formats.row_kind(job.spec.input_format),
-            plan.settings.sampling_params,
-            plan.settings.extra_params,
-            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
-            plan.settings.image_tag,
-            self._foreign_folder(),
-            "" if plan.backend == "openai" else plan.model,
-            whole=job.spec.input_format == "batch",
-            image_position=plan.settings.image_position,
-        )
+        reading = self._reader(plan)
+        others = {name: self._service.plan_of(name) for name in self._service.usable}
+        if len(others) > 1:
+            reading = replace(reading, models={name: self._reader(other) for name, other in others.items()})
         return Answering(
             self._service,
             job.folder.store,
             self.progress.counts,
-            self._again,
+            self.again,
             self.progress.stats,
             lines,
             path,
@@ -242,6 +269,25 @@ class Runner:
             self._give_up,
             job.spec.changed,
             self._crash,
+            self._told,
+            self._first,
+            plan.name,
+        )
+
+    def _reader(self, plan: ResolvedConfig) -> RowReader:
+        """Return how rows become requests to the model of `plan`."""
+        job, settings = self._job, plan.settings
+        return RowReader(
+            formats.row_kind(job.spec.input_format),
+            settings.sampling_params,
+            settings.extra_params,
+            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
+            settings.image_tag,
+            self._foreign_folder(),
+            "" if plan.backend == "openai" else plan.model,
+            whole=job.spec.input_format == "batch",
+            image_position=settings.image_position,
+            prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
         )
 
     def _foreign_folder(self) -> str:
@@ -249,10 +295,10 @@ class Runner:
         begun_in = self._job.spec.working_folder
         return "" if begun_in is None or begun_in == Path.cwd() else str(begun_in)
 
-    async def _merge(self) -> bool:
+    async def _merge(self, lines: RandomFile) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, self._ending, self._guard, self._crash)
+        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self._crash)
         counts = await delivery.run(self.progress.notes)
         if counts is not None:
             self.progress.counts, self.progress.is_counted = counts, True

@@ -25,6 +25,8 @@ def pack(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int
         "trust_client": plan.trust_client,
         "chosen": plan.chosen,
         "keyless": plan.keyless,
+        "name": plan.name,
+        "file": None if plan.file is None else _plain(plan.file),
         "order": order.model_dump(mode="json"),
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
@@ -37,7 +39,9 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
     value = orjson.loads(data)
     operator = Settings.model_validate(value["operator"])
-    service = Service(Configuration(value["operator"], trust_client=value["trust_client"]))
+    file = value["file"]
+    raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
+    service = Service(Configuration(raw, trust_client=value["trust_client"]))
     settings = Settings.model_validate(value["settings"])
     service.plan = ResolvedConfig(
         settings,
@@ -46,6 +50,8 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
         value["trust_client"],
         chosen=value["chosen"],
         keyless=value["keyless"],
+        name=value["name"],
+        file=None if file is None else Settings.model_validate(file),
     )
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])

@@ -7,14 +7,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from promptmill.backends import rows
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, detached, formats, status
+from promptmill.jobs import admission, detached, formats, input_files, status, validation
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder, JobSpec
@@ -31,6 +31,9 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
+_MOST_LISTED = 20
+Only = Literal["all", "answers", "failed"]
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
 
 class RunningJobs:
@@ -46,8 +49,19 @@ class RunningJobs:
         self._here: dict[str, asyncio.Task[None]] = {}
         self._of_calls: set[str] = set()
 
-    async def start(self, input_file: str, output_file: str, system_prompt: str, *, resume: bool) -> dict[str, Any]:
-        """Start a job, or go on with it, and return at once with its status.
+    async def start(
+        self,
+        input_file: str,
+        output_file: str,
+        system_prompt: str,
+        *,
+        resume: bool,
+        validate: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
+
+        `validate` starts nothing and returns what is found in the file instead.
 
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` refuses and files outside the folders.
@@ -57,8 +71,12 @@ class RunningJobs:
             output=self._allowed(output_file, "output_file"),
             system_prompt=system_prompt,
             anew=not resume,
+            **options,
         )
         plan = await self._service.decided()
+        if validate:
+            found = await asyncio.to_thread(validation.check, plan, order)
+            return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found
         job = await self._admitted(order, plan)
         folder = job.folder
         with contextlib.ExitStack() as held:
@@ -92,14 +110,17 @@ class RunningJobs:
             admitting.add_done_callback(let_go)
             raise
 
-    def status(self, job_id: str | None) -> dict[str, Any]:
-        """Return the status of one job, or `{"jobs": […]}`."""
+    def status(self, job_id: str | None, limit: int = _MOST_LISTED) -> dict[str, Any]:
+        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`."""
         if job_id is not None:
             return self._told(self._find(job_id))
-        return {"jobs": status.read_all(filter(self._is_listed, self.folders.all()))}
+        found = status.read_all(filter(self._is_listed, self.folders.all()))
+        return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
-    def results(self, job_id: str, offset: int, limit: int) -> dict[str, Any]:
+    def results(self, job_id: str, offset: int, limit: int, only: Only = "all") -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
+
+        `only` leaves out rows that failed, or those that did not.
 
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
@@ -114,7 +135,7 @@ class RunningJobs:
                 if len(found) >= limit or size > _LARGEST_PAGE:
                     after = line.row
                     break
-                if record is not None:
+                if record is not None and _is_wanted(record, only):
                     found.append({"row": line.row} | fields(line) | answer_fields(record))
                     size += line.length + len(record.text)
         told = status.read(folder)
@@ -180,7 +201,7 @@ class RunningJobs:
         # whoever knows the id of a call's job made that call, or was told by who did
         if spec.of_call and folder.output_beside is None:
             return True
-        return self._inside(spec.input) and self._inside(spec.output)
+        return all(map(self._inside, (spec.output, *(part.path for part in spec.parts))))
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
@@ -191,7 +212,11 @@ class RunningJobs:
             return path
         if not self._inside(path):
             raise self._outside(name)
-        formats.by_suffix(path, name)
+        kind = formats.by_suffix(path, name)
+        if kind not in _FORMATS:  # many a file of the user's is a text or JSON, and none of a caller's affair
+            raise input_error(f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here.")
+        if input_files.is_several(path):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return path
 
     def _outside(self, name: str) -> PromptmillError:
@@ -204,18 +229,17 @@ class RunningJobs:
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
     """Yield the lines from row `first` on with their records, None for those without a sound one."""
-    is_table = formats.row_kind(spec.input_format) == "table"
     try:
-        file = RandomFile(folder.rows) if is_table else RandomFile.given(spec.input)
+        file = RandomFile(folder.rows) if spec.spooled else RandomFile.given(spec.input)
     except (FileNotFoundError, OutsideError, NoFileError):
-        if is_table:
+        if spec.spooled:
             return  # nothing is answered yet
         raise input_error(  # gone, or a link to something else now
             f"{spec.input} is not there any more, and rows are read from it; put it back. "
             "What is answered is kept, and a finished job's output has all of it."
         ) from None
     try:
-        if not is_table and file.stamp()[0] != spec.size:
+        if not spec.spooled and file.stamp()[0] != spec.size:
             raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)
@@ -229,6 +253,10 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
         file.close()
 
 
+def _is_wanted(record: Record, only: Only) -> bool:
+    return only == "all" or (record.code is None) == (only == "answers")
+
+
 def _index(line: Line) -> dict[str, Any]:
     """Return which item of its call the row is; the caller has the prompt."""
     return {"index": rows.load(line.data or b"", "")["index"]}
@@ -237,7 +265,7 @@ def _index(line: Line) -> dict[str, Any]:
 def _fields(line: Line) -> dict[str, Any]:
     """Return what the row itself says, as far as it can be sent on."""
     try:
-        value = rows.load(line.data or b"", "")
+        value = rows.load(rows.as_it_was(line.data or b""), "")
         orjson.dumps(value)
     except (PromptmillError, TypeError):
         return {}

@@ -76,11 +76,12 @@ class StoreSink:
         failure_limit: FailureLimit | None = None,
         changed: Sequence[str] = (),
         crash: Callable[[str], None] | None = None,
+        told: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`taken` has the rows on their way; those that are recorded are removed from it.
 
         `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
-        record. `crash` is called at named points.
+        record. `crash` is called at named points. `told` gets the rows that were recorded.
         """
         self._store = store
         self._counts = counts
@@ -89,6 +90,7 @@ class StoreSink:
         self._failure_limit = failure_limit
         self._changed = changed
         self._crash = crash
+        self._told = told
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
         self._committed: asyncio.Future[None] | None = None
@@ -174,6 +176,8 @@ class StoreSink:
         if self._broken:
             return
         self._counts.done += len(batch)
+        if self._told is not None:
+            self._told([row for row, _ in batch])
         for row, outcome in batch:
             self._taken.pop(row, None)
             if isinstance(outcome, Completion):

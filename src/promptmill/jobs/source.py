@@ -40,6 +40,8 @@ class Rows:
     """Told how many rows got an answer that was set aside; None when none is."""
     everything: bool = False
     """Bring rows that are answered as well."""
+    first: tuple[int, int] = (0, 0)
+    """The first line and where it begins; the last one is where `file` ends."""
 
 
 class FileSource:
@@ -62,7 +64,7 @@ class FileSource:
         self._rows = rows_
         self._settle = settle
         self._give_up = give_up
-        self._lines = Lines(rows_.file)
+        self._lines = Lines(rows_.file, *rows_.first)
         self._ready: deque[tuple[Line, Taken]] = deque()
         self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
 
@@ -150,7 +152,11 @@ class FileSource:
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
             if not settled or job.everything:
-                digest = None if settled or line.data is None else rows.digest(self.kind, line.data)
+                digest = (
+                    None
+                    if settled or line.data is None
+                    else rows.digest(self.kind, line.data, self.reading.prompt_column)
+                )
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
         return found if job.reused is None else self._without_reused(found, job.reused)
 
@@ -168,5 +174,4 @@ class FileSource:
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:
             raise input_error(f"{rows.place(self.kind, line.row)} is longer than 256 MiB.")
-        conversation, sampling, extra = self.reading.read(line.row, line.data)
-        return Request(line.row, conversation, sampling, extra, attempts)
+        return self.reading.request(line.row, line.data, attempts)

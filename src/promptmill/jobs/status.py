@@ -101,7 +101,8 @@ class Progress:
     def as_dict(self) -> dict[str, Any]:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
-        eta_s = self.eta_s() if self.state == RUNNING else None
+        waiting = self.stats.waiting if self.state == RUNNING else ""
+        eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(CallStats() if self.is_counted else self.stats)
         return {
             "state": self.state,
@@ -114,6 +115,9 @@ class Progress:
             **({} if self.granted is None else {"cost_granted": self.granted}),
             **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
+            **({"window": self.stats.flow.window} if self.stats.flow is not None and self.state == RUNNING else {}),
+            **({"refused": self.stats.refused} if self.stats.refused else {}),
+            **({"waiting": waiting} if waiting else {}),
             "rows_per_second": round(rate, 2),
             "tokens_per_second": round(tokens, 1),
             "eta_s": None if eta_s is None else round(eta_s, 1),
@@ -139,6 +143,7 @@ def read(folder: Folder) -> dict[str, Any]:
     found: dict[str, Any] = {"state": INTERRUPTED, **folder.status}
     alive = folder.alive
     if not alive and found["state"] in _ALIVE:
+        found.pop("waiting", None)
         found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
     about: dict[str, Any] = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
     about |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
@@ -170,13 +175,22 @@ def line(status: Mapping[str, Any]) -> str:
         f"{status.get('done', 0)}{'' if total is None else f' of {total}'} done",
         f"{status.get('failed', 0)} failed",
     ]
-    if status.get("state") == RUNNING:
+    if status.get("state") == RUNNING and (waiting := status.get("waiting")):
+        parts.append(waiting)
+    elif status.get("state") == RUNNING:
         parts.append(f"{status['rows_per_second']:.1f} rows/s")
         parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
-        parts.append(f"{status['in_flight']} in flight")
+        parts.append(in_flight(status))
         if status.get("eta_s") is not None:
             parts.append(f"{duration(status['eta_s'])} left")
     return ", ".join(parts)
+
+
+def in_flight(status: Mapping[str, Any]) -> str:
+    """Return how many requests are in flight, of how many that may be, and how many were refused for load."""
+    window, refused = status.get("window"), status.get("refused")
+    of = "" if window is None else f" of {window}"
+    return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
 
 
 def duration(seconds: float) -> str:

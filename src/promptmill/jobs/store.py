@@ -41,6 +41,7 @@ import orjson
 
 from promptmill.jobs import disk
 from promptmill.jobs.counts import JobCounts
+from promptmill.jobs.output_records import RARE_FIELDS
 from promptmill.jobs.records import Record
 
 _TABLES = {
@@ -196,13 +197,13 @@ class JobStore:
         return {code: text for code, text, _ in self._read(query)}
 
     def rare_fields(self) -> tuple[str, ...]:
-        """Return which of `reasoning`, `tool_calls`, `logprobs`, `changed` some answer has."""
+        """Return which of `RARE_FIELDS` some answer has."""
         found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
         for record in self.records(where="more IS NOT NULL"):
-            if found >= {"tool_calls", "logprobs", "changed"}:
+            if found >= {*RARE_FIELDS} - {"reasoning"}:
                 break
             found |= record.extras.keys()
-        return tuple(name for name in ("reasoning", "tool_calls", "logprobs", "changed") if name in found)
+        return tuple(name for name in RARE_FIELDS if name in found)
 
     def begin_reuse(self, other: Path | None = None) -> None:
         """Set the answers aside, those of the database `other` if given, for rows that ask what theirs asked."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
-import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
 
-from promptmill.core.conversation import shape
+from promptmill.server.prompt_lists import as_list_or_object
 
 _PART = {
     "type": "object",
@@ -31,17 +28,12 @@ _TURN = {
 }
 
 
-def _as_list_or_object(value: object) -> object:
-    """Read a list or object that arrives as a JSON string, as language models like to send it."""
-    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
-        try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
-    return value
+def _a_list(*, of: dict[str, Any], description: str, examples: list[Any]) -> WithJsonSchema:
+    """Return the schema of a list, which `prompt_lists` reads; pydantic only passes it on."""
+    return WithJsonSchema({"type": "array", "items": of, "description": description, "examples": examples})
 
 
-Loose = BeforeValidator(_as_list_or_object)
+Loose = BeforeValidator(as_list_or_object)
 
 
 def null_is(default: object) -> BeforeValidator:
@@ -49,60 +41,10 @@ def null_is(default: object) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
-def _items(check: Callable[[object], str | None]) -> BeforeValidator:
-    """Return a validator of a list that stops at its first wrong item; `check` says what should be there instead.
-
-    pydantic goes on to the last one, and a list of half a million wrong items costs seconds and a gigabyte. A lone item
-    is a list of one.
-    """
-
-    def checked(value: object) -> object:
-        value = _list_of(value) if check is _image_list else _as_list_or_object(value)
-        if not isinstance(value, list) and check(value) is None:
-            value = [value]
-        if isinstance(value, list):
-            for index, item in enumerate(value):
-                if (expected := check(item)) is not None:
-                    found = {"index": index, "found": shape(item), "expected": expected}
-                    raise PydanticCustomError("wrong_item", "[{index}] is {found}; {expected}", found)
-        return value
-
-    return BeforeValidator(checked)
-
-
-def _list_of(value: object) -> object:
-    """Return the images of several prompts; a lone image is a list of one, at either level."""
-    value = _as_list_or_object(value)
-    if isinstance(value, str):
-        return [[value]]
-    if not isinstance(value, list):
-        return value
-    items = map(_as_list_or_object, value)
-    return [[item] if isinstance(item, str) else item for item in items]
-
-
-def _prompt(item: object) -> str | None:
-    if isinstance(item, str | dict):
-        return None
-    return 'send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
-
-
-def _turn(item: object) -> str | None:
-    return None if isinstance(item, dict) else 'send {"role": "user", "content": "…"}.'
-
-
-def _image_list(item: object) -> str | None:
-    item = _as_list_or_object(item)
-    if isinstance(item, list) and all(isinstance(source, str) for source in item):
-        return None
-    return "send a list of texts: the images of one prompt."
-
-
 Prompts = Annotated[
-    # messages are taken too, but strict function calling takes no tool whose schema has a choice
-    list[Annotated[Any, WithJsonSchema({"type": "string"})]],
-    _items(_prompt),
-    Field(
+    Any,  # messages are taken too, but strict function calling takes no tool whose schema has a choice
+    _a_list(
+        of={"type": "string"},
         description="The prompts: a list, also for a single one. Each is answered on its own and sees none of the "
         "others. A chat message with `content` is taken too.",
         examples=[["What is the capital of France?", "Translate to German: Good morning!"]],
@@ -114,6 +56,22 @@ SystemPrompt = Annotated[
     Field(
         description="Instruction above every prompt of this call. Leave it out for the configured one.",
         examples=["Answer in one word."],
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    Field(
+        description="Which of the server's models answers, by its name in promptmill://models. Leave it out for the "
+        "usual one.",
+        examples=["default"],
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        description="Most that this call may cost, in the currency of the server's prices; prompts that there is no "
+        "room for fail with code `budget`. Left out: no limit of its own. Needs a known price and `max_tokens`.",
     ),
 ]
 CallSampling = Annotated[
@@ -143,9 +101,9 @@ AnswerSchema = Annotated[
     ),
 ]
 Images = Annotated[
-    list[Annotated[list[str], Loose]],
-    _items(_image_list),
-    Field(
+    Any,
+    _a_list(
+        of={"type": "array", "items": {"type": "string"}},
         description="The images: for each prompt a list, in the order of `prompt_ls` and as many as there are prompts; "
         "[] for a prompt without an image. An image is a path on the server's machine (best absolute), or a file:, "
         "http(s): or data: URL. PNG, JPEG, WebP, GIF, BMP or TIFF.",
@@ -161,9 +119,9 @@ ImageTag = Annotated[
     ),
 ]
 Messages = Annotated[
-    list[Annotated[Any, WithJsonSchema(_TURN)]],
-    _items(_turn),
-    Field(
+    Any,
+    _a_list(
+        of=_TURN,
         description="One conversation, oldest turn first; the last turn is the one to answer. A system turn may come "
         "first.",
         examples=[

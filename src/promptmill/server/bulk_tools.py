@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 from fastmcp import Context, FastMCP
@@ -27,9 +27,10 @@ _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
 _OF_THE_ANSWER = {
     *("row", "index", "id", "custom_id", "answer", "error", "usage", "finish_reason", "reasoning", "tool_calls"),
-    *("logprobs", "model"),
+    *("logprobs", "model", "answered_by", "cost", "answers"),
 }
 _PAGE_BYTES = 8 << 20
+_PAGE_CHARACTERS = 40_000  # some 10,000 tokens: clients cut what is longer than 25,000, or refuse it
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
     "job_id": {"type": "string"},
@@ -123,7 +124,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ),
     )
     @said
-    async def bulk_generate(
+    async def bulk_generate(  # noqa: PLR0917 (the tool's signature)
         input_file: Annotated[
             str,
             Field(
@@ -150,6 +151,25 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 "answers."
             ),
         ] = True,
+        limit: Annotated[
+            int, Field(ge=0, description="Only the first rows, so many; all unless given."), null_is(0)
+        ] = 0,
+        retry_failed: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool, null_is(False), Field(description="Do a finished job's failed rows again; false unless given.")
+        ] = False,
+        max_failures: Annotated[
+            str,
+            null_is(""),
+            Field(description="Stop when more rows than this failed; never unless given.", examples=["100", "5%"]),
+        ] = "",
+        dedupe: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool, null_is(False), Field(description="Send identical rows at temperature 0 once; false unless given.")
+        ] = False,
+        validate: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool,
+            null_is(False),
+            Field(description="Only check the rows and estimate tokens: nothing is sent; false unless given."),
+        ] = False,
     ) -> dict[str, Any]:
         """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
 
@@ -157,7 +177,17 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         is `finished`; answers so far can be read with bulk_results. The job survives crashes: the same call again goes
         on where it ended, and rows that are answered are not asked twice.
         """
-        return await running_jobs().start(input_file, output_file, system_prompt, resume=resume)
+        return await running_jobs().start(
+            input_file,
+            output_file,
+            system_prompt,
+            resume=resume,
+            validate=validate,
+            limit=limit or None,
+            retry_failed=retry_failed,
+            max_failures=max_failures or None,
+            dedupe=dedupe,
+        )
 
     @mcp.tool(
         output_schema=_SEVERAL,
@@ -167,22 +197,25 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     async def bulk_status(
         job_id: Annotated[
             str | None,
-            Field(description="One job. Left out: all jobs, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
+            Field(description="One job. Left out: the newest, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
         ] = None,
+        limit: Annotated[
+            int, Field(ge=1, le=_MOST_ROWS, description="Most jobs to list; 20 unless given."), null_is(20)
+        ] = 20,
     ) -> dict[str, Any]:
         """Tell how far a job is: `state`, rows `done` and `failed` of `total`, `errors` by code, seconds left: `eta_s`.
 
         `starting`, `running` and `merging` go on by themselves. `finished` is the end. `stopped` (`reason` says why),
         `cancelled` and `interrupted` go on with bulk_generate and the job's `input_file` and `output_file`.
         """
-        return await asyncio.to_thread(running_jobs().status, job_id)
+        return await asyncio.to_thread(running_jobs().status, job_id, limit)
 
     @mcp.tool(
         output_schema=_ROWS,
         annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
     )
     @said
-    async def bulk_results(
+    async def bulk_results(  # noqa: PLR0917 (the tool's signature)
         ctx: Context,
         job_id: JobId,
         offset: Annotated[
@@ -196,15 +229,26 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         with_input: Annotated[  # noqa: FBT002 (a tool's argument)
             bool, null_is(False), Field(description="Return the fields of the input rows too; false unless given.")
         ] = False,
+        only: Annotated[
+            Literal["all", "answers", "failed"],
+            null_is("all"),
+            Field(description="`failed` or `answers` leaves out the other rows; `all` unless given."),
+        ] = "all",
+        max_characters: Annotated[
+            int,
+            Field(ge=1000, description="Longest page; what is beyond comes with the next. 40,000 unless given."),
+            null_is(_PAGE_CHARACTERS),
+        ] = _PAGE_CHARACTERS,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
 
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an answer yet are left out, so while
         `state` is not `finished` read again later from where the first was missing.
         """
-        found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit)
+        found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit, only)
         if not with_input:
             found["rows"] = [_without_input(row) for row in found["rows"]]
+        found = page(found, max_characters, copies=1)
         most = most_bytes(ctx, service.plan)
         return found if most is None else page(found, most - _ENVELOPE, copies=2)
 

@@ -45,7 +45,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         chosen = service.plan.backend if kept else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         await with_progress(ctx, service, CallStats(), service.init(overrides))
-        return ToolResult(content=[TextContent(type="text", text=_KEPT.format(chosen))] if kept else [])
+        return ToolResult(content=[TextContent(type="text", text=_KEPT.format(service.plan.backend))] if kept else [])
 
     @mcp.tool(
         output_schema=None,

@@ -104,7 +104,9 @@ def _count(stats: CallStats) -> str:
         parts.append(f"{stats.failed:,} failed")
     if stats.retries:
         parts.append(f"{stats.retries:,} retries")
-    if stats.done:
+    if waiting := stats.waiting:
+        parts.append(waiting)
+    elif stats.done:
         rate = stats.done / max(0.001, time.monotonic() - stats.started)
         parts.append(_rate(rate))
         if left := (stats.total or 0) - stats.done:

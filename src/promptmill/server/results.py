@@ -21,6 +21,11 @@ ANSWERS: dict[str, Any] = {
             "items": {"type": "string"},
             "description": 'One answer per prompt, in their order; "" for an item that has none, see `errors`.',
         },
+        "answers": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "string"}},
+            "description": "There only when `sampling_params` asked for several answers (`n`): all of each prompt.",
+        },
         "errors": {
             "type": "array",
             "description": "One entry per item without an answer; absent when there is none.",
@@ -81,6 +86,8 @@ def result_of(
     """Return the result of a call; `job_id` names the job that its deferred items go on as."""
     structured: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}
     meta = call_report.totals(stats) | call_report.columns(outcomes)
+    if several := call_report.several(outcomes):
+        structured["answers"] = several
     if errors := call_report.errors(outcomes):
         structured["errors"] = errors
     if job_id is not None:

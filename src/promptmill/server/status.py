@@ -20,6 +20,7 @@ from promptmill.core.errors import redact
 from promptmill.service.service import Service
 
 URI = "promptmill://status"
+MODELS = "promptmill://models"
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 _KEY_VARIABLES = ("LLM_API_KEY", "OPENAI_API_KEY")
@@ -39,6 +40,18 @@ def add_status(mcp: FastMCP, service: Service) -> None:
     )
     def status() -> str:
         return orjson.dumps(describe(service), option=orjson.OPT_INDENT_2).decode()
+
+    @mcp.resource(
+        MODELS,
+        name="models",
+        title="Models of promptmill",
+        description="The models that a call may name in `model`, the one that answers where none is named first. JSON.",
+        mime_type="application/json",
+        annotations=Annotations(audience=["user", "assistant"]),
+    )
+    def models() -> str:
+        found = {"models": service.described(service.offered)}
+        return orjson.dumps(_Shown(service.plan).value(found), option=orjson.OPT_INDENT_2).decode()
 
 
 def describe(service: Service) -> dict[str, Any]:
@@ -74,7 +87,7 @@ class _Shown:
         top = {
             name: value
             for name, value in settings
-            if name not in {"backend", "backend_configs", "sampling_params", "extra_params", "system_prompt"}
+            if name not in {"backend", "backend_configs", "sampling_params", "extra_params", "system_prompt", "models"}
         }
         return {
             **self.value(top),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from fastmcp.exceptions import ToolError, ValidationError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
@@ -50,15 +50,27 @@ def _flowing(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
+_WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
+
+
 class PlainArguments(Middleware):
-    """Wrong arguments in words: no traceback, no quoted value."""
+    """Wrong arguments in words: no traceback, no quoted value.
+
+    Names and kinds are looked at before pydantic is asked, whose errors are made of everything that was sent: with ten
+    megabytes of it nobody else is answered for half a second.
+    """
+
+    def __init__(self) -> None:
+        self._schemas: dict[str, dict[str, Any]] = {}
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
-        given = len(context.message.arguments or {})
-        if given > _MOST_ARGUMENTS:
-            raise CodedToolError(f"The call has {given} arguments; see the tool's input schema.")
+        arguments = context.message.arguments or {}
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
+        if wrong := _wrong_names_and_kinds(arguments, await self._schema(context)):
+            raise CodedToolError(wrong)
         try:
             return await call_next(context)
         except ValidationError as error:
@@ -66,27 +78,46 @@ class PlainArguments(Middleware):
             wrong = _wrong_arguments(cause) if isinstance(cause, PydanticValidationError) else ""
             raise CodedToolError(wrong) from None
 
+    async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
+        """Return the input schema of the tool that is called; tools stay as they are while the server runs."""
+        name = context.message.name
+        if name not in self._schemas:
+            server = context.fastmcp_context
+            tool = None if server is None else await server.fastmcp.get_tool(name)
+            if tool is None:
+                return {}
+            self._schemas[name] = tool.parameters
+        return self._schemas[name]
+
+
+def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    properties: dict[str, Any] = schema.get("properties", {})
+    if not schema:
+        return ""  # whoever knows the tool says that it is not there
+    lines = [f"{name} is missing." for name in schema.get("required", ()) if name not in arguments]
+    for name, value in arguments.items():
+        if name not in properties:
+            lines.append(f"{name:.100} is not an argument of this tool.")
+        elif isinstance(value, list | dict):
+            kinds = [kind["type"] for kind in (properties[name], *properties[name].get("anyOf", ())) if "type" in kind]
+            if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
+                lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
+    return _joined(lines)
+
+
+def _joined(lines: Sequence[str]) -> str:
+    more = len(lines) - _MOST_PROBLEMS
+    return " ".join([*lines[:_MOST_PROBLEMS], f"And {more} more."] if more > 0 else lines)
+
 
 def _wrong_arguments(error: PydanticValidationError) -> str:
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         name, *inner = problem["loc"] or ("arguments",)
         place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
-        match problem["type"]:
-            case "missing_argument" | "missing":
-                lines[place] = "is missing."
-            case "unexpected_keyword_argument" | "extra_forbidden":
-                lines[place] = "is not an argument of this tool."
-            case "wrong_item":
-                wrong = problem["ctx"]
-                lines[f"{place}[{wrong['index']}]"] = f"is {wrong['found']}; {wrong['expected']}"
-            case _:
-                lines.setdefault(
-                    place, f"is {shape(problem['input'])}; {_expected(problem['type'], problem.get('ctx', {}))}"
-                )
-    told = [f"{place:.100} {text}" for place, text in list(lines.items())[:_MOST_PROBLEMS]]
-    more = len(lines) - len(told)
-    return " ".join([*told, f"And {more} more."] if more else told)
+        expected = _expected(problem["type"], problem.get("ctx", {}))
+        lines.setdefault(place, f"is {shape(problem['input'])}; {expected}")
+    return _joined([f"{place:.100} {text}" for place, text in lines.items()])
 
 
 def _expected(problem: str, bounds: Mapping[str, object]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -14,25 +14,30 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.conversation import (
-    Conversation,
-    ImagePosition,
-    conversation_from_messages,
-    conversation_from_prompt,
-)
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.budget import Budget
+from promptmill.core.conversation import Conversation
+from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Outcome
-from promptmill.server import large_results
-from promptmill.server.arguments import AnswerSchema, CallSampling, Images, ImageTag, Messages, Prompts, SystemPrompt
+from promptmill.server import large_results, prompt_lists
+from promptmill.server.arguments import (
+    AnswerSchema,
+    CallSampling,
+    Images,
+    ImageTag,
+    MaxCost,
+    Messages,
+    ModelName,
+    Prompts,
+    SystemPrompt,
+)
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
+from promptmill.service.choosing import is_open
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.running_jobs import RunningJobs
-
-_PROMPTS_AT_ONCE = 500  # half a millisecond of work, after which others get their turn
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -44,12 +49,14 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def generate(
+    async def generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -58,12 +65,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
-        items: list[Conversation | PromptmillError] = []
-        for index, item in enumerate(prompt_ls):
-            items.append(conversation_from_prompt(item, f"prompt_ls[{index}]"))
-            if index % _PROMPTS_AT_ONCE == _PROMPTS_AT_ONCE - 1:
-                await asyncio.sleep(0)
+        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        items = await prompt_lists.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
@@ -79,25 +83,21 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompt_ls: Prompts,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
 
         Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` as `generate` does.
         """
-        if len(multimodal_path) != len(prompt_ls):
-            raise input_error(
-                f"multimodal_path has {len(multimodal_path)} entries but prompt_ls has {len(prompt_ls)}; "
-                "send one list of images per prompt, [] for none."
-            )
-        stats, plan = CallStats(total=len(prompt_ls)), answers.plan(answer_schema, sampling_params)
-        settings = service.plan.settings
+        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
+        images = prompt_lists.list_of(multimodal_path, "multimodal_path")
+        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
-        items = [
-            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources, tag, position)
-            for index, (item, sources) in enumerate(zip(prompt_ls, multimodal_path, strict=True))
-        ]
+        items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @mcp.tool(
@@ -105,29 +105,26 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     @said
-    async def multiturn_generate(
+    async def multiturn_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         messages: Messages,
         system_prompt: SystemPrompt = "",
+        model: ModelName = None,
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
-        conversation = conversation_from_messages(messages, "messages")
-        plan = answers.plan(answer_schema, sampling_params)
-        return await answers.of(ctx, [conversation], CallStats(total=1), system_prompt, plan)
+        conversation = await prompt_lists.conversation(prompt_lists.list_of(messages, "messages"))
+        plan = answers.plan(model, answer_schema, sampling_params)
+        return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
-def _with_images(
-    conversation: Conversation, sources: Sequence[str], tag: str | None, position: ImagePosition
-) -> Conversation | PromptmillError:
-    try:
-        return conversation.with_images(sources, tag, position)
-    except PromptmillError as error:
-        return error
+def _stats(total: int, max_cost: float | None) -> CallStats:
+    return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
 class _Answers:
@@ -138,18 +135,21 @@ class _Answers:
         self._board = running_jobs
 
     def plan(
-        self, answer_schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None
+        self,
+        model: str | None,
+        answer_schema: Mapping[str, Any] | None,
+        sampling_params: Mapping[str, Any] | None,
     ) -> ResolvedConfig:
         """Return the plan of a call.
 
-        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
-        beyond what the operator allows.
+        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
+        used, or beyond what the operator allows.
         """
         changes = dict(sampling_params or {})
         if answer_schema is not None:
             compile_schema(answer_schema)
             changes["response_format"] = asking_for(answer_schema)
-        return self._service.plan.with_sampling(changes).within_limits(changes)
+        return self._service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
     async def of(
         self,
@@ -174,6 +174,10 @@ class _Answers:
             return await self._result(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
+        if is_open(plan):  # a job is kept with its backend and model
+            sampling = plan.settings.sampling_params
+            found = await service.decided(plan.name)
+            plan = replace(found, settings=found.settings.model_copy(update={"sampling_params": sampling}))
         call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
@@ -13,6 +14,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome, Usage
 from promptmill.service.prices import Price, price_of, worst_case
 from promptmill.service.wrapped_call import WrappedCall
+from promptmill.system.installation import command_for
 
 # The endpoint may have written, and charge, an answer that nobody waited for.
 _PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
@@ -63,7 +65,7 @@ class BudgetedAnswers:
             raise config_error(
                 "max_cost",
                 f"the price of {self._plan.model or 'this model'} is not known; set `price: {{input, output}}` per "
-                "million tokens, or install the extra: pip install 'promptmill[prices]'.",
+                f"million tokens, or install the list of prices: {command_for('prices')}.",
             )
         return self._price
 
@@ -73,22 +75,19 @@ class _Counting:
 
     def __init__(self, sink: Sink, stats: CallStats, price: Price) -> None:
         self._sink, self._stats, self._price = sink, stats, price
-        self._settled = Usage()
-        self._beside = Usage()
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Count and pass on."""
-        self.count(outcome)
-        await self._sink.put(key, outcome)
+        await self._sink.put(key, replace(outcome, cost=self.count(outcome)))
 
     def count(self, outcome: Outcome) -> float:
         """Return what has been spent since the last outcome, for this one and for attempts that became none."""
-        stats = self._stats
-        prompt = stats.prompt_tokens - self._settled.prompt_tokens
-        completion = stats.completion_tokens - self._settled.completion_tokens
-        grown = Usage(max(0, prompt - self._beside.prompt_tokens), max(0, completion - self._beside.completion_tokens))
-        self._beside += grown
-        self._settled += outcome.usage
+        stats, priced = self._stats, self._stats.priced
+        grown = Usage(
+            max(0, stats.prompt_tokens - priced.prompt_tokens),
+            max(0, stats.completion_tokens - priced.completion_tokens),
+        )
+        stats.priced = priced + grown + outcome.usage
         cost = self._price.cost(outcome.usage) + self._price.cost(grown)
         stats.cost = (stats.cost or 0.0) + cost
         return cost
@@ -105,6 +104,8 @@ class _Call(WrappedCall):
         self._reserved: dict[int, float] = {}
         self._is_full = self._goes_on = False
         self._first: Request | None = None
+        self._attempts: dict[int, int] = {}
+        self._sent_before, self._settled_attempts = stats.requests, 0
 
     @property
     def is_rest(self) -> bool:
@@ -131,7 +132,7 @@ class _Call(WrappedCall):
                 continue
             if self._reserve(worst):
                 self._held.popleft()
-                self._reserved[request.key] = worst
+                self._note(request, worst)
                 taken.append(request)
             else:
                 self._is_full = True
@@ -139,12 +140,14 @@ class _Call(WrappedCall):
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Settle what was reserved for `key`."""
-        reserved, cost = self._reserved.pop(key, 0.0), self._counting.count(outcome)
+        reserved, spent = self._reserved.pop(key, 0.0), self._counting.count(outcome)
+        self._settled_attempts += outcome.attempts - self._attempts.pop(key, 0)
+        cost = spent
         if isinstance(outcome, Failure) and outcome.error.code in _PERHAPS_CHARGED:
             cost = max(cost, reserved)
         for budget in self._budgets:
             budget.settle(reserved, cost)
-        await self._sink.put(key, outcome)
+        await self._sink.put(key, replace(outcome, cost=spent))
 
     async def goes_on(self) -> bool:
         """Return whether there is more to send, once there is room for it; when there never will be, fail the rest."""
@@ -156,17 +159,22 @@ class _Call(WrappedCall):
             # a few large rounds instead of many small ones
             if all(budget.is_settled for budget in self._budgets) and self._reserve(worst):
                 self._first = self._held.popleft()
-                self._reserved[self._first.key] = worst
+                self._note(self._first, worst)
                 self._is_full, self._goes_on = False, True
                 return True
             await next(budget for budget in self._budgets if not budget.is_settled).changed()
         return False
 
     def leave(self) -> None:
-        """Give back what is still reserved."""
-        for reserved in self._reserved.values():
-            self._settle(reserved)
+        """Give back what is still reserved, but charge what was on its way when the call was cancelled."""
+        in_flight = self._stats.requests - self._sent_before - self._settled_attempts
+        for place, reserved in enumerate(sorted(self._reserved.values(), reverse=True)):
+            self._settle(reserved, reserved if place < in_flight else 0.0)
         self._reserved.clear()
+
+    def _note(self, request: Request, worst: float) -> None:
+        self._reserved[request.key] = worst
+        self._attempts[request.key] = request.attempts
 
     def _reserve(self, amount: float) -> bool:
         for place, budget in enumerate(self._budgets):
@@ -176,9 +184,9 @@ class _Call(WrappedCall):
                 return False
         return True
 
-    def _settle(self, amount: float) -> None:
+    def _settle(self, amount: float, spent: float) -> None:
         for budget in self._budgets:
-            budget.settle(amount, 0.0)
+            budget.settle(amount, spent)
 
     async def _fail_rest(self, worst: float) -> None:
         full = next(budget for budget in self._budgets if not budget.fits(worst))

@@ -116,7 +116,7 @@ class CachedAnswers:
             return None  # there may be another image tomorrow
         try:
             digest = hashlib.blake2b(self._of_plan, digest_size=24)
-            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), whole)
+            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), whole, request.path)
             digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
             for source in sources:
                 if source[:5].lower() != "data:":
@@ -219,7 +219,8 @@ class _Call(WrappedCall):
         return [self._owner.key(request, whole=self._whole) for request in requests]
 
     async def _settle(self, key: int, answer: Completion) -> None:
-        copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE)
+        cost = None if self._stats.cost is None else 0.0
+        copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost)
         await self._sink.put(key, copy)
         self._stats.cached += 1
         self._stats.settle(copy)
@@ -250,7 +251,7 @@ def _fingerprint_of(plan: ResolvedConfig) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((1, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((2, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _packed(answer: Completion) -> bytes:
@@ -262,15 +263,22 @@ def _packed(answer: Completion) -> bytes:
             [dict(call) for call in answer.tool_calls],
             answer.logprobs,
             answer.details,
+            answer.answers,
         )
     )
 
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, details = orjson.loads(data)
+        text, finish_reason, reasoning, tool_calls, logprobs, details, answers = orjson.loads(data)
     except (ValueError, TypeError):
         return None
     return Completion(
-        text, finish_reason, reasoning=reasoning, tool_calls=tuple(tool_calls), logprobs=logprobs, details=details
+        text,
+        finish_reason,
+        reasoning=reasoning,
+        tool_calls=tuple(tool_calls),
+        logprobs=logprobs,
+        details=details,
+        answers=tuple(answers),
     )

@@ -19,6 +19,12 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
     return [outcome.text if isinstance(outcome, Completion) else "" for outcome in outcomes]
 
 
+def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return all answers of each item in order, where several were asked for; empty when of none."""
+    found = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
+    return found if any(found) else []
+
+
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
     return [
@@ -64,6 +70,8 @@ def totals(stats: CallStats) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
     }
+    if stats.model:
+        found["model"] = stats.model
     if stats.cost is not None:
         found["cost"] = round(stats.cost, 9)
     found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
@@ -77,7 +85,7 @@ def totals(stats: CallStats) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return per-item lists in order; empty for calls of more than `LONGEST_COLUMNS` items.
 
-    `reasoning`, `tool_calls` and `logprobs` are there only when some item has them.
+    `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are there only when some item has them.
     """
     if len(outcomes) > LONGEST_COLUMNS:
         return {}
@@ -95,6 +103,8 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
+        "costs": [outcome.cost if outcome.cost is None else round(outcome.cost, 9) for outcome in outcomes],
+        "answered_by": column(lambda completion: completion.answered_by or None),
     }
     return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
 

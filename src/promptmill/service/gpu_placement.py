@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from promptmill.backends.engines import embedded_model
 from promptmill.config.loading import ResolvedConfig
 from promptmill.config.settings import HFSettings, OpenVINOSettings, VLLMSettings
 
@@ -25,8 +26,19 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
         elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
         return elsewhere or _enough_memory(theirs)
     if ours.gpu_ids and theirs.gpu_ids:
-        return not set(ours.gpu_ids) & set(theirs.gpu_ids)
+        return on_other_gpus(old, new)
     return not _has_accelerator() and _enough_memory(theirs)
+
+
+def on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
+    """Return whether two engines are known to share no device."""
+    used = [set(getattr(_engine(plan), "gpu_ids", None) or ()) for plan in (one, other)]
+    return all(used) and not used[0] & used[1]
+
+
+def is_engine(plan: ResolvedConfig) -> bool:
+    """Return whether `plan` is of an engine of this machine, which takes memory."""
+    return _engine(plan) is not None
 
 
 def _engine(plan: ResolvedConfig) -> HFSettings | VLLMSettings | OpenVINOSettings | None:
@@ -46,12 +58,16 @@ def _has_accelerator() -> bool:
 
 
 def _enough_memory(settings: HFSettings | VLLMSettings | OpenVINOSettings) -> bool:
-    folder = Path(settings.model_name_or_path or "")
-    weights = (
-        sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0
-    )
-    free = _free_memory()
+    weights, free = _weights(settings.model_name_or_path or ""), _free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
+
+
+def _weights(model: str) -> int:
+    """Return the bytes of a model's weights, 0 where they are not known."""
+    if model == embedded_model.NAME:
+        return embedded_model.WEIGHTS_BYTES
+    folder = Path(model)
+    return sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0
 
 
 def _free_memory() -> int | None:

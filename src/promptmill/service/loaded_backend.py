@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -10,16 +12,40 @@ from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.service.gpu_placement import is_engine
 from promptmill.service.wrappers import wrapped
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+Report: TypeAlias = Callable[[str], None]
+Room: TypeAlias = Callable[["LoadedBackend", Report], contextlib.AbstractAsyncContextManager[None]]
+
+
+def _room_for_all(_: LoadedBackend, __: Report) -> contextlib.AbstractAsyncContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _stays(_: LoadedBackend) -> None:
+    """Do nothing with a backend that nobody asks."""
 
 
 class LoadedBackend:
     """A loaded backend from load to close, with the calls that run on it. `create` makes it."""
 
-    def __init__(self, plan: ResolvedConfig, create: Create, drain_s: float, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        plan: ResolvedConfig,
+        create: Create,
+        drain_s: float,
+        budget: Budget | None = None,
+        *,
+        room: Room = _room_for_all,
+        idle: Callable[[LoadedBackend], None] = _stays,
+    ) -> None:
+        """`room` is made before it loads; `idle` is told when an engine was not asked for `idle_unload` seconds."""
         self.plan = plan
+        self._room, self._idle = room, idle
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self.last_used = time.monotonic()
         self._budget = budget
         self._create = create
         self._drain_s = drain_s
@@ -51,8 +77,10 @@ class LoadedBackend:
                 await after.drain(self._drain_s)
                 await after.end(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
                 self.leaving = after = before
-            self._backend = backend
-            await backend.load(self._report)
+            async with self._room(self, self._report):
+                self._backend = backend
+                await backend.load(self._report)
+            self._rest()
         except BaseException:
             self.broken = True
             raise
@@ -61,6 +89,26 @@ class LoadedBackend:
 
     def _report(self, activity: str) -> None:
         self.activity = activity
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is loaded and can run calls."""
+        return not self.broken and self.ready.done()
+
+    def _rest(self) -> None:
+        """Note that it is used, and have it unloaded when nobody asks it for long."""
+        self.last_used = time.monotonic()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        limit_s = self.plan.settings.idle_unload
+        if limit_s is not None and is_engine(self.plan):
+            self._idle_timer = asyncio.get_running_loop().call_later(limit_s, self._nobody_asked)
+
+    def _nobody_asked(self) -> None:
+        if self._calls or self.awaited:
+            self._rest()
+        elif self.is_ready:
+            self._idle(self)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the loaded backend. Raises why the slot was ended, or what the backend raises."""
@@ -83,6 +131,14 @@ class LoadedBackend:
         finally:
             self._calls.discard(call)
             call.cancel()
+            self._rest()
+
+    async def unused(self) -> None:
+        """Wait until no call runs here or waits for it."""
+        while self._calls or self.awaited:
+            if self._calls:
+                await asyncio.wait(self._calls)
+            await asyncio.sleep(0)  # whoever waited until it was loaded is about to run
 
     async def drain(self, limit_s: float | None) -> None:
         """Wait until no call runs here, or `limit_s` is over."""
@@ -93,6 +149,8 @@ class LoadedBackend:
         """Stop loading and running, for `reason`, and free everything. Idempotent."""
         self._ending = self._ending or reason
         self.broken = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         for task in (self.ready, *self._calls):
             task.cancel()
         try:

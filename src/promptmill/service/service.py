@@ -1,21 +1,26 @@
-"""Owns the one loaded backend: load, swap, run, close."""
+"""Owns the models: load, swap, run, close."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.config.models import DEFAULT, unknown_model
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
-from promptmill.service.gpu_placement import fits_beside
 from promptmill.service.lists import ListSink, ListSource
-from promptmill.service.loaded_backend import Create, LoadedBackend, identity_of
+from promptmill.service.loaded_backend import Create, LoadedBackend
+from promptmill.service.model import Model, NotLoadedError
+from promptmill.service.room import Room
+from promptmill.service.routing import RoutedCall, names_models
 from promptmill.service.stats import ServiceStats
 
 _DRAIN_S = 30.0
@@ -31,95 +36,109 @@ class Service:
         self._configuration = configuration
         self._create = create
         self._drain_s = drain_s
-        self.plan = configuration.plan
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
         """What all calls together may cost."""
         self.calls = ServiceStats()
-        self._current: LoadedBackend | None = None
-        self._coming: LoadedBackend | None = None  # loads beside the one in use
-        self._retiring: dict[LoadedBackend, asyncio.Task[None]] = {}
-        self._swapping = asyncio.Lock()
+        self._models = {configuration.default: Model(configuration.plan, self._new)}
+        self._room = Room(lambda: self._backends, self._unload)
         self._deciding = asyncio.Lock()
         self._closed = False
 
     @property
+    def plan(self) -> ResolvedConfig:
+        """What runs where no model is named."""
+        return self._model().plan
+
+    @plan.setter
+    def plan(self, plan: ResolvedConfig) -> None:
+        self._model().plan = plan
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models, that of the one that answers where none is named first."""
+        return list(self._configuration.names)
+
+    def plan_of(self, name: str | None) -> ResolvedConfig:
+        """Return the plan of the model `name`. Raises `PromptmillError`: there is none, or it is not usable."""
+        return self._model(name).plan
+
+    @property
+    def usable(self) -> list[str]:
+        """The names of the models whose configuration can be used."""
+        return [about["name"] for about in self.described(self.models) if "reason" not in about]
+
+    @property
+    def offered(self) -> list[str]:
+        """The names of the models that a client may choose."""
+        allowed, plan = self.plan.operator.client_limits.models, self.plan
+        if allowed is None or plan.trust_client:
+            return self.models
+        return [name for name in self.models if name in {*allowed, self._configuration.default}]
+
+    def offered_plan(self, name: str | None) -> ResolvedConfig:
+        """Return the plan of the model that a client names, or not. Raises as `plan_of` does."""
+        if name and name not in {*self.offered, DEFAULT}:
+            raise unknown_model(name, self.offered)
+        return self.plan_of(name)
+
+    def state_of(self, name: str) -> str:
+        """Return whether the model `name` is loaded: `not_loaded`, `loading`, `ready` or `failed`."""
+        model = self._models.get(name)
+        return "not_loaded" if model is None else model.state
+
+    def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what people want to know of the models `names` before they choose one."""
+        found = []
+        for name in names:
+            about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
+            try:
+                plan = self.plan_of(name)
+            except PromptmillError as error:
+                found.append(about | {"state": "unusable", "reason": str(error)})
+                continue
+            about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
+            found.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
+        return found
+
+    @property
     def activity(self) -> str:
         """What is being done before calls can run, in a few words; empty when nothing."""
-        return next((loaded.activity for loaded in (self._coming, self._current) if loaded and loaded.activity), "")
+        return next((model.activity for model in self._models.values() if model.activity), "")
 
     @property
     def state(self) -> str:
         """`not_loaded`, `loading`, `ready`, `failed` (the next call tries again) or `closed`."""
-        if self._closed:
-            return "closed"
-        if self._current is None:
-            return "not_loaded"
-        if self._current.broken:
-            return "failed"
-        return "ready" if self._current.ready.done() else "loading"
+        return "closed" if self._closed else self._model().state
 
-    async def decided(self) -> ResolvedConfig:
-        """Return the plan, with what the configuration leaves open found out, once: backend, model.
+    async def decided(self, name: str | None = None) -> ResolvedConfig:
+        """Return the plan of a model, with what the configuration leaves open found out, once: backend, model.
 
         Raises `PromptmillError` when the endpoint cannot be asked for its models, or has several; a later call asks
         again.
         """
-        if choosing.is_open(self.plan):
+        model = self._model(name)
+        if choosing.is_open(model.plan):
             async with self._deciding:
-                if self.plan.backend == choosing.AUTO:
+                if model.plan.backend == choosing.AUTO:
                     self._configuration = await choosing.decided(self._configuration)
-                    self.plan = self._configuration.plan
-                elif choosing.is_open(self.plan):
-                    self.plan = await choosing.with_model(self.plan)
-        return self.plan
+                    model.plan = self._configuration.plan
+                elif choosing.is_open(model.plan):
+                    model.plan = await choosing.with_model(model.plan)
+        return model.plan
 
     async def init(self, overrides: Overrides) -> None:
-        """Load what the configuration says under `overrides`. An unchanged engine stays, with new sampling.
+        """Load what the configuration says under `overrides`, as the model that answers where none is named.
 
-        Raises `PromptmillError`; what was loaded before and still exists then goes on serving, as it was.
+        An unchanged engine stays, with new sampling. Raises `PromptmillError`; what was loaded before and still exists
+        then goes on serving, as it was.
         """
         if overrides.backend in {choosing.AUTO, None} and self.configured_backend == choosing.AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
+        elif overrides.backend == choosing.AUTO:
+            raise config_error("backend", "`auto` stands in the configuration alone; name a backend.")
         plan = await choosing.with_model(self._configuration.overlaid(overrides))
-        registry.check_name(plan.backend)
-        async with self._swapping:
-            self._refuse_when_closed()
-            old = self._usable()
-            if old is not None and old.identity == identity_of(plan):
-                self.plan = plan
-                await old.wait_ready()
-                return
-            new = self._new_slot(plan)
-            if old is None or not fits_beside(old.plan, plan):
-                before, self.plan, self._current = self.plan, plan, new
-                new.start(after=old)
-                try:
-                    await new.wait_ready()
-                except PromptmillError:
-                    if old is not None and self._current in {new, None}:  # else a call loads again already
-                        # refused before the old one had to leave, or gone with it: either way back to what worked
-                        self.plan, self._current = before, None if old.broken else old
-                    raise
-                except asyncio.CancelledError:
-                    if not new.awaited:
-                        self.plan, self._current = before, old if old and not old.broken else None
-                        await new.end(PromptmillError(Code.SHUTDOWN, "Loading was cancelled."))
-                    raise
-                return
-            self._coming = new
-            new.start()
-            try:
-                await new.wait_ready()
-            except BaseException:
-                await new.end(PromptmillError(Code.SHUTDOWN, "It was not needed any more."))
-                raise
-            finally:
-                self._coming = None
-            # which may be another one by now: one that died is loaded again by the next call
-            replaced, self.plan, self._current = self._current, plan, new
-            if replaced is not None:
-                self._retire(replaced)
+        await self._model().init(plan, self._refuse_when_closed)
 
     @property
     def configured_backend(self) -> str | None:
@@ -171,10 +190,9 @@ class Service:
 
         Returns why items were left without an outcome, None when none was. Raises as `generate` does.
         """
-        settings = (plan or self.plan).settings
-        with self.calls.counted(stats):
-            for warning in self.plan.warnings:
-                stats.warn(warning)
+        plan = plan or self.plan
+        settings = plan.settings
+        with self._counted(plan, stats):
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
@@ -184,101 +202,105 @@ class Service:
                 return None
             system = system_prompt or settings.system_prompt
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-            for last_try in (False, True):
-                loaded = await self._loaded()
-                stats.chosen = loaded.plan.chosen
-                try:
-                    await loaded.run(source, sink, stats)
-                except PromptmillError as error:
-                    if error.code is Code.ENGINE_DIED and source.untouched and not last_try:
-                        continue  # it had died before this call: that is no reason to fail
-                    return error
-                break
+            try:
+                await self._run(plan, source, sink, stats)
+            except NotLoadedError as error:
+                raise error.reason from None
+            except PromptmillError as error:
+                return error
         return None
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Answer whatever `source` brings into `sink`, for callers with ends of their own; no `call_timeout`.
+    async def run(self, source: Source, sink: Sink, stats: CallStats, name: str | None = None) -> None:
+        """Answer whatever `source` brings into `sink` with the model `name`, for callers with ends of their own.
 
-        Raises `PromptmillError` when the backend cannot be loaded or nothing can go on.
+        There is no `call_timeout`. Raises `PromptmillError` when it cannot be loaded or nothing can go on.
         """
-        with self.calls.counted(stats):
-            for warning in self.plan.warnings:
-                stats.warn(warning)
-            for last_try in (False, True):
-                loaded = await self._loaded()
-                stats.chosen = loaded.plan.chosen
-                try:
-                    await loaded.run(source, sink, stats)
-                except PromptmillError as error:
-                    # one that had died before this is no reason to fail
-                    if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
-                        raise
-                else:
-                    return
+        plan = self.plan_of(name)
+        with self._counted(plan, stats):
+            try:
+                await self._run(plan, source, sink, stats)
+            except NotLoadedError as error:
+                raise error.reason from None
 
     async def shutdown_engine(self) -> None:
-        """Free the engine and its memory; connections have nothing to free. A later call loads again."""
+        """Free the engines and their memory; connections have nothing to free. A later call loads again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
-        engines = [loaded for loaded in self._backends() if loaded.plan.backend != "openai"]
-        if self._current in engines:
-            self._current = None
+        engines = [
+            loaded for model in self._models.values() for loaded in model.let_go(lambda plan: plan.backend != "openai")
+        ]
         await asyncio.gather(*(engine.end(reason) for engine in engines))
 
     async def aclose(self) -> None:
         """End everything; running calls end with code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        slots, self._current = self._backends(), None
-        await asyncio.gather(*(loaded.end(reason) for loaded in slots), return_exceptions=True)
+        everything = [loaded for model in self._models.values() for loaded in model.let_go(lambda _: True)]
+        await asyncio.gather(*(loaded.end(reason) for loaded in everything), return_exceptions=True)
 
+    @property
     def _backends(self) -> list[LoadedBackend]:
-        slots = [loaded for loaded in (self._current, self._coming, *self._retiring) if loaded is not None]
-        return slots + [loaded.leaving for loaded in slots if loaded.leaving is not None]
+        return [loaded for model in self._models.values() for loaded in model.backends]
+
+    @contextlib.contextmanager
+    def _counted(self, plan: ResolvedConfig, stats: CallStats) -> Iterator[None]:
+        for warning in plan.warnings:
+            stats.warn(warning)
+        if len(self.models) > 1:
+            stats.model = plan.name
+        with self.calls.counted(stats):
+            yield
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
 
-    def _new_slot(self, plan: ResolvedConfig) -> LoadedBackend:
-        return LoadedBackend(plan, self._create, self._drain_s, self.budget)
+    def _model(self, name: str | None = None) -> Model:
+        """Return the model `name`, without one that which answers where none is named."""
+        configuration = self._configuration
+        if not name or (name == DEFAULT and name not in configuration.names):
+            name = configuration.default
+        if name not in self._models:
+            if name not in configuration.names:
+                raise unknown_model(name, configuration.names)
+            self._models[name] = Model(configuration.plan_of(name), self._new)
+        return self._models[name]
 
-    def _usable(self) -> LoadedBackend | None:
-        """Return the slot in use, unless its backend failed to load, died or was ended."""
-        return self._current if self._current and not self._current.broken else None
+    def _new(self, plan: ResolvedConfig) -> LoadedBackend:
+        return LoadedBackend(plan, self._create, self._drain_s, self.budget, room=self._room.made, idle=self._leave)
 
-    async def _loaded(self) -> LoadedBackend:
-        """Return the slot to run on, loading it first if need be. Raises why it cannot be loaded."""
-        self._refuse_when_closed()
-        loaded = self._usable()
-        if loaded is None and choosing.is_open(self.plan):
-            await self.decided()
-            return await self._loaded()
-        if loaded is None:
-            registry.check_name(self.plan.backend)
-            dead, loaded = self._current, self._new_slot(self.plan)
-            self._current = loaded
-            loaded.start(after=dead)
-        try:
-            await loaded.wait_ready()
-        except PromptmillError as error:
-            if error.code is Code.REPLACED and self._usable() is not None:  # nothing was sent: the new one may answer
-                return await self._loaded()
-            raise
-        return loaded
+    async def _unload(self, loaded: LoadedBackend) -> None:
+        await self._model(loaded.plan.name).unload(loaded)
 
-    def _retire(self, loaded: LoadedBackend) -> None:
-        """Close `loaded` when its last call has ended."""
+    def _leave(self, loaded: LoadedBackend) -> None:
+        self._model(loaded.plan.name).leave(loaded)
 
-        async def retire() -> None:
-            await loaded.drain(None)
-            await loaded.end(PromptmillError(Code.REPLACED, "Another configuration was loaded."))
+    async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run a call on the model of `plan`, and on those that its requests name or that stand in for it."""
+        names = frozenset(self.models)
+        if not plan.fallback and (len(names) < 2 or not await names_models(source)):
+            await self._run_on(plan.name, source, sink, stats)
+            return
+        await RoutedCall(plan.name, self.plan_of, names | {DEFAULT}, self._run_on, source, sink, stats).run()
 
-        def forget(_: object) -> None:
-            self._retiring.pop(loaded, None)
-
-        task = asyncio.ensure_future(retire())
-        self._retiring[loaded] = task
-        task.add_done_callback(forget)
+    async def _run_on(self, name: str, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run a call on the model `name`. Raises `NotLoadedError`, or what ended the run."""
+        model = self._model(name)
+        for last_try in (False, True):
+            try:
+                self._refuse_when_closed()
+                await self.decided(name)
+                loaded = await model.loaded()
+            except PromptmillError as error:
+                raise NotLoadedError(error) from None
+            stats.chosen = loaded.plan.chosen
+            try:
+                await loaded.run(source, sink, stats)
+            except PromptmillError as error:
+                # one that had died before this call is no reason to fail
+                if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
+                    raise
+            else:
+                return
 
 
 def too_long(limit_s: float | None) -> PromptmillError:

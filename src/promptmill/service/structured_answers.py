@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from promptmill.answers.reasoning import split_reasoning
+from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, SchemaCache
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
-from promptmill.service.wrapped_call import WrappedCall
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
+from promptmill.service.wrapped_call import WrappedCall, mentions
 
 _NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
 
@@ -51,7 +49,7 @@ class StructuredAnswers:
 class _Open:
     """A request on its way whose answer has a schema, and what earlier attempts at it took."""
 
-    __slots__ = ("asked_again", "latency_s", "request", "schema", "usage")
+    __slots__ = ("asked_again", "cost", "latency_s", "request", "schema", "usage")
 
     def __init__(self, request: Request, schema: AnswerSchema) -> None:
         self.request = request
@@ -59,6 +57,7 @@ class _Open:
         self.asked_again = 0
         self.latency_s = 0.0
         self.usage = NO_USAGE
+        self.cost: float | None = None
 
 
 class _Call(WrappedCall):
@@ -116,24 +115,27 @@ class _Call(WrappedCall):
     def _checked(self, entry: _Open, outcome: Outcome) -> Outcome | None:
         """Return the outcome of a structured request, None when it is to be asked again."""
         usage, latency_s = outcome.usage + entry.usage, round(outcome.latency_s + entry.latency_s, 6)
+        cost = sum_of(outcome.cost, entry.cost)
         if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
-            return replace(outcome, usage=usage, latency_s=latency_s) if entry.asked_again else outcome
+            return replace(outcome, usage=usage, latency_s=latency_s, cost=cost) if entry.asked_again else outcome
         # in-line reasoning stays in front of an answer, and is none
         text = outcome.text
-        answer = split_reasoning(text)[1] if entry.request.sampling.reasoning == "inline" else text
+        answer = split_marked(text)[1] if entry.request.sampling.reasoning == "inline" else text
         complete = outcome.finish_reason != "length"
         checked = entry.schema.check(answer, complete=complete)
         if not checked.problem:
             self._stats.repaired += checked.repaired
             if not checked.repaired and not entry.asked_again:
                 return outcome
-            text = text[: len(text) - len(answer)] + checked.text
-            return replace(outcome, text=text, usage=usage, latency_s=latency_s)
+            text = text[: text.rfind(answer)] + checked.text
+            return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
         if complete and entry.asked_again < self._retries:
             self._ask_again(entry, outcome, checked.problem, usage, latency_s)
+            entry.cost = cost
             return None
         self._stats.fail(Code.INVALID_ANSWER)  # the backend counts the item as done
-        return Failure(_invalid(checked.problem, complete=complete), outcome.attempts, latency_s, usage, text)
+        problem = _invalid(checked.problem, complete=complete)
+        return Failure(problem, outcome.attempts, latency_s, usage, text, cost=cost)
 
     def _ask_again(self, entry: _Open, answer: Completion, problem: str, usage: Usage, latency_s: float) -> None:
         entry.usage, entry.latency_s = usage, latency_s
@@ -171,14 +173,4 @@ async def _asks_for_text_alone(source: Source) -> bool:
     reading, path = getattr(source, "reading", None), getattr(source, "path", None)
     if reading is None or path is None or reading.sampling.response_format is not None:
         return False
-    return not await asyncio.to_thread(_mentions, path)
-
-
-def _mentions(path: Path) -> bool:
-    """Return whether a file has a field that asks for JSON; a gigabyte takes about two seconds."""
-    with path.open("rb") as file:
-        try:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return any(content.find(name) >= 0 for name in _NAMES)
-        except ValueError:  # it is empty
-            return False
+    return not await asyncio.to_thread(mentions, path, _NAMES)

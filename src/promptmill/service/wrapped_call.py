@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
@@ -22,3 +26,19 @@ class WrappedCall:
     def reading(self) -> Any:
         """How the source reads its lines, where it reads any."""
         return getattr(self._source, "reading", None)
+
+
+async def may_mention(source: Source, names: Iterable[bytes]) -> bool:
+    """Return whether the file behind `source` may hold one of `names`."""
+    path = getattr(source, "path", None)
+    return path is None or await asyncio.to_thread(mentions, path, names)
+
+
+def mentions(path: Path, names: Iterable[bytes]) -> bool:
+    """Return whether a file holds one of `names`; a gigabyte takes about two seconds."""
+    with path.open("rb") as file:
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return any(content.find(name) >= 0 for name in names)
+        except ValueError:  # it is empty
+            return False

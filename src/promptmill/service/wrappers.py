@@ -8,17 +8,18 @@ from promptmill.core.budget import Budget
 from promptmill.service.answer_cache import path_of
 from promptmill.service.budgeted_answers import BudgetedAnswers
 from promptmill.service.cached_answers import CachedAnswers
+from promptmill.service.several_answers import SeveralAnswers
 from promptmill.service.structured_answers import StructuredAnswers
 
 
 def wrapped(backend: Backend, plan: ResolvedConfig, budget: Budget | None = None) -> Backend:
     """Return `backend` with all that holds for answers of every backend around it, as `plan` says.
 
-    From the inside: the `budget` of the process, which counts every request; structured answers; the cache, which so
-    keeps what satisfied its schema.
+    From the inside: the `budget` of the process, which counts every request; structured answers; several answers to a
+    prompt; the cache, which so keeps what satisfied its schema.
     """
     backend = BudgetedAnswers(backend, plan, budget)
-    backend = StructuredAnswers(backend, retries=plan.settings.schema_retries)
+    backend = SeveralAnswers(StructuredAnswers(backend, retries=plan.settings.schema_retries))
     wanted = plan.operator.cache
     if not wanted:
         return backend

@@ -66,12 +66,15 @@ def _unpacked(body: bytes) -> Frame:
     return message
 
 
-def packed_error(error: PromptmillError) -> list[str]:
+def packed_error(error: PromptmillError) -> list[Any]:
     """Return `error` in the form that frames carry."""
-    return [error.code, error.message, error.hint]
+    return [error.code, error.message, error.hint, *([] if error.said is None else [error.said])]
 
 
-def unpacked_error(fields: list[str]) -> PromptmillError:
+def unpacked_error(fields: list[Any]) -> PromptmillError:
     """Return the error that `packed_error` wrote."""
-    code, message, hint = fields
-    return PromptmillError(Code(code), message, hint)
+    code, message, hint, *said = fields
+    error = PromptmillError(Code(code), message, hint)
+    if said:
+        error.said = said[0]
+    return error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 
+from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.provider_profile import translate
 from promptmill.backends.openai.providers import DIALECTS, dialect_named, listed
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.core.errors import PromptmillError
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
 
 
 def _plan(**block):
@@ -30,7 +34,9 @@ def test_there_are_presets_for_the_large_ones_and_the_local_servers():
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
-    assert all(row.source for row in DIALECTS)
+    assert all(row.page for row in DIALECTS)
+    assert all(dt.date.fromisoformat(row.read) for row in DIALECTS if row.read)
+    assert sum(bool(row.read) for row in DIALECTS) >= 24
 
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
@@ -69,10 +75,49 @@ def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another
         ("glm", True, {"thinking": {"type": "enabled"}}),
         ("dashscope", False, {"enable_thinking": False}),
         ("vllm", False, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("minimax", True, {"thinking": {"type": "adaptive"}}),
+        ("ollama", False, {"reasoning_effort": "none"}),
+        ("openrouter", True, {}),
     ],
 )
 def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
     assert translate(dialect_named(name), "m", {"enable_thinking": thinking}) == (body, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("minimax", "MiniMax-M2.7"),
+        ("kimi", "kimi-k3"),
+        ("google", "gemini-2.5-pro"),
+        ("dashscope", "qwq-plus"),
+        ("vllm", "Qwen/Qwen3-4B-Thinking-2507"),
+        ("openrouter", "deepseek/deepseek-r1"),
+    ],
+)
+def test_thinking_that_cannot_be_switched_off_is_said_and_never_a_silent_nothing(name, model):
+    assert translate(dialect_named(name), model, {"enable_thinking": False}) == ({}, ["enable_thinking"])
+    assert translate(dialect_named(name), model, {"enable_thinking": True}) == ({}, [])
+
+
+@pytest.mark.parametrize("model", ["MiniMax-M3", "kimi-k2.6", "gemini-2.5-flash", "x-non-thinking", "qwen3-8b"])
+def test_thinking_of_other_models_can_be_switched(model):
+    for name in ("minimax", "kimi", "google", "vllm"):
+        assert translate(dialect_named(name), model, {"enable_thinking": False})[1] == []
+
+
+def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(run, upstream):
+    conversation = conversation_from_prompt("look", "prompt 1").with_images(["https://example.com/a.png"], None)
+
+    async def work(provider):
+        async with opened(upstream.url, provider=provider) as backend:
+            return (await ask(backend, [conversation])).outcomes[0]
+
+    failure = run(work("kimi"))
+    assert failure.error.code is Code.INVALID_IMAGE
+    assert "fetches no images from the web. Set `fetch_images: true`" in str(failure.error)
+    assert not upstream.seen
+    assert run(work("vllm")).text.startswith("echo:")
 
 
 def test_plans_without_a_provider_are_as_before():

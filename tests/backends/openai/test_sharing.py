@@ -6,6 +6,8 @@ import asyncio
 import random
 from urllib.parse import urlsplit
 
+import pytest
+
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import FairShare, Limiter
@@ -183,3 +185,38 @@ def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
         return shortly, throttle.is_limit(at, idle_s)
 
     assert asyncio.run(busy_for_a_second_then_idle()) == (True, False)
+
+
+def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
+    async def work() -> None:
+        clock = Clock()
+        lane = a_lane(LoopThrottle(clock), max_delay=30)
+        limiter, busy, new = Limiter([lane], 8, clock), CallStats(), CallStats()
+        permit = limiter.enter_now(busy, 0, None)
+        assert permit is not None
+        busy.requests = 1
+        refusal = PromptmillError(Code.RATE_LIMITED, "no")
+        lane.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
+        limiter.leave(permit, busy)
+        assert limiter.enter_now(busy, 0, None) is None, "whoever was refused waits"
+        probe = limiter.enter_now(new, 0, None)
+        assert probe is not None, "whoever was never sent tries"
+        assert limiter.enter_now(CallStats(), 0, None) is None, "one at a time"
+        lane.succeeded(probe)
+        limiter.leave(probe, new)
+
+    asyncio.run(work())
+
+
+def test_nobody_is_refused_who_was_never_sent():
+    async def work() -> None:
+        clock = Clock()
+        lane = a_lane(LoopThrottle(clock))
+        lane.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+        limiter, busy = Limiter([lane], 8, clock), CallStats(requests=1)
+        with pytest.raises(PromptmillError):
+            await limiter.enter(busy, 0, None)
+        permit = await limiter.enter(CallStats(), 0, None)
+        assert permit.endpoint_state is lane
+
+    asyncio.run(work())

@@ -1,5 +1,5 @@
 // Start the server as programs on the Vercel AI SDK do, and print what the client met. Arguments: the folder with
-// node_modules, how often, and the server's command line.
+// node_modules, how often, and the server's command line or URL.
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
@@ -15,7 +15,10 @@ for (let start = 0; start < Number(times); start++) {
   const found = { start };
   let client;
   try {
-    client = await createMCPClient({ transport: new StdioMCPTransport({ command, args, env: process.env }) });
+    const transport = command.startsWith("http")
+      ? { type: "http", url: command }
+      : new StdioMCPTransport({ command, args, env: process.env });
+    client = await createMCPClient({ transport });
     found.connected_s = (performance.now() - began) / 1000;
     found.version = client.initializeResult.protocolVersion;
     const tools = await client.tools();

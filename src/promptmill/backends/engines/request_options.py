@@ -18,6 +18,8 @@ DEFAULT_MAX_TOKENS = 1024
 LONGEST = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 """Names in `extra_params` for the longest answer; the second is OpenAI's newer word, the third transformers'."""
 
+_TEMPLATES = ("enable_thinking", "reasoning_effort")
+"""Sampling parameters that are switches of chat templates."""
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
 
@@ -42,18 +44,24 @@ def not_known(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
 
 
 def template_options(
-    sampling: Mapping[str, Any], extra: Mapping[str, Any], left_out: list[str], knows: Callable[[str], bool]
+    sampling: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    left_out: list[str],
+    knows: Callable[[str], bool],
+    takes: Container[str],
 ) -> dict[str, Any]:
     """Return what the chat template is given; `knows` says whether it has a switch of that name.
 
-    `left_out` gets the names of what it cannot take. Raises `PromptmillError` (`invalid_input`).
+    `takes` are the sampling parameters that the engine itself maps. `left_out` gets the names of what neither can
+    take. Raises `PromptmillError` (`invalid_input`).
     """
+    left_out += [name for name in sampling if name not in takes and name not in _TEMPLATES]
     options = extra.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
     left_out += [f"chat_template_kwargs.{name}" for name in sorted(_OURS & set(options))]
     options = {name: value for name, value in options.items() if name not in _OURS}
-    for name in ("enable_thinking", "reasoning_effort"):
+    for name in _TEMPLATES:
         if (value := sampling.get(name)) is None:
             continue
         if knows(name):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from promptmill.answers.reasoning import told_apart, unanswered
+from promptmill.backends.openai.endpoint import elsewhere
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
-from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.response import read_other_response, read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_on_exception
 from promptmill.backends.openai.stream_preview import StreamPreview
 from promptmill.backends.openai.transport import Pool
@@ -84,12 +86,20 @@ class LocalSender:
         self, task: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
     ) -> Completion | RetryDecision:
         """Encode, post, read."""
+        if task.path:
+            return await self._send_elsewhere(task, endpoint_state, fresh=fresh)
         for name in endpoint_state.encoder.refused(task):
             text = f"{endpoint_state.endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
             self._scope.warn(f"{text}; it was left out.")
         preview = self._scope.preview
+        if endpoint_state.endpoint.profile.images == "data" and self._image_encoder.passes_on(task.conversation.images):
+            raise PromptmillError(
+                Code.INVALID_IMAGE,
+                f"{endpoint_state.endpoint.name} fetches no images from the web.",
+                "Set `fetch_images: true` to have them fetched here, or give files.",
+            )
         body = endpoint_state.encoder.encode(task, prepared, stream=preview is not None)
         told = None
         if preview is not None:
@@ -112,3 +122,20 @@ class LocalSender:
             kind = FailureKind.CHANCE if answer.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=answer.usage)
         return answer
+
+    async def _send_elsewhere(
+        self, task: Request, endpoint_state: EndpointState, *, fresh: bool
+    ) -> Completion | RetryDecision:
+        """Post a request that is none for a chat as it is, and keep its response as it is."""
+        endpoint = elsewhere(endpoint_state.endpoint, task.path)
+        try:
+            reply = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, _NO_IMAGES), fresh=fresh)
+        except Exception as error:  # noqa: BLE001 (as above)
+            without_frames(error)
+            return decide_on_exception(error, endpoint)
+        found = read_other_response(reply.status, reply.headers, reply.body, endpoint)
+        if isinstance(found, Completion):
+            endpoint_state.heard(reply.headers)
+        elif found.kind is FailureKind.ENDPOINT and reply.status in {404, 405}:
+            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, which says nothing about chats
+        return found

@@ -101,6 +101,7 @@ def _reading(reading: RowReader) -> dict[str, Any]:
         "image_position": reading.image_position,
         "folder": reading.folder,
         "whole": reading.whole,
+        "prompt_column": reading.prompt_column,
     }
 
 

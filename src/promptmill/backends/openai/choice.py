@@ -154,11 +154,21 @@ def _local(
             continue
         url = row.base_url
         if row.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
-            host = named.partition("://")[2] or named
-            url = f"http://{host.replace('0.0.0.0', '127.0.0.1', 1)}/v1"  # noqa: S104 (what it listens on)
+            url = _ollama_url(named)
         values = {"base_url": [url], "provider": row.name, **_NOTHING_OF_ANOTHER}
         found.append(_candidate(configuration, row.name, values, is_local=True))
     return found
+
+
+def _ollama_url(named: str) -> str:
+    """Return where Ollama is according to OLLAMA_HOST: a host, a port, both, or a URL (docs/faq.md of Ollama)."""
+    host = (named.partition("://")[2] or named).partition("/")[0]
+    name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    if not colon:
+        name, port = host, "11434"
+    if name in {"", "0.0.0.0", "[::]"}:  # noqa: S104 (what it listens on)
+        name = "127.0.0.1"
+    return f"http://{name}:{port}/v1"
 
 
 def _providers(

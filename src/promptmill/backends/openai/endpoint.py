@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.provider_profile import ProviderProfile
@@ -147,7 +147,10 @@ def _from_environment(
             # else a call could read any secret of the environment by its name
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
-            raise config_error(f"{_BLOCK}.api_key_env", "names an environment variable that is not set.")
+            raise config_error(
+                f"{_BLOCK}.api_key_env",
+                "names an environment variable that is not set; `export` it in this shell, or name another.",
+            )
         return environ[named], f"{named} in the environment"
     if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
         return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
@@ -235,6 +238,13 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
+    """Return the endpoint for another request than one for a chat, such as `/embeddings`."""
+    url = urlsplit(endpoint.url)
+    base = url.path.removesuffix("/").removesuffix(COMPLETIONS)
+    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)))
 
 
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:

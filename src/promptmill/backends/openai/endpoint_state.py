@@ -93,8 +93,9 @@ class EndpointState:
         self._refused_in_row = 0
         self._refused_as: Code | None = None
         self._probe: Permit | None = None
-        self._trouble_since: float | None = None
-        self._last_error: PromptmillError | None = None
+        self.trouble_since: float | None = None
+        """When it failed first since the last success."""
+        self.last_failure: RetryDecision | None = None
 
     def room(self, now: float) -> int:
         """Return how many more requests may be sent at `now`."""
@@ -135,7 +136,7 @@ class EndpointState:
         self._strikes = self._losses = self._refused_in_row = 0
         self.suspected = None
         self._probe = None  # one that hangs is in nobody's way when it is needed again
-        self._trouble_since = None
+        self.trouble_since = None
         answer_s = self._clock() - permit.at
         self.answer_s += _FADING * (answer_s - self.answer_s) if self.answer_s else answer_s
         if self.search is not None:
@@ -154,9 +155,9 @@ class EndpointState:
         answers older ones for a while.
         """
         now = self._clock()
-        self._last_error = decision.error
-        if self._trouble_since is None:
-            self._trouble_since = now
+        self.last_failure = decision
+        if self.trouble_since is None:
+            self.trouble_since = now
         alone = self.successes == permit.successes if failed_before is None else self.newest_success <= failed_before
         fresh = permit.outage == self.outage
         self._losses += decision.kind is FailureKind.LOST
@@ -217,18 +218,18 @@ class EndpointState:
 
     def decision(self) -> PromptmillError | None:
         """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
-        if self.blocked or self._trouble_since is None:
+        if self.blocked or self.trouble_since is None or self.last_failure is None:
             return self.blocked
         never = not self.answered and self._refusals >= self._settings.retries
-        if never or self._clock() - self._trouble_since > self._settings.patience:
-            return self._last_error
+        if never or self._clock() - self.trouble_since > self._settings.patience:
+            return self.last_failure.error
         return None
 
     def forgive(self) -> None:
         """Give the endpoint a new chance, as a new call does."""
         self.blocked = self.suspected = None
         self._strikes = self._refusals = self._refused_in_row = 0
-        self._trouble_since = None
+        self.trouble_since = None
         self.paused_until = 0.0
 
 

@@ -28,6 +28,7 @@ class HeldRefusals(Generic[ItemT]):
     def __init__(self) -> None:
         self._held: list[tuple[ItemT, Permit, RetryDecision]] = []
         self._answered = False
+        self._pages = 0
         self.ended: PromptmillError | None = None
         """Why nothing more of this call is sent."""
 
@@ -39,6 +40,19 @@ class HeldRefusals(Generic[ItemT]):
         if decision.kind is FailureKind.ENDPOINT:
             return True
         return not self._answered and decision.error.code not in _OWN
+
+    def ended_by(self, decision: RetryDecision) -> bool:
+        """Note a failure that is to be tried again; return whether it ends the call.
+
+        One web page may be a portal's or a proxy's that is gone the next moment. As many as `SEVERAL`, and no answer,
+        are what that address has.
+        """
+        if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
+            return False
+        self._pages += 1
+        if self._pages >= SEVERAL:
+            self.ended = decision.error
+        return self.ended is not None
 
     def hold(self, item: ItemT, permit: Permit, decision: RetryDecision) -> bool:
         """Keep a failure of what `permit` sent; return whether it is now known whose those kept are."""

@@ -22,15 +22,19 @@ class ImageEncoder:
 
         Up to `kept_bytes` are kept for later items.
         """
-        self._passes_on = fetcher is None
+        self._fetches = fetcher is not None
         self._image_cache = ImageCache(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
+
+    def passes_on(self, images: Sequence[ImagePart]) -> bool:
+        """Return whether the endpoint gets the URL of one of `images`."""
+        return not self._fetches and any(is_web(image.source) for image in images)
 
     async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
         """Return source → JSON string with the URL that is sent. Raises `PromptmillError` (`invalid_image`)."""
         return {image.source: await self._one(image.source) for image in images}
 
     async def _one(self, source: str) -> bytes:
-        if self._passes_on and is_web(source):
+        if not self._fetches and is_web(source):
             try:
                 return orjson.dumps(source)
             except TypeError:

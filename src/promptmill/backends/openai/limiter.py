@@ -63,7 +63,7 @@ class Limiter:
         rpm: float | None = None,
         tpm: float | None = None,
     ) -> None:
-        self._endpoint_states = endpoint_states
+        self.endpoint_states = endpoint_states
         self._concurrency = concurrency
         self._clock = clock
         self._requests = TokenBucket(rpm, clock()) if rpm else None
@@ -79,7 +79,7 @@ class Limiter:
         """Note that a call begins; the first one gives every endpoint a new chance. `grown` is `FairShare.grown`."""
         if not self._shares:
             self._forgive()
-            self._capacity = self._room()
+            self._capacity = self.room
         share = FairShare(max(1, self._capacity // (len(self._shares) + 1)), grown)
         self._shares.add(share)
         self._share_out_soon()
@@ -109,7 +109,7 @@ class Limiter:
     def _share_out(self) -> None:
         """Give each call as much as it wants or as the others get, whichever is less (max-min fairness)."""
         self._sharing = False
-        left = self._capacity = self._room()
+        left = self._capacity = self.room
         modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
         for position, share in enumerate(modest_first):
             fair = left // (len(modest_first) - position)
@@ -118,9 +118,10 @@ class Limiter:
             if share.most > before:
                 share.grown()
 
-    def _room(self) -> int:
-        """Return how many requests the endpoints' windows and `concurrency` let be in flight together."""
-        endpoint_states = self._endpoint_states
+    @property
+    def room(self) -> int:
+        """How many requests the endpoints' windows and `concurrency` let be in flight together."""
+        endpoint_states = self.endpoint_states
         size = (
             endpoint_states[0].window.size
             if len(endpoint_states) == 1
@@ -161,20 +162,20 @@ class Limiter:
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
         stats.in_flight -= 1
-        if self._room() != self._capacity:
+        if self.room != self._capacity:
             self._share_out_soon()
         if self._waiting:
             self.serve()
 
     def only(self, endpoint_state: EndpointState) -> bool:
         """Return whether no other endpoint than `endpoint_state` can be hoped for."""
-        return all(other.decision() is not None for other in self._endpoint_states if other is not endpoint_state)
+        return all(other.decision() is not None for other in self.endpoint_states if other is not endpoint_state)
 
     def elsewhere(self, endpoint_state: EndpointState) -> bool:
         """Return whether another endpoint than `endpoint_state` is well."""
         return any(
             not other.ailing and other.decision() is None
-            for other in self._endpoint_states
+            for other in self.endpoint_states
             if other is not endpoint_state
         )
 
@@ -204,7 +205,7 @@ class Limiter:
         Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
         endpoints to be avoided for which there is no ticket at `now`.
         """
-        waiting, alone = self._waiting.items(), len(self._endpoint_states) == 1
+        waiting, alone = self._waiting.items(), len(self.endpoint_states) == 1
         for key, (stats, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
             while queue and queue[0].future.done():
                 queue.popleft()
@@ -230,14 +231,14 @@ class Limiter:
     def _admit(self, stats: CallStats, tokens: int, avoid: EndpointState | None, now: float) -> Permit | None:
         if self._in_flight >= self._concurrency:
             return None
-        endpoint_states = self._endpoint_states
+        endpoint_states = self.endpoint_states
         endpoint_state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
         if endpoint_state is None:
             return None
         if endpoint_state.room(now) <= 0 and (_has_sent(stats) or not endpoint_state.may_be_probed):
             return None
         if self._requests or self._tokens:
-            if self._rate_wait_s(now) > 0:
+            if self.rate_wait_s(now) > 0:
                 return None
             if self._requests:
                 self._requests.take(1)
@@ -255,7 +256,7 @@ class Limiter:
     def _widen_if_quiet(self, endpoint_state: EndpointState, round_number: int) -> None:
         endpoint_state.watched = False
         endpoint_state.window.stayed_quiet(round_number)
-        if self._room() != self._capacity:
+        if self.room != self._capacity:
             self._share_out_soon()
         if self._waiting:
             self.serve()
@@ -264,7 +265,7 @@ class Limiter:
         """Return the endpoint with the most room; `avoid` only when all others ail, and none is to be probed now."""
         others = [
             endpoint_state
-            for endpoint_state in self._endpoint_states
+            for endpoint_state in self.endpoint_states
             if endpoint_state is not avoid and endpoint_state.decision() is None
         ]
         best = max(others, key=lambda endpoint_state: endpoint_state.room(now), default=avoid)
@@ -272,19 +273,20 @@ class Limiter:
             return best
         return avoid if all(endpoint_state.ailing for endpoint_state in others) else best
 
-    def _rate_wait_s(self, now: float) -> float:
+    def rate_wait_s(self, now: float) -> float:
+        """Return the seconds until `rpm` and `tpm` allow another request."""
         return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
 
     def _hopeless(self) -> PromptmillError | None:
         error = None
-        for endpoint_state in self._endpoint_states:
+        for endpoint_state in self.endpoint_states:
             error = endpoint_state.decision()
             if error is None:
                 return None
         return error
 
     def _forgive(self) -> None:
-        for endpoint_state in self._endpoint_states:
+        for endpoint_state in self.endpoint_states:
             endpoint_state.forgive()
 
     def _refuse_all(self, error: PromptmillError) -> None:
@@ -300,10 +302,10 @@ class Limiter:
         """Come back when the next pause or the rate's wait is over; a place given back wakes by itself."""
         times = [
             endpoint_state.paused_until - now
-            for endpoint_state in self._endpoint_states
+            for endpoint_state in self.endpoint_states
             if endpoint_state.paused_until > now
         ]
-        if (rate := self._rate_wait_s(now)) > 0:
+        if (rate := self.rate_wait_s(now)) > 0:
             times.append(rate)
         if self._timer:
             self._timer.cancel()

@@ -18,6 +18,10 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 _NO_CAUSES: Mapping[str, Cause] = MappingProxyType({})
 
 
+# By name, whoever serves them (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on separate reasoning).
+_ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-r1|deepseek-reasoner|minimax-m2")
+
+
 def _no_names() -> Mapping[str, str]:
     return _NOTHING
 
@@ -49,12 +53,25 @@ class ProviderProfile:
     """Where `provider: NAME` sends requests."""
     key_env: str = ""
     """The variable that usually holds its key; that key goes to its own hosts alone."""
-    source: str = ""
-    """The page that its facts were read on, and when."""
+    page: str = ""
+    """Where the provider itself says so."""
+    read: str = ""
+    """The day on which that page was last read; empty: not since the row was taken over."""
+    images: Literal["url", "data"] = "url"
+    """Whether it fetches images from the web, or takes them only in the request."""
+    thinking_on: str = "enabled"
+    """The type that switches thinking on, where `thinking` is `type_object`."""
+    always_thinking: re.Pattern[str] | None = None
+    """Its models whose thinking cannot be switched off, beside those that are so everywhere."""
     codes: Mapping[str, Cause] = field(default_factory=_no_causes)
     """What its own error codes mean: `field=number` → cause."""
     phrases: Mapping[str, Cause] = field(default_factory=_no_causes)
     """What its own words mean, in lower case, where they differ from everybody's."""
+
+    def always_thinks(self, model: str) -> bool:
+        """Return whether thinking cannot be switched off."""
+        own = self.always_thinking is not None and self.always_thinking.search(model)
+        return bool(own or _ALWAYS_THINKING.search(model))
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return what an error body means by this provider's own codes and words, or None."""
@@ -69,13 +86,16 @@ def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) ->
     body = dict(given)
     refused: list[str] = []
     thinking = body.pop("enable_thinking", None)
-    if thinking is not None:
+    if thinking is not None and profile.always_thinks(model):
+        if not thinking:
+            refused.append("enable_thinking")
+    elif thinking is not None:
         if profile.thinking == "template":
             body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": thinking}
         elif profile.thinking == "top_level":
             body["enable_thinking"] = thinking
         elif profile.thinking == "type_object":
-            body["thinking"] = {"type": "enabled" if thinking else "disabled"}
+            body["thinking"] = {"type": profile.thinking_on if thinking else "disabled"}
         elif profile.thinking == "effort":
             if not thinking:
                 body["reasoning_effort"] = "none"

@@ -30,6 +30,7 @@ from promptmill.core.errors import Code, PromptmillError, redact, without_contro
 _RETRIED = frozenset({408, 409, 420, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
 _LONGEST_REASON = 400
+_ERROR_FIELDS = ("message", "type", "param", "code")
 _LONGEST_READ = 1 << 16
 
 _FINAL = {
@@ -58,7 +59,24 @@ def classify_refusal(
     cause = endpoint.profile.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
-    return replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+    decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+    if status >= 300:
+        decision.error.said = {"status_code": status, "error": _fields(body, endpoint)}
+    return decision
+
+
+def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
+    """Return the fields of the endpoint's error object that OpenAI's and vLLM's have, as far as it gave them."""
+    payload = body.payload
+    inner = payload.get("error", payload) if isinstance(payload, dict) else None
+    if not isinstance(inner, dict):
+        inner = payload if isinstance(payload, dict) else {}
+    found = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
+    shown = {"message": body.shown} | found
+    return {
+        name: redact(without_controls(value)[:_LONGEST_REASON], endpoint.secrets) if isinstance(value, str) else value
+        for name, value in shown.items()
+    }
 
 
 def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> RetryDecision:

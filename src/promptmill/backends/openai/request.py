@@ -47,6 +47,8 @@ class RequestEncoder:
 
     def refused(self, request: Request) -> list[str]:
         """Return the names of the request's parameters that the endpoint cannot take."""
+        if request.path:
+            return []
         return self._head(request).refused
 
     def encode(self, request: Request, images: Mapping[str, bytes], *, stream: bool = False) -> bytes | list[bytes]:
@@ -57,6 +59,8 @@ class RequestEncoder:
         Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
         """
         try:
+            if request.path:
+                return orjson.dumps({"model": self._model, **request.extra})
             found = self._head(request)
             head, conversation = found.text, request.conversation
             if stream and not self._stream:
@@ -81,7 +85,7 @@ class RequestEncoder:
         try:
             sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
             body = self.encode(request, sources)
-            read = (request.sampling.reasoning or "").encode()
+            read = (request.path[:16] or request.sampling.reasoning or "").encode()
             return hashlib.blake2b(
                 body if isinstance(body, bytes) else b"".join(body), digest_size=16, person=read
             ).digest()

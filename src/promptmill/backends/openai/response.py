@@ -39,6 +39,40 @@ def read_response(
         return _unreadable(endpoint, "what cannot be read", b"")
 
 
+def read_other_response(
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
+) -> Completion | RetryDecision:
+    """Return the response to a request that is none for a chat: its text, where it has one, and all of it as it is."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        payload = None
+    if status >= 300 or (isinstance(payload, dict) and payload.get("error") and _is_error(payload)):
+        return classify_refusal(status, headers, payload if payload is not None else _text(body), endpoint)
+    if not isinstance(payload, dict):
+        return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
+    given = payload.get("usage")
+    usage = given if isinstance(given, dict) else {}
+    counts = [
+        next((count for name in names if type(count := usage.get(name)) is int and count >= 0), 0)
+        for names in (("prompt_tokens", "input_tokens", "total_tokens"), ("completion_tokens", "output_tokens"))
+    ]
+    return Completion(_text_of_other(payload), "stop", Usage(*counts), details={"payload": payload})
+
+
+def _text_of_other(payload: Mapping[str, Any]) -> str:
+    """Return the text of a completion or of a response of OpenAI's Responses API."""
+    match payload:
+        case {"choices": [{"text": str(text)}, *_]}:
+            return text
+        case {"output": list(items)}:
+            parts = [part for item in items if isinstance(item, dict) for part in item.get("content") or ()]
+            return "".join(
+                part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+    return ""
+
+
 def _read(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool
 ) -> Completion | RetryDecision:
@@ -201,10 +235,11 @@ def _text(body: bytes) -> str:
 
 
 def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
-    page = " (a web page)" if body.lstrip()[:1] == b"<" else ""
-    return RetryDecision(
-        FailureKind.CHANCE, PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{page}.")
+    page = body.lstrip()[:1] == b"<"
+    error = PromptmillError(
+        Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{' (a web page)' if page else ''}."
     )
+    return RetryDecision(FailureKind.CHANCE, error, status=200 if page else 0)
 
 
 def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.attempt import Sender
+from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint import refusal_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
@@ -118,10 +119,12 @@ class Run(Generic[TaskT]):
         self._prefer_back = False
         self._closed = False
         self._held: HeldRefusals[Item[TaskT]] = HeldRefusals()
+        self._flow = CallFlow(limiter, stats, time.monotonic)
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
         self._share = self._limiter.opened(self._employ)
+        self._scope.flow = self._flow
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
@@ -132,6 +135,7 @@ class Run(Generic[TaskT]):
             raise group.exceptions[0] from None
         finally:
             self._closed = True
+            self._scope.flow = None
             self._limiter.closed(self._share)
 
     def _employ(self) -> None:
@@ -274,6 +278,7 @@ class Run(Generic[TaskT]):
             return False
         if decision.kind is FailureKind.OURS:
             return True
+        self._scope.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.serial
         forgiven = endpoint_state.failed(permit, decision, before)
@@ -318,6 +323,9 @@ class Run(Generic[TaskT]):
                 await self._release()
                 self._limiter.serve()
             return None
+        if self._held.ended_by(decision):
+            await self._release()
+            return await self._fail(item, error, concerns_all=True)
         self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
         self._scope.completion_tokens += decision.usage.completion_tokens
         wait_s = 0.0
@@ -332,9 +340,11 @@ class Run(Generic[TaskT]):
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.wished(decision))
-        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, error.code, wait_s)
+        what = f"{decision.status} {error.code}" if decision.status else error.code
+        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._fail(item, _too_slow(settings.item_timeout))
+        self._flow.put_back(endpoint_state, decision, wait_s)
         if wait_s <= 0:
             self._back.append(item)
         else:

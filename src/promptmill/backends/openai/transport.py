@@ -175,10 +175,9 @@ class Pool:
         """
         url = URL(endpoint.url)
         headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
-        named = getproxies().get(url.scheme) if self._trust_env and not proxy_bypass(url.host or "") else None
-        if not named:
+        proxy = proxy_of(endpoint.url, trust_env=self._trust_env)
+        if proxy is None:
             return _Route(url, headers, Target(url, headers))
-        proxy = URL(named if "://" in named else f"http://{named}")
         if proxy.user is None:
             return _Route(url, headers, None, proxy)
         credentials = aiohttp.encode_basic_auth(proxy.user, proxy.password or "")
@@ -205,6 +204,15 @@ async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | 
         if told is not None:
             told(chunk)
     return b"".join(chunks)
+
+
+def proxy_of(url: str, *, trust_env: bool) -> URL | None:
+    """Return the proxy that the environment names for `url`, or None."""
+    parts = URL(url)
+    named = getproxies().get(parts.scheme) if trust_env and not proxy_bypass(parts.host or "") else None
+    if not named:
+        return None
+    return URL(named if "://" in named else f"http://{named}")
 
 
 def trust_of_environment() -> ssl.SSLContext:

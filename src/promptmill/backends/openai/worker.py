@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from promptmill.backends.openai.providers import dialect_named
 from promptmill.backends.openai.spool import MappedFile, Ref
 from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.workers import packed_result
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -84,10 +85,9 @@ class Worker:
     async def _attempt(self, number: int, endpoint_state: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
         try:
             row = self._file.read(ref.offset, ref.length)
-            conversation, sampling, extra = self._reading.read(ref.key, row)
+            request = self._reading.request(ref.key, row)
             if self._held:
-                conversation = conversation.with_sources(self._with_bytes)
-            request = Request(ref.key, conversation, sampling, extra)
+                request = replace(request, conversation=request.conversation.with_sources(self._with_bytes))
             prepared = await self._sender.prepare(request)
             result = await self._sender.send(request, self._endpoint_states[endpoint_state], prepared, fresh=fresh)
             self._report(number, *packed_result(result))

@@ -166,7 +166,8 @@ def test_vllm_that_is_not_installed_is_named_with_the_command(refusal, tmp_path,
     error = refusal(tiny(head_dim=32), {"PYTHONPATH": f"{source}:{tmp_path}"})
     assert error.code == "missing_dependency"
     assert error.message == "The vllm backend needs vllm; not installed."
-    assert error.hint == "Run: pip install 'promptmill[vllm]'"
+    assert error.hint.startswith("Run: ")
+    assert "[vllm]" in error.hint
 
 
 @pytest.mark.anywhere

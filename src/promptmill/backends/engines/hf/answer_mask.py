@@ -12,6 +12,7 @@ import torch
 
 from promptmill.answers.response_format import schema_of
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 
 _MOST_GRAMMARS = 64
 _CLOSE = "</think>"
@@ -44,7 +45,7 @@ class AnswerMasks:
             raise PromptmillError(
                 Code.MISSING_DEPENDENCY,
                 "Answers of a schema need the package llguidance.",
-                "Run: pip install 'promptmill[hf]'.",
+                adding("hf"),
             ) from None
         if self._vocabulary is None:
             self._vocabulary = _vocabulary(self._tokenizer, self._ends)

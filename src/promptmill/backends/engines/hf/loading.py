@@ -23,6 +23,7 @@ from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.load_errors import NO_WRITER, first_sentence, in_known_words, missing_gpus, too_large
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
@@ -187,7 +188,7 @@ def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
         return PromptmillError(
             Code.MISSING_DEPENDENCY,
             f"The model needs a package that is not installed: {first_sentence(error)}",
-            "Run: pip install 'promptmill[hf]', or install the package that is named.",
+            f"{adding('hf')}, or install the package that is named.",
         )
     if "trust_remote_code" in text and not options["trust_remote_code"]:
         return load_failure(

@@ -33,6 +33,13 @@ from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
 
+TAKES = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    }
+)
+"""The sampling parameters that this engine maps."""
 _KNOWN = frozenset({"chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample", *LONGEST})
 # Parameters of transformers and vLLM with the only value that this engine has.
 _AS_IT_IS = {
@@ -106,7 +113,7 @@ class PromptBuilder:
     ) -> dict[str, Any]:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
         left_out = not_known(extra, _KNOWN | as_it_is)
-        options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
+        options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES)
         if sampling.get("response_format", {}).get("type", "text") not in {"text", "json_object", "json_schema"}:
             left_out.append("response_format")
         warn_of_left_out(left_out, "hf", warnings)

@@ -33,6 +33,13 @@ from promptmill.backends.engines.request_options import (
 from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
 
+TAKES = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    }
+)
+"""The sampling parameters that this engine maps."""
 _ANY_OBJECT = '{"type": "object"}'
 _GREEDY_BELOW = 1e-5
 _UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
@@ -59,7 +66,7 @@ class PromptBuilder:
         warnings: list[str] = []
         sampling, extra = message["sampling"], message["extra"]
         left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
-        options = template_options(sampling, extra, left_out, self._has_switch)
+        options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         schema = _schema(sampling.get("response_format"), left_out)
         warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._rendered(message["messages"], options, warnings)

@@ -15,6 +15,7 @@ from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.model_location import load_failure, locate, require_packages
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system import runtime
+from promptmill.system.installation import adding
 
 SUPPORTED = ((0, 32), (0, 33))
 """From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
@@ -70,7 +71,7 @@ def check_version() -> str:
         raise load_failure(
             f"vLLM {version or 'of an unknown version'} is installed; promptmill works with vLLM from {lowest} on, "
             f"before {beyond}.",
-            "Run: pip install 'promptmill[vllm]'",
+            adding("vllm"),
         )
     return version
 

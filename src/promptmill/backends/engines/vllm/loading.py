@@ -21,6 +21,7 @@ from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.backends.engines.vllm.arguments import engine_arguments, unfit_parser
 from promptmill.backends.engines.vllm.stderr_tee import StderrTee
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 
 _CACHED_TOKENS = 64 * 1024  # that a CPU's cache has room for, or one longest prompt
 _LEAST_CACHE = 256 << 20
@@ -128,7 +129,7 @@ def _explained(error: Exception, heard: StderrTee, options: Mapping[str, Any]) -
         return PromptmillError(
             Code.MISSING_DEPENDENCY,
             f"The model needs a package that is not installed: {first_sentence(text)}",
-            "Run: pip install 'promptmill[vllm]', or install the package that is named.",
+            f"{adding('vllm')}, or install the package that is named.",
         )
     if (known := in_known_words(text)) is not None:
         return known

@@ -22,10 +22,12 @@ from promptmill.backends.engines.request_options import (
     template_options,
     warn_of_left_out,
 )
-from promptmill.backends.engines.vllm.sampling import SamplingMap, known_names
+from promptmill.backends.engines.vllm.sampling import SAME_NAME, SamplingMap, known_names
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.system.frames import Frame
 
+TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
+"""The sampling parameters that this engine maps."""
 _EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora"})
 _TAIL = 8  # tokens in which a template may open a thought
 
@@ -77,7 +79,7 @@ class PromptBuilder:
         """
         sampling, extra = message["sampling"], message["extra"]
         left_out = not_known(extra, _EXTRA | known_names())
-        options = template_options(sampling, extra, left_out, self._has_switch)
+        options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         adapter = self._adapter(extra.get("lora"))
         prompt = await self._rendered(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]

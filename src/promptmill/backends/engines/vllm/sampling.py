@@ -15,14 +15,14 @@ from promptmill.backends.engines.request_options import DEFAULT_MAX_TOKENS, LONG
 from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, input_error
 
-_SAME_NAME = (
+SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
 )
 # What a request may set in vLLM: not what changes the number or form of its answers, or is vLLM's own affair.
 PARAMETERS = frozenset(
     {
-        *_SAME_NAME,
+        *SAME_NAME,
         *("stop", "stop_token_ids", "ignore_eos", "min_tokens", "bad_words", "include_stop_str_in_output"),
         *("skip_special_tokens", "spaces_between_special_tokens", "structured_outputs", "logit_bias"),
         *("allowed_token_ids", "extra_args", "thinking_token_budget", "repetition_detection", "watermarking"),
@@ -51,7 +51,7 @@ class SamplingMap:
         """
         given = {name: value for name, value in extra.items() if name in PARAMETERS and value is not None}
         values = self._defaults | given
-        values |= {name: sampling[name] for name in _SAME_NAME if name in sampling}
+        values |= {name: sampling[name] for name in SAME_NAME if name in sampling}
         stops = sampling.get("stop") or _stops(given.get("stop"))
         if "" in stops:
             warnings.append("An empty stop string was left out.")

@@ -1,0 +1,301 @@
+"""Lines of Batch files as providers have them, each as a request in OpenAI's form.
+
+| whose | a line |
+|---|---|
+| OpenAI, vLLM, Groq | `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}` |
+| Azure | the same, with the url `/chat/completions` |
+| Mistral, Together | `{"custom_id", "body"}` |
+| Anthropic | `{"custom_id", "params"}`, for its Messages API (docs.anthropic.com/en/api/creating-message-batches) |
+| Gemini, Vertex AI | `{"key", "request"}`, as `generateContent` has them (ai.google.dev/gemini-api/docs/batch-api) |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from promptmill.core.conversation import shape
+from promptmill.core.errors import Code, PromptmillError, input_error
+
+CHAT = "/chat/completions"
+OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
+"""Requests that go to the endpoint as they are, and whose responses come back so."""
+_UPPER = re.compile(r"(?<=[a-z])([A-Z])")
+_OF_NO_EFFECT = frozenset({"metadata", "service_tier", "stream", "safety_settings", "labels", "model"})
+_SAME = frozenset({"temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty"})
+_RENAMED = {"max_output_tokens": "max_tokens", "stop_sequences": "stop", "candidate_count": "n"}
+
+Provider = Literal["openai", "anthropic", "gemini"]
+
+
+class BatchLine(NamedTuple):
+    """A request: `path` is the endpoint's, behind its `/v1`; `body` is what it takes there."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+def is_batch(line: Mapping[str, Any]) -> bool:
+    """Return whether a line is a whole request of a Batch file."""
+    if "custom_id" in line:
+        return "body" in line or "params" in line
+    request = line.get("request")
+    return isinstance(request, Mapping) and "contents" in request
+
+
+def provider_of(line: Mapping[str, Any]) -> Provider:
+    """Return whose form a line has."""
+    if "params" in line and "body" not in line:
+        return "anthropic"
+    return "gemini" if "request" in line and "custom_id" not in line else "openai"
+
+
+def read(line: Mapping[str, Any], where: str) -> BatchLine:
+    """Return what a line asks. Raises `PromptmillError` (`invalid_input`, `unsupported`) that begins with `where`."""
+    try:
+        match provider_of(line):
+            case "anthropic":
+                _check_id(line)
+                return BatchLine(CHAT, _of_anthropic(_object(line["params"], "params")))
+            case "gemini":
+                return BatchLine(CHAT, _of_gemini(_object(line["request"], "request")))
+        _check_id(line)
+        method, url = line.get("method", "POST"), line.get("url", CHAT)
+        path = url.removeprefix("/v1") if isinstance(url, str) else ""
+        if method != "POST" or path not in {CHAT, *OTHER_PATHS}:
+            known = ", ".join(f"/v1{path}" for path in (CHAT, *sorted(OTHER_PATHS)))
+            raise _unsupported(f"only POST to {known} can be run")
+        body = line.get("body")
+        if not isinstance(body, dict):
+            raise input_error(f"body is {shape(body)}; send the body of a request.")
+        return BatchLine(path, body)
+    except PromptmillError as error:
+        raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+    except (AttributeError, KeyError, TypeError, ValueError):  # of another shape than its provider takes
+        raise input_error(f"{where} is not of the form that its provider's Batch files have.") from None
+
+
+def _check_id(line: Mapping[str, Any]) -> None:
+    if not isinstance(line.get("custom_id"), str):
+        raise input_error(f"custom_id is {shape(line.get('custom_id'))}; give each line a text of its own.")
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise input_error(f"{name} is {shape(value)}; send an object.")
+    return value
+
+
+def _unsupported(what: str) -> PromptmillError:
+    return PromptmillError(Code.UNSUPPORTED, f"{what}.", "")
+
+
+# Anthropic
+
+
+def _of_anthropic(params: Mapping[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    messages: list[dict[str, Any]] = []
+    for name, value in params.items():
+        match name:
+            case "model" | "max_tokens" | "temperature" | "top_p" | "top_k":
+                body[name] = value
+            case "stop_sequences":
+                body["stop"] = value
+            case "system":
+                text = value if isinstance(value, str) else "\n\n".join(block["text"] for block in value)
+                messages.insert(0, {"role": "system", "content": text})
+            case "messages":
+                messages += [new for message in value for new in _anthropic_messages(message)]
+            case "tools":
+                body["tools"] = [_anthropic_tool(tool) for tool in value]
+            case "tool_choice":
+                body["tool_choice"] = _anthropic_choice(value)
+            case "thinking":
+                body["enable_thinking"] = value["type"] != "disabled"
+            case _ if name not in _OF_NO_EFFECT:
+                raise _unsupported(f"params.{name} cannot be honoured")
+    return body | {"messages": messages}
+
+
+def _anthropic_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    role, content = message["role"], message["content"]
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    found: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    for block in content:
+        match block["type"]:
+            case "text":
+                parts.append({"type": "text", "text": block["text"]})
+            case "image":
+                source = block["source"]
+                if source["type"] not in {"base64", "url"}:
+                    raise _unsupported(f"an image's source of type {source['type']!r} cannot be read")
+                url = source["url"] if source["type"] == "url" else _data(source["media_type"], source["data"])
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            case "tool_use":
+                calls.append(_call(block["id"], block["name"], block["input"]))
+            case "tool_result":
+                given = block.get("content") or ""
+                text = given if isinstance(given, str) else "\n".join(inner["text"] for inner in given)
+                found.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
+            case "thinking" | "redacted_thinking":
+                continue  # of an earlier turn, where a model does not look again
+            case other:
+                raise _unsupported(f"a content block of type {other!r} cannot be sent")
+    return found + _message(role, parts, calls)
+
+
+def _anthropic_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if "input_schema" not in tool:
+        raise _unsupported(f"the tool {tool.get('type')!r} runs at its provider alone")
+    about = {"name": tool["name"], "description": tool.get("description", ""), "parameters": tool["input_schema"]}
+    return {"type": "function", "function": about}
+
+
+def _anthropic_choice(choice: Mapping[str, Any]) -> Any:
+    if choice["type"] == "tool":
+        return {"type": "function", "function": {"name": choice["name"]}}
+    return {"any": "required"}.get(choice["type"], choice["type"])
+
+
+# Gemini
+
+
+def _of_gemini(request: Mapping[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    messages: list[dict[str, Any]] = []
+    for given, value in request.items():
+        match _snake(given):
+            case "contents":
+                contents = value if isinstance(value, list) else [value]
+                messages += [new for content in contents for new in _gemini_messages(content)]
+            case "system_instruction":
+                text = value if isinstance(value, str) else "\n\n".join(part["text"] for part in value["parts"])
+                messages.insert(0, {"role": "system", "content": text})
+            case "generation_config":
+                body |= _gemini_config(value)
+            case "tools":
+                body["tools"] = [tool for group in value for tool in _gemini_tools(group)]
+            case name if name not in _OF_NO_EFFECT:
+                raise _unsupported(f"request.{given} cannot be honoured")
+    if isinstance(model := request.get("model"), str):
+        body["model"] = model.removeprefix("models/")
+    return body | {"messages": messages}
+
+
+def _gemini_messages(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    role = "assistant" if content.get("role") == "model" else "user"
+    found: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    for part in content["parts"]:
+        for given, value in part.items():
+            match _snake(given):
+                case "text":
+                    parts.append({"type": "text", "text": value})
+                case "inline_data":
+                    kind = value.get("mimeType") or value["mime_type"]
+                    parts.append({"type": "image_url", "image_url": {"url": _data(kind, value["data"])}})
+                case "file_data":
+                    url = value.get("fileUri") or value["file_uri"]
+                    parts.append({"type": "image_url", "image_url": {"url": url}})
+                case "function_call":
+                    calls.append(_call(value.get("id") or value["name"], value["name"], value.get("args", {})))
+                case "function_response":
+                    answer = orjson.dumps(value.get("response", {})).decode()
+                    called = value.get("id") or value["name"]
+                    found.append({"role": "tool", "tool_call_id": called, "content": answer})
+                case "thought" | "thought_signature" | "media_resolution" | "video_metadata":
+                    continue
+                case _:
+                    raise _unsupported(f"a part with {given!r} cannot be sent")
+    return found + _message(role, parts, calls)
+
+
+def _gemini_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    schema, as_json = None, False
+    for given, value in config.items():
+        match _snake(given):
+            case name if name in _SAME or name in _RENAMED:
+                body[_RENAMED.get(name, name)] = value
+            case "response_mime_type":
+                as_json = value == "application/json"
+            case "response_schema":
+                schema = _lower_types(value)
+            case "response_json_schema":
+                schema = value
+            case "thinking_config":
+                budget = value.get("thinkingBudget", value.get("thinking_budget"))
+                if budget is not None:
+                    body["enable_thinking"] = budget != 0
+            case _:
+                raise _unsupported(f"generationConfig.{given} cannot be honoured")
+    if schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    elif as_json:
+        body["response_format"] = {"type": "json_object"}
+    return body
+
+
+def _gemini_tools(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    declared = group.get("functionDeclarations") or group.get("function_declarations")
+    if declared is None:
+        raise _unsupported(f"the tool {next(iter(group), '')!r} runs at its provider alone")
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": tool["name"],
+                "description": tool.get("description", ""),
+                "parameters": _lower_types(tool.get("parameters") or {"type": "object", "properties": {}}),
+            },
+        }
+        for tool in declared
+    ]
+
+
+def _lower_types(schema: Any) -> Any:
+    """Return a schema of Gemini's, whose types are written `STRING`, as JSON Schema."""
+    if isinstance(schema, dict):
+        return {
+            name: value.lower() if name == "type" and isinstance(value, str) else _lower_types(value)
+            for name, value in schema.items()
+        }
+    return [_lower_types(inner) for inner in schema] if isinstance(schema, list) else schema
+
+
+# both
+
+
+def _snake(name: str) -> str:
+    return _UPPER.sub(r"_\1", name).lower()
+
+
+def _data(kind: str, data: str) -> str:
+    return f"data:{kind};base64,{data}"
+
+
+def _call(identity: str, name: str, arguments: Any) -> dict[str, Any]:
+    return {
+        "id": identity,
+        "type": "function",
+        "function": {"name": name, "arguments": orjson.dumps(arguments).decode()},
+    }
+
+
+def _message(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a message of these, or none of nothing; text alone is a text."""
+    if not parts and not calls:
+        return []
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    content: Any = parts if len(texts) < len(parts) else "\n".join(texts)
+    return [{"role": role, "content": content or None, **({"tool_calls": calls} if calls else {})}]

@@ -1,0 +1,88 @@
+"""How the requests of a call fare at its endpoints, and why they wait, in words for people who watch."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.protocol import CallStats
+from promptmill.core.errors import Code
+
+# A shorter wait is over before anybody has read of it.
+_SHORTEST_S = 1.0
+_WORDS = {
+    Code.RATE_LIMITED: "rate limit",
+    Code.CONNECTION_LOST: "connection lost",
+    Code.NAME_RESOLUTION: "name not found",
+    Code.BAD_RESPONSE: "unreadable answer",
+}
+
+
+class CallFlow:
+    """One call's. Times are seconds of `clock`."""
+
+    def __init__(self, limiter: Limiter, stats: CallStats, clock: Callable[[], float]) -> None:
+        self._limiter, self._stats, self._clock = limiter, stats, clock
+        self._last: tuple[EndpointState, RetryDecision] | None = None
+        self._due: list[float] = []
+
+    @property
+    def window(self) -> int:
+        """How many requests the endpoints are given at once, all calls together."""
+        return self._limiter.room
+
+    def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
+        """Note that an item is sent again after `wait_s`."""
+        self._last = endpoint_state, decision
+        now = self._clock()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        heapq.heappush(self._due, now + wait_s)
+
+    def waiting(self) -> str:
+        """Return why nothing goes on just now and until when, empty while something does.
+
+        A request that only tries whether an endpoint is back is not going on.
+        """
+        now = self._clock()
+        states = [state for state in self._limiter.endpoint_states if not state.blocked]
+        if not states or any(state.room(now) > 0 and not state.ailing for state in states):
+            return self._between_attempts(now) if states and not self._stats.in_flight else ""
+        if self._stats.in_flight and not all(state.ailing for state in states):
+            return ""
+        state = min(states, key=lambda state: state.paused_until)
+        left_s = state.paused_until - now
+        failure, since = state.last_failure, state.trouble_since
+        if not state.ailing or failure is None or since is None:
+            allows = f"{state.endpoint.name} has used up its limit for now"
+            return f"{allows}, next request in {left_s:.0f} s" if left_s >= _SHORTEST_S else ""
+        if left_s < _SHORTEST_S and now - since < _SHORTEST_S:
+            return ""
+        following = f"next try in {left_s:.0f} s" if left_s >= _SHORTEST_S else "trying now"
+        if failure.kind is FailureKind.LOAD:
+            return f"{self._told(state, failure)}, {following}{self._so_far()}"
+        minutes, seconds = divmod(int(now - since), 60)
+        return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
+
+    def _between_attempts(self, now: float) -> str:
+        """Return why all that is left waits to be sent again, or for `rpm` and `tpm`."""
+        rate_s = self._limiter.rate_wait_s(now)
+        if rate_s >= _SHORTEST_S:
+            return f"`rpm` or `tpm` allows the next request in {rate_s:.0f} s"
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        if not self._due or self._last is None or self._due[0] - now < _SHORTEST_S:
+            return ""
+        return f"{self._told(*self._last)}, next try in {self._due[0] - now:.0f} s{self._so_far()}"
+
+    @staticmethod
+    def _told(state: EndpointState, failure: RetryDecision) -> str:
+        words = _WORDS.get(failure.error.code, str(failure.error.code).replace("_", " "))
+        status = f"{failure.status} from " if failure.status else ""
+        return f"{status}{state.endpoint.name}: {words}"
+
+    def _so_far(self) -> str:
+        return f" ({self._stats.refused:,} so far)" if self._stats.refused else ""

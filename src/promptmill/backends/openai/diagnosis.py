@@ -1,0 +1,285 @@
+"""What works at the endpoints of a configuration and what does not: one attempt at each stage, told as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from promptmill.answers.reasoning import told_apart
+from promptmill.backends.openai.choice import connected, which_models
+from promptmill.backends.openai.endpoint import Endpoint, endpoints, refusal_hint
+from promptmill.backends.openai.model_list import ModelList, base_url, read_models
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
+from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
+from promptmill.backends.protocol import Request, Step
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError, redact
+
+IN_ALL_S = 15.0
+_TLS_PROBE_S = 3.0
+# Where APIs lie that people leave the path of out: OpenAI's own, Open WebUI's, Groq's, DashScope's.
+_USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
+# OpenSSL's words for an answer that is not TLS.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+_NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
+# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
+_SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
+# X.509 verification results (openssl-verification-options(1)).
+_SELF_SIGNED, _NO_ISSUER, _EXPIRED, _NOT_YET, _OTHER_HOST = {18, 19}, {2, 20, 21}, 10, 9, {62, 64}
+_REASONING_STARTED = "max_tokens or model output limit was reached"
+
+
+async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s: float = IN_ALL_S) -> None:
+    """Try each endpoint of `plan`, within `limit_s` in all.
+
+    Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
+    """
+    stage = _Stages(report)
+    try:
+        async with asyncio.timeout(limit_s), connected(plan) as pool:
+            for endpoint in endpoints(plan):
+                await _Trial(plan, endpoint, pool, stage).run()
+    except TimeoutError:
+        hint = "It accepts connections and is silent." if stage.name != "connection" else "Is that its address?"
+        if stage.name == "answer":
+            hint = "A model that is still being loaded may need longer: try again. Else it hangs."
+        stage.failed(PromptmillError(Code.TIMEOUT, f"{stage.host} said nothing within {limit_s:g} s.", hint))
+
+
+class _Stages:
+    """Reports the stage that has begun."""
+
+    def __init__(self, report: Callable[[Step], None]) -> None:
+        self._report = report
+        self.name = self.host = ""
+
+    def begin(self, name: str) -> None:
+        self.name = name
+
+    def ok(self, detail: str, name: str = "") -> None:
+        self._report(Step(name or self.name, ok=True, detail=redact(detail)))
+
+    def failed(self, error: PromptmillError, name: str = "") -> None:
+        self._report(Step(name or self.name, ok=False, detail=redact(str(error)), code=str(error.code)))
+
+
+class _Trial:
+    """One endpoint, stage by stage, up to the first that fails."""
+
+    def __init__(self, plan: ResolvedConfig, endpoint: Endpoint, pool: Pool, stage: _Stages) -> None:
+        self._plan, self._endpoint, self._pool, self._stage = plan, endpoint, pool, stage
+        self._url = urlsplit(endpoint.url)
+        self._settings = plan.settings.backend_configs.openai
+        self._listed: ModelList | PromptmillError | None = None
+        stage.host = endpoint.name
+
+    async def run(self) -> None:
+        stage, row = self._stage, self._endpoint.profile
+        known = f" ({row.name})" if row.name != "plain" else ""
+        stage.ok(f"{urlunsplit(self._url._replace(query=''))}{known}", "URL")
+        if not await self._connects():
+            return
+        stage.begin("key")
+        if self._endpoint.key_source:
+            stage.ok(self._endpoint.key_source)
+        else:
+            stage.ok(f"none is sent. {self._endpoint.key_note}".rstrip())
+        model = await self._model()
+        if model:
+            await self._answers(model)
+
+    async def _connects(self) -> bool:
+        stage, url = self._stage, self._url
+        proxy = proxy_of(self._endpoint.url, trust_env=self._settings.trust_env)
+        stage.begin("connection")
+        if proxy is not None:
+            stage.ok(f"through the proxy {proxy.host}:{proxy.port} that the environment names")
+            return True
+        started = time.monotonic()
+        context = await asyncio.to_thread(trust_of_environment) if url.scheme == "https" else None
+        if context is not None:
+            stage.begin("TLS")
+        try:
+            _, writer = await asyncio.open_connection(url.hostname, url.port or (443 if context else 80), ssl=context)
+        except ssl.SSLError as error:
+            stage.failed(_tls_error(self._endpoint, error))
+            return False
+        except OSError as error:
+            found = decide_on_exception(error, self._endpoint).error
+            if context is not None and found.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
+                found = _plain_port(self._endpoint)
+            if context is not None and found.code is not Code.TLS:
+                stage.begin("connection")
+            stage.failed(found)
+            return False
+        try:
+            seconds = time.monotonic() - started
+            secured = writer.get_extra_info("ssl_object")
+            stage.ok(f"{self._endpoint.name} in {seconds * 1000:.0f} ms", "connection")
+            if secured is not None:
+                stage.ok(_certificate(secured))
+        finally:
+            writer.close()
+        return True
+
+    async def _model(self) -> str:
+        """Report the models there; return the name to ask with, `""` when there is none."""
+        stage, named = self._stage, self._settings.model_name
+        stage.begin("models")
+        try:
+            listed = self._listed = await read_models(self._pool, self._endpoint)
+        except PromptmillError as error:
+            if self._url.scheme == "http" and await self._port_speaks_tls(error):
+                stage.failed(_tls_port(self._endpoint), "TLS")
+                return ""
+            self._listed = error
+            if not named:
+                stage.failed(PromptmillError(error.code, error.message, "Name the model: --model NAME."))
+                return ""
+            stage.ok(f"not listed there ({error.message.rstrip('.')})")
+            return named
+        where = f"{listed.server} has " if listed.server else ""
+        model = listed.get(named) if named else listed.only()
+        if model is not None:
+            context = f", context {model.context:,} tokens" if model.context else ""
+            others = f" (one of {len(listed.models)})" if len(listed.models) > 1 else ""
+            stage.ok(f"{where}{model.name}{context}{others}")
+            return named or model.name
+        if not named:
+            stage.failed(PromptmillError(Code.INVALID_CONFIG, which_models(self._endpoint, listed), ""))
+            return ""
+        names = [one.name for one in listed.models]
+        near = difflib.get_close_matches(named, names, n=3, cutoff=0.4)
+        stage.ok(f"{named} is not among them: {', '.join(near) or listed or 'none'}")
+        return named
+
+    async def _answers(self, model: str) -> None:
+        stage, endpoint = self._stage, self._endpoint
+        stage.begin("answer")
+        sampling = self._plan.settings.sampling_params.model_copy(update={"max_tokens": 1, "response_format": None})
+        conversation = conversation_from_prompt("Say yes.", "the trial prompt")
+        request = Request(0, conversation, sampling, self._plan.settings.extra_params)
+        encoder = RequestEncoder(endpoint, model, enable_thinking=self._settings.enable_thinking, stream=False)
+        for name in encoder.refused(request):
+            stage.ok(f"{endpoint.name} takes no `{name}`; it is left out", "warning")
+        started = time.monotonic()
+        try:
+            reply = await self._pool.send(endpoint, encoder.encode(request, {}))
+        except Exception as error:  # noqa: BLE001 (whatever the way there brings)
+            found: Any = decide_on_exception(error, endpoint)
+        else:
+            found = read_response(reply.status, reply.headers, reply.body, endpoint)
+        seconds = time.monotonic() - started
+        if isinstance(found, RetryDecision):
+            if _REASONING_STARTED in found.error.message:
+                stage.ok(f"{model} began to reason in {seconds:.2f} s; it needs a larger `max_tokens` than 1")
+                return
+            hinted = refusal_hint(endpoint, found.error, found.status)
+            stage.failed(await self._with_hint(hinted, found, model))
+            return
+        tokens = told_apart(found).usage.completion_tokens
+        stage.ok(f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s")
+
+    async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
+        """Return the error of the call with a hint that fits what else is known."""
+        if self._url.scheme == "http" and await self._port_speaks_tls(error):
+            return _tls_port(self._endpoint)
+        if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:
+            return error
+        if isinstance(self._listed, ModelList):
+            if error.code is Code.NOT_FOUND and not self._listed.get(model):
+                return PromptmillError(error.code, error.message, which_models(self._endpoint, self._listed))
+            return error
+        if base := await self._api_elsewhere():
+            hint = f"The API is at {base}: set `base_url` to that."
+            return PromptmillError(error.code, error.message, hint)
+        return error
+
+    async def _api_elsewhere(self) -> str | None:
+        """Return the base URL on the same host that lists models, where the configured one does not."""
+        base = base_url(self._endpoint)
+        origin = urlunsplit((self._url.scheme, self._url.netloc, "", "", ""))
+        for candidate in (f"{base}/v1", *(origin + path for path in _USUAL_PATHS)):
+            if candidate == base:
+                continue
+            try:
+                async with asyncio.timeout(_TLS_PROBE_S):
+                    await read_models(self._pool, replace(self._endpoint, url=f"{candidate}/chat/completions"))
+            except (TimeoutError, PromptmillError):
+                continue
+            return candidate
+        return None
+
+    async def _port_speaks_tls(self, error: PromptmillError) -> bool:
+        """Return whether plain HTTP failed with `error` because the port speaks TLS."""
+        if any(words in error.message.lower() for words in _SPOKE_TLS):
+            return True
+        if error.code not in {Code.CONNECTION_LOST, Code.BAD_RESPONSE, Code.BAD_REQUEST}:
+            return False
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # only whether it speaks TLS; nothing is sent
+        try:
+            async with asyncio.timeout(_TLS_PROBE_S):
+                _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
+
+    async def _speaks_plain_http(self) -> bool:
+        """Return whether the port answers plain HTTP; nothing secret is sent."""
+        try:
+            async with asyncio.timeout(_TLS_PROBE_S):
+                reader, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 443)
+                try:
+                    writer.write(f"HEAD / HTTP/1.1\r\nHost: {self._url.netloc}\r\nConnection: close\r\n\r\n".encode())
+                    return (await reader.read(5)) == b"HTTP/"
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            return False
+
+
+def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> PromptmillError:
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        if error.reason in _NOT_TLS:
+            return _plain_port(endpoint)
+        return decide_on_exception(error, endpoint).error
+    code, trusting = error.verify_code, "set REQUESTS_CA_BUNDLE or SSL_CERT_FILE to a file with"
+    if code in _SELF_SIGNED:
+        what, hint = "is signed by itself", f"Trust it: {trusting} it."
+    elif code in _NO_ISSUER:
+        what, hint = "comes from an authority unknown here", f"Trust it: {trusting} the authority's certificate."
+    elif code in {_EXPIRED, _NOT_YET}:
+        what = "has expired" if code == _EXPIRED else "is not valid yet"
+        hint = "Renew it there, or set this machine's clock."
+    elif code in _OTHER_HOST:
+        what, hint = "is for another name", "Write the name that the certificate has into `base_url`."
+    else:
+        what, hint = f"is not accepted: {error.verify_message}", f"Trust it: {trusting} its authority."
+    return PromptmillError(Code.TLS, f"The certificate of {endpoint.name} {what}.", hint)
+
+
+def _plain_port(endpoint: Endpoint) -> PromptmillError:
+    text = f"{endpoint.name} speaks plain HTTP, not TLS."
+    return PromptmillError(Code.TLS, text, "Write http:// instead of https:// in `base_url`.")
+
+
+def _tls_port(endpoint: Endpoint) -> PromptmillError:
+    text = f"{endpoint.name} speaks TLS, not plain HTTP."
+    return PromptmillError(Code.TLS, text, "Write https:// instead of http:// in `base_url`.")
+
+
+def _certificate(secured: Any) -> str:
+    until = (secured.getpeercert() or {}).get("notAfter", "")
+    return f"{secured.version()}, certificate valid until {until}" if until else str(secured.version())

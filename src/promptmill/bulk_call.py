@@ -1,0 +1,283 @@
+"""Many rows answered from a program, as a job: `promptmill.bulk`, and the same with results as they come, or async.
+
+Whatever ends the program, what is answered is kept: the same call goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import queue
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.api import run_anywhere
+from promptmill.bulk_rows import Offsets, joined, lines
+from promptmill.config import choices
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.sampling import Sampling
+from promptmill.jobs import admission, status
+from promptmill.jobs.admission import Job
+from promptmill.jobs.foreground import without_own_dedupe
+from promptmill.jobs.given_rows import GivenRows
+from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.output_records import answer_fields
+from promptmill.jobs.progress_text import progress_lines
+from promptmill.jobs.records import Record
+from promptmill.jobs.runner import Runner, Watch
+from promptmill.jobs.status import Progress
+from promptmill.service.service import Service
+
+_KEPT = "What is answered is kept: the same call goes on with it."
+_OF_THE_ENDPOINT = ("base_url", "provider", "api_key")
+_OF_THE_JOB = frozenset(JobRequest.model_fields) - {"input", "more", "output"}
+
+
+@dataclass(frozen=True)
+class BulkResult:
+    """What became of all rows, in their order."""
+
+    status: Mapping[str, Any]
+    """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
+    rows: list[dict[str, Any]] = field(repr=False)
+    """Each row with `answer`, `error`, `usage`, `finish_reason`; empty for files that are not read back."""
+    output: Path | None = None
+    given: Any = field(default=None, repr=False)
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The answers alone, `""` for a row that failed."""
+        return [row["answer"] for row in self.rows]
+
+    @property
+    def failed(self) -> int:
+        """How many rows have no answer."""
+        return int(self.status.get("failed", 0))
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens of all runs of the job."""
+        return {name: self.status.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+
+    @property
+    def cost(self) -> float | None:
+        """What all runs of the job cost, None where nobody knows the price."""
+        return self.status.get("cost")
+
+    def table(self) -> Any:
+        """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers."""
+        return joined(self.given, self.rows)  # type: ignore[arg-type]
+
+
+def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
+    """Answer all rows and return them with their answers, in their order.
+
+    `rows`: a list or any iterable of texts, dicts as in a file of rows, or lists of messages; a table of pandas,
+    polars, pyarrow or `datasets`; a `pathlib.Path` of a file, a folder or a pattern. `output`: a file to write.
+
+    Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names; `config`, a
+    configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`, `limit`,
+    `prompt_column`, `max_cost`, `max_failures`, `dedupe`, `retry_failed`, …); `progress`: True for lines on stderr,
+    False for none, or what is called with the status several times a second.
+
+    Raises `PromptmillError` when the job stops. What is answered until then, or until Ctrl-C, is kept: the same call
+    goes on with it.
+    """
+    return run_anywhere(bulk_async(rows, output, **options))
+
+
+async def bulk_async(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
+    """Do what `bulk` does, inside a running event loop."""
+    call = await asyncio.to_thread(_Call.of, rows, output, options)
+    async with contextlib.aclosing(call.run()) as run:
+        async for _ in run:
+            pass
+    return call.result(rows)
+
+
+async def stream_async(rows: Any, output: str | Path | None = None, **options: Any) -> AsyncIterator[dict[str, Any]]:
+    """Yield rows with their answers as they come; `row` says which one it is, from 0. Takes what `bulk` takes."""
+    call = await asyncio.to_thread(_Call.of, rows, output, options)
+    async with contextlib.aclosing(call.run()) as run:
+        async for record in run:
+            yield call.row(record)
+    call.forget()
+
+
+def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Iterator[dict[str, Any]]:
+    """Do what `stream_async` does, for programs without an event loop. Who stops early ends the job."""
+    found: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
+    stop: list[Callable[[], object]] = []
+
+    async def work() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
+        async for row in stream_async(rows, output, **options):
+            found.put((row, None))
+
+    def run() -> None:
+        try:
+            run_anywhere(work())
+            found.put((None, None))
+        except BaseException as error:  # noqa: BLE001 (raised where the rows are taken)
+            found.put((None, error))
+
+    thread = threading.Thread(target=run, name="promptmill", daemon=True)
+    thread.start()
+    try:
+        while True:
+            row, error = found.get()
+            if error is not None:
+                raise error
+            if row is None:
+                return
+            yield row
+    finally:
+        if stop and thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
+                stop[0]()
+        thread.join()
+
+
+@dataclass
+class _Call:
+    """One call: the rows in a file, the order, and what became of it."""
+
+    configuration: Configuration
+    order: JobRequest
+    given: GivenRows | None
+    offsets: Offsets
+    is_loose: bool
+    watch: Watch | None
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Any, output: str | Path | None, options: Mapping[str, Any]) -> _Call:
+        """Return the call, its rows written down. Raises `PromptmillError`, `TypeError` for an unknown option."""
+        options = dict(options)
+        asked = {name: options.pop(name) for name in _OF_THE_JOB & options.keys()}
+        watch = _watch(options.pop("progress", None))
+        configuration = _configuration(options)
+        folders, offsets, given = JobFolders.from_environ(), Offsets(), None
+        more: list[Path] = []
+        if isinstance(rows, Path):
+            source = rows
+        elif isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
+            source, *more = rows
+        else:
+            given = GivenRows.write(folders, map(offsets.passed, lines(rows)), ".jsonl")
+            source = given.input
+        target = Path(output) if output is not None else None
+        order = JobRequest(input=source, more=tuple(more), output=target or Path("-"), **asked)
+        if target is None:
+            beside = given or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
+            given = beside
+            order = order.model_copy(update={"output": beside.output(configuration.plan, order, ".jsonl")})
+        return cls(configuration, order, given, offsets, target is None, watch)
+
+    async def run(self) -> AsyncGenerator[Record, None]:
+        """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
+        folders = JobFolders.from_environ()
+        job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, folders)
+        service = Service(self.configuration)
+        service.plan = without_own_dedupe(service.plan)
+        try:
+            if job.finished:
+                for record in job.folder.store.records():
+                    yield record
+                self.status = status.read(job.folder)
+                return
+            async for record in self._run(job, service):
+                yield record
+        finally:
+            job.close()
+            await service.aclose()
+
+    async def _run(self, job: Job, service: Service) -> AsyncGenerator[Record, None]:
+        settled: asyncio.Queue[int | None] = asyncio.Queue()
+
+        def told(rows: Sequence[int]) -> None:
+            for row in rows:
+                settled.put_nowait(row)
+
+        runner = Runner(job, service, watch=self.watch, told=told)
+        store = job.folder.store
+        for record in store.records(where=f"NOT ({runner.again})"):
+            yield record
+        running = asyncio.ensure_future(runner.run())
+        running.add_done_callback(lambda _: settled.put_nowait(None))
+        try:
+            while (row := await settled.get()) is not None:
+                if (one := store.record(row)) is not None:
+                    yield one
+            await running
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            self.status = status.read(job.folder)
+        if runner.error is not None:
+            runner.error.add_note(_KEPT)
+            raise runner.error
+        if self.status["state"] != status.FINISHED:
+            raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
+
+    def row(self, record: Record) -> dict[str, Any]:
+        """Return a row with its answer, as far as the row itself was given by the program."""
+        asked: dict[str, Any] = {}
+        if self.given is not None and record.row < len(self.offsets):
+            asked = self.offsets.read(self.given.input, record.row)
+        return {"row": record.row, **asked, **answer_fields(record)}
+
+    def result(self, rows: Any) -> BulkResult:
+        """Return what became of all rows, and let go of what was kept of them."""
+        output = self.order.output
+        found: list[dict[str, Any]] = []
+        if self.is_loose or (self.given is not None and output.suffix in {".jsonl", ".ndjson"}):
+            with output.open("rb") as file:
+                found = [orjson.loads(line) for line in file]
+        self.forget()
+        return BulkResult(self.status, found, None if self.is_loose else output, rows)
+
+    def forget(self) -> None:
+        """Remove the rows that were written down for the job, which is done."""
+        if self.given is not None:
+            self.given.forget(self.order.output if self.is_loose else None)
+
+
+def _watch(progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:  # noqa: FBT001 (an option's value)
+    if callable(progress):
+
+        def show(found: Progress) -> None:
+            progress(found.as_dict())
+
+        return show
+    if progress or (progress is None and sys.stderr.isatty()):
+        return progress_lines("bulk", sys.stderr)
+    return None
+
+
+def _configuration(options: dict[str, Any]) -> Configuration:
+    """Return the configuration that a call's options name. Raises `PromptmillError`, `TypeError` for an unknown one."""
+    config, settings = options.pop("config", None), dict(options.pop("settings", {}))
+    endpoint = {name: options.pop(name) for name in _OF_THE_ENDPOINT if name in options}
+    model, backend = options.pop("model", None), options.pop("backend", None)
+    for name in options.keys() - Sampling.model_fields.keys():
+        near = difflib.get_close_matches(name, {*Sampling.model_fields, *_OF_THE_JOB, *_OF_THE_ENDPOINT}, 1)
+        raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
+
+    def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+        chosen = choices.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
+        return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
+
+    return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

@@ -1,0 +1,117 @@
+"""Rows that a program has, in any of the forms that programs have them, as lines of JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.core.conversation import shape
+from promptmill.core.errors import input_error
+
+_AT_ONCE = 1024
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+ANSWERS = ("answer", "error", "finish_reason")
+
+
+class Offsets:
+    """Where each line of a file begins, noted while it is written."""
+
+    def __init__(self) -> None:
+        self._at = array("Q", [0])
+
+    def __len__(self) -> int:
+        return len(self._at) - 1
+
+    def passed(self, line: bytes) -> bytes:
+        """Note `line` and return it."""
+        self._at.append(self._at[-1] + len(line))
+        return line
+
+    def read(self, file: Path, row: int) -> dict[str, Any]:
+        """Return what is in line `row` of `file`."""
+        with file.open("rb") as opened:
+            opened.seek(self._at[row])
+            found: dict[str, Any] = orjson.loads(opened.read(self._at[row + 1] - self._at[row]))
+            return found
+
+
+def lines(rows: Any) -> Iterator[bytes]:
+    """Yield `rows` as lines of JSON: texts, dicts, lists of messages, or a table.
+
+    Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
+    """
+    for index, row in enumerate(_rows(rows)):
+        match row:
+            case str():
+                found: Mapping[Any, Any] = {"prompt": row}
+            case list() | tuple():
+                found = {"messages": row}
+            case Mapping():
+                found = row
+            case _:
+                raise input_error(f"rows[{index}] is {shape(row)}; send a text, a dict or a list of messages.")
+        try:
+            yield orjson.dumps(found, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE, default=_as_json)
+        except TypeError as error:
+            raise input_error(f"rows[{index}] cannot be written as JSON: {error}.") from None
+
+
+def _rows(rows: Any) -> Iterable[Any]:
+    if isinstance(rows, str | bytes | Mapping):
+        raise input_error("rows is one row; send a list of rows, a table, or the path of a file as a pathlib.Path.")
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # of `datasets`: its images as they are kept
+        return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
+    if hasattr(rows, "to_batches"):  # pyarrow
+        return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
+    if hasattr(rows, "iter_rows"):  # polars
+        return rows.iter_rows(named=True)  # type: ignore[no-any-return]
+    if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
+        return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
+    if not isinstance(rows, Iterable):
+        raise input_error(f"rows is {shape(rows)}; send a list of rows or a table.")
+    return rows
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # Pillow's
+        buffer = io.BytesIO()
+        value.save(buffer, "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+    return str(value)
+
+
+def joined(rows: Any, answers: list[Mapping[str, Any]]) -> Any:
+    """Return the table `rows` with the columns `answer`, `error` and `finish_reason`, as a table of the same kind."""
+    columns: dict[str, list[str | None]] = {name: [_cell(row.get(name)) for row in answers] for name in ANSWERS}
+    if hasattr(rows, "add_column") and hasattr(rows, "features"):
+        for name, values in columns.items():
+            rows = (rows.remove_columns(name) if name in rows.column_names else rows).add_column(name, values)
+        return rows
+    if hasattr(rows, "append_column"):
+        import pyarrow as pa
+
+        kept = rows.drop_columns([name for name in columns if name in rows.column_names])
+        for name, values in columns.items():
+            kept = kept.append_column(name, pa.array(values, pa.string()))
+        return kept
+    if hasattr(rows, "with_columns"):
+        import polars as pl
+
+        return rows.with_columns(*(pl.Series(name, values) for name, values in columns.items()))
+    if hasattr(rows, "assign"):
+        return rows.assign(**columns)
+    raise input_error("The rows are no table; `rows` of the result has them with their answers.")
+
+
+def _cell(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return f"{value['code']}: {value['message']}"
+    return value if value is None else str(value)

@@ -1,0 +1,87 @@
+"""`promptmill check`: tries what the configuration says, stage by stage, each told as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+
+import orjson
+
+from promptmill.backends.protocol import CallStats, Step
+from promptmill.cli.terminal import say
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.outcome import Failure
+from promptmill.service import choosing, registry
+from promptmill.service.service import Service
+from promptmill.system import runtime
+
+_LOOK_S = 0.2
+
+
+def check(configuration: Configuration, *, as_json: bool) -> int:
+    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
+    steps: list[Step] = []
+
+    def report(step: Step) -> None:
+        steps.append(step)
+        if not as_json:
+            say(f"{'ok  ' if step.ok else 'FAIL'}  {step.step}: {step.detail}")
+            sys.stdout.flush()
+
+    report(Step("configuration", ok=True, detail=configuration.origin))
+    try:
+        runtime.run(_try(configuration, report))
+    except PromptmillError as error:
+        report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
+    good = all(step.ok for step in steps)
+    if as_json:
+        say(orjson.dumps({"ok": good, "steps": [_as_dict(step) for step in steps]}).decode())
+    return 0 if good else 2
+
+
+def _as_dict(step: Step) -> dict[str, object]:
+    found: dict[str, object] = {"step": step.step, "ok": step.ok, "detail": step.detail}
+    return found | {"code": step.code} if step.code else found
+
+
+async def _try(configuration: Configuration, report: Callable[[Step], None]) -> None:
+    if configuration.plan.backend == choosing.AUTO:
+        configuration = await choosing.decided(configuration)
+    plan = configuration.plan
+    registry.check_name(plan.backend)
+    detail = plan.chosen or f"{plan.backend}, {plan.model or 'no model named'}"
+    report(Step("backend", ok=True, detail=detail))
+    for warning in plan.warnings:
+        report(Step("warning", ok=True, detail=warning))
+    if not await registry.diagnose(plan, report):
+        await _load_and_ask(configuration, report)
+
+
+async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
+    """Load the engine and have it write one token."""
+    plan = configuration.plan.with_sampling({"max_tokens": 1})
+    service, stats = Service(configuration), CallStats(total=1)
+    try:
+        started = time.monotonic()
+        prompt = conversation_from_prompt("Say yes.", "the trial prompt")
+        work = asyncio.ensure_future(service.generate([prompt], stats, plan=plan))
+        told = ""
+        while not work.done():
+            await asyncio.wait({work}, timeout=_LOOK_S)
+            if service.activity not in {told, ""}:
+                told = service.activity
+                report(Step("loading", ok=True, detail=told))
+        (outcome,) = work.result()
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        tokens = outcome.usage.completion_tokens
+        seconds = time.monotonic() - started
+        report(Step("answer", ok=True, detail=f"{tokens} token(s), {seconds:.1f} s with loading"))
+        for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
+            report(Step("warning", ok=True, detail=warning))
+    finally:
+        await service.aclose()

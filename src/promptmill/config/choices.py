@@ -1,0 +1,51 @@
+"""What somebody chooses beside the configuration file: a model, a backend, an endpoint, sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.config import models
+from promptmill.config.settings import Settings
+from promptmill.core.errors import config_error
+
+_WHICH_ENDPOINT = frozenset({"base_url", "provider"})
+
+
+def settings_of(
+    raw: Mapping[str, Any],
+    *,
+    backend: str | None,
+    endpoint: Mapping[str, Any],
+    model: str | None,
+    sampling: Mapping[str, Any],
+) -> dict[tuple[str, ...], Any]:
+    """Return the settings that this means, by their paths; `raw` is the file's content, `endpoint` keys of `openai`.
+
+    `model` is one of the file's `models`, else a model of the backend. Raises `PromptmillError` (`invalid_config`) for
+    a key that the backend does not have.
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
+    name = models.default_name(raw) if of_backend or model not in models.names(raw) else model
+    if name == model:
+        found["default_model",] = name
+        model = None
+    elif of_backend and name != models.DEFAULT:
+        found["default_model",] = name = models.DEFAULT
+    is_named = name in models.named(raw)
+    own = str(models.raw_of(raw, name).get("backend") or Settings.model_fields["backend"].default)
+    chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
+    if chosen != own:
+        found["backend",] = chosen
+    if endpoint and chosen not in {"openai", "auto"}:
+        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
+        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
+    above = ("models", name) if is_named else ("backend_configs",)
+    found.update({(*above, "openai", key): value for key, value in endpoint.items()})
+    if model is not None and chosen in {"openai", "auto"}:
+        found[*above, "openai", "model_name"] = model
+    elif model is not None:
+        found[*above, chosen, "model_name_or_path"] = model
+    found.update({("sampling_params", key): value for key, value in sampling.items()})
+    return found

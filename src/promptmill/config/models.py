@@ -1,0 +1,97 @@
+"""Models by name: what the configuration is for each of them, and which one is meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.core.errors import PromptmillError, config_error, input_error
+
+DEFAULT = "default"
+_OWN = ("system_prompt", "image_tag", "idle_unload")
+
+
+def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the block `models` of a file's content, by the models' names."""
+    found = raw.get("models")
+    return found if isinstance(found, Mapping) else {}
+
+
+def default_name(raw: Mapping[str, Any]) -> str:
+    """Return the name of the model that answers where none is named; `raw` is the content of the file."""
+    models = named(raw)
+    if chosen := raw.get("default_model"):
+        return str(chosen)
+    if not models or DEFAULT in models:
+        return DEFAULT
+    return DEFAULT if raw.get("backend") or raw.get("backend_configs") else str(next(iter(models)))
+
+
+def names(raw: Mapping[str, Any]) -> list[str]:
+    """Return the names of all models, that of the one that answers where none is named first."""
+    first = default_name(raw)
+    own = [DEFAULT] if raw.get("backend") or raw.get("backend_configs") else []
+    return list(dict.fromkeys([first, *named(raw), *own]))
+
+
+def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the content of the file as it would be if `name` were its only model.
+
+    A model has a block of its own and takes nothing from the file's, whose key, address and price are for another one.
+    """
+    model = named(raw).get(name)
+    if not isinstance(model, Mapping):
+        return dict(raw)
+    block = next((block for block in BackendConfigs.model_fields if block in model), None)
+    backend = model.get("backend") or block
+    own: dict[str, Any] = {
+        "backend": backend,
+        "backend_configs": {backend: model.get(block) or {}} if block else {},
+        "sampling_params": {**(raw.get("sampling_params") or {}), **(model.get("sampling_params") or {})},
+        "extra_params": model.get("extra_params") or {},
+        "price": model.get("price"),
+    }
+    return {**raw, **own, **{key: model[key] for key in _OWN if model.get(key) is not None}}
+
+
+def leave_to_all(raw: dict[str, Any], parameter: str) -> None:
+    """Take a sampling parameter out of every model's own, so that the file's counts."""
+    if found := named(raw):
+        raw["models"] = {name: _without(model, parameter) for name, model in found.items()}
+
+
+def _without(model: Any, parameter: str) -> Any:
+    own = model.get("sampling_params") if isinstance(model, Mapping) else None
+    if not isinstance(own, Mapping) or parameter not in own:
+        return model
+    return {**model, "sampling_params": {name: value for name, value in own.items() if name != parameter}}
+
+
+def fallback_of(settings: Settings, name: str) -> list[str]:
+    """Return the names of the models that answer, in this order, what `name` cannot."""
+    model = settings.models.get(name)
+    return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != name]
+
+
+def check_names(settings: Settings) -> None:
+    """Raise `PromptmillError` (`invalid_config`) where a model is named that there is none of."""
+    known = [*settings.models, DEFAULT]
+    if settings.default_model is not None and settings.default_model not in known:
+        raise config_error("default_model", _unknown(settings.default_model, known))
+    for name, model in settings.models.items():
+        for at, other in enumerate(model.fallback):
+            if other not in known:
+                raise config_error(f"models.{name}.fallback[{at}]", _unknown(other, known))
+
+
+def unknown_model(name: str, known: Iterable[str]) -> PromptmillError:
+    """Return the error of a call that names a model that there is none of; the nearest ones first."""
+    return input_error(f"model: {_unknown(name, list(known))}")
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+    ordered = [*near, *(other for other in known if other not in near)]
+    return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."

@@ -1,0 +1,166 @@
+"""Lines of a Batch file's output, each in the form of the provider whose line was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.backends.batch_lines import provider_of
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.records import Record
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
+_INVALID_ARGUMENT, _INTERNAL = 3, 13  # of google.rpc.Code
+
+
+def batch_output(
+    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
+) -> dict[str, Any]:
+    """Return the output of a Batch line.
+
+    `takes_model`: the line's own model answered it, where it names one.
+    """
+    try:
+        asked = rows.load(line.strip(), "")
+    except PromptmillError:
+        asked = None
+    asked = asked if isinstance(asked, dict) else {}
+    number = f"{job_id[-10:]}-{record.row + 1}"
+    match provider_of(asked):
+        case "anthropic":
+            named = _named(asked.get("params"), model, takes_model=takes_model)
+            return {"custom_id": asked.get("custom_id"), "result": _of_anthropic(record, number, named)}
+        case "gemini":
+            named = _named(asked.get("request"), model, takes_model=takes_model)
+            rest = {name: value for name, value in asked.items() if name != "request"}
+            return rest | _of_gemini(record, number, named)
+    named = _named(asked.get("body"), model, takes_model=takes_model)
+    return {
+        "id": f"batch_req_{number}",
+        "custom_id": asked.get("custom_id"),
+        **_of_openai(record, number, named, created),
+    }
+
+
+def _named(body: Any, model: str, *, takes_model: bool) -> str:
+    return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
+
+
+def _of_openai(record: Record, number: str, model: str, created: int) -> dict[str, Any]:
+    """Return `response` and `error` (platform.openai.com/docs/api-reference/batch/request-output)."""
+    extras = record.extras
+    if record.code is not None:
+        error = {"code": record.code, "message": record.text}
+        said = extras.get("response")
+        if said is None:
+            return {"response": None, "error": error}
+        body = {"error": {"message": record.text, "type": None, "param": None, "code": None} | said["error"]}
+        return {
+            "response": {"status_code": said["status_code"], "request_id": f"req_{number}", "body": body},
+            "error": error,
+        }
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    details = extras.get("details", {})
+    if "payload" in details:
+        return {"response": _response(number, details["payload"]), "error": None}
+    said = details.get("body", {})
+    if not isinstance(said.get("usage", {}), dict):
+        said = {name: value for name, value in said.items() if name != "usage"}
+    choice = {
+        "index": 0,
+        "message": _openai_message(record, extras, details.get("message", {})),
+        "logprobs": extras.get("logprobs"),
+        "finish_reason": record.finish_reason or "stop",
+    }
+    answered = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [details.get("choice", {}) | choice],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+    }
+    # the endpoint's own id, model and usage where it gave them
+    return {"response": _response(number, answered | said), "error": None}
+
+
+def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"status_code": 200, "request_id": f"req_{number}", "body": body}
+
+
+def _openai_message(record: Record, extras: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": record.text, "refusal": None, **details}
+    if message["refusal"] == record.text:  # elsewhere the answer; here it has a field of its own
+        message["content"] = None
+    if record.reasoning is not None:
+        message["reasoning_content"] = record.reasoning
+    if "tool_calls" in extras:
+        message["tool_calls"] = extras["tool_calls"]
+        message["content"] = record.text or None
+    return message
+
+
+def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
+    """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
+    if record.code is not None:
+        said = record.extras.get("response")
+        kind = "invalid_request_error" if said is None or said["status_code"] < 500 else "api_error"
+        return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
+    content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
+    for call in record.extras.get("tool_calls", ()):
+        name, given = _called(call)
+        content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
+    message = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        "stop_reason": _STOP_REASONS.get(record.finish_reason or "stop", "end_turn"),
+        "stop_sequence": None,
+        "usage": {"input_tokens": record.prompt_tokens, "output_tokens": record.completion_tokens},
+    }
+    return {"type": "succeeded", "message": message}
+
+
+def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
+    """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
+    if record.code is not None:
+        invalid = record.code in {"invalid_input", "unsupported", "bad_request", "invalid_image"}
+        return {"error": {"code": _INVALID_ARGUMENT if invalid else _INTERNAL, "message": record.text}}
+    parts: list[dict[str, Any]] = [{"text": record.text}] if record.text else []
+    for call in record.extras.get("tool_calls", ()):
+        name, given = _called(call)
+        parts.append({"functionCall": {"name": name, "args": given}})
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    response = {
+        "candidates": [
+            {
+                "content": {"parts": parts, "role": "model"},
+                "finishReason": _FINISH_REASONS.get(record.finish_reason or "stop", "OTHER"),
+                "index": 0,
+            }
+        ],
+        "usageMetadata": {
+            "promptTokenCount": prompt,
+            "candidatesTokenCount": completion,
+            "totalTokenCount": prompt + completion,
+        },
+        "modelVersion": model,
+        "responseId": number,
+    }
+    return {"response": response}
+
+
+def _called(call: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name of the function that is called, and its arguments as an object as far as they are one."""
+    function = call.get("function", {})
+    text = function.get("arguments") or "{}"
+    try:
+        return function.get("name", ""), orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return function.get("name", ""), {"arguments": text}

@@ -1,0 +1,112 @@
+"""Rows that are in no file: from standard input or from a program. They are kept until their job is done.
+
+They lie in `given/` beside the folder of all jobs, under a name made of their content: whoever gives the same rows
+again goes on with the same job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import admission, disk
+from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.job_request import JobRequest
+
+_SNIFFED = 4096
+_NAME = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class GivenRows:
+    """`input` is the file that holds them, in a folder of its own."""
+
+    folders: JobFolders
+    input: Path
+
+    @classmethod
+    def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str) -> GivenRows:
+        """Keep the bytes that come as a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
+        root = folders.root.parent / "given"
+        try:
+            disk.make_private_folder(root)
+            digest = hashlib.sha256(suffix.encode())
+            descriptor, name = tempfile.mkstemp(dir=root)
+            beside = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    for block in blocks:
+                        digest.update(block)
+                        file.write(block)
+                folder = root / digest.hexdigest()[:20]
+                disk.make_private_folder(folder)
+                found = folder / f"{_NAME}{suffix}"
+                if found.exists():  # as it was: its time tells whether a job's input changed
+                    beside.unlink()
+                else:
+                    disk.replace(beside, found)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise PromptmillError(Code.STORAGE, f"{root} cannot be written: {disk.why(error)}.") from None
+        return cls(folders, found.resolve())
+
+    def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
+        """Return where the answers go that are wanted in no file: another place for other settings."""
+        return output_beside(self.input.parent, plan, order, suffix)
+
+    def forget(self, output: Path | None = None) -> None:
+        """Remove the rows, as their job is done; `output` with its job, if it lies beside them."""
+        if output is not None and output.parent == self.input.parent:
+            folder = self.folders.of(self.input, output)
+            self.folders.unregister(folder)
+            if folder.path.parent != self.input.parent:
+                shutil.rmtree(folder.path, ignore_errors=True)
+        shutil.rmtree(self.input.parent, ignore_errors=True)
+
+
+def output_beside(folder: Path, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
+    """Return a name in `folder` for the answers to rows that are asked in this way."""
+    settings = admission.fingerprint(plan, order.system_prompt, "jsonl")
+    asked = [settings, order.prompt_column, order.prompt_template, order.limit]
+    digest = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+    return folder / f"answers-{digest}{suffix}"
+
+
+def suffix_of(first: bytes) -> str:
+    """Return the suffix for what begins with these bytes. Raises `PromptmillError` (`invalid_input`)."""
+    if first.startswith(b"PAR1"):
+        return ".parquet"
+    match first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]:
+        case b"{" | b"":
+            return ".jsonl"
+        case b"[":
+            return ".json"
+    raise input_error("Standard input is not JSON; say what it is: --input-format txt, csv, tsv, jsonl.gz, …")
+
+
+def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
+    """Yield what comes over standard input, the first block with all that tells its format."""
+    first = b""
+    while len(first) < _SNIFFED and (block := os.read(descriptor, 1 << 20)):
+        first += block
+    yield first
+    while block := os.read(descriptor, 1 << 20):
+        yield block
+
+
+def copy_out(output: Path, descriptor: int) -> None:
+    """Write the answers to standard output."""
+    with output.open("rb") as file, contextlib.closing(os.fdopen(os.dup(descriptor), "wb")) as out:
+        shutil.copyfileobj(file, out, 1 << 20)

@@ -1,0 +1,100 @@
+"""A prompt with places for columns, `Classify: {{text}}`, written out for every row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptmill.backends import rows
+from promptmill.backends.row_fields import NAMES
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.output_records import plain_line
+
+_ROW = "row"
+_LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
+
+
+class PromptTemplate:
+    """A Jinja template over a row's fields; `row` is all of them, for names such as `row["my column"]`."""
+
+    def __init__(self, text: str) -> None:
+        """Raises `PromptmillError` (`invalid_input`) for what is not a template, or names no column."""
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, keep_trailing_newline=True, finalize=_as_text, autoescape=False
+        )
+        try:
+            self.names = frozenset(meta.find_undeclared_variables(environment.parse(text)))
+            self._template = environment.from_string(text)
+        except TemplateError as error:
+            raise input_error(f"--prompt is not a template: {error}.") from None
+        if not self.names:
+            raise input_error("--prompt names no column; write it in double braces, such as {{text}}.")
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it may ask for any column."""
+        return _ROW in self.names
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for a name that no column of `known` has; the nearest is told."""
+        columns = list(known)
+        for name in sorted(self.names - {_ROW, *columns}):
+            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            shown = ", ".join(column[:40] for column in columns[:10]) or "none"
+            meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
+            raise input_error(f"--prompt: the input has no column {name[:60]!r}; {meant}")
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`) where it lacks a field."""
+        try:
+            return str(self._template.render({_ROW: row, **row}))
+        except UndefinedError as error:
+            raise input_error(f"--prompt: {error.message}.") from None
+        except Exception as error:  # noqa: BLE001 (whatever a template does with a row's values is that row's failure)
+            raise input_error(f"--prompt cannot be written out: {type(error).__name__}: {error}"[:300]) from None
+
+    def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `row` asks: its prompt, and those of its fields that say something about an answer."""
+        return {name: row[name] for name in (NAMES & row.keys()) - {"prompt", "messages"}} | {
+            "prompt": self.render(row)
+        }
+
+    def lines(self, found: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield lines of JSON with their prompts. Raises `PromptmillError` when none of the first rows has a name."""
+        seen: dict[str, None] = {}
+        looked_at = 0
+        for line in found:
+            if line.strip():
+                looked_at += 1
+            yield self._line(line, seen if looked_at <= _LOOKED_AT else None)
+            if looked_at == _LOOKED_AT:
+                self.check(seen)
+        if 0 < looked_at < _LOOKED_AT:
+            self.check(seen)
+
+    def _line(self, line: bytes, seen: dict[str, None] | None) -> bytes:
+        try:
+            row = rows.load(line, "")
+        except PromptmillError:  # which reading it says better
+            return line
+        if not isinstance(row, dict):
+            return line
+        if seen is not None:
+            seen.update(dict.fromkeys(row))
+        try:
+            asked = self.asked(row)
+        except PromptmillError as error:
+            asked = {rows.PROBLEM: error.message}
+        return plain_line(asked | {rows.ROW: row}).removesuffix(b"\n")
+
+
+def _as_text(value: Any) -> Any:
+    """Return what stands for a value in a prompt: nothing for null, JSON for what has parts."""
+    if value is None:
+        return ""
+    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value

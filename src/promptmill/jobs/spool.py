@@ -1,0 +1,181 @@
+"""Rows of any input as lines in a file, so that they are read by their place: written once, before the job."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.backends.row_fields import IMAGES, NAMES
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs import disk, formats, json_rows
+from promptmill.jobs.cell_table import CellRow, CellTable, is_utf8
+from promptmill.jobs.input_files import InputFiles
+from promptmill.jobs.parquet_table import ParquetTable
+from promptmill.jobs.prompt_template import PromptTemplate
+
+_PROMPTS = frozenset({"prompt", "messages"})
+
+
+class Halted(Exception):  # noqa: N818 (a finding, told to the runner alone)
+    """Nobody wants the result any more."""
+
+
+def spool(
+    files: InputFiles,
+    input_format: str,
+    target: Path,
+    halt: threading.Event | None = None,
+    *,
+    prompt_column: str | None = None,
+    prompt_template: str | None = None,
+) -> int:
+    """Write the rows of the input into `target`, one line each, and return how many there are.
+
+    Of tables, only the columns that are asked about are kept, with `prompt_column` as `prompt`, or what
+    `prompt_template` makes of a row. `target` is there whole
+    or not at all. Raises `PromptmillError` (`invalid_input`) for what is not of its format, or a table without a
+    `prompt` or `messages` column; `OSError`; `Halted` once `halt` is set.
+    """
+    beside = target.with_name(f"{target.name}.new")
+    template = None if prompt_template is None else PromptTemplate(prompt_template)
+    if input_format in formats.CELLS:
+        lines = _cell_lines(CellTable(files, input_format), prompt_column, template)
+    elif input_format == "parquet":
+        lines = _parquet_lines(ParquetTable(files), prompt_column, template)
+    else:
+        lines = json_rows.lines(files)
+        if template is not None:
+            lines = template.lines(lines)
+    count = 0
+    with beside.open("wb") as out:
+        beside.chmod(disk.PRIVATE_FILE)
+        for line in lines:
+            if halt is not None and halt.is_set():
+                raise Halted
+            out.write(line + b"\n")
+            count += 1
+        out.flush()
+        disk.sync_file(out)
+    beside.replace(target)
+    disk.sync_folder(target.parent)
+    return count
+
+
+def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate | None) -> list[tuple[int, str]]:
+    """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`."""
+    if template is not None:
+        template.check(names)
+        return [(at, name) for at, name in enumerate(names) if template.takes_all or name in template.names | NAMES]
+    meant = list(names)
+    if prompt_column is not None:
+        if prompt_column not in names:
+            raise input_error(f"The input has no column {prompt_column!r}; its columns: {_shown(names)}.")
+        meant = ["prompt" if name == prompt_column else "" if name in _PROMPTS else name for name in names]
+    asked = [(at, name) for at, name in enumerate(meant) if name in NAMES]
+    twice = {name for _, name in asked if meant.count(name) > 1}
+    if twice:
+        raise input_error(f"The input has two columns `{min(twice)}`; rename one of them.")
+    if not {"prompt", "messages"} & set(meant):
+        if not all(map(is_utf8, names)):
+            raise input_error("The first line of the input is not UTF-8 text; save the file as UTF-8.")
+        raise input_error(
+            f"The input has no column `prompt` or `messages`; its columns: {_shown(names)}. "
+            "--prompt-column names the one to ask."
+        )
+    return asked
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(name[:40] for name in names[:10]) or "none"
+
+
+def _cell_lines(table: CellTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
+    asked = _asked(table.header, prompt_column, template)
+    for row in table.rows():
+        found = _cell_row(row, asked) if template is None else _written_out(row, asked, template)
+        yield orjson.dumps(f"{found.removesuffix('.')} (line {row.line})." if isinstance(found, str) else found)
+
+
+def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | str:
+    if found.problem:
+        return found.problem
+    row: dict[str, Any] = {}
+    for at, name in asked:
+        text = found.cells[at]
+        if not is_utf8(text):
+            return f"{name} is not UTF-8 text."
+        if not text and (name != "prompt" or len(asked) > 1):  # the other columns may ask
+            continue
+        if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
+            try:
+                row[name] = orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                return f"{name} is not valid JSON: {error.msg}."
+        else:
+            row[name] = text
+    return row
+
+
+def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptTemplate) -> dict[str, Any] | str:
+    """Return what a row asks by `template`, or why it cannot be asked."""
+    if found.problem:
+        return found.problem
+    texts = {name: found.cells[at] for at, name in asked}
+    if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
+        return f"{wrong} is not UTF-8 text."
+    own = _cell_row(found, [(at, name) for at, name in asked if name in NAMES - _PROMPTS])
+    if isinstance(own, str):
+        return own
+    try:
+        return own | {"prompt": template.render(texts)}
+    except PromptmillError as error:
+        return error.message
+
+
+def _parquet_lines(table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
+    names = table.schema.names
+    asked = {names[at]: name for at, name in _asked(names, prompt_column, template)}
+    for batch in table.batches(list(asked)):
+        for found in batch.to_pylist():
+            row = {asked[name]: value for name, value in found.items()}
+            if template is not None:
+                try:
+                    row = template.asked(row)
+                except PromptmillError as error:
+                    yield orjson.dumps(error.message)
+                    continue
+            images = {name: row.pop(name) for name in IMAGES if name in row}
+            for name in ("messages", "prompt"):
+                if isinstance(row.get(name), list):
+                    row[name] = _without_nulls(row[name])
+            try:
+                line = orjson.dumps(row)
+                yield orjson.dumps(row | images, default=_as_base64) if images else line
+            except TypeError:
+                yield orjson.dumps("prompt, messages or images hold values that are not text.")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return messages without what a column's type adds to them: a field that others have is null here."""
+    match value:
+        case dict():
+            return {
+                name: _without_nulls(inner)
+                for name, inner in value.items()
+                if inner is not None or name == "content"  # beside calls of tools there is none
+            }
+        case list():
+            return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _as_base64(value: object) -> str:
+    """Return the bytes of an image as JSON can hold them."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError

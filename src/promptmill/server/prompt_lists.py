@@ -1,0 +1,100 @@
+"""Lists of prompts, images and turns as clients send them → conversations, stopping at the first wrong item.
+
+Long lists are read in a thread: half a million items take a second, in which others are answered. They are no business
+of pydantic's, which would check them to the last item and write all of them into its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import orjson
+
+from promptmill.core.conversation import (
+    Conversation,
+    ImagePosition,
+    conversation_from_messages,
+    conversation_from_prompt,
+    shape,
+)
+from promptmill.core.errors import PromptmillError, input_error
+
+T = TypeVar("T")
+_FEW = 500  # half a millisecond
+
+
+def as_list_or_object(value: object) -> object:
+    """Read a list or object that arrives as a JSON string, as language models like to send it."""
+    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
+
+
+def list_of(value: object, name: str) -> list[Any]:
+    """Return the list that an argument is; a lone text or object is a list of one. Raises `PromptmillError`."""
+    value = as_list_or_object(value)
+    if isinstance(value, str | dict):
+        return [value]
+    if not isinstance(value, list):
+        raise input_error(f"{name} is {shape(value)}; send a list.")
+    return value
+
+
+async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
+    """Return one conversation for each prompt. Raises `PromptmillError`."""
+    return await _read(
+        prompts, lambda: [conversation_from_prompt(item, f"prompt_ls[{index}]") for index, item in enumerate(prompts)]
+    )
+
+
+async def conversations_with_images(
+    prompts: Sequence[Any], images: Sequence[Any], tag: str | None, position: ImagePosition
+) -> list[Conversation | PromptmillError]:
+    """Return one conversation for each prompt and its images. Raises `PromptmillError` for a list that is wrong."""
+
+    def read() -> list[Conversation | PromptmillError]:
+        sources = [_sources(item, f"multimodal_path[{index}]") for index, item in enumerate(images)]
+        if len(sources) != len(prompts):
+            raise input_error(
+                f"multimodal_path has {len(sources)} entries but prompt_ls has {len(prompts)}; "
+                "send one list of images per prompt, [] for none."
+            )
+        return [
+            _with_images(conversation_from_prompt(item, f"prompt_ls[{index}]"), sources[index], tag, position)
+            for index, item in enumerate(prompts)
+        ]
+
+    return await _read(max(prompts, images, key=len), read)
+
+
+async def conversation(messages: Sequence[Any]) -> Conversation:
+    """Return the conversation of some turns. Raises `PromptmillError`."""
+    return await _read(messages, lambda: conversation_from_messages(messages, "messages"))
+
+
+async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
+    return read() if len(items) <= _FEW else await asyncio.to_thread(read)
+
+
+def _sources(item: object, where: str) -> list[str]:
+    """Return the images of one prompt; a lone one is a list of one."""
+    item = as_list_or_object(item)
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, list) and all(isinstance(source, str) for source in item):
+        return item
+    raise input_error(f"{where} is {shape(item)}; send a list of texts: the images of one prompt.")
+
+
+def _with_images(
+    conversation: Conversation, sources: Sequence[str], tag: str | None, position: ImagePosition
+) -> Conversation | PromptmillError:
+    try:
+        return conversation.with_images(sources, tag, position)
+    except PromptmillError as error:
+        return error

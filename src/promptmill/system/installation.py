@@ -1,0 +1,50 @@
+"""How this installation of promptmill can be extended: in words for whoever lacks a package."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_NAME = "promptmill"
+
+
+@functools.cache
+def _source() -> tuple[str, bool]:
+    """Return what installs promptmill as it was installed, and whether from a checkout that is worked on."""
+    try:
+        about = json.loads(importlib.metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        about = {}
+    url = urlsplit(about.get("url", ""))
+    if url.scheme != "file":
+        return (about.get("url", "") and f"{_NAME} @ {about['url']}") or _NAME, False
+    path = url2pathname(url.path)
+    return path if Path(path).exists() else _NAME, bool(about.get("dir_info", {}).get("editable"))
+
+
+def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bool] | None = None) -> str:
+    """Return the command that adds `extra` to the environment that this Python runs in."""
+    prefix, (named, editable) = prefix or Path(sys.prefix), source or _source()
+    name, at, url = named.partition(" @ ")
+    wanted = shlex.quote(f"{name}[{extra}]{at}{url}")
+    if (prefix / "uv-receipt.toml").is_file():
+        return f"uv tool install --reinstall {'--editable ' if editable else ''}{wanted}"
+    if (prefix / "pipx_metadata.json").is_file():
+        return f"pipx install --force {'--editable ' if editable else ''}{wanted}"
+    python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
+    option = "-e " if editable else ""
+    if importlib.util.find_spec("pip") is None:  # environments that uv made have none
+        return f"uv pip install --python {python} {option}{wanted}"
+    return f"{python} -m pip install {option}{wanted}"
+
+
+def adding(extra: str) -> str:
+    """Return the hint that says how `extra` is added."""
+    return f"Run: {command_for(extra)}"

@@ -1,0 +1,148 @@
+"""What people who watch a call are told while it waits."""
+
+from __future__ import annotations
+
+import random
+from urllib.parse import urlsplit
+
+import pytest
+
+from promptmill.backends.openai.call_flow import CallFlow
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.protocol import CallStats
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Bench:
+    """A limiter over one endpoint, and the flow of one call."""
+
+    def __init__(self, **limits):
+        self.clock = Clock()
+        url = "https://api.example.com/v1/chat/completions"
+        endpoint = Endpoint(url, "api.example.com", {}, (), dialect_of(urlsplit(url)))
+        encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
+        # delays of nothing: what is waited for is what the endpoint asks for
+        settings = OpenAISettings(base_delay=0)
+        self.state = EndpointState(endpoint, encoder, settings, LoopThrottle(self.clock), random.Random(1))
+        self.limiter = Limiter([self.state], 64, self.clock, **limits)
+        self.stats = CallStats(total=10)
+        self.flow = self.stats.flow = CallFlow(self.limiter, self.stats, self.clock)
+
+    def fails(self, decision):
+        permit = self.limiter.enter_now(self.stats, 0, None)
+        self.stats.refused += decision.kind is FailureKind.LOAD
+        self.state.failed(permit, decision, None)
+        self.limiter.leave(permit, self.stats)
+
+    def answered(self, headers=None):
+        permit = self.limiter.enter_now(self.stats, 0, None)
+        self.state.succeeded(permit)
+        self.state.heard(headers or {})
+        self.limiter.leave(permit, self.stats)
+
+
+def _refusal(wait_s):
+    return RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, "no"), wait_s, status=429)
+
+
+def _gone(wait_s=None):
+    return RetryDecision(FailureKind.LOST, PromptmillError(Code.UNREACHABLE, "no"), wait_s)
+
+
+@pytest.fixture
+def bench(run):
+    """Call `work(bench)` on an event loop."""
+
+    def runner(work, **limits):
+        async def whole():
+            work(Bench(**limits))
+
+        run(whole())
+
+    return runner
+
+
+def test_a_rate_limit_is_said_with_its_wait_and_how_often(bench):
+    def work(bench):
+        assert bench.stats.waiting == ""
+        for _ in range(7):
+            bench.state.forgive()
+            bench.fails(_refusal(12.0))
+        assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 so far)"
+        bench.clock.now += 4
+        assert "next try in 8 s" in bench.stats.waiting
+        bench.clock.now += 8
+        bench.answered()
+        assert bench.stats.waiting == ""
+
+    bench(work)
+
+
+def test_an_endpoint_that_is_gone_is_said_with_since_when(bench):
+    def work(bench):
+        bench.answered()
+        bench.fails(_gone())
+        assert bench.stats.waiting == "", "a connection lost between requests is no outage"
+        bench.clock.now += 14
+        bench.fails(_gone(8.0))
+        assert bench.stats.waiting == "waiting for api.example.com since 0:14, next try in 8 s"
+        bench.clock.now += 60
+        permit = bench.limiter.enter_now(bench.stats, 0, None)
+        assert bench.stats.waiting == "waiting for api.example.com since 1:14, trying now"
+        bench.state.succeeded(permit)
+        bench.limiter.leave(permit, bench.stats)
+        assert bench.stats.waiting == ""
+
+    bench(work)
+
+
+def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal(bench):
+    def work(bench):
+        bench.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"})
+        assert bench.stats.waiting == "api.example.com has used up its limit for now, next request in 20 s"
+
+    bench(work)
+
+
+def test_a_rate_of_ones_own_is_told(bench):
+    def work(bench):
+        for _ in range(2):
+            if permit := bench.limiter.enter_now(bench.stats, 0, None):
+                bench.state.succeeded(permit)
+                bench.limiter.leave(permit, bench.stats)
+        assert "`rpm` or `tpm` allows the next request in" in bench.stats.waiting
+
+    bench(work, rpm=2)
+
+
+def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them(bench):
+    def work(bench):
+        decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
+        bench.flow.put_back(bench.state, decision, 9.0)
+        bench.flow.put_back(bench.state, decision, 5.0)
+        assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
+        bench.clock.now += 6
+        assert "next try in 3 s" in bench.stats.waiting
+        permit = bench.limiter.enter_now(bench.stats, 0, None)
+        assert bench.stats.waiting == "", "one of them is being answered"
+        bench.limiter.leave(permit, bench.stats)
+
+    bench(work)
+
+
+def test_the_flow_ends_with_the_run(drive):
+    assert drive(["x"]).stats.flow is None

@@ -1,0 +1,67 @@
+"""No sampling parameter is dropped without a word: each backend maps it or names it as left out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import promptmill
+from promptmill.backends.engines.request_options import template_options
+from promptmill.backends.openai.provider_profile import ProviderProfile, translate
+from promptmill.backends.openai.providers import DIALECTS, PLAIN
+from promptmill.core.sampling import Sampling
+
+ENGINES = Path(promptmill.__file__).parent / "backends" / "engines"
+VALUES = {
+    "stop": ["x"],
+    "response_format": {"type": "json_object"},
+    "reasoning_effort": "low",
+    "enable_thinking": False,
+}
+# Read by promptmill itself, whoever answers.
+OURS = {"reasoning"}
+
+
+def takes(engine: str) -> frozenset[str]:
+    """Return an engine's TAKES, without importing torch."""
+    names: dict[str, object] = {}
+    for file in ("sampling.py", "prompt.py"):
+        source = ENGINES / engine / file
+        for node in ast.parse(source.read_text(encoding="utf-8")).body if source.exists() else ():
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                if name in {"TAKES", "SAME_NAME"}:
+                    names[name] = eval(compile(ast.Expression(node.value), engine, "eval"), {}, names)
+    found = names["TAKES"]
+    assert isinstance(found, frozenset)
+    return found
+
+
+@pytest.mark.parametrize("engine", ["hf", "openvino", "vllm"])
+def test_an_engine_reads_what_it_says_it_takes(engine):
+    source = "".join(file.read_text(encoding="utf-8") for file in (ENGINES / engine).glob("*.py"))
+    shared = (ENGINES / "request_options.py").read_text(encoding="utf-8")
+    declared = re.compile(r"TAKES = frozenset\(.*?\n\)\n|TAKES = .*\n", re.DOTALL)
+    for name in takes(engine):
+        assert f'"{name}"' in declared.sub("", source) + shared, name
+
+
+@pytest.mark.parametrize("engine", ["hf", "openvino", "vllm"])
+def test_what_an_engine_does_not_take_is_named(engine):
+    left_out: list[str] = []
+    given = {name: VALUES.get(name, 1) for name in [*Sampling.model_fields, "brand_new"]}
+    given["enable_thinking"] = True  # not to think is what a model without that switch does
+    template_options(given, {}, left_out, lambda _: False, takes(engine))
+    assert set(given) - set(left_out) == takes(engine)
+    assert "brand_new" in left_out
+
+
+@pytest.mark.parametrize("profile", [PLAIN, *DIALECTS], ids=lambda profile: profile.name)
+def test_a_provider_is_sent_each_parameter_or_refuses_it_by_name(profile: ProviderProfile):
+    for model in ("m", "gpt-5-mini", "o3", "deepseek-reasoner", "grok-4"):
+        for name in {*Sampling.model_fields, "brand_new"} - OURS:
+            body, refused = translate(profile, model, {name: VALUES.get(name, 1)})
+            assert body or name in refused, (model, name)

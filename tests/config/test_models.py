@@ -1,0 +1,84 @@
+"""Models by name in `parameter.yaml`: what each of them is, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.core.errors import PromptmillError
+
+FAST = {"openai": {"base_url": "http://127.0.0.1:1/v1", "model_name": "small", "api_key": "k"}}
+LOCAL = {"hf": {"model_name_or_path": "/models/own"}}
+
+
+def test_a_file_without_models_is_the_one_model_default():
+    configuration = Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "a"}}})
+    assert configuration.names == ("default",)
+    assert configuration.plan.name == "default"
+    assert configuration.plan.fallback == []
+
+
+def test_a_model_has_a_block_of_its_own_and_the_rest_of_the_file():
+    configuration = Configuration(
+        {
+            "backend": "openai",
+            "backend_configs": {
+                "openai": {"base_url": "http://127.0.0.1:2/v1", "model_name": "big", "api_key": "other"}
+            },
+            "sampling_params": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 10},
+            "extra_params": {"best_of": 2},
+            "system_prompt": "Be kind.",
+            "price": {"input": 1, "output": 2},
+            "models": {"fast": {**FAST, "sampling_params": {"temperature": 0, "top_p": None}, "fallback": ["default"]}},
+        }
+    )
+    plan = configuration.plan_of("fast")
+    assert configuration.names == ("default", "fast")
+    assert (plan.backend, plan.model, plan.fallback) == ("openai", "small", ["default"])
+    assert plan.settings.backend_configs.openai.api_key.get_secret_value() == "k"
+    assert plan.settings.sampling_params.given() == {"temperature": 0, "max_tokens": 10}
+    assert plan.settings.system_prompt == "Be kind."
+    assert (plan.settings.extra_params, plan.settings.price) == ({}, None), "those of another model"
+    assert configuration.plan.model == "big"
+
+
+def test_where_the_file_names_no_backend_the_first_model_answers():
+    configuration = Configuration({"models": {"fast": FAST, "local": LOCAL}})
+    assert configuration.names == ("fast", "local")
+    assert configuration.plan.model == "small"
+    overlaid = configuration.overlaid(Overrides("openai", {}, {"temperature": 0}))
+    assert (overlaid.name, overlaid.model) == ("fast", "small")
+
+
+def test_default_model_chooses():
+    configuration = Configuration({"models": {"fast": FAST, "local": LOCAL}, "default_model": "local"})
+    assert (configuration.default, configuration.plan.model) == ("local", "/models/own")
+
+
+def test_a_model_whose_variable_is_not_set_costs_the_others_nothing():
+    raw = {"models": {"local": LOCAL, "fast": {"openai": {"base_url": "${NOT_SET_HERE}", "model_name": "x"}}}}
+    configuration = Configuration.of(raw, origin="file")
+    assert configuration.plan.name == "local"
+    with pytest.raises(PromptmillError, match=r"models\.fast: .*NOT_SET_HERE is not set"):
+        configuration.plan_of("fast")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"models": {"f": {"openai": {"modl_name": "x"}}}}, r"models\.f\.openai\.modl_name: .* model_name\?"),
+        ({"models": {"f": {"hf": {}, "fallbak": []}}}, r"models\.f\.fallbak: .* fallback\?"),
+        ({"models": {"f": {}}}, r"models\.f: needs one backend's block \(openai, hf, vllm, openvino\); it has none"),
+        ({"models": {"f": {"hf": {}, "vllm": {}}}}, r"models\.f: .* it has hf and vllm"),
+        (
+            {"models": {"f": {"hf": {}, "fallback": ["g"]}, "gg": {"hf": {}}}},
+            r"fallback\[0\]: .*'g'; models here: gg, f",
+        ),
+        ({"models": {"f": {"hf": {"batch_size": "x"}}}}, r"models\.f\.hf\.batch_size"),
+        ({"models": 3}, r"models: "),
+        ({"default_model": "q"}, r"default_model: there is no model 'q'"),
+    ],
+)
+def test_mistakes_are_told_with_their_path(raw, said):
+    with pytest.raises(PromptmillError, match=said):
+        Configuration(raw)

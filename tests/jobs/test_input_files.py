@@ -1,0 +1,293 @@
+"""Files as people have them: formats, compression, folders and patterns, each through the same two steps of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.backends import rows
+from promptmill.core.errors import PromptmillError
+from promptmill.core.outcome import Completion
+from promptmill.jobs import formats, input_files, merge
+from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.input_files import InputFiles
+from promptmill.jobs.merge import Merge
+from promptmill.jobs.records import record_of
+from promptmill.jobs.spool import spool
+from promptmill.jobs.store import JobStore
+
+ROWS = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 3, "prompt": "c"}]
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+class Asked:
+    """An input as a job reads it: `lines` are what is asked, `write` is its output."""
+
+    def __init__(self, folder: Path, *given: str, prompt_column: str | None = None) -> None:
+        self._folder = folder
+        parts = input_files.find([folder / name for name in given], folder / "out")
+        self.files = InputFiles(parts)
+        self.format = formats.of_input(self.files)
+        self.direct = formats.is_read_directly(self.files, self.format)
+        rows_file = parts[0].path
+        if not self.direct:
+            rows_file = folder / ".rows.jsonl"
+            spool(self.files, self.format, rows_file, prompt_column=prompt_column)
+        self.lines = rows_file.read_bytes().splitlines()
+        self._rows = RandomFile(rows_file)
+
+    @property
+    def asked(self) -> list[Any]:
+        """What each line says."""
+        return [rows.load(line, "") for line in self.lines]
+
+    def write(self, name: str) -> bytes:
+        """Return the output of this name, where row n is answered `An`; failures as they are."""
+        path = self._folder / ".job.db"
+        path.unlink(missing_ok=True)
+        with contextlib.closing(JobStore(path, create=True, has_locks=True)) as store:
+            store.write([record_of(row, Completion(f"A{row}")) for row in range(len(self.lines))])
+            target = self._folder / name
+            kind = formats.of_output(target, self.format)
+            found = merge.write(
+                Merge(
+                    "job-0123456789",
+                    self.files,
+                    self._rows,
+                    self.format,
+                    kind,
+                    target,
+                    merge.Answers(store.records()),
+                    "m",
+                    0,
+                    None,
+                )
+            )
+        return found.read_bytes()
+
+
+def packed(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, compressed as its name says."""
+    if path.suffix == ".gz":
+        data = gzip.compress(data[:9]) + gzip.compress(data[9:])  # as tools that work in parallel write it
+    elif path.suffix == ".zst":
+        pa = pytest.importorskip("pyarrow")
+        data = bytes(pa.compress(data[:9], "zstd", asbytes=True)) + bytes(pa.compress(data[9:], "zstd", asbytes=True))
+    path.write_bytes(data)
+
+
+def unpacked(name: str, data: bytes) -> bytes:
+    """Return what `data` is when it was compressed as its name says."""
+    if name.endswith(".gz"):
+        return gzip.decompress(data)
+    if name.endswith(".zst"):
+        pa = pytest.importorskip("pyarrow")
+        return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+    return data
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("in.jsonl", JSONL),
+        ("in.json", json.dumps(ROWS, indent=2)),
+        ("in.json", JSONL),
+        ("in.csv", "id,prompt\n1,a\n2,b\n3,c\n"),
+        ("in.tsv", "id\tprompt\n1\ta\n2\tb\n3\tc\n"),
+        ("in.txt", "a\n\nb\r\nc"),
+    ],
+)
+@pytest.mark.parametrize("target", ["out.jsonl", "out.json"])
+def test_every_text_format_is_read_and_answered_compressed_or_not(
+    tmp_path: Path, name: str, text: str, ending: str, target: str
+) -> None:
+    packed(tmp_path / (name + ending), text.encode())
+    asked = Asked(tmp_path, name + ending)
+    assert [row["prompt"] for row in asked.asked] == ["a", "b", "c"]
+    out = unpacked(ending, asked.write(target + ending))
+    found = json.loads(out) if target == "out.json" else [json.loads(line) for line in out.splitlines()]
+    assert [(row["prompt"], row["answer"]) for row in found] == [("a", "A0"), ("b", "A1"), ("c", "A2")]
+
+
+@pytest.mark.parametrize(("target", "delimiter"), [("out.csv.gz", ","), ("out.tsv", "\t")])
+def test_cells_stay_cells(tmp_path: Path, target: str, delimiter: str) -> None:
+    (tmp_path / "in.tsv").write_text('id\tprompt\n1\t"Hello," she said\n2\t"two\nlines"\n')
+    out = unpacked(target, Asked(tmp_path, "in.tsv").write(target)).decode()
+    found = list(csv.DictReader(io.StringIO(out), delimiter=delimiter))
+    assert [row["prompt"] for row in found] == ['"Hello," she said', "two\nlines"]
+    assert [row["answer"] for row in found] == ["A0", "A1"]
+
+
+def test_an_array_is_read_over_any_block_and_its_numbers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptmill.jobs.json_rows._BLOCK", 7)
+    items = '[ {"prompt":\n "\\u00e4\u00f6 ]", "n": 1.50},{"prompt":"x", "big": 123456789012345678901234567890}\n]\n'
+    (tmp_path / "in.json").write_text(items, encoding="utf-8")
+    asked = Asked(tmp_path, "in.json")
+    assert [row["prompt"] for row in asked.asked] == ["\u00e4\u00f6 ]", "x"]
+    out = asked.write("out.jsonl").decode()
+    assert '"n": 1.50' in out
+    assert "123456789012345678901234567890" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"prompt": "a"} {"prompt": "b"}]', "a comma or the closing bracket is missing at character 18"),
+        ('[{"prompt": "a"},', "ends too early|Expecting value"),
+        ('[{"prompt": nonsense, "and": "much more behind it"}]', "at character 13"),
+        ('{\n "rows": []\n}', "holds one JSON object; write an array of rows"),
+    ],
+)
+def test_what_is_wrong_with_an_array_is_said(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "in.json").write_text(text)
+    with pytest.raises(PromptmillError, match=said):
+        Asked(tmp_path, "in.json")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.csv.zst"])
+def test_a_torn_compressed_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    packed(tmp_path / name, b"prompt\n" + b"something to compress\n" * 5000)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    with pytest.raises(PromptmillError, match=f"{name} is not a whole"):
+        Asked(tmp_path, name)
+
+
+def test_several_inputs_a_folder_and_a_pattern_become_one_with_a_column_for_the_file(tmp_path: Path) -> None:
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=2").mkdir()
+    (tmp_path / "day=1" / "a.jsonl").write_text('{"prompt": "one"}')
+    (tmp_path / "day=1" / "_SUCCESS").write_text("")
+    packed(tmp_path / "day=2" / "b.jsonl.gz", b'\xef\xbb\xbf{"prompt": "two", "source_file": "own"}\n{}\n')
+    (tmp_path / "day=2" / "notes.md").write_text("no rows")
+    for given in (["."], ["day=*/*.jsonl*"], ["day=1/a.jsonl", "day=2"]):
+        found = [json.loads(line) for line in Asked(tmp_path, *given).write("out.jsonl").splitlines()]
+        assert [row["answer"] for row in found] == ["A0", "A1", "A2"]
+        assert [row["source_file"] for row in found] == ["day=1/a.jsonl", "own", "day=2/b.jsonl.gz"]
+        if given == ["."]:
+            assert [row["day"] for row in found] == ["1", "2", "2"]
+
+
+def test_csv_files_with_other_columns_are_one_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,prompt\n1,x\n")
+    (tmp_path / "b.csv").write_text("prompt;note\ny;n\n")
+    out = Asked(tmp_path, "a.csv", "b.csv").write("out.csv").decode()
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert [(row["id"], row["prompt"], row["note"], row["source_file"]) for row in found] == [
+        ("1", "x", "", "a.csv"),
+        ("", "y", "n", "b.csv"),
+    ]
+
+
+def test_files_of_several_kinds_or_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\nx\n")
+    (tmp_path / "b.jsonl").write_text("{}\n")
+    with pytest.raises(PromptmillError, match=r"both csv \(a.csv\) and jsonl files \(b.jsonl\)"):
+        Asked(tmp_path, ".")
+    with pytest.raises(PromptmillError, match="There is no file of rows at"):
+        Asked(tmp_path, "*.txt")
+
+
+def test_a_stray_quote_is_the_error_of_its_own_row(tmp_path: Path) -> None:
+    text = 'id,prompt\n1,"open\n2,fine\n3,"a ""quoted"" word"\n4,"he said "hi" to me"\n5,last\n6,"never closed\n7,end\n'
+    (tmp_path / "in.csv").write_text(text)
+    asked = Asked(tmp_path, "in.csv")
+    found = asked.asked
+    assert [row if isinstance(row, str) else row["prompt"] for row in found] == [
+        "has a quote that does not belong there: ',' expected after '\"' (line 2).",
+        "fine",
+        'a "quoted" word',
+        "has a quote that does not belong there: ',' expected after '\"' (line 5).",
+        "last",
+        "has a quote that does not belong there: unexpected end of data (line 7).",
+        "end",
+    ]
+    out = list(csv.DictReader(io.StringIO(asked.write("out.csv").decode())))
+    assert [row["prompt"] for row in out][3:6] == ['"he said "hi" to me"', "last", '"never closed']
+
+
+def test_surplus_cells_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a,b,c\n2,x\n")
+    asked = Asked(tmp_path, "in.csv")
+    assert asked.asked == ["has 4 cells, but the header has 2 (line 2).", {"prompt": "x"}]
+    first, second = csv.DictReader(io.StringIO(asked.write("out.csv").decode()))
+    assert (first["prompt"], first[None], second.get(None)) == ("a", ["b", "c"], None)  # type: ignore[call-overload]
+    (row, _) = [json.loads(line) for line in asked.write("out.jsonl").splitlines()]
+    assert row["surplus_cells"] == ["b", "c"]
+
+
+def test_two_columns_of_one_name_that_is_asked_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("prompt,id,prompt\na,1,b\n")
+    with pytest.raises(PromptmillError, match="two columns `prompt`"):
+        Asked(tmp_path, "in.csv")
+
+
+def test_another_column_is_asked_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("question,prompt\nwhy,old\n")
+    asked = Asked(tmp_path, "in.csv", prompt_column="question")
+    assert asked.asked == [{"prompt": "why"}]
+    assert asked.write("out.csv").startswith(b"question,prompt,answer,")
+    with pytest.raises(PromptmillError, match="no column 'q'; its columns: question, prompt"):
+        Asked(tmp_path, "in.csv", prompt_column="q")
+
+
+def image_features(pa: Any) -> dict[bytes, bytes]:
+    """Return the metadata that Hugging Face's `datasets` writes."""
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    return {b"huggingface": json.dumps(info).encode()}
+
+
+def test_parquet_keeps_what_its_files_say_of_their_columns(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    kinds = [
+        pa.field("label", pa.int64(), metadata={"unit": "class"}),
+        ("prompt", pa.int32()),
+        ("messages", pa.string()),
+    ]
+    messages = [None, json.dumps([{"role": "user", "content": "hello"}]), None]
+    table = pa.table(
+        {"label": [0, 1, 0], "prompt": [7, None, 8], "messages": messages},
+        pa.schema(kinds, metadata=image_features(pa)),
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    asked = Asked(tmp_path, "in.parquet")
+    reading = rows.RowReader("table")
+    texts = [reading.read(row, line)[0].as_messages()[0]["content"] for row, line in enumerate(asked.lines)]
+    assert texts == ["7", "hello", "8"]
+    out = parquet.read_table(io.BytesIO(asked.write("out.parquet")))
+    assert out.schema.metadata[b"huggingface"] == image_features(pa)[b"huggingface"]
+    assert out.schema.field("label").metadata == {b"unit": b"class"}
+    assert out["answer"].to_pylist() == ["A0", "A1", "A2"]
+
+
+def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for day, kind in ((1, pa.int32()), (2, pa.int64())):
+        (tmp_path / f"day=0{day}").mkdir()
+        table = pa.table({"prompt": [f"p{day}"], "n": pa.array([day], kind)})
+        parquet.write_table(table, tmp_path / f"day=0{day}" / "part-0.parquet")
+    out = parquet.read_table(io.BytesIO(Asked(tmp_path, ".").write("out.parquet"))).to_pylist()
+    assert [(row["prompt"], row["n"], row["day"], row["source_file"], row["answer"]) for row in out] == [
+        ("p1", 1, "01", "day=01/part-0.parquet", "A0"),
+        ("p2", 2, "02", "day=02/part-0.parquet", "A1"),
+    ]
+
+
+def test_a_field_by_another_name_is_asked_of_lines_too() -> None:
+    reading = rows.RowReader("jsonl", prompt_column="q")
+    asked = reading.read(0, b'{"q": "why", "prompt": "old", "messages": "mine", "max_tokens": 5}')
+    assert (asked[0].as_messages(), asked[1].max_tokens) == ([{"role": "user", "content": "why"}], 5)
+    talk = reading.read(0, b'{"q": [{"role": "user", "content": "a"}]}')[0]
+    assert talk.as_messages() == [{"role": "user", "content": "a"}]
+    assert rows.digest("jsonl", b'{"q": "why", "prompt": 1}', "q") == rows.digest("jsonl", b'{"prompt": "why"}')

@@ -1,0 +1,117 @@
+"""`--prompt 'Classify: {{text}}'`: what is asked of every row of any file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.prompt_template import PromptTemplate
+
+
+def _prompts(bench: Any) -> list[str]:
+    return [seen.prompt for seen in bench.upstream.seen]
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "prompt"),
+    [
+        ("Classify: {{text}}", {"text": "good"}, "Classify: good"),
+        ("{{ row['my column'] }}", {"my column": 1}, "1"),
+        ("{{a}}{% if b %} and {{b}}{% endif %}", {"a": "x", "b": None}, "x"),
+        ("{{a}}", {"a": {"b": [1, "ä"]}}, '{"b":[1,"ä"]}'),
+        ("{{a}} {{b}}", {"a": None, "b": True}, " true"),
+        ("{{a}}", {"a": "{{b}} {% raw %}"}, "{{b}} {% raw %}"),
+        ("{{a}}\n", {"a": "x"}, "x\n"),
+        ("{{prompt|upper}}", {"prompt": "x"}, "X"),
+    ],
+)
+def test_a_row_is_written_into_the_template(text, row, prompt):
+    assert PromptTemplate(text).render(row) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Classify", "names no column; write it in double braces"),
+        ("Classify {text}", "names no column"),
+        ("{{text", "is not a template"),
+        ("{% for x in y %}{{x}}", "is not a template"),
+    ],
+)
+def test_what_is_not_a_template_of_columns_is_told(text, said):
+    with pytest.raises(PromptmillError, match=said):
+        PromptTemplate(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ a.__class__.__mro__ }}", "{{ a|attr('__class__') }}", "{{ ''.join([a] * 10**9) }}{{ 1 / 0 }}"]
+)
+def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
+    with pytest.raises(PromptmillError, match="--prompt"):
+        PromptTemplate(text).render({"a": ""})
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("csv", "csv"), ("jsonl", "jsonl"), ("json", "json")])
+def test_every_kind_of_file_takes_a_template(bench, name, suffix):
+    rows = [{"id": f"r{at}", "text": f"tëxt {at}"} for at in range(3)]
+    if name == "jsonl":
+        bench.write(rows)
+    else:
+        bench.input = bench.path / f"in.{suffix}"
+        lines = ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
+        bench.input.write_text("\n".join(lines) if name == "csv" else json.dumps(rows), encoding="utf-8")
+    bench.succeed("--prompt", "Classify: {{text}}", "--system", "One word.")
+    assert sorted(_prompts(bench)) == [f"Classify: tëxt {at}" for at in range(3)]
+    assert bench.upstream.seen[0].json["messages"][0] == {"role": "system", "content": "One word."}
+    found = bench.answers()
+    assert [(row["id"], row["text"], row["answer"]) for row in found] == [
+        (f"r{at}", f"tëxt {at}", f"echo: Classify: tëxt {at}") for at in range(3)
+    ]
+    assert "prompt" not in found[0], "the output holds the input's own fields"
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+def test_an_unknown_column_is_told_with_the_nearest_before_anything_is_sent(bench, name):
+    bench.write([{"text": "a"}])
+    if name == "csv":
+        bench.input = bench.path / "in.csv"
+        bench.input.write_text("text\na\n")
+    for options in ([], ["--validate"]):
+        assert "has no column 'txt'; did you mean text?" in bench.fail("--prompt", "{{txt}}", *options)
+    assert not bench.upstream.seen
+
+
+def test_a_row_that_lacks_a_field_costs_the_others_nothing(bench):
+    bench.write([{"text": "a"}, {"other": "b"}, {"text": "c"}])
+    result = bench.run("--prompt", "{{text}}")
+    assert result.returncode == 1
+    assert [row["answer"] for row in bench.answers()] == ["echo: a", "", "echo: c"]
+    assert bench.answers()[1]["error"]["message"].startswith("line 2: --prompt: 'text' is undefined")
+
+
+def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
+    """So that a row whose prompt is the same is not asked again, and one with another prompt is."""
+    bench.write([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}])
+    bench.succeed("--prompt", "{{text}}")
+    bench.write([{"id": 3, "text": "b"}, {"id": 4, "text": "a"}, {"id": 5, "text": "c"}])
+    bench.succeed("--prompt", "{{text}}", "--reuse")
+    assert sorted(_prompts(bench)) == ["a", "b", "c"]
+    assert [row["answer"] for row in bench.answers()] == ["echo: b", "echo: a", "echo: c"]
+
+
+def test_another_template_is_another_job_unless_it_is_accepted(bench):
+    bench.write([{"text": "a"}, {"text": "bad"}])
+    bench.succeed("--prompt", "{{text}}", "--limit", "1")
+    assert "another prompt template" in bench.fail("--prompt", "Say {{text}}")
+    bench.succeed("--prompt", "Say {{text}}", "--accept-change")
+    assert _prompts(bench) == ["a", "Say bad"]
+
+
+def test_the_prompt_may_come_from_a_file(bench):
+    bench.write([{"text": "a"}])
+    (bench.path / "prompt.txt").write_text("Classify:\n{{text}}\n")
+    bench.succeed("--prompt-file", str(bench.path / "prompt.txt"))
+    assert _prompts(bench) == ["Classify:\na"]

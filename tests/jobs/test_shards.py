@@ -1,0 +1,95 @@
+"""A job in shards, joined at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptmill.jobs import shards
+from promptmill.jobs.disk import RandomFile
+
+
+def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `promptmill join` on the bench's output."""
+    command = [sys.executable, "-m", "promptmill", "join", str(bench.output), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:
+    bench.prompts(50)
+    assert "--shard I/N" in join(bench).stderr
+    bench.succeed("--shard", "2/3")
+    missing = join(bench)
+    assert (missing.returncode, "Of 3 parts of out.jsonl, 1, 3 are not done yet" in missing.stderr) == (2, True)
+    bench.succeed("--shard", "1/3")
+    assert bench.succeed("--shard", "3/3")["done"] < 50
+    assert not bench.output.exists()
+    done = join(bench, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == 50
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(50)]
+    assert len(bench.upstream.seen) == 50
+    assert "exists; --overwrite replaces it" in join(bench).stderr
+    assert bench.succeed("--shard", "2/3")["state"] == "finished"
+    assert len(bench.upstream.seen) == 50
+
+
+def test_parts_of_another_job_and_a_changed_input_are_refused(bench: Any) -> None:
+    bench.prompts(6)
+    bench.succeed("--shard", "1/2")
+    bench.succeed("--shard", "2/2", "--temperature", "0.5")
+    assert "of another input or other settings than part 1" in join(bench).stderr
+    bench.succeed("--shard", "2/2", "--overwrite")
+    bench.input.write_text(bench.input.read_text().replace("prompt 1", "prompt X"))
+    assert "has changed" in join(bench).stderr
+    part = bench.output.with_name("out.jsonl.part-2-of-2")
+    part.write_text("{}")
+    assert "is not what its shard made last" in join(bench).stderr
+    assert not bench.output.exists()
+
+
+def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: Path) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,prompt\n" + "".join(f'{at},"p\n{at}"\n' for at in range(9)))
+    for at in (1, 2):
+        bench.succeed("--shard", f"{at}/2")
+    bench.path.rename(tmp_path / "moved")
+    bench.path, bench.output = tmp_path / "moved", tmp_path / "moved" / "out.csv"
+    done = join(bench)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(bench.output.open(newline="")))
+    assert [(row["id"], row["answer"]) for row in rows] == [(str(at), f"echo: p\n{at}") for at in range(9)]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b"])
+def test_a_shard_that_cannot_be_is_refused(bench: Any, shard: str) -> None:
+    bench.prompts(1)
+    assert "is not I/N" in bench.fail("--shard", shard)
+
+
+@given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 9), st.booleans())
+def test_every_line_is_in_one_shard(lengths: list[int], count: int, ends: bool) -> None:
+    lines = [b"x" * length for length in lengths]
+    data = b"\n".join(lines) + (b"\n" if ends and lines else b"")
+    expected = data.removesuffix(b"\n").split(b"\n") if data else []
+
+    class Memory(RandomFile):
+        def __init__(self) -> None:
+            self.end = None
+
+        def read_at(self, offset: int, size: int) -> bytes:
+            return data[offset : offset + size]
+
+    ranges = [shards.range_of(Memory(), len(data), at, count) for at in range(1, count + 1)]
+    assert b"".join(data[one.offset : one.end] for one in ranges) == data
+    assert sum(one.lines for one in ranges) == len(expected)
+    before = [sum(one.lines for one in ranges[:at]) for at in range(count)]
+    assert all(one.row == rows for one, rows in zip(ranges, before, strict=True) if one.lines)

@@ -1,0 +1,166 @@
+"""Several models in one service: loaded side by side, swapped by need, unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion
+from promptmill.service.service import Service
+
+
+class Engine:
+    """Answers with its model's name; `slow` prompts wait for `may_answer`."""
+
+    def __init__(self, plan):
+        self.name = plan.name
+        self.may_answer, self.closed, self.at_it = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def load(self, report):
+        report("loading")
+
+    async def run(self, source, sink, stats):
+        while requests := await source.take(2):
+            for request in requests:
+                text = request.conversation.messages[-1].content
+                if text == "slow":
+                    self.at_it.set()
+                    await self.may_answer.wait()
+                outcome = Completion(f"{self.name}: {text}")
+                await sink.put(request.key, outcome)
+                stats.settle(outcome)
+
+    async def aclose(self):
+        self.closed.set()
+
+
+class Engines:
+    """All that were made, in order."""
+
+    def __init__(self):
+        self.made = []
+
+    async def create(self, plan):
+        self.made.append(Engine(plan))
+        return self.made[-1]
+
+    @property
+    def names(self):
+        return [engine.name for engine in self.made]
+
+
+def _hf(gpu, **more):
+    return {"hf": {"model_name_or_path": f"/on/{gpu}", "gpu_ids": gpu}, **more}
+
+
+def _service(engines, models, **top):
+    return Service(Configuration({"models": models, **top}), create=engines.create)
+
+
+async def _ask(service, name, *prompts):
+    items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
+    outcomes = await service.generate(items, CallStats(total=len(items)), plan=service.plan_of(name))
+    return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
+
+
+def test_models_on_different_devices_are_loaded_side_by_side(run):
+    async def work():
+        engines = Engines()
+        service = _service(engines, {"a": _hf("0"), "b": _hf("1")})
+        assert await _ask(service, "a", "x") == ["a: x"]
+        assert await _ask(service, "b", "x") == ["b: x"]
+        assert await _ask(service, None, "y") == ["a: y"], "the first answers where none is named"
+        assert engines.names == ["a", "b"]
+        assert not any(engine.closed.is_set() for engine in engines.made)
+        await service.aclose()
+        assert all(engine.closed.is_set() for engine in engines.made)
+
+    run(work())
+
+
+def test_on_one_device_the_least_recently_used_one_leaves(run):
+    async def work():
+        engines = Engines()
+        service = _service(engines, {"a": _hf("0"), "b": _hf("1"), "both": _hf("0,1"), "c": _hf("0")})
+        for name in ("a", "b"):
+            await _ask(service, name, "x")
+        await _ask(service, "c", "x")
+        assert [engine.closed.is_set() for engine in engines.made] == [True, False, False], "b has a device of its own"
+        await _ask(service, "both", "x")
+        assert [engine.closed.is_set() for engine in engines.made] == [True, True, True, False]
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_engine_does_not_leave_under_a_running_call_and_calls_take_turns(run):
+    async def work():
+        engines = Engines()
+        service = _service(engines, {"a": _hf("0"), "b": _hf("0")})
+        first = asyncio.ensure_future(_ask(service, "a", "slow"))
+        while not engines.made:
+            await asyncio.sleep(0)
+        a = engines.made[0]
+        await a.at_it.wait()
+        other = asyncio.ensure_future(_ask(service, "b", "x"))
+        while "running calls of the model a" not in service.activity:
+            await asyncio.sleep(0)
+        later = asyncio.ensure_future(_ask(service, "a", "z"))
+        await asyncio.sleep(0)
+        assert not a.closed.is_set()
+        a.may_answer.set()
+        assert await first == ["a: slow"]
+        assert await other == ["b: x"]
+        assert await later == ["a: z"]
+        assert engines.names == ["a", "b", "a"]
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_idle_engine_is_unloaded_and_loaded_again_by_the_next_call(run):
+    async def work():
+        engines = Engines()
+        service = _service(engines, {"a": _hf("0", idle_unload=0.01), "b": _hf("1")})
+        await _ask(service, "a", "x")
+        await _ask(service, "b", "x")
+        await asyncio.wait_for(engines.made[0].closed.wait(), 5)
+        assert service.state_of("a") == "not_loaded"
+        assert service.state_of("b") == "ready"
+        assert await _ask(service, "a", "y") == ["a: y"]
+        await service.aclose()
+
+    run(work())
+
+
+def test_shutdown_frees_the_engines_of_all_models(run):
+    async def work():
+        engines = Engines()
+        service = _service(engines, {"a": _hf("0"), "b": _hf("1")})
+        for name in ("a", "b"):
+            await _ask(service, name, "x")
+        await service.shutdown_engine()
+        assert all(engine.closed.is_set() for engine in engines.made)
+        await service.aclose()
+
+    run(work())
+
+
+def test_an_unknown_name_lists_the_known_ones_the_nearest_first():
+    service = _service(Engines(), {"large": _hf("0"), "fast": _hf("1")})
+    with pytest.raises(PromptmillError, match="there is no model 'fst'; models here: fast, large") as caught:
+        service.plan_of("fst")
+    assert caught.value.code is Code.INVALID_INPUT
+
+
+def test_a_client_chooses_among_what_the_operator_offers():
+    service = _service(Engines(), {"a": _hf("0"), "b": _hf("0"), "c": _hf("0")}, client_limits={"models": ["b"]})
+    assert service.offered == ["a", "b"]
+    assert service.offered_plan("b").name == "b"
+    with pytest.raises(PromptmillError, match="models here: a, b"):
+        service.offered_plan("c")

@@ -1,0 +1,156 @@
+"""`promptmill.bulk` and its kin: many rows from a program, answered as a job."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import promptmill
+from fakes import KEY
+from promptmill import bulk_rows
+from promptmill.core.errors import PromptmillError
+from replies import answer, by_prompt, status
+from upstream import Upstream
+
+
+@pytest.fixture
+def options(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a call is given to reach the test's endpoint."""
+    upstream.reply = answer()
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
+    return {"model": "m", "base_url": upstream.url, "api_key": KEY, "progress": False}
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    """What is kept of calls."""
+    return [*(tmp_path / "state" / "given").iterdir(), *(tmp_path / "state" / "jobs").iterdir()]
+
+
+def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(
+    options: dict[str, Any], upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.reply = by_prompt({"bad": status(400, "no")})
+    day = dt.date(2025, 1, 2)
+    rows = ["a", {"prompt": "bad", "id": 7, "day": day}, [{"role": "user", "content": "c"}]]
+    result = promptmill.bulk((row for row in rows), temperature=0.5, **options)
+    assert result.answers == ["echo: a", "", "echo: c"]
+    assert (result.failed, result.usage["prompt_tokens"], result.cost) == (1, 2, None)
+    assert (result.rows[1]["id"], result.rows[1]["day"]) == (7, "2025-01-02")
+    assert result.rows[1]["error"]["code"] == "bad_request"
+    assert upstream.seen[0].json["temperature"] == 0.5
+    assert kept(tmp_path) == []
+
+
+def test_results_come_before_the_last_row_is_answered(options: dict[str, Any], upstream: Upstream) -> None:
+    may_go_on = asyncio.Event()
+
+    async def held(exchange: Any) -> None:
+        while not may_go_on.is_set():
+            await asyncio.sleep(0.01)
+        await answer()(exchange)
+
+    upstream.reply = by_prompt({"slow": held})
+    found = []
+    for row in promptmill.stream(["slow", "quick"], **options):
+        found.append((row["row"], row["prompt"], row["answer"]))
+        may_go_on.set()
+    assert found == [(1, "quick", "echo: quick"), (0, "slow", "echo: slow")]
+
+
+def test_a_call_that_is_given_up_goes_on_with_what_it_has(
+    options: dict[str, Any], upstream: Upstream, tmp_path: Path
+) -> None:
+    rows = [f"prompt {at}" for at in range(30)]
+    settings = {"backend_configs.openai.concurrency": 1}
+    stream = promptmill.stream(rows, settings=settings, **options)
+    first = next(stream)
+    stream.close()
+    sent = len(upstream.seen)
+    assert first["answer"].startswith("echo: ")
+    assert 0 < sent < 30
+    assert len(promptmill.bulk(rows, settings=settings, **options).answers) == 30
+    assert len(upstream.seen) <= 30 + 1
+    assert kept(tmp_path) == []
+
+
+def test_a_job_that_stops_says_so_and_that_its_answers_are_kept(options: dict[str, Any], upstream: Upstream) -> None:
+    upstream.reply = status(401, "bad key")
+    with pytest.raises(PromptmillError, match="401") as caught:
+        promptmill.bulk(["a"], **options)
+    assert "kept" in caught.value.__notes__[0]
+
+
+def test_it_runs_inside_an_event_loop_and_over_files(options: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"q": "a"}\n')
+
+    async def program() -> tuple[list[str], list[dict[str, Any]]]:
+        result = await promptmill.bulk_async(["x"], tmp_path / "out.jsonl", **options)
+        rows = [row async for row in promptmill.stream_async(tmp_path / "in.jsonl", prompt_column="q", **options)]
+        return result.answers, rows
+
+    answers, rows = asyncio.run(program())
+    assert answers == ["echo: x"]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["answer"] == "echo: x"
+    assert [(row["row"], row["answer"]) for row in rows] == [(0, "echo: a")]
+
+
+def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"prompt": ["a", "b"], "k": pa.array([1, 2], pa.int8()), "answer": ["old", "old"]})
+    found = promptmill.bulk(table, **options).table()
+    assert found["answer"].to_pylist() == ["echo: a", "echo: b"]
+    assert (found.schema.field("k").type, found["error"].to_pylist()) == (pa.int8(), [None, None])
+
+
+class Frame:
+    """As much of a pandas DataFrame as is used."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def iloc(self) -> Any:
+        """By positions."""
+        frame = self
+
+        class ByPosition:
+            def __getitem__(self, at: slice) -> Frame:
+                return Frame(frame.rows[at])
+
+        return ByPosition()
+
+    def to_dict(self, orient: str) -> list[dict[str, Any]]:
+        """As rows."""
+        assert orient == "records"
+        return self.rows
+
+    def assign(self, **columns: list[Any]) -> Frame:
+        """With further columns."""
+        return Frame([row | {name: column[at] for name, column in columns.items()} for at, row in enumerate(self.rows)])
+
+
+def test_a_data_frame_is_read_by_its_rows() -> None:
+    frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
+    assert list(bulk_rows.lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
+    error = {"code": "bad_request", "message": "no"}
+    found = bulk_rows.joined(frame, [{"answer": "A", "error": None}, {"answer": "", "error": error}])
+    assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
+
+
+@pytest.mark.parametrize("rows", ["one prompt", {"prompt": "a"}, 7, [5]])
+def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
+    with pytest.raises(PromptmillError, match="rows"):
+        list(bulk_rows.lines(rows))
+
+
+def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
+        promptmill.bulk(["a"], temprature=1, **options)

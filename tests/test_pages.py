@@ -1,0 +1,133 @@
+"""README and docs: what they tell a reader to run, write and open is there and accepted."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from promptmill.cli import main as cli
+from promptmill.config.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+READMES = ("README.md", "README.zh-CN.md")
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (*map(ROOT.joinpath, READMES), *(ROOT / "docs").glob("*.md")))
+# Pages that are looked up in, and for whoever builds on the code.
+REFERENCE = {"architecture", "configuration", "errors", "tools", "bulk", "engine-hf", "engine-vllm", "performance"}
+REFERENCE |= {"provider-rows"}
+SCREENS, ROWS, COLUMNS = 2, 50, 110
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, *languages: str) -> list[str]:
+    """Return the fenced blocks of a page in these languages, `""` for none named."""
+    return [
+        text for language, text in _FENCE.findall((ROOT / page).read_text(encoding="utf-8")) if language in languages
+    ]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the words of every promptmill command that a page shows, in a block or amid its text."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in blocks(page, "", "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    found = []
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))]:
+        said = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?promptmill ([a-z].*)", line.strip())
+        if said and "…" not in said[1]:
+            found.append(shlex.split(said[1], comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_has_options_that_exist(page, capsys):
+    for words in commands(page):
+        code = 0
+        try:
+            cli._parser().parse_args(words)
+        except SystemExit as stopped:
+            code = stopped.code
+        assert code == 0, (words, capsys.readouterr().err)
+
+
+def test_commands_are_found():
+    assert ["jobs", "JOB_ID", "--cancel"] in commands("docs/bulk.md")
+    assert len(commands("README.md")) > 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_configuration_of_a_page_is_valid(page):
+    for text in blocks(page, "yaml"):
+        Settings.model_validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "architecture" not in page])  # signatures alone
+def test_python_and_json_of_a_page_can_be_read(page):
+    for text in blocks(page, "json"):
+        for line in [text] if text.startswith("{\n") else text.splitlines():
+            json.loads(line)
+    for text in blocks(page, "python"):
+        tree = compile(text, page, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("promptmill"):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "llms.txt", "SECURITY.md", "CONTRIBUTING.md"])
+def test_every_link_of_a_page_leads_to_a_file(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text):
+        path = (target[0] or target[1]).partition("#")[0]
+        if path and "://" not in path:
+            assert ((ROOT / page).parent / path).exists(), path
+
+
+def test_every_page_is_linked_from_where_a_reader_begins():
+    linked = {
+        Path(link).name for page in ("README.md", "llms.txt", "docs/engines.md", "CONTRIBUTING.md")
+        for link in re.findall(r"\]\(([^)#\s]+\.md)", (ROOT / page).read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_about_a_task_fits_two_screens(page):
+    if page.stem in REFERENCE:
+        pytest.skip("a reference")
+    rows = sum(max(1, -(-len(line) // COLUMNS)) for line in page.read_text(encoding="utf-8").splitlines())
+    assert rows <= SCREENS * ROWS
+
+
+def test_the_inspector_that_is_named_is_the_one_that_is_tested():
+    package = json.loads((ROOT / "tests" / "clients" / "package.json").read_text())
+    version = package["dependencies"]["@modelcontextprotocol/inspector"]
+    named = {
+        said for page in PAGES for said in re.findall(r"modelcontextprotocol/inspector(\S*)", (ROOT / page).read_text())
+    }
+    assert named == {f"@{version}"}
+
+
+def outline(page: str) -> list[int]:
+    """Return the levels of a page's headings."""
+    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    return [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+
+
+def test_the_chinese_readme_has_the_headings_commands_and_figures_of_the_english_one():
+    english, chinese = READMES
+    assert outline(chinese) == outline(english)
+    assert [b.strip() for b in blocks(chinese, "", "yaml", "json", "python")] == [
+        b.strip() for b in blocks(english, "", "yaml", "json", "python")
+    ]
+    assert commands(chinese) == commands(english)
+    figures = re.compile(r"\d[\d.,]*\d|\d")
+    said = [sorted(figures.findall(_FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))) for page in READMES]
+    assert said[0] == said[1]
+    links = [re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")) for page in READMES]
+    assert sorted(set(links[0]) - {"README.zh-CN.md"}) == sorted(set(links[1]) - {"README.md"})
