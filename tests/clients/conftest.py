@@ -1,8 +1,8 @@
 """Clients in environments of their own, made on the first use in .venv-clients from the versions that are pinned here.
 
-Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `npm` (the folder of programs
-from npm), `server` (the command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the
-environment to run clients in).
+Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `agents` (the same of frameworks
+for agents on the 2.x line), `npm` (the folder of programs from npm), `server` (the command line of a server in front of
+`upstream`), `over_http` (one over HTTP), `calm` (the environment to run clients in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
 """
 
@@ -48,14 +48,39 @@ def _install(command, folder, wanted, **environ):
     stamp.write_text(wanted, encoding="utf-8")
 
 
+def _python_of(folder):
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
 @pytest.fixture(scope="session")
-def sdk1():
-    folder, pins = FOLDER / "sdk1", HERE / "constraints-sdk1.txt"
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+def uv():
+    """The installer of all that comes from PyPI: pip takes minutes for what it does in ten seconds."""
+    folder, pins = FOLDER / "uv-itself", "uv==0.13.8"
+    python = _python_of(folder)
     if not python.exists():
         venv.create(folder, with_pip=True, clear=True)
-    _install([python, "-m", "pip", "install", "-q", "-r", pins], folder, f"{pins.read_text()}{sys.version}")
+    _install([python, "-m", "pip", "install", "-q", pins], folder, f"{pins} {sys.version}")
+    return python.with_name("uv")
+
+
+def _environment(uv, name):
+    folder, pins = FOLDER / name, HERE / f"constraints-{name}.txt"
+    python = _python_of(folder)
+    if not python.exists():
+        venv.create(folder, clear=True)
+    wanted = f"{pins.read_text(encoding='utf-8')}{sys.version}"
+    _install([uv, "pip", "install", "-q", "--python", python, "-r", pins], folder, wanted)
     return python
+
+
+@pytest.fixture(scope="session")
+def sdk1(uv):
+    return _environment(uv, "sdk1")
+
+
+@pytest.fixture(scope="session")
+def agents(uv):
+    return _environment(uv, "agents")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +96,7 @@ def npm():
 
 
 @pytest.fixture(scope="session")
-def bundle(sdk1, npm, tmp_path_factory):
+def bundle(uv, npm, tmp_path_factory):
     """The desktop bundle: built, validated and packed by the official tool, unpacked, its environment made by uv."""
     folder = tmp_path_factory.mktemp("bundle")
     path = os.pathsep.join([str(npm), ENVIRON["PATH"]])
@@ -87,7 +112,7 @@ def bundle(sdk1, npm, tmp_path_factory):
     unpacked = folder / "it"
     with zipfile.ZipFile(folder / "it.mcpb") as packed:
         packed.extractall(unpacked)
-    command = [sdk1.with_name("uv"), "sync", "--quiet", "--no-dev", "--project", unpacked]
+    command = [uv, "sync", "--quiet", "--no-dev", "--project", unpacked]
     _install(command, unpacked, "", UV_PYTHON=sys.executable, UV_CACHE_DIR=str(FOLDER / "uv"))
     return unpacked
 

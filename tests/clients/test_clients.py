@@ -105,6 +105,21 @@ def test_pydantic_ai(sdk1, server, calm, upstream):
     assert found["after"] == {"ans_ls": ["echo: hi again"]}
 
 
+@pytest.mark.parametrize(
+    ("line", "framework"),
+    [("agents", "openai_agents"), ("agents", "google_adk"), ("agents", "llama_index"), ("sdk1", "mcp_use")],
+)
+def test_a_framework_for_agents(request, line, framework, server, calm):
+    python = request.getfixturevalue(line)
+    quiet = calm | {"MCP_USE_ANONYMIZED_TELEMETRY": "false", "OTEL_SDK_DISABLED": "true"}
+    said = _run([python, DRIVERS / "agent_frameworks.py", framework, *server], quiet).stdout
+    found = json.loads(said.splitlines()[-1])  # some log to stdout
+    assert set(found["tools"]) >= TOOLS
+    assert "echo: hi" in found["partly"]
+    assert "bad_request" in found["partly"], "what failed is said beside what was answered"
+    assert REASON in found["failed"]
+
+
 @pytest.mark.parametrize("starts", [20])
 def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
     """It asks `server/discover`, gives up after a second, and then sends `initialize` on the same pipe."""
@@ -208,14 +223,14 @@ def _substituted(value, variables):
 
 
 @pytest.mark.parametrize("key", [KEY, ""])
-def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, npm, config, upstream, calm, tmp_path, key):
+def test_the_desktop_bundle_starts_as_its_manifest_says(bundle, sdk1, uv, config, upstream, calm, tmp_path, key):
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     typed = {"base_url": upstream.url, "model": "m", "api_key": key, "folder": str(tmp_path)}
     assert typed.keys() == manifest["user_config"].keys()
     variables = {f"user_config.{name}": value for name, value in typed.items()} | {"__dirname": str(bundle)}
     start = _substituted(manifest["server"]["mcp_config"], variables)
     environ = calm | start["env"] | {"UV_OFFLINE": "1"}
-    found = _driven(sdk1, "sdk", [sdk1.with_name(start["command"]), *start["args"]], environ)
+    found = _driven(sdk1, "sdk", [uv.with_name(start["command"]), *start["args"]], environ)
     _checked(found, upstream, TOOLS - {"generation_init", "vllm_shutdown"})  # locked: what its user typed counts
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
     assert upstream.seen[-1].headers.get("authorization") == (f"Bearer {key}" if key else None)
