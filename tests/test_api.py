@@ -356,3 +356,16 @@ def test_answers_of_a_pydantic_class_are_its_instances(upstream, caplog):
     code, found, _ = api.generate_inner("good", answer_schema=_Person.model_json_schema())
     assert (code, found) == (0, 'Sure: {"name": "Ada", "age": null}'[6:])
     assert "invalid_answer" in caplog.text
+
+
+class _Person(BaseModel):
+    name: str
+
+
+@pytest.mark.parametrize("thought", ["<think>{maybe} Bob?</think>\n", "[THINK]{maybe} Bob?[/THINK]"])
+def test_an_object_is_looked_for_behind_the_thoughts(upstream, thought):
+    upstream.reply = answer(thought + '{"name": "Ada"}')
+    options = {"key": "k", "api_base": upstream.url, "retry": 2, "wait": 0.01}
+    assert OpenAIAPI("m", return_dict=True, **options).generate(["Who?"]) == [{"name": "Ada"}]
+    assert OpenAIAPI("m", **options).generate(["Who?"], answer_schema=_Person) == [_Person(name="Ada")]
+    assert len(upstream.seen) == 2

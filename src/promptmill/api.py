@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import CallStats
@@ -250,13 +251,13 @@ class OpenAIAPI:
             return self.fail_msg
         if isinstance(answer_schema, type):
             try:
-                return answer_schema.model_validate_json(outcome.text)
+                return answer_schema.model_validate_json(split_marked(outcome.text)[1])
             except ValidationError as error:  # by a validator of the class, which its schema cannot tell
                 self._log("error", f"input {index}: the answer is no {answer_schema.__name__}: {error}")
                 return self.fail_msg
         if not self.return_dict:
             return outcome.text
-        found = object_in(outcome.text)
+        found = object_in(split_marked(outcome.text)[1])
         if found is None:
             self._log("error", f"input {index}: the answer holds no JSON object")
             return self.fail_msg
@@ -329,7 +330,7 @@ class MPOpenAIAPI(OpenAIAPI):
 
 
 def _lacks_object(outcome: Outcome) -> bool:
-    return isinstance(outcome, Completion) and object_in(outcome.text) is None
+    return isinstance(outcome, Completion) and object_in(split_marked(outcome.text)[1]) is None
 
 
 @contextlib.asynccontextmanager

@@ -96,7 +96,7 @@ def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
 
 
 def test_a_call_that_waits_says_why(talk, upstream):
-    upstream.reply = attempts(status(429, "slow down", retry_after="2"), answer())
+    upstream.reply = attempts(status(429, "slow down", retry_after="3"), answer())
     told = []
 
     async def progress(done, total, message):
@@ -105,6 +105,7 @@ def test_a_call_that_waits_says_why(talk, upstream):
     async def work(talk):
         return await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
 
-    assert talk(work, max_delay=2).structured_content == {"ans_ls": ["echo: x"]}
-    said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, next try in "
+    assert talk(work, max_delay=3).structured_content == {"ans_ls": ["echo: x"]}
+    # what follows are the seconds left, or that it is tried now
+    said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "
     assert any(message.startswith(said) and message.endswith("(1 so far)") for message in told), told

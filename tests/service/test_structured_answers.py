@@ -100,10 +100,12 @@ def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
     assert outcome.tool_calls
 
 
-def test_reasoning_in_line_stays_in_front_of_an_answer_that_is_checked_without_it(ask, upstream):
-    upstream.reply = answer('<think>{"name"?</think>\n\n```{"name": "Ada"}```')
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("", "</think>")])
+def test_reasoning_in_line_stays_in_front_of_an_answer_that_is_checked_without_it(ask, upstream, opening, closing):
+    thought = f'{opening}{{"name"?{closing}\n\n'
+    upstream.reply = answer(thought + '```{"name": "Ada"}```')
     (outcome,), _ = ask(["Who?"], reasoning="inline")
-    assert outcome.text == '<think>{"name"?</think>\n\n{"name": "Ada"}'
+    assert outcome.text == thought + '{"name": "Ada"}'
 
 
 def test_json_mode_is_held_to_be_an_object(ask, upstream):

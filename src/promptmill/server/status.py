@@ -87,7 +87,7 @@ class _Shown:
         top = {
             name: value
             for name, value in settings
-            if name not in {"backend", "backend_configs", "sampling_params", "extra_params", "system_prompt"}
+            if name not in {"backend", "backend_configs", "sampling_params", "extra_params", "system_prompt", "models"}
         }
         return {
             **self.value(top),

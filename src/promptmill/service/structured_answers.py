@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from promptmill.answers.reasoning import split_reasoning
+from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, SchemaCache
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation, Message
@@ -120,14 +120,14 @@ class _Call(WrappedCall):
             return replace(outcome, usage=usage, latency_s=latency_s, cost=cost) if entry.asked_again else outcome
         # in-line reasoning stays in front of an answer, and is none
         text = outcome.text
-        answer = split_reasoning(text)[1] if entry.request.sampling.reasoning == "inline" else text
+        answer = split_marked(text)[1] if entry.request.sampling.reasoning == "inline" else text
         complete = outcome.finish_reason != "length"
         checked = entry.schema.check(answer, complete=complete)
         if not checked.problem:
             self._stats.repaired += checked.repaired
             if not checked.repaired and not entry.asked_again:
                 return outcome
-            text = text[: len(text) - len(answer)] + checked.text
+            text = text[: text.rfind(answer)] + checked.text
             return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
         if complete and entry.asked_again < self._retries:
             self._ask_again(entry, outcome, checked.problem, usage, latency_s)
