@@ -60,7 +60,7 @@ def test_files_are_out_of_reach_unless_the_operator_names_folders(server, upstre
         result = session.call(tool, **arguments)
         assert result["isError"]
         assert "allowed_roots" in result["content"][0]["text"]
-    assert session.call("bulk_status")["structuredContent"] == {"jobs": []}
+    assert session.call("bulk_status")["structuredContent"]["jobs"] == []
     assert not upstream.seen
     state = {"XDG_STATE_HOME": str(tmp_path / "state")}
     config = written(tmp_path, upstream.url, {"allowed_roots": [str(tmp_path)]})

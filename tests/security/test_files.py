@@ -496,7 +496,7 @@ def test_jobs_of_other_folders_are_not_shown(talk, shell, work_folder, tmp_path,
             assert "outside the folders" in await talk.error(tool, job_id=job.job_id)
         return (await talk("bulk_status")).structured_content
 
-    assert talk(work) == {"jobs": []}
+    assert talk(work)["jobs"] == []
 
 
 @pytest.mark.rule("F15")
