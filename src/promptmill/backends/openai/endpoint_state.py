@@ -90,6 +90,7 @@ class EndpointState:
         self._strikes = 0
         self._losses = 0  # lost connections since the last success
         self._refusals = 0  # strikes without anybody listening
+        self._listened = False
         self._refused_in_row = 0
         self._refused_as: Code | None = None
         self._probe: Permit | None = None
@@ -172,13 +173,15 @@ class EndpointState:
                 self._strike(now, max(pause, self.wished(decision)))
             return True
         if decision.kind is FailureKind.LOST and alone:
+            refused = decision.error.code is Code.UNREACHABLE
+            self._listened = self._listened or not refused
             if fresh:
-                self._refusals = self._refusals + 1 if decision.error.code is Code.UNREACHABLE else 0
+                self._refusals = self._refusals + 1 if refused else 0
                 # the first probe goes at once: a connection closed between requests is not an outage
                 base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
                 pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
                 self._strike(now, max(pause, self.wished(decision)))
-            return self.answered
+            return self.answered or (refused and self._listened)
         # several lost without a success between are the endpoint's loss, whoever was answered just before
         return decision.kind is FailureKind.LOST and self._losses > 1 and self.answered
 
@@ -220,7 +223,7 @@ class EndpointState:
         """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
         if self.blocked or self.trouble_since is None or self.last_failure is None:
             return self.blocked
-        never = not self.answered and self._refusals >= self._settings.retries
+        never = not self.answered and not self._listened and self._refusals >= self._settings.retries
         if never or self._clock() - self.trouble_since > self._settings.patience:
             return self.last_failure.error
         return None
