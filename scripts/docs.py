@@ -167,8 +167,8 @@ def provider_rows() -> str:
                 "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
                 "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
                 "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. What a provider "
-                "*leaves out* brings a warning, or an error with `unsupported: error`. A row that was not *read* on its page was "
-                "taken over from other clients. This page is written by `scripts/docs.py`.",
+                "*leaves out* brings a warning, or an error with `unsupported: error`. *Read*: the day on which the row was last "
+                "compared with that page. This page is written by `scripts/docs.py`.",
                 "\n".join(rows),
             ]
         )

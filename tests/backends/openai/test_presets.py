@@ -34,7 +34,7 @@ def test_there_are_presets_for_the_large_ones_and_the_local_servers():
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
-    assert all(row.page for row in DIALECTS)
+    assert all(row.page and row.read for row in DIALECTS)
     assert all(dt.date.fromisoformat(row.read) for row in DIALECTS if row.read)
     assert sum(bool(row.read) for row in DIALECTS) >= 24
 

@@ -56,7 +56,7 @@ class ProviderProfile:
     page: str = ""
     """Where the provider itself says so."""
     read: str = ""
-    """The day on which that page was last read; empty: not since the row was taken over."""
+    """The day on which the row was last compared with that page."""
     images: Literal["url", "data"] = "url"
     """Whether it fetches images from the web, or takes them only in the request."""
     thinking_on: str = "enabled"

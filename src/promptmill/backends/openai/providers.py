@@ -1,7 +1,7 @@
 """Providers and servers, one row each: `provider: NAME` takes one, and an endpoint's host or port finds its own.
 
 `page` is the provider's own page on it, `read` the day on which address, key and switches were last compared with what
-it says; without a day they were taken over from other clients and are still to be compared.
+it says.
 A host that is not listed gets everything as it was given. No row has a default model: those outlive no year.
 """
 
@@ -38,7 +38,8 @@ _OPENAI = ProviderProfile(
     reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
     base_url="https://api.openai.com/v1",
     key_env="OPENAI_API_KEY",
-    page="platform.openai.com/docs/api-reference/chat",
+    page="developers.openai.com/api/reference/resources/chat",
+    read="2026-11-21",
 )
 
 _DASHSCOPE: Mapping[str, Cause] = MappingProxyType(
@@ -68,6 +69,7 @@ DIALECTS = (
         base_url="https://api.mistral.ai/v1",
         key_env="MISTRAL_API_KEY",
         page="docs.mistral.ai/api",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "groq",
@@ -133,7 +135,8 @@ DIALECTS = (
         ),
         base_url="https://open.bigmodel.cn/api/paas/v4",
         key_env="ZAI_API_KEY",
-        page="docs.bigmodel.cn",
+        page="docs.bigmodel.cn/cn/guide/capabilities/thinking",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "minimax",
@@ -186,15 +189,19 @@ DIALECTS = (
         ),
         base_url="https://spark-api-open.xf-yun.com/v1",
         key_env="SPARK_API_KEY",
-        page="www.xfyun.cn/doc/spark",
+        page="docs.iflyaicloud.com/doc/237",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "sensenova",
-        ("api.sensenova.cn",),
+        ("token.sensenova.cn", "api.sensenova.cn"),
         codes=_codes("code", INPUT="3", KEY="7 16", MODEL="5", RATE="8", FILTER="18 19", BUSY="2 13 14"),
-        base_url="https://api.sensenova.cn/compatible-mode/v1",
+        base_url="https://token.sensenova.cn/v1",
+        thinking="refused",
+        json_form="words",
         key_env="SENSENOVA_API_KEY",
-        page="raw.githubusercontent.com/OpenSenseNova/SenseNova6.8/main/API.md",
+        page="github.com/OpenSenseNova/SenseNova6.7/blob/main/API.md",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "anthropic",
@@ -246,7 +253,8 @@ DIALECTS = (
         thinking="effort",
         base_url="https://openrouter.ai/api/v1",
         key_env="OPENROUTER_API_KEY",
-        page="openrouter.ai/docs/guides/best-practices/reasoning-tokens",
+        page="openrouter.ai/docs/use-cases/reasoning-tokens",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "together",
@@ -263,6 +271,7 @@ DIALECTS = (
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
         page="docs.fireworks.ai/guides/reasoning",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "nvidia",
@@ -277,7 +286,8 @@ DIALECTS = (
         ("router.huggingface.co",),
         base_url="https://router.huggingface.co/v1",
         key_env="HF_TOKEN",
-        page="huggingface.co/docs/inference-providers",
+        page="huggingface.co/changelog/inference-providers-openai-compatible",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "ollama",
@@ -315,7 +325,8 @@ DIALECTS = (
         ("api.deepinfra.com",),
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
-        page="deepinfra.com/docs/openai_api",
+        page="deepinfra.com/docs/advanced/openai_api",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "sambanova",
@@ -362,7 +373,8 @@ DIALECTS = (
         ("ark.cn-beijing.volces.com",),
         base_url="https://ark.cn-beijing.volces.com/api/v3",
         key_env="ARK_API_KEY",
-        page="www.volcengine.com/docs/82379",
+        page="www.volcengine.com/docs/82379/1263482",
+        read="2026-11-21",
         refused=_VLLM_ONLY,
         thinking="type_object",
     ),
@@ -379,8 +391,10 @@ DIALECTS = (
         ("aiping.cn",),
         base_url="https://aiping.cn/api/v1",
         key_env="AIPING_API_KEY",
-        page="aiping.cn/docs",
+        page="www.aiping.cn/docs/API/text-models",
+        read="2026-11-21",
         thinking="top_level",
+        json_form="object",
     ),
     ProviderProfile(
         "hunyuan",
@@ -388,6 +402,7 @@ DIALECTS = (
         base_url="https://api.hunyuan.cloud.tencent.com/v1",
         key_env="HUNYUAN_API_KEY",
         page="cloud.tencent.com/document/product/1729/111007",
+        read="2026-11-21",
         thinking="top_level",
     ),
     ProviderProfile(
@@ -404,7 +419,8 @@ DIALECTS = (
         ("api.novita.ai",),
         base_url="https://api.novita.ai/openai/v1",
         key_env="NOVITA_API_KEY",
-        page="novita.ai/docs/guides/llm-api",
+        page="raw.githubusercontent.com/novitalabs/novita-skills/main/skills/novita-docs/references/quick-start.md",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "nebius",
@@ -420,7 +436,8 @@ DIALECTS = (
         public=False,
         base_url="http://127.0.0.1:8000/v1",
         key_env="VLLM_API_KEY",
-        page="docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
+        page="docs.vllm.ai/en/stable/serving/openai_compatible_server",
+        read="2026-11-21",
     ),
     ProviderProfile(
         "sglang",
@@ -435,9 +452,14 @@ DIALECTS = (
         public=False,
         base_url="http://127.0.0.1:8080/v1",
         page="github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+        read="2026-11-21",
     ),
     ProviderProfile(
-        "tgi", public=False, base_url="http://127.0.0.1:3000/v1", page="huggingface.co/docs/text-generation-inference"
+        "tgi",
+        public=False,
+        base_url="http://127.0.0.1:3000/v1",
+        page="huggingface.co/docs/text-generation-inference/messages_api",
+        read="2026-11-21",
     ),
 )
 
