@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.cache import PooledCache, can_merge  # noqa: E402
+from promptmill.backends.engines.hf.cache import PooledCache, is_of_columns, plain_cache  # noqa: E402
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
@@ -59,12 +59,15 @@ def test_rows_keep_their_content_through_any_coming_and_going():
             assert torch.equal(values, expected_values)
 
 
-def test_only_caches_of_plain_columns_can_merge():
-    from transformers import DynamicCache, LlamaConfig, MistralConfig
+def test_only_caches_that_keep_columns_can_become_plain():
+    from transformers import DynamicCache, LlamaConfig, MambaConfig, MistralConfig
+    from transformers.cache_utils import DynamicLayer
 
-    assert can_merge(DynamicCache(config=LlamaConfig()))
-    assert not can_merge(DynamicCache(config=MistralConfig(sliding_window=64)))
-    assert not can_merge(DynamicCache())
+    assert is_of_columns(DynamicCache(config=LlamaConfig()))
+    assert is_of_columns(DynamicCache(config=MistralConfig(sliding_window=64)))
+    assert not is_of_columns(DynamicCache(config=MambaConfig()))
+    assert not is_of_columns(DynamicCache())
+    assert [type(layer) for layer in plain_cache(3).layers] == [DynamicLayer] * 3
 
 
 @pytest.mark.parametrize("masked", [False, True])
