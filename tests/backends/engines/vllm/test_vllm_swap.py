@@ -16,6 +16,7 @@ from piped import eventually
 from processtable import gone, ports, taken_ports
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
+from promptmill.service import gpu_placement
 from promptmill.service.service import Service
 from talk import Talk, codes
 
@@ -105,13 +106,13 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
             assert hf
             assert not hf & vllm
 
-            # whether the embedded model fits beside is not known before it is loaded: the old engine leaves first
+            # so does the embedded model
             running = await calls.begun(PROMPTS * 4)
             thought = {"guided_choice": ["<think>France?</think>Paris"]}
             await calls.load("vllm", EMBEDDED, {"max_tokens": 30}, thought, max_num_seqs=4, max_model_len=512)
             result = await running
             assert whole(result.structured_content["ans_ls"]) == answers * 4
-            assert gone(hf)
+            await asyncio.to_thread(eventually, lambda: gone(hf), 20)
             result = await calls("generate", prompt_ls=[FRANCE])
             assert result.structured_content == {"ans_ls": ["Paris"]}
             assert result.meta["reasoning"] == ["France?"]
@@ -123,7 +124,8 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
     eventually(lambda: gone(last), 5)
 
 
-def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(tmp_path):
+def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(monkeypatch):
+    monkeypatch.setattr(gpu_placement, "_free_memory", lambda: 0)  # so that the old engine has to leave first
     block = {"model_name_or_path": EMBEDDED, "max_num_seqs": 2, "max_model_len": 512}
     sampling = {"temperature": 0, "max_tokens": 12}
     raw = {"backend": "vllm", "backend_configs": {"vllm": block}, "sampling_params": sampling}
