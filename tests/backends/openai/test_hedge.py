@@ -11,19 +11,9 @@ from replies import choose, hang, late, status
 PROMPTS = [str(i) for i in range(600)]
 
 
-def straggling(seen):
-    """One request in a hundred takes ten times as long, the first time."""
-    return late(2) if seen.attempt == 1 and seen.prompt.endswith("50") else late(0.2)
-
-
-def test_stragglers_cost_less_time(upstream, drive):
-    upstream.reply = choose(straggling)
-    without = drive(PROMPTS, concurrency=64)
-    upstream.attempts.clear()
-    hedged = drive(PROMPTS, concurrency=64, hedge=True)
-    assert hedged.texts == without.texts == echoes(PROMPTS)
-    slowest = [sorted(outcome.latency_s for outcome in result.outcomes)[-3] for result in (hedged, without)]
-    assert slowest[0] < 0.9 * slowest[1]  # about 0.3 on a quiet machine: `python -m benchmarks hedge`
+def test_stragglers_are_answered_by_their_twins(upstream, drive):
+    upstream.reply = choose(lambda seen: hang() if seen.attempt == 1 and seen.prompt.endswith("50") else late(0.05))
+    assert drive(PROMPTS, concurrency=64, hedge=True).texts == echoes(PROMPTS)
 
 
 def test_twins_are_counted_and_at_most_one_in_twenty(upstream, run):
