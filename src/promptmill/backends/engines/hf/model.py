@@ -43,6 +43,7 @@ class LanguageModel:
         self.border = _border(self.config)
         """Length behind which all tokens of a sequence, those in the cache too, have to be computed in another way."""
         cache = DynamicCache(config=self.config)
+        self._layers = len(cache.layers)
         self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself."""
         self.merges_rows = is_of_columns(cache) and self.border is None and not self.alone
@@ -53,7 +54,7 @@ class LanguageModel:
 
         Its layers keep all columns, those with a sliding window too: the mask leaves out what lies before the window.
         """
-        return plain_cache(len(DynamicCache(config=self.config).layers))
+        return plain_cache(self._layers)
 
     def _bears_padding(self) -> bool:
         """Return whether rows of several lengths may be computed together: whether the model is told each one's places.
