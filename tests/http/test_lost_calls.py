@@ -135,14 +135,20 @@ class _Client:
         self.got.append(message)
 
 
+async def _lost(calls):
+    """Return a client that left while its call ran."""
+    first = _Client(calls)
+    await _turns()
+    first.left.set()
+    await _turns()
+    return first
+
+
 def test_an_answer_that_came_too_late_for_its_client_is_kept(run):
     async def work():
         app = _App()
         calls = LostCalls(app, runs_on_s=30)
-        first = _Client(calls)
-        await _turns()
-        first.left.set()
-        await _turns()
+        first = await _lost(calls)
         app.open.set()
         await first.task
         again = _Client(calls)
@@ -158,10 +164,7 @@ def test_nobody_else_gets_the_answer_of_a_lost_call(run):
     async def work():
         app = _App()
         calls = LostCalls(app, runs_on_s=30)
-        first = _Client(calls)
-        await _turns()
-        first.left.set()
-        await _turns()
+        first = await _lost(calls)
         other = _Client(calls, b"Bearer two")
         await _turns()
         assert app.runs == 2
