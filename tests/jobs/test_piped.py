@@ -5,19 +5,51 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from replies import answer, by_prompt, status
+
 
 def piped(bench: Any, data: bytes, *arguments: str, source: str = "-", target: str = "-") -> Any:
     """Run `promptmill bulk` over pipes."""
+    command, state = command_of(bench, arguments, source, target)
+    return subprocess.run(command, input=data, capture_output=True, cwd=bench.path, env=state, check=False, timeout=60)
+
+
+def start_piped(bench: Any, data: bytes, *arguments: str) -> Any:
+    """Start `promptmill bulk` over pipes, with all of its input."""
+    command, state = command_of(bench, arguments, "-", "-")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=bench.path, env=state)
+    assert process.stdin is not None
+    process.stdin.write(data)
+    process.stdin.close()
+    return process
+
+
+def waiting(prompt: str, until: threading.Event) -> Any:
+    """Answer everything at once, but `prompt` only when it may be."""
+
+    async def reply(exchange: Any) -> None:
+        while exchange.seen.prompt == prompt and not until.is_set():
+            await exchange.sleep(0.01)
+        await answer()(exchange)
+
+    return reply
+
+
+def command_of(bench: Any, arguments: Any, source: str, target: str) -> Any:
+    """Return a command line over pipes and its environment."""
     command = bench.command(*arguments)
     at = command.index(str(bench.input))
     command[at : at + 2] = [source, target]
-    state = os.environ | {"PROMPTMILL_STATE": str(bench.path / "state")}
-    return subprocess.run(command, input=data, capture_output=True, cwd=bench.path, env=state, check=False, timeout=60)
+    return command, os.environ | {"PROMPTMILL_STATE": str(bench.path / "state")}
 
 
 def given(bench: Any) -> list[Path]:
@@ -59,3 +91,84 @@ def test_a_file_is_answered_to_standard_output(bench: Any, times: int) -> None:
     for _ in range(times):
         done = piped(bench, b"", source=str(source))
         assert json.loads(done.stdout)["answer"] == "echo: a"
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "json", "jsonl.gz"])
+def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench: Any, output_format: str) -> None:
+    may_end = threading.Event()
+
+    bench.upstream.reply = waiting("prompt 2", may_end)
+    rows = b"".join(b'{"prompt": "prompt %d"}\n' % at for at in range(6))
+    patient = ("--set", "backend_configs.openai.timeout=[10, 60]")
+    process = start_piped(bench, rows, "--output-format", output_format, *patient)
+    try:
+        seen = b""
+        unpack = zlib.decompressobj(31)
+        while seen.count(b"echo") < 2:
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            assert data, process.stderr.read()
+            seen += unpack.decompress(data) if output_format.endswith("gz") else data
+        assert process.poll() is None
+        bench.wait(lambda: len(bench.upstream.seen) >= 6)  # those behind the one that waits were asked
+        assert b"prompt 3" not in seen
+        may_end.set()
+        rest = process.stdout.read()
+        seen += unpack.decompress(rest) if output_format.endswith("gz") else rest
+        assert process.wait(60) == 0
+    finally:
+        may_end.set()
+        process.kill()
+    found = json.loads(seen) if output_format == "json" else [json.loads(line) for line in seen.splitlines()]
+    assert [row["answer"] for row in found] == [f"echo: prompt {at}" for at in range(6)]
+    assert given(bench) == []
+
+
+def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench: Any) -> None:
+    rows = b"".join(b'{"prompt": "prompt %d"}\n' % at for at in range(4))
+    bench.upstream.reply = by_prompt({"prompt 1": status(500)}, answer())
+    first = piped(bench, rows, "--max-failures", "0")
+    assert first.returncode != 0
+    bench.upstream.reply = answer()
+    done = piped(bench, rows)
+    assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == [
+        f"echo: prompt {at}" for at in range(4)
+    ]
+
+
+def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench: Any) -> None:
+    may_end = threading.Event()
+
+    bench.upstream.reply = waiting("prompt 1", may_end)
+    process = start_piped(bench, b'{"prompt": "prompt 0"}\n{"prompt": "prompt 1"}\n{"prompt": "prompt 2"}\n')
+    try:
+        assert b"prompt 0" in process.stdout.readline()
+        process.stdout.close()
+        may_end.set()
+        said = process.stderr.read()
+        process.wait(60)
+    finally:
+        may_end.set()
+        process.kill()
+    assert process.returncode not in {0, -9}
+    assert b"Standard output cannot be written" in said
+    assert len(given(bench)) == 1
+
+
+def test_rows_that_nobody_came_back_for_are_pruned_with_their_job(bench: Any) -> None:
+    gone = "backend_configs.openai.base_url=http://127.0.0.1:9/v1"
+    piped(bench, b'{"prompt": "a"}\n', "--max-failures", "0", "--set", gone)
+    (kept,) = given(bench)
+    stray = kept.parent / "tmpstray"
+    stray.touch()
+
+    def prune(*arguments: str) -> None:
+        command = [sys.executable, "-m", "promptmill", "jobs", "--prune", *arguments]
+        state = os.environ | {"PROMPTMILL_STATE": str(bench.path / "state")}
+        subprocess.run(command, cwd=bench.path, env=state, check=True, timeout=60)
+
+    prune("0m")  # the job could go on
+    assert given(bench) == [kept]
+    prune("1h", "--unfinished")
+    assert given(bench) == [kept]
+    prune("0m", "--unfinished")
+    assert given(bench) == []

@@ -8,7 +8,7 @@ from promptmill.backends.protocol import CallStats
 from promptmill.cli.progress_display import _said
 from promptmill.jobs import status
 from promptmill.jobs.counts import JobCounts
-from promptmill.jobs.status import RUNNING, Progress
+from promptmill.jobs.status import MERGING, RUNNING, Progress
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
@@ -52,3 +52,10 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
 def test_a_job_that_has_ended_waits_for_nothing(progress):
     progress.stats.flow, progress.state = Flow(GONE), status.FINISHED
     assert "waiting" not in progress.as_dict()
+
+
+def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
+    progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
+    progress.pass_row(512)
+    assert status.line(progress.as_dict()) == "2000 of 2000 done, 0 failed, 512 written"
+    assert _said(progress, 120) == "0:00 writing the output, 512 of 2000 rows"

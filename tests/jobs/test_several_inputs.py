@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
 
 def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench: Any) -> None:
     folder = bench.path / "data"
@@ -19,12 +23,11 @@ def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench: Any) -> N
     assert [row["source_file"] for row in bench.answers()] == ["0.jsonl", "1.jsonl", "2.jsonl"]
     assert bench.succeed(*options)["done"] == 3
     assert len(bench.upstream.seen) == 3
-    (folder / "3.jsonl").write_text('{"q": "more"}\n')
+    (folder / "3.jsonl").write_text('{"q": "prompt 3", "id": 1}\n')
     assert "has changed" in bench.fail(*options)
     assert "another prompt column" in bench.fail("--prompt-column", "id", "--reuse")
-    found = bench.succeed(*options, "--reuse")
+    bench.succeed("--prompt-column", "q", "--reuse")
     assert len(bench.upstream.seen) == 4
-    assert "1 row(s) have no `id`." in found["warnings"]
     assert [row["source_file"] for row in bench.answers()] == [f"{at}.jsonl" for at in range(4)]
 
 
@@ -36,3 +39,23 @@ def test_several_inputs_may_be_named(bench: Any) -> None:
     bench.succeed()
     assert [row["answer"] for row in bench.answers()] == ["echo: a", "echo: b"]
     assert Path(bench.status()["input_file"]) == first
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.parquet"])
+def test_rows_that_are_not_told_apart_are_refused_before_anything_is_sent(bench: Any, name: str) -> None:
+    table = pa.table({"prompt": ["a", "b", "c"], "key": ["x", "y", "x"]})
+    bench.input = bench.path / name
+    if name.endswith("parquet"):
+        parquet.write_table(table, bench.input)
+    elif name.endswith("csv"):
+        csv.write_csv(table, bench.input)
+    else:
+        rows = [json.dumps(row) for row in table.to_pylist()]
+        bench.input.write_text(f"[{','.join(rows)}]" if name.endswith("json") else "\n".join(rows))
+    assert " 3 has the `key` of " in bench.fail("--id-column", "key")
+    checked = json.loads(bench.run("--id-column", "key", "--validate", "--json").stdout)
+    assert checked["invalid"] == 1
+    said = bench.fail("--id-column", "nothing")
+    assert "has no column 'nothing'" in said or "1 has no `nothing`" in said
+    assert not bench.upstream.seen
+    bench.succeed("--id-column", "prompt")

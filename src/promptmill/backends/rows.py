@@ -56,7 +56,12 @@ Own: TypeAlias = tuple[Conversation, Mapping[str, Any], Mapping[str, Any]]
 
 def place(kind: str, row: int) -> str:
     """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
-    return f"{'row' if kind == 'table' else 'line'} {row + 1}"
+    return f"{row_word(kind)} {row + 1}"
+
+
+def row_word(kind: str) -> str:
+    """Return what people call a row of a file of this kind."""
+    return "row" if kind == "table" else "line"
 
 
 def decode(kind: str, line: bytes, where: str) -> Decoded:

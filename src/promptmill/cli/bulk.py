@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ from promptmill.jobs.foreground import until_terminated, without_own_dedupe
 from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.progress_text import summary
+from promptmill.jobs.live_output import LiveOutput
+from promptmill.jobs.progress_text import summary, written_lines
 from promptmill.jobs.runner import Runner
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -68,8 +70,8 @@ def piped(
 ) -> int:
     """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
 
-    Its answers are printed at its end, and what it is is said on stderr. A job that stops is gone on with when the same
-    rows come again.
+    Its answers are printed as they come, in input order; those of a table, whose columns depend on all of them, at its
+    end. What is said of it goes to stderr. A job that stops is gone on with when the same rows come again.
     """
     folders, plan = JobFolders.from_environ(), configuration.plan
     given = None
@@ -89,23 +91,29 @@ def piped(
         found = [str(seen), *(map(str, order.more)), repr(stamp(seen))]
         given = GivenRows.write(folders, [orjson.dumps(found)], ".input")
     output = given.output(plan, order, f".{output_format.lstrip('.')}")
-    code = bulk(
-        configuration, order.model_copy(update={"output": output}), as_json=as_json, quiet=quiet, on_stderr=True
-    )
-    if output.exists():
-        given_rows.copy_out(output, sys.stdout.fileno())
-        given.forget(output)
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        live = LiveOutput(out)
+        code = bulk(configuration, order.model_copy(update={"output": output}), as_json=as_json, quiet=quiet, live=live)
+        if output.exists():
+            if not live.has_written:
+                given_rows.copy_out(output, out)
+            given.forget(output)
     return code
 
 
 def bulk(
-    configuration: Configuration, order: JobRequest, *, as_json: bool, quiet: bool = False, on_stderr: bool = False
+    configuration: Configuration,
+    order: JobRequest,
+    *,
+    as_json: bool,
+    quiet: bool = False,
+    live: LiveOutput | None = None,
 ) -> int:
-    """Run a job in the foreground, or go on with it.
+    """Run a job in the foreground, or go on with it. `live` gets the answers while it runs, and stderr all else.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
-    configuration = _decided(configuration)
+    configuration, on_stderr = _decided(configuration), live is not None
     job = admission.admit(order, configuration.plan, JobFolders.from_environ())
     try:
         about = status.read(job.folder)
@@ -116,7 +124,7 @@ def bulk(
             _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            found, error, terminated = runtime.run(_bulk(configuration, job, as_json=as_json, quiet=quiet))
+            found, error, terminated = runtime.run(_bulk(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
@@ -164,13 +172,13 @@ def _tell(
 
 
 async def _bulk(
-    configuration: Configuration, job: Job, *, as_json: bool, quiet: bool
+    configuration: Configuration, job: Job, live: LiveOutput | None, *, as_json: bool, quiet: bool
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     service = Service(configuration)
     service.plan = without_own_dedupe(service.plan)
     try:
         with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
-            runner = Runner(job, service, watch=watch)
+            runner = Runner(job, service, watch=watch, live=live)
             return await until_terminated(runner)
     finally:
         await service.aclose()
@@ -233,7 +241,9 @@ def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool)
 
 def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
-    counts = shards.join(JobFolders.from_environ(), output, overwrite=overwrite)
+    counts = shards.join(
+        JobFolders.from_environ(), output, overwrite=overwrite, passed=written_lines(output.name, sys.stderr)
+    )
     if as_json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
     else:

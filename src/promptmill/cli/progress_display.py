@@ -49,8 +49,9 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
         bar = bars.add_task("", total=None, said="starting")
 
         def watch(progress: Progress) -> None:
+            done = progress.written if progress.state == status.MERGING else progress.counts.done
             said = _said(progress, max(20, console.width - _BAR - 7))
-            bars.update(bar, total=progress.total, completed=progress.counts.done, said=said)
+            bars.update(bar, total=progress.total, completed=done, said=said)
 
         yield watch
 
@@ -60,7 +61,8 @@ def _said(progress: Progress, width: int) -> str:
     found = progress.as_dict()
     elapsed = status.duration(found["seconds"])
     if progress.activity or progress.state != status.RUNNING:
-        return f"{elapsed} {progress.activity or progress.state}"[:width]
+        written = f", {found['written']} of {found['total']} rows" if "written" in found else ""
+        return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
     if waiting := found.get("waiting"):
         return f"{elapsed}, {waiting}, {found['done']} of {found['total']}"[:width]
     left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"

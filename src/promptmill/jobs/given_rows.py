@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import orjson
 
@@ -37,7 +38,7 @@ class GivenRows:
     @classmethod
     def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str) -> GivenRows:
         """Keep the bytes that come as a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
-        root = folders.root.parent / "given"
+        root = _root(folders)
         try:
             disk.make_private_folder(root)
             digest = hashlib.sha256(suffix.encode())
@@ -55,12 +56,28 @@ class GivenRows:
                     beside.unlink()
                 else:
                     disk.replace(beside, found)
+                os.utime(folder)  # somebody is about to begin its job
             except BaseException:
                 beside.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{root} cannot be written: {disk.why(error)}.") from None
         return cls(folders, found.resolve())
+
+    @classmethod
+    def prune(cls, folders: JobFolders, before: float) -> None:
+        """Remove rows that were kept before that time and are of no job that is still there. Raises `OSError`."""
+        root = _root(folders).resolve()
+        specs = [folder.spec for folder in folders.all()]
+        used = {path.parent for spec in specs if spec is not None for path in (spec.input, spec.output)}
+        with contextlib.suppress(FileNotFoundError):
+            for path in root.iterdir():
+                if path in used or path.stat().st_mtime > before:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
         """Return where the answers go that are wanted in no file: another place for other settings."""
@@ -74,6 +91,10 @@ class GivenRows:
             if folder.path.parent != self.input.parent:
                 shutil.rmtree(folder.path, ignore_errors=True)
         shutil.rmtree(self.input.parent, ignore_errors=True)
+
+
+def _root(folders: JobFolders) -> Path:
+    return folders.root.parent / "given"
 
 
 def output_beside(folder: Path, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
@@ -106,7 +127,7 @@ def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
         yield block
 
 
-def copy_out(output: Path, descriptor: int) -> None:
+def copy_out(output: Path, out: IO[bytes]) -> None:
     """Write the answers to standard output."""
-    with output.open("rb") as file, contextlib.closing(os.fdopen(os.dup(descriptor), "wb")) as out:
+    with output.open("rb") as file:
         shutil.copyfileobj(file, out, 1 << 20)

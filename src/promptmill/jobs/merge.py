@@ -16,6 +16,7 @@ from promptmill.backends import rows as rows_
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
 from promptmill.jobs import cell_table, compression, disk, formats, parquet_table
+from promptmill.jobs.admission import Job
 from promptmill.jobs.batch_output import batch_output
 from promptmill.jobs.cell_table import CellTable
 from promptmill.jobs.disk import RandomFile
@@ -101,26 +102,44 @@ class Merge:
     most: int | None
     extra: tuple[str, ...] = ()
     ids: CustomIds | None = None
-    """Notes what tells rows apart: those of a Batch file, or of `--id-column`."""
+    """Notes the ids of a Batch file."""
     crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
+    passed: Callable[[int], None] | None = None
+    """Told how many rows have been looked at."""
     takes_model: bool = True
     """Whether a line of a Batch file was answered by the model that it names."""
-
-    def note_id(self, value: object, row: int) -> None:
-        """Note the id that `row` has, where anybody wants to know."""
-        if self.ids is not None:
-            self.ids.note(value, row)
 
     def answer(self, row: int) -> Record | None:
         """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
         record = self.answers.find(row)
         if self.crash:
             self.crash("merging")
+        if self.passed is not None:
+            self.passed(row + 1)
         if self.halt is not None and self.halt.is_set():
             raise Halted
         return record
+
+
+def of_job(job: Job, lines: RandomFile, answers: Answers, extra: tuple[str, ...] = ()) -> Merge:
+    """Return what becomes the output of `job`, whose rows are `lines`."""
+    spec = job.spec
+    return Merge(
+        spec.job_id,
+        job.input,
+        lines,
+        spec.input_format,
+        spec.output_format,
+        spec.output,
+        answers,
+        spec.model,
+        spec.created,
+        job.order.limit,
+        extra,
+        takes_model=spec.backend == "openai",
+    )
 
 
 def check_folder(target: Path) -> None:
@@ -152,7 +171,7 @@ def write(merge: Merge) -> Path:
         mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
             with compression.writer(out, compression.of(merge.target)) as content:
-                _write_rows(merge, content, 1 << 62 if merge.most is None else merge.most)
+                write_rows(merge, content)
             out.flush()
             os.fsync(out.fileno())
     except BaseException:
@@ -162,9 +181,11 @@ def write(merge: Merge) -> Path:
     return partial
 
 
-def _write_rows(merge: Merge, out: IO[bytes], most: int) -> None:
+def write_rows(merge: Merge, out: IO[bytes]) -> None:
+    """Write the rows of `merge` with their answers into `out`. Raises as `write` does."""
+    most = 1 << 62 if merge.most is None else merge.most
     if merge.output_format == "parquet":
-        parquet_table.write(merge.input, out, merge.answer, merge.extra, most=most, ids=merge.ids)
+        parquet_table.write(merge.input, out, merge.answer, merge.extra, most=most)
         return
     if merge.output_format in formats.CELLS:
         _write_cells(CellTable(merge.input, merge.input_format), out, merge, most)
@@ -193,8 +214,6 @@ def _answered(found: Iterator[dict[str, Any]], merge: Merge, most: int) -> Itera
             return
         record = merge.answer(number)
         if record is not None:
-            if merge.ids is not None:
-                merge.note_id(row.get(merge.ids.name), number)
             fields = answer_fields(record)
             yield plain_line({name: value for name, value in row.items() if name not in fields} | fields)
 
@@ -215,7 +234,6 @@ def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> N
     """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
     names = ANSWER_FIELDS + merge.extra
     kept = [at for at, name in enumerate(table.header) if name not in names]
-    id_at = table.header.index(merge.ids.name) if merge.ids is not None and merge.ids.name in table.header else None
     delimiter = table.delimiter if merge.output_format == merge.input_format else _DELIMITERS[merge.output_format]
     writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
     writer.writerow([table.header[at] for at in kept] + list(names))
@@ -224,8 +242,6 @@ def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> N
             break
         record = merge.answer(number)
         if record is not None:
-            if id_at is not None:
-                merge.note_id(row.cells[id_at] if id_at < len(row.cells) else None, number)
             own = [row.cells[at] if at < len(row.cells) else "" for at in kept]
             writer.writerow([*own, *cells(record, names), *row.surplus])
 
@@ -258,21 +274,11 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                     created=merge.created,
                     takes_model=merge.takes_model,
                 )
-                if isinstance(found.get("custom_id"), str):
-                    merge.note_id(found["custom_id"], line.row)
+                if merge.ids is not None and isinstance(found.get("custom_id"), str):
+                    merge.ids.note(found["custom_id"], line.row)
                 yield plain_line(found)
             else:
-                if merge.ids is not None:
-                    merge.note_id(_field(data, merge.ids.name), line.row)
                 yield jsonl_line(data, record)
-
-
-def _field(line: bytes, name: str) -> object:
-    try:
-        value = rows_.load(line, "")
-    except PromptmillError:
-        return None
-    return value.get(name) if isinstance(value, dict) else None
 
 
 def described(partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:

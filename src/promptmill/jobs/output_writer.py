@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError
@@ -25,6 +25,8 @@ class OutputWriter:
     ending: Cancellation
     guard: Callable[[], None]
     crash: Callable[[str], None] | None
+    passed: Callable[[int], None]
+    """Told how many rows are written."""
 
     async def run(self, notes: list[str]) -> JobCounts | None:
         """Return the counts of the output, None when some row turns out to have no answer after all.
@@ -33,8 +35,7 @@ class OutputWriter:
         file is left then.
         """
         spec = self.job.spec
-        name = "custom_id" if spec.input_format == "batch" else self.job.order.id_column
-        ids = None if name is None else CustomIds(self.job.folder.duplicates, name)
+        ids = CustomIds(self.job.folder.duplicates) if spec.input_format == "batch" else None
         self.guard()
         try:
             partial, counts, note = await self.ending.or_left(lambda: self._written(ids))
@@ -71,23 +72,7 @@ class OutputWriter:
         if spec.shard is not None:
             return shards.write_part(store, spec), store.counts(), ""
         answers = merge.Answers(store.records())
-        partial = merge.write(
-            merge.Merge(
-                spec.job_id,
-                job.input,
-                self.lines,
-                spec.input_format,
-                spec.output_format,
-                spec.output,
-                answers,
-                spec.model,
-                spec.created,
-                job.order.limit,
-                store.rare_fields() if spec.output_format in formats.TABLES else (),
-                ids,
-                self.crash,
-                self.ending.halt,
-                takes_model=spec.backend == "openai",
-            )
-        )
+        extra = store.rare_fields() if spec.output_format in formats.TABLES else ()
+        merged = merge.of_job(job, self.lines, answers, extra)
+        partial = merge.write(replace(merged, ids=ids, crash=self.crash, halt=self.ending.halt, passed=self.passed))
         return partial, store.counts(before=answers.rows), ids.warning if ids else ""

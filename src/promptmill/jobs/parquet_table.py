@@ -10,7 +10,6 @@ from typing import IO, Any
 import orjson
 
 from promptmill.core.errors import input_error
-from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields
 from promptmill.jobs.records import Record
@@ -104,12 +103,8 @@ def write(
     extra: tuple[str, ...],
     *,
     most: int,
-    ids: CustomIds | None = None,
 ) -> None:
-    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept.
-
-    `ids` notes what tells rows apart.
-    """
+    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -130,9 +125,6 @@ def write(
             found = [(at, record) for at in range(rows.num_rows) if (record := answer(number + at)) is not None]
             records = [answer_fields(record) for _, record in found]
             seen = rows.num_rows
-            if ids is not None and ids.name in rows.schema.names:
-                for at, value in enumerate(rows.column(ids.name).to_pylist()):
-                    ids.note(value, number + at)
             if len(found) < seen:
                 rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
             columns = [rows.column(field.name) for field in kept]

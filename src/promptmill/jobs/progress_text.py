@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TextIO
 
@@ -16,6 +16,7 @@ from promptmill.jobs.status import Progress
 
 _LINE_EVERY_S = 5.0
 _EVENT_EVERY_S = 1.0
+_LOOK_EVERY = 256
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -51,6 +52,20 @@ def progress_events(stream: TextIO) -> Watch:
                 print(orjson.dumps(progress.as_dict()).decode(), file=stream, flush=True)
 
     return watch
+
+
+def written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
+    """Return what says on `stream`, every few seconds, how many rows of a file are written."""
+    told = time.monotonic()
+
+    def passed(rows: int) -> None:
+        nonlocal told
+        if not rows % _LOOK_EVERY and time.monotonic() - told >= _LINE_EVERY_S:
+            told = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%H:%M:%S')} {name}: {rows} rows written", file=stream, flush=True)
+
+    return passed
 
 
 def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingProxyType({}), anew: bool = False) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, merge, status
 from promptmill.jobs.folder import Folder
+from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.lock import Lock
 
@@ -45,6 +46,8 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
+    with contextlib.suppress(OSError):  # the next time
+        GivenRows.prune(folders, before)
     return removed
 
 

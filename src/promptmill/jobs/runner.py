@@ -15,12 +15,13 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import admission, crash, disk, formats, merge, shards, status
+from promptmill.jobs import admission, crash, disk, formats, merge, row_ids, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.cancellation import Cancellation, JobStopped
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.output_writer import OutputWriter
 from promptmill.jobs.spool import spool
 from promptmill.jobs.status import Progress
@@ -49,10 +50,12 @@ class Runner:
         stats: CallStats | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
         told: Callable[[Sequence[int]], None] | None = None,
+        live: LiveOutput | None = None,
     ) -> None:
         """`watch` is shown the progress several times a second; `stats` counts what this run costs.
 
         `before_output` is waited for when all rows are answered. `told` gets the rows that were recorded.
+        `live` writes them while they come.
 
         Needs a running event loop.
         """
@@ -60,7 +63,8 @@ class Runner:
         self._service = service
         self._watch = watch
         self._before_output = before_output
-        self._told = told
+        self._live = live or LiveOutput(None)
+        self._told = told if live is None else live.told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
         self._first = (0, 0)
@@ -131,20 +135,8 @@ class Runner:
             lines, path = await self._ending.or_left(self._open_lines)
             opened = lines
             rows = await self._ending.or_left(lambda: self._cut(lines))
-            for _ in range(_ROUNDS):
-                try:
-                    await self._count(self.again)
-                    await self._answer(rows, path)
-                    if self._before_output is not None:
-                        await self._before_output()
-                    if await self._merge(lines):
-                        await self._ending.or_left(job.folder.store.end_reuse)
-                        return
-                    await self._drop_unsound()
-                except DamagedError:
-                    await self._ending.or_left(job.folder.salvage)
-                    self.progress.notes.append(_SALVAGED)
-            raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
+            await self._ending.or_left(self._check_ids)
+            await self._rounds(lines, rows, path)
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
             raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
@@ -158,6 +150,29 @@ class Runner:
                 opened.close()
             if rows is not None and rows is not opened:
                 rows.close()
+
+    async def _rounds(self, lines: RandomFile, rows: RandomFile, path: Path) -> None:
+        """Have the rows answered and the output written, again where records turn out to be damaged."""
+        live = self._live
+        try:
+            for _ in range(_ROUNDS):
+                try:
+                    await self._count(self.again)
+                    live.begin(self._job, lines, self.again, self._give_up)
+                    await self._answer(rows, path)
+                    if self._before_output is not None:
+                        await self._before_output()
+                    if await self._merge(lines):
+                        await self._ending.or_left(lambda: live.wait(self._ending.halt))
+                        await self._ending.or_left(self._job.folder.store.end_reuse)
+                        return
+                    await self._drop_unsound()
+                except DamagedError:
+                    await self._ending.or_left(self._job.folder.salvage)
+                    self.progress.notes.append(_SALVAGED)
+            raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
+        finally:
+            live.stop()
 
     def _open_lines(self) -> tuple[RandomFile, Path]:
         """Return the file of lines to read: the input, or its rows as lines, which are written once."""
@@ -178,6 +193,12 @@ class Runner:
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
+
+    def _check_ids(self) -> None:
+        """Raise `PromptmillError` when rows are not told apart by what is to tell them apart, before they are paid."""
+        job, name = self._job, self._job.order.id_column
+        if name is not None and job.folder.store.is_empty:
+            row_ids.check(job.input, job.spec.input_format, name, job.folder.duplicates)
 
     def _cut(self, lines: RandomFile) -> RandomFile:
         """Return the file of lines, from `_first` to its end those of the job's shard."""
@@ -298,7 +319,7 @@ class Runner:
     async def _merge(self, lines: RandomFile) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self._crash)
+        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self._crash, self.progress.pass_row)
         counts = await delivery.run(self.progress.notes)
         if counts is not None:
             self.progress.counts, self.progress.is_counted = counts, True

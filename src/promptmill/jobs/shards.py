@@ -10,8 +10,8 @@ import contextlib
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -88,8 +88,12 @@ def write_part(store: JobStore, spec: JobSpec) -> Path:
     return partial
 
 
-def join(folders: JobFolders, output: Path, *, overwrite: bool) -> JobCounts:
+def join(
+    folders: JobFolders, output: Path, *, overwrite: bool, passed: Callable[[int], None] | None = None
+) -> JobCounts:
     """Write the output of all shards, in input order, there whole or not at all; return its counts.
+
+    `passed` is told how many rows are written.
 
     Raises `PromptmillError` (`invalid_input`) when parts are missing, unfinished or of other jobs, or when the input
     has changed; `storage`.
@@ -106,7 +110,7 @@ def join(folders: JobFolders, output: Path, *, overwrite: bool) -> JobCounts:
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
-            partial = merge.write(_merge(spec, target, files, lines, stores))
+            partial = merge.write(replace(_merge(spec, target, files, lines, stores), passed=passed))
             merge.publish(partial, target, may_replace=overwrite)
             return _counts(stores)
     except merge.Unanswered as missing:

@@ -39,6 +39,8 @@ class Progress:
         self.activity = ""
         self.reason = ""
         self.total: int | None = None
+        self.written = 0
+        """Rows of the output that are written."""
         self.notes: list[str] = []
         self.seconds_before = 0.0
         """Wall time of earlier runs."""
@@ -68,6 +70,10 @@ class Progress:
     def seconds(self) -> float:
         """Wall time of all runs."""
         return self.seconds_before + time.monotonic() - self._began
+
+    def pass_row(self, rows: int) -> None:
+        """Take notice that so many rows of the output are written."""
+        self.written = rows
 
     def begin_rates(self) -> None:
         """Have the rates count from here: what is done already was done by earlier runs."""
@@ -114,6 +120,7 @@ class Progress:
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if self.granted is None else {"cost_granted": self.granted}),
             **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
+            **({"written": self.written} if self.state == MERGING else {}),
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
             **({"window": self.stats.flow.window} if self.stats.flow is not None and self.state == RUNNING else {}),
             **({"refused": self.stats.refused} if self.stats.refused else {}),
@@ -177,6 +184,8 @@ def line(status: Mapping[str, Any]) -> str:
     ]
     if status.get("state") == RUNNING and (waiting := status.get("waiting")):
         parts.append(waiting)
+    elif status.get("state") == MERGING and "written" in status:
+        parts.append(f"{status['written']} written")
     elif status.get("state") == RUNNING:
         parts.append(f"{status['rows_per_second']:.1f} rows/s")
         parts.append(f"{status['tokens_per_second']:.0f} tokens/s")

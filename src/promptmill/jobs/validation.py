@@ -15,7 +15,7 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import admission, formats, input_files
+from promptmill.jobs import admission, formats, input_files, row_ids
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.job_request import JobRequest
@@ -55,6 +55,11 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
                 ids = CustomIds(Path(name) / "custom_ids")
                 opened.callback(ids.close)
             found = _check_lines(lines, plan, order, input_format, ids)
+            if order.id_column is not None:
+                count, said = row_ids.problems(
+                    file, input_format, order.id_column, Path(name) / "ids", _SHOWN - len(found["problems"])
+                )
+                found |= {"invalid": found["invalid"] + count, "problems": [*found["problems"], *said]}
             return found | _cost(plan, found)
     finally:
         file.close()
