@@ -135,19 +135,22 @@ def calm(tmp_path):
 
 @pytest.fixture
 def config(tmp_path, upstream):
-    """A configuration file in front of an endpoint that refuses "bad" and never answers "hang"."""
+    """A configuration file in front of an endpoint that refuses "bad" and never answers "hang".
+
+    At the end of the test no server of it may be left.
+    """
     upstream.reply = by_prompt({"bad": status(400, "no such thing"), "hang": hang()})
     file = tmp_path / "mine.yaml"
     block = {"model_name": "m", "base_url": upstream.url, "api_key": "test-key-0123456789abcdef"}
     file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": block}}))
-    return file
+    yield file
+    eventually(lambda: not _serving(file), 5)
 
 
 @pytest.fixture
 def server(config):
-    """The command line of a server; at the end of the test none may be left."""
-    yield [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
-    eventually(lambda: not _serving(config), 5)
+    """The command line of a server."""
+    return [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
 
 
 @pytest.fixture
