@@ -220,3 +220,27 @@ def test_nobody_is_refused_who_was_never_sent():
         assert permit.endpoint_state is lane
 
     asyncio.run(work())
+
+
+def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
+    """A server that is about to go refuses new requests, with a time, and still answers those that it has begun."""
+    clock, stats = Clock(), CallStats()
+    throttle = LoopThrottle(clock)
+    ill, well = a_lane(throttle), a_lane(throttle)
+    limiter = Limiter([ill, well], 8, clock)
+    begun, refused = ill.enter(), ill.enter()
+    error = PromptmillError(Code.CONNECTION_LOST, "503")
+    ill.failed(refused, RetryDecision(FailureKind.LOST, error, wait_s=30.0), None)
+    ill.leave(refused)
+    ill.succeeded(begun)
+    ill.leave(begun)
+
+    assert not ill.ailing
+    permit = limiter.enter_now(stats, 1, avoid=well)
+    assert permit is not None
+    assert permit.endpoint_state is well
+    assert not limiter.elsewhere(well)
+    clock.now += 30
+    permit = limiter.enter_now(stats, 1, avoid=well)
+    assert permit is not None
+    assert permit.endpoint_state is ill

@@ -205,6 +205,10 @@ class EndpointState:
         """Whether the endpoint is being probed, or is not to be used at all."""
         return self._strikes > 0 or self.blocked is not None
 
+    def is_out(self, now: float) -> bool:
+        """Return whether it is ailing, or asked for a pause that an answer to an earlier request did not take back."""
+        return self.ailing or now < self.paused_until
+
     def wished(self, decision: RetryDecision) -> float:
         """Return the wait that the endpoint asked for, as far as it is honoured, in seconds."""
         return min(decision.wait_s or 0.0, self.longest_wait_s)

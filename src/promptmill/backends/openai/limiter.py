@@ -173,8 +173,9 @@ class Limiter:
 
     def elsewhere(self, endpoint_state: EndpointState) -> bool:
         """Return whether another endpoint than `endpoint_state` is well."""
+        now = self._clock()
         return any(
-            not other.ailing and other.decision() is None
+            not other.is_out(now) and other.decision() is None
             for other in self.endpoint_states
             if other is not endpoint_state
         )
@@ -262,7 +263,7 @@ class Limiter:
             self.serve()
 
     def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
-        """Return the endpoint with the most room; `avoid` only when all others ail, and none is to be probed now."""
+        """Return the endpoint with the most room; `avoid` only when all others are out and none may be probed now."""
         others = [
             endpoint_state
             for endpoint_state in self.endpoint_states
@@ -271,7 +272,7 @@ class Limiter:
         best = max(others, key=lambda endpoint_state: endpoint_state.room(now), default=avoid)
         if avoid is None or best is None or best.room(now) > 0 or avoid.decision() is not None:
             return best
-        return avoid if all(endpoint_state.ailing for endpoint_state in others) else best
+        return avoid if all(endpoint_state.is_out(now) for endpoint_state in others) else best
 
     def rate_wait_s(self, now: float) -> float:
         """Return the seconds until `rpm` and `tpm` allow another request."""
