@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from promptmill.backends.engines.image_decoding import pictures
-from promptmill.backends.engines.submission import Submissions, WebImages
+from promptmill.backends.engines.submission import Submissions
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
 from promptmill.images.load import ImageRules
+from promptmill.images.web import WebImages
 from promptmill.system import frames
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.engines.engine_call import Call
-from promptmill.backends.engines.submission import Submissions, WebImages
+from promptmill.backends.engines.submission import Submissions
 from promptmill.backends.engines.trust import check_arguments, trusts_remote_code
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.images.load import ImageRules
+from promptmill.images.web import WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 

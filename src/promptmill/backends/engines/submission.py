@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 from typing import Any
 
 import orjson
@@ -13,31 +11,10 @@ from promptmill.core.conversation import ImagePart, Message, TextPart, check_enc
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.images.cache import ImageCache
 from promptmill.images.load import ImageFile, ImageRules
+from promptmill.images.web import WebImages
 from promptmill.system import frames
 
 _LONGEST_ITEM = 256 << 20  # bytes
-
-
-class WebImages:
-    """Downloads images for an engine, which cannot be given a URL; from public addresses only, and only when needed."""
-
-    def __init__(self) -> None:
-        self._fetcher: Any = None
-
-    async def fetch(self, url: str) -> str:
-        """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
-        # an HTTP client is slow to import, and most calls have no image on the web
-        module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
-        if self._fetcher is None:
-            self._fetcher = module.ImageFetcher()
-        data_url: str = await self._fetcher.fetch(url)
-        return data_url
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        fetcher, self._fetcher = self._fetcher, None
-        if fetcher is not None:
-            await fetcher.aclose()
 
 
 class Submissions:

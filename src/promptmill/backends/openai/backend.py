@@ -22,8 +22,8 @@ from promptmill.backends.openai.transport import Pool, room_for_connections, tru
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.images.fetch import ImageFetcher
 from promptmill.images.load import ImageRules
+from promptmill.images.web import WebImages
 
 
 def create(plan: ResolvedConfig) -> OpenAIBackend:
@@ -47,7 +47,7 @@ class OpenAIBackend:
         )
         self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
-        self._fetcher = ImageFetcher() if plan.settings.fetch_images else None
+        self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
         self._endpoint_states: list[EndpointState] = []
         self._runs: set[asyncio.Task[None]] = set()

@@ -18,7 +18,8 @@ from promptmill.backends.openai.model_list import ModelList, base_url, read_mode
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
-from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
+from promptmill.backends.openai.route import proxy_of
+from promptmill.backends.openai.transport import Pool, trust_of_environment
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt

@@ -10,14 +10,14 @@ import pybase64
 from promptmill.core.conversation import ImagePart
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.cache import KEPT_BYTES, ImageCache
-from promptmill.images.fetch import ImageFetcher
 from promptmill.images.load import ImageFile, ImageRules, is_web
+from promptmill.images.web import WebImages
 
 
 class ImageEncoder:
     """Images as endpoints get them: a `data:` URL, or the URL of an image on the web."""
 
-    def __init__(self, rules: ImageRules, fetcher: ImageFetcher | None, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, rules: ImageRules, fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES) -> None:
         """With a `fetcher` images on the web are downloaded here, else the endpoint gets their URLs.
 
         Up to `kept_bytes` are kept for later items.

@@ -64,7 +64,7 @@ class Pages(Protocol):
     """What fetches pages of an endpoint, with its key."""
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body. Raises what aiohttp and the system raise."""
+        """Return status, headers and body. Raises what a transport and the system raise."""
         ...
 
 

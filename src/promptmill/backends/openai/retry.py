@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import random
-import socket
-import ssl
 from dataclasses import dataclass
 from enum import Enum, auto
 
-import aiohttp
-
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.raw_http import LARGEST_BODY, StaleError, TooLarge
+from promptmill.backends.openai.http_connection import LARGEST_BODY
+from promptmill.backends.openai.transport_errors import (
+    ConnectTimeoutError,
+    ProxyError,
+    StaleError,
+    TooLargeError,
+    code_of,
+)
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Usage
 
@@ -62,8 +63,8 @@ def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random)
 
 def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return what an attempt that ended in `exc` means."""
-    code = classify_exception(exc)
-    if isinstance(exc, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+    code = code_of(exc)
+    if isinstance(exc, ProxyError):
         error = PromptmillError(
             Code.UNREACHABLE,
             f"{endpoint.name} could not be asked: the proxy that the environment names cannot be used.",
@@ -72,7 +73,11 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         return RetryDecision(FailureKind.LOST, error)
     match code:
         case Code.TIMEOUT:
-            text = "did not accept a connection in time" if _while_connecting(exc) else "was silent for too long"
+            text = (
+                "did not accept a connection in time"
+                if isinstance(exc, ConnectTimeoutError)
+                else "was silent for too long"
+            )
         case Code.UNREACHABLE:
             text = "refused the connection or cannot be reached"
         case Code.CONNECTION_LOST:
@@ -83,7 +88,7 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = "could not be looked up: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
             text = "could not be connected to: this process has no file descriptor left"
-        case Code.BAD_RESPONSE if isinstance(exc, TooLarge):
+        case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
             text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
             text = "sent an invalid HTTP response"
@@ -97,35 +102,5 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)
 
 
-def classify_exception(exc: BaseException) -> Code:
-    """Return the code of what aiohttp or the operating system raised during one attempt."""
-    if isinstance(exc, aiohttp.ClientConnectorDNSError | socket.gaierror):
-        return Code.NAME_RESOLUTION
-    if isinstance(exc, TooLarge):
-        return Code.BAD_RESPONSE
-    if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError | aiohttp.ServerFingerprintMismatch):
-        return Code.TLS
-    if isinstance(exc, TimeoutError | asyncio.TimeoutError):
-        return Code.TIMEOUT
-    if isinstance(exc, OSError) and exc.errno in {errno.EMFILE, errno.ENFILE}:
-        return Code.NO_FILE_DESCRIPTORS
-    if isinstance(exc, aiohttp.ClientConnectorError | ConnectionRefusedError | aiohttp.ClientProxyConnectionError):
-        return Code.UNREACHABLE
-    if isinstance(exc, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
-        return Code.CONNECTION_LOST
-    if isinstance(exc, aiohttp.InvalidURL):
-        return Code.INVALID_CONFIG
-    if isinstance(exc, aiohttp.ClientConnectionError):
-        return Code.CONNECTION_LOST
-    if isinstance(exc, aiohttp.ClientError | aiohttp.http_exceptions.HttpProcessingError):
-        return Code.BAD_RESPONSE
-    return Code.INTERNAL
-
-
-def _while_connecting(exc: BaseException) -> bool:
-    return isinstance(exc, aiohttp.ConnectionTimeoutError)
-
-
 def _tls_reason(exc: BaseException) -> str:
-    inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
-    return str(getattr(inner, "verify_message", None) or getattr(inner, "reason", None) or "TLS failed")
+    return str(getattr(exc, "verify_message", None) or getattr(exc, "reason", None) or "TLS failed")

@@ -32,8 +32,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.held_image import HeldImage
 from promptmill.core.sampling import Sampling
 from promptmill.images.decode_memory import DecodeMemory
-from promptmill.images.fetch import ImageFetcher
 from promptmill.images.load import ImageRules
+from promptmill.images.web import WebImages
 from promptmill.system import frames
 from promptmill.system.runtime import run, stay_responsive
 
@@ -60,7 +60,7 @@ class Worker:
         roots = job["allowed_roots"]
         memory = DecodeMemory(job["max_image_memory"])
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"], memory)
-        image_encoder = ImageEncoder(rules, ImageFetcher() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
+        image_encoder = ImageEncoder(rules, WebImages() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
         pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment, throttle)
         self._sender = LocalSender(
             pool,

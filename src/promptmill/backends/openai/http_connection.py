@@ -1,0 +1,292 @@
+"""HTTP/1.1 on one connection, for requests that are small, many and answered much later than they are sent.
+
+A request costs the kernel and little more: its head is written once, and no task and no stream stands between the
+socket and who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, cast
+
+import aiohappyeyeballs
+import httptools
+from yarl import URL
+
+from promptmill.backends.openai.transport_errors import InvalidResponseError, StaleError, TooLargeError, TransportError
+
+# Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
+LARGEST_BODY = 64 * 1024 * 1024
+_LARGEST_HEAD = 64 * 1024
+_MOST_INTERIM = 32
+_MOST_MEMBERS = 128
+
+
+class Headers(Mapping[str, str]):
+    """Headers of a response, read only when somebody asks; names in any case, the first of several counts."""
+
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
+        self._raw = raw
+        self._read: dict[str, str] | None = None
+
+    def _all(self) -> dict[str, str]:
+        if self._read is None:
+            self._read = {
+                name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, value in reversed(self._raw)
+            }
+        return self._read
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+class HttpResponse(NamedTuple):
+    """A whole response."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Done = Callable[[HttpResponse | Exception], None]
+
+
+class Target:
+    """Where requests of one kind go: address, TLS, and all of the head but the length of the body."""
+
+    def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
+        """Raises `ValueError` for a header that would break the request."""
+        host = url.raw_host
+        if not host:
+            raise ValueError("a URL without a host")
+        self.host = host
+        self.port = url.port or 80
+        self.secure = url.scheme == "https"
+        named = f"[{host}]" if ":" in host else host
+        if not url.is_default_port():
+            named += f":{url.port}"
+        sent = {"Host": named, **headers}
+        if any(set(name + value) & {"\r", "\n", "\0"} for name, value in sent.items()):
+            raise ValueError("a header holds a line break")
+        lines = [f"POST {url.raw_path_qs} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
+        self._head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"Content-Length: "
+        self.idle: deque[Connection] = deque()
+        self.addresses: Sequence[aiohappyeyeballs.AddrInfoType] = ()
+        self.resolved_at = 0.0
+
+    def head(self, length: int) -> bytes:
+        """Return the head of a request with a body of so many bytes."""
+        return b"%b%d\r\n\r\n" % (self._head, length)
+
+
+class Owner(Protocol):
+    """Who keeps connections."""
+
+    clock: Callable[[], float]
+
+    def deliver(self, done: Done, result: HttpResponse | Exception) -> None:
+        """Hand out a result soon."""
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection whose request was answered."""
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is closed."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Between requests nothing may come on it: that would be taken for the next one's answer."""
+
+    def __init__(self, owner: Owner, target: Target) -> None:
+        self.target = target
+        self.at = 0.0
+        """When something was last sent or received."""
+        self.done: Done | None = None
+        self.closed = False
+        self.keep = True
+        self._owner = owner
+        self._clock = owner.clock
+        self._transport: asyncio.Transport | None = None
+        self._answered = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._status = self._head_size = self._body_size = self._interim = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._started = self._in_body = self._complete = False
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        done = self.done
+        if done is None:
+            self.close()
+            return
+        self.at = self._clock()
+        if not self._in_body:
+            self._head_size += len(data)
+        self._started = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.keep = False
+            if not self._complete:
+                inner = error.__context__
+                problem = inner if isinstance(inner, TooLargeError) else InvalidResponseError("not an HTTP response")
+                self._end(problem)
+                return
+        if self._complete:
+            self._finish()
+        elif not self._in_body and self._head_size > _LARGEST_HEAD:
+            self._end(InvalidResponseError("a head without an end"))
+
+    def eof_received(self) -> None:
+        if self.done is not None and self._in_body and not self._complete and self._until_closed():
+            self.keep = False
+            self._complete = True
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self.done is None:
+            self._owner.forget(self)
+        elif not self._started and self._answered:
+            self._end(StaleError())
+        elif self._in_body:
+            self._end(TransportError("the connection ended within the body"))
+        else:
+            self._end(exc or TransportError("the connection ended before a response"))
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # a second response to one request
+            self.keep = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._complete:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if not self._complete:
+            self._in_body = True
+            self._status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            self._body_size += len(body)
+            if self._body_size > LARGEST_BODY:
+                raise TooLargeError(f"more than {LARGEST_BODY} bytes")
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._complete:
+            return
+        status = self._status
+        if status == 101:
+            raise InvalidResponseError("an unasked-for upgrade")
+        if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
+                raise InvalidResponseError("interim responses without end")
+            self._headers.clear()
+            self._in_body = False
+            self._head_size = 0
+            return
+        self._complete = True
+        if not self._parser.should_keep_alive():
+            self.keep = False
+
+    # the owner's
+
+    def send(self, pieces: Sequence[bytes], length: int, done: Done) -> None:
+        """Send a request with a body of these pieces; `done` gets the response or what went wrong, once."""
+        transport = self._transport
+        assert transport is not None
+        self._begin()
+        self.done = done
+        self.at = self._clock()
+        head = self.target.head(length)
+        if len(pieces) == 1 and length < 1 << 16:
+            transport.write(head + pieces[0])
+        else:
+            transport.writelines([head, *pieces])
+
+    def close(self) -> None:
+        """Close at once; nobody is told."""
+        self.keep = False
+        self.done = None
+        if self._transport is not None and not self.closed:
+            self.closed = True
+            self._transport.abort()
+            self._owner.forget(self)
+
+    def fail(self, error: Exception) -> None:
+        """End the request in flight, and the connection."""
+        self.keep = False
+        self._end(error)
+
+    def _until_closed(self) -> bool:
+        """Return whether the body has no other end than that of the connection."""
+        return not any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
+
+    def _finish(self) -> None:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        headers = self._headers
+        self._answered = True
+        try:
+            for name, value in headers:
+                if len(name) == 16 and name.lower() == b"content-encoding":
+                    body = _decoded(body, value.strip().lower())
+        except (TransportError, zlib.error) as error:
+            self.keep = False
+            self._end(error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding"))
+            return
+        self._end(HttpResponse(self._status, Headers(headers), body))
+
+    def _end(self, result: HttpResponse | Exception) -> None:
+        done, self.done = self.done, None
+        if self.keep and not self.closed:
+            self._owner.release(self)
+        else:
+            self.close()
+            self._owner.forget(self)
+        if done is not None:
+            self._owner.deliver(done, result)
+
+
+def _decoded(body: bytes, encoding: bytes) -> bytes:
+    """Return what a compressed body says, though compression was not asked for."""
+    if encoding in {b"", b"identity"}:
+        return body
+    if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
+        raise InvalidResponseError("an encoding that was not asked for")
+    window_bits = 16 + zlib.MAX_WBITS if encoding.endswith(b"gzip") else zlib.MAX_WBITS
+    plain: list[bytes] = []
+    left = LARGEST_BODY
+    for _ in range(_MOST_MEMBERS):  # a gzip file may have several
+        unpacker = zlib.decompressobj(window_bits)
+        plain.append(unpacker.decompress(body, left + 1))
+        left -= len(plain[-1])
+        if left < 0:
+            raise TooLargeError(f"more than {LARGEST_BODY} bytes")
+        if not unpacker.eof:
+            break
+        body = unpacker.unused_data
+        if not body:
+            return b"".join(plain)
+    raise TransportError("a compressed body without its end")

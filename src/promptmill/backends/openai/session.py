@@ -1,0 +1,153 @@
+"""aiohttp's session as a transport: proxies, large bodies, responses read as they come, pages.
+
+Imported when it is first needed: most processes never need it, and it takes 11 MB and a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
+
+from promptmill.backends.openai.http_connection import LARGEST_BODY, HttpResponse
+from promptmill.backends.openai.route import Route
+from promptmill.backends.openai.transport_errors import (
+    ConnectTimeoutError,
+    InvalidResponseError,
+    InvalidURLError,
+    ProxyError,
+    SilenceTimeoutError,
+    TooLargeError,
+    TransportError,
+    of_connecting,
+)
+
+# An upload is given this long beside the silence that is borne after it.
+_SLOWEST_UPLOAD_BYTES_S = 50_000
+
+
+class _Pieces(aiohttp.Payload):
+    """A body that lies in several places; aiohttp's own payloads would copy it into one."""
+
+    _value: list[bytes]
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(pieces, content_type="application/json")
+        self._size = sum(map(len, pieces))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in self._value:
+            await writer.write(piece)
+
+
+class Session:
+    """Connections for one request each: on a kept one, what came between requests would be the next one's answer.
+
+    All methods raise `TransportError` and what the system raises.
+    """
+
+    def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
+        """Must be made on the event loop. `limit` is the most connections at a time."""
+        self._silence_s = silence_s
+        self._connect_s = connect_s
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=300, force_close=True, ssl=trust),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def post(
+        self, route: Route, pieces: list[bytes], length: int, told: Callable[[bytes], None] | None
+    ) -> HttpResponse:
+        """Post a body of these pieces; `told` gets each piece of the response's body as it comes.
+
+        The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
+        life, without end.
+        """
+        with _our_errors():
+            posting = self._session.post(
+                route.url,
+                data=_Pieces(pieces),
+                headers=route.headers,
+                allow_redirects=False,
+                proxy=route.proxy,
+                proxy_headers=route.proxy_headers,
+            )
+            begins_s = self._connect_s + self._silence_s + length / _SLOWEST_UPLOAD_BYTES_S
+            response = await asyncio.wait_for(posting, begins_s)
+            async with response:
+                try:
+                    return HttpResponse(response.status, response.headers, await _whole(response.content, told))
+                except TooLargeError:
+                    response.close()
+                    raise
+
+    async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
+        """Return a page, of its body up to `largest` bytes."""
+        with _our_errors():
+            getting = self._session.get(
+                url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
+            )
+            async with getting as response:
+                return HttpResponse(response.status, response.headers, await response.content.read(largest))
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
+    """Return the body, of which `told` gets each piece. After a `TooLargeError` the connection is of no more use."""
+    chunks: list[bytes] = []
+    size = 0
+    while not content.at_eof():
+        chunk = await content.readany()
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise TooLargeError(f"more than {LARGEST_BODY} bytes")
+        chunks.append(chunk)
+        if told is not None:
+            told(chunk)
+    return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
+        raise translated(error) from error
+
+
+def translated(error: Exception) -> Exception:
+    """Return what an exception of aiohttp says, as one of ours or the system's."""
+    match error:
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            return ProxyError(str(error))
+        case aiohttp.ClientConnectorCertificateError():
+            inner: Exception = error.certificate_error
+            return inner if isinstance(inner, ssl.SSLError) else ssl.SSLError(1, str(inner))
+        case aiohttp.ClientConnectorSSLError():
+            return error.os_error if isinstance(error.os_error, ssl.SSLError) else ssl.SSLError(1, str(error))
+        case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
+            return ssl.SSLError(1, str(error))
+        case aiohttp.ConnectionTimeoutError():
+            return ConnectTimeoutError(str(error))
+        case TimeoutError():
+            return SilenceTimeoutError(str(error))
+        case aiohttp.ClientConnectorError():
+            return of_connecting(error.os_error)
+        case aiohttp.InvalidURL():
+            return InvalidURLError(str(error))
+        case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError():
+            return TransportError(str(error))
+        case _:
+            return InvalidResponseError(str(error))
