@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from peak import peak_bytes
 from replies import answer
@@ -21,3 +25,42 @@ def test_a_longer_file_takes_no_more_memory(bench: Any) -> None:
     bench.upstream.reply = answer()
     few, many = peak(4000), peak(12_000)  # the fewer fill every buffer already
     assert many <= 1.15 * few, (few, many)
+
+
+PAGE_BYTES = 20 << 20
+EITHER = """
+import sys
+from pathlib import Path
+from promptmill.core.outcome import Completion, Usage
+from promptmill.jobs import parquet_table, spool
+from promptmill.jobs.input_files import InputFiles, Part
+from promptmill.jobs.records import record_of
+source, what = Path(sys.argv[1]), sys.argv[2]
+files = InputFiles([Part(source)])
+if what == "open":
+    parquet_table.ParquetTable(files)
+elif what == "spool":
+    spool.spool(files, "parquet", source.with_suffix(".rows"))
+else:
+    record = record_of(0, Completion("yes", "stop", Usage(1, 1)), None, ())
+    with source.with_suffix(".out").open("wb") as out:
+        parquet_table.write(files, out, lambda row: record, (), most=1 << 60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages pass through Python elsewhere, and are held once more")
+@pytest.mark.parametrize("what", ["spool", "write"])
+def test_parquet_takes_the_memory_of_one_page_however_long_and_wide_its_rows(tmp_path: Path, what: str) -> None:
+    """Images as `datasets` writes them: a row group of 100 has one page, which is there packed and unpacked."""
+    source = tmp_path / "in.parquet"
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("prompt", pa.string()), ("image", image)])
+    with parquet.ParquetWriter(source, schema) as writer:
+        for _ in range(5):
+            images = [{"bytes": os.urandom(PAGE_BYTES // 100), "path": None} for _ in range(100)]
+            writer.write_table(pa.table({"prompt": ["what?"] * 100, "image": images}, schema))
+
+    def peak(doing: str) -> int:
+        return peak_bytes([sys.executable, "-c", EITHER, str(source), doing], folder=tmp_path)
+
+    assert peak(what) - peak("open") < 2 * PAGE_BYTES + (40 << 20)

@@ -146,6 +146,10 @@ class InputFiles:
                 copy.seek(0)
                 yield copy
 
+    def shared_path(self, at: int = 0) -> Path | None:
+        """Return a path of that very file for libraries, while its stream is open; None where there is none."""
+        return None if compression.of(self.parts[at].path) else self._opened(at).shared_path()
+
     def close(self) -> None:
         """Close; a second time does nothing."""
         self._current[1].close()

@@ -16,8 +16,8 @@ from promptmill.jobs.records import Record
 
 Answer = Callable[[int], Record | None]  # None leaves the row out
 _MOST_ROWS = 4096
-_BATCH_BYTES = 4 << 20
-_GROUP_BYTES = 16 << 20
+_BATCH_BYTES = 1 << 20
+_GROUP_BYTES = 4 << 20
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _PAGE_BYTES = 1 << 20
 
@@ -63,9 +63,11 @@ class ParquetTable:
         from pyarrow import parquet
 
         with self._files.stream(at, seekable=True) as stream:
+            # a page that passes through Python is in memory once more
+            path = self._files.shared_path(at)
             try:
                 # without a buffer, and with what is read ahead, the column of a whole row group would be in memory
-                file = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_PAGE_BYTES)
+                file = parquet.ParquetFile(stream if path is None else path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(f"The input is not a valid Parquet file: {str(error).splitlines()[0]:.200}") from None
             yield file
