@@ -7,13 +7,16 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import dialect_of, preset
-from promptmill.config.loading import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error
+
+if TYPE_CHECKING:
+    from promptmill.config.loading import ResolvedConfig  # workers need no YAML
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
