@@ -12,9 +12,11 @@ import promptmill
 from promptmill.backends.engines.request_options import template_options
 from promptmill.backends.openai.provider_profile import ProviderProfile, translate
 from promptmill.backends.openai.providers import DIALECTS, PLAIN
+from promptmill.config.backends import BACKENDS
 from promptmill.core.sampling import Sampling
 
 ENGINES = Path(promptmill.__file__).parent / "backends" / "engines"
+ENGINE_NAMES = [name for name, record in BACKENDS.items() if record.is_engine]
 VALUES = {
     "stop": ["x"],
     "response_format": {"type": "json_object"},
@@ -40,7 +42,7 @@ def takes(engine: str) -> frozenset[str]:
     return found
 
 
-@pytest.mark.parametrize("engine", ["hf", "openvino", "vllm"])
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_an_engine_reads_what_it_says_it_takes(engine):
     source = "".join(file.read_text(encoding="utf-8") for file in (ENGINES / engine).glob("*.py"))
     shared = (ENGINES / "request_options.py").read_text(encoding="utf-8")
@@ -49,7 +51,7 @@ def test_an_engine_reads_what_it_says_it_takes(engine):
         assert f'"{name}"' in declared.sub("", source) + shared, name
 
 
-@pytest.mark.parametrize("engine", ["hf", "openvino", "vllm"])
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_what_an_engine_does_not_take_is_named(engine):
     left_out: list[str] = []
     given = {name: VALUES.get(name, 1) for name in [*Sampling.model_fields, "brand_new"]}
@@ -57,6 +59,10 @@ def test_what_an_engine_does_not_take_is_named(engine):
     template_options(given, {}, left_out, lambda _: False, takes(engine))
     assert set(given) - set(left_out) == takes(engine)
     assert "brand_new" in left_out
+
+
+def test_every_backend_is_looked_at_here():
+    assert {*ENGINE_NAMES, "openai"} == BACKENDS.keys()
 
 
 @pytest.mark.parametrize("profile", [PLAIN, *DIALECTS], ids=lambda profile: profile.name)

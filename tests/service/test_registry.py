@@ -6,14 +6,15 @@ import importlib
 
 import pytest
 
+from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.service import registry
 
 
-@pytest.mark.parametrize("name", registry.BACKENDS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_every_known_name_has_a_factory(name):
-    assert callable(importlib.import_module(registry.BACKENDS[name]).create)
+    assert callable(importlib.import_module(BACKENDS[name].module).create)
     registry.check_name(name)
 
 
@@ -41,7 +42,7 @@ def test_a_backend_is_made_from_its_plan_and_not_loaded(run):
     assert run(work()) == "OpenAIBackend"
 
 
-@pytest.mark.parametrize("name", registry.BACKENDS)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_a_block_that_cannot_work_is_refused_before_anything_is_loaded(run, name):
     plan = Configuration({"backend": name}).plan
     with pytest.raises(PromptmillError) as caught:

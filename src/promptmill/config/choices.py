@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.config import models
+from promptmill.config import backends, models
 from promptmill.config.settings import Settings
 from promptmill.core.errors import config_error
 
@@ -38,14 +38,14 @@ def settings_of(
     chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
     if chosen != own:
         found["backend",] = chosen
-    if endpoint and chosen not in {"openai", "auto"}:
+    record = backends.record("openai" if chosen == "auto" else chosen)  # which `auto` may come to, with what is said
+    if endpoint and not record.needs_endpoint:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
-    found.update({(*above, "openai", key): value for key, value in endpoint.items()})
-    if model is not None and chosen in {"openai", "auto"}:
-        found[*above, "openai", "model_name"] = model
-    elif model is not None:
-        found[*above, chosen, "model_name_or_path"] = model
+    block = (*above, "openai" if chosen == "auto" else chosen)
+    found.update({(*block, key): value for key, value in endpoint.items()})
+    if model is not None:
+        found[*block, record.model_key] = model
     found.update({("sampling_params", key): value for key, value in sampling.items()})
     return found

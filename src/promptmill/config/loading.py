@@ -13,17 +13,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from promptmill.config import models
+from promptmill.config import backends, models
+from promptmill.config.backends import BackendRecord
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
-from promptmill.config.settings import Settings
+from promptmill.config.settings import Block, Settings
 from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import Sampling
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
+TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
@@ -74,10 +76,19 @@ class ResolvedConfig:
         return self.settings.backend
 
     @property
+    def record(self) -> BackendRecord:
+        """What is known of the chosen backend."""
+        return backends.record(self.backend)
+
+    @property
+    def block(self) -> Block | None:
+        """The chosen backend's settings, None for `auto` and for a name that there is none of."""
+        return getattr(self.settings.backend_configs, self.backend, None)
+
+    @property
     def model(self) -> str:
         """The model that the chosen backend's block names; `""` when it names none."""
-        block = getattr(self.settings.backend_configs, self.backend, None)
-        return getattr(block, "model_name", None) or getattr(block, "model_name_or_path", None) or ""
+        return getattr(self.block, self.record.model_key, None) or ""
 
     @property
     def operator_model(self) -> str:
@@ -144,10 +155,10 @@ class Configuration:
         self._keyless = False
         self.default = models.default_name(raw)
         """The name of the model that answers where none is named."""
-        self.plan = self.plan_of(self.default)
-        models.check_names(self.plan.operator)
         self.names = tuple(models.names(raw))
         """The names of all models, that one's first."""
+        self.plan = self.plan_of(self.default)
+        models.check_names(self.plan.operator)
 
     @property
     def backend(self) -> str | None:
@@ -264,6 +275,7 @@ class Configuration:
             return self.plan_of(self.default)
         raw = models.raw_of(self._raw, self.default)
         raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
+        self._check_other_backends(name, overrides)
         operator, _ = self._settled(raw, name)
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
@@ -292,6 +304,20 @@ class Configuration:
         )
         _check_limits(plan, overrides)
         return plan
+
+    def _check_other_backends(self, name: str, overrides: Overrides) -> None:
+        """Raise when a call chooses or sets up a backend of another package without the operator's word.
+
+        It may choose one that the configuration names, and only a trusted client may set its keys: which of them are
+        harmless is not known here.
+        """
+        operators = {_backend_of(models.raw_of(self._raw, model)) for model in self.names}
+        operators |= (self._raw.get("backend_configs") or {}).keys()
+        for other in {name, *overrides.backend_configs} & backends.installed().keys():
+            if other not in operators:
+                raise config_error("backend", f"a call may choose {other} only where the configuration file names it.")
+            if overrides.backend_configs.get(other) and not self._trust_client:
+                raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
     def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = moved(_without_unset(dict(raw), backend), backend)

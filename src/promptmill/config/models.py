@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from promptmill.config.settings import BackendConfigs, Settings
+from promptmill.config import backends
+from promptmill.config.settings import ModelSettings, Settings
 from promptmill.core.errors import PromptmillError, config_error, input_error
 
 DEFAULT = "default"
@@ -44,7 +45,8 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
         return dict(raw)
-    block = next((block for block in BackendConfigs.model_fields if block in model), None)
+    own_keys = ModelSettings.model_fields.keys() - backends.BACKENDS.keys()
+    block = next((key for key in model if key not in own_keys and backends.is_named(key)), None)
     backend = model.get("backend") or block
     own: dict[str, Any] = {
         "backend": backend,

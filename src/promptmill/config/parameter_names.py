@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from promptmill.config import backends
 from promptmill.core.errors import config_error
 from promptmill.core.sampling import Sampling
 
@@ -48,7 +49,7 @@ def moved(raw: Mapping[str, Any], backend: str) -> tuple[dict[str, Any], list[st
     if warnings and raw.get("unsupported") == "error":
         raise config_error("", " ".join(warnings))
     passed = {**others, **body, **(extra or {})}
-    for name in (_SAMPLING if backend != "openai" else {"n"}) & passed.keys() - _STAY:
+    for name in ({"n"} if backends.record(backend).needs_endpoint else _SAMPLING) & passed.keys() - _STAY:
         ours[name] = passed.pop(name)
     return {**raw, "sampling_params": ours, "extra_params": passed}, warnings
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
+from promptmill.config import backends
 from promptmill.core.sampling import Sampling
 
 
@@ -217,8 +220,23 @@ class PriceSettings(Block):
     )
 
 
+class OtherSettings(Block):
+    """The block of another package's backend, which checks it when it is made."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _other_backend(name: str) -> str:
+    if name not in backends.installed():
+        raise PydanticCustomError("extra_forbidden", "unknown key")
+    return name
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_other_backend)], OtherSettings]
 
     openai: OpenAISettings = OpenAISettings()
     hf: HFSettings = HFSettings()
@@ -228,6 +246,9 @@ class BackendConfigs(Block):
 
 class ModelSettings(Block):
     """One of several models: a backend's block of its own, and what differs from the rest of the file."""
+
+    model_config = BackendConfigs.model_config
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_other_backend)], OtherSettings]
 
     backend: str | None = Field(None, description="Which backend answers; default: the one whose block is here.")
     openai: OpenAISettings | None = Field(None, description="As `backend_configs.openai`, of which it takes nothing.")
@@ -252,14 +273,13 @@ class ModelSettings(Block):
         """Read the backend off the block that is there."""
         if not isinstance(data, Mapping):
             return data
-        data = {
-            key: {} if value is None and key in BackendConfigs.model_fields else value for key, value in data.items()
-        }
-        blocks = [name for name in BackendConfigs.model_fields if name in data]
+        known = BackendConfigs.model_fields
+        blocks = [key for key in data if key in known or (key not in cls.model_fields and backends.is_named(key))]
+        data = {key: {} if value is None and key in blocks else value for key, value in data.items()}
         named = data.get("backend")
         if len(blocks) > 1 or (named is None and not blocks):
             found = " and ".join(blocks) or "none"
-            raise ValueError(f"needs one backend's block ({', '.join(BackendConfigs.model_fields)}); it has {found}")
+            raise ValueError(f"needs one backend's block ({', '.join(known)}); it has {found}")
         if named is not None and blocks and named != blocks[0]:
             raise ValueError(f"names the backend {named:.40} but has a block of {blocks[0]}")
         return data if named is not None else {**data, "backend": blocks[0]}
@@ -271,7 +291,8 @@ class Settings(Block):
     backend: str = Field(
         "hf",
         description="Which backend answers: `hf`, `openai`, `openvino`, `vllm`; or `auto`: a server that runs on this "
-        "machine, else a provider whose key is set and which has `model_name`, else the embedded model.",
+        "machine, else a provider whose key is set and which has `model_name`, else the embedded model. A backend of "
+        "another package goes by that package's name for it.",
     )
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()

@@ -125,7 +125,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
         job = Job(folder, spec, order, plan, file, lock)
         if job.has_output:  # else it is checked when it runs
             check_content(job, threading.Event())
-        if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
+        if getattr(plan.block, "dedupe", False):
             job.order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return job
@@ -386,11 +386,10 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
     """Return digests of what decides about answers; what each line brings itself is part of the input."""
     settings = plan.settings
     above = system_prompt(plan, given_prompt, input_format)
-    openai = settings.backend_configs.openai
     found = {"model": _digest(plan.model), "system_prompt": _digest(above), "backend": _digest(plan.backend)}
-    if plan.backend == "openai":
-        found["endpoint"] = _digest(openai.base_url)
-        found["enable_thinking"] = _digest(openai.enable_thinking)
+    if plan.record.needs_endpoint:
+        found["endpoint"] = _digest(getattr(plan.block, "base_url", None))
+        found["enable_thinking"] = _digest(getattr(plan.block, "enable_thinking", None))
     if input_format not in _WHOLE:
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
         found["image_tag"] = _digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import admission, disk, formats, merge
 from promptmill.jobs.folder import Folder
@@ -47,7 +48,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
                     spec.created,
                     None,
                     extra,
-                    takes_model=spec.backend == "openai",
+                    takes_model=backends.record(spec.backend).any_request,
                 )
             )
             try:

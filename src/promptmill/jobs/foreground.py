@@ -35,10 +35,10 @@ async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillEr
 
 def without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     """Return `plan` without the backend's `dedupe`, which remembers every answer: a job has its own, on disk."""
-    configs = plan.settings.backend_configs
-    if not configs.openai.dedupe:
+    if not getattr(plan.block, "dedupe", False):
         return plan
-    openai = configs.openai.model_copy(update={"dedupe": False})
-    configs = configs.model_copy(update={"openai": openai})
+    assert plan.block is not None
+    block = plan.block.model_copy(update={"dedupe": False})
+    configs = plan.settings.backend_configs.model_copy(update={plan.backend: block})
     settings = plan.settings.model_copy(update={"backend_configs": configs})
     return replace(plan, settings=settings)

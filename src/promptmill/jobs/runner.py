@@ -305,7 +305,7 @@ class Runner:
             admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
             settings.image_tag,
             self._foreign_folder(),
-            "" if plan.backend == "openai" else plan.model,
+            "" if plan.record.any_request else plan.model or plan.backend,
             whole=job.spec.input_format == "batch",
             image_position=settings.image_position,
             prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,

@@ -88,7 +88,7 @@ class RunningJobs:
                 return {"job_id": job.spec.job_id, "message": "The job is finished already."} | self._told(folder)
             status.write_starting(folder)
             held.pop_all()
-        if plan.backend == "openai":
+        if not plan.record.is_engine:
             starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, plan, self.folders))
             starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
             await asyncio.shield(starting)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import admission, disk, formats, merge
 from promptmill.jobs.counts import JobCounts
@@ -191,7 +192,7 @@ def _merge(
         spec.created,
         None,
         tuple(name for name in RARE_FIELDS if name in rare),
-        takes_model=spec.backend == "openai",
+        takes_model=backends.record(spec.backend).any_request,
     )
 
 

@@ -76,7 +76,7 @@ def _check_lines(
         {},
         system_prompt,
         settings.image_tag,
-        model="" if plan.backend == "openai" else plan.model,
+        model="" if plan.record.any_request else plan.model or plan.backend,
         prompt_column=order.prompt_column if input_format == "jsonl" else None,
     )
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)

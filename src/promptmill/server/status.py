@@ -75,7 +75,7 @@ class _Shown:
     """Values of a plan's settings as anybody may read them."""
 
     def __init__(self, plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
-        self._settings = plan.settings
+        self._plan, self._settings = plan, plan.settings
         named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
         variables = [environ.get(name, "") for name in (*_KEY_VARIABLES, *named) if name]
         self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
@@ -83,7 +83,7 @@ class _Shown:
     def configuration(self) -> dict[str, Any]:
         """Return the settings that count, of the backends the chosen one's alone."""
         settings = self._settings
-        block = getattr(settings.backend_configs, settings.backend, None)
+        block = self._plan.block
         top = {
             name: value
             for name, value in settings

@@ -247,7 +247,8 @@ class _Call(WrappedCall):
 
 def _fingerprint_of(plan: ResolvedConfig) -> bytes:
     """Return what of the configuration changes answers, beside what each request says itself."""
-    block = getattr(plan.settings.backend_configs, plan.backend)
+    block = plan.block
+    assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]

@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import Choice
+from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import Configuration, ResolvedConfig
 
 AUTO = "auto"
-_CHOICE = "promptmill.backends.openai.choice"
 _EMBEDDED = "smollm2-135m-instruct"
 # What an engine needs installed; the first that is there runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
@@ -22,7 +22,7 @@ _LOG = logging.getLogger("promptmill.choice")
 
 def is_open(plan: ResolvedConfig) -> bool:
     """Return whether something of `plan` has to be found out before it can be used."""
-    return plan.backend == AUTO or (plan.backend == "openai" and not plan.model)
+    return plan.backend == AUTO or (bool(plan.record.choice) and not plan.model)
 
 
 Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
@@ -34,7 +34,7 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
     `choose` is by default the openai backend's.
     """
     if configuration.plan.backend == AUTO:
-        choice = await (choose or (await _openai()).choose)(configuration)
+        choice = await (choose or (await _module(BACKENDS["openai"].choice)).choose)(configuration)
         if not choice.values:
             choice = _embedded(configuration, choice)
         why = f"backend auto: {choice.why}"
@@ -49,9 +49,9 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
     Raises `PromptmillError` when the endpoint cannot be asked, has several, or none.
     """
-    if plan.backend != "openai" or plan.model:
+    if plan.model or not (choice := plan.record.choice):
         return plan
-    found: ResolvedConfig = await (await _openai()).with_model(plan)
+    found: ResolvedConfig = await (await _module(choice)).with_model(plan)
     _LOG.info("%s", found.chosen)
     return found
 
@@ -65,5 +65,5 @@ def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     return Choice(values, f"{engine} with {model}: no endpoint answers", choice.against, keyless=False)
 
 
-async def _openai() -> Any:
-    return await asyncio.to_thread(importlib.import_module, _CHOICE)
+async def _module(name: str) -> Any:
+    return await asyncio.to_thread(importlib.import_module, name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
 from promptmill.config.loading import ResolvedConfig
-from promptmill.config.settings import HFSettings, OpenVINOSettings, VLLMSettings
+from promptmill.config.settings import OpenVINOSettings
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
@@ -19,46 +19,29 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
 
     Connections always do. Engines do on separate GPUs, and on the CPU when its free memory is ample for the weights.
     """
-    ours, theirs = _engine(old), _engine(new)
-    if ours is None or theirs is None:
+    if not (old.record.is_engine and new.record.is_engine):
         return True
+    ours, theirs = old.block, new.block
     if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
         elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
-        return elsewhere or _enough_memory(theirs)
-    if ours.gpu_ids and theirs.gpu_ids:
+        return elsewhere or _enough_memory(new.model)
+    if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):
         return on_other_gpus(old, new)
-    return not _has_accelerator() and _enough_memory(theirs)
+    return not _has_accelerator() and _enough_memory(new.model)
 
 
 def on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
     """Return whether two engines are known to share no device."""
-    used = [set(getattr(_engine(plan), "gpu_ids", None) or ()) for plan in (one, other)]
+    used = [set(getattr(plan.block, "gpu_ids", None) or ()) for plan in (one, other)]
     return all(used) and not used[0] & used[1]
-
-
-def is_engine(plan: ResolvedConfig) -> bool:
-    """Return whether `plan` is of an engine of this machine, which takes memory."""
-    return _engine(plan) is not None
-
-
-def _engine(plan: ResolvedConfig) -> HFSettings | VLLMSettings | OpenVINOSettings | None:
-    blocks = plan.settings.backend_configs
-    match plan.backend:
-        case "hf":
-            return blocks.hf
-        case "openvino":
-            return blocks.openvino
-        case "vllm":
-            return blocks.vllm
-    return None
 
 
 def _has_accelerator() -> bool:
     return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
-def _enough_memory(settings: HFSettings | VLLMSettings | OpenVINOSettings) -> bool:
-    weights, free = _weights(settings.model_name_or_path or ""), _free_memory()
+def _enough_memory(model: str) -> bool:
+    weights, free = _weights(model), _free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
 
 

@@ -12,7 +12,6 @@ from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.service.gpu_placement import is_engine
 from promptmill.service.wrappers import wrapped
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
@@ -101,7 +100,7 @@ class LoadedBackend:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         limit_s = self.plan.settings.idle_unload
-        if limit_s is not None and is_engine(self.plan):
+        if limit_s is not None and self.plan.record.is_engine:
             self._idle_timer = asyncio.get_running_loop().call_later(limit_s, self._nobody_asked)
 
     def _nobody_asked(self) -> None:
@@ -174,8 +173,8 @@ class LoadedBackend:
 
 def identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
     """Return what a loaded backend depends on: all of its block, and who said so where that changes what it may do."""
-    block = getattr(plan.settings.backend_configs, plan.backend, None)
-    if plan.backend == "openai":
+    block = plan.block
+    if plan.record.needs_endpoint:
         spoken = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
     else:
         spoken = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())

@@ -77,9 +77,9 @@ def price_of(plan: ResolvedConfig) -> Price | None:
     settings = plan.settings
     if (said := settings.price) is not None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
-    if plan.backend != "openai" or not plan.model:
+    if not plan.record.needs_endpoint or not plan.model:
         return None
-    urls = settings.backend_configs.openai.base_url
+    urls = getattr(plan.block, "base_url", [])
     try:
         prices = [ListedPrice(plan.model, {"provider_api_url": url}) for url in urls]
     except (ImportError, LookupError):  # the extra is not installed; a host or model that is not listed

@@ -1,4 +1,4 @@
-"""Backend registry: names to module paths, so that nothing heavy is imported before it is needed."""
+"""Backends by name: made, tried and checked, each imported when it is needed."""
 
 from __future__ import annotations
 
@@ -6,26 +6,17 @@ import asyncio
 import difflib
 import importlib
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import cast
 
 from promptmill.backends.protocol import Backend, Step
+from promptmill.config.backends import BACKENDS, installed, is_named
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import config_error
-
-BACKENDS = MappingProxyType(
-    {
-        "openai": "promptmill.backends.openai.backend",
-        "hf": "promptmill.backends.engines.host",
-        "openvino": "promptmill.backends.engines.host",
-        "vllm": "promptmill.backends.engines.host",
-    }
-)
 
 
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
-    if name not in BACKENDS:
+    if not is_named(name):
         rows = [row[0] for row in providers()]
         if provider := difflib.get_close_matches(name.lower(), [row for row in rows if row not in BACKENDS], n=1):
             raise config_error(
@@ -33,9 +24,10 @@ def check_name(name: str) -> None:
                 f"unknown backend; {provider[0]} is a provider: `--provider {provider[0]}`, or `backend: openai` and "
                 f"`backend_configs: {{openai: {{provider: {provider[0]}}}}}`.",
             )
-        near = difflib.get_close_matches(name, [*BACKENDS, "auto"], n=1, cutoff=0.5)
-        known = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(BACKENDS)}, auto."
-        raise config_error("backend", f"unknown backend; {known}")
+        known = [*BACKENDS, *installed(), "auto"]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        said = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(known)}."
+        raise config_error("backend", f"unknown backend; {said}")
 
 
 async def create(plan: ResolvedConfig) -> Backend:
@@ -44,7 +36,7 @@ async def create(plan: ResolvedConfig) -> Backend:
     Raises `PromptmillError` (`invalid_config`) for an unknown name or settings that cannot work.
     """
     check_name(plan.backend)
-    module = await asyncio.to_thread(importlib.import_module, BACKENDS[plan.backend])
+    module = await asyncio.to_thread(importlib.import_module, plan.record.module)
     return cast("Backend", module.create(plan))
 
 
@@ -53,9 +45,9 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
-    if plan.backend != "openai":
+    if not plan.record.diagnosis:
         return False
-    module = await asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.diagnosis")
+    module = await asyncio.to_thread(importlib.import_module, plan.record.diagnosis)
     await module.diagnose(plan, report)
     return True
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
-from promptmill.service.gpu_placement import fits_beside, is_engine, on_other_gpus
+from promptmill.service.gpu_placement import fits_beside, on_other_gpus
 
 if TYPE_CHECKING:
     from promptmill.service.loaded_backend import LoadedBackend
@@ -28,7 +28,7 @@ class Room:
     @contextlib.asynccontextmanager
     async def made(self, coming: LoadedBackend, report: Callable[[str], None]) -> AsyncIterator[None]:
         """Make room for `coming`, and keep it until the end of the block, in which it loads."""
-        if not is_engine(coming.plan):
+        if not coming.plan.record.is_engine:
             yield
             return
         async with self._turn:
@@ -50,6 +50,8 @@ class Room:
 
     def _in_the_way(self, coming: LoadedBackend) -> LoadedBackend | None:
         """Return what has to leave next, None when `coming` fits beside all that is there."""
-        there = [other for other in self._loaded() if other is not coming and other.is_ready and is_engine(other.plan)]
+        there = [
+            other for other in self._loaded() if other is not coming and other.is_ready and other.plan.record.is_engine
+        ]
         blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
         return min(blocking, key=lambda other: other.last_used, default=None)

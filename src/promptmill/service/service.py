@@ -226,7 +226,7 @@ class Service:
         """Free the engines and their memory; connections have nothing to free. A later call loads again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
         engines = [
-            loaded for model in self._models.values() for loaded in model.let_go(lambda plan: plan.backend != "openai")
+            loaded for model in self._models.values() for loaded in model.let_go(lambda plan: plan.record.is_engine)
         ]
         await asyncio.gather(*(engine.end(reason) for engine in engines))
 

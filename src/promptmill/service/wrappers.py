@@ -8,6 +8,7 @@ from promptmill.core.budget import Budget
 from promptmill.service.answer_cache import path_of
 from promptmill.service.budgeted_answers import BudgetedAnswers
 from promptmill.service.cached_answers import CachedAnswers
+from promptmill.service.screened_requests import ScreenedRequests
 from promptmill.service.several_answers import SeveralAnswers
 from promptmill.service.structured_answers import StructuredAnswers
 
@@ -15,9 +16,12 @@ from promptmill.service.structured_answers import StructuredAnswers
 def wrapped(backend: Backend, plan: ResolvedConfig, budget: Budget | None = None) -> Backend:
     """Return `backend` with all that holds for answers of every backend around it, as `plan` says.
 
-    From the inside: the `budget` of the process, which counts every request; structured answers; several answers to a
+    From the inside: what another package's backend says that it does not take; the `budget` of the process, which
+    counts every request; structured answers; several answers to a
     prompt; the cache, which so keeps what satisfied its schema.
     """
+    if plan.record.sampling is not None or not plan.record.takes_images:
+        backend = ScreenedRequests(backend, plan)
     backend = BudgetedAnswers(backend, plan, budget)
     backend = SeveralAnswers(StructuredAnswers(backend, retries=plan.settings.schema_retries))
     wanted = plan.operator.cache

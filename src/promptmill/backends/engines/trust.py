@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.loading import TRUST_SWITCH, ResolvedConfig
 from promptmill.core.errors import config_error
 
-_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 # vLLM's arguments that a call may set: numbers, switches and names out of a closed list, which change how much, how
 # fast and in which number format the model computes. All others are the operator's, those of a later vLLM included:
 # they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
@@ -51,7 +50,7 @@ def check_arguments(plan: ResolvedConfig) -> None:
             near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.8)
             meant = f"did you mean {near[0]}? Otherwise " if near else ""
             raise config_error(
-                f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{_SWITCH}"
+                f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{TRUST_SWITCH}"
             )
 
 
@@ -66,7 +65,7 @@ def trusts_remote_code(plan: ResolvedConfig) -> bool:
         return bool(getattr(block, "trust_remote_code", False))
     if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
         path = f"backend_configs.{plan.backend}.trust_remote_code"
-        raise config_error(path, f"a call may not switch this on; {_SWITCH}")
+        raise config_error(path, f"a call may not switch this on; {TRUST_SWITCH}")
     ours, theirs = _given(plan.settings, plan.backend), _given(plan.operator, plan.backend)
     return all(name in _BRINGS_NO_CODE or ours.get(name) == theirs.get(name) for name in plan.from_call)
 

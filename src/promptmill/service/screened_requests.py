@@ -1,0 +1,77 @@
+"""Requests to another package's backend: what its record says that it does not take is named, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.config.loading import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Failure, Outcome
+from promptmill.service.wrapped_call import WrappedCall
+
+_OURS = frozenset({"reasoning"})  # read by promptmill, whoever answers
+
+
+class ScreenedRequests:
+    """A backend around one whose record names the sampling parameters that it takes, or that it reads no images."""
+
+    def __init__(self, backend: Backend, plan: ResolvedConfig) -> None:
+        self._backend = backend
+        self._plan = plan
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Load the backend."""
+        await self._backend.load(report)
+
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run the backend on what it takes."""
+        call = _Call(source, sink, stats, self._plan)
+        await self._backend.run(call, call, stats)
+
+    async def aclose(self) -> None:
+        """Close the backend."""
+        await self._backend.aclose()
+
+
+class _Call(WrappedCall):
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, plan: ResolvedConfig) -> None:
+        super().__init__(source, sink, stats)
+        self._backend = plan.backend
+        self._record = plan.record
+        self._is_error = plan.settings.unsupported == "error"
+
+    async def take(self, n: int) -> list[Request]:
+        """Return requests with what the backend takes alone; those that it cannot answer have failed."""
+        while requests := await self._source.take(n):
+            taken = []
+            for request in requests:
+                try:
+                    taken.append(self._screened(request))
+                except PromptmillError as error:
+                    failure = Failure(error, request.attempts)
+                    await self._sink.put(request.key, failure)
+                    self._stats.settle(failure)
+            if taken:
+                return taken
+        return []
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Pass on an outcome."""
+        await self._sink.put(key, outcome)
+
+    def _screened(self, request: Request) -> Request:
+        if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):
+            raise PromptmillError(
+                Code.UNSUPPORTED, f"The prompt comes with images or audio, and the {self._backend} backend reads text."
+            )
+        takes = self._record.sampling
+        left_out = [] if takes is None else sorted(request.sampling.given().keys() - takes - _OURS)
+        if not left_out:
+            return request
+        told = f"The {self._backend} backend cannot take {', '.join(left_out)}"
+        if self._is_error:
+            raise PromptmillError(Code.UNSUPPORTED, f"{told}.")
+        self._stats.warn(f"{told}; left out.")
+        return replace(request, sampling=request.sampling.model_copy(update=dict.fromkeys(left_out)))
