@@ -178,7 +178,12 @@ def load(line: bytes, where: str) -> Any:
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text.") from None
     except (ValueError, RecursionError):
-        raise input_error(f"{where} is not valid JSON: {reason}.") from None
+        plain = (
+            ""
+            if line.lstrip()[:1] in {b"{", b"["}
+            else " Write one JSON object per line, or name a file of texts .txt."
+        )
+        raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
         wrong = "it is not UTF-8 text"
         if isinstance(error, json.JSONDecodeError):
             wrong = f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-        reason = error.strerror if isinstance(error, OSError) else wrong
+        reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else wrong
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
@@ -257,7 +257,7 @@ def _template(arguments: argparse.Namespace) -> str | None:
     try:
         return file.read_text(encoding="utf-8-sig").removesuffix("\n")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else "it is not UTF-8 text"
         raise config_error("--prompt-file", f"{file} cannot be read: {reason}.") from None
 
 

@@ -15,7 +15,7 @@ from promptmill.core.errors import config_error
 _UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
 _NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
 _NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
-_OUT_OF_RANGE = re.compile(r"argument (?:-\w/)?(\S+): (.* must be at least .*)")
+_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): ('.* (?:must be at least|is not a number).*)")
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
 _UNKNOWN_COMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 
@@ -41,9 +41,11 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value"
         elif found := _NO_NUMBER.search(message):
             message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
-        elif found := _OUT_OF_RANGE.search(message):
+        elif found := _WRONG_VALUE.search(message):
             message = f"{found[1]}: {found[2]}"
-        elif (found := _UNKNOWN.search(message)) and len(found[1]) < _SHORTEST_GUESSED:
+        elif (found := _UNKNOWN.search(message)) and _is_sampling(name := found[1].lstrip("-").replace("-", "_")):
+            hint = f"; `--set sampling_params.{name}=…` sets it"
+        elif found and len(found[1]) < _SHORTEST_GUESSED:
             hint = ""
         elif found:
             near = difflib.get_close_matches(
@@ -52,10 +54,17 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {near[0]}?" if near else ""
         elif found := _UNKNOWN_COMMAND.search(message):
             known = re.findall(r"[\w-]+", found[2])
-            near = difflib.get_close_matches(found[1], known, n=1, cutoff=0.5)
-            message = f"unknown command {found[1]!r}"
-            hint = f"; did you mean {near[0]}?" if near else f"; commands: {', '.join(known)}"
+            near = difflib.get_close_matches(found[1], known, n=2, cutoff=0.55)
+            kind = "client" if self.prog.endswith(" install") else "command"
+            message = f"unknown {kind} {found[1]!r}"
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; {kind}s: {', '.join(known)}"
         self.exit(2, f"promptmill: {message}{hint}\n`{self.prog} --help` lists what there is.\n")
+
+
+def _is_sampling(name: str) -> bool:
+    from promptmill.core.sampling import Sampling  # `serve` answers before pydantic is imported
+
+    return name in Sampling.model_fields
 
 
 def at_least_one(text: str) -> int:
@@ -69,7 +78,7 @@ def _temperature(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; write one such as 0.7") from None
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 0.7")
     return value

@@ -75,7 +75,9 @@ def read(file: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise config_error("", f"{file} should hold keys and values, not {shape(content)}.")
+        raise config_error(
+            "", f"{file} should hold keys and values, not {shape(content)}; write lines such as `backend: openai`."
+        )
     return content
 
 

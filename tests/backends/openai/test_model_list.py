@@ -121,7 +121,9 @@ def test_a_server_without_a_model_yet_is_said_so(upstream, run):
 
 def test_an_endpoint_without_a_list_asks_for_the_name(upstream, run):
     upstream.gets = {"/v1/models": None}
-    with pytest.raises(PromptmillError, match=r"model_name: is missing; name one\. .* answered 404 for /v1/models"):
+    with pytest.raises(
+        PromptmillError, match=r"model_name: is missing; name one \(--model NAME\)\. .* answered 404 for /v1/models"
+    ):
         run(with_model(openai_plan(upstream.url, model_name=None)))
 
 

@@ -55,7 +55,9 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-            raise config_error(f"{_BLOCK}.model_name", f"is missing; name one. {error.message}") from None
+            raise config_error(
+                f"{_BLOCK}.model_name", f"is missing; name one (--model NAME). {error.message}"
+            ) from None
     model = models.only()
     if model is None:
         raise config_error(f"{_BLOCK}.model_name", f"is missing; {which_models(first, models)}")

@@ -23,6 +23,7 @@ _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOI
 COMPLETIONS = "/chat/completions"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 # A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
@@ -152,13 +153,18 @@ def _from_environment(
         if not environ.get(named, "").strip():
             raise config_error(
                 f"{_BLOCK}.api_key_env",
-                "names an environment variable that is not set; `export` it in this shell, or name another.",
+                f"{_variable(named)} is not set; `export` it in this shell, or name another.",
             )
         return environ[named], f"{named} in the environment"
     if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
         return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
     usual = next((name for name in ("LLM_API_KEY", "OPENAI_API_KEY") if environ.get(name)), None)
     return (environ[usual], f"{usual} in the environment") if usual else None
+
+
+def _variable(name: str) -> str:
+    # a key that somebody took for the name of its variable is not shown
+    return f"the environment variable {name}" if _VARIABLE.fullmatch(name) else "the environment variable that it names"
 
 
 def _name(name: str, *, of_call: bool) -> str:
