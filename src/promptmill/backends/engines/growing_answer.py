@@ -15,7 +15,7 @@ from promptmill.system.frames import Frame, packed_error
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
-_PREVIEW_EVERY_S = 0.05
+PREVIEW_EVERY_S = 0.05
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -71,7 +71,7 @@ class GrowingAnswer:
 
     def preview(self, texts: Texts) -> Frame | None:
         """Return the message that carries the answer so far, where it is wanted, a few times a second."""
-        if not self.live or (now := time.monotonic()) - self.shown_at < _PREVIEW_EVERY_S:
+        if not self.live or (now := time.monotonic()) - self.shown_at < PREVIEW_EVERY_S:
             return None
         self.shown_at = now
         text = _whole_text(self.tokens, texts.decode)

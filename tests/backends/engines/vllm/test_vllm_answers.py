@@ -57,6 +57,16 @@ def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
     assert isinstance(outcome, Completion)
 
 
+def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
+    call, shown = desk.call(vllm, ["Tell me a story."], max_tokens=60), []
+    call.stats.preview = shown.append
+    (outcome,) = desk.wait(call.run())
+    assert shown
+    assert all(outcome.text.startswith(text) for text in shown)
+    assert len(shown[0]) < len(outcome.text)
+    assert outcome.usage.completion_tokens == 60
+
+
 def test_an_answer_that_is_cut_says_so(desk, vllm):
     (outcome,) = desk.ask(vllm, ["Count to one hundred."], max_tokens=5)
     assert outcome.finish_reason == "length"

@@ -59,6 +59,13 @@ def test_the_parser_takes_the_reasoning_out_of_the_answer(desk, host):
     assert desk.stats.warnings == {}
 
 
+def test_nothing_is_shown_before_the_parser_is_sure_what_is_the_answer(desk, host):
+    call, shown = desk.call(host, ["abc"], DICTATED, max_tokens=40), []
+    call.stats.preview = shown.append
+    (outcome,) = desk.wait(call.run())
+    assert (outcome.text, shown) == ("blue", [])
+
+
 def test_a_thought_that_is_cut_is_all_reasoning(desk, host):
     (outcome,) = desk.ask(host, ["abc"], {"ignore_eos": True}, max_tokens=6)
     assert (outcome.text, outcome.finish_reason) == ("", "length")

@@ -8,11 +8,14 @@ from typing import Any, TypeAlias
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what half a character at the end of a text is shown as
 
 
 class MarkReader:
@@ -35,6 +38,11 @@ class MarkReader:
             for name in self._markers.hidden:
                 text = text.replace(name, "")
         return (None, text) if self._inline else self._markers.split(text, opened=self._opened)
+
+    def so_far(self, text: str) -> str:
+        """Return what can be shown of an answer of which `text` has come."""
+        answer = self.split(text.rstrip(_BROKEN), ())[1]
+        return answer if self._inline else answer_so_far(answer)
 
 
 class ParserReader:
@@ -70,6 +78,10 @@ class ParserReader:
         self._parser.set_prompt_token_ids(self._prompt)
         reasoning, answer, _ = self._parser.parse(text, self._request, model_output_token_ids=tokens)
         return (reasoning or "").strip() or None, (answer or "").lstrip()
+
+    def so_far(self, text: str) -> str:
+        """Return what can be shown of an answer of which `text` has come: a parser is sure at the end alone."""
+        return text.rstrip(_BROKEN) if self._inline else ""
 
 
 Reader: TypeAlias = MarkReader | ParserReader

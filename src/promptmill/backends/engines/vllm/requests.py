@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.growing_answer import PREVIEW_EVERY_S
 from promptmill.backends.engines.vllm.answer_parser import AnswerParser, outcome
 from promptmill.backends.engines.vllm.prompt import PromptBuilder
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
@@ -112,10 +114,18 @@ class RequestRunner:
         prepared = await self._prompts.prepare(message, warnings)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))
-        outputs = self._engine.generate(
+        live = message.get("live", False)
+        if live:
+            prepared.params.output_kind = RequestOutputKind.CUMULATIVE
+        output, shown_at = None, 0.0
+        async for output in self._engine.generate(
             prepared.prompt, prepared.params, name, lora_request=prepared.lora, **reader.limiter
-        )
-        return outcome([output async for output in outputs][-1], reader)
+        ):
+            if live and (now := time.monotonic()) - shown_at >= PREVIEW_EVERY_S:
+                if text := reader.so_far(output.outputs[0].text):
+                    self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], "text": text})
+                shown_at = now
+        return outcome(output, reader)
 
 
 def _explained(error: Exception) -> PromptmillError:
