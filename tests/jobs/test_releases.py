@@ -42,5 +42,8 @@ def test_a_job_of_a_release_goes_on_and_keeps_what_was_answered(release, tmp_pat
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["answer"] for row in found] == [*(f"kept {at}" for at in range(4)), *(f"new {at}" for at in range(4, 8))]
+    assert [row["answer"] for row in found] == [
+        *(f"kept {at}" for at in range(4)),
+        *(f"new {at}" for at in range(4, 8)),
+    ]
     assert len(upstream.seen) == 4, "what was answered is not asked again"

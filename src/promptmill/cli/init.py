@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from promptmill.config import backends
 from promptmill.config.loading import FILE_NAME
 from promptmill.core.errors import config_error
 from promptmill.service import registry
@@ -123,7 +124,7 @@ def written(answers: Answers) -> str:
 
     rows = [f"    {key}: {quoted(value)}{f'  # {note}' if note else ''}" for key, value, note in answers.block]
     more = ""
-    if answers.backend == "openai":
+    if backends.record(answers.backend).needs_endpoint:
         more = """
     # concurrency: 64  # most requests in flight; a server of your own gets more for as long as it answers more
     # rpm: 500         # most requests a minute, where the provider says so"""

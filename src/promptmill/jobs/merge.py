@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from promptmill.backends import rows as rows_
+from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
 from promptmill.jobs import cell_table, compression, disk, formats, parquet_table
@@ -138,7 +139,7 @@ def of_job(job: Job, lines: RandomFile, answers: Answers, extra: tuple[str, ...]
         spec.created,
         job.order.limit,
         extra,
-        takes_model=spec.backend == "openai",
+        takes_model=backends.record(spec.backend).any_request,
     )
 
 
