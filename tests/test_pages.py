@@ -19,7 +19,16 @@ ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.zh-CN.md")
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (*map(ROOT.joinpath, READMES), *(ROOT / "docs").glob("*.md")))
 # Pages that are looked up in, and for whoever builds on the code.
-REFERENCE = {"architecture", "configuration", "errors", "tools", "bulk", "engine-hf", "engine-vllm", "performance"}
+REFERENCE = {
+    "architecture",
+    "configuration",
+    "errors",
+    "tools",
+    "bulk-details",
+    "engine-hf",
+    "engine-vllm",
+    "performance",
+}
 REFERENCE |= {"provider-rows"}
 SCREENS, ROWS, COLUMNS = 2, 50, 110
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -30,7 +30,8 @@ from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.progress_text import summary, written_lines
 from promptmill.jobs.runner import Runner
-from promptmill.service import choosing
+from promptmill.service import choosing, registry
+from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -67,6 +68,7 @@ def piped(
     output_format: str,
     as_json: bool,
     quiet: bool,
+    cluster: RayCluster | None = None,
 ) -> int:
     """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
 
@@ -82,7 +84,7 @@ def piped(
         given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
         order = order.model_copy(update={"input": given.input})
     if order.output.name != "-":
-        code = bulk(configuration, order, as_json=as_json, quiet=quiet)
+        code = bulk(configuration, order, as_json=as_json, quiet=quiet, cluster=cluster)
         if given is not None and code in {OK, SOME_FAILED}:
             given.forget()
         return code
@@ -93,7 +95,14 @@ def piped(
     output = given.output(plan, order, f".{output_format.lstrip('.')}")
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out)
-        code = bulk(configuration, order.model_copy(update={"output": output}), as_json=as_json, quiet=quiet, live=live)
+        code = bulk(
+            configuration,
+            order.model_copy(update={"output": output}),
+            as_json=as_json,
+            quiet=quiet,
+            live=live,
+            cluster=cluster,
+        )
         if output.exists():
             if not live.has_written:
                 given_rows.copy_out(output, out)
@@ -108,8 +117,11 @@ def bulk(
     as_json: bool,
     quiet: bool = False,
     live: LiveOutput | None = None,
+    cluster: RayCluster | None = None,
 ) -> int:
-    """Run a job in the foreground, or go on with it. `live` gets the answers while it runs, and stderr all else.
+    """Run a job in the foreground, or go on with it, on a `cluster` if given.
+
+    `live` gets the answers while it runs, and stderr all else.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
@@ -124,7 +136,9 @@ def bulk(
             _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            found, error, terminated = runtime.run(_bulk(configuration, job, live, as_json=as_json, quiet=quiet))
+            found, error, terminated = runtime.run(
+                _bulk(configuration, job, live, cluster, as_json=as_json, quiet=quiet)
+            )
         except KeyboardInterrupt:
             _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
@@ -172,9 +186,15 @@ def _tell(
 
 
 async def _bulk(
-    configuration: Configuration, job: Job, live: LiveOutput | None, *, as_json: bool, quiet: bool
+    configuration: Configuration,
+    job: Job,
+    live: LiveOutput | None,
+    cluster: RayCluster | None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    service = Service(configuration)
+    service = Service(configuration, create=registry.create if cluster is None else cluster.create)
     service.plan = without_own_dedupe(service.plan)
     try:
         with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:

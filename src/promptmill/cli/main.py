@@ -18,6 +18,7 @@ from promptmill.core.errors import PromptmillError, config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
     from promptmill.config.loading import Configuration
+    from promptmill.service.ray_cluster import RayCluster
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 _SCHEMA = "a JSON Schema that every answer must satisfy"
@@ -226,6 +227,7 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         accept_change=arguments.accept_change,
         shard=arguments.shard,
     )
+    cluster = _cluster(arguments)
     if Path("-") in {arguments.output, *arguments.input}:
         if (
             arguments.detach
@@ -241,12 +243,26 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
             output_format=arguments.output_format,
             as_json=arguments.json,
             quiet=arguments.quiet,
+            cluster=cluster,
         )
     if arguments.validate:
         return command.validate(configuration, order, as_json=arguments.json)
     if arguments.detach:
         return command.detach(configuration, order, as_json=arguments.json)
-    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
+    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet, cluster=cluster)
+
+
+def _cluster(arguments: argparse.Namespace) -> RayCluster | None:
+    """Return the cluster that `--ray` names, None without it. Raises `PromptmillError`."""
+    if arguments.ray is None:
+        if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
+            raise config_error("--replicas", "and --num-gpus, --num-cpus go with --ray ADDRESS alone.")
+        return None
+    if arguments.detach:
+        raise config_error("--ray", "goes without --detach.")
+    from promptmill.service.ray_cluster import RayCluster
+
+    return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
 
 
 def _template(arguments: argparse.Namespace) -> str | None:
@@ -398,6 +414,10 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=_SCHEMA)
     bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
+    bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
+    bulk.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
+    bulk.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
+    bulk.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
     bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")

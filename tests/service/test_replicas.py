@@ -1,0 +1,199 @@
+"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/jobs/test_ray.py has them on Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from promptmill import __version__
+from promptmill.backends.protocol import CallStats, Request
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
+from promptmill.core.sampling import Sampling
+from promptmill.service import replicas
+from promptmill.service.replica import Replica, Report
+from promptmill.service.replicas import LostError, Replicas
+
+
+class Echo:
+    """A backend that answers with the prompt, a few at a time; `on` is told each one first."""
+
+    def __init__(self, on: Callable[[int], None], most: int) -> None:
+        self.on, self.most = on, most
+        self.in_flight = 0
+
+    async def load(self, report: Any) -> None:
+        """Nothing to load."""
+
+    async def run(self, source: Any, sink: Any, stats: CallStats) -> None:
+        async with asyncio.TaskGroup() as group:
+            while requests := await source.take(self.most):
+                for request in requests:
+                    stats.requests += 1
+                    group.create_task(self._answer(request, sink))
+                await asyncio.sleep(0)
+
+    async def _answer(self, request: Request, sink: Any) -> None:
+        self.on(request.key)
+        await asyncio.sleep(0)
+        await sink.put(request.key, Completion(f"{request.key}", "stop", Usage(1, 1)))
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+class Here:
+    """A link to a replica in this process; what goes over it is pickled. `die` loses the replica."""
+
+    def __init__(self, on: Callable[[int, Here], None] = lambda _key, _link: None, *, most: int = 8) -> None:
+        self.error: PromptmillError | None = None
+        self.killed: list[bool] = []
+        self.loads = 0
+        self.mute = False
+        self._on, self._most = on, most
+        self._dead = asyncio.Event()
+        self._replica = Replica()
+
+    def die(self) -> None:
+        self._dead.set()
+
+    async def load(self) -> PromptmillError | None:
+        self.loads += 1
+        if self.error is not None:
+            return self.error
+        await self._replica._forget()
+        self._dead, self._replica = asyncio.Event(), Replica()
+
+        async def create(_: Any) -> Any:
+            return Echo(lambda key: self._on(key, self), self._most)
+
+        return await self._replica.load(create, None, {}, __version__)  # type: ignore[arg-type]
+
+    async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
+        await self._or_lost(self._replica.submit(pickle.loads(pickle.dumps(requests)), is_last=is_last))
+
+    async def report(self) -> Report:
+        if self.mute:
+            await asyncio.Event().wait()
+        return pickle.loads(pickle.dumps(await self._or_lost(self._replica.report())))
+
+    async def _or_lost(self, work: Any) -> Any:
+        task, dead = asyncio.ensure_future(work), asyncio.ensure_future(self._dead.wait())
+        await asyncio.wait({task, dead}, return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            task.cancel()
+            await self._replica._forget()  # as its process would
+            raise LostError
+        dead.cancel()
+        return await task
+
+    def kill(self, *, again: bool) -> None:
+        self.killed.append(again)
+        self.mute = False
+        self.die()
+
+
+class Rows:
+    """So many rows as a source, and the sink of their outcomes."""
+
+    def __init__(self, count: int) -> None:
+        self.left = list(range(count))
+        self.outcomes: dict[int, Outcome] = {}
+
+    async def take(self, n: int) -> list[Request]:
+        keys, self.left = self.left[:n], self.left[n:]
+        return [Request(key, Conversation((Message("user", f"{key}"),)), Sampling()) for key in keys]
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        assert key not in self.outcomes, "answered twice"
+        self.outcomes[key] = outcome
+
+
+def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, CallStats]:
+    async def connect() -> Sequence[Here]:
+        return links
+
+    rows, stats = Rows(count), CallStats(total=count)
+
+    async def run() -> None:
+        backend = Replicas(connect, lambda: None)
+        async with asyncio.timeout(60):
+            try:
+                await backend.load(lambda _: None)
+                await backend.run(rows, rows, stats)
+            finally:
+                await backend.aclose()
+
+    asyncio.run(run())
+    return rows, stats
+
+
+def answered(rows: Rows, count: int = 300) -> bool:
+    return [getattr(rows.outcomes[key], "text", None) for key in range(count)] == [f"{key}" for key in range(count)]
+
+
+def test_all_replicas_answer_and_each_row_once() -> None:
+    seen: dict[int, Here] = {}
+    links = [Here(seen.__setitem__) for _ in range(3)]
+    rows, stats = ran(links)
+    assert answered(rows)
+    assert {*seen.values()} == {*links}
+    assert (stats.done, stats.requests, stats.in_flight) == (300, 300, 0)
+    assert [link.killed for link in links] == [[False]] * 3
+
+
+def test_what_a_lost_replica_held_is_taken_up_and_it_comes_back() -> None:
+    asked: list[int] = []
+
+    def on(key: int, link: Here) -> None:
+        asked.append(key)
+        if len(asked) in {40, 90}:
+            link.die()
+
+    links = [Here(on) for _ in range(2)]
+    rows, _ = ran(links)
+    assert answered(rows)
+    assert len(asked) <= 300 + 2 * (8 + 8)  # what was in flight, and no more
+    assert sum(link.loads for link in links) == 4
+
+
+def test_a_row_that_loses_every_replica_fails_alone() -> None:
+    def on(key: int, link: Here) -> None:
+        if key == 150:
+            link.die()
+
+    rows, _ = ran([Here(on, most=1) for _ in range(2)])
+    failure = rows.outcomes.pop(150)
+    assert isinstance(failure, Failure)
+    assert failure.error.code is Code.ENGINE_DIED
+    assert all(isinstance(outcome, Completion) for outcome in rows.outcomes.values())
+    assert len(rows.outcomes) == 299
+
+
+def test_replicas_that_cannot_load_are_told_and_the_others_go_on() -> None:
+    links = [Here() for _ in range(3)]
+    links[0].error = PromptmillError(Code.ENGINE_LOAD_FAILED, "no such model")
+    rows, stats = ran(links)
+    assert answered(rows)
+    assert stats.warnings == {"1 of 3 replicas could not be used: no such model": None}
+    for link in links:
+        link.error = links[0].error
+    with pytest.raises(PromptmillError, match="no such model"):
+        ran(links)
+
+
+def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "SILENCE_S", 0.05)
+
+    def on(key: int, link: Here) -> None:
+        link.mute = link.mute or (key == 20 and link.loads == 1)
+
+    links = [Here(on)]
+    rows, _ = ran(links)
+    assert answered(rows)
+    assert True in links[0].killed
