@@ -12,6 +12,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION
 
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
+from promptmill.server.stdio_transport import serve
 from promptmill.service.service import Service
 from promptmill.stdio.manifest import FILE
 from promptmill.stdio.wire import Wire
@@ -45,8 +46,8 @@ async def ask(requests: Sequence[dict[str, Any]], *, locked: bool) -> list[dict[
     wire = Wire(its_input, its_output)
     wire.release()
     try:
-        with wire.standing_in(), os.fdopen(ours, "wb", 0) as sending, os.fdopen(theirs, "rb") as receiving:
-            serving = asyncio.ensure_future(create_server(service, locked=locked).run_stdio_async(show_banner=False))
+        with os.fdopen(ours, "wb", 0) as sending, os.fdopen(theirs, "rb") as receiving:
+            serving = asyncio.ensure_future(serve(create_server(service, locked=locked), wire))
             answers = []
             for each in requests:
                 sending.write(json.dumps(each).encode() + b"\n")

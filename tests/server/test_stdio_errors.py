@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from mcp_types import jsonrpc_message_adapter
-from pydantic import ValidationError
 
 from promptmill.server.stdio_errors import answer_to
+from promptmill.server.stdio_transport import message_of
 
 CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"generate","arguments":%s}}'
 
 
 def _answer(line):
-    with pytest.raises(ValidationError) as refused:
-        jsonrpc_message_adapter.validate_json(line, by_name=False)
-    return answer_to(refused.value)
+    with pytest.raises(ValueError) as refused:
+        message_of(line)
+    return answer_to(line, refused.value)
 
 
 @pytest.mark.parametrize(

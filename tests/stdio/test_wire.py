@@ -82,20 +82,11 @@ def test_the_end_of_input_is_read_as_often_as_somebody_asks(ends):
 def test_an_answer_that_the_client_has_already_is_not_sent_again(ends):
     ends.wire.hide_answer_to(1)
     notification = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}\n'
-    ends.wire.stdout.write(notification)
-    ends.wire.stdout.write(response(1, secret=True)[:20])
-    ends.wire.stdout.write(response(1, secret=True)[20:] + response("1", other=True))
-    ends.wire.stdout.write(response(1, later=True))
+    ends.wire.send(notification)
+    ends.wire.send(response(1, secret=True)[:20])
+    ends.wire.send(response(1, secret=True)[20:] + response("1", other=True))
+    ends.wire.send(response(1, later=True))
     assert ends.told() == notification + response("1", other=True) + response(1, later=True)
-
-
-def test_what_is_printed_while_the_server_runs_goes_to_stderr(ends, capsys):
-    with ends.wire.standing_in():
-        print("stray")
-        sys.stdout.buffer.write(b"answer\n")
-        assert sys.stdin.buffer is ends.wire.stdin
-    assert ends.told() == b"answer\n"
-    assert capsys.readouterr() == ("", "stray\n")
 
 
 def test_nobody_else_reads_or_writes_where_the_protocol_is():

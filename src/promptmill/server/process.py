@@ -61,23 +61,21 @@ async def _serve_stdio(
     configuration: Configuration, front: Front, extend: Callable[[FastMCP, Service], None], *, locked: bool
 ) -> int:
     from promptmill.server import create_server
-    from promptmill.server.stdio_errors import answer_unreadable
+    from promptmill.server.stdio_transport import serve
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
     extend(server, service)
-    answer_unreadable(server)
     stay_responsive()
     signals = _Signals()  # after the imports: until now they end the process at once
-    with front.wire.standing_in():
-        serving = asyncio.ensure_future(server.run_stdio_async(show_banner=False))
-        front.hand_over()
-        tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
-        await signals.wait_for_one_or(serving)
-        tidying.cancel()
-        closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
-        front.wire.end()
-        await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
+    serving = asyncio.ensure_future(serve(server, front.wire))
+    front.hand_over()
+    tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
+    await signals.wait_for_one_or(serving)
+    tidying.cancel()
+    closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
+    front.wire.end()
+    await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
     await asyncio.wait({closing}, timeout=_CLOSE_S)
     _leave(serving, signals)
 

@@ -9,12 +9,10 @@ import select
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import WriteableBuffer
 
 _CHUNK = 1 << 16
 
@@ -23,7 +21,7 @@ class Wire:
     """The two descriptors that lead to the client.
 
     Whoever reads first takes chunks with `read`, sends with `send`, and passes on what the server must hear; after
-    `release` the server reads for itself. It finds all that in `stdin` and `stdout`.
+    `release` the server reads for itself. It finds all that in `stdin`.
     """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -37,7 +35,6 @@ class Wire:
         self._hidden: set[str] = set()
         self._unfinished = b""
         self.stdin = io.BufferedReader(_Incoming(self), _CHUNK)
-        self.stdout = _Outgoing(self)
 
     @classmethod
     def claim(cls) -> Wire:
@@ -54,16 +51,6 @@ class Wire:
         if sys.platform == "win32":
             _rebind_standard_handles()
         return wire
-
-    @contextmanager
-    def standing_in(self) -> Iterator[None]:
-        """Be what the SDK finds as `sys.stdin` and `sys.stdout`; what is printed meanwhile goes to stderr."""
-        stdin, stdout = sys.stdin, sys.stdout
-        sys.stdin, sys.stdout = _StandIn(self.stdin, stdin), _StandIn(self.stdout, sys.stderr)
-        try:
-            yield
-        finally:
-            sys.stdin, sys.stdout = stdin, stdout
 
     def read(self, most: int = _CHUNK) -> bytes:
         """Wait for input; b"" at its end and after `end`."""
@@ -157,31 +144,6 @@ class _Incoming(io.RawIOBase):
         data = self._wire.read_passed(len(view))
         view[: len(data)] = data
         return len(data)
-
-
-class _Outgoing(io.RawIOBase):
-    """Where the server writes."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: ReadableBuffer) -> int:
-        self._wire.send(bytes(data))
-        return len(memoryview(data))
-
-
-class _StandIn:
-    """A standard stream whose `buffer` is the wire, which the SDK takes; anything else goes to `other`."""
-
-    def __init__(self, buffer: io.RawIOBase | io.BufferedIOBase, other: Any) -> None:
-        self.buffer = buffer
-        self._other = other
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._other, name)
 
 
 def _rebind_standard_handles() -> None:
