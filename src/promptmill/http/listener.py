@@ -106,6 +106,16 @@ class Listener(uvicorn.Server):
         """Take no more connections, and close those that have nothing to answer any more."""
         self.should_exit = True
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all that was asked is answered, and the answers are on their way."""
+        return not any(
+            (connection.cycle is not None and not connection.cycle.response_complete)
+            or connection.transport.get_write_buffer_size()
+            for connection in self.server_state.connections
+            if isinstance(connection, Connection)
+        )
+
 
 def listener(
     app: App,

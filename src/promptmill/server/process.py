@@ -115,7 +115,8 @@ async def _serve_http(configuration: Configuration, opening: BoundServer) -> int
     async def end() -> None:
         await service.aclose()  # running calls end, and answer with what they have
         await app.end_sessions()
-        await asyncio.wait({serving})
+        if not server.is_quiet:  # it looks for its end ten times a second
+            await asyncio.wait({serving})
 
     app.close()
     server.stop()

@@ -2,13 +2,15 @@
 
 The SDK's own transport reads a line as each kind of message in turn: 10 MB of small objects take 400 MB and a second of
 CPU that way, a quarter of that when the JSON is read once. Lines that are no message it drops.
+
+As in the SDK's, anyio's threads read and write: those of asyncio may all be busy with images.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+import anyio.to_thread
 import pydantic_core
 from fastmcp import FastMCP
 from fastmcp.server.context import reset_transport, set_transport
@@ -53,7 +55,7 @@ class _Outgoing(_Stream):
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._in_turn = asyncio.Lock()
+        self._in_turn = anyio.Lock()
         self.client_has_left = False
 
     async def send(self, item: SessionMessage) -> None:
@@ -62,7 +64,7 @@ class _Outgoing(_Stream):
             return
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
         async with self._in_turn:
-            await asyncio.to_thread(self._wire.send, line)
+            await anyio.to_thread.run_sync(self._wire.send, line)
 
 
 class _Incoming(_Stream):
@@ -76,7 +78,7 @@ class _Incoming(_Stream):
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
-        while line := await asyncio.to_thread(self._wire.stdin.readline):
+        while line := await anyio.to_thread.run_sync(self._wire.stdin.readline, abandon_on_cancel=True):
             text = line.decode(errors="replace")
             try:
                 return SessionMessage(message_of(text))
