@@ -48,37 +48,44 @@ def _text(text: str) -> TextContent:
 
 @mcp.tool
 def test_simple_text() -> str:
+    """Simple text, as the suite looks for it."""
     return "This is a simple text response for testing."
 
 
 @mcp.tool
 def test_image_content() -> ToolResult:
+    """Image content, as the suite looks for it."""
     return ToolResult(content=[IMAGE])
 
 
 @mcp.tool
 def test_audio_content() -> ToolResult:
+    """Audio content, as the suite looks for it."""
     return ToolResult(content=[AUDIO])
 
 
 @mcp.tool
 def test_embedded_resource() -> ToolResult:
+    """Embedded resource, as the suite looks for it."""
     return ToolResult(content=[_embedded("test://embedded-resource", "This is an embedded resource content.")])
 
 
 @mcp.tool
 def test_multiple_content_types() -> ToolResult:
+    """Multiple content types, as the suite looks for it."""
     mixed = _embedded("test://mixed-content-resource", '{"test":"data","value":123}', "application/json")
     return ToolResult(content=[_text("Multiple content types test:"), IMAGE, mixed])
 
 
 @mcp.tool
 def test_error_handling() -> str:
+    """Error handling, as the suite looks for it."""
     raise ToolError("This tool intentionally returns an error for testing")
 
 
 @mcp.tool
 async def test_tool_with_progress(ctx: Context) -> str:
+    """Tool with progress, as the suite looks for it."""
     for done in (0, 50, 100):
         await ctx.report_progress(done, 100, f"Completed step {done} of 100")
         await asyncio.sleep(0.05)
@@ -87,6 +94,7 @@ async def test_tool_with_progress(ctx: Context) -> str:
 
 @mcp.tool
 async def test_tool_with_logging(ctx: Context) -> str:
+    """Tool with logging, as the suite looks for it."""
     for text in ("Tool execution started", "Tool processing data", "Tool execution completed"):
         await ctx.info(text)
         await asyncio.sleep(0.05)
@@ -110,16 +118,19 @@ def template(number: str) -> str:
 
 @mcp.prompt
 def test_simple_prompt() -> str:
+    """Simple prompt, as the suite looks for it."""
     return "This is a simple prompt for testing."
 
 
 @mcp.prompt
 def test_prompt_with_arguments(arg1: str, arg2: str) -> str:
+    """Prompt with arguments, as the suite looks for it."""
     return f"Prompt with arguments: arg1='{arg1}', arg2='{arg2}'"
 
 
 @mcp.prompt
 def test_prompt_with_embedded_resource(resourceUri: str) -> list[Message]:  # noqa: N803 (the suite's)
+    """Prompt with embedded resource, as the suite looks for it."""
     return [
         Message(_embedded(resourceUri, "Embedded resource content for testing.")),
         Message("Please process the embedded resource above."),
@@ -128,6 +139,7 @@ def test_prompt_with_embedded_resource(resourceUri: str) -> list[Message]:  # no
 
 @mcp.prompt
 def test_prompt_with_image() -> list[Message]:
+    """Prompt with image, as the suite looks for it."""
     return [Message(IMAGE), Message("Please analyze the image above.")]
 
 
