@@ -200,16 +200,29 @@ def _models(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    from promptmill.cli import remote
+    from promptmill.jobs.remote_files import is_url
+
+    def run(arguments: argparse.Namespace) -> int:
+        return _bulk_of_files(arguments, configuration)
+
+    if any(map(is_url, [*arguments.input, arguments.output])):
+        return remote.bulk(arguments, run)
+    return run(arguments)
+
+
+def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_folders import JobFolders
     from promptmill.jobs.job_request import JobRequest
 
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
+    inputs, output = list(map(Path, arguments.input)), Path(arguments.output)
     order = JobRequest(
-        input=arguments.input[0].absolute(),
-        more=[path.absolute() for path in arguments.input[1:]],
-        output=arguments.output,
+        input=inputs[0].absolute(),
+        more=[path.absolute() for path in inputs[1:]],
+        output=output,
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
         id_column=arguments.id_column,
@@ -228,13 +241,8 @@ def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
         shard=arguments.shard,
     )
     cluster = _cluster(arguments)
-    if Path("-") in {arguments.output, *arguments.input}:
-        if (
-            arguments.detach
-            or arguments.validate
-            or arguments.shard
-            or (Path("-") in arguments.input and arguments.input[1:])
-        ):
+    if Path("-") in {output, *inputs}:
+        if arguments.detach or arguments.validate or arguments.shard or (Path("-") in inputs and inputs[1:]):
             raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
         return command.piped(
             configuration,
@@ -395,13 +403,12 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     )
     bulk.add_argument(
         "input",
-        type=Path,
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders and patterns; several as one; -",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders, patterns, URLs; several; -",
     )
     bulk.add_argument(
-        "output", type=Path, metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
+        "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
     )
     bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
     bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")

@@ -38,7 +38,7 @@ class GivenRows:
     @classmethod
     def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str) -> GivenRows:
         """Keep the bytes that come as a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
-        root = _root(folders)
+        root = root_of(folders)
         try:
             disk.make_private_folder(root)
             digest = hashlib.sha256(suffix.encode())
@@ -67,7 +67,7 @@ class GivenRows:
     @classmethod
     def prune(cls, folders: JobFolders, before: float) -> None:
         """Remove rows that were kept before that time and are of no job that is still there. Raises `OSError`."""
-        root = _root(folders).resolve()
+        root = root_of(folders).resolve()
         specs = [folder.spec for folder in folders.all()]
         used = {path.parent for spec in specs if spec is not None for path in (spec.input, spec.output)}
         with contextlib.suppress(FileNotFoundError):
@@ -93,7 +93,8 @@ class GivenRows:
         shutil.rmtree(self.input.parent, ignore_errors=True)
 
 
-def _root(folders: JobFolders) -> Path:
+def root_of(folders: JobFolders) -> Path:
+    """Return where rows lie that are in no file of the user's."""
     return folders.root.parent / "given"
 
 
