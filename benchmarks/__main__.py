@@ -28,6 +28,7 @@ from benchmarks import (
     limits,
     pictures,
     plot,
+    ray_replicas,
     serving,
     structured,
     throughput,
@@ -71,6 +72,9 @@ CASES: dict[str, Case] = {
     "jobs_store": jobs_store.cost,
     "jobs_memory": jobs_memory.memory,
     "jobs_finished": jobs_finished.finished,
+    "ray_one": ray_replicas.one,
+    "ray_two": ray_replicas.two,
+    "ray_driver": ray_replicas.driver,
     "curve": throughput.curve,
 }
 PLOT = ROOT / "docs" / "performance.svg"

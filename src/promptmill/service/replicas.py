@@ -64,9 +64,8 @@ class _Place:
 
     @property
     def wants(self) -> int:
-        """How many more it should hold: as many as its backend takes at once, and some that wait meanwhile."""
-        asked = min(self.asked, _MOST_AT_ONCE)
-        return max(0, asked + asked // 4 + 2 - len(self.hand)) if asked and not self.holds_suspect else 0
+        """How many more it should hold: as many as its backend takes at once, and as many that wait meanwhile."""
+        return 0 if self.holds_suspect else max(0, 2 * min(self.asked, _MOST_AT_ONCE) - len(self.hand))
 
 
 class Replicas:

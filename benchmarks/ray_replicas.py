@@ -1,0 +1,144 @@
+"""Replicas on Ray: what one costs, what two give, and how many rows a driver hands out to a hundred.
+
+The first two start a cluster on this machine; the third needs no Ray: what goes to its replicas is pickled both ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.field import Field
+from benchmarks.measure import Row, interleaved, ratio
+from promptmill.backends.protocol import Backend, CallStats, Request
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.errors import PromptmillError
+from promptmill.core.outcome import Completion, Outcome, Usage
+from promptmill.core.sampling import Sampling
+from promptmill.service import registry
+from promptmill.service.ray_cluster import RayCluster
+from promptmill.service.replica import Report
+from promptmill.service.replicas import Replicas
+
+ROWS, HF_ROWS, HANDED_OUT = 4_000, 96, 100_000
+
+
+class Rows:
+    """So many prompts as a source, and the sink that counts their answers."""
+
+    def __init__(self, count: int, max_tokens: int | None = None) -> None:
+        self._left, self.answered = list(range(count)), 0
+        self._sampling = Sampling(max_tokens=max_tokens)
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests."""
+        keys, self._left = self._left[:n], self._left[n:]
+        ask = "What is the capital of France?"
+        return [Request(key, Conversation((Message("user", f"{key}: {ask}"),)), self._sampling) for key in keys]
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Count an answer."""
+        del key
+        assert isinstance(outcome, Completion), outcome
+        self.answered += 1
+
+
+async def _seconds(backend: Backend, count: int, max_tokens: int | None = None) -> float:
+    rows, began = Rows(count, max_tokens), time.perf_counter()
+    await backend.run(rows, rows, CallStats(total=count))
+    assert rows.answered == count
+    return time.perf_counter() - began
+
+
+async def _loaded(create: Callable[[Any], Any], configuration: Configuration) -> Backend:
+    backend: Backend = await create(configuration.plan)
+    await backend.load(lambda _: None)
+    return backend
+
+
+async def one(around: Field, pairs: int) -> list[Row]:
+    """Rows a second of one replica over those without Ray, at an endpoint that takes 50 ms, 64 at a time."""
+    block = {"base_url": around.slow, "model_name": "bench", "api_key": "x", "concurrency": 64, "num_workers": 1}
+    configuration = Configuration({"backend": "openai", "backend_configs": {"openai": block}})
+    bare = await _loaded(registry.create, configuration)
+    on_ray = await _loaded(RayCluster("local").create, configuration)
+    try:
+        await _seconds(on_ray, ROWS), await _seconds(bare, ROWS)
+        found = await interleaved(pairs, bare=lambda: _seconds(bare, ROWS), on_ray=lambda: _seconds(on_ray, ROWS))
+    finally:
+        await on_ray.aclose()
+        await bare.aclose()
+    value, spread = ratio(found["bare"], found["on_ray"])
+    rates = [ROWS / sorted(found[name])[pairs // 2] for name in ("on_ray", "bare")]
+    detail = f"{rates[0]:,.0f} / {rates[1]:,.0f} rows/s"
+    return [Row("ray_one", "one replica on Ray over none", value, 0.9, ">=", spread=spread, detail=detail, raw=found)]
+
+
+async def two(around: Field, pairs: int) -> list[Row]:
+    """Rows a second of two replicas over one, of a model on the CPU, each on one core."""
+    del around
+    block = {"model_name_or_path": "smollm2-135m-instruct"}
+    configuration = Configuration({"backend": "hf", "backend_configs": {"hf": block}})
+    found: dict[str, list[float]] = {}
+    for count in (1, 2):
+        backend = await _loaded(RayCluster("local", count).create, configuration)
+        try:
+            await _seconds(backend, HF_ROWS, 8)
+            found[f"{count}"] = [await _seconds(backend, HF_ROWS, 24) for _ in range(pairs)]
+        finally:
+            await backend.aclose()
+    value, spread = ratio(found["1"], found["2"])
+    rates = [HF_ROWS / sorted(found[name])[pairs // 2] for name in ("2", "1")]
+    detail = f"{rates[0]:.1f} / {rates[1]:.1f} rows/s on {os.cpu_count()} cores"
+    return [Row("ray_two", "two replicas over one", value, 1.7, ">=", spread=spread, detail=detail, raw=found)]
+
+
+class _Simulated:
+    """A link to a replica that answers at once, sixty-four at a time."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def load(self) -> PromptmillError | None:
+        """Nothing to load."""
+        return None
+
+    async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
+        """Answer."""
+        del is_last
+        keys = [request.key for request in pickle.loads(pickle.dumps(requests))]
+        answers = [(key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for key in keys]
+        self._waiting.put_nowait(pickle.dumps(Report(answers, 64, len(keys), 0, 0, [], None)))
+
+    async def report(self) -> Report:
+        """Return the next answers."""
+        if not hasattr(self, "_asked"):
+            self._asked = True
+            return Report([], 64, 0, 0, 0, [], None)
+        found: Report = pickle.loads(await self._waiting.get())
+        return found
+
+    def kill(self, *, again: bool) -> None:
+        """Nothing to end."""
+
+
+async def driver(around: Field, pairs: int) -> list[Row]:
+    """Rows that the driver hands to a hundred replicas and hears of, a second."""
+    del around
+
+    async def connect() -> Sequence[_Simulated]:
+        return [_Simulated() for _ in range(100)]
+
+    rates = []
+    for _ in range(pairs):
+        backend = Replicas(connect, lambda: None)
+        await backend.load(lambda _: None)
+        rates.append(HANDED_OUT / await _seconds(backend, HANDED_OUT))
+        await backend.aclose()
+    value = sorted(rates)[pairs // 2]
+    return [Row("ray_driver", "handed out to 100 replicas that answer at once", value, 10_000, ">=", " rows/s")]
