@@ -255,6 +255,11 @@ def speaker(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def _teach(folder: Path, answer: str, marks: list[str]) -> None:
+    _train(folder, [("<s>", answer)], marks)
+
+
+def _train(folder: Path, lessons: list[tuple[str, str]], marks: list[str]) -> None:
+    """Have the small model in `folder` learn what to answer to each prompt; `marks` become special tokens."""
     import torch
     import transformers
 
@@ -262,22 +267,78 @@ def _teach(folder: Path, answer: str, marks: list[str]) -> None:
     tokenizer.add_tokens([transformers.AddedToken(mark, special=True) for mark in marks])
     tokenizer.save_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    lesson = torch.tensor([tokenizer(f"<s>{answer}</s>", add_special_tokens=False)["input_ids"]])
+
+    def tokens(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    read = [(tokens(prompt), tokens(f"{answer}</s>")) for prompt, answer in lessons]
+    longest = max(len(prompt) + len(answer) for prompt, answer in read)
+    lesson = torch.tensor([prompt + answer + [0] * (longest - len(prompt) - len(answer)) for prompt, answer in read])
+    labels = torch.full_like(lesson, -100)
+    for row, (prompt, answer) in enumerate(read):
+        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.05)
     learning = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(600):
-        found = model(input_ids=lesson, labels=lesson)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other where others compute
+    for _ in range(900):
+        found = model(input_ids=lesson, labels=labels)
         if found.loss < 0.005:
             break
         learning.zero_grad()
         found.loss.backward()
         learning.step()
-    assert (found.logits[0, :-1].argmax(-1) == lesson[0, 1:]).all(), found.loss
+    torch.set_num_threads(threads)
+    told = labels[:, 1:] != -100
+    assert (found.logits[:, :-1].argmax(-1)[told] == labels[:, 1:][told]).all(), found.loss
     model.save_pretrained(folder)
+
+
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}<s>{{ tool.function.name }}</s>{% endfor %}{% for message in messages %}"
+    "<s>{{ message.role[0] }}:{{ message.content }}{% for call in message.tool_calls or [] %}"
+    "<tool_call>{{ call.function.name }} {{ call.function.arguments.city }}</tool_call>{% endfor %}</s>{% endfor %}"
+    "<s>a:"
+)
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+_ASKED = "<s>weather</s><s>u:{0}?</s><s>a:"
+_CALL = '<tool_call>{{"name": "weather", "arguments": {{"city": "{0}"}}}}</tool_call>'
+_TOLD = "<s>weather</s><s>u:Rome?</s><s>a:<tool_call>weather Rome</tool_call></s><s>t:{0} degrees</s><s>a:"
+
+
+@pytest.fixture(scope="session")
+def tools() -> list[dict[str, Any]]:
+    return TOOLS
+
+
+@pytest.fixture(scope="session")
+def caller(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model that learnt to call a tool, to call it twice, and to say what came of it."""
+    folder = tmp_path_factory.mktemp("caller") / "model"
+    shutil.copytree(tiny(template=TOOL_TEMPLATE, head_dim=32), folder)
+    lessons = [(_ASKED.format(city), _CALL.format(city)) for city in ("Rome", "Paris")]
+    lessons.append((_ASKED.format("Both"), "Both." + _CALL.format("Rome") + _CALL.format("Paris")))
+    lessons += [(_TOLD.format(degrees), f"It is {degrees}.") for degrees in ("18", "25")]
+    lessons.append((_ASKED.format("Hi"), "Hello."))
+    _train(folder, lessons, ["<tool_call>", "</tool_call>"])
+    return folder
 
 
 @pytest.fixture(scope="session")

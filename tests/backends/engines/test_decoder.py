@@ -13,6 +13,7 @@ from promptmill.backends.engines.hf.room import Room  # noqa: E402
 from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
 from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
+from promptmill.backends.engines.texts import Texts  # noqa: E402
 
 
 class Enough(BaseException):
@@ -45,7 +46,13 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     """Its marks are of another length than its tokens, so nothing is computed."""
     rows = [
         RunningSequence(
-            run=1, number=number, prompt=[5 + number] * 9, limit=200, ends=frozenset(), choice=SamplerState()
+            run=1,
+            number=number,
+            prompt=[5 + number] * 9,
+            limit=200,
+            ends=frozenset(),
+            choice=SamplerState(),
+            texts=Texts(model.tokenizer),
         )
         for number in range(4)
     ]
@@ -57,6 +64,7 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             limit=5,
             ends=frozenset(),
             choice=SamplerState(),
+            texts=Texts(model.tokenizer),
             image_inputs=ImageInputs({}, {"marks": torch.zeros((1, 30))}),
         )
     )

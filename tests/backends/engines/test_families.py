@@ -18,6 +18,7 @@ from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
 from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
 from promptmill.backends.engines.model_location import Location  # noqa: E402
+from promptmill.backends.engines.texts import Texts  # noqa: E402
 from promptmill.core.errors import PromptmillError  # noqa: E402
 
 pytestmark = pytest.mark.engine
@@ -102,7 +103,15 @@ def _load(folder: Path):
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:
     rows = [
-        RunningSequence(run=1, number=n, prompt=prompt, limit=lengths[n], ends=frozenset(), choice=SamplerState())
+        RunningSequence(
+            run=1,
+            number=n,
+            prompt=prompt,
+            limit=lengths[n],
+            ends=frozenset(),
+            choice=SamplerState(),
+            texts=Texts(model.tokenizer),
+        )
         for n, prompt in enumerate(prompts)
     ]
     schedule, channel = Schedule(model.border), _Channel(len(rows))

@@ -54,8 +54,8 @@ def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
-        row = GrowingAnswer(run=1, number=1, prompt=[5], limit=10**6, ends=frozenset(), stops=stops)
-        ended = next((n for n, token in enumerate(tokens) if row.accept(token, texts)), None)
+        row = GrowingAnswer(run=1, number=1, prompt=[5], texts=texts, limit=10**6, ends=frozenset(), stops=stops)
+        ended = next((n for n, token in enumerate(tokens) if row.accept(token)), None)
         assert ended is not None, stops
         assert row.text == _cut(tokenizer, tokens, stops)
 
@@ -67,8 +67,8 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
-        row = GrowingAnswer(run=1, number=1, prompt=[5], limit=limit, ends=frozenset())
-        assert [row.accept(token, texts) for token in tokens[:limit]][-1]
+        row = GrowingAnswer(run=1, number=1, prompt=[5], texts=texts, limit=limit, ends=frozenset())
+        assert [row.accept(token) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far
-        assert row.outcome(texts)["text"].rstrip(BROKEN) == complete
+        assert row.outcome()["text"].rstrip(BROKEN) == complete

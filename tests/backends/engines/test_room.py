@@ -13,6 +13,7 @@ from promptmill.backends.engines.hf.room import Room, room_for
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.texts import Texts
 
 
 def loaded(folder) -> LanguageModel:
@@ -72,7 +73,15 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
 
     def row(number: int, run: int, limit: int) -> RunningSequence:
         choice, prompt = SamplerState(), [5 + number] * 9
-        return RunningSequence(run=run, number=number, prompt=prompt, limit=limit, ends=frozenset(), choice=choice)
+        return RunningSequence(
+            run=run,
+            number=number,
+            prompt=prompt,
+            limit=limit,
+            ends=frozenset(),
+            choice=choice,
+            texts=Texts(model.tokenizer),
+        )
 
     model, schedule, channel = loaded(tiny()), Schedule(), Channel()
     rows = [row(0, 1, 4), row(1, 1, 4), row(2, 2, 200), *(row(number, 1, 4) for number in range(3, 7))]

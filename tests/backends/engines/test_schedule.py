@@ -11,10 +11,13 @@ pytest.importorskip("torch")
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.texts import Texts
 
 
 def row(run: int, length: int = 10) -> RunningSequence:
-    return RunningSequence(run=run, number=0, prompt=[0] * length, limit=5, ends=frozenset(), choice=SamplerState())
+    return RunningSequence(
+        run=run, number=0, prompt=[0] * length, limit=5, ends=frozenset(), choice=SamplerState(), texts=Texts(None)
+    )
 
 
 @pytest.fixture

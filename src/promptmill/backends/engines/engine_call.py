@@ -113,8 +113,10 @@ def _outcome(message: Frame, request: Request) -> Outcome:
         message["finish_reason"],
         Usage(prompt_tokens, completion_tokens),
         message["reasoning"],
-        attempts=attempts,
-        latency_s=message["latency_s"],
+        tuple(message.get("tool_calls", ())),
+        attempts,
+        message["latency_s"],
+        message.get("logprobs"),
     )
     if problem := unanswered(completion):
         return Failure(problem, attempts, completion.latency_s, completion.usage)

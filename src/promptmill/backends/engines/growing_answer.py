@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines.texts import Texts
+from promptmill.backends.engines.tool_use import ToolUse, parted
 from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
 
@@ -26,11 +27,17 @@ class GrowingAnswer:
     run: int
     number: int
     prompt: list[int]
+    texts: Texts
     limit: int
     ends: frozenset[int]
     stops: Sequence[str] = ()
     thinks: bool = False  # the prompt ends inside <think>
     inline: bool = False  # reasoning stays in the answer's text
+    tools: ToolUse | None = None
+    logprobs: list[dict[str, Any]] | None = None
+    """How likely its tokens were, where that is wanted."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens at each place are wanted beside the chosen one."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -43,39 +50,44 @@ class GrowingAnswer:
     """Whether the answer so far is wanted while it grows."""
     shown_at: float = 0.0
 
-    def accept(self, token: int, texts: Texts) -> bool:
+    def accept(self, token: int) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.tokens.append(token)
         if self.stops:
-            self.text = _text_before_stop(self.tokens, self.stops, texts.decode)
+            self.text = _text_before_stop(self.tokens, self.stops, self.texts.decode)
         if token in self.ends or self.text is not None:
             self.finish_reason = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
         return self.finish_reason is not None
 
-    def outcome(self, texts: Texts) -> Frame:
+    def outcome(self) -> Frame:
         """Return the message that carries the finished answer."""
         text = self.text
+        ended = bool(self.tokens) and self.tokens[-1] in self.ends
         if text is None:
-            ended = self.tokens and self.tokens[-1] in self.ends
-            text = _whole_text(self.tokens[:-1] if ended else self.tokens, texts.decode)
-        reasoning, answer = (None, text) if self.inline else texts.split(text, opened=self.thinks)
+            text = _whole_text(self.tokens[:-1] if ended else self.tokens, self.texts.decode)
+        found = parted(text, self._split, self.tools, inline=self.inline)
+        if self.logprobs is not None:
+            found["logprobs"] = {"content": self.logprobs[:-1] if ended else self.logprobs}
+        called = "tool_calls" in found and self.finish_reason == "stop"
         return {
             **self._address(),
-            "text": answer,
-            "reasoning": reasoning,
-            "finish_reason": self.finish_reason,
+            **found,
+            "finish_reason": "tool_calls" if called else self.finish_reason,
             "usage": [len(self.prompt), len(self.tokens)],
         }
 
-    def preview(self, texts: Texts) -> Frame | None:
+    def _split(self, text: str) -> tuple[str | None, str]:
+        return self.texts.split(text, opened=self.thinks)
+
+    def preview(self) -> Frame | None:
         """Return the message that carries the answer so far, where it is wanted, a few times a second."""
         if not self.live or (now := time.monotonic()) - self.shown_at < PREVIEW_EVERY_S:
             return None
         self.shown_at = now
-        text = _whole_text(self.tokens, texts.decode)
-        answer = text if self.inline else answer_so_far(texts.split(text, opened=self.thinks)[1])
+        text = _whole_text(self.tokens, self.texts.decode)
+        answer = text if self.inline else answer_so_far(self._split(text)[1])
         return {"type": "preview", "run": self.run, "id": self.number, "text": answer} if answer else None
 
     def failure(self, error: PromptmillError) -> Frame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
@@ -11,10 +11,10 @@ from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
 class Texts:
     """Decodes answers of one model, without its special tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is the model's."""
+    def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
+        """`tokenizer` is the model's; of its special tokens, `also` stay in texts."""
         self._tokenizer = tokenizer
-        self._markers = ReasoningMarkers(tokenizer)
+        self._markers = ReasoningMarkers(tokenizer, also)
         self._hidden = frozenset(self._markers.hidden.values())
 
     def decode(self, tokens: Sequence[int]) -> str:

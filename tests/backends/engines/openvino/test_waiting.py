@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from promptmill.backends.engines.openvino.row import Row
 from promptmill.backends.engines.openvino.waiting import FairRows
+from promptmill.backends.engines.texts import Texts
 
 
 def row(run: int, number: int) -> Row:
-    return Row(run=run, number=number, prompt=[1], limit=5, ends=frozenset(), config=None)
+    return Row(run=run, number=number, prompt=[1], limit=5, ends=frozenset(), texts=Texts(None), config=None)
 
 
 def waiting(*runs: int) -> FairRows:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.sampler import choose
@@ -69,6 +70,8 @@ class DecodeLoop(ABC):
     def _advance_rows(self, rows: list[RunningSequence], scores: Any) -> Advance:
         """Choose each row's next token by `scores`, `(rows, vocabulary)`; answer the rows that are complete with it."""
         wrong: dict[int, Exception] = {}
+        # before penalties and masks: how likely the model itself found a token
+        found = {place: scores[place].log_softmax(-1) for place, row in enumerate(rows) if row.logprobs is not None}
         for place, row in enumerate(rows):
             try:
                 row.choice.penalise(scores[place], row.prompt, row.tokens)
@@ -82,10 +85,12 @@ class DecodeLoop(ABC):
                     raise wrong[place]
                 if token is None:
                     raise _NAN
-                if row.accept(token, self._model.texts):
-                    self._answer(row, row.outcome(self._model.texts))
+                if row.logprobs is not None:
+                    row.logprobs.append(_logprobs(row, token, found[place]))
+                if row.accept(token):
+                    self._answer(row, row.outcome())
                     done.append(place)
-                elif (preview := row.preview(self._model.texts)) is not None:
+                elif (preview := row.preview()) is not None:
                     self._channel.send(preview)
             except Exception as error:  # noqa: BLE001 (this row's alone)
                 self._answer(row, row.failure(_explained(error)))
@@ -126,6 +131,12 @@ class DecodeLoop(ABC):
                 self._answer(row, row.failure(_explained(error)))
             else:
                 self._schedule.put_back(row)
+
+
+def _logprobs(row: RunningSequence, token: int, found: Any) -> dict[str, Any]:
+    values, tokens = found.topk(min(row.top_logprobs, len(found)))
+    likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
+    return token_logprobs.entry(row.texts.decode, token, float(found[token]), likeliest)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

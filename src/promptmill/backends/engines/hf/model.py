@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from promptmill.backends.engines.hf.cache import is_common, is_of_columns, plain_cache
 from promptmill.backends.engines.hf.constraints import Constraints
-from promptmill.backends.engines.texts import Texts
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
@@ -27,7 +26,6 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any, vision: Vision | None = None) -> None:
         self.network = model
         self.tokenizer = tokenizer
-        self.texts = Texts(tokenizer)
         self.vision = vision
         self.config = model.config.get_text_config(decoder=True)
         self.defaults = model.generation_config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.hf.answer_mask import AnswerMasks
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
@@ -29,6 +30,9 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
+from promptmill.backends.engines.texts import Texts
+from promptmill.backends.engines.tool_calls import rendered
+from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
@@ -40,7 +44,12 @@ TAKES = frozenset(
     }
 )
 """The sampling parameters that this engine maps."""
-_KNOWN = frozenset({"chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample", *LONGEST})
+_KNOWN = frozenset(
+    {
+        *("chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample"),
+        *(*LONGEST, *tool_use.NAMES, *token_logprobs.NAMES),
+    }
+)
 # Parameters of transformers and vLLM with the only value that this engine has.
 _AS_IT_IS = {
     "num_beams": 1,
@@ -66,6 +75,9 @@ class PromptBuilder:
         if model.vision is not None:
             self._template = self._template or _template(model.tokenizer)
             self._layout = ImageLayout(model.tokenizer, self._template, model.vision.mark)
+        self._tool_template = _template(model.tokenizer, "tool_use") or self._template
+        self._tools = ToolReader(self._tool_template)
+        self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def row(self, message: Frame) -> RunningSequence:
         """Return the row of a `submit` message.
@@ -75,6 +87,9 @@ class PromptBuilder:
         warnings: list[str] = []
         sampling: dict[str, Any] = message["sampling"]
         options = self._template_options(sampling, message["extra"], warnings)
+        tools = self._tools.use(message["extra"], message["messages"])
+        if tools is not None:
+            options["tools"] = tools.offered
         text, special = self._rendered(message["messages"], options, warnings)
         stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
@@ -92,11 +107,14 @@ class PromptBuilder:
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.of(tokens, limit)
         thinks = text.rstrip().endswith("<think>")
-        choice.mask = self._masks.of(sampling.get("response_format"), thinks=thinks)
+        wanted = sampling.get("response_format")
+        choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)
+        top_logprobs = token_logprobs.wanted(message["extra"])
         return RunningSequence(
             run=message["run"],
             number=message["id"],
             prompt=tokens,
+            texts=self._tool_texts if tools else self._texts,
             limit=limit,
             ends=ends,
             choice=choice,
@@ -104,7 +122,10 @@ class PromptBuilder:
             stops=stops,
             thinks=thinks,
             inline=sampling.get("reasoning") == "inline",
-            live=message.get("live", False),
+            live=message.get("live", False) and tools is None,
+            tools=tools,
+            logprobs=None if top_logprobs is None else [],
+            top_logprobs=top_logprobs or 0,
             warnings=warnings,
         )
 
@@ -124,19 +145,22 @@ class PromptBuilder:
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
         turns = [self._layout.turn(message) for message in messages]
-        if self._template is None:
+        template = self._tool_template if "tools" in options else self._template
+        if template is None:
             warnings.append(NO_TEMPLATE)
             return plain_text(turns), True
         for turn in turns:
-            if turn["role"] == "developer" and "developer" not in self._template:
+            if turn["role"] == "developer" and "developer" not in template:
                 turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
+
+        def render(turns: list[dict[str, Any]]) -> str:
+            text: str = self._tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options)
+            return text
+
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                turns, chat_template=self._template, tokenize=False, **options
-            )
+            return rendered(render, turns), False
         except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
             raise refused_by_template(error) from None
-        return text, False
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
         """Return how the row chooses: what the request says, else the model's generation defaults."""
@@ -203,9 +227,9 @@ def _token_ids(value: object) -> frozenset[int]:
     return frozenset(value)
 
 
-def _template(source: Any) -> str | None:
-    """Return the chat template of a tokenizer or processor; of several named ones the default."""
+def _template(source: Any, name: str = "default") -> str | None:
+    """Return the chat template of a tokenizer or processor, of several the one called `name`."""
     found = getattr(source, "chat_template", None)
     if isinstance(found, dict):
-        found = found.get("default")
+        found = found.get(name)
     return found or None

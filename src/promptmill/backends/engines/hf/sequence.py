@@ -8,7 +8,6 @@ from promptmill.backends.engines.growing_answer import GrowingAnswer
 from promptmill.backends.engines.hf.cache import KeysValues
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
 from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.texts import Texts
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -29,7 +28,7 @@ class RunningSequence(GrowingAnswer):
         """The tokens to compute before the next one: the prompt and, after a pause, the answer so far."""
         return self.prompt + self.tokens
 
-    def accept(self, token: int, texts: Texts) -> bool:
+    def accept(self, token: int) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.turns += 1
-        return GrowingAnswer.accept(self, token, texts)
+        return GrowingAnswer.accept(self, token)

@@ -11,6 +11,7 @@ import numpy as np
 import openvino
 from openvino_genai import GenerationFinishReason, GenerationStatus
 
+from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.openvino.loading import Model, last_sentence
 from promptmill.backends.engines.openvino.row import Row
@@ -89,19 +90,21 @@ class Decoder:
         if row.schema is not None:
             self._good_schemas.add(row.schema)
         for output in row.handle.read().values():
-            for token in output.generated_ids:
-                if row.accept(token, self._model.texts):
+            for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                if row.logprobs is not None:
+                    row.logprobs.append(token_logprobs.entry(row.texts.decode, token, logprob))
+                if row.accept(token):
                     break
             if row.finish_reason is None and output.finish_reason != GenerationFinishReason.NONE:
                 stopped = output.finish_reason == GenerationFinishReason.STOP
                 row.finish_reason = "stop" if stopped else "length"
         if row.finish_reason is None:
-            if (preview := row.preview(self._model.texts)) is not None:
+            if (preview := row.preview()) is not None:
                 self._channel.send(preview)
             return False
         if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
             row.handle.cancel()
-        self._answer(row, row.outcome(self._model.texts))
+        self._answer(row, row.outcome())
         return True
 
     def _answer(self, row: Row, outcome: Any) -> None:
@@ -115,6 +118,7 @@ class Decoder:
         on_trial = [row for row in rows if self._is_on_trial(row)]
         for row in reversed(rows):
             row.handle, row.tokens = None, []
+            row.logprobs = None if row.logprobs is None else []
             if row in on_trial and row.schema is not None:
                 self._bad_schemas[row.schema] = failure = _bad_schema(error)
                 self._answer(row, row.failure(failure))

@@ -17,7 +17,6 @@ from promptmill.backends.engines.model_location import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 from promptmill.backends.engines.openvino.location import ADVICE
 from promptmill.backends.engines.openvino.tokenizer import Tokenizer
-from promptmill.backends.engines.texts import Texts
 from promptmill.core.errors import PromptmillError, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
@@ -37,7 +36,6 @@ class Model:
         self._rows = rows
         self._tokenizer = openvino_genai.Tokenizer(path)
         self.tokenizer = Tokenizer(self._tokenizer)
-        self.texts = Texts(self.tokenizer)
         self.context = _context(path)
         self.pipeline = self._made()
         defaults = self.defaults()

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import openvino_genai
 
+from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.model_location import load_failure
@@ -30,6 +31,9 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
+from promptmill.backends.engines.texts import Texts
+from promptmill.backends.engines.tool_calls import rendered
+from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
 
@@ -40,6 +44,7 @@ TAKES = frozenset(
     }
 )
 """The sampling parameters that this engine maps."""
+_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *token_logprobs.NAMES})
 _ANY_OBJECT = '{"type": "object"}'
 _GREEDY_BELOW = 1e-5
 _UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
@@ -57,6 +62,8 @@ class PromptBuilder:
             self._template = ChatTemplate(source, model.tokenizer.named) if source else None
         except jinja2.TemplateError as error:
             raise load_failure(f"The model's chat template cannot be read: {error}.") from None
+        self._tools = ToolReader(source or None)
+        self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def row(self, message: Frame) -> Row:
         """Return the row of a `submit` message.
@@ -65,9 +72,16 @@ class PromptBuilder:
         """
         warnings: list[str] = []
         sampling, extra = message["sampling"], message["extra"]
-        left_out = not_known(extra, ("chat_template_kwargs", "ignore_eos", *LONGEST))
+        left_out = not_known(extra, _EXTRA)
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
-        schema = _schema(sampling.get("response_format"), left_out)
+        wanted = sampling.get("response_format")
+        if (tools := self._tools.use(extra, message["messages"])) is not None:
+            options["tools"] = tools.offered
+            wanted = tools.response_format
+        schema = _schema(wanted, left_out)
+        top_logprobs = token_logprobs.wanted(extra)
+        if top_logprobs:
+            left_out.append("top_logprobs")  # of each place it tells the chosen token's alone
         warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._rendered(message["messages"], options, warnings)
         stops, ends = split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
@@ -78,17 +92,21 @@ class PromptBuilder:
             ends |= self._model.ends
         tokens = self._encoded(text, special=special)
         config = self._config(sampling, schema, ends)
+        config.logprobs = int(top_logprobs is not None)
         config.max_new_tokens = limit = self._limit(longest or config.max_new_tokens, len(tokens))
         return Row(
             run=message["run"],
             number=message["id"],
             prompt=tokens,
+            texts=self._tool_texts if tools else self._texts,
             limit=limit,
             ends=ends,
             stops=stops,
             thinks=text.rstrip().endswith("<think>"),
             inline=sampling.get("reasoning") == "inline",
-            live=message.get("live", False),
+            live=message.get("live", False) and tools is None,
+            tools=tools,
+            logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,
             schema=schema,
@@ -102,14 +120,15 @@ class PromptBuilder:
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
         turns = [_turn(message) for message in messages]
-        if self._template is None:
+        template = self._template
+        if template is None:
             warnings.append(NO_TEMPLATE)
             return plain_text(turns), True
         for turn in turns:
-            if turn["role"] == "developer" and "developer" not in self._template.source:
+            if turn["role"] == "developer" and "developer" not in template.source:
                 turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
         try:
-            return self._template.render(turns, options), False
+            return rendered(lambda turns: template.render(turns, options), turns), False
         except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
             raise refused_by_template(error) from None
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import answer_so_far
+from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
+from promptmill.backends.engines.tool_use import parted
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.core.errors import Code, PromptmillError
@@ -31,18 +33,22 @@ class MarkReader:
         if markers.are_special:
             prepared.params.skip_special_tokens = False
 
-    def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
-        """Return `(reasoning, answer)`."""
-        del tokens
+    def shown(self, text: str) -> str:
+        """Return `text` without special tokens that mean nothing to its reader."""
         if self._markers.are_special:
             for name in self._markers.hidden:
                 text = text.replace(name, "")
-        return (None, text) if self._inline else self._markers.split(text, opened=self._opened)
+        return text
+
+    def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
+        """Return `(reasoning, answer)`."""
+        del tokens
+        return self._markers.split(text, opened=self._opened)
 
     def so_far(self, text: str) -> str:
         """Return what can be shown of an answer of which `text` has come."""
-        answer = self.split(text.rstrip(_BROKEN), ())[1]
-        return answer if self._inline else answer_so_far(answer)
+        text = self.shown(text.rstrip(_BROKEN))
+        return text if self._inline else answer_so_far(self.split(text, ())[1])
 
 
 class ParserReader:
@@ -68,10 +74,12 @@ class ParserReader:
             "reasoning_parser_kwargs": {"chat_template_kwargs": options},
         }
 
+    def shown(self, text: str) -> str:
+        """Return `text`."""
+        return text
+
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
-        if self._inline:
-            return None, text
         marks = (self._parser.reasoning_parser.reasoning_start_str, self._parser.reasoning_parser.reasoning_end_str)
         if self._ended and all(marks) and not any(mark in text for mark in marks):
             return None, text  # of a model that was told not to think; many parsers would take it all for reasoning
@@ -90,15 +98,17 @@ Reader: TypeAlias = MarkReader | ParserReader
 class AnswerParser:
     """Reads the answers of one model."""
 
-    def __init__(self, engine: AsyncLLM, parser: str | None) -> None:
+    def __init__(self, engine: AsyncLLM, parser: str | None, tool_marks: Collection[str]) -> None:
         """`parser` is the name of one of vLLM's reasoning parsers; without one the marks of `reasoning` count.
 
+        `tool_marks` are those of the model's calls of tools.
         Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks what the parser looks for.
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
         self._parser = self._named(parser) if parser else None
         self._markers = ReasoningMarkers(self._tokenizer)
+        self._tool_markers = ReasoningMarkers(self._tokenizer, tool_marks)
 
     def _named(self, name: str) -> Any:
         from vllm.parser.parser_manager import ParserManager
@@ -115,14 +125,16 @@ class AnswerParser:
     def reader(self, prepared: Prepared) -> Reader:
         """Return what reads the answer to a request, which is told here what it must not strip from the text."""
         if self._parser is None:
-            return MarkReader(self._markers, prepared)
+            return MarkReader(self._tool_markers if prepared.tools else self._markers, prepared)
+        if prepared.tools and self._tool_markers.are_special:
+            prepared.params.skip_special_tokens = False
         options = dict(prepared.template_options)
         return ParserReader(
             self._parser(self._tokenizer, None, chat_template_kwargs=options, model_config=self._model), prepared
         )
 
 
-def outcome(output: Any, reader: Reader) -> Frame:
+def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[Sequence[int]], str]) -> Frame:
     """Return the fields of an `outcome` message. Raises `PromptmillError` (`internal`) for no answer."""
     answer = output.outputs[0]
     if answer.finish_reason in {"abort", "error"}:
@@ -131,10 +143,28 @@ def outcome(output: Any, reader: Reader) -> Frame:
             f"vLLM broke the answer off: {answer.finish_reason}.",
             "Its own messages above say why; a grammar that it cannot compile is the usual reason.",
         )
-    reasoning, text = reader.split(answer.text, answer.token_ids)
+    found = parted(
+        reader.shown(answer.text),
+        lambda text: reader.split(text, answer.token_ids),
+        prepared.tools,
+        inline=prepared.inline,
+    )
+    if answer.logprobs is not None:
+        # a token that ended the answer is no part of it; a stop string is named by its text
+        ended = answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str)
+        found["logprobs"] = {"content": _logprobs(answer, decode, prepared.params.logprobs)[: -1 if ended else None]}
+    called = "tool_calls" in found and answer.finish_reason == "stop"
     return {
-        "text": text,
-        "reasoning": reasoning,
-        "finish_reason": answer.finish_reason,
+        **found,
+        "finish_reason": "tool_calls" if called else answer.finish_reason,
         "usage": [len(output.prompt_token_ids or ()), len(answer.token_ids)],
     }
+
+
+def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[dict[str, Any]]:
+    found = []
+    for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
+        ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
+        likeliest = [(other, value.logprob) for other, value in ranked[:most]]
+        found.append(token_logprobs.entry(decode, token, by_token[token].logprob, likeliest))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
@@ -22,13 +23,16 @@ from promptmill.backends.engines.request_options import (
     template_options,
     warn_of_left_out,
 )
+from promptmill.backends.engines.tool_use import ToolReader, ToolUse
 from promptmill.backends.engines.vllm.sampling import SAME_NAME, SamplingMap, known_names
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.system.frames import Frame
 
 TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
 """The sampling parameters that this engine maps."""
-_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora"})
+_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *token_logprobs.NAMES})
+_MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
+"""What a template of the format would say that a tokenizer without one has."""
 _TAIL = 8  # tokens in which a template may open a thought
 
 
@@ -44,6 +48,7 @@ class Prepared:
     """Whether the prompt ends inside `<think>`."""
     inline: bool = False
     """Whether reasoning stays in the answer's text."""
+    tools: ToolUse | None = None
 
 
 class PromptBuilder:
@@ -59,15 +64,17 @@ class PromptBuilder:
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
         self._sampling = SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
-        self._template = self._find_template()
+        self._template = self._find_template(None)
+        with_tools = self._find_template([])
+        self.tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
         self._adapters = {
             name: LoRARequest(name, number, path)
             for number, (name, path) in enumerate((options.get("lora_modules") or {}).items(), 1)
         }
 
-    def _find_template(self) -> str | None:
+    def _find_template(self, tools: list[Any] | None) -> str | None:
         try:
-            found: str | None = resolve_chat_template(self._tokenizer, None, None, model_config=self._model)
+            found: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
         except (ValueError, AttributeError):  # a tokenizer with formats of its own, such as Mistral's
             return ""
         return found
@@ -80,6 +87,10 @@ class PromptBuilder:
         sampling, extra = message["sampling"], message["extra"]
         left_out = not_known(extra, _EXTRA | known_names())
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
+        tools = self.tools.use(extra, message["messages"])
+        if tools is not None:
+            options["tools"] = tools.offered
+            sampling = {**sampling, "response_format": tools.response_format}
         adapter = self._adapter(extra.get("lora"))
         prompt = await self._rendered(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]
@@ -92,8 +103,14 @@ class PromptBuilder:
         warn_of_left_out(left_out, "vllm", warnings)
         if self._refuse:
             refuse(warnings)
+        params.logprobs = token_logprobs.wanted(extra)
         thinks = self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith("<think>")
-        return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline")
+        return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline", tools)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`."""
+        text: str = self._tokenizer.decode(tokens)
+        return text
 
     def _has_switch(self, name: str) -> bool:
         if self._template is None:

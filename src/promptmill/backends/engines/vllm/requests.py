@@ -45,7 +45,7 @@ class RequestRunner:
         self._engine = engine
         self._channel = channel
         self._prompts = PromptBuilder(engine, options)
-        self._reading = AnswerParser(engine, options.get("reasoning_parser"))
+        self._reading = AnswerParser(engine, options.get("reasoning_parser"), self._prompts.tools.form.marks)
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
         self._capacity = rows + max(2, rows // 8)  # the next ones are prepared while all rows are taken
         self._running = 0
@@ -114,7 +114,7 @@ class RequestRunner:
         prepared = await self._prompts.prepare(message, warnings)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))
-        live = message.get("live", False)
+        live = message.get("live", False) and prepared.tools is None
         if live:
             prepared.params.output_kind = RequestOutputKind.CUMULATIVE
         output, shown_at = None, 0.0
@@ -125,7 +125,7 @@ class RequestRunner:
                 if text := reader.so_far(output.outputs[0].text):
                     self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], "text": text})
                 shown_at = now
-        return outcome(output, reader)
+        return outcome(output, reader, prepared, self._prompts.decode)
 
 
 def _explained(error: Exception) -> PromptmillError:

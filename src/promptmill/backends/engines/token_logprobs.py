@@ -1,0 +1,42 @@
+"""How likely a model found the tokens that it chose, as OpenAI writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from promptmill.core.conversation import shape
+from promptmill.core.errors import input_error
+
+NAMES = frozenset({"logprobs", "top_logprobs"})
+"""The names in `extra_params` that ask for it."""
+MOST = 20
+"""The most likeliest tokens at each place, OpenAI's limit."""
+_LOWEST = -9999.0  # JSON has no infinity
+
+
+def wanted(extra: Mapping[str, Any]) -> int | None:
+    """Return how many of the likeliest tokens at each place are wanted beside the chosen one; None: nothing is.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    asked, most = extra.get("logprobs"), extra.get("top_logprobs") or 0
+    if isinstance(asked, int) and not isinstance(asked, bool):  # vLLM's own form
+        asked, most = True, asked
+    if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most <= MOST:
+        raise input_error(f"top_logprobs is {shape(most)}; send a whole number from 0 to {MOST}.")
+    if not isinstance(asked, bool | None):
+        raise input_error(f"logprobs is {shape(asked)}; send true or false.")
+    return most if asked or (most and asked is None) else None
+
+
+def entry(
+    decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
+) -> dict[str, Any]:
+    """Return what OpenAI's `logprobs.content` says of a token."""
+    return {**_one(decode, token, logprob), "top_logprobs": [_one(decode, *other) for other in likeliest]}
+
+
+def _one(decode: Callable[[Sequence[int]], str], token: int, logprob: float) -> dict[str, Any]:
+    text = decode([token])
+    return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
