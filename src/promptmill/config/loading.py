@@ -21,7 +21,7 @@ from promptmill.config.parameter_names import moved
 from promptmill.config.settings import Block, Settings
 from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.core.sampling import Sampling
+from promptmill.core.sampling import BESIDE, Sampling
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
@@ -98,16 +98,20 @@ class ResolvedConfig:
     def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
         """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
 
-        Raises `PromptmillError` (`invalid_config`).
+        Tools and `logprobs` are taken here too. Raises `PromptmillError` (`invalid_config`).
         """
         if not changes:
             return self
         _check_size(changes)
+        beside = {name: value for name, value in changes.items() if name in BESIDE}
+        changes = {name: value for name, value in changes.items() if name not in beside}
         try:
             sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
         except ValidationError as error:
             raise config_error("", explain(error, Sampling, "sampling_params.")) from None
-        return replace(self, settings=self.settings.model_copy(update={"sampling_params": sampling}))
+        extra = {**self.settings.extra_params, **beside} if beside else self.settings.extra_params
+        changed = {"sampling_params": sampling, "extra_params": extra}
+        return replace(self, settings=self.settings.model_copy(update=changed))
 
     def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
         """Return the plan of a call that asked for the sampling parameters `asked`, within `client_limits`.

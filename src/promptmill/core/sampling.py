@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
+"""Names of OpenAI's that a call may give among its sampling parameters, and that travel with the extra ones."""
+
 
 def _list_of_stops(value: object) -> object:
     return [value] if isinstance(value, str) else value

@@ -57,9 +57,12 @@ class RunningJobs:
         *,
         resume: bool,
         validate: bool = False,
+        plan: ResolvedConfig | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
+
+        `plan` is the call's own, where it asks for more than the configuration says.
 
         `validate` starts nothing and returns what is found in the file instead.
 
@@ -73,7 +76,7 @@ class RunningJobs:
             anew=not resume,
             **options,
         )
-        plan = await self._service.decided()
+        plan = await self._service.settled(plan or self._service.plan)
         if validate:
             found = await asyncio.to_thread(validation.check, plan, order)
             return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found

@@ -15,9 +15,18 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.core.errors import PromptmillError
-from promptmill.server.arguments import JobId, SystemPrompt, null_is
+from promptmill.server.arguments import (
+    AnswerSchema,
+    CallSampling,
+    JobId,
+    MaxCost,
+    ModelName,
+    SystemPrompt,
+    null_is,
+)
 from promptmill.server.large_results import most_bytes, page
 from promptmill.server.tool_errors import said
+from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -170,6 +179,10 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             null_is(False),
             Field(description="Only check the rows and estimate tokens: nothing is sent; false unless given."),
         ] = False,
+        model: ModelName = None,
+        sampling_params: CallSampling = None,
+        answer_schema: AnswerSchema = None,
+        max_cost: MaxCost = None,
     ) -> dict[str, Any]:
         """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
 
@@ -187,6 +200,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             retry_failed=retry_failed,
             max_failures=max_failures or None,
             dedupe=dedupe,
+            max_cost=max_cost,
+            plan=plan_of_call(service, model, answer_schema, sampling_params),
         )
 
     @mcp.tool(

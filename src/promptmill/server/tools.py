@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -33,7 +32,6 @@ from promptmill.server.arguments import (
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
 from promptmill.server.tool_errors import said
-from promptmill.service.choosing import is_open
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
-        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
         items = await prompt_lists.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -94,7 +92,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
         images = prompt_lists.list_of(multimodal_path, "multimodal_path")
-        stats, plan = _stats(len(prompts), max_cost), answers.plan(model, answer_schema, sampling_params)
+        stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
@@ -119,8 +117,26 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
         conversation = await prompt_lists.conversation(prompt_lists.list_of(messages, "messages"))
-        plan = answers.plan(model, answer_schema, sampling_params)
+        plan = plan_of_call(service, model, answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
+
+
+def plan_of_call(
+    service: Service,
+    model: str | None,
+    answer_schema: Mapping[str, Any] | None,
+    sampling_params: Mapping[str, Any] | None,
+) -> ResolvedConfig:
+    """Return the plan of a call.
+
+    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
+    used, or beyond what the operator allows.
+    """
+    changes = dict(sampling_params or {})
+    if answer_schema is not None:
+        compile_schema(answer_schema)
+        changes["response_format"] = asking_for(answer_schema)
+    return service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
 
 def _stats(total: int, max_cost: float | None) -> CallStats:
@@ -133,23 +149,6 @@ class _Answers:
     def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
         self._service = service
         self._board = running_jobs
-
-    def plan(
-        self,
-        model: str | None,
-        answer_schema: Mapping[str, Any] | None,
-        sampling_params: Mapping[str, Any] | None,
-    ) -> ResolvedConfig:
-        """Return the plan of a call.
-
-        Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
-        used, or beyond what the operator allows.
-        """
-        changes = dict(sampling_params or {})
-        if answer_schema is not None:
-            compile_schema(answer_schema)
-            changes["response_format"] = asking_for(answer_schema)
-        return self._service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
     async def of(
         self,
@@ -174,10 +173,7 @@ class _Answers:
             return await self._result(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
-        if is_open(plan):  # a job is kept with its backend and model
-            sampling = plan.settings.sampling_params
-            found = await service.decided(plan.name)
-            plan = replace(found, settings=found.settings.model_copy(update={"sampling_params": sampling}))
+        plan = await service.settled(plan)  # a job is kept with its backend and model
         call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())

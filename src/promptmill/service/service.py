@@ -127,6 +127,14 @@ class Service:
                     model.plan = await choosing.with_model(model.plan)
         return model.plan
 
+    async def settled(self, plan: ResolvedConfig) -> ResolvedConfig:
+        """Return the plan of a call, which brings its own sampling, with what it leaves open found out as `decided`."""
+        if not choosing.is_open(plan):
+            return plan
+        found = await self.decided(plan.name)
+        own = {name: getattr(plan.settings, name) for name in ("sampling_params", "extra_params")}
+        return replace(found, settings=found.settings.model_copy(update=own))
+
     async def init(self, overrides: Overrides) -> None:
         """Load what the configuration says under `overrides`, as the model that answers where none is named.
 
