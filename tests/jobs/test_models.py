@@ -49,3 +49,23 @@ def test_a_whole_job_may_run_on_a_named_model(bench: Any) -> None:
     assert done.returncode == 0, done.stderr
     (seen,) = bench.upstream.seen
     assert (seen.json["model"], seen.json["max_tokens"], seen.json["temperature"]) == ("small", 7, 0)
+
+
+def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench: Any) -> None:
+    bench.write([{"prompt": "a", "model": "fast"}, {"prompt": "b", "model": "fast"}, {"prompt": "c", "model": "fast"}])
+    was = _models(bench)
+    assert bench.run(*was, "--limit", "1").returncode == 0
+    other_dead = [was[0], was[1].replace('"gone"', '"away"')]  # which answered nothing
+    assert bench.run(*other_dead, "--limit", "2").returncode == 0
+    now = [was[0], was[1].replace('"small"', '"tiny"')]
+    refused = bench.run(*now)
+    assert refused.returncode == 2
+    assert "models.fast" in refused.stderr
+    assert "--accept-change" in refused.stderr
+    assert len(bench.upstream.seen) == 2
+    taken = bench.run(*now, "--accept-change")
+    assert taken.returncode == 0, taken.stderr
+    rows = bench.answers()
+    assert [row.get("changed") for row in rows] == [None, None, ["models.fast"]]
+    assert [seen.json["model"] for seen in bench.upstream.seen] == ["small", "small", "tiny"]
+    assert bench.run(*now).returncode == 0

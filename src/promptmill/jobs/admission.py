@@ -14,8 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import DEFAULT
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.jobs import disk, formats, input_files, status
 from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp
@@ -37,6 +39,8 @@ _ONCE = MappingProxyType(
     }
 )
 """What an order says for this time alone; going on with the job by its id does the rest again."""
+_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
+"""Of a model's block, what decides about its answers."""
 _TRIES = 100
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
 
@@ -199,6 +203,7 @@ def _spec(
         size=size,
         mtime_ns=mtime_ns,
         fingerprint=settings,
+        models=_other_models(plan),
         backend=plan.backend,
         model=plan.model,
         created=int(time.time()),
@@ -230,7 +235,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
         return wanted
     if begun is None:
         raise _damaged(folder)
-    changed = _changed_settings(begun, wanted)
+    changed = _changed_settings(begun, wanted, folder)
     if changed and not order.accept_change:
         raise _other_settings(begun, changed)
     if order.replace and (made is None or not made.is_own(wanted.output)):
@@ -244,7 +249,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
             raise changed_input(begun)
         if made is not None:
             _check_limit(made, wanted.output, order)
-        spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output")})
+        spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output", "models")})
         is_again = order.retry_failed or order.retry_truncated or bool(changed)
     if made is not None and is_again:
         made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
@@ -322,9 +327,11 @@ def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
         )
 
 
-def _changed_settings(begun: JobSpec, now: JobSpec) -> list[str]:
-    """Return the names of the settings that are not those that the job was begun with."""
-    return [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
+def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
+    """Return the names of the settings that are not those that the job's answers were made with."""
+    found = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
+    others = {name for name, value in now.models.items() if begun.models.get(name, value) != value}
+    return found + [f"models.{name}" for name in sorted(others & folder.store.answering_models())] if others else found
 
 
 def _other_settings(begun: JobSpec, changed: list[str]) -> PromptmillError:
@@ -394,6 +401,28 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
         found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
         found["image_tag"] = _digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return found
+
+
+def _other_models(plan: ResolvedConfig) -> dict[str, str]:
+    """Return digests of what decides about the answers of the other models of the file, by their names."""
+    file = plan.file or plan.operator
+    blocks: dict[str, tuple[str, object, Any]] = {
+        name: (model.backend or "", getattr(model, model.backend or "", None), model)
+        for name, model in file.models.items()
+    }
+    blocks.setdefault(DEFAULT, (file.backend, getattr(file.backend_configs, file.backend, None), file))
+    return {
+        name: _digest(
+            backend,
+            block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
+            {**file.sampling_params.given(), **own.sampling_params.given()},
+            own.extra_params,
+            own.system_prompt if own.system_prompt is not None else file.system_prompt,
+            own.image_tag or file.image_tag,
+        )
+        for name, (backend, block, own) in blocks.items()
+        if name != plan.name
+    }
 
 
 def _digest(*values: object) -> str:

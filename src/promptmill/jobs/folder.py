@@ -57,6 +57,8 @@ class JobSpec(BaseModel):
     lines: int | None = None
     """Lines of the input (CSV, Parquet: its rows), once it was read through."""
     fingerprint: dict[str, str]
+    models: dict[str, str] = {}
+    """The same of the other models that rows may name, and that stand in."""
     backend: str
     model: str
     created: int

@@ -196,6 +196,11 @@ class JobStore:
         query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
         return {code: text for code, text, _ in self._read(query)}
 
+    def answering_models(self) -> set[str]:
+        """Return the names of the models that rows say they were answered by."""
+        query = "SELECT DISTINCT json_extract(more, '$.answered_by') FROM answer WHERE more IS NOT NULL"
+        return {name for (name,) in self._read(query) if name}
+
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""
         found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
