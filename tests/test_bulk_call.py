@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 import promptmill
 from fakes import KEY
@@ -154,3 +155,33 @@ def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
 def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
         promptmill.bulk(["a"], temprature=1, **options)
+
+
+def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], upstream: Upstream) -> None:
+    class City(BaseModel):
+        name: str
+
+    upstream.reply = by_prompt({"France": answer('{"name": "Paris"}'), "bad": status(400, "no")})
+    result = promptmill.bulk(["France", "bad"], answer_schema=City, **options)
+    assert result.answers == [City(name="Paris"), ""]
+    assert result.rows[0]["answer"] == '{"name": "Paris"}'
+    assert upstream.seen[0].json["response_format"]["type"] == "json_schema"
+    (row,) = promptmill.stream(["France"], answer_schema=City, **options)
+    assert row["answer"] == City(name="Paris")
+
+
+def test_tools_and_logprobs_go_through_and_come_back(
+    options: dict[str, Any], upstream: Upstream, tmp_path: Path
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    upstream.reply = answer("", message={"tool_calls": [call]}, logprobs={"content": []})
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    (row,) = promptmill.bulk(["a"], tools=tools, logprobs=True, **options).rows
+    assert row["tool_calls"] == [call]
+    assert row["logprobs"] == {"content": []}
+    config = tmp_path / "parameter.yaml"
+    block = {"base_url": upstream.url, "model_name": "small", "api_key": KEY}
+    config.write_text(json.dumps({"models": {"fast": {"openai": block}, "other": {"openai": block}}}))
+    (row,) = promptmill.bulk(["b"], tools=tools, model="fast", config=config, progress=False).rows
+    assert row["tool_calls"] == [call]
+    assert [(seen.json["model"], seen.json["tools"]) for seen in upstream.seen] == [("m", tools), ("small", tools)]

@@ -135,7 +135,7 @@ class OpenAIAPI:
         ]
         sink = ListSink(len(conversations))
         try:
-            outcomes = self._outcomes(conversations, _with_schema(kwargs, answer_schema), sink, shared=True)
+            outcomes = self._outcomes(conversations, with_schema(kwargs, answer_schema), sink, shared=True)
         except KeyboardInterrupt:
             raise InterruptedCall(self._so_far(sink, answer_schema)) from None
         return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
@@ -147,7 +147,7 @@ class OpenAIAPI:
 
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
-        asked = _with_schema(kwargs, answer_schema)
+        asked = with_schema(kwargs, answer_schema)
         conversation = conversation_of(inputs, "inputs", self.image_key_name)
         (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
         answer = self._told(outcome, 0, answer_schema)
@@ -362,7 +362,7 @@ async def _show_progress(stats: CallStats) -> None:
             progress.update(bar, completed=stats.done)
 
 
-def _with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
+def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
     """Return `options` with what asks for answers that satisfy `answer_schema`. Raises `PromptmillError`."""
     if answer_schema is None:
         return options

@@ -19,12 +19,12 @@ from typing import Any
 
 import orjson
 
-from promptmill.api import run_anywhere
+from promptmill.api import AnswerType, run_anywhere, with_schema
 from promptmill.bulk_rows import Offsets, joined, lines
 from promptmill.config import choices
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.jobs import admission, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.foreground import without_own_dedupe
@@ -53,11 +53,12 @@ class BulkResult:
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty for files that are not read back."""
     output: Path | None = None
     given: Any = field(default=None, repr=False)
+    answer_schema: AnswerType | None = field(default=None, repr=False)
 
     @cached_property
-    def answers(self) -> list[str]:
-        """The answers alone, `""` for a row that failed."""
-        return [row["answer"] for row in self.rows]
+    def answers(self) -> list[Any]:
+        """The answers alone, `""` for a row that failed; instances of a pydantic class that was asked for."""
+        return [_answer_of(row, self.answer_schema) for row in self.rows]
 
     @property
     def failed(self) -> int:
@@ -85,7 +86,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkRes
     `rows`: a list or any iterable of texts, dicts as in a file of rows, or lists of messages; a table of pandas,
     polars, pyarrow or `datasets`; a `pathlib.Path` of a file, a folder or a pattern. `output`: a file to write.
 
-    Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names; `config`, a
+    Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names, `tools` and
+    `logprobs`; `answer_schema`, a JSON Schema, or a pydantic class, whose instances `answers` then are; `config`, a
     configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`, `limit`,
     `prompt_column`, `max_cost`, `max_failures`, `dedupe`, `retry_failed`, …); `progress`: True for lines on stderr,
     False for none, or what is called with the status several times a second.
@@ -160,6 +162,7 @@ class _Call:
     offsets: Offsets
     is_loose: bool
     watch: Watch | None
+    answer_schema: AnswerType | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -168,6 +171,8 @@ class _Call:
         options = dict(options)
         asked = {name: options.pop(name) for name in _OF_THE_JOB & options.keys()}
         watch = _watch(options.pop("progress", None))
+        answer_schema = options.pop("answer_schema", None)
+        options = dict(with_schema(options, answer_schema))
         configuration = _configuration(options)
         folders, offsets, given = JobFolders.from_environ(), Offsets(), None
         more: list[Path] = []
@@ -184,7 +189,7 @@ class _Call:
             beside = given or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
             given = beside
             order = order.model_copy(update={"output": beside.output(configuration.plan, order, ".jsonl")})
-        return cls(configuration, order, given, offsets, target is None, watch)
+        return cls(configuration, order, given, offsets, target is None, watch, answer_schema)
 
     async def run(self) -> AsyncGenerator[Record, None]:
         """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
@@ -237,7 +242,8 @@ class _Call:
         asked: dict[str, Any] = {}
         if self.given is not None and record.row < len(self.offsets):
             asked = self.offsets.read(self.given.input, record.row)
-        return {"row": record.row, **asked, **answer_fields(record)}
+        found = {"row": record.row, **asked, **answer_fields(record)}
+        return found | {"answer": _answer_of(found, self.answer_schema)}
 
     def result(self, rows: Any) -> BulkResult:
         """Return what became of all rows, and let go of what was kept of them."""
@@ -247,12 +253,18 @@ class _Call:
             with output.open("rb") as file:
                 found = [orjson.loads(line) for line in file]
         self.forget()
-        return BulkResult(self.status, found, None if self.is_loose else output, rows)
+        return BulkResult(self.status, found, None if self.is_loose else output, rows, self.answer_schema)
 
     def forget(self) -> None:
         """Remove the rows that were written down for the job, which is done."""
         if self.given is not None:
             self.given.forget(self.order.output if self.is_loose else None)
+
+
+def _answer_of(row: Mapping[str, Any], answer_schema: AnswerType | None) -> Any:
+    """Return a row's answer. Raises what a validator of the class raises that its schema cannot tell."""
+    answer = row["answer"]
+    return answer_schema.model_validate_json(answer) if answer and isinstance(answer_schema, type) else answer
 
 
 def _watch(progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:  # noqa: FBT001 (an option's value)
@@ -272,8 +284,9 @@ def _configuration(options: dict[str, Any]) -> Configuration:
     config, settings = options.pop("config", None), dict(options.pop("settings", {}))
     endpoint = {name: options.pop(name) for name in _OF_THE_ENDPOINT if name in options}
     model, backend = options.pop("model", None), options.pop("backend", None)
-    for name in options.keys() - Sampling.model_fields.keys():
-        near = difflib.get_close_matches(name, {*Sampling.model_fields, *_OF_THE_JOB, *_OF_THE_ENDPOINT}, 1)
+    for name in options.keys() - Sampling.model_fields.keys() - BESIDE:
+        known = {*Sampling.model_fields, *BESIDE, *_OF_THE_JOB, *_OF_THE_ENDPOINT, "answer_schema"}
+        near = difflib.get_close_matches(name, known, 1)
         raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

@@ -54,11 +54,17 @@ def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
         PromptTemplate(text).render({"a": ""})
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("csv", "csv"), ("jsonl", "jsonl"), ("json", "json")])
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("csv", "csv"), ("jsonl", "jsonl"), ("json", "json"), ("parquet", "parquet")]
+)
 def test_every_kind_of_file_takes_a_template(bench, name, suffix):
     rows = [{"id": f"r{at}", "text": f"tëxt {at}"} for at in range(3)]
     if name == "jsonl":
         bench.write(rows)
+    elif name == "parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        bench.input = bench.path / "in.parquet"
+        parquet.write_table(pa.Table.from_pylist(rows), bench.input)
     else:
         bench.input = bench.path / f"in.{suffix}"
         lines = ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
@@ -71,6 +77,19 @@ def test_every_kind_of_file_takes_a_template(bench, name, suffix):
         (f"r{at}", f"tëxt {at}", f"echo: Classify: tëxt {at}") for at in range(3)
     ]
     assert "prompt" not in found[0], "the output holds the input's own fields"
+
+
+def test_a_parquet_file_stays_one_and_unknown_columns_are_told(bench):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.parquet"
+    parquet.write_table(pa.table({"id": pa.array([1, 2], pa.int16()), "text": ["a", None]}), bench.input)
+    assert "has no column 'txt'; did you mean text?" in bench.fail("--prompt", "{{txt}}")
+    bench.succeed("--prompt", "Say {{text}} of {{id}}")
+    out = parquet.read_table(bench.output)
+    assert out.schema.names == ["id", "text", "answer", "error", "usage", "finish_reason"]
+    assert out.schema.field("id").type == pa.int16()
+    assert out.column("answer").to_pylist()[0] == "echo: Say a of 1"
+    assert len(bench.upstream.seen) == 2
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl"])

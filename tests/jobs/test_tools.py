@@ -96,6 +96,33 @@ def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -
     assert len(bench.upstream.seen) == 120
 
 
+def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any, tools: Any) -> None:
+    bench.prompts(3)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    block = {"base_url": bench.upstream.url, "model_name": "small", "api_key": "k"}
+    named = {"fast": {"openai": block, "price": {"input": 0, "output": 1_000_000}}}
+    bench.upstream.reply = answer('{"a": 1}')
+    configuration = Configuration(
+        {"backend": "openai", "backend_configs": {"openai": {**block, "model_name": "big"}}, "models": named}
+    )
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+
+    async def work(call: Call) -> None:
+        asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
+        started = await call("bulk_generate", **files, **asked, answer_schema=schema, max_cost=100)
+        found = await until(call, started["job_id"], "finished")
+        assert (found["done"], found["failed"], found["cost"]) == (3, 0, 6)
+        with pytest.raises(ToolError, match="there is no model 'slow'"):
+            await call("bulk_generate", **files, model="slow")
+        with pytest.raises(ToolError, match="answer_schema is not a usable JSON Schema"):
+            await call("bulk_generate", **files, answer_schema={"type": "wrong"})
+
+    tools(work, Service(configuration))
+    for seen in bench.upstream.seen:
+        assert (seen.json["model"], seen.json["temperature"], seen.json["max_tokens"]) == ("small", 0, 5)
+        assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]
+
+
 def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 1": status_reply(400, "no"), "prompt 2": answer("x" * 3000)})
     bench.prompts(5)

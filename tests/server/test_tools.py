@@ -49,6 +49,7 @@ BULK_TOOLS = {
         "max_failures": "",
         "dedupe": False,
         "validate": False,
+        **OF_A_CALL,
     },
     "bulk_status": {"job_id": None, "limit": 20},
     "bulk_results": {

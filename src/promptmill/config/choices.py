@@ -8,6 +8,7 @@ from typing import Any
 from promptmill.config import backends, models
 from promptmill.config.settings import Settings
 from promptmill.core.errors import config_error
+from promptmill.core.sampling import BESIDE
 
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 
@@ -47,5 +48,9 @@ def settings_of(
     found.update({(*block, key): value for key, value in endpoint.items()})
     if model is not None:
         found[*block, record.model_key] = model
-    found.update({("sampling_params", key): value for key, value in sampling.items()})
+    for key, value in sampling.items():
+        if key not in BESIDE:
+            found["sampling_params", key] = value
+        else:  # which a named model does not take from the file
+            found[*(("models", name) if is_named else ()), "extra_params", key] = value
     return found

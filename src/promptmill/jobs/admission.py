@@ -226,16 +226,16 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     begun, made = folder.spec, folder.result
     kept = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
     is_begun = begun is not None and begun.sha256 is not None  # answers come after the input was read through
+    changed = [] if begun is None else _changed_settings(begun, wanted, folder)
     there = stamp(wanted.output)
     replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
-    if order.overwrite or order.anew or (not is_begun and folder.store.is_empty):
+    if order.overwrite or order.anew or (folder.store.is_empty and (changed or not is_begun)):
         folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
         if order.reuse_from is not None:
             folder.store.begin_reuse(order.reuse_from)
         return wanted
     if begun is None:
         raise _damaged(folder)
-    changed = _changed_settings(begun, wanted, folder)
     if changed and not order.accept_change:
         raise _other_settings(begun, changed)
     if order.replace and (made is None or not made.is_own(wanted.output)):

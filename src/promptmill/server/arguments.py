@@ -79,8 +79,8 @@ CallSampling = Annotated[
     Loose,
     Field(
         description="How the answers of this call are sampled: what is given here goes over the configured parameters, "
-        "which count alone when it is left out. Names: temperature, top_p, max_tokens, stop, seed and the like. "
-        "Seldom needed.",
+        "which count alone when it is left out. Names: temperature, top_p, max_tokens, stop, seed and the like, "
+        "and OpenAI's tools, tool_choice, logprobs. Seldom needed.",
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]

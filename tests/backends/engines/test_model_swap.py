@@ -1,0 +1,95 @@
+"""Several models in one service, on real engines: swapped by need, never under a running call, unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import psutil
+import pytest
+
+from promptmill.backends.protocol import CallStats
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.outcome import Completion
+from promptmill.service.service import Service
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.engine
+
+
+def _service(tiny, chat_template, *models, **more):
+    """Models of different words, each of which takes the only device there is."""
+    block = {"device": "cpu", "dtype": "float32", "gpu_ids": "0"}
+    named = {
+        name: {
+            "hf": {"model_name_or_path": str(tiny(template=chat_template, initializer_range=0.01 + at / 100)), **block},
+            "sampling_params": {"max_tokens": 4, "temperature": 0},
+            "extra_params": {"ignore_eos": True},
+            **more,
+        }
+        for at, name in enumerate(models)
+    }
+    return Service(Configuration({"models": named}))
+
+
+async def _ask(service, name, tokens=4):
+    plan = service.plan_of(name).with_sampling({"max_tokens": tokens})
+    item = conversation_from_prompt("x", "p")
+    (outcome,) = await service.generate([item], CallStats(total=1), plan=plan)
+    assert isinstance(outcome, Completion), outcome
+    return outcome.usage.completion_tokens
+
+
+async def _until(true):
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+def _engines():
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone, or about to be
+            if "promptmill.backends.engines.child" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+def test_an_engine_leaves_for_another_after_its_running_call(desk, tiny, chat_template):
+    async def work():
+        before = _engines()
+        service = _service(tiny, chat_template, "a", "b")
+        try:
+            assert await _ask(service, "a") == 4
+            (first,) = _engines() - before
+            long = asyncio.create_task(_ask(service, "a", 400))
+            await _until(service.calls.in_progress)
+            other = asyncio.create_task(_ask(service, "b"))
+            await _until(lambda: "running calls of the model a" in service.activity)
+            assert psutil.pid_exists(first)
+            again = asyncio.create_task(_ask(service, "a"))
+            assert (await long, await other, await again) == (400, 4, 4)
+            assert service.state_of("a") == "ready"
+            assert service.state_of("b") == "not_loaded"
+            (third,) = _engines() - before
+            assert third != first
+        finally:
+            await service.aclose()
+        assert _engines() == before
+
+    desk.wait(work(), 180)
+
+
+def test_an_idle_engine_leaves_and_comes_back_with_the_next_call(desk, tiny, chat_template):
+    async def work():
+        before = _engines()
+        service = _service(tiny, chat_template, "a", idle_unload=0.05)
+        try:
+            assert await _ask(service, "a", 200) == 200, "not while it answers"
+            await _until(lambda: service.state_of("a") == "not_loaded" and _engines() == before)
+            assert await _ask(service, "a") == 4
+        finally:
+            await service.aclose()
+
+    desk.wait(work(), 180)
