@@ -40,15 +40,16 @@ class RayCluster:
             import ray  # noqa: F401 (whether it is there)
         except ImportError:
             raise PromptmillError(Code.MISSING_DEPENDENCY, "--ray needs Ray.", adding("ray")) from None
-        shares = _share(plan, self.replicas)
+        count = self._count(plan)
+        shares = _share(plan, count)
         environment = {name: os.environ[name] for name in _keys(plan) if name in os.environ}
 
         async def connect() -> Sequence[Link]:
-            return await asyncio.to_thread(self._actors, shares, environment)
+            return await asyncio.to_thread(self._actors, count, shares, environment)
 
         return Replicas(connect, _disconnect)
 
-    def _actors(self, plan: ResolvedConfig, environment: dict[str, str]) -> Sequence[Link]:
+    def _actors(self, count: int, plan: ResolvedConfig, environment: dict[str, str]) -> Sequence[Link]:
         """Connect and ask for the actors, which Ray places when there is room. Blocks."""
         import ray
 
@@ -73,7 +74,13 @@ class RayCluster:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        return [_ActorLink(actor.remote(), plan, environment) for _ in range(self.replicas)]
+        return [_ActorLink(actor.remote(), plan, environment) for _ in range(count)]
+
+    def _count(self, plan: ResolvedConfig) -> int:
+        """Return how many replicas there can be: each of an endpoint's has at least one request in flight."""
+        if plan.backend != "openai":
+            return self.replicas
+        return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
 
     def _check_address(self) -> None:
         """Raise `PromptmillError` when nobody is there: Ray itself would end this process."""
@@ -141,7 +148,7 @@ def _share(plan: ResolvedConfig, count: int) -> ResolvedConfig:
         return plan
     configs = plan.settings.backend_configs
     openai = configs.openai
-    limits: dict[str, Any] = {"concurrency": max(1, openai.concurrency // count), "num_workers": 1, "dedupe": False}
+    limits: dict[str, Any] = {"concurrency": openai.concurrency // count, "num_workers": 1, "dedupe": False}
     for name in ("rpm", "tpm"):
         if (limit := getattr(openai, name)) is not None:
             limits[name] = limit / count
