@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_program_gets_every_column_whole_and_no_colour():
     head, first, second = target.getvalue().splitlines()
     assert head.split() == ["job", "state", "rows", "failed", "begun", "output"]
     assert first.endswith("answers.jsonl")
-    assert "7 of 20000" in second
+    assert "7/20,000" in second
     assert second.endswith("a.jsonl")
     assert "\x1b" not in target.getvalue()
 
@@ -45,3 +46,17 @@ def test_on_a_terminal_it_fits_and_keeps_to_no_color(monkeypatch, no_color):
     assert ("\x1b[31m" in shown) is not no_color
     assert "stopped" in shown
     assert all(len(line) <= 80 for line in shown.splitlines() if "\x1b" not in line)
+
+
+def test_on_a_narrow_terminal_whole_columns_go_and_no_name_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Terminal()
+    print_jobs([job(job_id="few-answers-d371c63dc8", state="interrupted", done=16_803, failed=1_680)], screen)
+    head, row = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    assert head.split() == ["job", "state", "rows", "failed", "begun"]
+    assert row.split()[:4] == ["few-answers-d371c63dc8", "interrupted", "16,803/20,000", "1,680"]
+    monkeypatch.setenv("COLUMNS", "50")
+    screen = Terminal()
+    print_jobs([job()], screen)
+    assert "answers-d753e2bc56" in screen.getvalue()

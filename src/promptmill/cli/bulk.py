@@ -182,7 +182,7 @@ def _tell(
         say(orjson.dumps(found).decode(), stream)
         return
     anew = order is not None and order.overwrite
-    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew), stream)
+    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew), stream, wrap=True)
 
 
 async def _bulk(

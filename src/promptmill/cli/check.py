@@ -10,10 +10,10 @@ from collections.abc import Callable
 import orjson
 
 from promptmill.backends.protocol import CallStats, Step
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import say, wrapped
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.errors import PromptmillError, redact, without_controls
 from promptmill.core.outcome import Failure
 from promptmill.service import choosing, registry
 from promptmill.service.service import Service
@@ -29,8 +29,7 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     def report(step: Step) -> None:
         steps.append(step)
         if not as_json:
-            say(f"{'ok  ' if step.ok else 'FAIL'}  {step.step}: {step.detail}")
-            sys.stdout.flush()
+            _print(step)
 
     report(Step("configuration", ok=True, detail=configuration.origin))
     try:
@@ -41,6 +40,20 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps({"ok": good, "steps": [_as_dict(step) for step in steps]}).decode())
     return 0 if good else 2
+
+
+def _print(step: Step) -> None:
+    mark, told = ("ok  " if step.ok else "FAIL"), f"{step.step}: {step.detail}"
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        told = wrapped(f"{mark}  {without_controls(told)}", console.width).removeprefix(mark)
+        console.print(mark, style="green" if step.ok else "bold red", end="")
+        console.print(told, markup=False, soft_wrap=True)
+    else:
+        say(f"{mark}  {told}")
+    sys.stdout.flush()
 
 
 def _as_dict(step: Step) -> dict[str, object]:

@@ -91,9 +91,9 @@ def generate(
             _print_answers(outcomes, target)
     if not as_json:
         for warning in (*stats.warnings, *_cut(outcomes)):
-            say(f"promptmill: {warning}", sys.stderr)
+            say(f"promptmill: {warning}", sys.stderr, wrap=True)
         if failed := call_report.summary(outcomes):
-            say(f"promptmill: {failed}", sys.stderr)
+            say(f"promptmill: {failed}", sys.stderr, wrap=True)
     if interrupted:
         return 130
     return int(any(isinstance(outcome, Failure) for outcome in outcomes))

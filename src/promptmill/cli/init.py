@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
-        print("      promptmill bulk prompts.jsonl answers.jsonl, promptmill install CLIENT; docs/ says more")
+        print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
+        print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
         print(f"\nWhat is wrong is said above; change {file} and try `promptmill check{option}` again.")
         for note in answers.notes:

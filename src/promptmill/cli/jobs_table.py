@@ -20,6 +20,8 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
     "begun": "left",
     "output": "left",
 }
+_PATH, _SHORTEST_PATH = "output", 10
+_ALWAYS = 4  # columns that are shown on the narrowest terminal, too
 _STYLES = {status.FINISHED: "green", status.RUNNING: "cyan", status.STOPPED: "red", status.INTERRUPTED: "yellow"}
 
 
@@ -33,14 +35,21 @@ def print_jobs(found: Iterable[Mapping[str, Any]], target: TextIO | None = None)
     console = Console(file=target, width=None if target.isatty() else _WIDE)
     rows = [_row(one) for one in found]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    *others, output = _COLUMNS
-    left = console.width  # for the column that may be cut: else a long path crowds the others out
-    for place, name in enumerate(others):
-        table.add_column(name, justify=_COLUMNS[name], no_wrap=True)
-        left -= 2 + max(len(name), *(len(row[place][0]) for row in rows))
-    table.add_column(output, no_wrap=True, overflow="ellipsis", max_width=max(left, 10))
+    widths = {name: max(len(name), *(len(row[place][0]) for row in rows)) for place, name in enumerate(_COLUMNS)}
+    widths[_PATH] = min(
+        widths[_PATH], _SHORTEST_PATH
+    )  # the only column that may be cut: a name that is cut is of no use
+    names = list(_COLUMNS)
+    while len(names) > _ALWAYS and sum(widths[name] + 2 for name in names) - 2 > console.width:
+        names.pop()
+    left = console.width - sum(widths[name] + 2 for name in names if name != _PATH)
+    for name in names:
+        is_path = name == _PATH
+        table.add_column(
+            name, justify=_COLUMNS[name], no_wrap=True, overflow="ellipsis", max_width=left if is_path else None
+        )
     for row in rows:
-        table.add_row(*(Text(*cell) for cell in row))
+        table.add_row(*(Text(*cell) for cell in row[: len(names)]))
     if target.isatty():
         console.print(table)
         return
@@ -55,8 +64,8 @@ def _row(one: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (one["job_id"], ""),
         (one["state"], _STYLES.get(one["state"], "")),
-        (f"{done}" if total in {None, done} else f"{done} of {total}", ""),
-        (str(failed), "red" if failed else "dim"),
+        (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
+        (f"{failed:,}", "red" if failed else "dim"),
         (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
         (without_controls(_shown(one["output_file"])), ""),
     ]

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except PromptmillError as error:
-        say(f"promptmill: {error}", sys.stderr)
+        say(f"promptmill: {error}", sys.stderr, wrap=True)
         return USAGE
     except BrokenPipeError:  # the reader of our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

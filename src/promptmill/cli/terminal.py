@@ -1,14 +1,44 @@
-"""Print text; on a terminal, strip control sequences from it."""
+"""Print text; on a terminal, strip control sequences from it and break long lines between words."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import textwrap
 from typing import TextIO
 
 from promptmill.core.errors import without_controls
 
+_LABEL = re.compile(r" *(\S+ {2,})?")
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Write `text` and a line feed to `stream`, else to stdout; byte for byte where a program reads it."""
+
+def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
+    """Write `text` and a line feed to `stream`, else to stdout; byte for byte where a program reads it.
+
+    `wrap`: lines are sentences, broken between words where the terminal ends.
+    """
     stream = stream or sys.stdout
-    stream.write((without_controls(text) if stream.isatty() else text) + "\n")
+    if stream.isatty():
+        text = without_controls(text)
+        text = wrapped(text, _columns(stream)) if wrap else text
+    stream.write(text + "\n")
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Return `text` with lines of at most `columns` where words allow it; what goes on stands below its beginning."""
+    lines = []
+    for line in text.split("\n"):
+        found = _LABEL.match(line)
+        indent = found.end() if found and found[1] else len(line) - len(line.lstrip(" ")) + 2
+        lines += textwrap.wrap(
+            line, max(columns, 40), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 80

@@ -121,5 +121,8 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     known = list(model.model_fields)
     if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
         return f"unknown key; {hint}"
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}.")
+    meant = {name: name for name in known}
+    if model is not Sampling:
+        meant = {name: f"sampling_params.{name}" for name in Sampling.model_fields} | meant
+    near = difflib.get_close_matches(str(key), meant, n=1, cutoff=0.5)
+    return "unknown key; " + (f"did you mean {meant[near[0]]}?" if near else f"known keys: {', '.join(known)}.")

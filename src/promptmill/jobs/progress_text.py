@@ -79,18 +79,18 @@ def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingPr
     if state == status.FINISHED and found.get("total") == 0:
         lines.append("  note      the input holds no rows")
     if found.get("errors"):
-        lines.append(f"  errors    {', '.join(f'{count} {code}' for code, count in found['errors'].items())}")
+        lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
     if found.get("failed") and state == status.FINISHED:
         lines.append("  the failed rows alone are done again with --retry-failed")
     if truncated := found.get("truncated"):
         lines.append(f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again")
-    lines.append(f"  requests  {found.get('requests', 0)}, {found.get('retries', 0)} of them retries")
-    lines.append(f"  tokens    {found.get('prompt_tokens', 0)} in, {found.get('completion_tokens', 0)} out")
+    lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
+    lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
     if (cost := found.get("cost")) is not None:
         lines.append(f"  cost      {cost:.6g}")
     if cached := found.get("cached"):
-        lines.append(f"  cached    {cached}")
+        lines.append(f"  cached    {cached:,}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
         shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())

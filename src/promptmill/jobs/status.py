@@ -179,13 +179,13 @@ def line(status: Mapping[str, Any]) -> str:
     """Return one line on how far a job is."""
     total = status.get("total")
     parts = [
-        f"{status.get('done', 0)}{'' if total is None else f' of {total}'} done",
-        f"{status.get('failed', 0)} failed",
+        f"{status.get('done', 0):,}{'' if total is None else f' of {total:,}'} done",
+        f"{status.get('failed', 0):,} failed",
     ]
     if status.get("state") == RUNNING and (waiting := status.get("waiting")):
         parts.append(waiting)
     elif status.get("state") == MERGING and "written" in status:
-        parts.append(f"{status['written']} written")
+        parts.append(f"{status['written']:,} written")
     elif status.get("state") == RUNNING:
         parts.append(f"{status['rows_per_second']:.1f} rows/s")
         parts.append(f"{status['tokens_per_second']:.0f} tokens/s")

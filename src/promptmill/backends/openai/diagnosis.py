@@ -93,7 +93,7 @@ class _Trial:
         if self._endpoint.key_source:
             stage.ok(self._endpoint.key_source)
         else:
-            stage.ok(f"none is sent. {self._endpoint.key_note}".rstrip())
+            stage.ok(f"none is sent. {note}" if (note := self._endpoint.key_note) else "none is sent")
         model = await self._model()
         if model:
             await self._answers(model)
