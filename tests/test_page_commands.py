@@ -1,0 +1,80 @@
+"""Every promptmill command that README and docs show is run, against an endpoint on loopback or the embedded model.
+
+Names that stand for the reader's own are filled in; what cannot run here is named with the reason, and parsed all the
+same (tests/test_pages.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from fakes import KEY
+from replies import answer
+from test_pages import PAGES, commands
+
+NOT_RUN = {
+    "--backend vllm": "needs vLLM; its own tests run it",
+    "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
+    "serve --http 0.0.0.0:8000": "serves until it is ended, to other machines; tests/http do so on loopback",
+}
+_MAC = "Library/Application Support/"
+SHOWN = sorted({shlex.join(words) for page in PAGES for words in commands(page)})
+RUN = [command for command in SHOWN if not any(part in command for part in NOT_RUN)]
+
+
+def test_every_reason_not_to_run_a_command_is_of_one_that_is_shown():
+    assert all(any(part in command for command in SHOWN) for part in NOT_RUN)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", RUN)
+def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstream):
+    def run(*words):
+        environment = os.environ | {"OPENAI_API_KEY": KEY, "MISTRAL_API_KEY": KEY, "PROMPTMILL_CONFIG": ""}
+        if words[0] == "install":  # into the files of clients that were started once
+            environment |= dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "XDG_CONFIG_HOME"), str(tmp_path))
+            for file in (".claude.json", *(f"{folder}Claude/claude_desktop_config.json" for folder in ("", _MAC))):
+                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / file).write_text("{}")
+        return subprocess.run(
+            [sys.executable, "-m", "promptmill", *words],
+            cwd=tmp_path,
+            env=environment | {"PROMPTMILL_STATE": str(tmp_path / "state")},
+            input="1\n" + upstream.url + "\ntest-model\n" if words[0] == "init" else "",
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+
+    block = {"base_url": upstream.url, "model_name": "test-model"}
+    if not command.startswith("init"):
+        (tmp_path / "parameter.yaml").write_text(
+            json.dumps({"backend": "openai", "backend_configs": {"openai": block}})
+        )
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {row}"}}\n' for row in range(20)))
+    (tmp_path / "FILE").write_text('{"type": "string"}')
+    job = ""
+    if "--schema" in command:
+        upstream.reply = answer('"yes"')
+    if command.startswith(("jobs", "join")):
+        part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
+        done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
+        assert done.returncode == 0, done.stderr
+        job = json.loads(done.stdout)["job_id"]
+    fill = {"JOB_ID": job, "AGE": "7d", "INPUT": "prompts.jsonl", "IN": "prompts.jsonl", "OUTPUT": "out.jsonl"}
+    fill |= {"OUT": "out.jsonl", "PROMPT": "Say yes", "/path/to/parameter.yaml": "parameter.yaml"}
+    fill |= {"localhost:11434": upstream.url, "/path/to/model": "smollm2-135m-instruct"}
+    words = [fill.get(word, word) for word in shlex.split(command)]
+    if "--provider" in words:
+        words += ["--base-url", upstream.url]
+    done = run(*words)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout or done.stderr or words[0] == "serve"
