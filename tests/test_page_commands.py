@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fakes import KEY
@@ -20,6 +22,7 @@ from test_pages import PAGES, commands
 
 NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",
+    "s3://": "needs a bucket; tests/jobs have a store on loopback",
     "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
     "serve --http 0.0.0.0:8000": "serves until it is ended, to other machines; tests/http do so on loopback",
 }
@@ -59,6 +62,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             json.dumps({"backend": "openai", "backend_configs": {"openai": block}})
         )
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {row}"}}\n' for row in range(20)))
+    (tmp_path / "reviews.csv").write_text("text\ngood\nbad\n")
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"question": ["one", "two"]}), tmp_path / "data" / "a.parquet")
+    body = {"model": "m", "messages": [{"role": "user", "content": "Say yes"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "FILE").write_text('{"type": "string"}')
     job = ""
     if "--schema" in command:
@@ -68,7 +77,14 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
         assert done.returncode == 0, done.stderr
         job = json.loads(done.stdout)["job_id"]
-    fill = {"JOB_ID": job, "AGE": "7d", "INPUT": "prompts.jsonl", "IN": "prompts.jsonl", "OUTPUT": "out.jsonl"}
+    fill = {
+        "JOB_ID": job,
+        "ID": job,
+        "AGE": "7d",
+        "INPUT": "prompts.jsonl",
+        "IN": "prompts.jsonl",
+        "OUTPUT": "out.jsonl",
+    }
     fill |= {"OUT": "out.jsonl", "PROMPT": "Say yes", "/path/to/parameter.yaml": "parameter.yaml"}
     fill |= {"localhost:11434": upstream.url, "/path/to/model": "smollm2-135m-instruct"}
     words = [fill.get(word, word) for word in shlex.split(command)]
