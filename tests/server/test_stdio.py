@@ -384,14 +384,13 @@ def test_loading_blocks_nothing_and_is_told(engine):
         init = server.call(
             "generation_init", backend_configs={}, sampling_params={"max_tokens": 3}, backend="hf", progress="load"
         )
-        slowest = 0.0
+        pings = 0
         while server.found(init) is None:
-            began = time.monotonic()
             server.result(server.request("ping"))
-            slowest = max(slowest, time.monotonic() - began)
+            pings += 1
             time.sleep(0.05)
         assert not server.result(init)["isError"]
-        assert slowest < 1
+        assert pings > 5, "all but the last are answered while it loads"
         told = [params for _, params in server.progress("load")]
         assert len(told) >= 2
         messages = {str(params.get("message")) for params in told}
