@@ -25,7 +25,7 @@ from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.replica import Report
 from promptmill.service.replicas import Replicas
 
-ROWS, HF_ROWS, HANDED_OUT = 4_000, 96, 100_000
+ROWS, HF_ROWS, HANDED_OUT = 4_000, 64, 100_000
 
 
 class Rows:
