@@ -1,4 +1,4 @@
-"""Structured answers: 200 schemas on an endpoint that answers well, sloppily and wrongly and on hf; what a mask costs.
+"""Structured answers: 200 schemas on an endpoint that answers well, sloppily and wrongly, and on the engines.
 
 The schemas have the shapes of JSON-Schema-Test-Suite and of real tool calls: nesting, enums, unions, `$ref`, patterns,
 bounds, unicode. What promptmill calls an answer is checked by another validator than its own.
@@ -6,10 +6,12 @@ bounds, unicode. What promptmill calls an answer is checked by another validator
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from aiohttp import web
@@ -26,7 +28,10 @@ from promptmill.service.service import Service
 
 _SCHEMAS = 200
 _TOKENS = 96
-_HF = {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}
+_MODEL = {"model_name_or_path": "smollm2-135m-instruct"}
+_ENGINES = {"hf": "torch", "openvino": "openvino_genai", "vllm": "vllm"}
+"""The engines, and the package that each needs; vLLM has an environment of its own."""
+_AT_ONCE = 16
 Pair = tuple[dict[str, Any], Any]
 
 
@@ -86,29 +91,34 @@ class _Endpoint:
 async def _answered(service: Service, pairs: list[Pair]) -> dict[str, int]:
     """Return how many answers there were, were silently invalid, and failed in words."""
     found = {"answers": 0, "silently invalid": 0, "failed": 0}
-    for number, (schema, _) in enumerate(pairs):
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def ask(number: int, schema: dict[str, Any]) -> None:
         plan = service.plan.with_sampling({"response_format": asking_for(schema)})
         item = conversation_from_prompt(f"schema {number} : answer in JSON.", "")
-        (outcome,) = await service.generate([item], CallStats(total=1), plan=plan)
+        async with room:
+            (outcome,) = await service.generate([item], CallStats(total=1), plan=plan)
         if not isinstance(outcome, Completion):
             found["failed"] += 1
-            continue
+            return
         found["answers"] += 1
         try:
             valid = Draft202012Validator(schema).is_valid(json.loads(outcome.text))
         except ValueError:
             valid = False
         found["silently invalid"] += not valid
+
+    await asyncio.gather(*(ask(number, schema) for number, (schema, _) in enumerate(pairs)))
     return found
 
 
 async def structured(field: Field, pairs: int) -> list[Row]:
-    """Ask for all schemas once on both backends."""
+    """Ask for all schemas once on the endpoint and on every engine that is installed."""
     del pairs
     asked = [_family(number) for number in range(_SCHEMAS)]
     rows = [await _on_endpoint(asked)]
     with every_core(field.outer):
-        rows.append(await _on_hf(asked))
+        rows += [await _on_engine(asked, name) for name, package in _ENGINES.items() if find_spec(package)]
     return rows
 
 
@@ -130,15 +140,15 @@ async def _on_endpoint(asked: list[Pair]) -> Row:
     return _row("an endpoint that answers well, sloppily and wrongly", found)
 
 
-async def _on_hf(asked: list[Pair]) -> Row:
+async def _on_engine(asked: list[Pair], name: str) -> Row:
     sampling = {"temperature": 0, "max_tokens": _TOKENS}
-    service = Service(Configuration({"backend": "hf", "backend_configs": _HF, "sampling_params": sampling}))
+    service = Service(Configuration({"backend": name, "backend_configs": {name: _MODEL}, "sampling_params": sampling}))
     try:
         found = await _answered(service, asked)
         assert service.state == "ready", "the engine lives"
     finally:
         await service.aclose()
-    return _row("hf", found)
+    return _row(name, found)
 
 
 def _row(where: str, found: dict[str, int]) -> Row:
@@ -156,7 +166,7 @@ async def mask(field: Field, pairs: int) -> list[Row]:
 async def _mask(pairs: int) -> list[Row]:
     # ends at `max_tokens` in both cases: an array of texts that may go on for ever
     schema = {"type": "array", "items": {"type": "string", "minLength": 2000}, "minItems": 50}
-    service = Service(Configuration({"backend": "hf", "backend_configs": _HF}))
+    service = Service(Configuration({"backend": "hf", "backend_configs": {"hf": _MODEL}}))
 
     def run(changes: dict[str, Any]) -> Callable[[], Any]:
         async def tokens_per_s() -> float:

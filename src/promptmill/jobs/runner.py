@@ -218,6 +218,8 @@ class Runner:
         self.progress.counts = counts = await self._ending.or_left(lambda: store.counts(again))
         if not self._counted:
             self._counted = True
+            if self._earlier.get("state") in status.ALIVE:  # it was killed, and what it showed last is not all
+                self.progress.cost_at_least(await self._ending.or_left(store.cost))
             sent = self._earlier.get("requests")
             self.progress.unsettled_before = max(0, sent - counts.requests) if type(sent) is int else 0
 

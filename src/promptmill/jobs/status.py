@@ -23,7 +23,7 @@ COUNTS = (
     *("cost", "cached", "repaired", "asked_again"),
 )
 _BESIDE = ("cached", "repaired", "asked_again")
-_ALIVE = frozenset({STARTING, RUNNING, MERGING})
+ALIVE = frozenset({STARTING, RUNNING, MERGING})
 _RATE_OVER_S = 30.0
 
 
@@ -59,6 +59,11 @@ class Progress:
         self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
         granted = earlier.get("cost_granted")
         self.granted = float(granted) if isinstance(granted, int | float) else None
+
+    def cost_at_least(self, cost: float) -> None:
+        """Take notice of what the rows of earlier runs cost."""
+        if cost > self._before.get("cost", 0.0):
+            self._before = {**self._before, "cost": cost}
 
     @property
     def cost(self) -> float | None:
@@ -149,7 +154,7 @@ def read(folder: Folder) -> dict[str, Any]:
         raise input_error(f"Job {folder.job_id} is not there any more.")
     found: dict[str, Any] = {"state": INTERRUPTED, **folder.status}
     alive = folder.alive
-    if not alive and found["state"] in _ALIVE:
+    if not alive and found["state"] in ALIVE:
         found.pop("waiting", None)
         found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
     about: dict[str, Any] = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}

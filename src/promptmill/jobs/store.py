@@ -201,6 +201,11 @@ class JobStore:
         query = "SELECT DISTINCT json_extract(more, '$.answered_by') FROM answer WHERE more IS NOT NULL"
         return {name for (name,) in self._read(query) if name}
 
+    def cost(self) -> float:
+        """Return what the rows cost, as far as their prices were known."""
+        query = "SELECT SUM(json_extract(more, '$.cost')) FROM answer WHERE more IS NOT NULL"
+        return self._read(query)[0][0] or 0.0
+
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""
         found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
