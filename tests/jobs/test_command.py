@@ -7,12 +7,10 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 
-from busy import within
 from promptmill.jobs.progress_text import summary
 from replies import answer, choose, late, status
 
@@ -218,7 +216,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
 
 def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     assert "there are no jobs" in jobs(bench).stderr
-    bench.upstream.reply = late(0.5, answer())
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(1000)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
@@ -226,11 +224,9 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     listed = json.loads(jobs(bench, "--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
     assert " in flight" in jobs(bench, job_id).stdout
-    began = time.monotonic()
     cancelled = json.loads(jobs(bench, job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
-    bench.wait(lambda: bench.upstream.in_flight == 0, 1)
-    assert time.monotonic() - began < within(3)
+    bench.wait(lambda: bench.upstream.in_flight == 0)
     assert process.wait(5) == 1
     assert f"{job_id}: cancelled" in jobs(bench, job_id).stdout
     assert f"job {job_id} was not running" in jobs(bench, job_id, "--cancel").stderr

@@ -282,12 +282,10 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     process.send_signal(number)
-    began = time.monotonic()
     said, _ = process.communicate(timeout=10)
     assert process.returncode == code
     assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
     assert "what is answered is kept" in said
-    assert time.monotonic() - began < 2
     assert bench.status()["state"] == "interrupted"
     done = bench.status()["done"]
     sent = len(bench.upstream.seen)
