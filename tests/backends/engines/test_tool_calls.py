@@ -16,9 +16,9 @@ SCHEMAS = {"weather": WEATHER, "zip_of": {"type": "object", "properties": {"code
 PARIS = ("weather", {"city": "Paris", "days": 2})
 ROME = ("weather", {"city": "Rome", "days": 1})
 
-# What a part of the family's template says, and what its models answer: from the model cards and templates of
-# Qwen3, Qwen3-Coder, GLM-4.5, Granite 3.3, Mistral 7B v0.3, Mistral Small 3.2, Jamba, LFM2, DeepSeek V3 and V3.1,
-# Kimi K2, Command R7B, Llama 3.1, Llama 3.2 and 4, Phi-4-mini, gpt-oss.
+# What a part of the family's template says, and what its models answer, as vLLM's tool parsers and SGLang's detectors
+# read it: Qwen3, Qwen3-Coder, GLM-4.5, Granite 3.3, Mistral 7B v0.3, Mistral Small 3.2, Jamba, LFM2, DeepSeek V3 and
+# V3.1, Kimi K2, Command R7B, Llama 3.1, Llama 3.2 and 4, Phi-4-mini, gpt-oss.
 ONE = '{"name": "weather", "arguments": {"city": "Paris", "days": 2}}'
 TWO = '{"name": "weather", "arguments": {"city": "Rome", "days": 1}}'
 XML = "<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>"
@@ -49,6 +49,7 @@ FAMILIES = [
     ("[TOOL_CALLS]", f"Well.[TOOL_CALLS]weather[ARGS]{BODY}[TOOL_CALLS]weather{BODY}", "Well.", [PARIS, PARIS]),
     ("[TOOL_CALLS]", f"[TOOL_CALLS]weather[CALL_ID]a1b2c3d4e[ARGS]{BODY}", "", [PARIS]),
     ("<|tool_call_start|>", '<|tool_call_start|>[weather(city="Paris", days=2)]<|tool_call_end|>', "", [PARIS]),
+    ("<|tool_call_start|>", f"<|tool_call_start|>[{ONE}]<|tool_call_end|>I look.", "I look.", [PARIS]),
     (BEGIN, f"{CALLS_BEGIN}{BEGIN}function{SEP}weather\n```json\n{BODY}\n```{END}{CALLS_END}", "", [PARIS]),
     (BEGIN, f"So.{CALLS_BEGIN}{BEGIN}weather{SEP}{BODY}{END}{CALLS_END}", "So.", [PARIS]),
     (

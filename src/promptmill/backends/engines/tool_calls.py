@@ -150,6 +150,12 @@ def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
     return calls
 
 
+def _python_or_json(block: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read what Liquid AI's models write: Python, or JSON where the system prompt asks for it."""
+    is_json = block.startswith("{") or re.match(r"\[\s*\{", block)
+    return _json_calls(block) if is_json else _pythonic(block, tools)
+
+
 def _alone(text: str, tools: Tools) -> Found:
     """Read an answer that is nothing but calls of known tools, as JSON or as Python writes them."""
     bare = _AROUND.sub("", text.strip()).strip()
@@ -178,7 +184,7 @@ _FORMS = (
     _between("<function_call>", "</function_call>", _json_calls),
     _between("<|tool_call|>", "<|/tool_call|>", _json_calls),
     _between("<|START_ACTION|>", "<|END_ACTION|>", _json_calls),
-    _between("<|tool_call_start|>", "<|tool_call_end|>", _pythonic),
+    _between("<|tool_call_start|>", "<|tool_call_end|>", _python_or_json),
     Form("[TOOL_CALLS]", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral),
     Form(
         "<｜tool▁call▁begin｜>",
