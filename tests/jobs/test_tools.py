@@ -17,7 +17,6 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
 
-from busy import within
 from fakes import openai_configuration
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import Configuration, ResolvedConfig
@@ -27,7 +26,7 @@ from promptmill.jobs.lock import Lock
 from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.server import create_server
 from promptmill.service.service import Service
-from replies import answer, by_prompt, late
+from replies import answer, by_prompt, choose, late
 from replies import status as status_reply
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
@@ -150,8 +149,8 @@ def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: 
     assert len(bench.answers()) == 5
 
 
-def test_partial_answers_can_be_read_and_cancelling_is_quick(bench: Any, tools: Any) -> None:
-    bench.upstream.reply = late(0.1, answer())
+def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any, tools: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(2000)
 
     async def work(call: Call) -> None:
@@ -162,11 +161,9 @@ def test_partial_answers_can_be_read_and_cancelling_is_quick(bench: Any, tools: 
         assert all(row["answer"] == f"echo: {row['prompt']}" for row in page["rows"])
         with pytest.raises(ToolError, match="is running already"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", resume=False)
-        began = time.monotonic()
         found = await call("bulk_cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
-        await bench.upstream.reaches(lambda: bench.upstream.in_flight == 0, 1)
-        assert time.monotonic() - began < within(1.2)
+        await bench.upstream.reaches(lambda: bench.upstream.in_flight == 0)
         assert (await call("bulk_cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()
         await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
