@@ -47,7 +47,7 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["{{ a.__class__.__mro__ }}", "{{ a|attr('__class__') }}", "{{ ''.join([a] * 10**9) }}{{ 1 / 0 }}"]
+    "text", ["{{ a.__class__.__mro__ }}", "{{ a|attr('__class__') }}", "{{ range(10**9) | list }}", "{{ 1 / 0 }}"]
 )
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
     with pytest.raises(PromptmillError, match="--prompt"):

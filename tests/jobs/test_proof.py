@@ -30,6 +30,7 @@ def answered(bench: Any) -> set[int]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.thorough
 def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -> None:
     seed = int(time.time())
     print(f"seed {seed}")

@@ -181,6 +181,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
         beginning.result()
 
 
+@pytest.mark.thorough
 def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
     old = _finished(bench, "old", 8)
     lock = Lock.take(old.lock)

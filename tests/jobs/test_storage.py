@@ -141,6 +141,7 @@ def test_a_flipped_byte_in_an_answer_is_found_out_told_and_not_trusted(bench: An
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
 
 
+@pytest.mark.thorough
 def test_any_flipped_byte_is_found_out_or_harmless(bench: Any) -> None:
     chance = random.Random(11)
     rows = bench.prompts(400)

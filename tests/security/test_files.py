@@ -231,6 +231,7 @@ asyncio.run(work())
 
 
 @pytest.mark.rule("F16")
+@pytest.mark.thorough
 def test_sixteen_large_images_at_once_take_the_memory_of_one_and_give_it_back(tmp_path):
     names = [tmp_path / f"{number:02}.png" for number in range(17)]
     Image.new("I;16", (4000, 4000), 1000).save(names[0])

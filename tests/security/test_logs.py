@@ -38,6 +38,7 @@ def config(tmp_path, upstream):
         "api_key": KEY,
         "retries": 2,
         "base_delay": 0.01,
+        "max_delay": 0.1,
         "timeout": 5,
     }
     file.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))

@@ -160,6 +160,7 @@ def is_engine(tool, arguments):
 @pytest.mark.rule("X1")
 @pytest.mark.rule("X2")
 @pytest.mark.timeout(600)
+@pytest.mark.thorough
 def test_any_arguments_get_a_result_in_words(upstream, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.WARNING)
@@ -348,6 +349,7 @@ class Wire(Piped):
 @pytest.mark.rule("X3")
 @pytest.mark.stdio
 @pytest.mark.timeout(600)
+@pytest.mark.thorough
 def test_any_lines_leave_the_server_right_and_every_request_answered_once(upstream, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with capsys.disabled():

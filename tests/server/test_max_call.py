@@ -124,6 +124,7 @@ def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
     assert len(upstream.seen) == 1
 
 
+@pytest.mark.thorough
 def test_what_fails_is_told_where_it_fails(talk, upstream):
     upstream.reply = by_prompt(
         {"bad": status(400, "no"), "late and bad": late(3.5, status(400, "no")), "late": late(3.5, answer())}, answer()
@@ -323,6 +324,7 @@ def _on_engine(run, engine, work):
     return run(whole())
 
 
+@pytest.mark.thorough
 def test_loading_counts(run):
     async def work(talking):
         result = await talking("generate", prompt_ls=["a", "b"])
@@ -336,6 +338,7 @@ def test_loading_counts(run):
     assert engine.asked == [0, 1]
 
 
+@pytest.mark.thorough
 def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
     async def work(talking):
         result = await talking("generate", prompt_ls=[f"p{at}" for at in range(24)])
@@ -355,6 +358,7 @@ def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
     assert len(engine.asked) <= 24 + 1  # the one that was being answered
 
 
+@pytest.mark.thorough
 def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     upstream.reply = late(0.25, answer())
     file = tmp_path / "parameter.yaml"

@@ -321,6 +321,7 @@ def _is_generating(server):
     ("how", "state"),
     everyday(product(CODES, ["loading", "busy", "idle"]), ("SIGKILL", "busy"), ("SIGTERM", "loading"), ("EOF", "idle")),
 )
+@pytest.mark.thorough
 def test_it_leaves_no_engine_behind(engine, how, state):
     with Piped(engine) as server:
         server.initialize()

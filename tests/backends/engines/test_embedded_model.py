@@ -105,6 +105,7 @@ def test_remains_of_a_killed_conversion_are_removed(cache, index):
 
 
 @pytest.mark.engine
+@pytest.mark.thorough
 def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_path, monkeypatch):
     usual = embedded_model.model_folder(silent)
     target = tmp_path / "cache" / usual.name

@@ -21,7 +21,7 @@ from promptmill.backends.engines.model_location import Location  # noqa: E402
 from promptmill.backends.engines.texts import Texts  # noqa: E402
 from promptmill.core.errors import PromptmillError  # noqa: E402
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 TEXT = {
     "vocab_size": 300,

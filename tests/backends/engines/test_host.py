@@ -212,6 +212,7 @@ def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, small_ba
     desk.wait(bounded())
 
 
+@pytest.mark.thorough
 def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, small_batches):
     host = small_batches
 
@@ -254,6 +255,7 @@ def test_a_stuck_engine_never_blocks_the_event_loop(desk, tiny_engine):
 
 @posix
 @pytest.mark.parametrize("phase", ["starting", "importing", "generating"])
+@pytest.mark.thorough
 def test_no_engine_outlives_a_killed_server(tiny, python, phase):
     with engine_parent(python, "hf", tiny()) as (parent, engine):
         if phase == "importing":
@@ -283,6 +285,7 @@ def test_the_end_of_the_input_ends_an_engine_that_never_got_a_message(python):
 
 
 @posix
+@pytest.mark.thorough
 def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_plan, tiny, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os, sys, threading, time\n"

@@ -11,7 +11,7 @@ from hub import Mirror, environment, refusing_hub
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

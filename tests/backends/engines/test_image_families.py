@@ -11,7 +11,7 @@ from PIL import Image
 from image_families import FAMILIES, SHOWN, generated, make, template
 from promptmill.core.conversation import conversation_from_prompt
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 SIZES = {"tall": (30, 70), "wide": (80, 31), "square": (56, 56), "small": (17, 20)}
 ASKED = [

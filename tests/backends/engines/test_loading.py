@@ -12,7 +12,7 @@ from busy import within
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 
 @pytest.fixture

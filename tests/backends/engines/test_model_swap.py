@@ -15,7 +15,7 @@ from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 
 def _service(tiny, chat_template, *models, **more):

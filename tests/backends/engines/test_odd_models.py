@@ -9,7 +9,7 @@ import pytest
 
 from everyday import everyday
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 PROMPTS = ["a", "Hello there", "b" * 100, "The quick brown fox", "xyz" * 30, "0", "Ünïcödé ✓", "end. " * 20] * 3
 LENGTHS = tuple(5 + 7 * (i % 9) for i in range(len(PROMPTS)))

@@ -17,6 +17,7 @@ HARMONY = (
 TAGS = ["<think>", "</think>", "<tool>"]
 
 
+@pytest.mark.thorough
 def test_the_channels_of_gpt_oss_are_told_apart(desk, make_engine, speaker):
     (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
@@ -28,11 +29,13 @@ def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, make_engine, 
     assert "A city is meant.".startswith(outcome.reasoning)
 
 
+@pytest.mark.thorough
 def test_a_stop_string_cuts_the_answer_on_its_channel(desk, make_engine, speaker):
     (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100, stop=["Par"])
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is ", "stop")
 
 
+@pytest.mark.thorough
 def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker):
     model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100)
@@ -47,6 +50,7 @@ def test_a_thought_that_a_stop_string_ends_is_no_answer(desk, make_engine, speak
 
 
 @pytest.mark.parametrize("stop", [(), ("meant",)])
+@pytest.mark.thorough
 def test_inline_reasoning_stays_in_the_text_with_its_marks(desk, make_engine, speaker, stop):
     model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100, stop=list(stop), reasoning="inline")

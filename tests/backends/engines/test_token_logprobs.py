@@ -49,6 +49,7 @@ def _check(outcome, most: int) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.thorough
 def test_hf_tells_how_likely_each_token_was(desk, engine):
     pytest.importorskip("torch")
     with_top, without, none = (

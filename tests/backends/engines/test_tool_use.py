@@ -28,6 +28,7 @@ def calling(desk, caller, make_plan):
     desk.wait(host.aclose())
 
 
+@pytest.mark.thorough
 def test_a_model_calls_a_tool_and_goes_on_with_its_result(desk, calling, tools):
     asked = {"tools": tools}
     rome, both, none = desk.ask(calling, ["Rome?", "Both?", "Hi?"], asked, max_tokens=200)

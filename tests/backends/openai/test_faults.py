@@ -206,7 +206,7 @@ def _check(failure: Any, fault: Fault, tries: tuple[int, int], upstream: Any) ->
     assert error.hint
 
 
-@pytest.fixture(params=["own connections", "aiohttp's session"])
+@pytest.fixture(params=["own connections", pytest.param("aiohttp's session", marks=pytest.mark.thorough)])
 def either_way(request, upstream, monkeypatch):
     """Both ways to an endpoint: directly, and through a proxy, which is the upstream itself."""
     if request.param != "own connections":
@@ -425,6 +425,7 @@ def test_a_long_reason_is_cut(upstream, drive):
 
 
 @both
+@pytest.mark.thorough
 def test_later_runs_are_right_after_every_fault(upstream, run):
     async def work():
         async with opened(upstream.url, retries=2, timeout=[2, 0.3]) as backend:

@@ -11,6 +11,7 @@ from replies import choose, hang, late, status
 PROMPTS = [str(i) for i in range(600)]
 
 
+@pytest.mark.thorough
 def test_stragglers_are_answered_by_their_twins(upstream, drive):
     upstream.reply = choose(lambda seen: hang() if seen.attempt == 1 and seen.prompt.endswith("50") else late(0.05))
     assert drive(PROMPTS, concurrency=64, hedge=True).texts == echoes(PROMPTS)

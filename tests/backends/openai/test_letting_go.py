@@ -18,6 +18,7 @@ BAD = {"bad": status(400), "cut": truncated(), "reset": reset(), "closed": close
 
 @pytest.mark.parametrize("block", [{}, {"dedupe": True}, {"stream": True}], ids=["plain", "dedupe", "stream"])
 @pytest.mark.parametrize("prompts", [["a", "b"] * 20, ["a", *BAD]], ids=["answers", "failures"])
+@pytest.mark.thorough
 def test_nothing_is_left_to_the_garbage_collector(upstream, run, prompts, block):
     upstream.reply = by_prompt(BAD, answer())
 

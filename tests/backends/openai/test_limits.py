@@ -28,6 +28,7 @@ def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_afte
 
 
 @pytest.mark.parametrize("retry_after", [None, "0.2"])
+@pytest.mark.thorough
 def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, drive, retry_after):
     upstream.reply = at_rate(50, 0.2, answer(), status(429, retry_after=retry_after))
     prompts = THOUSAND[: 500 if retry_after else 1000]

@@ -31,6 +31,7 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
 @pytest.mark.parametrize("seconds", [3, 10])
+@pytest.mark.thorough
 def test_an_endpoint_gone_amid_1000_prompts_costs_no_answer(upstream, drive, seconds):
     upstream.reply = vanishing(300, seconds, late(0.02))
     result = drive(THOUSAND, retries=3, concurrency=32, base_delay=0.05, max_delay=0.5)
