@@ -34,7 +34,7 @@ async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> 
                 file.write(json.dumps({"id": at, "prompt": f"Question {at}: what is the capital of France?"}) + "\n")
         block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "bench", "api_key": "x"}
         (folder / "config.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
-        _run(folder, "--limit", "1", expect=1)  # makes the job's folder; nobody answers there
+        _run(folder, "--limit", "1", expect=75)  # makes the job's folder; nobody answers there
         (job,) = (folder / "state" / "jobs").iterdir()
         store = JobStore(job / "job.db", create=True)
         answer = Completion("Paris is the capital of France, on the river Seine.", "stop", Usage(24, 12), latency_s=0.5)
