@@ -87,7 +87,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(CASES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    OUT.mkdir(exist_ok=True)
     rows = uvloop.run(_run(arguments.names or list(CASES), arguments.pairs))
     found = {"at": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "load": os.getloadavg()}
     results = OUT / "results.json"

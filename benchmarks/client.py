@@ -16,6 +16,7 @@ from benchmarks.measure import pin
 
 ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "out"
+OUT.mkdir(exist_ok=True)
 _PROTOCOL = "2025-11-25"
 _LONGEST_LINE = 2**31 - 1
 
@@ -57,7 +58,6 @@ class Server:
 
     @staticmethod
     def _log() -> IO[bytes]:
-        OUT.mkdir(exist_ok=True)
         return (OUT / "servers.log").open("ab")
 
     @property

@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 import psutil
 
-from benchmarks.client import OUT, ROOT
+from benchmarks.client import ROOT
 from benchmarks.contestant import prompt
 from benchmarks.field import Field
 from benchmarks.measure import Row, percentile, pin
@@ -115,7 +115,6 @@ async def _serving(field: Field) -> AsyncIterator[tuple[str, psutil.Process]]:
         "127.0.0.1:0",
         *sets,
     ]
-    OUT.mkdir(exist_ok=True)
     server = await asyncio.create_subprocess_exec(
         *command, stderr=asyncio.subprocess.PIPE, cwd=ROOT, preexec_fn=lambda: pin(field.inner)
     )

@@ -74,6 +74,5 @@ def _run(folder: Path, *arguments: str, expect: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m benchmarks.jobs_finished", description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
-    OUT.mkdir(exist_ok=True)
     for row in asyncio.run(finished(None, 1, parser.parse_args().lines)):
         print(report(row))

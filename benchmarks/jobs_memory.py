@@ -66,7 +66,6 @@ def _peak(around: Field, folder: Path, lines: int) -> tuple[int, float]:
 
 
 async def _main(lines: int) -> None:
-    OUT.mkdir(exist_ok=True)
     async with field() as around:
         for row in await memory(around, 1, lines):
             print(report(row))

@@ -53,7 +53,6 @@ async def cost(around: Field, pairs: int, rows: int = 20_000) -> list[Row]:
 
 
 async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> Row:
-    OUT.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=OUT))
     source = folder / "in.jsonl"
     with source.open("wb") as file:
@@ -127,7 +126,6 @@ async def _sync(store: JobStore) -> None:
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    OUT.mkdir(exist_ok=True)
     async with field() as around:
         for row in await cost(around, arguments.pairs, arguments.rows):
             print(report(row))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from benchmarks.client import OUT, ROOT, Server, ours
+from benchmarks.client import ROOT, Server, ours
 from benchmarks.contestant import prompt
 from benchmarks.field import Field, timed_call
 from benchmarks.measure import Row, interleaved, ratio
@@ -66,7 +66,6 @@ def server_with(url: str, field: Field, **block: object) -> Server:
     """Return our server with more keys in its block."""
     in_flight = block.pop("concurrency", 256)
     server = ours(url, None if in_flight is None else int(str(in_flight)), core=field.inner)
-    OUT.mkdir(exist_ok=True)
     server._command = [
         *server._command,
         *(part for key, value in block.items() for part in ("--set", f"backend_configs.openai.{key}={value}")),

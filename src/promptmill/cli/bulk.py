@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -31,9 +31,11 @@ from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.progress_text import summary, written_lines
 from promptmill.jobs.runner import Runner
 from promptmill.service import choosing, registry
-from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.service import Service
 from promptmill.system import runtime
+
+if TYPE_CHECKING:
+    from promptmill.service.ray_cluster import RayCluster
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 _CANCEL_WAIT_S = 3.0

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from promptmill.cli.bulk import TRY_AGAIN
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.remote_files import RemoteOutput, fetched, is_url
-
-TRY_AGAIN = 75
 
 
 def bulk(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:

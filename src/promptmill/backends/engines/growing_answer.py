@@ -17,7 +17,8 @@ _Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
-_BROKEN = "\N{REPLACEMENT CHARACTER}"
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What half a character at the end of a text is shown as."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -112,7 +113,7 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
         # where bytes are tokens, half a character at its beginning would spoil all others of their row
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
-            if not recent.startswith(_BROKEN):
+            if not recent.startswith(BROKEN):
                 break
         if not any(stop in recent for stop in stops):
             return None
@@ -124,9 +125,9 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
     """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
     text = decode(tokens)
-    if text.endswith(_BROKEN):
+    if text.endswith(BROKEN):
         for fewer in range(1, _TOKENS_PER_CHARACTER):
             shorter = decode(tokens[:-fewer])
-            if not shorter.endswith(_BROKEN):
+            if not shorter.endswith(BROKEN):
                 return text if text.startswith(shorter) else shorter
     return text

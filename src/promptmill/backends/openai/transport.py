@@ -86,8 +86,8 @@ class Pool:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
         try:
             async with asyncio.timeout(timeout_s):
-                session = await self._opened()
-                reply = await session.get(Route(URL(url), CIMultiDict(), None), URL(url), largest)
+                page, session = URL(url), await self._opened()
+                reply = await session.get(Route(page, CIMultiDict(), None), page, largest)
                 return reply.body if reply.status == 200 else None
         except Exception:  # noqa: BLE001 (a page that nobody needs)
             return None

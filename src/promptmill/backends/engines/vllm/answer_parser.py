@@ -10,14 +10,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines import token_logprobs
+from promptmill.backends.engines.growing_answer import BROKEN
 from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
 from promptmill.backends.engines.tool_use import parted
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame
-
-_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what half a character at the end of a text is shown as
 
 
 class MarkReader:
@@ -47,7 +46,7 @@ class MarkReader:
 
     def so_far(self, text: str) -> str:
         """Return what can be shown of an answer of which `text` has come."""
-        text = self.shown(text.rstrip(_BROKEN))
+        text = self.shown(text.rstrip(BROKEN))
         return text if self._inline else answer_so_far(self.split(text, ())[1])
 
 
@@ -89,7 +88,7 @@ class ParserReader:
 
     def so_far(self, text: str) -> str:
         """Return what can be shown of an answer of which `text` has come: a parser is sure at the end alone."""
-        return text.rstrip(_BROKEN) if self._inline else ""
+        return text.rstrip(BROKEN) if self._inline else ""
 
 
 Reader: TypeAlias = MarkReader | ParserReader
