@@ -88,15 +88,21 @@ def test_a_file_of_the_reference_loads_unchanged(write):
 
 def test_the_shipped_file_starts_on_a_small_model_that_runs_anywhere():
     plan = Configuration.load(ROOT / FILE_NAME, environ={}).plan
-    assert plan.backend == "hf"
-    assert plan.settings.backend_configs.hf.model_name_or_path == "smollm2-135m-instruct"
+    assert plan.backend == "openvino" == Settings().backend
+    for engine in ("openvino", "hf"):
+        assert getattr(plan.settings.backend_configs, engine).model_name_or_path == "smollm2-135m-instruct"
     assert not plan.settings.backend_configs.openai.base_url, (
         "a key goes only where the user's own file or command points"
     )
     assert plan.settings.backend_configs.vllm.model_name_or_path
 
 
-@pytest.mark.parametrize("backend", ["hf", "openai", "vllm"])
+def test_the_shipped_file_leaves_sampling_to_the_model():
+    """Claude Opus 4.7 and Kimi K2.5 refuse any temperature but 1, MiniMax refuses 0."""
+    assert Configuration.load(ROOT / FILE_NAME, environ={}).plan.settings.sampling_params.given() == {"max_tokens": 512}
+
+
+@pytest.mark.parametrize("backend", ["openvino", "hf", "openai", "vllm"])
 def test_every_block_of_the_shipped_file_is_ready_to_use(backend):
     assert Configuration.load(ROOT / FILE_NAME, backend=backend, environ={}).plan.backend == backend
 

@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_contract():
     _has(
         settings,
         {
-            "backend": "hf",
+            "backend": "openvino",
             "extra_params": {},
             "system_prompt": "",
             "image_tag": None,

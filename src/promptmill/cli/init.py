@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from promptmill.config import backends
 from promptmill.config.loading import FILE_NAME
 from promptmill.core.errors import config_error
 from promptmill.service import registry
+from promptmill.service.choosing import local_engine
 
 _WHERE = """\
 Where should prompts be answered?
@@ -80,7 +80,7 @@ def _asked(arguments: argparse.Namespace) -> Answers:
         return Answers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
         return _provider(arguments)
-    backend = arguments.backend or ("openvino" if importlib.util.find_spec("openvino_genai") else "hf")
+    backend = arguments.backend or local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", _EMBEDDED, "--model")
     return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
 
@@ -138,7 +138,7 @@ backend_configs:
 {chr(10).join(rows)}{more}
 
 sampling_params:
-  temperature: 0.2   # 0: always the likeliest answer
+  # temperature: 0   # always the likeliest answer; left out, the model's own default counts
   max_tokens: 1024   # longest answer, in tokens
 
 # system_prompt: You are brief.

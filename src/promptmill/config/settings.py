@@ -289,8 +289,8 @@ class Settings(Block):
     """The whole file."""
 
     backend: str = Field(
-        "hf",
-        description="Which backend answers: `hf`, `openai`, `openvino`, `vllm`; or `auto`: a server that runs on this "
+        "openvino",
+        description="Which backend answers: `openvino`, `hf`, `openai`, `vllm`; or `auto`: a server that runs on this "
         "machine, else a provider whose key is set and which has `model_name`, else the embedded model. A backend of "
         "another package goes by that package's name for it.",
     )

@@ -56,9 +56,14 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     return found
 
 
+def local_engine() -> str:
+    """Return the backend that runs the embedded model with what is installed; `openvino` when none does."""
+    return next((name for name, package in _ENGINES if importlib.util.find_spec(package)), _ENGINES[0][0])
+
+
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     """Return what runs here, by itself, where no endpoint answers."""
-    engine = next((name for name, package in _ENGINES if importlib.util.find_spec(package)), "openvino")
+    engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
     model = block.model_name_or_path or _EMBEDDED
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}

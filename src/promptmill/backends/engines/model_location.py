@@ -53,14 +53,17 @@ def load_failure(message: str, hint: str | None = None) -> PromptmillError:
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 
 
-def require_packages(extra: str, *names: str) -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when what is in `extra` is not installed; imports nothing."""
+def require_packages(extra: str, *names: str, instead: str = "") -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when what is in `extra` is not installed; imports nothing.
+
+    `instead` says in words what goes without it.
+    """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             f"The {_BACKENDS.get(extra, extra)} backend needs {' and '.join(missing)}; not installed.",
-            adding(extra),
+            f"{adding(extra)}{f'; or use {instead}' if instead else ''}",
         )
 
 

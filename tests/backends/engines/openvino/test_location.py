@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 pytest.importorskip("openvino_genai")
@@ -50,3 +52,18 @@ def test_what_is_no_model_at_all_is_refused(tmp_path):
     assert "There is no model folder" in refusal(tmp_path / "missing").message
     (tmp_path / "notes.txt").write_text("")
     assert "a folder or a .gguf file" in refusal(tmp_path / "notes.txt").message
+
+
+def test_without_its_packages_every_way_on_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    missing = {"openvino_genai"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+    for more, instead in ((set(), "`backend: hf`, which is installed here"), ({"torch"}, "`backend: openai`")):
+        missing |= more
+        with pytest.raises(PromptmillError) as caught:
+            found("smollm2-135m-instruct")
+        assert caught.value.code == "missing_dependency"
+        assert caught.value.message == "The openvino backend needs openvino_genai; not installed."
+        assert "[cpu]" in caught.value.hint
+        assert instead in caught.value.hint
+    assert "backend: hf" not in caught.value.hint

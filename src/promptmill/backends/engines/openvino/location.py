@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,14 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
 
 
 def _require() -> None:
-    require_packages("cpu", "openvino", "openvino_genai", "openvino_tokenizers", "jinja2")
+    """Raise `PromptmillError` (`missing_dependency`) with every way on: this backend is what an installation starts on."""
+    hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    require_packages(
+        "cpu",
+        *("openvino", "openvino_genai", "openvino_tokenizers", "jinja2"),
+        instead=("`backend: hf`, which is installed here, or " if hf else "")
+        + "`backend: openai` with an endpoint of yours (`promptmill init` asks for it)",
+    )
 
 
 def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
