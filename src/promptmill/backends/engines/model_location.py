@@ -62,7 +62,7 @@ def require_packages(extra: str, *names: str, instead: str = "") -> None:
     if missing:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
-            f"The {_BACKENDS.get(extra, extra)} backend needs {' and '.join(missing)}; not installed.",
+            f"The {_BACKENDS.get(extra, extra)} backend needs {', '.join(missing)}; not installed.",
             f"{adding(extra)}{f'; or use {instead}' if instead else ''}",
         )
 

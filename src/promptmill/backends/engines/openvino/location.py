@@ -43,7 +43,7 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
 
 
 def _require() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) with every way on: this backend is what an installation starts on."""
+    """Raise `PromptmillError` (`missing_dependency`) with every way on: an installation starts on this backend."""
     hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     require_packages(
         "cpu",
