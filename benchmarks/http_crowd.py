@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import orjson
@@ -77,7 +78,7 @@ class _Client:
 
     async def _call(self, call: int) -> None:
         number = next(self._ids)
-        meta = dict(_META) if self._new else {}
+        meta: dict[str, Any] = dict(_META) if self._new else {}
         if self._number % 4 < 2:
             meta["progressToken"] = number
         arguments = {"prompt_ls": [prompt(self._number * 1000 + call + at) for at in range(_PROMPTS)]}
@@ -94,7 +95,7 @@ class _Client:
         assert all(answers), "an empty answer"
         self._found.progress += len(messages) - 1 if messages else 0
 
-    def _post(self, message: dict[str, object], headers: dict[str, str] | None = None) -> object:
+    def _post(self, message: dict[str, object], headers: dict[str, str] | None = None) -> Any:
         sent = {"jsonrpc": "2.0"} | message
         return self._http.post(self._url, json=sent, headers=self._headers | (headers or {}))
 

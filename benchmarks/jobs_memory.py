@@ -20,7 +20,7 @@ from benchmarks.field import Field, field
 from benchmarks.jobs_store import report
 from benchmarks.measure import Row
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from peak import peak_bytes
 

@@ -112,7 +112,9 @@ class _Simulated:
         """Answer."""
         del is_last
         keys = [request.key for request in pickle.loads(pickle.dumps(requests))]
-        answers = [(key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for key in keys]
+        answers: list[tuple[int, Outcome]] = [
+            (key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for key in keys
+        ]
         self._waiting.put_nowait(pickle.dumps(Report(answers, 64, len(keys), 0, 0, [], None)))
 
     async def report(self) -> Report:

@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks.client import ROOT
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from replies import answer, chaos, closed, hang, late, reset, status, truncated
 from upstream import Upstream
@@ -269,7 +269,7 @@ def _serve(config: Path) -> int:
     from promptmill.stdio.front import Front
     from promptmill.system import runtime
 
-    run = process.run
+    run: Callable[..., int] = process.run  # type: ignore[attr-defined]
 
     def probed(work: Any) -> int:
         async def serving() -> int:
@@ -283,7 +283,7 @@ def _serve(config: Path) -> int:
 
         return run(serving())
 
-    process.run = probed
+    process.run = probed  # type: ignore[attr-defined, assignment]
     runtime.log_to_stderr()
     front = Front.open(locked=False)
     configuration = Configuration.load(config)

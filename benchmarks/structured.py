@@ -51,7 +51,7 @@ def _family(number: int) -> Pair:
         (_object({name: {"enum": ["red", "grün", None, number]}}), {name: "grün"}),
         (_object({"is": {"type": "boolean"}, name: {"type": "number"}}, optional=True), {"is": True}),
         (_object({name: {"anyOf": [count, {"type": "null"}, _object({"a": text})]}}), {name: {"a": "x"}}),
-        (_object({name: {"$ref": "#/$defs/address"}}, **address), {name: home}),
+        (_object({name: {"$ref": "#/$defs/address"}}) | address, {name: home}),
         (_object({"items": {"type": "array", "items": count, "minItems": 1, "maxItems": 3}}), {"items": [number % 7]}),
         (_object({name: _object({"a": _object({"b": _object({"c": text})})})}), {name: {"a": {"b": {"c": "x"}}}}),
         (_object({"date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"}}), {"date": "2020-01-31"}),

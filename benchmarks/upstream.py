@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import re
 
 import orjson
@@ -44,6 +45,7 @@ class Upstream(asyncio.Protocol):
         self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._later = asyncio.get_running_loop().call_later
 
@@ -78,7 +80,7 @@ class Upstream(asyncio.Protocol):
 async def _serve(delay_s: float) -> None:
     loop = asyncio.get_running_loop()
     servers = [
-        await loop.create_server(lambda delay_s=delay_s: Upstream(delay_s), "127.0.0.1", 0, backlog=4096)
+        await loop.create_server(functools.partial(Upstream, delay_s), "127.0.0.1", 0, backlog=4096)
         for delay_s in (0.0, delay_s)
     ]
     print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.alone import alone
 from benchmarks.client import OURS, Server
@@ -94,6 +94,7 @@ async def vllm_settings(field: Field, pairs: int) -> list[Row]:
 
     speed = await interleaved(pairs, ours=chosen, own=own)
     rows = []
+    better: Literal["<=", ">="]
     for what, found, target, better, unit in (
         ("tokens/s with our settings over vLLM's own", speed, 1.3, ">=", "tokens/s"),
         ("until ready with our settings over vLLM's own", ready, 0.7, "<=", "s"),

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CLIENTS = ROOT / "tests" / "clients"
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from served import Served, written  # noqa: E402 (found by the line above)
 from upstream import Upstream  # noqa: E402

@@ -164,9 +164,12 @@ def endpoint() -> tuple[str, Callable[[], None]]:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return f"http://127.0.0.1:{runner.addresses[0][1]}"
 
+    def stop() -> None:
+        loop.call_soon_threadsafe(loop.stop)
+
     url = loop.run_until_complete(start())
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    return url, lambda: loop.call_soon_threadsafe(loop.stop) and None
+    return url, stop
 
 
 def all_told(workers: int = 2) -> list[Told]:

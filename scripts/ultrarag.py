@@ -32,7 +32,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "clients" / "ultrarag")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "clients" / "ultrarag")]
 
 from compare import compare  # noqa: E402 (found by the line above)
 
@@ -159,7 +159,7 @@ class Example(NamedTuple):
 
     data: dict
     fields: str
-    count: int
+    answers: int
 
 
 PAGES = {"q_ls": "question", "gt_ls": "golden_answers", "multimodal_path": "image"}
@@ -234,12 +234,12 @@ def run_example(checkout: Checkout, backend: str, name: str, generation: dict, e
     checkout.client("run", str(EXAMPLES / f"{name}.yaml"))
     answers = checkout.answers(name)
     report(backend, name, answers, time.monotonic() - began)
-    assert len(answers) == example.count
+    assert len(answers) == example.answers
     assert all(answers)
     if backend == "openai":
         assert all(answer.startswith("echo: ") for answer in answers)
         sent = endpoint.seen[asked:]
-        assert len(sent) == example.count
+        assert len(sent) == example.answers
         if name == "vanilla_vlm":
             assert all(b"data:image/png;base64," in request.raw for request in sent)
 

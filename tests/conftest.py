@@ -1,7 +1,7 @@
 """What every test stands on: a sealed environment, an event loop, and loopback endpoints.
 
 Fixtures: `upstream` (one `Upstream`), `upstreams` (a maker of more, also with TLS), `run` (runs a coroutine). The
-modules `upstream`, `replies` and `fakes` beside this file can be imported by name from every test.
+modules in `support/`, such as `upstream`, `replies` and `fakes`, can be imported by name from every test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # before the first import from this folder
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
 from upstream import Upstream
 

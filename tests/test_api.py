@@ -12,14 +12,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from promptmill.api import MPOpenAIAPI, OpenAIAPI, conversation_of, object_in
+from promptmill.api import MPOpenAIAPI, OpenAIAPI, object_in
 from promptmill.core.conversation import ImagePart, TextPart
+from promptmill.core.datastudio_inputs import conversation_of
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, late, status
 
@@ -208,7 +210,7 @@ BASE64 = base64.b64encode(_file("JPEG")).decode()
 )
 @pytest.mark.parametrize("mp", [False, True], ids=["one process", "workers"])
 def test_bytes_arrays_and_bare_base64_are_images(upstream, image, kind, mp):
-    more = {"num_workers": 2} if mp else {}
+    more: dict[str, Any] = {"num_workers": 2} if mp else {}
     api = (MPOpenAIAPI if mp else OpenAIAPI)("m", api_base=upstream.url, thread_num=4, retry=1, **more)
     assert api.generate([["What?", {"type": "image", "value": image}]]) == ["echo: What?"]
     ((head, data),) = _sent_images(upstream)
@@ -356,10 +358,6 @@ def test_answers_of_a_pydantic_class_are_its_instances(upstream, caplog):
     code, found, _ = api.generate_inner("good", answer_schema=_Person.model_json_schema())
     assert (code, found) == (0, 'Sure: {"name": "Ada", "age": null}'[6:])
     assert "invalid_answer" in caplog.text
-
-
-class _Person(BaseModel):
-    name: str
 
 
 @pytest.mark.parametrize("thought", ["<think>{maybe} Bob?</think>\n", "[THINK]{maybe} Bob?[/THINK]"])

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fakes import KEY
+from pages import PAGES, commands
 from replies import answer
-from test_pages import PAGES, commands
 
 NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",

@@ -6,18 +6,15 @@ import ast
 import importlib.util
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pages import FENCE, PAGES, READMES, ROOT, blocks, commands
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
 
-ROOT = Path(__file__).parent.parent
-READMES = ("README.md", "README.zh-CN.md")
-PAGES = sorted(str(page.relative_to(ROOT)) for page in (*map(ROOT.joinpath, READMES), *(ROOT / "docs").glob("*.md")))
 # Pages that are looked up in, and for whoever builds on the code.
 REFERENCE = {
     "architecture",
@@ -31,26 +28,6 @@ REFERENCE = {
 }
 REFERENCE |= {"provider-rows"}
 SCREENS, ROWS, COLUMNS = 2, 50, 110
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-
-
-def blocks(page: str, *languages: str) -> list[str]:
-    """Return the fenced blocks of a page in these languages, `""` for none named."""
-    return [
-        text for language, text in _FENCE.findall((ROOT / page).read_text(encoding="utf-8")) if language in languages
-    ]
-
-
-def commands(page: str) -> list[list[str]]:
-    """Return the words of every promptmill command that a page shows, in a block or amid its text."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "", "bash", "sh") for line in block.replace("\\\n", " ").splitlines()]
-    found = []
-    for line in [*lines, *re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))]:
-        said = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?promptmill ([a-z].*)", line.strip())
-        if said and "…" not in said[1]:
-            found.append(shlex.split(said[1], comments=True))
-    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -60,7 +37,7 @@ def test_every_command_of_a_page_has_options_that_exist(page, capsys):
         try:
             cli._parser().parse_args(words)
         except SystemExit as stopped:
-            code = stopped.code
+            code = int(stopped.code or 0)
         assert code == 0, (words, capsys.readouterr().err)
 
 
@@ -124,7 +101,7 @@ def test_the_inspector_that_is_named_is_the_one_that_is_tested():
 
 def outline(page: str) -> list[int]:
     """Return the levels of a page's headings."""
-    text = _FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    text = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     return [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
 
 
@@ -136,7 +113,7 @@ def test_the_chinese_readme_has_the_headings_commands_and_figures_of_the_english
     ]
     assert commands(chinese) == commands(english)
     figures = re.compile(r"\d[\d.,]*\d|\d")
-    said = [sorted(figures.findall(_FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))) for page in READMES]
+    said = [sorted(figures.findall(FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))) for page in READMES]
     assert said[0] == said[1]
     links = [re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")) for page in READMES]
     assert sorted(set(links[0]) - {"README.zh-CN.md"}) == sorted(set(links[1]) - {"README.md"})

@@ -11,7 +11,7 @@ import difflib
 import queue
 import sys
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +107,9 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Any
     return call.result(rows)
 
 
-async def stream_async(rows: Any, output: str | Path | None = None, **options: Any) -> AsyncIterator[dict[str, Any]]:
+async def stream_async(
+    rows: Any, output: str | Path | None = None, **options: Any
+) -> AsyncGenerator[dict[str, Any], None]:
     """Yield rows with their answers as they come; `row` says which one it is, from 0. Takes what `bulk` takes."""
     call = await asyncio.to_thread(_Call.of, rows, output, options)
     async with contextlib.aclosing(call.run()) as run:
@@ -116,7 +118,7 @@ async def stream_async(rows: Any, output: str | Path | None = None, **options: A
     call.forget()
 
 
-def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Iterator[dict[str, Any]]:
+def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Generator[dict[str, Any], None, None]:
     """Do what `stream_async` does, for programs without an event loop. Who stops early ends the job."""
     found: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
     stop: list[Callable[[], object]] = []

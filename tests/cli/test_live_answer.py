@@ -12,7 +12,8 @@ import yaml
 from fakes import KEY
 from promptmill.cli import main as cli
 from promptmill.cli.live_answer import LiveAnswer
-from replies import answer, attempts, choose, head, sse, status
+from replies import answer, attempts, choose, sse, status
+from upstream import head
 
 
 class Terminal(io.StringIO):
@@ -37,7 +38,7 @@ def ask(tmp_path, upstream, monkeypatch):
         monkeypatch.setattr("sys.stdout", screen)
         return cli.main(["generate", "--config", str(file), *arguments]), screen.getvalue()
 
-    run.screen = screen
+    run.screen = screen  # type: ignore[attr-defined]
     return run
 
 

@@ -35,7 +35,7 @@ def promptmill(tmp_path, upstream, capsys, monkeypatch):
         try:
             code = cli.main(argv)
         except SystemExit as stopped:
-            code = stopped.code
+            code = int(stopped.code or 0)
         out, err = capsys.readouterr()
         assert "Traceback" not in out + err
         assert KEY not in out + err

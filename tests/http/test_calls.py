@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import threading
+from typing import Any
 
 import psutil
 import pytest
@@ -53,8 +54,8 @@ def test_files_are_out_of_reach_unless_the_operator_names_folders(server, upstre
 
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
-    picture = {"multimodal_path": [[str(tmp_path / "a.png")]], "prompt_ls": ["x"]}
-    job = {"input_file": str(tmp_path / "in.jsonl"), "output_file": str(tmp_path / "out.jsonl")}
+    picture: dict[str, Any] = {"multimodal_path": [[str(tmp_path / "a.png")]], "prompt_ls": ["x"]}
+    job: dict[str, Any] = {"input_file": str(tmp_path / "in.jsonl"), "output_file": str(tmp_path / "out.jsonl")}
     session = server.session()
     for tool, arguments in (("multimodal_generate", picture), ("bulk_generate", job)):
         result = session.call(tool, **arguments)
@@ -225,7 +226,7 @@ class _Hanging:
         self.connection.sock.shutdown(2)
 
 
-HANG = {"jsonrpc": "2.0", "id": 77, "method": "tools/call"}
+HANG: dict[str, Any] = {"jsonrpc": "2.0", "id": 77, "method": "tools/call"}
 HANG["params"] = {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}
 
 
@@ -286,7 +287,7 @@ def test_one_session_cannot_cancel_the_work_of_another(hanging, server, upstream
 def test_without_a_session_dropping_the_connection_ends_the_work(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
     version = {"Mcp-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": "generate"}
-    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+    meta: dict[str, Any] = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
     meta["io.modelcontextprotocol/clientCapabilities"] = {}
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"} | version
     call = _Hanging(server, headers, HANG | {"params": HANG["params"] | {"_meta": meta}})

@@ -140,7 +140,7 @@ def serve(tmp_path, upstream, capsys, monkeypatch):
         try:
             code = cli.main(["serve", "--config", str(config), *map(str, options)])
         except SystemExit as stopped:
-            code = stopped.code
+            code = int(stopped.code or 0)
         out, err = capsys.readouterr()
         assert out == ""
         assert "Traceback" not in err

@@ -234,8 +234,8 @@ async def _post(port, message, **headers):
         return answer.status, answer.headers.get("mcp-session-id"), await answer.text()
 
 
-HELLO = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
+_CLIENT = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": _CLIENT}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from served import Served, written
@@ -19,7 +21,7 @@ def test_a_client_names_a_model_and_samples_within_the_operator_s_limits(upstrea
     }
     with Served(written(tmp_path, upstream.url, top)) as server:
         session = server.session()
-        asked = {"prompt_ls": ["a"], "sampling_params": {"temperature": 0, "logprobs": True}}
+        asked: dict[str, Any] = {"prompt_ls": ["a"], "sampling_params": {"temperature": 0, "logprobs": True}}
         assert session.call("generate", model="fast", **asked)["structuredContent"] == {"ans_ls": ["echo: a"]}
         body = upstream.seen[-1].json
         assert (body["model"], body["max_tokens"], body["temperature"], body["logprobs"]) == ("small", 7, 0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -46,7 +47,7 @@ def test_what_is_larger_than_the_limit_is_decoded_alone_and_an_error_frees_its_p
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
 def test_sixteen_bits_become_their_upper_eight(tmp_path, mode):
     values = [0, 1, 255, 256, 257, 32_767, 32_768, 65_535]
-    order = "big" if mode == "I;16B" else "little"
+    order: Literal["big", "little"] = "big" if mode == "I;16B" else "little"
     image = Image.frombytes(mode, (8, 1), b"".join(value.to_bytes(2, order) for value in values))
     image.save(tmp_path / "a.tiff")
     loaded = load_image(str(tmp_path / "a.tiff"), ImageRules())

@@ -84,15 +84,16 @@ def test_a_file_name_that_is_no_text_is_refused_in_words(bench: Any, role: str) 
 
 def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -> None:
     messages = [{"role": "user", "content": "hi"}]
+    bodies: list[dict[str, Any]] = [{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}]
     bench.write(
         [
             {
                 "custom_id": str(at),
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": {"messages": messages} | own,
+                "body": {"messages": messages, **own},
             }
-            for at, own in enumerate([{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}])
+            for at, own in enumerate(bodies)
         ]
     )
     bench.run(enable_thinking=True)
@@ -110,7 +111,7 @@ def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
 
 def test_a_large_file_keeps_the_parameters_of_each_line_with_dedupe(bench: Any) -> None:
     """Then a line is read before it is known that it is new, and goes to the workers by way of a spool."""
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "custom_id": f"c{at}",
             "method": "POST",

@@ -218,7 +218,7 @@ def test_surplus_cells_are_kept(tmp_path: Path) -> None:
     asked = Asked(tmp_path, "in.csv")
     assert asked.asked == ["has 4 cells, but the header has 2 (line 2).", {"prompt": "x"}]
     first, second = csv.DictReader(io.StringIO(asked.write("out.csv").decode()))
-    assert (first["prompt"], first[None], second.get(None)) == ("a", ["b", "c"], None)  # type: ignore[call-overload]
+    assert (first["prompt"], first[None], second.get(None)) == ("a", ["b", "c"], None)
     (row, _) = [json.loads(line) for line in asked.write("out.jsonl").splitlines()]
     assert row["surplus_cells"] == ["b", "c"]
 

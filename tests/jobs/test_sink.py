@@ -145,7 +145,7 @@ def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path
         commits.append(len(records))
         write(records)
 
-    world.store.write = counted  # type: ignore[method-assign]
+    world.store.write = counted
 
     async def work() -> None:
         assert world.store.waits_for_disk

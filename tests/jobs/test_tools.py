@@ -47,7 +47,7 @@ def tools(bench: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
                         result = await client.call_tool(tool, arguments)
                         found: dict[str, Any] = result.structured_content or {}
                         if result.content:  # `generation_init` returns nothing
-                            assert json.loads(result.content[0].text) == found  # type: ignore[union-attr]
+                            assert json.loads(result.content[0].text) == found
                         return found
 
                     await work(call)

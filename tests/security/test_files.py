@@ -17,12 +17,10 @@ from PIL import Image
 
 from fakes import KEY
 from promptmill.core.errors import PromptmillError
-from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs import disk, merge
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.job_folders import JobFolders
-from promptmill.system import safe_open
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from talk import text
@@ -81,7 +79,7 @@ def test_of_what_is_no_image_no_more_than_its_beginning_is_read(tmp_path, monkey
         inner = file.read
         return _Counting(file, lambda size: read.append(size) or inner(size))
 
-    monkeypatch.setattr(images.os, "fdopen", watched)
+    monkeypatch.setattr(os, "fdopen", watched)
     assert "no PNG" in _refusal(path)
     assert read == [16]
 
@@ -119,10 +117,10 @@ def test_a_file_that_becomes_a_link_after_the_check_is_not_read(picture, outside
     def swapped(path, *arguments, **options):
         picture.unlink()
         picture.symlink_to(outside)
-        monkeypatch.setattr(safe_open.os, "open", real)
+        monkeypatch.setattr(os, "open", real)
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(safe_open.os, "open", swapped)
+    monkeypatch.setattr(os, "open", swapped)
     assert "outside the folders" in _refusal(picture, root)
 
 
@@ -179,10 +177,10 @@ def test_a_file_that_becomes_a_pipe_after_the_check_is_not_waited_for(picture, m
     def swapped(path, *arguments, **options):
         picture.unlink()
         os.mkfifo(picture)
-        monkeypatch.setattr(safe_open.os, "open", real)
+        monkeypatch.setattr(os, "open", real)
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(safe_open.os, "open", swapped)
+    monkeypatch.setattr(os, "open", swapped)
     assert "is not a regular file" in _refusal(picture)
 
 
@@ -479,7 +477,7 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
     assert done.returncode == 2
     assert "cannot be used" in done.stderr
     assert not list(elsewhere.iterdir())
-    monkeypatch.setattr(disk.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(PermissionError):
         disk.make_private_folder(tmp_path / "mine" / "jobs" / "a")
 
@@ -519,7 +517,7 @@ asyncio.run(main())
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(Path(__file__).parent.parent), upstream.url],
+        [sys.executable, "-c", code, str(Path(__file__).parents[1] / "support"), upstream.url],
         stdout=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(scratch)},
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import psutil
 import pytest
@@ -126,6 +128,7 @@ def test_others_get_their_turn_while_a_long_list_is_read(run, read):
     many = 200_000
 
     async def work():
+        reading: Coroutine[Any, Any, object]
         match read:
             case "prompts":
                 reading = prompt_lists.conversations([*["x"] * many, None])

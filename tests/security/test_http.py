@@ -19,7 +19,6 @@ from PIL import Image
 from fuzzing import SEED, TRACE
 from piped import eventually
 from promptmill.config.loading import HTTP_DEFAULTS
-from promptmill.http import token
 from promptmill.http.token import Token
 from replies import answer, by_prompt, hang
 from served import BEARER, TOKEN, Served, messages, written
@@ -89,7 +88,7 @@ def test_without_the_token_nothing_is_answered_but_the_health(server, upstream):
 def test_the_token_is_kept_as_a_digest_compared_in_constant_time_and_shown_nowhere(server, monkeypatch):
     compared = []
     real = hmac.compare_digest
-    monkeypatch.setattr(token.hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
+    monkeypatch.setattr(hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
     kept = Token(TOKEN)
     for value in (b"Bearer " + TOKEN.encode(), b"Bearer short", b"Basic x", b""):
         kept.opens([(b"authorization", value)])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level
         assert server.result(server.call("multimodal_generate", prompt_ls=[PROMPT], multimodal_path=paths))["isError"]
         assert server.result(server.call("multiturn_generate", messages=[{"role": PROMPT}]))["isError"]
         block = {"openai": {"api_key": [KEY], PROMPT: KEY}}
-        init = {"backend_configs": block, "sampling_params": {"stop": 1}, "backend": "openai"}
+        init: dict[str, Any] = {"backend_configs": block, "sampling_params": {"stop": 1}, "backend": "openai"}
         assert server.result(server.call("generation_init", **init))["isError"]
         server.write(f'{{"jsonrpc":"2.0","id":"x","method":"tools/call","params":"{PROMPT}\\ud800"}}'.encode())
         server.reply("x")

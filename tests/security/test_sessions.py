@@ -10,17 +10,21 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.http.app import App, Rules
+from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
-HELLO = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
-HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}
+_CLIENT = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": _CLIENT}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 HEADERS = {"Accept": "application/json, text/event-stream", "Mcp-Protocol-Version": "2025-11-25"}
 
 
-class _AnyHost:
-    def is_ours(self, _):
+class _AnyHost(HostAllowlist):
+    def __init__(self):
+        pass
+
+    def is_ours(self, header):
         return True
 
     is_our_origin = is_ours

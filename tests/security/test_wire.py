@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections import defaultdict
+from typing import Any
 
 import psutil
 import pytest
@@ -203,8 +204,9 @@ def test_any_arguments_get_a_result_in_words(upstream, tmp_path, monkeypatch, ca
 async def _all(client, batch):
     """Make all the calls at once, but for those that change what the others do."""
     at_once = [call for call in batch if call[0] != "generation_init"]
-    for call, result in zip(at_once, await asyncio.gather(*(_called(client, *call) for call in at_once)), strict=True):
-        _check(*call, result)
+    results = await asyncio.gather(*(_called(client, *call) for call in at_once))
+    for (tool, arguments), result in zip(at_once, results, strict=True):
+        _check(tool, arguments, result)
     for tool, arguments in batch:
         if tool == "generation_init":
             _check(tool, arguments, await _called(client, tool, arguments))
@@ -388,7 +390,7 @@ def test_any_lines_leave_the_server_right_and_every_request_answered_once(upstre
                 owed.append(name)
                 if message["method"] == "tools/call" and "generation_init" in str(message.get("params")):
                     _only(server, name)
-                    init = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
+                    init: dict[str, Any] = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
                     server.reply(server.call("generation_init", **init))
             for name in owed:
                 _, said = _only(server, name)

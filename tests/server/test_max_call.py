@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -104,14 +105,14 @@ def test_a_call_that_ends_in_time_is_as_without_a_limit(talk, upstream):
 @pytest.mark.parametrize("tool", ["generate", "multimodal_generate", "multiturn_generate"])
 def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
     upstream.reply = late(2.0, answer())
-    arguments = {
+    calls: dict[str, dict[str, Any]] = {
         "generate": {"prompt_ls": ["a"]},
         "multimodal_generate": {"prompt_ls": ["a"], "multimodal_path": [[]]},
         "multiturn_generate": {"messages": [{"role": "user", "content": "a"}]},
-    }[tool]
+    }
 
     async def work(talking):
-        result = await talking(tool, **arguments)
+        result = await talking(tool, **calls[tool])
         job_id = result.structured_content["job_id"]
         await _finished(talking, job_id)
         return result, await _rows(talking, job_id)
@@ -362,7 +363,7 @@ def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
 def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     upstream.reply = late(0.25, answer())
     file = tmp_path / "parameter.yaml"
-    raw = openai_configuration(upstream.url, concurrency=4)._raw | {
+    raw = dict(openai_configuration(upstream.url, concurrency=4)._raw) | {
         "max_call_s": 8,
         "sampling_params": {"temperature": 0.5},
         "system_prompt": "be brief",
@@ -399,7 +400,7 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
 def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upstream, tmp_path):
     upstream.reply = by_prompt({"stuck": hang()}, late(1.5, answer()))
     file = tmp_path / "parameter.yaml"
-    file.write_text(yaml.safe_dump(openai_configuration(upstream.url)._raw | {"max_call_s": 2}))
+    file.write_text(yaml.safe_dump(dict(openai_configuration(upstream.url)._raw) | {"max_call_s": 2}))
     with Piped(file) as server:
         server.initialize()
         result = server.result(server.call("generate", prompt_ls=["stuck", "late"]))

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from itertools import product
+from typing import Any
 
 import psutil
 import pytest
@@ -560,10 +561,10 @@ def test_odd_text_is_text(server, prompts, answers):
 
 
 def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
-    nested = "x"
+    nested: Any = "x"
     for _ in range(60):
         nested = {"content": nested}
-    cases = [
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("generate", {"prompt_ls": 5}, "prompt_ls is a number"),
         ("generate", {"prompt_ls": None}, "prompt_ls is null"),
         ("generate", {"prompt_ls": ["a", 5, "b"]}, "prompt_ls[1] is a number"),
@@ -589,7 +590,7 @@ def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
 
 def test_bad_configurations_are_said_and_the_server_stays_right(server, upstream):
     whole = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"backend": "nope"}, "backend"),
         ({"backend_configs": {"openai": {"concurency": 5}}}, "did you mean concurrency?"),
         ({"backend_configs": {"openai": {"concurrency": 0}}}, "backend_configs.openai.concurrency"),

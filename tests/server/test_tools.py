@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import jsonschema
 import orjson
@@ -411,7 +412,7 @@ def test_half_a_surrogate_pair_is_that_items_error(talk, upstream):
 
 
 def test_a_deeply_nested_prompt_is_refused(talk, upstream):
-    nested = "x"
+    nested: Any = "x"
     for _ in range(200):
         nested = {"content": nested}
 

@@ -6,7 +6,7 @@ import pytest
 
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Usage
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.service import call_report
 
 GOOD = Completion("Paris.", "stop", Usage(5, 2), attempts=2, latency_s=0.5)
@@ -15,7 +15,7 @@ FILTERED = Failure(PromptmillError(Code.CONTENT_FILTER, "h filtered this answer.
 
 
 def test_a_failed_item_is_an_empty_answer_and_an_entry_of_its_own():
-    outcomes = [GOOD, BAD, GOOD]
+    outcomes: list[Outcome] = [GOOD, BAD, GOOD]
     assert call_report.answers(outcomes) == ["Paris.", "", "Paris."]
     assert call_report.errors(outcomes) == [
         {"index": 1, "code": "timeout", "message": str(BAD.error), "retryable": True, "attempts": 3}

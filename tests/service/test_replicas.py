@@ -72,7 +72,7 @@ class Here:
         async def create(_: Any) -> Any:
             return Echo(lambda key: self._on(key, self), self._most)
 
-        return await self._replica.load(create, None, {}, __version__)  # type: ignore[arg-type]
+        return await self._replica.load(create, None, {}, __version__)
 
     async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
         await self._or_lost(self._replica.submit(pickle.loads(pickle.dumps(requests)), is_last=is_last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jsonschema
 import pytest
@@ -29,7 +30,7 @@ def test_a_model_of_noise_keeps_to_two_hundred_schemas(desk, tiny_engine):
 
 
 def test_requests_with_and_without_a_schema_share_a_batch(desk, tiny_engine):
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     schema["additionalProperties"] = False
     formats = tuple(asking_for(schema) if key % 2 else None for key in range(6))
     free, *_ = desk.texts(tiny_engine, ["x"], max_tokens=8)
@@ -53,7 +54,7 @@ def test_a_schema_that_cannot_be_held_to_is_an_error_and_the_engine_goes_on(desk
 
 def test_json_begins_behind_the_reasoning_that_the_prompt_opened(desk, make_engine, tiny, chat_template):
     host = make_engine(tiny(template=chat_template + "<think>"))
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     (outcome,) = desk.ask(host, ["x"], max_tokens=30, response_format=asking_for(schema))
     assert (outcome.text, outcome.finish_reason) == ("", "length")  # noise never closes its reasoning
     assert outcome.reasoning

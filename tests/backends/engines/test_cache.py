@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from promptmill.backends.engines.hf.cache import PooledCache, is_of_columns, pla
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
 
-def content_of(tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def content_of(tokens: int) -> list[tuple[Any, Any]]:
     return [(torch.randn(HEADS, tokens, WIDTH), torch.randn(HEADS, tokens, WIDTH)) for _ in range(LAYERS)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import Any
 
 import orjson
 import pytest
@@ -13,8 +14,8 @@ from promptmill.system import frames, subprocesses
 
 
 def test_messages_come_out_as_they_went_in():
-    messages = [{"type": "a"}, {"text": "Ünï\0" * 5}, {"n": [1, 2.5, None, {}]}]
-    pipe = io.BytesIO(b"".join(map(frames.packed, messages)))
+    messages: list[dict[str, Any]] = [{"type": "a"}, {"text": "Ünï\0" * 5}, {"n": [1, 2.5, None, {}]}]
+    pipe = io.BytesIO(b"".join(frames.packed(message) for message in messages))
     assert [frames.read(pipe) for _ in range(4)] == [*messages, None]
 
 

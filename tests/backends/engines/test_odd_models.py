@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def generated(folder, prompt: str, tokens: int) -> str:
     return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain columns": {"kind": "Llama"},
     "a sliding window": {"kind": "Mistral", "sliding_window": 16},
     "windows and whole columns": {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 pytest.importorskip("torch")
@@ -83,7 +85,7 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
             texts=Texts(model.tokenizer),
         )
 
-    model, schedule, channel = loaded(tiny()), Schedule(), Channel()
+    model, schedule, channel = loaded(tiny()), Schedule(), cast("Any", Channel())
     rows = [row(0, 1, 4), row(1, 1, 4), row(2, 2, 200), *(row(number, 1, 4) for number in range(3, 7))]
     for each in rows:
         schedule.add(each)

@@ -191,7 +191,7 @@ def test_reasoning_goes_before_calls(inline, text):
 
 def test_arguments_go_into_templates_as_objects_and_as_texts_where_those_are_joined():
     turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}
-    assert rendered(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"]["a"], [turn]) == 1
+    assert rendered(lambda turns: str(turns[0]["tool_calls"][0]["function"]["arguments"]["a"]), [turn]) == "1"
     assert rendered(lambda turns: "```" + turns[0]["tool_calls"][0]["function"]["arguments"], [turn]) == '```{"a": 1}'
     broken = {**turn, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":'}}]}
     assert rendered(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"], [broken]) == '{"a":'

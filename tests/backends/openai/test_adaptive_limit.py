@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from backends.openai.simulation import Answers, Call, Endpoint
 from everyday import everyday
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
+from simulation import Answers, Call, Endpoint
 
 DELAYS_S = [0.05, 2.0, 10.0]
 ANSWERS: list[Answers] = ["one by one", "by sixteen", "together"]

@@ -52,7 +52,7 @@ def _classes() -> list[type[BaseException]]:
     return sorted(found - _NEVER, key=lambda cls: cls.__name__)
 
 
-def _made(cls: type[BaseException]) -> BaseException:
+def _made(cls: type[Exception]) -> Exception:
     for base in cls.__mro__:
         if base in _ARGUMENTS:
             return _ARGUMENTS[base](cls)

@@ -22,7 +22,9 @@ def _sent(profile, *messages, wanted=ASKED):
     endpoint = Endpoint("http://127.0.0.1:1/v1/chat/completions", "here", {}, (), profile, "")
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
     turns = tuple(Message(role, text) for role, text in messages) or (Message("user", "Hi"),)
-    return orjson.loads(encoder.encode(Request(0, Conversation(turns), Sampling(response_format=wanted)), {}))
+    body = encoder.encode(Request(0, Conversation(turns), Sampling(response_format=wanted)), {})
+    assert isinstance(body, bytes)
+    return orjson.loads(body)
 
 
 def test_a_host_that_is_not_listed_gets_the_schema_as_it_is():

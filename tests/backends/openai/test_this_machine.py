@@ -13,10 +13,10 @@ from busy import within
 from driving import ask, echoes, opened
 from replies import by_prompt, huge, late
 
-TESTS = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parents[2] / "support"
 CHILD = """
 import asyncio, json, os, resource, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from driving import ask, echoes, opened
 url = {url!r}
 try:
@@ -30,7 +30,7 @@ def measured():
 
 def _in_a_process(upstream, code: str) -> dict:
     """Run `code` in a fresh interpreter; it prints one JSON object."""
-    script = CHILD.format(tests=str(TESTS), url=upstream.url) + code
+    script = CHILD.format(support=str(SUPPORT), url=upstream.url) + code
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from backends.openai.simulation import BatchingServer, Call, Endpoint
 from driving import echoes
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
 from promptmill.backends.openai.server_load import waiting_in
 from promptmill.backends.openai.throughput_search import ThroughputSearch
 from replies import late
+from simulation import BatchingServer, Call, Endpoint
 
 Tokens = Callable[[random.Random], int]
 LENGTHS: dict[str, Tokens] = {

@@ -21,7 +21,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(HERE), str(ROOT / "tests")]
+sys.path[:0] = [str(HERE), str(ROOT / "tests" / "support")]
 
 from calls import IMAGES, cases  # noqa: E402 (found by the line above)
 from intended import DIFFERENCES  # noqa: E402

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_it_answers_through_the_models_own_template(desk, vllm, tokenizer, promp
 
 
 def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "developer", "content": "Answer briefly."},
         {"role": "user", "content": [{"type": "text", "text": "My name"}, {"type": "text", "text": "is Zoltan."}]},
         {"role": "assistant", "content": "Hello Zoltan!"},

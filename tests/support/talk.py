@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastmcp import Client
 
+from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from upstream import Upstream
 
 
 class Talk:
     """Calls tools; a tool's error is a result like any other."""
 
-    def __init__(self, client):
+    def __init__(self, client: Client[Any]) -> None:
         self.client = client
 
-    async def __call__(self, tool, **arguments):
+    async def __call__(self, tool: str, **arguments: Any) -> Any:
         return await self.client.call_tool(tool, arguments, raise_on_error=False)
 
-    async def answers(self, *prompts, **more):
+    async def answers(self, *prompts: Any, **more: Any) -> Any:
         """Return the answers of a `generate` that may have failed items but is no error."""
         result = await self("generate", prompt_ls=list(prompts), **more)
         assert not result.is_error, text(result)
         return result.structured_content["ans_ls"]
 
-    async def error(self, tool, **arguments):
+    async def error(self, tool: str, **arguments: Any) -> str:
         """Return the text of a call that must fail."""
         result = await self(tool, **arguments)
         assert result.is_error
         assert "Traceback" not in text(result)
         return text(result)
 
-    async def init(self, backend="openai", **arguments):
+    async def init(self, backend: str = "openai", **arguments: Any) -> Any:
         """Call `generation_init` with empty objects for what is not given."""
-        whole = {"backend_configs": {}, "sampling_params": {}, "backend": backend} | arguments
+        whole: dict[str, Any] = {"backend_configs": {}, "sampling_params": {}, "backend": backend} | arguments
         return await self("generation_init", **whole)
 
 
 @asynccontextmanager
-async def serving(configuration):
+async def serving(configuration: Configuration) -> AsyncIterator[Talk]:
     """Start a server of `configuration` and talk to it."""
     service = Service(configuration)
     try:
@@ -49,16 +53,16 @@ async def serving(configuration):
         await service.aclose()
 
 
-def text(result):
+def text(result: Any) -> str:
     """Return a result's first text block."""
-    return result.content[0].text
+    return str(result.content[0].text)
 
 
-def codes(result):
+def codes(result: Any) -> dict[int, str]:
     """Return index → code of the failed items."""
     return {entry["index"]: entry["code"] for entry in result.structured_content.get("errors", [])}
 
 
-def sent(upstream, number=0):
+def sent(upstream: Upstream, number: int = 0) -> Any:
     """Return the body of a request that the upstream saw."""
     return upstream.seen[number].json

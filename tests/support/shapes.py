@@ -19,7 +19,7 @@ class Shape(NamedTuple):
     bad: Any
 
 
-_LEAVES = {
+_LEAVES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "string": ({"type": "string", "maxLength": 20}, "Paris", 5),
     "integer": ({"type": "integer"}, -3, "three"),
     "number": ({"type": "number"}, 2.5, "2.5"),
@@ -63,7 +63,7 @@ def _contained(leaf: dict[str, Any], good: Any, bad: Any) -> Iterator[tuple[str,
     yield "nested", nested, {"outer": {"inner": {"value": good}}}, {"outer": {"value": good}}
     rows = {"type": "array", "items": _object({"value": leaf}), "minItems": 1, "maxItems": 3}
     yield "rows", _object({"rows": rows}), {"rows": [{"value": good}] * 2}, {"rows": [{"value": bad}]}
-    referred = _object({"value": {"$ref": "#/$defs/leaf"}}, **{"$defs": {"leaf": leaf}})
+    referred = _object({"value": {"$ref": "#/$defs/leaf"}}) | {"$defs": {"leaf": leaf}}
     yield "reference", referred, {"value": good}, {"value": bad}
     union = _object({"item": {"anyOf": [_object({"kind": {"const": "v"}, "value": leaf}), {"type": "null"}]}})
     yield "union", union, {"item": {"kind": "v", "value": good}}, {"item": {"kind": "w", "value": good}}

@@ -65,7 +65,7 @@ class FakeModel:
             self.results.append(result)
             return self.api.say(self.closing)
         name = next(name for name in tools if re.search(self.tool, name))
-        jsonschema_rs.validate(tools[name], self.arguments)
+        jsonschema_rs.validate(dict(tools[name]), self.arguments)
         return self.api.call(name, self.arguments)
 
 

@@ -437,10 +437,10 @@ def _bound(port: int) -> socket.socket:
 
 def _parsed(raw: bytes) -> dict[str, Any]:
     try:
-        return orjson.loads(raw)
+        return dict(orjson.loads(raw))
     except orjson.JSONDecodeError:
         try:
-            return json.loads(raw)
+            return dict(json.loads(raw))
         except ValueError:
             return {}
 

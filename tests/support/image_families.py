@@ -286,7 +286,8 @@ def _qwen(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
         "vision_start_token_id": number("<|vision_start|>"),
         "vision_end_token_id": number("<|vision_end|>"),
     }
-    eyes = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    eyes: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2}
+    eyes["temporal_patch_size"] = 2
     if family == "qwen2_vl":
         eyes |= {"embed_dim": 32, "hidden_size": 64}
     else:
@@ -321,4 +322,4 @@ def generated(folder: Path, text: str, images: list[Image.Image], tokens: int) -
     model.generation_config.eos_token_id = None  # a few tokens prove little
     with torch.inference_mode():
         made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

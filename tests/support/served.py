@@ -51,7 +51,7 @@ class Answer:
     @property
     def message(self) -> str:
         """What the JSON-RPC error in it says."""
-        return self.json["error"]["message"]
+        return str(self.json["error"]["message"])
 
 
 def written(folder: Path, upstream_url: str, top: dict[str, Any] | None = None, **block: Any) -> Path:
@@ -145,7 +145,7 @@ class Served:
     def family(self) -> list[psutil.Process]:
         """Return the server's child processes, down to the last."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         return []
 
     def end(self, how: str) -> None:
@@ -188,13 +188,15 @@ class Session:
 
     def call(self, tool: str, number: int | None = None, **arguments: Any) -> dict[str, Any]:
         """Call a tool; return its result."""
-        return self.request("tools/call", number, name=tool, arguments=arguments)["result"]
+        result: dict[str, Any] = self.request("tools/call", number, name=tool, arguments=arguments)["result"]
+        return result
 
     def answers(self, *prompts: Any) -> list[str]:
         """Return the answers of a `generate`."""
         result = self.call("generate", prompt_ls=list(prompts))
         assert not result.get("isError"), result["content"][0]["text"]
-        return result["structuredContent"]["ans_ls"]
+        answers: list[str] = result["structuredContent"]["ans_ls"]
+        return answers
 
     def close(self) -> None:
         """End the session as clients should."""

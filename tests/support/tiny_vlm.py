@@ -253,7 +253,8 @@ def answers(folder: Path, prompts: Sequence[Sequence[str]]) -> list[str]:
     with torch.inference_mode():
         written = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     fresh = written[:, inputs["input_ids"].shape[1] :]
-    return processor.batch_decode(fresh, skip_special_tokens=True)
+    texts: list[str] = processor.batch_decode(fresh, skip_special_tokens=True)
+    return texts
 
 
 def _part(item: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Outcome
 from promptmill.core.sampling import Sampling
 
-_SOURCE = Path(__file__).parents[1] / "src"
+_SOURCE = Path(__file__).parents[2] / "src"
 
 
 @contextmanager

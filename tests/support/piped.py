@@ -114,13 +114,14 @@ class Piped:
             self.request("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=client)
         )
         self.notify("notifications/initialized")
-        return answer["result"]
+        result: dict[str, Any] = answer["result"]
+        return result
 
-    def found(self, number: int) -> dict[str, Any] | None:
+    def found(self, number: int | str) -> dict[str, Any] | None:
         """Return the response to a request, or None while there is none."""
         return next((line for _, line in self.lines if line.get("id") == number and "method" not in line), None)
 
-    def reply(self, number: int, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+    def reply(self, number: int | str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for the response to a request."""
         with self._news:
             waited = self._news.wait_for(lambda: self.found(number) or not self._reader.is_alive(), within(timeout_s))
@@ -132,13 +133,15 @@ class Piped:
         """Wait for the result of a request that must not be an error of the protocol."""
         answer = self.reply(number, timeout_s)
         assert "result" in answer, answer
-        return answer["result"]
+        result: dict[str, Any] = answer["result"]
+        return result
 
     def answers(self, *prompts: Any) -> list[str]:
         """Return the answers of a `generate`."""
         result = self.result(self.call("generate", prompt_ls=list(prompts)))
         assert not result.get("isError"), result["content"][0]["text"]
-        return result["structuredContent"]["ans_ls"]
+        answers: list[str] = result["structuredContent"]["ans_ls"]
+        return answers
 
     def progress(self, token: str | None) -> list[tuple[float, dict[str, Any]]]:
         """Return the progress that was told by `token` (None: by none), with the time of each."""
@@ -151,7 +154,7 @@ class Piped:
     def family(self) -> list[psutil.Process]:
         """Return the server's child processes, down to the last."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return list(psutil.Process(self.process.pid).children(recursive=True))
         return []
 
     def end(self, how: str) -> None:

@@ -34,7 +34,7 @@ def completion(seen: Seen, content: Any, message: Mapping[str, Any], choice: Map
         "model": seen.json.get("model"),
         "choices": [
             {"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": "stop"}
-            | choice
+            | dict(choice)
         ],
         "usage": {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered},
     }

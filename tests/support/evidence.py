@@ -10,7 +10,7 @@ import orjson
 from replies import answer, attempts, by_prompt, late, raw
 from upstream import Reply
 
-_FILE = Path(__file__).parent / "backends" / "openai" / "evidence.jsonl"
+_FILE = Path(__file__).parents[1] / "backends" / "openai" / "evidence.jsonl"
 ROWS: list[dict[str, Any]] = [orjson.loads(line) for line in _FILE.read_bytes().splitlines()]
 
 
