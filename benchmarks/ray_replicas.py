@@ -25,7 +25,7 @@ from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.replica import Report
 from promptmill.service.replicas import Replicas
 
-ROWS, HF_ROWS, HANDED_OUT = 4_000, 64, 100_000
+ROWS, HF_ROWS, HANDED_OUT = 4_000, 128, 100_000
 
 
 class Rows:
@@ -88,8 +88,9 @@ async def two(around: Field, pairs: int) -> list[Row]:
     for count in (1, 2):
         backend = await _loaded(RayCluster("local", count).create, configuration)
         try:
-            await _seconds(backend, HF_ROWS, 8)
-            found[f"{count}"] = [await _seconds(backend, HF_ROWS, 24) for _ in range(pairs)]
+            await asyncio.wait(backend._loading.values())  # `load` waits for the first
+            await _seconds(backend, HF_ROWS, 2)
+            found[f"{count}"] = [await _seconds(backend, HF_ROWS, 16) for _ in range(pairs)]
         finally:
             await backend.aclose()
     value, spread = ratio(found["1"], found["2"])
@@ -124,6 +125,9 @@ class _Simulated:
             return Report([], 64, 0, 0, 0, [], None)
         found: Report = pickle.loads(await self._waiting.get())
         return found
+
+    async def lease(self, share: float) -> None:
+        """No rates."""
 
     def kill(self, *, again: bool) -> None:
         """Nothing to end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.core.sampling import Sampling
 from promptmill.service import replicas
+from promptmill.service.rate_leases import LostError
 from promptmill.service.replica import Replica, Report
-from promptmill.service.replicas import LostError, Replicas
+from promptmill.service.replicas import Replicas
 
 
 class Echo:
@@ -92,6 +94,9 @@ class Here:
         dead.cancel()
         return await task
 
+    async def lease(self, share: float) -> None:
+        """No rates here; test_rate_leases.py has them."""
+
     def kill(self, *, again: bool) -> None:
         self.killed.append(again)
         self.mute = False
@@ -145,6 +150,35 @@ def test_all_replicas_answer_and_each_row_once() -> None:
     assert {*seen.values()} == {*links}
     assert (stats.done, stats.requests, stats.in_flight) == (300, 300, 0)
     assert [link.killed for link in links] == [[False]] * 3
+
+
+@pytest.mark.parametrize(("most", "rows"), [(128, 128), (256, 64), (16, 300), (1, 7)])
+def test_replicas_that_are_as_fast_answer_as_many_rows(most: int, rows: int) -> None:
+    seen: dict[int, Here] = {}
+    links = [Here(seen.__setitem__, most=most) for _ in range(2)]
+    assert answered(ran(links, rows)[0], rows)
+    counts = Counter(map(id, seen.values()))
+    assert min(counts[id(link)] for link in links) >= rows // 2 - rows // 10 - 1
+
+
+def test_a_slow_replica_does_not_hold_up_the_end() -> None:
+    """It answers a row only when the other has answered ten."""
+    seen: list[Here] = []
+
+    class Slow(Here):
+        async def report(self) -> Report:
+            before = len(seen)
+            while len(seen) < min(200, before + 10):
+                await asyncio.sleep(0)
+            return await super().report()
+
+    def on(_: int, link: Here) -> None:
+        seen.append(link)
+
+    fast, slow = Here(on, most=4), Slow(on, most=1)
+    rows, _ = ran([fast, slow], 200)
+    assert answered(rows, 200)
+    assert seen.count(slow) < 60
 
 
 def test_what_a_lost_replica_held_is_taken_up_and_it_comes_back() -> None:

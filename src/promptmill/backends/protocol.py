@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
@@ -187,4 +187,13 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Free everything; may be called twice, also during `load` and `run` (which then raise `shutdown`)."""
+        ...
+
+
+@runtime_checkable
+class RateLimited(Protocol):
+    """A backend whose `rpm` and `tpm` may be shared with the same backend in other processes."""
+
+    def lease(self, share: float) -> None:
+        """Use no more than this part of them, of 1, from now on."""
         ...

@@ -16,8 +16,9 @@ from promptmill.backends.protocol import Backend, Request
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.service import registry
+from promptmill.service.rate_leases import LostError
 from promptmill.service.replica import Replica, Report
-from promptmill.service.replicas import Link, LostError, Replicas
+from promptmill.service.replicas import Link, Replicas
 from promptmill.system.installation import adding
 
 _REACHED_S = 10
@@ -47,7 +48,7 @@ class RayCluster:
         async def connect() -> Sequence[Link]:
             return await asyncio.to_thread(self._actors, count, shares, environment)
 
-        return Replicas(connect, _disconnect)
+        return Replicas(connect, _disconnect, share_rates=_has_rates(plan))
 
     def _actors(self, count: int, plan: ResolvedConfig, environment: dict[str, str]) -> Sequence[Link]:
         """Connect and ask for the actors, which Ray places when there is room. Blocks."""
@@ -115,6 +116,10 @@ class _ActorLink:
         found: Report = await self._answer(self._actor.report.remote())
         return found
 
+    async def lease(self, share: float) -> None:
+        """Let the replica use this part of `rpm` and `tpm`."""
+        await self._answer(self._actor.lease.remote(share))
+
     def kill(self, *, again: bool) -> None:
         """End the actor's process at once."""
         import ray
@@ -143,17 +148,22 @@ def _disconnect() -> None:
 
 
 def _share(plan: ResolvedConfig, count: int) -> ResolvedConfig:
-    """Return the plan of one of `count` replicas: a share of every limit, so that together they keep to it."""
+    """Return the plan of one of `count` replicas: a share of what may be in flight, so that together they keep to it.
+
+    `rpm` and `tpm` are leased to those that are there, see `Replicas`.
+    """
     if plan.backend != "openai":
         return plan
     configs = plan.settings.backend_configs
     openai = configs.openai
     limits: dict[str, Any] = {"concurrency": openai.concurrency // count, "num_workers": 1, "dedupe": False}
-    for name in ("rpm", "tpm"):
-        if (limit := getattr(openai, name)) is not None:
-            limits[name] = limit / count
     configs = configs.model_copy(update={"openai": openai.model_copy(update=limits)})
     return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
+
+
+def _has_rates(plan: ResolvedConfig) -> bool:
+    openai = plan.settings.backend_configs.openai
+    return plan.backend == "openai" and (openai.rpm is not None or openai.tpm is not None)
 
 
 def _keys(plan: ResolvedConfig) -> Sequence[str]:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptmill import __version__
-from promptmill.backends.protocol import Backend, CallStats, Request
+from promptmill.backends.protocol import Backend, CallStats, RateLimited, Request
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Outcome
@@ -49,7 +49,7 @@ class _Hand:
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests, waiting for some."""
-        self.asked = n
+        self.asked = max(self.asked, n)  # an engine that is at work asks for what it has room for
         while not self.queue:
             if self.is_last:
                 return []
@@ -129,6 +129,11 @@ class Replica:
         warnings = list(stats.warnings)
         stats.warnings.clear()
         return Report(outcomes, hand.asked, requests, retries, refused, warnings, self._failure)
+
+    async def lease(self, share: float) -> None:
+        """Use no more than this part of `rpm` and `tpm` from now on."""
+        assert isinstance(self._backend, RateLimited), "it has no rates"
+        self._backend.lease(share)
 
     @property
     def _failure(self) -> PromptmillError | None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
+from promptmill.service.rate_leases import LostError, RateLeases
 from promptmill.service.replica import Report
 
 # A request that was on so many replicas when they were lost is suspected to be what loses them, and goes to one alone.
@@ -22,10 +23,6 @@ _FALSE_STARTS = 3
 _MOST_AT_ONCE = 256
 SILENCE_S = 60.0
 """A replica that reports nothing for so long is stopped, or its node is gone."""
-
-
-class LostError(Exception):
-    """A replica is gone, with all that it held; it may be there again after `load`."""
 
 
 class Link(Protocol):
@@ -41,6 +38,10 @@ class Link(Protocol):
 
     async def report(self) -> Report:
         """Wait for what there is to tell."""
+        ...
+
+    async def lease(self, share: float) -> None:
+        """Let the replica use this part of `rpm` and `tpm` from now on."""
         ...
 
     def kill(self, *, again: bool) -> None:
@@ -62,20 +63,22 @@ class _Place:
     holds_suspect: bool = False
     hungry: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def wants(self) -> int:
-        """How many more it should hold: as many as its backend takes at once, and as many that wait meanwhile."""
-        return 0 if self.holds_suspect else max(0, 2 * min(self.asked, _MOST_AT_ONCE) - len(self.hand))
-
 
 class Replicas:
     """A backend over many. A replica that is lost costs what it held, which others take up."""
 
     def __init__(
-        self, connect: Callable[[], Coroutine[Any, Any, Sequence[Link]]], disconnect: Callable[[], None]
+        self,
+        connect: Callable[[], Coroutine[Any, Any, Sequence[Link]]],
+        disconnect: Callable[[], None],
+        *,
+        share_rates: bool = False,
     ) -> None:
-        """`connect` gives the links, once; `disconnect`, which may block, is called at the end."""
-        self._connect, self._disconnect = connect, disconnect
+        """`connect` gives the links, once; `disconnect`, which may block, is called at the end.
+
+        `share_rates`: there are `rpm` or `tpm`, which hold for all replicas together.
+        """
+        self._connect, self._disconnect, self._share_rates = connect, disconnect, share_rates
         self._places: list[_Place] = []
         self._loading: dict[_Place, asyncio.Task[PromptmillError | None]] = {}
         self._closed = False
@@ -100,7 +103,7 @@ class Replicas:
         """Answer every request of `source`. Raises `engine_died` when no replica is left."""
         if self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The replicas are gone.")
-        await _Run(self._places, self._loading, source, sink, stats).run()
+        await _Run(self._places, self._loading, source, sink, stats, share_rates=self._share_rates).run()
 
     async def aclose(self) -> None:
         """End all replicas at once; a second time does nothing."""
@@ -124,8 +127,11 @@ class _Run:
         source: Source,
         sink: Sink,
         stats: CallStats,
+        *,
+        share_rates: bool,
     ) -> None:
         self._places, self._loading = places, loading
+        self._leases = RateLeases() if share_rates else None
         self._source, self._sink, self._stats = source, sink, stats
         self._ended = False
         self._again: deque[Request] = deque()
@@ -143,6 +149,8 @@ class _Run:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._mind(place)) for place in self._places]
+                if self._leases is not None:
+                    tasks.append(group.create_task(self._leases.run()))
                 await self._done.wait()
                 for task in tasks:
                     task.cancel()
@@ -161,7 +169,7 @@ class _Run:
     @property
     def window(self) -> int:
         """How many requests the replicas can hold."""
-        return sum(len(place.hand) + place.wants for place in self._places if place.ready)
+        return sum(len(place.hand) + self._wants(place) for place in self._places if place.ready)
 
     def waiting(self) -> str:
         """Say so while no replica is there."""
@@ -182,6 +190,8 @@ class _Run:
                 pass
             finally:
                 place.ready, place.asked = False, 0
+                if self._leases is not None:
+                    self._leases.left(place.link)
             place.false_starts += not place.holds_suspect
             await self._take_back(place)
             if error is None and place.false_starts < _FALSE_STARTS:
@@ -215,28 +225,36 @@ class _Run:
 
     async def _feed(self, place: _Place) -> None:
         told_last = False
+        if self._leases is not None:
+            await self._leases.joined(place.link).wait()
         while True:
             await place.hungry.wait()
             place.hungry.clear()
-            while place.wants > 0:
+            while self._wants(place) > 0:
                 requests = await self._requests(place, wait=told_last)
                 told_last = self._ended
                 place.hand.update((request.key, request) for request in requests)
                 self._stats.in_flight += len(requests)
                 await place.link.submit(requests, is_last=self._ended)
 
-    def _share(self, wants: int) -> int:
-        """Return how many of what is left one replica gets at once: ever fewer, so that all end together."""
-        total = self._stats.total
-        if total is None:
-            return wants
-        left = total - self._stats.done - sum(len(place.hand) for place in self._places)
-        return max(1, min(wants, left // (2 * len(self._places))))
+    def _wants(self, place: _Place) -> int:
+        """Return how many more the replica should hold: what its backend takes at once, and as many that wait.
+
+        Of the last ones it gets half of its part, so that those that are faster or have shorter rows take the other
+        half and all end together; but an engine's batch is filled (an engine takes two), as far as its part goes.
+        """
+        if place.holds_suspect:
+            return 0
+        most, total = 2 * min(place.asked, _MOST_AT_ONCE), self._stats.total
+        if total is not None:
+            part = -(-(total - self._stats.done) // max(1, sum(place.ready for place in self._places)))
+            most = min(most, max(1, -(-part // 2), min(place.asked // 2, part)))
+        return max(0, most - len(place.hand))
 
     async def _requests(self, place: _Place, *, wait: bool) -> list[Request]:
         """Return requests for a replica, lost ones first; with `wait` not none of them."""
         while True:
-            n = self._share(place.wants)
+            n = max(1, self._wants(place))
             if self._again:
                 return [self._again.popleft() for _ in range(min(n, len(self._again)))]
             if self._suspects and not place.hand:
@@ -272,7 +290,7 @@ class _Run:
                 place.link.kill(again=True)
                 raise LostError
             place.asked = report.asked
-            if place.wants:
+            if self._wants(place):
                 place.hungry.set()
 
     async def _settle(self, place: _Place, report: Report) -> None:

@@ -67,6 +67,11 @@ class OpenAIBackend:
         self._limiter = Limiter(self._endpoint_states, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
         self._pool = Pool(settings, self._concurrency, trust_of_environment, throttle)
 
+    def lease(self, share: float) -> None:
+        """Use no more than this part of `rpm` and `tpm` from now on; it is loaded."""
+        assert self._limiter is not None
+        self._limiter.lease(share)
+
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request; each failure is its item's. Raises `shutdown` when closed meanwhile."""
         if self._pool is None or self._limiter is None or self._closed:

@@ -180,6 +180,15 @@ class Limiter:
             if other is not endpoint_state
         )
 
+    def lease(self, share: float) -> None:
+        """Let through no more than this part of `rpm` and `tpm` from now on."""
+        now = self._clock()
+        for bucket in (self._requests, self._tokens):
+            if bucket is not None:
+                bucket.lease(share, now)
+        if self._waiting:
+            self.serve()
+
     def settle_tokens(self, difference: int) -> None:
         """Charge what a request really used beyond its estimate."""
         if self._tokens:
