@@ -100,6 +100,23 @@ def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: P
     bench.wait(lambda: not replicas(), 10)
 
 
+def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_it(bench: Any, cluster: Any) -> None:
+    bench.upstream.reply = late(0.2, answer())
+    bench.prompts(2000)
+    job_id = json.loads(bench.run(*on(cluster, "--replicas", "2", "--detach", "--json")).stdout)["job_id"]
+    bench.wait(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > 50, 120)
+    bench.run(job_id, "--cancel", command="jobs")
+    bench.wait(lambda: not replicas() and not bench.status()["alive"], 30)
+    seen = len(bench.upstream.seen)
+    resumed = bench.start(job_id, "--resume", "--json", command="jobs")
+    bench.wait(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > seen + 50, 120)
+    bench.upstream.reply = answer()
+    said, problem = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, problem
+    assert json.loads(said)["done"] == 2000
+    bench.wait(lambda: not replicas(), 10)
+
+
 def test_a_cluster_that_is_not_there_is_told(bench: Any) -> None:
     bench.prompts(1)
     assert "no Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -23,19 +23,16 @@ from promptmill.jobs import admission, detached, given_rows, prune, shards, stat
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import Folder, stamp
-from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.foreground import creating, until_terminated, without_own_dedupe
 from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.progress_text import summary, written_lines
 from promptmill.jobs.runner import Runner
-from promptmill.service import choosing, registry
+from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
-
-if TYPE_CHECKING:
-    from promptmill.service.ray_cluster import RayCluster
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 _CANCEL_WAIT_S = 3.0
@@ -70,7 +67,6 @@ def piped(
     output_format: str,
     as_json: bool,
     quiet: bool,
-    cluster: RayCluster | None = None,
 ) -> int:
     """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
 
@@ -86,7 +82,7 @@ def piped(
         given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
         order = order.model_copy(update={"input": given.input})
     if order.output.name != "-":
-        code = bulk(configuration, order, as_json=as_json, quiet=quiet, cluster=cluster)
+        code = bulk(configuration, order, as_json=as_json, quiet=quiet)
         if given is not None and code in {OK, SOME_FAILED}:
             given.forget()
         return code
@@ -103,7 +99,6 @@ def piped(
             as_json=as_json,
             quiet=quiet,
             live=live,
-            cluster=cluster,
         )
         if output.exists():
             if not live.has_written:
@@ -119,9 +114,8 @@ def bulk(
     as_json: bool,
     quiet: bool = False,
     live: LiveOutput | None = None,
-    cluster: RayCluster | None = None,
 ) -> int:
-    """Run a job in the foreground, or go on with it, on a `cluster` if given.
+    """Run a job in the foreground, or go on with it.
 
     `live` gets the answers while it runs, and stderr all else.
 
@@ -138,9 +132,7 @@ def bulk(
             _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            found, error, terminated = runtime.run(
-                _bulk(configuration, job, live, cluster, as_json=as_json, quiet=quiet)
-            )
+            found, error, terminated = runtime.run(_bulk(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
@@ -191,12 +183,11 @@ async def _bulk(
     configuration: Configuration,
     job: Job,
     live: LiveOutput | None,
-    cluster: RayCluster | None,
     *,
     as_json: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    service = Service(configuration, create=registry.create if cluster is None else cluster.create)
+    service = Service(configuration, create=creating(job.order))
     service.plan = without_own_dedupe(service.plan)
     try:
         with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:

@@ -18,7 +18,7 @@ from promptmill.core.errors import PromptmillError, config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
     from promptmill.config.loading import Configuration
-    from promptmill.service.ray_cluster import RayCluster
+    from promptmill.jobs.job_request import Replication
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 _SCHEMA = "a JSON Schema that every answer must satisfy"
@@ -239,8 +239,8 @@ def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) 
         reuse_from=other,
         accept_change=arguments.accept_change,
         shard=arguments.shard,
+        ray=_replication(arguments),
     )
-    cluster = _cluster(arguments)
     if Path("-") in {output, *inputs}:
         if arguments.detach or arguments.validate or arguments.shard or (Path("-") in inputs and inputs[1:]):
             raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
@@ -251,26 +251,25 @@ def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) 
             output_format=arguments.output_format,
             as_json=arguments.json,
             quiet=arguments.quiet,
-            cluster=cluster,
         )
     if arguments.validate:
         return command.validate(configuration, order, as_json=arguments.json)
     if arguments.detach:
         return command.detach(configuration, order, as_json=arguments.json)
-    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet, cluster=cluster)
+    return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
 
 
-def _cluster(arguments: argparse.Namespace) -> RayCluster | None:
-    """Return the cluster that `--ray` names, None without it. Raises `PromptmillError`."""
-    if arguments.ray is None:
-        if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
-            raise config_error("--replicas", "and --num-gpus, --num-cpus go with --ray ADDRESS alone.")
-        return None
-    if arguments.detach:
-        raise config_error("--ray", "goes without --detach.")
-    from promptmill.service.ray_cluster import RayCluster
+def _replication(arguments: argparse.Namespace) -> Replication | None:
+    """Return what `--ray` and the options beside it say, None without it. Raises `PromptmillError`."""
+    from promptmill.jobs.job_request import Replication
 
-    return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
+    if arguments.ray is not None:
+        return Replication(
+            address=arguments.ray, replicas=arguments.replicas, gpus=arguments.num_gpus, cpus=arguments.num_cpus
+        )
+    if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
+        raise config_error("--replicas", "and --num-gpus, --num-cpus go with --ray ADDRESS alone.")
+    return None
 
 
 def _template(arguments: argparse.Namespace) -> str | None:

@@ -10,7 +10,10 @@ from typing import Any
 
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.runner import Runner
+from promptmill.service import registry
+from promptmill.service.loaded_backend import Create
 
 
 async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
@@ -31,6 +34,15 @@ async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillEr
         if not terminated:
             raise
         return runner.found(), None, True
+
+
+def creating(order: JobRequest) -> Create:
+    """Return what makes the backends that answer the job: here, or on the Ray cluster that it names."""
+    if order.ray is None:
+        return registry.create
+    from promptmill.service.ray_cluster import RayCluster
+
+    return RayCluster(**order.ray.model_dump()).create
 
 
 def without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:

@@ -39,6 +39,17 @@ class FailureLimit:
         return self.percent is not None and settled >= _FIRST_ROWS and failed > settled * self.percent / 100
 
 
+class Replication(BaseModel):
+    """A Ray cluster to answer on: its address, how many replicas of the model, and what each takes of its node."""
+
+    model_config = ConfigDict(frozen=True)
+
+    address: str
+    replicas: int = 1
+    gpus: float = 0
+    cpus: float = 1
+
+
 class JobRequest(BaseModel):
     """One job and how to run it this time."""
 
@@ -77,7 +88,8 @@ class JobRequest(BaseModel):
     """The database of another job, whose answers count for rows that ask the same."""
     accept_change: bool = False
     """Go on under other settings than the job was begun with, which is noted in every later row."""
-
+    ray: Replication | None = None
+    """Where it is answered, if not here."""
     shard: str | None = None
     """`3/16`: only the third of sixteen ranges of the input, into a part file."""
 

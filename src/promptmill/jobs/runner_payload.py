@@ -10,6 +10,7 @@ from pydantic import BaseModel, SecretStr
 
 from promptmill.config.loading import Configuration, ResolvedConfig
 from promptmill.config.settings import Settings
+from promptmill.jobs.foreground import creating
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
@@ -41,7 +42,8 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     operator = Settings.model_validate(value["operator"])
     file = value["file"]
     raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
-    service = Service(Configuration(raw, trust_client=value["trust_client"]))
+    order = JobRequest.model_validate(value["order"])
+    service = Service(Configuration(raw, trust_client=value["trust_client"]), create=creating(order))
     settings = Settings.model_validate(value["settings"])
     service.plan = ResolvedConfig(
         settings,
@@ -55,7 +57,7 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     )
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
-    return service, JobRequest.model_validate(value["order"]), folders, lock
+    return service, order, folders, lock
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
