@@ -88,6 +88,7 @@ async def two(around: Field, pairs: int) -> list[Row]:
     for count in (1, 2):
         backend = await _loaded(RayCluster("local", count).create, configuration)
         try:
+            assert isinstance(backend, Replicas)
             await asyncio.wait(backend._loading.values())  # `load` waits for the first
             await _seconds(backend, HF_ROWS, 2)
             found[f"{count}"] = [await _seconds(backend, HF_ROWS, 16) for _ in range(pairs)]
