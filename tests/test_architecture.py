@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mcp import Client, StdioServerParameters
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "promptmill"
@@ -178,6 +179,18 @@ print(*sorted(sys.modules))
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     large = {"asyncio", "fastmcp", "mcp", "mcp_types", "orjson", "pydantic", "rich", "yaml"}
     assert not set(loaded.stdout.split()) & large, "they take longer than clients wait: import them where they are used"
+
+
+def test_a_server_runs_without_what_the_base_install_leaves_out(run):
+    without = "import sys; sys.modules.update(griffe=None); from promptmill.cli.main import main; main()"
+    command = ["-c", without, "serve", "--backend", "openai"]
+
+    async def work():
+        async with Client(StdioServerParameters(command=sys.executable, args=command)) as client:
+            assert (await client.list_tools()).tools
+            return await client.call_tool("generate", {"prompt_ls": []})
+
+    assert run(work()).structured_content == {"ans_ls": []}
 
 
 def test_importing_prints_nothing():

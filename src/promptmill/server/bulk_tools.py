@@ -25,7 +25,7 @@ from promptmill.server.arguments import (
     null_is,
 )
 from promptmill.server.large_results import most_bytes, page
-from promptmill.server.tool_errors import said
+from promptmill.server.tool_errors import tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
 
@@ -122,7 +122,8 @@ def _without_input(row: dict[str, Any]) -> dict[str, Any]:
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
     """Add the four tools and the resource of answers to the app."""
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=_object({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
         annotations=ToolAnnotations(
             title="Answer a file of prompts",
@@ -132,7 +133,6 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             openWorldHint=True,
         ),
     )
-    @said
     async def bulk_generate(  # noqa: PLR0917 (the tool's signature)
         input_file: Annotated[
             str,
@@ -204,11 +204,11 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             plan=plan_of_call(service, model, answer_schema, sampling_params),
         )
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=_SEVERAL,
         annotations=ToolAnnotations(title="How far jobs are", readOnlyHint=True, openWorldHint=False),
     )
-    @said
     async def bulk_status(
         job_id: Annotated[
             str | None,
@@ -225,11 +225,11 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         """
         return await asyncio.to_thread(running_jobs().status, job_id, limit)
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=_ROWS,
         annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
     )
-    @said
     async def bulk_results(  # noqa: PLR0917 (the tool's signature)
         ctx: Context,
         job_id: JobId,
@@ -284,13 +284,13 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return orjson.dumps(found).decode()
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=_object(_STATUS, "job_id", "state"),
         annotations=ToolAnnotations(
             title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
         ),
     )
-    @said
     async def bulk_cancel(job_id: JobId) -> dict[str, Any]:
         """End a running job. What is answered is kept and can be read; bulk_generate with the same files goes on later.
 

@@ -12,7 +12,7 @@ from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Overrides
 from promptmill.server.arguments import DEFAULT_BACKEND, BackendConfigs, BackendName, ExtraParams, SamplingParams, Sent
 from promptmill.server.progress import with_progress
-from promptmill.server.tool_errors import said
+from promptmill.server.tool_errors import tool
 from promptmill.service.service import Service
 
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
@@ -21,13 +21,13 @@ _KEPT = "The backend is still `{}`, as the configuration names it; give `backend
 def add_engine_tools(mcp: FastMCP, service: Service) -> None:
     """Add the two tools to the app."""
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=None,
         annotations=ToolAnnotations(
             title="Choose model and sampling", readOnlyHint=False, destructiveHint=False, idempotentHint=True
         ),
     )
-    @said
     async def generation_init(
         ctx: Context,
         backend_configs: BackendConfigs,
@@ -47,13 +47,13 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         await with_progress(ctx, service, CallStats(), service.init(overrides))
         return ToolResult(content=[TextContent(type="text", text=_KEPT.format(service.plan.backend))] if kept else [])
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=None,
         annotations=ToolAnnotations(
             title="Free the engine's memory", readOnlyHint=False, destructiveHint=False, idempotentHint=True
         ),
     )
-    @said
     async def vllm_shutdown() -> None:
         """Free the memory of the model that runs on the server's machine (`vllm` or `hf`), when no more is to be asked.
 

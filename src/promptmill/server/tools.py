@@ -31,7 +31,7 @@ from promptmill.server.arguments import (
 )
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
-from promptmill.server.tool_errors import said
+from promptmill.server.tool_errors import tool
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     """Add the three tools to the app; `running_jobs` takes what goes on when a call is to return."""
     answers = _Answers(service, running_jobs)
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=ANSWERS,
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
-    @said
     async def generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         prompt_ls: Prompts,
@@ -68,13 +68,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         items = await prompt_lists.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
     )
-    @said
     async def multimodal_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         multimodal_path: Images,
@@ -98,11 +98,11 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
-    @mcp.tool(
+    @tool(
+        mcp,
         output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
-    @said
     async def multiturn_generate(  # noqa: PLR0917 (the contract's)
         ctx: Context,
         messages: Messages,

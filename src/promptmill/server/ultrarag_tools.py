@@ -17,7 +17,7 @@ from pydantic import Field
 
 from promptmill.config import loading as config
 from promptmill.config.parameter_file import read
-from promptmill.core.errors import PromptmillError
+from promptmill.server.tool_errors import tool
 
 # What a pipeline gives to each tool; parameters of ours are left at their defaults.
 _TOOLS = {
@@ -32,7 +32,8 @@ _TOOLS = {
 def add_build(server: FastMCP) -> None:
     """Add the tool `build`."""
 
-    @server.tool(
+    @tool(
+        server,
         output_schema=None,
         annotations=ToolAnnotations(
             title="Describe this server to a pipeline", readOnlyHint=False, destructiveHint=False, idempotentHint=True
@@ -48,8 +49,6 @@ def add_build(server: FastMCP) -> None:
         tools = [by_name[name] for name in _TOOLS if name in by_name]
         try:
             await asyncio.to_thread(_write, parameter_file, tools)
-        except PromptmillError as error:
-            raise ToolError(str(error)) from None
         except OSError as error:
             raise ToolError(f"server.yaml cannot be written beside {parameter_file}: {error.strerror}.") from None
 
