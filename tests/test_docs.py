@@ -14,4 +14,4 @@ PAGES = runpy.run_path(str(ROOT / "scripts" / "docs.py"))["PAGES"]
 @pytest.mark.parametrize("name", PAGES)
 def test_a_reference_page_is_up_to_date(name: str) -> None:
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert written == PAGES[name](), "run: python scripts/docs.py"
+    assert written == PAGES[name](), "run: .venv/bin/python scripts/docs.py"

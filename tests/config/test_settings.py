@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from promptmill.config.settings import HFSettings, OpenAISettings, Settings, VLLMSettings
+from promptmill.config.backends import BACKENDS
+from promptmill.config.settings import (
+    BackendConfigs,
+    HFSettings,
+    ModelSettings,
+    OpenAISettings,
+    Settings,
+    VLLMSettings,
+)
 
 
 def _has(block, defaults):
@@ -148,3 +156,8 @@ def test_a_boolean_is_not_a_number(name, value):
 def test_a_key_without_a_value_keeps_its_default():
     block = OpenAISettings.model_validate({"retries": None, "headers": None, "base_url": None, "rpm": None})
     assert (block.retries, block.headers, block.base_url, block.rpm) == (5, {}, [], None)
+
+
+def test_every_backend_has_its_block_for_the_file_and_for_one_of_several_models():
+    assert BackendConfigs.model_fields.keys() == BACKENDS.keys()
+    assert BACKENDS.keys() <= ModelSettings.model_fields.keys()

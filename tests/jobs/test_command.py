@@ -261,3 +261,12 @@ def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
     process.communicate()
     found = json.loads(jobs(bench, bench.folder.job_id, "--json").stdout)
     assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)
+
+
+def test_a_backend_that_is_not_there_is_refused_before_a_job_begins(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    words = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--backend", "opnai"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "did you mean openai?" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -182,3 +182,29 @@ def test_the_shell_takes_it_too(site, option):
     assert done.returncode == 0, done.stderr
     said = done.stdout if option == "generate" else (site / "out.jsonl").read_text()
     assert "Hello, you []" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise KeyError('x')", "The toy backend failed: KeyError"),
+        ("return", "The toy backend returned without an answer"),
+        ("await source.take(1)", "The toy backend returned without an answer"),
+    ],
+)
+def test_one_that_breaks_its_word_fails_the_items_in_words(site, run, code, said):
+    """A loop over the rows would find no answer to them for ever; an exception would be a traceback."""
+    module = site / "toy_package.py"
+    before = module.read_text()
+    body = before[before.index("        while requests") : before.index("    async def aclose")]
+    module.write_text(before.replace(body, f"        {code}\n\n"))
+    stats = CallStats(total=2)
+
+    async def work():
+        service = Service(configured())
+        try:
+            return await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)
+        finally:
+            await service.aclose()
+
+    assert [said in outcome.error.message for outcome in run(work())] == [True, True]

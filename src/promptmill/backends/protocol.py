@@ -180,6 +180,9 @@ class Backend(Protocol):
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Answer every request of `source` into `sink`: one outcome per key, in any order.
 
+        Each outcome is also counted with `stats.settle(outcome)`, and each request that was made for it in
+        `stats.requests`: progress, `_meta` and reports show what stands there.
+
         Whatever happens to one item is that item's `Failure`. Raises only when nothing can go on: `PromptmillError`
         (`engine_died`); keys without an outcome are then the caller's to settle. Cancelling the task stops the work.
         """

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import config_error
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
@@ -88,7 +89,7 @@ def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    parser.add_argument("--backend", metavar="NAME", help="auto, hf, openai, openvino or vllm; overrides the file")
+    parser.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )

@@ -27,6 +27,7 @@ from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.prompt_template import PromptTemplate
 from promptmill.jobs.store import DamagedError
+from promptmill.service import registry
 from promptmill.system.safe_open import NoFileError, OutsideError
 
 _WHOLE = frozenset({"batch", "messages"})
@@ -86,6 +87,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     sampling or prompt changed), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
     _ = order.failure_limit
+    registry.check_name(plan.backend)
     source, target = order.input.absolute().resolve(), order.target.absolute().resolve()
     parts = input_files.find([order.input, *order.more], target)
     for path in (source, target, *(part.path for part in parts)):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from promptmill.config.backends import BACKENDS
 from promptmill.server.prompt_lists import as_list_or_object
 
 _PART = {
@@ -187,7 +188,7 @@ BackendName = Annotated[
         "`openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's machine; `hf`: a "
         "transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],
-        json_schema_extra={"enum": ["hf", "openai", "openvino", "vllm"]},
+        json_schema_extra={"enum": sorted(BACKENDS)},
     ),
 ]
 JobId = Annotated[

@@ -1,4 +1,4 @@
-"""Requests to another package's backend: what its record says that it does not take is named, never dropped."""
+"""The calls on another package's backend: what it does not take is named, and every request gets an outcome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service.wrapped_call import WrappedCall
 
@@ -15,7 +15,7 @@ _OURS = frozenset({"reasoning"})  # read by promptmill, whoever answers
 
 
 class ScreenedRequests:
-    """A backend around one whose record names the sampling parameters that it takes, or that it reads no images."""
+    """A backend around another package's, which may break its word: see `Backend.run`."""
 
     def __init__(self, backend: Backend, plan: ResolvedConfig) -> None:
         self._backend = backend
@@ -26,9 +26,15 @@ class ScreenedRequests:
         await self._backend.load(report)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run the backend on what it takes."""
+        """Run the backend on what it takes. Raises `PromptmillError`, also when it raised anything else."""
         call = _Call(source, sink, stats, self._plan)
-        await self._backend.run(call, call, stats)
+        try:
+            await self._backend.run(call, call, stats)
+        except PromptmillError:
+            raise
+        except Exception as error:
+            raise internal_error(f"The {self._plan.backend} backend failed", error) from error
+        await call.fail_unanswered()
 
     async def aclose(self) -> None:
         """Close the backend."""
@@ -41,6 +47,7 @@ class _Call(WrappedCall):
         self._backend = plan.backend
         self._record = plan.record
         self._is_error = plan.settings.unsupported == "error"
+        self._open: dict[int, Request] = {}
 
     async def take(self, n: int) -> list[Request]:
         """Return requests with what the backend takes alone; those that it cannot answer have failed."""
@@ -54,12 +61,25 @@ class _Call(WrappedCall):
                     await self._sink.put(request.key, failure)
                     self._stats.settle(failure)
             if taken:
+                self._open.update((request.key, request) for request in taken)
                 return taken
         return []
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Pass on an outcome."""
+        self._open.pop(key, None)
         await self._sink.put(key, outcome)
+
+    async def fail_unanswered(self) -> None:
+        """Fail what the backend took and gave no outcome, and what it never took."""
+        while True:
+            for request in [*self._open.values()]:
+                told = f"The {self._backend} backend returned without an answer to this item; tell whoever wrote it."
+                failure = Failure(PromptmillError(Code.INTERNAL, told), request.attempts)
+                await self.put(request.key, failure)
+                self._stats.settle(failure)
+            if not await self.take(64):
+                return
 
     def _screened(self, request: Request) -> Request:
         if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from promptmill.backends.protocol import Backend
+from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.service.answer_cache import path_of
@@ -16,11 +17,11 @@ from promptmill.service.structured_answers import StructuredAnswers
 def wrapped(backend: Backend, plan: ResolvedConfig, budget: Budget | None = None) -> Backend:
     """Return `backend` with all that holds for answers of every backend around it, as `plan` says.
 
-    From the inside: what another package's backend says that it does not take; the `budget` of the process, which
-    counts every request; structured answers; several answers to a
-    prompt; the cache, which so keeps what satisfied its schema.
+    From the inside: what another package's backend does not take or leaves unanswered; the `budget` of the process,
+    which counts every request; structured answers; several answers to a prompt; the cache, which so keeps what
+    satisfied its schema.
     """
-    if plan.record.sampling is not None or not plan.record.takes_images:
+    if plan.backend not in BACKENDS:
         backend = ScreenedRequests(backend, plan)
     backend = BudgetedAnswers(backend, plan, budget)
     backend = SeveralAnswers(StructuredAnswers(backend, retries=plan.settings.schema_retries))

@@ -25,7 +25,7 @@ from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.outcome import Completion
 
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]
-_NAMES = {"qwen": "dashscope", "gemini": "google", "nvidia": "nvidia"}
+_NAMES = {"qwen": "dashscope", "gemini": "google"}
 _NOW = re.compile(r"\$NOW_(MS|S|UTC)\+(\d+)")
 _LONGEST_WAIT_S = 300.0  # ten times the default `max_delay`: nobody sits out more
 

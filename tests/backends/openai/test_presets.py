@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.error_body import read_error
+from promptmill.backends.openai.error_words import Cause
 from promptmill.backends.openai.provider_profile import translate
-from promptmill.backends.openai.providers import DIALECTS, dialect_named, listed
+from promptmill.backends.openai.providers import DIALECTS, PLAIN, _codes, dialect_named, listed
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -123,3 +126,15 @@ def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(run, upstream)
 def test_plans_without_a_provider_are_as_before():
     (endpoint,) = endpoints(openai_plan("http://localhost:9/v1"), {})
     assert endpoint.profile.name == "plain"
+
+
+def test_a_provider_s_own_codes_are_numbers_or_words() -> None:
+    profile = replace(PLAIN, codes=_codes("code", QUOTA="30001 Out_Of_Credits"))
+    for code in (30001, "30001", "out_of_credits", "OUT_OF_CREDITS"):
+        assert profile.cause_of(read_error({"error": {"code": code}})) is Cause.QUOTA
+    assert profile.cause_of(read_error({"error": {"code": "other"}})) is None
+
+
+def test_a_body_without_a_message_shows_its_code() -> None:
+    assert read_error({"error": {"code": "out_of_credits"}}).shown == "out_of_credits"
+    assert read_error({"error": {"code": "x", "message": "No money left."}}).shown == "No money left."

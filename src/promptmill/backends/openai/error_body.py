@@ -73,7 +73,8 @@ def read_error(payload: Any) -> ErrorBody:
                 codes.add(str(value))
             elif isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
                 numbers[name] = int(value)
-    return ErrorBody(_shown(payload), *_searched(leaves), frozenset(codes), numbers, payload)
+    shown = _shown(payload) or ", ".join(sorted(codes))
+    return ErrorBody(shown, *_searched(leaves), frozenset(codes), numbers, payload)
 
 
 def _parsed(value: Any, depth: int = 0) -> Any:

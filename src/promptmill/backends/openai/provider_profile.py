@@ -64,7 +64,7 @@ class ProviderProfile:
     always_thinking: re.Pattern[str] | None = None
     """Its models whose thinking cannot be switched off, beside those that are so everywhere."""
     codes: Mapping[str, Cause] = field(default_factory=_no_causes)
-    """What its own error codes mean: `field=number` → cause."""
+    """What its own error codes mean: `field=number`, or a word in lower case as `code` or `type` holds it → cause."""
     phrases: Mapping[str, Cause] = field(default_factory=_no_causes)
     """What its own words mean, in lower case, where they differ from everybody's."""
 
@@ -75,9 +75,9 @@ class ProviderProfile:
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return what an error body means by this provider's own codes and words, or None."""
-        for name, number in body.numbers.items():
-            if found := self.codes.get(f"{name}={number}"):
-                return found
+        said = [*(f"{name}={number}" for name, number in body.numbers.items()), *body.codes]
+        if found := next((cause for code in said if (cause := self.codes.get(code))), None):
+            return found
         return next((cause for phrase, cause in self.phrases.items() if phrase in body.text), None)
 
 

@@ -22,9 +22,13 @@ _VLLM_ONLY = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_k
 
 
 def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
-    """Return `field=number` → cause, from the numbers of each cause in words."""
+    """Return `field=number` or word → cause, from the codes of each cause: numbers in `field_name`, or words."""
     return MappingProxyType(
-        {f"{field_name}={number}": Cause[cause] for cause, listed in numbers.items() for number in listed.split()}
+        {
+            f"{field_name}={code}" if code.lstrip("-").isdigit() else code.lower(): Cause[cause]
+            for cause, listed in numbers.items()
+            for code in listed.split()
+        }
     )
 
 

@@ -15,8 +15,10 @@ import numpy as np
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 
 
-def written(path: Path, kind: object = None) -> Path:
+def written(path: Path, kind: object = None, alignment: int = 32) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
     writer.add_context_length(4096)
     writer.add_file_type(3)
     writer.add_token_list(["a", "béé", "<|end|>"])
@@ -45,8 +47,9 @@ def test_the_head_is_read_without_its_lists(tmp_path):
     assert "tokenizer.ggml.tokens" not in values
 
 
-def test_plain_weights_are_those_of_the_gguf_package_rounded_to_16_bits(tmp_path):
-    source, target = written(tmp_path / "model.gguf"), tmp_path / "plain.gguf"
+@pytest.mark.parametrize("alignment", [32, 64, 256])
+def test_plain_weights_are_those_of_the_gguf_package_rounded_to_16_bits(tmp_path, alignment):
+    source, target = written(tmp_path / "model.gguf", alignment=alignment), tmp_path / "plain.gguf"
     GGUFFile(source).write_plain(target)
     read = gguf.GGUFReader(target)
     assert read.fields["general.file_type"].contents() == 1
@@ -55,6 +58,15 @@ def test_plain_weights_are_those_of_the_gguf_package_rounded_to_16_bits(tmp_path
     for plain, packed in zip(read.tensors, gguf.GGUFReader(source).tensors, strict=True):
         expected = gguf.dequantize(packed.data, packed.tensor_type).astype(plain.data.dtype)
         assert (plain.data == expected.reshape(plain.data.shape)).all()
+
+
+def test_an_alignment_that_cannot_be_is_refused(tmp_path):
+    file = written(tmp_path / "model.gguf", alignment=64)
+    content = file.read_bytes()
+    at = content.index(b"general.alignment") + len(b"general.alignment") + 4
+    file.write_bytes(content[:at] + bytes(4) + content[at + 4 :])
+    with pytest.raises(NotReadableError, match="alignment"):
+        GGUFFile(file)
 
 
 def test_weights_of_another_kind_are_refused(tmp_path):

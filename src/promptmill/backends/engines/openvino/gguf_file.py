@@ -19,7 +19,7 @@ _STRING, _ARRAY = 8, 9
 _SINGLE, _HALF, _Q4_1, _Q8_0 = 0, 1, 3, 8  # types of tensors
 _FILE_TYPE = "general.file_type"
 _PLAIN = 1  # file type: mostly 16-bit
-_ALIGNMENT = 32
+_ALIGNMENT = 32  # where the file names none
 
 
 class NotReadableError(Exception):
@@ -59,8 +59,10 @@ class GGUFFile:
             self._tensors = [self._tensor() for _ in range(tensors)]
         except (struct.error, IndexError, UnicodeError, MemoryError, OverflowError):
             raise NotReadableError("its head is damaged") from None
-        alignment = self.values.get("general.alignment", _ALIGNMENT)
-        self._data = -(-self._at // alignment) * alignment
+        self._alignment = self.values.get("general.alignment", _ALIGNMENT)
+        if not isinstance(self._alignment, int) or self._alignment <= 0 or self._alignment % 8:
+            raise NotReadableError("its `general.alignment` is not a multiple of 8")
+        self._data = self._padded(self._at)
 
     def write_plain(self, target: Path) -> None:
         """Copy the file, its weights as 16-bit numbers. Raises `NotReadableError` for kinds not read here."""
@@ -69,16 +71,16 @@ class GGUFFile:
             kind = _SINGLE if tensor.kind == _SINGLE else _HALF
             infos += struct.pack("<Q", len(tensor.name)) + tensor.name + struct.pack("<I", len(tensor.shape))
             infos += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, kind, offset)
-            offset += _padded(int(np.prod(tensor.shape)) * (4 if kind == _SINGLE else 2))
+            offset += self._padded(int(np.prod(tensor.shape)) * (4 if kind == _SINGLE else 2))
         head = bytearray(self._bytes[: self._values_end].tobytes())
         if self._file_type_at:
             head[self._file_type_at : self._file_type_at + 4] = struct.pack("<I", _PLAIN)
         head += infos
         with target.open("wb") as file:
-            file.write(head.ljust(_padded(len(head)), b"\0"))
+            file.write(head.ljust(self._padded(len(head)), b"\0"))
             for tensor in self._tensors:
                 weights = self._weights(tensor).tobytes()
-                file.write(weights.ljust(_padded(len(weights)), b"\0"))
+                file.write(weights.ljust(self._padded(len(weights)), b"\0"))
 
     def _weights(self, tensor: _Tensor) -> Any:
         count = int(np.prod(tensor.shape))
@@ -91,6 +93,9 @@ class GGUFFile:
         size, numbers = _BLOCKS[tensor.kind]
         blocks = self._bytes[start : start + count // 32 * size].reshape(-1, size)
         return numbers(blocks).astype(np.float16)
+
+    def _padded(self, size: int) -> int:
+        return -(-size // self._alignment) * self._alignment
 
     def _take(self, size: int) -> Any:
         self._at += size
@@ -121,10 +126,6 @@ class GGUFFile:
         (dimensions,) = struct.unpack("<I", self._take(4))
         *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", self._take(8 * dimensions + 12))
         return _Tensor(name, tuple(shape), kind, offset)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _scales(blocks: Any, first: int) -> Any:
