@@ -1,4 +1,4 @@
-"""The direction of the arrows, what an import costs, and which names may stand where. Read DESIGN.md beside this."""
+"""The direction of the arrows, what an import costs, and which names may stand where. See docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ AT_HOME = {
 
 
 def _modules() -> dict[str, Path]:
-    """Return `backends.openai.pool` → its file, for every module of the package."""
+    """Return `backends.openai.run` → its file, for every module of the package."""
     found = {}
     for file in SOURCE.rglob("*.py"):
         parts = file.relative_to(SOURCE).with_suffix("").parts
@@ -227,7 +227,7 @@ def test_a_test_can_find_a_wrong_arrow(tmp_path):
     wrong.write_text("def f():\n    from promptmill.service.service import Service\n")
     assert _ours(wrong) == {"service.service"}
     assert not _imports(wrong, top_level=True)
-    assert _floor("service") < _floor("backends.openai.pool")
+    assert _floor("service") < _floor("backends.openai.run")
 
 
 def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_ground():

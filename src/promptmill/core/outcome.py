@@ -46,7 +46,7 @@ class Completion:
     logprobs: Mapping[str, Any] | None = None
     """The tokens' probabilities as the endpoint gave them, where it was asked to."""
     details: Mapping[str, Any] | None = None
-    """What else the endpoint said, where that is wanted: see `details.details_of`."""
+    """What else the endpoint said, where that is wanted: see `extra_fields.details_of`."""
     answered_by: str = ""
     """The name of the model, where a call had a choice of several."""
     cost: float | None = None

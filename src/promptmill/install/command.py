@@ -54,10 +54,10 @@ def _client(arguments: argparse.Namespace) -> int:
     editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
         steps = editor.undo(file, client.key, arguments.name)
-        return _take(steps, f"{file} has no entry {arguments.name}.", arguments)
+        return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     added = entry(client, _named_configuration(arguments.config), arguments.env)
     steps = editor.install(file, client.key, arguments.name, added)
-    code = _take(steps, f"{file} has this entry already.", arguments)
+    code = _apply(steps, f"{file} has this entry already.", arguments)
     shown = json.dumps({arguments.name: added}, indent=2, ensure_ascii=False)
     print(
         "\n".join(line for line in (f"The entry:\n{shown}", "" if arguments.env else _KEYS, client.afterwards) if line)
@@ -89,11 +89,11 @@ def _named_configuration(given: Path | None) -> Path | None:
 def _ultrarag(arguments: argparse.Namespace) -> int:
     checkout = arguments.checkout
     if arguments.undo:
-        return _take(ultrarag.undo(checkout), "The checkout's own generation server is in place.", arguments)
-    return _take(ultrarag.install(checkout), "It is installed already.", arguments)
+        return _apply(ultrarag.undo(checkout), "The checkout's own generation server is in place.", arguments)
+    return _apply(ultrarag.install(checkout), "It is installed already.", arguments)
 
 
-def _take(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) -> int:
+def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) -> int:
     for step in steps:
         print(f"would {step.words}" if arguments.dry_run else step.words)
         if not arguments.dry_run:

@@ -148,7 +148,7 @@ class _Answers:
 
     def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
         self._service = service
-        self._board = running_jobs
+        self._running_jobs = running_jobs
 
     async def of(
         self,
@@ -165,7 +165,7 @@ class _Answers:
             from promptmill.jobs import kept_call
 
             asked = system_prompt or plan.settings.system_prompt
-            return await kept_call.keep(self._board(), items, outcomes, asked, plan)
+            return await kept_call.keep(self._running_jobs(), items, outcomes, asked, plan)
 
         if plan.settings.max_call_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
@@ -174,7 +174,7 @@ class _Answers:
         from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
 
         plan = await service.settled(plan)  # a job is kept with its backend and model
-        call = DeadlineCall(service, self._board(), items, stats, system_prompt, plan)
+        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()

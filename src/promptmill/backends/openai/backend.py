@@ -32,7 +32,7 @@ def create(plan: ResolvedConfig) -> OpenAIBackend:
 
 
 class OpenAIBackend:
-    """Calls share one pool and one gate, so `concurrency` bounds all of them together."""
+    """Calls share one pool and one limiter, so `concurrency` bounds all of them together."""
 
     def __init__(self, plan: ResolvedConfig) -> None:
         """`plan` chooses endpoints, keys and limits; nothing is opened yet."""

@@ -28,7 +28,7 @@ _MOST_OWN = 1024
 
 
 class Permit:
-    """The right to send one request to `endpoint_state`, and what the lane looked like then."""
+    """The right to send one request to `endpoint_state`, and what it looked like then."""
 
     __slots__ = ("at", "endpoint_state", "idle_s", "outage", "round_number", "serial", "successes")
 
@@ -43,9 +43,9 @@ class Permit:
 
 
 class EndpointState:
-    """An endpoint with its bookkeeping. Times are seconds of the pace's clock.
+    """An endpoint with its bookkeeping. Times are seconds of the limiter's clock.
 
-    After a *strike* (a failure without any success since it was sent) the lane is paused, then probed by one request
+    After a *strike* (a failure without any success since it was sent) the endpoint is paused, then probed by one request
     at a time until one succeeds.
     """
 
@@ -254,7 +254,7 @@ def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> i
 def endpoint_states(
     endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, throttle: LoopThrottle, chance: random.Random
 ) -> list[EndpointState]:
-    """Return a lane for each of `endpoints`, by whose place in the list processes name it to each other."""
+    """Return the state of each of `endpoints`, by whose place in the list processes name it to each other."""
     return [
         EndpointState(
             endpoint,

@@ -89,7 +89,7 @@ class Item(Generic[TaskT]):
 
 
 class Run(Generic[TaskT]):
-    """The life of one `Backend.run`: as many workers as its share of the gate, items put back wait without one."""
+    """The life of one `Backend.run`: as many workers as its share of the limiter, items put back wait without one."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class Run(Generic[TaskT]):
         return await self._hedge.send(item, permit, self._sender.size(item.task), send)
 
     def _blame(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
-        """Tell the lane; return whether the failure is not held against the item."""
+        """Tell the endpoint's state; return whether the failure is not held against the item."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
             endpoint_state.succeeded(permit)  # it answered; what it said concerns this item alone

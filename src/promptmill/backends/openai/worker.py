@@ -52,7 +52,7 @@ class Worker:
         self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
         self._scope = CallStats()
         self._told: set[str] = set()
-        chance = random.Random()  # noqa: S311 (a lane wants one; decisions are made elsewhere)
+        chance = random.Random()  # noqa: S311 (an endpoint state wants one; decisions are made elsewhere)
         throttle = LoopThrottle(time.monotonic)
         self._endpoint_states = endpoint_states(
             list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle, chance

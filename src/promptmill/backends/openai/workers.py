@@ -7,7 +7,7 @@ its attempts in flight, nothing else.
 To a worker:
 
     {"type": "job", …}                                             first, once: see `bulk.Bulk`
-    {"type": "send", "items": [[id, lane, fresh, key, offset, length], …]}
+    {"type": "send", "items": [[id, endpoint, fresh, key, offset, length], …]}
     {"type": "cancel", "ids": […]}
 
 From a worker:
