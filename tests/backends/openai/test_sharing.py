@@ -30,7 +30,7 @@ class Clock:
         return self.now
 
 
-def a_lane(throttle: LoopThrottle, **block: object) -> EndpointState:
+def an_endpoint(throttle: LoopThrottle, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
     endpoint = Endpoint(url, "localhost", {}, (), dialect_of(urlsplit(url)))
@@ -40,7 +40,7 @@ def a_lane(throttle: LoopThrottle, **block: object) -> EndpointState:
 
 def a_gate(concurrency: int) -> Limiter:
     clock = Clock()
-    return Limiter([a_lane(LoopThrottle(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
+    return Limiter([an_endpoint(LoopThrottle(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
 
 
 def nothing() -> None:
@@ -97,7 +97,7 @@ def test_a_call_hears_when_its_share_grows():
 def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
     async def work() -> tuple[bool, bool]:
         clock, stats = Clock(), CallStats()
-        failed_there, full = (a_lane(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
+        failed_there, full = (an_endpoint(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
         limiter = Limiter([failed_there, full], 3, clock)
         taken = limiter.enter_now(stats, 0, failed_there)
         assert taken is not None
@@ -115,7 +115,7 @@ def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
 
 def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
     clock = Clock()
-    endpoint_state = a_lane(LoopThrottle(clock), concurrency=4)
+    endpoint_state = an_endpoint(LoopThrottle(clock), concurrency=4)
     lost = RetryDecision(FailureKind.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
     first, older = endpoint_state.enter(), endpoint_state.enter()
     endpoint_state.failed(first, lost, None)
@@ -143,7 +143,7 @@ def grown(answer_after_s: float, *, busy: bool) -> int:
     async def answers() -> int:
         clock = Clock()
         throttle = LoopThrottle(clock)
-        endpoint_state = a_lane(throttle, concurrency=256)
+        endpoint_state = an_endpoint(throttle, concurrency=256)
         for _ in range(1000):
             assert throttle.pass_now()
             tickets = [endpoint_state.enter() for _ in range(endpoint_state.window.size)]
@@ -190,19 +190,19 @@ def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
 def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
     async def work() -> None:
         clock = Clock()
-        lane = a_lane(LoopThrottle(clock), max_delay=30)
-        limiter, busy, new = Limiter([lane], 8, clock), CallStats(), CallStats()
+        endpoint = an_endpoint(LoopThrottle(clock), max_delay=30)
+        limiter, busy, new = Limiter([endpoint], 8, clock), CallStats(), CallStats()
         permit = limiter.enter_now(busy, 0, None)
         assert permit is not None
         busy.requests = 1
         refusal = PromptmillError(Code.RATE_LIMITED, "no")
-        lane.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
+        endpoint.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
         limiter.leave(permit, busy)
         assert limiter.enter_now(busy, 0, None) is None, "whoever was refused waits"
         probe = limiter.enter_now(new, 0, None)
         assert probe is not None, "whoever was never sent tries"
         assert limiter.enter_now(CallStats(), 0, None) is None, "one at a time"
-        lane.succeeded(probe)
+        endpoint.succeeded(probe)
         limiter.leave(probe, new)
 
     asyncio.run(work())
@@ -211,13 +211,13 @@ def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
 def test_nobody_is_refused_who_was_never_sent():
     async def work() -> None:
         clock = Clock()
-        lane = a_lane(LoopThrottle(clock))
-        lane.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
-        limiter, busy = Limiter([lane], 8, clock), CallStats(requests=1)
+        endpoint = an_endpoint(LoopThrottle(clock))
+        endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+        limiter, busy = Limiter([endpoint], 8, clock), CallStats(requests=1)
         with pytest.raises(PromptmillError):
             await limiter.enter(busy, 0, None)
         permit = await limiter.enter(CallStats(), 0, None)
-        assert permit.endpoint_state is lane
+        assert permit.endpoint_state is endpoint
 
     asyncio.run(work())
 
@@ -226,7 +226,7 @@ def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
     """A server that is about to go refuses new requests, with a time, and still answers those that it has begun."""
     clock, stats = Clock(), CallStats()
     throttle = LoopThrottle(clock)
-    ill, well = a_lane(throttle), a_lane(throttle)
+    ill, well = an_endpoint(throttle), an_endpoint(throttle)
     limiter = Limiter([ill, well], 8, clock)
     begun, refused = ill.enter(), ill.enter()
     error = PromptmillError(Code.CONNECTION_LOST, "503")

@@ -45,8 +45,8 @@ class Permit:
 class EndpointState:
     """An endpoint with its bookkeeping. Times are seconds of the limiter's clock.
 
-    After a *strike* (a failure without any success since it was sent) the endpoint is paused, then probed by one request
-    at a time until one succeeds.
+    After a *strike* (a failure without any success since it was sent) the endpoint is paused, then probed by one
+    request at a time until one succeeds.
     """
 
     def __init__(
