@@ -59,9 +59,10 @@ class GGUFFile:
             self._tensors = [self._tensor() for _ in range(tensors)]
         except (struct.error, IndexError, UnicodeError, MemoryError, OverflowError):
             raise NotReadableError("its head is damaged") from None
-        self._alignment = self.values.get("general.alignment", _ALIGNMENT)
-        if not isinstance(self._alignment, int) or self._alignment <= 0 or self._alignment % 8:
+        alignment = self.values.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
             raise NotReadableError("its `general.alignment` is not a multiple of 8")
+        self._alignment = alignment
         self._data = self._padded(self._at)
 
     def write_plain(self, target: Path) -> None:
