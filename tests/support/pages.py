@@ -22,7 +22,9 @@ def blocks(page: str, *languages: str) -> list[str]:
 def commands(page: str) -> list[list[str]]:
     """Return the words of every promptmill command that a page shows, in a block or amid its text."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    lines = [line for block in blocks(page, "", "bash", "sh", "console") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line for block in blocks(page, "", "bash", "sh", "console") for line in block.replace("\\\n", " ").splitlines()
+    ]
     found = []
     for line in [*lines, *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]:
         said = re.match(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?promptmill ([a-z].*)", line.strip())
