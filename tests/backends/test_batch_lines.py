@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends import batch_lines, rows
+from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import Code, PromptmillError
 
 USER = {"role": "user", "content": "Is water wet?"}
@@ -131,7 +132,7 @@ def test_a_line_that_is_none_for_a_chat_goes_to_its_own_path() -> None:
         "url": "/v1/embeddings",
         "body": {"model": "m", "input": '"url":"/chat/completions"'},
     }
-    asked = rows.RowReader("batch").request(3, json.dumps(line).encode(), 1)
+    asked = rows.RowReader("batch", paths=OTHER_PATHS).request(3, json.dumps(line).encode(), 1)
     assert (asked.key, asked.attempts, asked.path, asked.extra) == (3, 1, "/embeddings", line["body"])
-    with pytest.raises(PromptmillError, match="on the openai backend alone"):
+    with pytest.raises(PromptmillError, match="on the openai and vllm backends alone"):
         rows.RowReader("batch", model="local").request(3, json.dumps(line).encode())

@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error
 
 CHAT = "/chat/completions"
-OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
-"""Requests that go to the endpoint as they are, and whose responses come back so."""
 _UPPER = re.compile(r"(?<=[a-z])([A-Z])")
 _OF_NO_EFFECT = frozenset({"metadata", "service_tier", "stream", "safety_settings", "labels", "model"})
 _SAME = frozenset({"temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty"})

@@ -199,6 +199,8 @@ class RowReader:
     """Where relative image paths start; `""` for the working directory."""
     model: str = ""
     """The only one that a row can ask for; `""` where the endpoint has several."""
+    paths: frozenset[str] = frozenset()
+    """Which requests other than those for a chat a Batch line may make."""
     whole: bool = False
     """Whether an answer is wanted with all that the endpoint says beside it."""
     image_position: ImagePosition = "after"
@@ -209,7 +211,8 @@ class RowReader:
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""
-        if self.kind == "batch" and not self.model and (other := _other_request(line, place(self.kind, row))):
+        other = _other_request(line, place(self.kind, row)) if self.kind == "batch" and self.paths else None
+        if other is not None and other.path in self.paths:
             return Request(row, _NO_CONVERSATION, _NO_SAMPLING, other.body, attempts, other.path)
         conversation, sampling, extra = self.read(row, line)
         return Request(row, conversation, sampling, extra, attempts)
@@ -319,7 +322,8 @@ def _other_request(line: bytes, where: str) -> BatchLine | None:
 def _batch(row: Mapping[str, Any], where: str) -> Decoded:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on the openai backend alone.", "")
+        able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on {able} alone.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "promptmill.backends"
+OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
+"""Requests that an endpoint is sent as they are, and whose responses come back so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +30,10 @@ class BackendRecord:
     """Runs on this machine: takes memory and devices, which `vllm_shutdown` frees, and its jobs end with the server."""
     needs_endpoint: bool = False
     """Its block has `base_url`, `provider` and keys; `--base-url` and the like go with it."""
-    any_request: bool = False
-    """A row may name a model of its own, or be another request than one for a chat, such as `/embeddings`."""
+    any_model: bool = False
+    """A row may name a model of its own."""
+    other_paths: frozenset[str] = frozenset()
+    """Which requests other than those for a chat the lines of a Batch file may make, such as `/embeddings`."""
     choice: str = ""
     """The module that finds out which model there is, where none is named."""
     diagnosis: str = ""
@@ -45,14 +49,23 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
         "openai": BackendRecord(
             module="promptmill.backends.openai.backend",
             needs_endpoint=True,
-            any_request=True,
+            any_model=True,
+            other_paths=OTHER_PATHS,
             choice="promptmill.backends.openai.choice",
             diagnosis="promptmill.backends.openai.diagnosis",
         )
     }
     | {
+        "vllm": BackendRecord(
+            module="promptmill.backends.engines.host",
+            model_key="model_name_or_path",
+            is_engine=True,
+            other_paths=frozenset({"/embeddings"}),
+        )
+    }
+    | {
         engine: BackendRecord(module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True)
-        for engine in ("hf", "openvino", "vllm")
+        for engine in ("hf", "openvino")
     }
 )
 _UNKNOWN = BackendRecord(module="")

@@ -48,7 +48,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
                     spec.created,
                     None,
                     extra,
-                    takes_model=backends.record(spec.backend).any_request,
+                    takes_model=backends.record(spec.backend).any_model,
                 )
             )
             try:

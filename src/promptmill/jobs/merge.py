@@ -139,7 +139,7 @@ def of_job(job: Job, lines: RandomFile, answers: Answers, extra: tuple[str, ...]
         spec.created,
         job.order.limit,
         extra,
-        takes_model=backends.record(spec.backend).any_request,
+        takes_model=backends.record(spec.backend).any_model,
     )
 
 

@@ -192,7 +192,7 @@ def _merge(
         spec.created,
         None,
         tuple(name for name in RARE_FIELDS if name in rare),
-        takes_model=backends.record(spec.backend).any_request,
+        takes_model=backends.record(spec.backend).any_model,
     )
 
 

@@ -76,7 +76,8 @@ def _check_lines(
         {},
         system_prompt,
         settings.image_tag,
-        model="" if plan.record.any_request else plan.model or plan.backend,
+        model="" if plan.record.any_model else plan.model or plan.backend,
+        paths=plan.record.other_paths,
         prompt_column=order.prompt_column if input_format == "jsonl" else None,
     )
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)

@@ -88,7 +88,11 @@ class Desk:
 
     def ask(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Outcome]:
         """Return one outcome per prompt; a tuple as sampling value holds one value per prompt."""
-        call = self.call(host, prompts, extra, **sampling)
+        return self.answer(host, self.requests(prompts, extra, **sampling))
+
+    def answer(self, host: EngineHost, requests: list[Request]) -> list[Outcome]:
+        """Return one outcome per request."""
+        call = Call(host, ListSource(requests))
         self.stats = call.stats
         return self.wait(call.run())
 

@@ -5,6 +5,7 @@ To the engine:
     {"type": "load", "engine", "options"}            first, once
     {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live"}
                                                      `live`: the answer so far is wanted while it grows
+    {"type": "submit", "run", "id", "path", "body"}  a request that is none for a chat; to vLLM alone
     {"type": "cancel", "run"}                        nothing more is wanted for this run
 
 From the engine:

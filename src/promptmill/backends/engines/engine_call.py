@@ -117,6 +117,7 @@ def _outcome(message: Frame, request: Request) -> Outcome:
         attempts,
         message["latency_s"],
         message.get("logprobs"),
+        message.get("details"),
     )
     if problem := unanswered(completion):
         return Failure(problem, attempts, completion.latency_s, completion.usage)

@@ -32,6 +32,8 @@ class Submissions:
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
+        if request.path:
+            return _checked(self._other(number, request))
         conversation = request.conversation
         images = conversation.images
         if images and not self._takes_images:
@@ -64,14 +66,27 @@ class Submissions:
             )
             size = len(frame)
         if size > _LONGEST_ITEM:
-            raise PromptmillError(
-                Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads."
-            )
+            raise _too_large(size)
         return frame
+
+    def _other(self, number: int, request: Request) -> bytes:
+        """Return the frame of a request that is none for a chat."""
+        body = dict(request.extra)
+        return _packed({"type": "submit", "run": self._run, "id": number, "path": request.path, "body": body})
 
     def close(self) -> None:
         """Stop what is still being read or fetched."""
         self._image_cache.close()
+
+
+def _checked(frame: bytes) -> bytes:
+    if len(frame) > _LONGEST_ITEM:
+        raise _too_large(len(frame))
+    return frame
+
+
+def _too_large(size: int) -> PromptmillError:
+    return PromptmillError(Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads.")
 
 
 def _packed(message: frames.Frame) -> bytes:

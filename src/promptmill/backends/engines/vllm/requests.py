@@ -18,6 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.growing_answer import PREVIEW_EVERY_S
 from promptmill.backends.engines.vllm.answer_parser import AnswerParser, outcome
+from promptmill.backends.engines.vllm.embeddings import Embedder
 from promptmill.backends.engines.vllm.prompt import PromptBuilder
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.system.frames import Frame, packed_error
@@ -45,6 +46,7 @@ class RequestRunner:
         self._engine = engine
         self._channel = channel
         self._prompts = PromptBuilder(engine, options)
+        self._embedder = Embedder(engine, options)
         self._reading = AnswerParser(engine, options.get("reasoning_parser"), self._prompts.tools.form.marks)
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
         self._capacity = rows + max(2, rows // 8)  # the next ones are prepared while all rows are taken
@@ -111,6 +113,14 @@ class RequestRunner:
         self._channel.send({**address, "latency_s": round(time.monotonic() - started, 6), **found})
 
     async def _answered(self, message: Frame, warnings: list[str]) -> Frame:
+        if "path" in message:  # `/embeddings`, see `BackendRecord.other_paths`
+            return await self._embedder.answer(message["body"], warnings)
+        if "generate" not in await self._engine.get_supported_tasks():
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The model is loaded to embed: it answers Batch lines for /v1/embeddings alone.",
+                "Load a model that generates, or leave `backend_configs.vllm.runner` out.",
+            )
         prepared = await self._prompts.prepare(message, warnings)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))

@@ -1,0 +1,87 @@
+"""Embeddings from vLLM: lines of a Batch file in, OpenAI's responses out, on a small model made here."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from promptmill.backends import rows
+from promptmill.config.backends import BACKENDS
+
+pytestmark = pytest.mark.engine
+
+
+def request(number: int, **body: Any) -> Any:
+    line = {"custom_id": f"{number}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e", **body}}
+    reader = rows.RowReader("batch", model="e", paths=BACKENDS["vllm"].other_paths)
+    return reader.request(number, json.dumps(line).encode())
+
+
+@pytest.fixture(scope="session")
+def embedder(start: Any, small: Any) -> Any:
+    return start(small, dtype="float32", runner="pooling", max_model_len=64)
+
+
+def expected(small: Any, text: str) -> Any:
+    """What transformers computes: the last token's state, normalized, as vLLM pools a decoder."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(small, dtype=torch.float32).eval()
+    with torch.no_grad():
+        state = model(**AutoTokenizer.from_pretrained(small)([text], return_tensors="pt")).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(state, dim=0)
+
+
+def test_each_line_gets_the_embeddings_of_its_inputs(desk: Any, embedder: Any, small: Any) -> None:
+    import numpy as np
+
+    one, several, tokens = desk.answer(
+        embedder,
+        [
+            request(0, input="abc", user="somebody"),
+            request(1, input=["abc", "something else"], encoding_format="base64"),
+            request(2, input=[5, 6, 7]),
+        ],
+    )
+    payload = one.details["payload"]
+    assert (payload["object"], payload["usage"]["total_tokens"]) == ("list", one.usage.prompt_tokens)
+    vector = payload["data"][0]["embedding"]
+    assert np.allclose(vector, expected(small, "abc").numpy(), atol=1e-4)
+    first, second = (np.frombuffer(base64.b64decode(x["embedding"]), "<f4") for x in several.details["payload"]["data"])
+    assert np.allclose(first, vector, atol=1e-5)
+    assert np.allclose(second, expected(small, "something else").numpy(), atol=1e-4)
+    assert tokens.usage.prompt_tokens == 3
+    assert desk.stats.warnings == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ({"input": 3}, "invalid_input", "body.input should be"),
+        ({"input": "a", "dimensions": 0}, "invalid_input", "body.dimensions"),
+        ({"input": "a", "encoding_format": "hex"}, "invalid_input", "float or base64"),
+        ({"input": "long" * 100}, "context_length", "the model takes 64"),
+        ({"input": "a", "dimensions": 4}, "invalid_input", "atryoshka"),
+    ],
+)
+def test_what_cannot_be_embedded_fails_alone(desk: Any, embedder: Any, body: Any, code: str, said: str) -> None:
+    bad, good = desk.answer(embedder, [request(0, **body), request(1, input="a")])
+    assert bad.error.code == code
+    assert said in bad.error.message
+    assert good.details
+
+
+def test_a_model_for_chats_says_what_to_do(desk: Any, vllm: Any) -> None:
+    (outcome,) = desk.answer(vllm, [request(0, input="a")])
+    assert outcome.error.code == "unsupported"
+    assert "runner: pooling" in outcome.error.hint
+
+
+def test_a_model_that_embeds_says_so_to_a_chat(desk: Any, embedder: Any) -> None:
+    (outcome,) = desk.ask(embedder, ["Hi"], max_tokens=2)
+    assert outcome.error.code == "unsupported"
+    assert "/v1/embeddings" in outcome.error.message
