@@ -76,7 +76,10 @@ def answer_so_far(text: str) -> str:
 
 def told_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
-    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
+    text = completion.text
+    if "<" not in text and "[" not in text and "◁" not in text:  # one of these is in every mark
+        return completion
+    reasoning, text = split_marked(text, already=completion.reasoning is not None)
     if text == completion.text:
         return completion
     return replace(completion, text=text, reasoning=completion.reasoning or reasoning)

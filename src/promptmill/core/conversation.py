@@ -88,7 +88,11 @@ class Conversation:
     @property
     def images(self) -> list[ImagePart]:
         """All images, in order."""
-        return [image for message in self.messages for image in message.images]
+        found: list[ImagePart] = []
+        for message in self.messages:
+            if isinstance(message.content, tuple):
+                found += message.images
+        return found
 
     @property
     def has_audio(self) -> bool:

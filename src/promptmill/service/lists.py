@@ -24,7 +24,8 @@ class ListSource:
     ) -> None:
         self._items = items
         self._system_prompt = system_prompt
-        self._sampling = sampling
+        self.sampling = sampling
+        """Of all requests."""
         self._extra = extra
         self._next = 0
 
@@ -46,7 +47,7 @@ class ListSource:
             item = self._items[self._next]
             if isinstance(item, Conversation):
                 conversation = item.with_system(self._system_prompt)
-                requests.append(Request(self._next, conversation, self._sampling, self._extra))
+                requests.append(Request(self._next, conversation, self.sampling, self._extra))
             self._next += 1
         return requests
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.core.sampling import Sampling
 
 _BLOCK = 1 << 20
 
@@ -22,6 +23,11 @@ class WrappedCall:
     def size(self) -> int:
         """The length of all texts together, where the source knows it."""
         return getattr(self._source, "size", 0)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """The sampling parameters of all requests, where they share them."""
+        return getattr(self._source, "sampling", None)
 
     @property
     def reading(self) -> Any:

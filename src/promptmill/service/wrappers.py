@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from promptmill.backends.protocol import Backend
+from collections.abc import Callable
+
+from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
@@ -24,8 +26,33 @@ def wrapped(backend: Backend, plan: ResolvedConfig, budget: Budget | None = None
     if plan.backend not in BACKENDS:
         backend = ScreenedRequests(backend, plan)
     backend = BudgetedAnswers(backend, plan, budget)
-    backend = SeveralAnswers(StructuredAnswers(backend, retries=plan.settings.schema_retries))
+    backend = TextOrMore(backend, SeveralAnswers(StructuredAnswers(backend, retries=plan.settings.schema_retries)))
     wanted = plan.operator.cache
     if not wanted:
         return backend
     return CachedAnswers(backend, plan, path_of(wanted), everything=wanted == "all")
+
+
+class TextOrMore:
+    """Two ways to one backend: `plain` for calls that ask for one text per prompt, `full` for all others.
+
+    So what checks and counts answers costs nothing where there is nothing to check. Both load and close together.
+    """
+
+    def __init__(self, plain: Backend, full: Backend) -> None:
+        """`full` is around `plain`."""
+        self._plain, self._full = plain, full
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Load the backend."""
+        await self._full.load(report)
+
+    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
+        """Run the backend the way that the requests of `source` need; where it does not say, they may need anything."""
+        sampling = getattr(source, "sampling", None)
+        is_text = sampling is not None and sampling.n is None and sampling.response_format is None
+        await (self._plain if is_text else self._full).run(source, sink, stats)
+
+    async def aclose(self) -> None:
+        """Close the backend."""
+        await self._full.aclose()

@@ -31,10 +31,9 @@ class Sender:
             raise RecursionError
         return 1
 
-    async def prepare(self, task):
+    def prepare(self, task):
         if task.key == 1:
             raise ValueError("a port that is no port: hunter2")
-        return {}
 
     async def send(self, task, endpoint_state, prepared, *, fresh):
         return Completion(f"answer {task.key}")
@@ -53,7 +52,7 @@ def test_it_costs_no_other_item(run):
             stats,
             settings=settings,
             concurrency=2,
-            limiter=Limiter(states, 2, time.monotonic),
+            limiter=Limiter(states, 2, time.monotonic, tpm=1_000_000),
             sender=Sender(),
             chance=chance,
         ).run()

@@ -117,20 +117,20 @@ def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_
     clock = Clock()
     endpoint_state = an_endpoint(LoopThrottle(clock), concurrency=4)
     lost = RetryDecision(FailureKind.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
-    first, older = endpoint_state.enter(), endpoint_state.enter()
+    first, older = endpoint_state.enter(clock()), endpoint_state.enter(clock())
     endpoint_state.failed(first, lost, None)
     endpoint_state.leave(first)
-    hanging = endpoint_state.enter()
+    hanging = endpoint_state.enter(clock())
     assert endpoint_state.room(clock.now) == 0
     endpoint_state.succeeded(older)
     endpoint_state.leave(older)
     assert endpoint_state.room(clock.now) == 3
-    later = endpoint_state.enter()
+    later = endpoint_state.enter(clock())
     endpoint_state.failed(later, lost, None)
     endpoint_state.leave(later)
     clock.now += 60
     assert endpoint_state.room(clock.now) == 1
-    probe = endpoint_state.enter()
+    probe = endpoint_state.enter(clock())
     endpoint_state.leave(hanging)
     assert endpoint_state.room(clock.now) == 0
     endpoint_state.leave(probe)
@@ -146,7 +146,7 @@ def grown(answer_after_s: float, *, busy: bool) -> int:
         endpoint_state = an_endpoint(throttle, concurrency=256)
         for _ in range(1000):
             assert throttle.pass_now()
-            tickets = [endpoint_state.enter() for _ in range(endpoint_state.window.size)]
+            tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.window.size)]
             if not busy:
                 await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
                 await asyncio.sleep(0)
@@ -228,7 +228,7 @@ def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
     throttle = LoopThrottle(clock)
     ill, well = an_endpoint(throttle), an_endpoint(throttle)
     limiter = Limiter([ill, well], 8, clock)
-    begun, refused = ill.enter(), ill.enter()
+    begun, refused = ill.enter(clock()), ill.enter(clock())
     error = PromptmillError(Code.CONNECTION_LOST, "503")
     ill.failed(refused, RetryDecision(FailureKind.LOST, error, wait_s=30.0), None)
     ill.leave(refused)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.outcome import Completion
 
 TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
-_NO_IMAGES: Mapping[str, bytes] = {}
+NOTHING: Mapping[str, bytes] = {}
 
 
 class Sender(Protocol[TaskT_contra]):
@@ -38,8 +38,11 @@ class Sender(Protocol[TaskT_contra]):
         """Return the estimated number of tokens of the prompt, for `tpm` alone."""
         ...
 
-    async def prepare(self, task: TaskT_contra) -> Mapping[str, bytes]:
-        """Return what `send` needs and no place at the endpoint should wait for. Raises the task's own error."""
+    def prepare(self, task: TaskT_contra) -> Awaitable[Mapping[str, bytes]] | None:
+        """Return what `send` needs and no place at the endpoint should wait for; None for `NOTHING`, as mostly.
+
+        The awaitable raises the task's own error.
+        """
         ...
 
     async def send(
@@ -77,10 +80,10 @@ class LocalSender:
         """Return a rough four bytes a token; what was really used is charged afterwards."""
         return sum(len(m.content) for m in task.conversation.messages if isinstance(m.content, str)) // 4
 
-    async def prepare(self, task: Request) -> Mapping[str, bytes]:
+    def prepare(self, task: Request) -> Awaitable[Mapping[str, bytes]] | None:
         """Return the task's images, read and encoded."""
         images = task.conversation.images
-        return await self._image_encoder.read(images) if images else _NO_IMAGES
+        return self._image_encoder.read(images) if images else None
 
     async def send(
         self, task: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
@@ -88,34 +91,36 @@ class LocalSender:
         """Encode, post, read."""
         if task.path:
             return await self._send_elsewhere(task, endpoint_state, fresh=fresh)
-        for name in endpoint_state.encoder.refused(task):
-            text = f"{endpoint_state.endpoint.name} takes no `{name}`"
+        endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
+        for name in encoder.refused(task):
+            text = f"{endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
             self._scope.warn(f"{text}; it was left out.")
         preview = self._scope.preview
-        if endpoint_state.endpoint.profile.images == "data" and self._image_encoder.passes_on(task.conversation.images):
+        if prepared and endpoint.profile.images == "data" and self._image_encoder.passes_on(task.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
-                f"{endpoint_state.endpoint.name} fetches no images from the web.",
+                f"{endpoint.name} fetches no images from the web.",
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
-        body = endpoint_state.encoder.encode(task, prepared, stream=preview is not None)
+        body = encoder.encode(task, prepared, stream=preview is not None)
         told = None
         if preview is not None:
             told = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
         try:
-            reply = await self._pool.send(endpoint_state.endpoint, body, fresh=fresh, told=told)
+            reply = await self._pool.send(endpoint, body, fresh=fresh, told=told)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
-            return decide_on_exception(error, endpoint_state.endpoint)
-        found = read_response(reply.status, reply.headers, reply.body, endpoint_state.endpoint, whole=self._whole)
-        if isinstance(found, RetryDecision) and preview is not None and reply.status in {400, 422}:
-            self._scope.preview = None  # it may be the streaming that is refused
-            return await self.send(task, endpoint_state, prepared, fresh=fresh)
-        if isinstance(found, Completion):
-            endpoint_state.heard(reply.headers)
-        if isinstance(found, RetryDecision) or task.sampling.reasoning == "inline":
+            return decide_on_exception(error, endpoint)
+        found = read_response(reply.status, reply.headers, reply.body, endpoint, whole=self._whole)
+        if isinstance(found, RetryDecision):
+            if preview is not None and reply.status in {400, 422}:
+                self._scope.preview = None  # it may be the streaming that is refused
+                return await self.send(task, endpoint_state, prepared, fresh=fresh)
+            return found
+        endpoint_state.heard(reply.headers)
+        if task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)
         if problem := unanswered(answer):
@@ -129,7 +134,7 @@ class LocalSender:
         """Post a request that is none for a chat as it is, and keep its response as it is."""
         endpoint = elsewhere(endpoint_state.endpoint, task.path)
         try:
-            reply = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, _NO_IMAGES), fresh=fresh)
+            reply = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, NOTHING), fresh=fresh)
         except Exception as error:  # noqa: BLE001 (as above)
             without_frames(error)
             return decide_on_exception(error, endpoint)

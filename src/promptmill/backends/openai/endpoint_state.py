@@ -111,11 +111,10 @@ class EndpointState:
         """Whether a call that has sent nothing yet may try it during a pause that others have brought about."""
         return self._strikes > 0 and not (self._probe or self.blocked or self.suspected)
 
-    def enter(self) -> Permit:
+    def enter(self, now: float) -> Permit:
         """Take a place."""
         self.in_flight += 1
         self.serial += 1
-        now = self._clock()
         permit = Permit(self, now, self._throttle.idle_s(now))
         if self._strikes:
             self._probe = permit
@@ -129,8 +128,11 @@ class EndpointState:
         if self.suspected and not self.in_flight:  # nobody who was on the way found it better
             self.blocked, self.suspected = self.suspected, None
 
-    def succeeded(self, permit: Permit, tokens: int = 0) -> None:
-        """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`."""
+    def succeeded(self, permit: Permit, tokens: int = 0) -> float:
+        """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`.
+
+        Returns when that was.
+        """
         self.newest_success = max(self.newest_success, permit.serial)
         self.answered = True
         self.successes += 1
@@ -138,7 +140,8 @@ class EndpointState:
         self.suspected = None
         self._probe = None  # one that hangs is in nobody's way when it is needed again
         self.trouble_since = None
-        answer_s = self._clock() - permit.at
+        now = self._clock()
+        answer_s = now - permit.at
         self.answer_s += _FADING * (answer_s - self.answer_s) if self.answer_s else answer_s
         if self.search is not None:
             self.search.answered(permit.round_number, self.in_flight, answer_s, tokens)
@@ -147,6 +150,7 @@ class EndpointState:
             permit.round_number,
             may_grow=window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s),
         )
+        return now
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Count a failure; return whether it is the endpoint's affair and does not count against the item.

@@ -35,6 +35,11 @@ class HeldRefusals(Generic[ItemT]):
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def idle(self) -> bool:
+        """Whether another answer changes nothing here."""
+        return self._answered and not self._held
+
     def takes(self, decision: RetryDecision) -> bool:
         """Return whether a final failure is to wait here."""
         if decision.kind is FailureKind.ENDPOINT:

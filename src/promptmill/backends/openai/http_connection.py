@@ -10,7 +10,7 @@ import asyncio
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeVar, cast, overload
 
 import aiohappyeyeballs
 import httptools
@@ -23,6 +23,7 @@ LARGEST_BODY = 64 * 1024 * 1024
 _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 _MOST_MEMBERS = 128
+T = TypeVar("T")
 
 
 class Headers(Mapping[str, str]):
@@ -30,20 +31,29 @@ class Headers(Mapping[str, str]):
 
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         self._raw = raw
-        self._read: dict[str, str] | None = None
+        self._read: dict[bytes, bytes] | None = None
 
-    def _all(self) -> dict[str, str]:
+    def _all(self) -> dict[bytes, bytes]:
         if self._read is None:
-            self._read = {
-                name.decode("latin-1").lower(): value.decode("latin-1").strip() for name, value in reversed(self._raw)
-            }
+            self._read = {name.lower(): value for name, value in reversed(self._raw)}
         return self._read
 
     def __getitem__(self, name: str) -> str:
-        return self._all()[name.lower()]
+        return self._all()[name.lower().encode("latin-1")].decode("latin-1").strip()
+
+    @overload
+    def get(self, key: str, /) -> str | None: ...
+
+    @overload
+    def get(self, key: str, /, default: T) -> str | T: ...
+
+    def get(self, key: str, /, default: T | None = None) -> str | T | None:
+        """Return a header; `Mapping` raises and catches an exception for one that is not there."""
+        value = self._all().get(key.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1").strip()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
+        return (name.decode("latin-1") for name in self._all())
 
     def __len__(self) -> int:
         return len(self._all())
@@ -57,7 +67,7 @@ class HttpResponse(NamedTuple):
     body: bytes
 
 
-Done = Callable[[HttpResponse | Exception], None]
+Answer = asyncio.Future[HttpResponse]
 
 
 class Target:
@@ -93,7 +103,7 @@ class Owner(Protocol):
 
     clock: Callable[[], float]
 
-    def deliver(self, done: Done, result: HttpResponse | Exception) -> None:
+    def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
         """Hand out a result soon."""
 
     def release(self, connection: Connection) -> None:
@@ -110,7 +120,8 @@ class Connection(asyncio.Protocol):
         self.target = target
         self.at = 0.0
         """When something was last sent or received."""
-        self.done: Done | None = None
+        self.answer: Answer | None = None
+        """Who waits for the response."""
         self.closed = False
         self.keep = True
         self._owner = owner
@@ -132,8 +143,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
-        done = self.done
-        if done is None:
+        if self.answer is None:
             self.close()
             return
         self.at = self._clock()
@@ -155,14 +165,14 @@ class Connection(asyncio.Protocol):
             self._end(InvalidResponseError("a head without an end"))
 
     def eof_received(self) -> None:
-        if self.done is not None and self._in_body and not self._complete and self._until_closed():
+        if self.answer is not None and self._in_body and not self._complete and self._until_closed():
             self.keep = False
             self._complete = True
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        if self.done is None:
+        if self.answer is None:
             self._owner.forget(self)
         elif not self._started and self._answered:
             self._end(StaleError())
@@ -213,12 +223,12 @@ class Connection(asyncio.Protocol):
 
     # the owner's
 
-    def send(self, pieces: Sequence[bytes], length: int, done: Done) -> None:
-        """Send a request with a body of these pieces; `done` gets the response or what went wrong, once."""
+    def send(self, pieces: Sequence[bytes], length: int, answer: Answer) -> None:
+        """Send a request with a body of these pieces; `answer` gets the response or what went wrong, once."""
         transport = self._transport
         assert transport is not None
         self._begin()
-        self.done = done
+        self.answer = answer
         self.at = self._clock()
         head = self.target.head(length)
         if len(pieces) == 1 and length < 1 << 16:
@@ -229,7 +239,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close at once; nobody is told."""
         self.keep = False
-        self.done = None
+        self.answer = None
         if self._transport is not None and not self.closed:
             self.closed = True
             self._transport.abort()
@@ -259,14 +269,14 @@ class Connection(asyncio.Protocol):
         self._end(HttpResponse(self._status, Headers(headers), body))
 
     def _end(self, result: HttpResponse | Exception) -> None:
-        done, self.done = self.done, None
+        answer, self.answer = self.answer, None
         if self.keep and not self.closed:
             self._owner.release(self)
         else:
             self.close()
             self._owner.forget(self)
-        if done is not None:
-            self._owner.deliver(done, result)
+        if answer is not None:
+            self._owner.deliver(answer, result)
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:

@@ -66,6 +66,8 @@ class Limiter:
         self.endpoint_states = endpoint_states
         self._concurrency = concurrency
         self._clock = clock
+        self.counts_tokens = tpm is not None
+        """Whether the sizes of requests are of any use."""
         self._requests = TokenBucket(rpm, clock()) if rpm else None
         self._tokens = TokenBucket(tpm, clock()) if tpm else None
         self._in_flight = 0
@@ -162,8 +164,7 @@ class Limiter:
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
         stats.in_flight -= 1
-        if self.room != self._capacity:
-            self._share_out_soon()
+        self._share_out_soon()  # once per turn: the endpoints' windows may have changed
         if self._waiting:
             self.serve()
 
@@ -256,7 +257,7 @@ class Limiter:
                 self._tokens.take(tokens)
         self._in_flight += 1
         stats.in_flight += 1
-        permit = endpoint_state.enter()
+        permit = endpoint_state.enter(now)
         window = endpoint_state.window
         if window.may_double and endpoint_state.in_flight >= window.size and not endpoint_state.watched:
             endpoint_state.watched = True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import aiohappyeyeballs
 
-from promptmill.backends.openai.http_connection import Connection, Done, HttpResponse, Target
+from promptmill.backends.openai.http_connection import Answer, Connection, HttpResponse, Target
 from promptmill.backends.openai.loop_throttle import ANSWERS_PER_TURN
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
@@ -44,7 +44,7 @@ class RawHttpClient:
         self._connecting = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._watch: asyncio.TimerHandle | None = None
-        self._arrived: deque[tuple[Done, HttpResponse | Exception]] = deque()
+        self._arrived: deque[tuple[Answer, HttpResponse | Exception]] = deque()
         self._period_s = min(1.0, silence_s / 4)
         self._closed = False
 
@@ -58,20 +58,11 @@ class RawHttpClient:
             connection = await self._new(target, fresh=fresh)
             connection.keep = not fresh
         answer: asyncio.Future[HttpResponse] = self._loop.create_future()
-
-        def done(result: HttpResponse | Exception) -> None:
-            if answer.done():
-                return
-            if isinstance(result, Exception):
-                answer.set_exception(result)
-            else:
-                answer.set_result(result)
-
-        connection.send(pieces, length, done)
+        connection.send(pieces, length, answer)
         try:
             return await answer
         except asyncio.CancelledError:
-            if connection.done is done:
+            if connection.answer is answer:
                 connection.close()
             raise
 
@@ -156,17 +147,22 @@ class RawHttpClient:
             self._context = asyncio.ensure_future(asyncio.to_thread(self._trust))
         return await asyncio.shield(self._context)
 
-    def deliver(self, done: Done, result: HttpResponse | Exception) -> None:
+    def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
         """Hand out a result soon: a few in each turn of the loop, so that others have theirs, however many came."""
         if not self._arrived:
             self._loop.call_soon(self._hand_out)
-        self._arrived.append((done, result))
+        self._arrived.append((answer, result))
 
     def _hand_out(self) -> None:
         arrived = self._arrived
         for _ in range(min(ANSWERS_PER_TURN, len(arrived))):
-            done, result = arrived.popleft()
-            done(result)
+            answer, result = arrived.popleft()
+            if answer.done():  # whoever waited was cancelled
+                continue
+            if isinstance(result, HttpResponse):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
         if arrived:
             self._loop.call_soon(self._hand_out)
 
@@ -191,7 +187,7 @@ class RawHttpClient:
 
     def _close_an_idle_one(self) -> bool:
         for connection in self._open:
-            if connection.done is None and connection in connection.target.idle:
+            if connection.answer is None and connection in connection.target.idle:
                 connection.close()
                 return True
         return False
@@ -202,7 +198,7 @@ class RawHttpClient:
         now = self.clock()
         for connection in tuple(self._open):
             quiet_s = now - connection.at
-            if connection.done is None:
+            if connection.answer is None:
                 if quiet_s > KEEPALIVE_S:
                     connection.close()
             elif quiet_s > self._silence_s:
@@ -216,7 +212,7 @@ class RawHttpClient:
         if self._watch is not None:
             self._watch.cancel()
         for connection in tuple(self._open):
-            if connection.done is not None:
+            if connection.answer is not None:
                 connection.fail(TransportError("closed"))
             else:
                 connection.close()

@@ -44,6 +44,7 @@ class RequestEncoder:
         self._stream = stream
         # keyed by identity, because a call's items share the objects; they are kept so that an id is never reused
         self._heads: dict[tuple[int, int], _Head] = {}
+        self._last: _Head | None = None
 
     def refused(self, request: Request) -> list[str]:
         """Return the names of the request's parameters that the endpoint cannot take."""
@@ -67,7 +68,7 @@ class RequestEncoder:
                 head = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], head[1:])
             messages = (with_words(conversation, found.words) if found.words else conversation).messages
             if not images:
-                return b"%b[%b]}" % (head, b",".join([_message(message) for message in messages]))
+                return b"".join((head, b"[", b",".join([_message(message) for message in messages]), b"]}"))
             pieces = [head + b"["]
             for message in messages:
                 pieces += _pieces(message, images)
@@ -93,7 +94,10 @@ class RequestEncoder:
             return b"%d" % request.key  # like no other; its own attempt says what is wrong
 
     def _head(self, request: Request) -> _Head:
-        identity = (id(request.sampling), id(request.extra))
+        last, sampling, extra = self._last, request.sampling, request.extra
+        if last is not None and last.parameters[0] is sampling and last.parameters[1] is extra:
+            return last
+        identity = (id(sampling), id(extra))
         head = self._heads.get(identity)
         if head is None:
             if len(self._heads) >= 1024:  # requests that each bring their own parameters
@@ -109,6 +113,7 @@ class RequestEncoder:
                 ) from None
             head = _Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
             self._heads[identity] = head
+        self._last = head
         return head
 
     def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], str]:

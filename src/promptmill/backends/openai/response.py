@@ -26,6 +26,12 @@ from promptmill.core.outcome import NO_USAGE, Completion, Usage
 _ERROR_FIELDS = frozenset(
     {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
 )
+_TELLING = frozenset({"error", "error_code", "base_resp"})
+"""Fields of a body that may say it is an error."""
+_NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
+"""Fields of a message that say nothing more about one with text."""
+_ENDS = frozenset({"stop", "length"})
+_SUMS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -83,6 +89,8 @@ def _read(
     if 200 <= status < 300:
         if payload is None and is_stream(headers.get("Content-Type", ""), body):
             return _read_stream(headers, body, endpoint, whole=whole)
+        if not whole and type(payload) is dict and (completion := _ordinary(payload)) is not None:
+            return completion
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
             return read_payload(payload, headers, endpoint, whole=whole)
@@ -95,6 +103,29 @@ def _read(
     if payload is None:
         payload = _loosely(body)
     return classify_refusal(status, headers, payload if payload is not None else _text(body), endpoint)
+
+
+def _ordinary(payload: dict[str, Any]) -> Completion | None:
+    """Return the answer in an object as most are, all text and nothing beside it; None for any other.
+
+    `read_payload` would find the same and takes four times as long.
+    """
+    choices, usage = payload.get("choices"), payload.get("usage")
+    if not _TELLING.isdisjoint(payload) or payload.get("object") == "error" or type(choices) is not list or not choices:
+        return None
+    choice = choices[0]
+    if type(choice) is not dict or choice.get("error") or choice.get("logprobs"):
+        return None
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    if type(message) is not dict or type(finish) is not str or finish not in _ENDS:
+        return None
+    text = message.get("content")
+    if type(text) is not str or not text:
+        return None
+    for name, value in message.items():
+        if value and name not in _NO_MATTER:
+            return None
+    return Completion(text, finish, _usage(usage))
 
 
 def _unwrapped(payload: Any) -> Any:
@@ -208,6 +239,8 @@ def _usage(usage: Any) -> Usage:
         return NO_USAGE
     prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
     completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
+    if usage.keys() == _SUMS:
+        return Usage(prompt, completion)
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage.get("prompt_cache_hit_tokens"))
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))

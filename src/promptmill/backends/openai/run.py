@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
-from promptmill.backends.openai.attempt import Sender
+from promptmill.backends.openai.attempt import NOTHING, Sender
 from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint import refusal_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
@@ -108,6 +108,8 @@ class Run(Generic[TaskT]):
         self._most_workers = concurrency
         self._limiter, self._sender, self._chance = limiter, sender, chance
         self._hedge = Hedge(limiter, stats) if settings.hedge else None
+        self._plain = self._hedge is None and settings.item_timeout is None
+        """Whether an attempt is one request, however long it takes."""
         self._fresh: deque[Item[TaskT]] = deque()
         self._back: deque[Item[TaskT]] = deque()
         self._ended = False
@@ -187,56 +189,71 @@ class Run(Generic[TaskT]):
         if self._workers:
             self._employ()
 
-    async def _advance(self, item: Item[TaskT]) -> None:
+    async def _advance(self, item: Item[TaskT]) -> None:  # noqa: PLR0912 (a call per step costs more than the step)
         """Make one attempt and settle the item or put it back."""
         if self._held.ended:
             return await self._fail(item, self._held.ended, concerns_all=True)
+        limiter, sender, stats, task = self._limiter, self._sender, self._scope, item.task
         try:
-            prepared = await self._sender.prepare(item.task)
-            size = self._sender.size(item.task)
+            preparing = sender.prepare(task)
+            prepared = NOTHING if preparing is None else await preparing
+            size = sender.size(task) if limiter.counts_tokens else 0
         except PromptmillError as error:
             return await self._fail(item, error)
         except Exception as error:  # noqa: BLE001 (one item never ends the others)
             return await self._fail(item, internal_error("The request could not be prepared", error))
         try:
-            permit = self._limiter.enter_now(self._scope, size, item.failed_at) or await self._limiter.enter(
-                self._scope, size, item.failed_at
-            )
+            permit = limiter.enter_now(stats, size, item.failed_at) or await limiter.enter(stats, size, item.failed_at)
         except PromptmillError as error:
             return await self._fail(item, error, concerns_all=True)
         endpoint_state = permit.endpoint_state
         try:
-            result, answering = await self._attempt(item, permit, prepared)
+            now = permit.at
+            if not sender.ready:
+                await sender.wait_ready()
+                now = time.monotonic()
+            item.since = item.since or now
+            if self._plain:
+                item.attempts += 1
+                stats.requests += 1
+                stats.retries += item.attempts > 1
+                answering = permit
+                try:
+                    result = await sender.send(task, endpoint_state, prepared, fresh=item.stale)
+                except PromptmillError:  # what is wrong with it showed before anything was sent
+                    self._not_sent(item)
+                    raise
+            else:
+                result, answering = await self._attempt(item, permit, prepared)
         except PromptmillError as error:
-            self._limiter.leave(permit, self._scope)
+            limiter.leave(permit, stats)
             return await self._fail(item, error)
         except BaseException:
-            self._limiter.leave(permit, self._scope)
+            limiter.leave(permit, stats)
             raise
         if isinstance(result, Completion):
             usage = result.usage
-            answering.endpoint_state.succeeded(answering, usage.completion_tokens)
-            self._limiter.leave(permit, self._scope)
-            self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
-            for refused, decision in self._held.answered(answering):
-                await self._fail(refused, decision.error, decision.usage)
-            return await self._settle(item, result.after(item.attempts, self._age(item)))
+            now = answering.endpoint_state.succeeded(answering, usage.completion_tokens)
+            limiter.leave(permit, stats)
+            if limiter.counts_tokens:
+                limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
+            if not self._held.idle:
+                for refused, decision in self._held.answered(answering):
+                    await self._fail(refused, decision.error, decision.usage)
+            return await self._settle(item, result.after(item.attempts, round(now - item.since, 4)))
         result = self._judged(result, endpoint_state)
         counts = not self._blame(item, permit, result)
-        self._limiter.leave(permit, self._scope)
+        limiter.leave(permit, stats)
         return await self._after_failure(item, permit, result, counts=counts)
 
     async def _attempt(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
     ) -> tuple[Completion | RetryDecision, Permit]:
-        """Send once; return what came of it, and the permit of what brought it.
+        """Send once, within `item_timeout`; return what came of it, and the permit of what brought it.
 
         Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker.
         """
-        if not self._sender.ready:
-            await self._sender.wait_ready()
         now = time.monotonic()
-        item.since = item.since or now
         limit_s = self._settings.item_timeout
         if limit_s is not None and now >= item.since + limit_s:
             raise _too_slow(limit_s)
@@ -253,11 +270,15 @@ class Run(Generic[TaskT]):
             except TimeoutError:
                 raise _too_slow(limit_s) from None
         except PromptmillError as error:
-            if error.code is not Code.ITEM_TIMEOUT:  # what is wrong with it showed before anything was sent
-                self._scope.retries -= item.attempts > 1
-                item.attempts -= 1
-                self._scope.requests -= 1
+            if error.code is not Code.ITEM_TIMEOUT:
+                self._not_sent(item)
             raise
+
+    def _not_sent(self, item: Item[TaskT]) -> None:
+        """Take back an attempt that was counted and not made."""
+        self._scope.retries -= item.attempts > 1
+        item.attempts -= 1
+        self._scope.requests -= 1
 
     async def _send(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]

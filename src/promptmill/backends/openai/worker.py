@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from promptmill.backends.openai.attempt import LocalSender
+from promptmill.backends.openai.attempt import NOTHING, LocalSender
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
 from promptmill.backends.openai.image_encoder import ImageEncoder
@@ -88,7 +88,8 @@ class Worker:
             request = self._reading.request(ref.key, row)
             if self._held:
                 request = replace(request, conversation=request.conversation.with_sources(self._with_bytes))
-            prepared = await self._sender.prepare(request)
+            preparing = self._sender.prepare(request)
+            prepared = NOTHING if preparing is None else await preparing
             result = await self._sender.send(request, self._endpoint_states[endpoint_state], prepared, fresh=fresh)
             self._report(number, *packed_result(result))
         except PromptmillError as error:

@@ -33,7 +33,6 @@ from promptmill.core.outcome import Completion, Usage
 from promptmill.system import frames, subprocesses
 
 _WORKER = "promptmill.backends.openai.worker"
-_NOTHING: Mapping[str, bytes] = {}
 # For glibc's malloc(3): without these a worker keeps what its threads needed to encode images, some 10 MB.
 _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 # A worker that ends this often before it has answered anything will not do better the next time.
@@ -115,10 +114,8 @@ class FanOut:
         """Return a rough four bytes a token."""
         return task.length // 4
 
-    async def prepare(self, task: Ref) -> Mapping[str, bytes]:
-        """Return nothing: the worker reads."""
-        del task
-        return _NOTHING
+    def prepare(self, task: Ref) -> None:
+        """Prepare nothing: the worker reads."""
 
     async def send(
         self, task: Ref, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
