@@ -136,10 +136,69 @@ def test_help_shows_a_commands_own_options(promptmill):
     assert "--retry-failed" in out
 
 
-def test_nothing_on_stdin_gives_no_answers(promptmill, monkeypatch, upstream):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert promptmill("generate", "-") == (0, "", "")
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_nothing_on_stdin_is_said_so(promptmill, monkeypatch, upstream, arguments):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    code, out, err = promptmill("generate", *arguments)
+    assert (code, out) == (2, "")
+    assert "stdin is empty" in err
     assert not upstream.seen
+
+
+def test_no_lines_on_stdin_are_no_prompts(promptmill, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert promptmill("generate", "--lines") == (0, "", "")
+
+
+def test_a_question_without_quotes_is_refused_before_each_of_its_words_is_paid_for(promptmill, upstream):
+    code, _, err = promptmill("generate", *["What", "is", "the", "capital", "of", "France?"])
+    assert code == 2
+    assert "6 prompts of one word each" in err
+    assert "--lines" in err
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [("red", "blue"), ("你好吗", "今天天气怎么样", "谢谢"), ("one", "two three", "four"), ("--json", "a", "b", "c")],
+)
+def test_several_prompts_that_may_be_meant_are_answered(promptmill, upstream, prompts):
+    assert promptmill("generate", *prompts)[0] == 0
+    assert len(upstream.seen) == len([prompt for prompt in prompts if prompt != "--json"])
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("nodir/a.txt", "there is no folder nodir; make it first"), (".", "is a folder; name a file")]
+)
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_asked(promptmill, upstream, output, said):
+    code, out, err = promptmill("generate", "-o", output, "x")
+    assert (code, out) == (2, "")
+    assert f"--output: {output if said[0] == 'i' else ''}" in err
+    assert said in err
+    assert not upstream.seen
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is a device that is always full on Linux alone")
+def test_answers_that_the_disk_does_not_take_are_printed(promptmill):
+    code, out, err = promptmill("generate", "-o", "/dev/full", "x")
+    assert (code, out) == (1, "echo: x\n")
+    assert "/dev/full cannot be written: No space left" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is a device that is always full on Linux alone")
+def test_a_full_disk_behind_stdout_is_told_in_words():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "promptmill", "providers"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "stdout cannot be written: No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_a_system_prompt_may_be_given(promptmill, upstream):
@@ -166,8 +225,8 @@ def test_json_without_a_failure_has_no_errors(promptmill):
 
 def test_some_failed_is_exit_code_one_and_said_on_stderr(promptmill, upstream):
     upstream.reply = by_prompt({"bad": status(400, "no such thing")})
-    code, out, err = promptmill("generate", "a", "bad", "b")
-    assert (code, out) == (1, "echo: a\n\necho: b\n")
+    code, out, err = promptmill("generate", "a", "bad", "to b")
+    assert (code, out) == (1, "echo: a\n\necho: to b\n")
     assert "1 of 3 failed with bad_request" in err
     assert "no such thing. The endpoint" in err
 

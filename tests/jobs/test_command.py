@@ -247,9 +247,12 @@ def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
-def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str) -> None:
-    assert f"--limit: '{limit}' must be at least 1" in bench.fail(f"--limit={limit}")
+@pytest.mark.parametrize(
+    ("limit", "wrong"),
+    [("0", "must be at least 1"), ("-1", "must be at least 1"), ("many", "is not a"), ("1.5", "is not a whole number")],
+)
+def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str, wrong: str) -> None:
+    assert f"--limit: '{limit}' {wrong}" in bench.fail(f"--limit={limit}")
 
 
 def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:

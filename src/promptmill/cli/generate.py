@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +28,11 @@ from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _PAUSE_S = 0.2
+_LOOK_S = 1.0
 _TELL_EVERY_S = 10.0
+_UNQUOTED = 3
+# A word of a language that puts spaces between words: a question in Chinese has none.
+_WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
@@ -40,12 +47,41 @@ def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     if not given and sys.stdin.isatty():
         raise config_error("", "say what to answer: `promptmill generate PROMPT`, or pipe a text into it.")
     text = stdin_text()
-    read = (
-        [line.rstrip("\r\n") for line in text.splitlines() if line.strip()]
-        if lines
-        else [text.strip()] * bool(text.strip())
-    )
+    if not lines and not text.strip():
+        raise config_error(
+            "", "stdin is empty; pipe a text into it, or write the prompt: promptmill generate 'PROMPT'."
+        )
+    read = [line.rstrip("\r\n") for line in text.splitlines() if line.strip()] if lines else [text.strip()]
     return [prompt for word in given or ["-"] for prompt in (read if word == "-" else [word])]
+
+
+def refuse_unquoted(prompts: Sequence[str]) -> None:
+    """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
+
+    Several questions of one word each are seldom meant, and a script's have --json.
+    """
+    if len(prompts) < _UNQUOTED or not all(map(_WORD.fullmatch, prompts)):
+        return
+    first = f"{prompts[0]} {prompts[1]}"
+    raise config_error(
+        "",
+        f"{len(prompts)} prompts of one word each. Quote what is one prompt: promptmill generate '{first} …'. If each "
+        f"is to be answered, write them as lines: printf '%s\\n' {first} … | promptmill generate --lines.",
+    )
+
+
+def check_writable(output: Path) -> None:
+    """Raise `PromptmillError` where `output` cannot be written: before the answers are paid for."""
+    folder = output.parent
+    if output.is_dir():
+        problem = f"{output} is a folder; name a file in it, such as {output / 'answers.txt'}."
+    elif not folder.is_dir():
+        problem = f"there is no folder {folder}; make it first: mkdir -p {shlex.quote(str(folder))}"
+    elif not os.access(output if output.exists() else folder, os.W_OK):
+        problem = f"{output if output.exists() else folder} may not be written; name another file or change its rights."
+    else:
+        return
+    raise config_error("--output", problem)
 
 
 def prompt_with_images(prompt: str, images: Sequence[str]) -> object:
@@ -66,8 +102,11 @@ def generate(
 ) -> int:
     """Answer `prompts` and print the answers in order, or write them to `output`.
 
-    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then.
+    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then. Raises
+    `PromptmillError` for an `output` that cannot be written, before anything is asked.
     """
+    if output is not None:
+        check_writable(output)
     stats = CallStats(total=len(prompts))
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
@@ -75,20 +114,14 @@ def generate(
         if configuration.plan.settings.sampling_params.response_format is None:  # such an answer may be corrected
             stats.preview = live.show
     outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats, live))
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
-        if as_json:
-            found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}  # as over MCP
-            if several := call_report.several(outcomes):
-                found["answers"] = several
-            if errors := call_report.errors(outcomes):
-                found["errors"] = errors
-            meta = call_report.totals(stats) | call_report.columns(outcomes)
-            say(orjson.dumps(found | {"_meta": meta}).decode(), target)
-        elif live is not None:
-            live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
-        else:
-            _print_answers(outcomes, target)
+    if live is not None:
+        live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
+        written = True
+    elif as_json:
+        result = _as_json(outcomes, stats)
+        written = _written(lambda target: say(result, target), output)
+    else:
+        written = _written(lambda target: _print_answers(outcomes, target), output)
     if not as_json:
         for warning in (*stats.warnings, *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
@@ -96,11 +129,39 @@ def generate(
             say(f"promptmill: {failed}", sys.stderr, wrap=True)
     if interrupted:
         return 130
-    return int(any(isinstance(outcome, Failure) for outcome in outcomes))
+    return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))
+
+
+def _as_json(outcomes: Sequence[Outcome], stats: CallStats) -> str:
+    """Return the result as over MCP."""
+    found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}
+    if several := call_report.several(outcomes):
+        found["answers"] = several
+    if errors := call_report.errors(outcomes):
+        found["errors"] = errors
+    meta = call_report.totals(stats) | call_report.columns(outcomes)
+    return orjson.dumps(found | {"_meta": meta}).decode()
+
+
+def _written(write: Callable[[TextIO], None], output: Path | None) -> bool:
+    """Have the answers written to `output`, else to stdout; where that fails, to stdout after all, and return False."""
+    if output is None:
+        write(sys.stdout)
+        return True
+    try:
+        with output.open("w", encoding="utf-8") as target:
+            write(target)
+        return True
+    except OSError as error:
+        say(f"promptmill: --output: {output} cannot be written: {error.strerror}. Here are the answers:", sys.stderr)
+        write(sys.stdout)
+        return False
 
 
 def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
-    """Print the answers; on a terminal several are told apart by their numbers."""
+    """Print the answers; on a terminal several are told apart by their numbers. One that failed is an empty line."""
+    if len(outcomes) == 1 and not isinstance(outcomes[0], Completion):
+        return
     numbered = len(outcomes) > 1 and target.isatty()
     for number, outcome in enumerate(outcomes, 1):
         if numbered:
@@ -149,10 +210,12 @@ async def _answers(
 
 async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
     """Where no progress is shown, say now and then why nothing goes on."""
+    told = time.monotonic()
     while not work.done():
-        await asyncio.wait({work}, timeout=_TELL_EVERY_S)
-        if not work.done() and (waiting := stats.waiting):
+        await asyncio.wait({work}, timeout=_LOOK_S)
+        if not work.done() and time.monotonic() - told >= _TELL_EVERY_S and (waiting := stats.waiting):
             say(f"promptmill: {waiting}", sys.stderr)
+            told = time.monotonic()
 
 
 async def _show_progress(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
 from promptmill.cli.options import Parser, at_least_one, overrides, shared_options
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import LostOutputError, flush, say
 from promptmill.core.errors import PromptmillError, config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
@@ -38,13 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["PROMPTMILL_STATE"] = str(arguments.state)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
-        sys.stdout.flush()
+        flush(sys.stdout)
         return code
     except PromptmillError as error:
         say(f"promptmill: {error}", sys.stderr, wrap=True)
         return USAGE
-    except BrokenPipeError:  # the reader of our output has enough, as `head` does
+    except (
+        BrokenPipeError,
+        LostOutputError,
+    ) as error:  # whoever reads our output has enough, as `head`; or a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, LostOutputError):
+            say(f"promptmill: {error}", sys.stderr, wrap=True)
         return SOME_FAILED
     except KeyboardInterrupt:
         return 130
@@ -159,6 +164,8 @@ def _refuse_http_options(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import generate as shell
 
+    if not arguments.json:
+        shell.refuse_unquoted(arguments.prompt)
     prompts = shell.read_prompts(arguments.prompt, lines=arguments.lines)
     return shell.generate(
         configuration,

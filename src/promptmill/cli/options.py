@@ -6,19 +6,22 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, redact
 
-_UNKNOWN = re.compile(r"unrecognized arguments: (--?[\w-]+)")
+_UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
+_MISSING = re.compile(r"the following arguments are required: (.*)")
 _NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
 _NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
-_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): ('.* (?:must be at least|is not a number).*)")
+_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): ('.* (?:must be at least|is not a ).*)")
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
-_UNKNOWN_COMMAND = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+_NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
+_LONGEST_SHOWN = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,40 +29,77 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._given: Sequence[str] = ()
         self.set_defaults(parser=self)  # that of the command in use, in the end
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but let the command in use say which of its options is nearest to an unknown one."""
         arguments, unknown = self.parse_known_args(args, namespace)
+        if arguments.parser._command == "jobs" and (meant := habits.job(arguments.parser._given)):
+            arguments.parser.error(f"`jobs` does what options say; write `{meant}`")
         if unknown:
             arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return arguments
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, and keep what was given: an error is about all of it."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._given, namespace)
+
+    @property
+    def _command(self) -> str:
+        return self.prog.rpartition(" ")[2]
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line with the nearest name, and leave with exit code 2."""
         hint = ""
-        if found := _NO_VALUE.search(message):
+        if (found := _UNKNOWN.search(message)) or _MISSING.search(message):
+            message, hint = self._unknown(found[1].split() if found else [], message)
+        elif found := _NO_VALUE.search(message):
             message = f"{found[1]} needs a value"
         elif found := _NO_NUMBER.search(message):
             message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
         elif found := _WRONG_VALUE.search(message):
             message = f"{found[1]}: {found[2]}"
-        elif (found := _UNKNOWN.search(message)) and _is_sampling(name := found[1].lstrip("-").replace("-", "_")):
-            hint = f"; `--set sampling_params.{name}=…` sets it"
-        elif found and len(found[1]) < _SHORTEST_GUESSED:
-            hint = ""
-        elif found:
-            near = difflib.get_close_matches(
-                found[1], re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help()), n=1, cutoff=0.6
-            )
-            hint = f"; did you mean {near[0]}?" if near else ""
-        elif found := _UNKNOWN_COMMAND.search(message):
-            known = re.findall(r"[\w-]+", found[2])
-            near = difflib.get_close_matches(found[1], known, n=2, cutoff=0.55)
-            kind = "client" if self.prog.endswith(" install") else "command"
-            message = f"unknown {kind} {found[1]!r}"
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; {kind}s: {', '.join(known)}"
+        elif found := _NO_CHOICE.search(message):
+            message, hint = self._no_choice(found[1], found[3], re.findall(r"[\w-]+", found[4]))
         self.exit(2, f"promptmill: {message}{hint}\n`{self.prog} --help` lists what there is.\n")
+
+    def _unknown(self, unknown: Sequence[str], message: str) -> tuple[str, str]:
+        """Return message and hint for options that there are none of; values are not shown, one may be a key."""
+        if meant := habits.option(self._command, self._given):
+            return f"unknown option {meant[0]}", f"; {meant[1]}"
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if not options and unknown:
+            return f"{_shown(redact(unknown[0]))!r} is an argument too many", ""
+        if not options:
+            return f"{message.rpartition(': ')[2]} is missing", ""
+        (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
+        if _is_sampling(name := first.lstrip("-").replace("-", "_")):
+            return message, f"; `--set sampling_params.{name}=…` sets it"
+        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
+        near = difflib.get_close_matches(first, known, n=1, cutoff=0.6) if len(first) >= _SHORTEST_GUESSED else []
+        return message, f"; did you mean {near[0]}?" if near else ""
+
+    def _no_choice(self, of: str, given: str, known: Sequence[str]) -> tuple[str, str]:
+        """Return message and hint for a value, or a command, that is none of those `known`."""
+        near = difflib.get_close_matches(habits.value(given), known, n=2, cutoff=0.55)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        if of not in {"COMMAND", "CLIENT"}:
+            return f"{of}: {given[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}", meant
+        kind = of.lower()
+        message, listed = f"unknown {kind} {_shown(given)!r}", f"; {kind}s: {', '.join(known)}"
+        if kind == "client":
+            return message, meant or listed
+        if instead := habits.command(given):
+            return message, f"; write `{instead}`"
+        if " " in given:  # a prompt
+            return message, f"; to have it answered: promptmill generate {_shown(given)!r}"
+        return message, meant or f"; to have a text answered: promptmill generate 'PROMPT'{listed}"
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN].rstrip()}…"
 
 
 def _is_sampling(name: str) -> bool:
@@ -70,7 +110,11 @@ def _is_sampling(name: str) -> bool:
 
 def at_least_one(text: str) -> int:
     """Return a whole number of an option's value. Raises what argparse tells the user."""
-    if not text.isascii() or not text.isdigit() or not int(text):
+    if not text.isascii() or not text.removeprefix("-").isdigit():
+        thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
+        hint = f"; write {thousands[1]}000" if thousands else ""
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number{hint}")
+    if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
     return int(text)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import TextIO
 
 from promptmill.core.errors import without_controls
@@ -13,16 +15,43 @@ from promptmill.core.errors import without_controls
 _LABEL = re.compile(r" *(\S+ {2,})?")
 
 
+class LostOutputError(Exception):
+    """What was printed could not be written to stdout."""
+
+
 def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
     """Write `text` and a line feed to `stream`, else to stdout; byte for byte where a program reads it.
 
-    `wrap`: lines are sentences, broken between words where the terminal ends.
+    `wrap`: lines are sentences, broken between words where the terminal ends. Raises `LostOutputError` where stdout
+    takes no more, such as on a full disk.
     """
     stream = stream or sys.stdout
     if stream.isatty():
         text = without_controls(text)
         text = wrapped(text, _columns(stream)) if wrap else text
-    stream.write(text + "\n")
+    with _lost_in_words(stream):
+        stream.write(text + "\n")
+
+
+def flush(stream: TextIO) -> None:
+    """Write what is still held back. Raises as `say`."""
+    with _lost_in_words(stream):
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _lost_in_words(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream is not sys.stdout:
+            raise
+        raise LostOutputError(
+            f"stdout cannot be written: {error.strerror}. What is missing there is lost; write elsewhere, and run it "
+            "again."
+        ) from None
 
 
 def wrapped(text: str, columns: int) -> str:

@@ -82,12 +82,27 @@ def test_a_rate_limit_is_said_with_its_wait_and_how_often(bench):
         for _ in range(7):
             bench.state.forgive()
             bench.fails(_refusal(12.0))
-        assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 so far)"
+        assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)"
         bench.clock.now += 4
         assert "next try in 8 s" in bench.stats.waiting
         bench.clock.now += 8
         bench.answered()
         assert bench.stats.waiting == ""
+
+    bench(work)
+
+
+def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_that_ends(bench):
+    def work(bench):
+        bench.limiter.enter_now(bench.stats, 0, None)
+        bench.clock.now += 9
+        assert bench.stats.waiting == "", "answers may take as long"
+        bench.clock.now += 2
+        assert bench.stats.waiting == (
+            "no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)"
+        )
+        bench.stats.done += 1
+        assert bench.stats.waiting == "", "others are answered"
 
     bench(work)
 

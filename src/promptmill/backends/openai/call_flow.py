@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import Limiter
@@ -13,6 +13,8 @@ from promptmill.core.errors import Code
 
 # A shorter wait is over before anybody has read of it.
 _SHORTEST_S = 1.0
+# An answer seldom takes longer; where it does, who watches may want to know what it is that takes so long.
+_QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
     Code.CONNECTION_LOST: "connection lost",
@@ -28,6 +30,7 @@ class CallFlow:
         self._limiter, self._stats, self._clock = limiter, stats, clock
         self._last: tuple[EndpointState, RetryDecision] | None = None
         self._due: list[float] = []
+        self._done, self._quiet_since = stats.done, clock()
 
     @property
     def window(self) -> int:
@@ -37,7 +40,7 @@ class CallFlow:
     def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
         """Note that an item is sent again after `wait_s`."""
         self._last = endpoint_state, decision
-        now = self._clock()
+        now = self._quiet_since = self._clock()
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
         heapq.heappush(self._due, now + wait_s)
@@ -50,9 +53,11 @@ class CallFlow:
         now = self._clock()
         states = [state for state in self._limiter.endpoint_states if not state.blocked]
         if not states or any(state.room(now) > 0 and not state.ailing for state in states):
-            return self._between_attempts(now) if states and not self._stats.in_flight else ""
+            if states and self._stats.in_flight:
+                return self._without_answers(states, now)
+            return self._between_attempts(now) if states else ""
         if self._stats.in_flight and not all(state.ailing for state in states):
-            return ""
+            return self._without_answers(states, now)
         state = min(states, key=lambda state: state.paused_until)
         left_s = state.paused_until - now
         failure, since = state.last_failure, state.trouble_since
@@ -66,6 +71,17 @@ class CallFlow:
             return f"{self._told(state, failure)}, {following}{self._so_far()}"
         minutes, seconds = divmod(int(now - since), 60)
         return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
+
+    def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
+        """Return for how long all that was sent has been without an answer; empty while that is nothing unusual."""
+        if self._stats.done != self._done:
+            self._done, self._quiet_since = self._stats.done, now
+        quiet_s = now - self._quiet_since
+        if quiet_s < _QUIET_S:
+            return ""
+        names = ", ".join(dict.fromkeys(state.endpoint.name for state in states))
+        most_s = max(state.longest_silence_s for state in states)
+        return f"no answer from {names} for {quiet_s:.0f} s; a try is given up after {most_s:.0f} s (`timeout`)"
 
     def _between_attempts(self, now: float) -> str:
         """Return why all that is left waits to be sent again, or for `rpm` and `tpm`."""
@@ -85,4 +101,5 @@ class CallFlow:
         return f"{status}{state.endpoint.name}: {words}"
 
     def _so_far(self) -> str:
-        return f" ({self._stats.refused:,} so far)" if self._stats.refused else ""
+        refused = self._stats.refused
+        return f" ({refused:,} {'refusal' if refused == 1 else 'refusals'} so far)" if refused else ""

@@ -222,6 +222,11 @@ class EndpointState:
         """The longest wait that is sat out; an endpoint that asks for a longer one is given up."""
         return 10 * self._settings.max_delay
 
+    @property
+    def longest_silence_s(self) -> float:
+        """How long it may be silent before an attempt is given up."""
+        return self._settings.timeout[1]
+
     def _strike(self, now: float, pause_s: float) -> None:
         self._strikes += 1
         self.outage += 1
