@@ -18,6 +18,7 @@ ADVICE = (
 )
 IR = Format("openvino_model.xml", ADVICE)
 """OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
+_VISION_FILE = "openvino_language_model.xml"  # beside it stand graphs for images
 
 
 def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
@@ -32,6 +33,11 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
 
         return embedded_model.model_folder(report, OPENVINO)
     folder = home_expanded(name)
+    if (folder / _VISION_FILE).is_file():
+        raise load_failure(
+            f"{folder.absolute()} is a model that reads images, and the openvino backend runs text models alone.",
+            "Use `backend: hf` or `backend: vllm` with the model in transformers' format.",
+        )
     if gguf_file is None and not (folder / IR.file).is_file() and (folder / "config.json").is_file():
         raise load_failure(
             f"{folder.absolute()} holds no {IR.file}: it is not in OpenVINO's format, but in transformers'.", ADVICE
