@@ -24,8 +24,9 @@ CHAT = [
     {"role": "user", "content": "What is the name of the city where I live?"},
 ]
 NEXT = """
-[bold]Next:[/] an answer from a server or a provider of yours, in a folder of yours
+[bold]Next:[/] an answer of the same model, or of a server or a provider of yours
 
+  {promptmill} generate "What is the capital of Italy?"
   {promptmill} generate --base-url localhost:11434 --model NAME "Hi"
   {promptmill} init      # three questions, and a configuration file
   {promptmill} bulk prompts.jsonl answers.jsonl
@@ -52,7 +53,7 @@ async def show(server: StdioServerParameters, questions: list[dict[str, str]], s
 
     async with Client(server) as client:
         tools = [tool.name for tool in (await client.list_tools()).tools]
-        CONSOLE.print(f"[bold]The server offers[/] {', '.join(tools)}  [dim]({since(started)})[/]")
+        CONSOLE.print(f"[bold]The server offers[/] [dim]({since(started)})[/] {', '.join(tools)}")
         sampling = {"temperature": 0, "max_tokens": 48, "stop": [". ", "\n"]}
         wanted = {"backend_configs": {}, "sampling_params": sampling, "backend": "openvino"}
         await client.call_tool("generation_init", wanted, progress_callback=tell)

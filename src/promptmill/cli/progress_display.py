@@ -70,9 +70,9 @@ def _said(progress: Progress, width: int) -> str:
         "elapsed": elapsed,
         "left": left,
         "failed": f"{found['failed']} failed" if found["failed"] else "",
+        "done": f"{found['done']} of {found['total']}",
         "rate": f"{found['rows_per_second']:.1f} rows/s",
         "in flight": status.in_flight(found),
-        "done": f"{found['done']} of {found['total']}",
     }
     kept: list[str] = []
     for name, text in parts.items():
