@@ -67,7 +67,7 @@ def test_every_backend_is_looked_at_here():
 
 @pytest.mark.parametrize("profile", [PLAIN, *DIALECTS], ids=lambda profile: profile.name)
 def test_a_provider_is_sent_each_parameter_or_refuses_it_by_name(profile: ProviderProfile):
-    for model in ("m", "gpt-5-mini", "o3", "deepseek-reasoner", "grok-4"):
+    for model in ("m", "gpt-5-mini", "o3", "deepseek-reasoner", "grok-4", "claude-opus-4-7", "kimi-k2.5"):
         for name in {*Sampling.model_fields, "brand_new"} - OURS:
             body, refused = translate(profile, model, {name: VALUES.get(name, 1)})
             assert body or name in refused, (model, name)

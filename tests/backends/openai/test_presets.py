@@ -138,3 +138,22 @@ def test_a_provider_s_own_codes_are_numbers_or_words() -> None:
 def test_a_body_without_a_message_shows_its_code() -> None:
     assert read_error({"error": {"code": "out_of_credits"}}).shown == "out_of_credits"
     assert read_error({"error": {"code": "x", "message": "No money left."}}).shown == "No money left."
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "taken"),
+    [
+        ("anthropic", "claude-opus-4-6", True),
+        ("anthropic", "claude-opus-4-7", False),
+        ("anthropic", "claude-fable-5", False),
+        ("anthropic", "claude-haiku-4-5", True),
+        ("kimi", "kimi-k2-0905-preview", True),
+        ("kimi", "kimi-k2.5", False),
+        ("kimi", "kimi-k3", False),
+        ("openai", "gpt-5-mini", False),
+    ],
+)
+def test_a_model_that_refuses_to_be_told_a_temperature_is_told_none(name, model, taken):
+    body, refused = translate(dialect_named(name), model, {"temperature": 0, "max_tokens": 5})
+    assert ("temperature" in body, refused) == (taken, [] if taken else ["temperature"])
+    assert 5 in body.values()

@@ -32,6 +32,8 @@ def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
     )
 
 
+_SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
+
 _OPENAI = ProviderProfile(
     "openai",
     ("api.openai.com",),
@@ -39,7 +41,7 @@ _OPENAI = ProviderProfile(
     thinking="refused",
     json_form="strict",
     reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
-    reasoning_refused=frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"}),
+    reasoning_refused=_SAMPLING,
     base_url="https://api.openai.com/v1",
     key_env="OPENAI_API_KEY",
     page="developers.openai.com/api/reference/resources/chat",
@@ -213,6 +215,9 @@ DIALECTS = (
         refused=_VLLM_ONLY,
         thinking="refused",
         json_form="words",
+        # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
+        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|fable)"),
+        reasoning_refused=_SAMPLING,
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",
         page="platform.claude.com/docs/en/api/openai-sdk",
@@ -369,6 +374,9 @@ DIALECTS = (
         refused=_VLLM_ONLY,
         thinking="type_object",
         always_thinking=re.compile(r"kimi-k3|kimi-k2\.7-code"),
+        # "invalid temperature: only 1 is allowed for this model": platform.kimi.ai/docs/api/models-overview
+        reasoning_models=re.compile(r"kimi-k(?:2\.[5-9]|[3-9])"),
+        reasoning_refused=_SAMPLING,
         images="data",
         json_form="object",
     ),
