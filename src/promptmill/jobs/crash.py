@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 
 VARIABLE = "PROMPTMILL_TEST_CRASH"
-POINTS = ("before-write", "after-write", "merging", "before-rename", "after-rename")
 
 
 def from_environ() -> Callable[[str], None] | None:

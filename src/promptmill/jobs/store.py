@@ -99,7 +99,6 @@ class JobStore:
             raise FileNotFoundError(path)
         self.path = path
         self._has_locks = has_locks
-        self._wait_s = wait_s
         self._lock = threading.Lock()
         self._syncing: sqlite3.Connection | None = None
         self._connection = self._connected(wait_s)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from promptmill.answers.reasoning import answer_so_far
+from promptmill.backends.engines.finished_answer import finished, parted
 from promptmill.backends.engines.texts import Texts
-from promptmill.backends.engines.tool_use import ToolUse, parted
+from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
 
@@ -69,15 +70,15 @@ class GrowingAnswer:
         if text is None:
             text = _whole_text(self.tokens[:-1] if ended else self.tokens, self.texts.decode)
         found = parted(text, self._split, self.tools, inline=self.inline)
-        if self.logprobs is not None:
-            found["logprobs"] = {"content": self.logprobs[:-1] if ended else self.logprobs}
-        called = "tool_calls" in found and self.finish_reason == "stop"
-        return {
-            **self._address(),
-            **found,
-            "finish_reason": "tool_calls" if called else self.finish_reason,
-            "usage": [len(self.prompt), len(self.tokens)],
-        }
+        parts = finished(
+            found,
+            reason=self.finish_reason,
+            ended=ended,
+            logprobs=self.logprobs,
+            prompt_tokens=len(self.prompt),
+            tokens=len(self.tokens),
+        )
+        return self._address() | parts
 
     def _split(self, text: str) -> tuple[str | None, str]:
         return self.texts.split(text, opened=self.thinks)

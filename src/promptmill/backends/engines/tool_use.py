@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,25 +93,6 @@ class ToolReader:
         return ToolUse(
             tools, self.form, choice not in {None, "auto"} if isinstance(choice, str | None) else True, single
         )
-
-
-def parted(
-    text: str, split: Callable[[str], tuple[str | None, str]], tools: ToolUse | None, *, inline: bool
-) -> dict[str, Any]:
-    """Return `text`, `reasoning` and `tool_calls` of what a model wrote; `split` tells reasoning apart.
-
-    `inline`: reasoning stays in the text.
-    """
-    calls: list[dict[str, Any]] = []
-    if tools is not None and tools.form.before_reasoning and not tools.must:
-        text, calls = tools.read(text)
-        tools = None
-    reasoning, answer = (None, text) if inline and tools is None else split(text)
-    before = text.removesuffix(answer) if inline else ""
-    if tools is not None:
-        answer, calls = tools.read(answer)
-    found = {"text": before + answer, "reasoning": None if inline else reasoning}
-    return found | ({"tool_calls": calls} if calls else {})
 
 
 def _variables(source: str) -> set[str]:

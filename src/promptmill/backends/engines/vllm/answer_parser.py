@@ -10,9 +10,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines import token_logprobs
+from promptmill.backends.engines.finished_answer import finished, parted
 from promptmill.backends.engines.growing_answer import BROKEN
 from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
-from promptmill.backends.engines.tool_use import parted
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.core.errors import Code, PromptmillError
@@ -148,16 +148,14 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
         prepared.tools,
         inline=prepared.inline,
     )
-    if answer.logprobs is not None:
-        # a token that ended the answer is no part of it; a stop string is named by its text
-        ended = answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str)
-        found["logprobs"] = {"content": _logprobs(answer, decode, prepared.params.logprobs)[: -1 if ended else None]}
-    called = "tool_calls" in found and answer.finish_reason == "stop"
-    return {
-        **found,
-        "finish_reason": "tool_calls" if called else answer.finish_reason,
-        "usage": [len(output.prompt_token_ids or ()), len(answer.token_ids)],
-    }
+    return finished(
+        found,
+        reason=answer.finish_reason,
+        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
+        logprobs=None if answer.logprobs is None else _logprobs(answer, decode, prepared.params.logprobs),
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        tokens=len(answer.token_ids),
+    )
 
 
 def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[dict[str, Any]]:
