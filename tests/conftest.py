@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
@@ -28,6 +28,9 @@ except ImportError:
     _EventLoop: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
 else:
     _EventLoop = uvloop.Loop
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
 
 T = TypeVar("T")
 _LOCAL_NAMES = {"localhost", "", None}
@@ -72,6 +75,18 @@ class SealedLoop(_EventLoop):  # type: ignore[misc, valid-type]
             _check_name(host)
             _check_address((host, port))
         return await super().create_connection(factory, host, port, **options)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
+    """Keep the tests of a module in one process, and all those of engines: there torch is imported once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "engines" if nodeid.startswith("tests/backends/engines/") else str(super()._split_scope(nodeid))
+
+    return ByModule(config, log)
 
 
 @pytest.fixture(autouse=True)
