@@ -150,7 +150,7 @@ def bulk(
 
 def _decided(configuration: Configuration) -> Configuration:
     """Return the configuration with backend and model, which are part of a job."""
-    if not choosing.is_open(configuration.plan):
+    if not configuration.plan.is_open:
         return configuration
     return runtime.run(choosing.decided(configuration))
 

@@ -11,6 +11,7 @@ import orjson
 
 from promptmill.backends.protocol import CallStats, Step
 from promptmill.cli.terminal import say, wrapped
+from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError, redact, without_controls
@@ -62,7 +63,7 @@ def _as_dict(step: Step) -> dict[str, object]:
 
 
 async def _try(configuration: Configuration, report: Callable[[Step], None]) -> None:
-    if configuration.plan.backend == choosing.AUTO:
+    if configuration.plan.backend == AUTO:
         configuration = await choosing.decided(configuration)
     plan = configuration.plan
     registry.check_name(plan.backend)

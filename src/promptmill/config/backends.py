@@ -44,6 +44,8 @@ class BackendRecord:
     """The sampling parameters that it takes, others are named as left out; None: it says so itself, per request."""
 
 
+AUTO = "auto"
+"""Where the configuration leaves to promptmill what answers."""
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
     {
         "openai": BackendRecord(
@@ -85,7 +87,7 @@ def installed() -> Mapping[str, EntryPoint]:
     """Return the backends of other packages by name, none of them imported. Our own names are ours."""
     from importlib.metadata import entry_points
 
-    return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, "auto"}}
+    return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, AUTO}}
 
 
 def is_named(name: object) -> bool:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from promptmill.config import backends, models
-from promptmill.config.backends import BackendRecord
+from promptmill.config.backends import AUTO, BACKENDS, BackendRecord
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
@@ -68,7 +68,8 @@ class ResolvedConfig:
     @property
     def fallback(self) -> list[str]:
         """The names of the models that answer, in this order, what this one cannot."""
-        return models.fallback_of(self.operator, self.name)
+        model = self.operator.models.get(self.name)
+        return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
 
     @property
     def backend(self) -> str:
@@ -78,7 +79,7 @@ class ResolvedConfig:
     @property
     def record(self) -> BackendRecord:
         """What is known of the chosen backend."""
-        return backends.record(self.backend)
+        return BACKENDS.get(self.backend) or backends.record(self.backend)
 
     @property
     def block(self) -> Block | None:
@@ -89,6 +90,11 @@ class ResolvedConfig:
     def model(self) -> str:
         """The model that the chosen backend's block names; `""` when it names none."""
         return getattr(self.block, self.record.model_key, None) or ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something has to be found out before it can be used: the backend, the model."""
+        return self.backend == AUTO or (bool(self.record.choice) and not self.model)
 
     @property
     def operator_model(self) -> str:

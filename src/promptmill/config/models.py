@@ -71,12 +71,6 @@ def _without(model: Any, parameter: str) -> Any:
     return {**model, "sampling_params": {name: value for name, value in own.items() if name != parameter}}
 
 
-def fallback_of(settings: Settings, name: str) -> list[str]:
-    """Return the names of the models that answer, in this order, what `name` cannot."""
-    model = settings.models.get(name)
-    return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != name]
-
-
 def check_names(settings: Settings) -> None:
     """Raise `PromptmillError` (`invalid_config`) where a model is named that there is none of."""
     known = [*settings.models, DEFAULT]

@@ -10,19 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import Choice
-from promptmill.config.backends import BACKENDS
+from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration, ResolvedConfig
 
-AUTO = "auto"
 _EMBEDDED = "smollm2-135m-instruct"
 # What an engine needs installed; the first that is there runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
-
-
-def is_open(plan: ResolvedConfig) -> bool:
-    """Return whether something of `plan` has to be found out before it can be used."""
-    return plan.backend == AUTO or (bool(plan.record.choice) and not plan.model)
 
 
 Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
 from promptmill.config.models import DEFAULT, unknown_model
 from promptmill.core.budget import Budget
@@ -118,18 +119,18 @@ class Service:
         again.
         """
         model = self._model(name)
-        if choosing.is_open(model.plan):
+        if model.plan.is_open:
             async with self._deciding:
-                if model.plan.backend == choosing.AUTO:
+                if model.plan.backend == AUTO:
                     self._configuration = await choosing.decided(self._configuration)
                     model.plan = self._configuration.plan
-                elif choosing.is_open(model.plan):
+                elif model.plan.is_open:
                     model.plan = await choosing.with_model(model.plan)
         return model.plan
 
     async def settled(self, plan: ResolvedConfig) -> ResolvedConfig:
         """Return the plan of a call, which brings its own sampling, with what it leaves open found out as `decided`."""
-        if not choosing.is_open(plan):
+        if not plan.is_open:
             return plan
         found = await self.decided(plan.name)
         own = {name: getattr(plan.settings, name) for name in ("sampling_params", "extra_params")}
@@ -141,9 +142,9 @@ class Service:
         An unchanged engine stays, with new sampling. Raises `PromptmillError`; what was loaded before and still exists
         then goes on serving, as it was.
         """
-        if overrides.backend in {choosing.AUTO, None} and self.configured_backend == choosing.AUTO:
+        if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
-        elif overrides.backend == choosing.AUTO:
+        elif overrides.backend == AUTO:
             raise config_error("backend", "`auto` stands in the configuration alone; name a backend.")
         plan = await choosing.with_model(self._configuration.overlaid(overrides))
         await self._model().init(plan, self._refuse_when_closed)
