@@ -47,6 +47,8 @@ CASES: dict[str, Case] = {
     "call": serving.call,
     "latency": throughput.latency,
     "cpu": throughput.cpu,
+    "tls": throughput.tls,
+    "bursts": throughput.bursts,
     "rise": throughput.rise,
     "large": crowd.large,
     "four": crowd.four,

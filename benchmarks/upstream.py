@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint that costs next to nothing: raw protocol, answers built beforehand, optional delay.
 
-`python -m benchmarks.upstream` prints its ports: one answers at once, the other after `--delay-ms`.
+`python -m benchmarks.upstream` prints its ports: one answers at once, one after `--delay-ms`, and with `--tls FILE` one
+answers at once over TLS, with the certificate and key in that file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 import asyncio
 import functools
 import re
+import ssl
+from typing import cast
 
 import orjson
 import uvloop
@@ -45,8 +48,7 @@ class Upstream(asyncio.Protocol):
         self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._later = asyncio.get_running_loop().call_later
 
     def data_received(self, data: bytes) -> None:
@@ -77,11 +79,16 @@ class Upstream(asyncio.Protocol):
             self._transport.write(ANSWER)
 
 
-async def _serve(delay_s: float) -> None:
+async def _serve(delay_s: float, certificate: str | None) -> None:
     loop = asyncio.get_running_loop()
+    kinds: list[tuple[float, ssl.SSLContext | None]] = [(0.0, None), (delay_s, None)]
+    if certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+        kinds.append((0.0, context))
     servers = [
-        await loop.create_server(functools.partial(Upstream, delay_s), "127.0.0.1", 0, backlog=4096)
-        for delay_s in (0.0, delay_s)
+        await loop.create_server(functools.partial(Upstream, after_s), "127.0.0.1", 0, backlog=4096, ssl=context)
+        for after_s, context in kinds
     ]
     print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     await asyncio.Event().wait()
@@ -90,10 +97,11 @@ async def _serve(delay_s: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay-ms", type=float, default=50)
+    parser.add_argument("--tls", metavar="FILE")
     parser.add_argument("--core", type=int)
     arguments = parser.parse_args()
     pin(arguments.core)
-    uvloop.run(_serve(arguments.delay_ms / 1000))
+    uvloop.run(_serve(arguments.delay_ms / 1000, arguments.tls))
 
 
 if __name__ == "__main__":

@@ -137,4 +137,4 @@ async def _cpu_per_item(field: Field, pairs: int, items: Sequence[Conversation])
     detail = f"{statistics.median(found['eight']):,.0f} / {statistics.median(found['one']):,.0f} µs"
     kind = "16-bit images" if items[0].images else "short prompts"
     what = f"CPU of the workers per item, 8 / 1, {len(items):,} {kind}"
-    return Row("workers", what, value, 1.1, spread=spread, detail=detail, raw=found)
+    return Row("workers", what, value, 1.2, spread=spread, detail=detail, raw=found)
