@@ -333,7 +333,7 @@ def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
 def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
-    assert "save the file as UTF-8" in bench.fail()
+    assert "Save the file as UTF-8; if it is Latin-1: iconv" in bench.fail()
     assert "save the file as UTF-8" in bench.fail("--validate")
 
 

@@ -216,7 +216,10 @@ def test_a_stray_quote_is_the_error_of_its_own_row(tmp_path: Path) -> None:
 def test_surplus_cells_are_kept(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("id,prompt\n1,a,b,c\n2,x\n")
     asked = Asked(tmp_path, "in.csv")
-    assert asked.asked == ["has 4 cells, but the header has 2 (line 2).", {"prompt": "x"}]
+    assert asked.asked == [
+        "has 4 cells, but the header has 2 (line 2). Put a cell that holds the separator into double quotes.",
+        {"prompt": "x"},
+    ]
     first, second = csv.DictReader(io.StringIO(asked.write("out.csv").decode()))
     assert (first["prompt"], first[None], second.get(None)) == ("a", ["b", "c"], None)
     (row, _) = [json.loads(line) for line in asked.write("out.jsonl").splitlines()]

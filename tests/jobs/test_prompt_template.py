@@ -37,7 +37,7 @@ def test_a_row_is_written_into_the_template(text, row, prompt):
     [
         ("Classify", "names no column; write it in double braces"),
         ("Classify {text}", "names no column"),
-        ("{{text", "is not a template"),
+        ("{{text", "a }} is missing behind"),
         ("{% for x in y %}{{x}}", "is not a template"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ _MOST_KEPT = 256
 _LONGEST_PROBLEM = 300
 # `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
 _BACKTRACKS = 100_000
+_TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
+# what other languages call them
+_OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
+_OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
 
 class Checked(NamedTuple):
@@ -118,10 +123,51 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
     except PromptmillError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        # its first line: the others quote the schema
-        reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
-        raise input_error(f"{where} is not a usable JSON Schema: {reason[:200].rstrip('.')}.") from None
+        raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
     return AnswerSchema(schema, validator)
+
+
+def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:
+    path = list(getattr(error, "instance_path", []))
+    if path and (wrong := _wrong_type(path, schema)):
+        return wrong
+    # its first line: the others quote the schema
+    reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
+    return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
+
+
+def _wrong_type(path: list[str | int], schema: Mapping[str, Any]) -> str:
+    """Return what is wrong where a keyword `type` names a type that there is not, "" elsewhere."""
+    value: Any = schema
+    for part in path:
+        value = value[part]
+    if path[-1] == "type" and isinstance(value, list):
+        value = next((one for one in value if one not in _TYPES), None)
+    if "type" not in path[-2:] or not isinstance(value, str) or value in _TYPES:
+        return ""
+    near = _OTHER_NAMES.get(value.lower()) or next(iter(difflib.get_close_matches(value.lower(), _TYPES, n=1)), "")
+    return f"{_dotted(path)}: {value[:40]!r}; {f'did you mean {near}?' if near else 'types: ' + ', '.join(_TYPES)}"
+
+
+def _dotted(path: list[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def why_not_json(error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a text that is meant to be JSON, and where, in words."""
+    before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    if rest.startswith(","):  # where newer Pythons point
+        before, rest = f"{before},", rest[1:].lstrip()
+    what = error.msg[:1].lower() + error.msg[1:]
+    if not rest:
+        what = "it ends too early; is a closing bracket missing?"
+    elif before.endswith(",") and rest[0] in "}]":
+        what = f"remove the comma before the {rest[0]}"
+    elif rest[0] == "'":
+        what = "write names and texts in double quotes"
+    elif "delimiter" in error.msg:
+        what = "a comma or a closing bracket is missing" if "," in error.msg else "a colon is missing"
+    return f"line {error.lineno}, column {error.colno}: {what}"
 
 
 class SchemaCache:

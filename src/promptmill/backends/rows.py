@@ -40,6 +40,7 @@ PROBLEM = "promptmill:problem"
 ROW = "promptmill:row"
 """The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
 BOM = b"\xef\xbb\xbf"
+AS_UTF8 = "Save the file as UTF-8; if it is Latin-1: iconv -f latin1 -t utf-8 IN > OUT"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
 _FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # within a text the quotes would be escaped
@@ -176,7 +177,7 @@ def load(line: bytes, where: str) -> Any:
         # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
         return json.loads(line.decode())
     except UnicodeDecodeError:
-        raise input_error(f"{where} is not UTF-8 text.") from None
+        raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
     except (ValueError, RecursionError):
         plain = (
             ""

@@ -136,7 +136,8 @@ def bulk(
         except KeyboardInterrupt:
             _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
-        _tell(about | found | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
+        told = about | found | {"alive": False}
+        _tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
     finally:
         job.close()
     if terminated:
@@ -170,13 +171,18 @@ def _tell(
     *,
     as_json: bool,
     on_stderr: bool = False,
+    again: bool = True,
 ) -> None:
     stream = sys.stderr if on_stderr else sys.stdout
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
     anew = order is not None and order.overwrite
-    say(summary(found, examples={} if folder is None else status.examples(folder), anew=anew), stream, wrap=True)
+    say(
+        summary(found, examples={} if folder is None else status.examples(folder), anew=anew, again=again),
+        stream,
+        wrap=True,
+    )
 
 
 async def _bulk(

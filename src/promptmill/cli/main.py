@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
-from promptmill.cli.options import Parser, at_least_one, overrides, shared_options
+from promptmill.cli.options import Parser, amount, at_least_one, overrides, shared_options
 from promptmill.cli.terminal import LostOutputError, flush, say
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -92,7 +92,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     import json
 
     from promptmill.answers.response_format import asking_for
-    from promptmill.answers.schema import compile_schema
+    from promptmill.answers.schema import compile_schema, why_not_json
     from promptmill.core.conversation import shape
 
     try:
@@ -100,7 +100,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     except (OSError, ValueError) as error:
         wrong = "it is not UTF-8 text"
         if isinstance(error, json.JSONDecodeError):
-            wrong = f"it is not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+            wrong = f"it is not JSON: {why_not_json(error)}"
         reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else wrong
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
@@ -225,7 +225,8 @@ def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) 
 
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
-    inputs, output = list(map(Path, arguments.input)), Path(arguments.output)
+    # a shell leaves a quoted ~ alone
+    inputs, output = [Path(name).expanduser() for name in arguments.input], Path(arguments.output).expanduser()
     order = JobRequest(
         input=inputs[0].absolute(),
         more=[path.absolute() for path in inputs[1:]],
@@ -431,7 +432,7 @@ def _add_bulk(commands: Any, shared: Parser) -> None:
     bulk.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
     bulk.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
     bulk.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
-    bulk.add_argument("--max-cost", type=float, metavar="AMOUNT", help="most that all runs of the job may spend")
+    bulk.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")

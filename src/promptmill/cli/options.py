@@ -119,6 +119,15 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def amount(text: str) -> float:
+    """Return an amount of money of an option's value. Raises what argparse tells the user."""
+    try:
+        return float(text)
+    except ValueError:
+        told = "is not a number; write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)"
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} {told}") from None
+
+
 def _temperature(text: str) -> float:
     try:
         value = float(text)

@@ -26,7 +26,7 @@ from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.prompt_template import PromptTemplate
-from promptmill.jobs.store import DamagedError
+from promptmill.jobs.store import ANSWERED, DamagedError
 from promptmill.service import registry
 from promptmill.system.safe_open import NoFileError, OutsideError
 
@@ -57,6 +57,8 @@ class Job:
     """What it is asked under, whatever is configured after its admission."""
     input: InputFiles
     lock: Lock
+    begun_with: Path | None = None
+    """The input that it was begun with, perhaps under another name than now."""
     seen: tuple[int, int] | None = None
     """Size and time of the input when it was last found to begin with what the job was begun with."""
 
@@ -95,6 +97,10 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     folder = folders.of(source, target)
     if any(part.path == target for part in parts):
         raise input_error("Input and output are the same file; name another output.")
+    if target.is_dir():
+        raise input_error(
+            f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
+        )
     for part in parts:
         formats.by_suffix(part.path, "input file")
     formats.by_suffix(order.whole_output, "output file")
@@ -118,6 +124,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
             opened.callback(lock.release)
             opened.callback(folder.close)
             _open_database(folder, order)
+            begun = folder.spec
             spec = _begin_or_go_on(folder, wanted, order)
             if not is_ours:  # else it is meant for the run that begins
                 folder.cancel.unlink(missing_ok=True)
@@ -128,7 +135,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
         except DamagedError:
             raise _damaged(folder) from None
         folders.register(folder)
-        job = Job(folder, spec, order, plan, file, lock)
+        job = Job(folder, spec, order, plan, file, lock, begun.input if begun is not None else None)
         if job.has_output:  # else it is checked when it runs
             check_content(job, threading.Event())
         if getattr(plan.block, "dedupe", False):
@@ -186,8 +193,6 @@ def _spec(
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
-    if order.prompt_column is not None:
-        settings["prompt_column"] = _digest(order.prompt_column)
     settings["prompt_template"] = _digest(order.prompt_template)
     if order.shard is not None and input_format == "messages":
         raise input_error("--shard goes with files of rows, not with a call's.")
@@ -205,6 +210,11 @@ def _spec(
         size=size,
         mtime_ns=mtime_ns,
         fingerprint=settings,
+        sampling={
+            name: value
+            for name, value in plan.settings.sampling_params.given().items()
+            if isinstance(value, bool | int | float | str)
+        },
         models=_other_models(plan),
         backend=plan.backend,
         model=plan.model,
@@ -231,7 +241,9 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     changed = [] if begun is None else _changed_settings(begun, wanted, folder)
     there = stamp(wanted.output)
     replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
-    if order.overwrite or order.anew or (folder.store.is_empty and (changed or not is_begun)):
+    is_other = begun is not None and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns)
+    is_nothing = folder.store.is_empty or _has_nothing(folder)
+    if order.overwrite or order.anew or (is_nothing and (changed or is_other or not is_begun)):
         folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
         if order.reuse_from is not None:
             folder.store.begin_reuse(order.reuse_from)
@@ -239,16 +251,16 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     if begun is None:
         raise _damaged(folder)
     if changed and not order.accept_change:
-        raise _other_settings(begun, changed)
+        raise _other_settings(begun, wanted, changed)
     if order.replace and (made is None or not made.is_own(wanted.output)):
         made = replaceable
-    if order.reuse and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns):
+    if order.reuse and is_other:
         spec = wanted.model_copy(update={"job_id": begun.job_id, "created": begun.created, "changed": begun.changed})
         is_again = True
         folder.store.begin_reuse()
     else:
         if begun.input_format != wanted.input_format or begun.size != wanted.size:
-            raise changed_input(begun)
+            raise changed_input(begun, wanted.input)
         if made is not None:
             _check_limit(made, wanted.output, order)
         spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output", "models")})
@@ -261,6 +273,13 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     return folder.spec or spec
 
 
+def _has_nothing(folder: Folder) -> bool:
+    """Return whether the job that is open has no answer and cost nothing, so that beginning anew loses nothing."""
+    last = folder.status
+    paid = any(last.get(name) for name in ("cost", "cost_granted", "prompt_tokens", "completion_tokens"))
+    return not paid and last.get("state") not in status.ALIVE and not folder.store.page(0, ANSWERED, most=1)
+
+
 def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec:
     if not changed:
         return spec
@@ -268,6 +287,7 @@ def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec
         update={
             "changed": sorted({*spec.changed, *changed}),
             "fingerprint": wanted.fingerprint,
+            "sampling": wanted.sampling,
             "model": wanted.model,
             "backend": wanted.backend,
             **(_other_prompts(wanted) if {"prompt_column", "prompt_template"} & set(changed) else {}),
@@ -296,8 +316,6 @@ def open_input(parts: Sequence[Part], *, known: bool) -> InputFiles:
 
 
 def _check_output_folder(target: Path) -> None:
-    if target.is_dir():
-        raise input_error(f"{target} is a folder; name a file.")
     if not target.parent.is_dir():
         raise input_error(f"There is no folder {target.parent} for the output; make it first.")
     try:
@@ -332,23 +350,49 @@ def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
 def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
     """Return the names of the settings that are not those that the job's answers were made with."""
     found = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
+    if begun.prompt_column != now.prompt_column:
+        found.append("prompt_column")
     others = {name for name, value in now.models.items() if begun.models.get(name, value) != value}
     return found + [f"models.{name}" for name in sorted(others & folder.store.answering_models())] if others else found
 
 
-def _other_settings(begun: JobSpec, changed: list[str]) -> PromptmillError:
+def _differences(begun: JobSpec, now: JobSpec, changed: list[str]) -> str:
+    """Return what was and is, of what the job's description holds as it is."""
+    pairs = [
+        (name.replace("_", " "), getattr(begun, name), getattr(now, name))
+        for name in ("model", "backend", "prompt_column", "prompt_template")
+        if name in changed
+    ]
+    if "sampling" in changed and begun.sampling is not None and now.sampling is not None:
+        names = dict.fromkeys([*begun.sampling, *now.sampling])
+        pairs += [(name, begun.sampling.get(name), now.sampling.get(name)) for name in names]
+    return ", ".join(
+        f"{name} was {'not set' if was is None else f'{was!r:.60}'}, now {'not set' if is_ is None else f'{is_!r:.60}'}"
+        for name, was, is_ in pairs
+        if was != is_
+    )
+
+
+def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str]) -> PromptmillError:
     names = ", ".join(name.replace("_", " ") for name in changed)
+    told = _differences(begun, now, changed)
     return input_error(
-        f"Job {begun.job_id} was begun with another {names}, and answers are not mixed. Set it as it was to go on; "
+        f"Job {begun.job_id} was begun with another {names}{f' ({told})' if told else ''}, and answers are not mixed. "
+        "Set it as it was to go on; "
         f"--accept-change goes on and notes it in every later row; {_ANEW}"
     )
 
 
-def changed_input(spec: JobSpec) -> PromptmillError:
-    """Return the error of an input that is not what the job was begun with."""
+def changed_input(spec: JobSpec, given: Path | None = None) -> PromptmillError:
+    """Return the error of an input that is not what the job was begun with; `given`: the one that is named now."""
+    if given is not None and given != spec.input:
+        return input_error(
+            f"{spec.output} is the output of another input, {spec.input}; name another output. "
+            f"--reuse takes from it what {given.name} asks as well; {_ANEW}"
+        )
     return input_error(
-        f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; --reuse asks only what is "
-        f"new in it; {_ANEW}"
+        f"{spec.input} has changed since job {spec.job_id} was begun. --reuse asks only what is new in it; or put it "
+        f"back to go on; {_ANEW}"
     )
 
 
@@ -372,7 +416,10 @@ def check_content(job: Job, halt: threading.Event) -> None:
             return
     found = digest.hexdigest()
     if offset != spec.size or spec.sha256 not in {None, found}:
-        raise changed_input(spec)
+        if job.begun_with not in {None, spec.input}:
+            spec = spec.model_copy(update={"input": job.begun_with})
+            job.folder.put(spec=spec)
+        raise changed_input(spec, job.spec.input)
     job.seen = found_stamp
     if found_stamp[0] != spec.size:
         job.input.end = spec.size

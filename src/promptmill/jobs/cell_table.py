@@ -109,8 +109,13 @@ class CellTable:
                     continue
             if not cells:
                 continue
-            problem = "" if len(cells) == width else f"has {len(cells)} cells, but the header has {width}"
+            problem = "" if len(cells) == width else _wrong_width(len(cells), width)
             yield CellRow(cells[:width], lines.number, problem, tuple(cells[width:]))
+
+
+def _wrong_width(cells: int, width: int) -> str:
+    quote = ". Put a cell that holds the separator into double quotes" if cells > width else ""
+    return f"has {cells} cells, but the header has {width}{quote}"
 
 
 class _Record:

@@ -56,6 +56,8 @@ class JobSpec(BaseModel):
     sha256: str | None = None
     lines: int | None = None
     """Lines of the input (CSV, Parquet: its rows), once it was read through."""
+    sampling: dict[str, bool | int | float | str] | None = None
+    """Sampling parameters that are one value, to say what has changed; None in jobs of older releases."""
     fingerprint: dict[str, str]
     models: dict[str, str] = {}
     """The same of the other models that rows may name, and that stand in."""

@@ -36,6 +36,16 @@ TABLES = CELLS | {"parquet"}
 # Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
 _LOOKED_AT = 100
 _FIRST_BYTES = 1 << 20
+# How other files begin that people give the name of a text.
+_SIGNS = MappingProxyType(
+    {
+        b"\x1f\x8b": "compressed with gzip; name it {}.gz",
+        b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
+        b"PK\x03\x04": "a ZIP archive or a spreadsheet such as .xlsx; unpack it, or save its sheet as CSV",
+        b"PAR1": "a Parquet file; give it the suffix .parquet",
+    }
+)
+_SHEETS = frozenset({".xlsx", ".xls", ".ods", ".xlsm"})
 _OUTPUTS = MappingProxyType(
     {
         "jsonl": ("jsonl", "json"),
@@ -57,6 +67,8 @@ def by_suffix(path: Path, role: str) -> str:
     suffix = _plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
+        if suffix.lower() in _SHEETS:
+            raise input_error(f"The {role} {path.name} is a spreadsheet; save it as CSV (or .tsv, .parquet, .jsonl).")
         found = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
         raise input_error(
             f"The {role} {path.name} {found}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
@@ -79,10 +91,13 @@ def of_input(files: InputFiles) -> str:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
     (kind,) = kinds
+    path = files.parts[0].path
     with files.stream() as stream:
-        if stream.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
-            name = files.parts[0].path.name
-            raise input_error(f"The input file {name} is UTF-16 text; save it as UTF-8.")
+        start = stream.read(4)
+    if start[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
+        raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
+    if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
+        raise input_error(f"The input file {path.name} is {found.format(path.name)}.")
     return "batch" if kind == "jsonl" and _is_batch(files) else kind
 
 
@@ -107,11 +122,11 @@ def _is_batch(files: InputFiles) -> bool:
 
 
 def is_array(path: Path, stream: IO[bytes]) -> bool:
-    """Return whether a `.json` file, whose beginning is read, is an array of rows; else it has one in each line.
+    """Return whether a JSON file, whose beginning is read, is an array of rows; else it has one in each line.
 
     Raises `PromptmillError` (`invalid_input`) for an object over several lines.
     """
-    if by_suffix(path, "input file") != "json":
+    if by_suffix(path, "input file") not in {"json", "jsonl"}:
         return False
     first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
     while first and not first.strip():

@@ -99,11 +99,15 @@ class JobRequest(BaseModel):
         if self.shard is None:
             return None
         found = _SHARD.fullmatch(self.shard)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        if found is None:
             raise input_error(f"--shard {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
+        at, count = int(found[1]), int(found[2])
+        if not 1 <= at <= count:
+            wrong = f"{at} is more than {count}" if at else "the first is 1"
+            raise input_error(f"--shard {self.shard}: {wrong}; the {count} shards are 1/{count} to {count}/{count}.")
         if self.limit is not None:
             raise input_error("--shard goes without --limit.")
-        return int(found[1]), int(found[2])
+        return at, count
 
     @property
     def target(self) -> Path:

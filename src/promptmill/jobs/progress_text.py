@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
 
 import orjson
 
+from promptmill.core.errors import Code
 from promptmill.jobs import status
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
@@ -17,6 +19,8 @@ from promptmill.jobs.status import Progress
 _LINE_EVERY_S = 5.0
 _EVENT_EVERY_S = 1.0
 _LOOK_EVERY = 256
+_GO_ON = "  go on with the same command{}; what is answered is kept"
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.INVALID_IMAGE})
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -68,25 +72,37 @@ def written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
     return passed
 
 
-def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingProxyType({}), anew: bool = False) -> str:
+def summary(
+    found: Mapping[str, Any],
+    *,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    anew: bool = False,
+    again: bool = True,
+) -> str:
     """Return the paragraph at the end of a job, from its status.
 
-    `examples`: a message for each code of failures. `anew`: the command began it anew.
+    `examples`: a message for each code of failures. `anew`: the command began it anew. `again`: the same command may
+    help a job that stopped.
     """
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
-    lines.append(f"  rows      {status.line(found)}")
+    on = _GO_ON.format(", but without --overwrite" if anew else "")
     if state == status.FINISHED and found.get("total") == 0:
-        lines.append("  note      the input holds no rows")
+        return f"{lines[0]}: {found['input_file']} holds no rows, and so does the output {found['output_file']}"
+    answered = found.get("done", 0) - found.get("failed", 0)
+    if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
+        return f"{lines[0]}\n{on}" if again else lines[0]
+    lines.append(f"  rows      {status.line(found)}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
     if found.get("failed") and state == status.FINISHED:
-        lines.append("  the failed rows alone are done again with --retry-failed")
+        lines.extend(_failed(found))
     if truncated := found.get("truncated"):
         lines.append(f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again")
     lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
-    lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
+    if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
+        lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
     if (cost := found.get("cost")) is not None:
         lines.append(f"  cost      {cost:.6g}")
     if cached := found.get("cached"):
@@ -100,9 +116,22 @@ def summary(found: Mapping[str, Any], *, examples: Mapping[str, str] = MappingPr
     if state == status.FINISHED:
         lines.append(f"  output    {found['output_file']}")
     elif not found.get("alive"):
-        but = ", but without --overwrite" if anew else ""
-        lines.append(f"  go on with the same command{but}; what is answered is kept")
+        lines.append(on)
     return "\n".join(lines)
+
+
+def _failed(found: Mapping[str, Any]) -> list[str]:
+    """Return what to do about failed rows: those of the file are to be mended, others may be asked as they are."""
+    errors = found.get("errors", {})
+    lines = []
+    if not errors.keys() <= _OF_THE_FILE:
+        lines.append("  the failed rows alone are done again with --retry-failed")
+    if errors.keys() & _OF_THE_FILE:
+        name = Path(found["input_file"]).name
+        lines.append(f"  mend that in {name}, then the same command with --reuse, which asks the mended rows alone")
+        if found["failed"] > 1:
+            lines.append("  (--validate in its place lists them and sends nothing)")
+    return lines
 
 
 def _two_digits(seconds: float) -> str:

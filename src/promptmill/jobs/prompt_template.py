@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
-from jinja2 import StrictUndefined, TemplateError, UndefinedError, meta
+from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
@@ -16,6 +17,8 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.output_records import plain_line
 
 _ROW = "row"
+_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that nothing closes
+_NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
 
 
@@ -24,6 +27,8 @@ class PromptTemplate:
 
     def __init__(self, text: str) -> None:
         """Raises `PromptmillError` (`invalid_input`) for what is not a template, or names no column."""
+        if open_ := _OPEN.search(text):
+            raise input_error(f"--prompt: a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, keep_trailing_newline=True, finalize=_as_text, autoescape=False
         )
@@ -31,7 +36,7 @@ class PromptTemplate:
             self.names = frozenset(meta.find_undeclared_variables(environment.parse(text)))
             self._template = environment.from_string(text)
         except TemplateError as error:
-            raise input_error(f"--prompt is not a template: {error}.") from None
+            raise input_error(f"--prompt is not a template: {_why(error, environment)}") from None
         if not self.names:
             raise input_error("--prompt names no column; write it in double braces, such as {{text}}.")
 
@@ -91,6 +96,16 @@ class PromptTemplate:
         except PromptmillError as error:
             asked = {rows.PROBLEM: error.message}
         return plain_line(asked | {rows.ROW: row}).removesuffix(b"\n")
+
+
+def _why(error: TemplateError, environment: Environment) -> str:
+    """Return what is wrong with a template, in one line; the nearest filter is told."""
+    said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
+    found = _NO_FILTER.match(said)
+    if found is None:
+        return f"{said}."
+    near = difflib.get_close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
+    return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
 
 
 def _as_text(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from promptmill.jobs.cell_table import CellTable
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.parquet_table import ParquetTable
+
+_SHOWN = 10
 
 
 def problems(files: InputFiles, input_format: str, name: str, scratch: Path, most: int) -> tuple[int, list[str]]:
@@ -43,8 +46,12 @@ def check(files: InputFiles, input_format: str, name: str, scratch: Path) -> Non
     """Raise `PromptmillError` (`invalid_input`) unless each row has an id of its own."""
     count, found = problems(files, input_format, name, scratch, 1)
     if count:
+        if input_format in formats.LINES and (names := _names_without(files, name)):
+            raise input_error(
+                f"No row has {name!r}; the fields are: {', '.join(names)}. --id-column names one of them."
+            )
         others = f" So it is with {count} rows." if count > 1 else ""
-        raise input_error(f"{found[0].capitalize()}{others} Leave --id-column out to run it all the same.")
+        raise input_error(f"{found[0].capitalize()}{others} Give each row one of its own, or leave --id-column out.")
 
 
 def _values(files: InputFiles, input_format: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -65,6 +72,20 @@ def _values(files: InputFiles, input_format: str, name: str) -> Iterator[tuple[i
         for row, line in enumerate(json_rows.lines(files)):
             if line.strip():
                 yield row, _field(line, name)
+
+
+def _names_without(files: InputFiles, name: str) -> list[str]:
+    """Return the fields that the rows have, none where some row has `name`."""
+    found: dict[str, None] = {}
+    for line in json_rows.lines(files):
+        with contextlib.suppress(PromptmillError):
+            value = rows.load(line, "") if line.strip() else None
+            if isinstance(value, dict):
+                if name in value:
+                    return []
+                if len(found) < _SHOWN:
+                    found.update(dict.fromkeys(key[:40] for key in value))
+    return list(found)[:_SHOWN]
 
 
 def _column(names: list[str], name: str) -> int:

@@ -221,7 +221,9 @@ class Runner:
             if self._earlier.get("state") in status.ALIVE:  # it was killed, and what it showed last is not all
                 self.progress.cost_at_least(await self._ending.or_left(store.cost))
             sent = self._earlier.get("requests")
-            self.progress.unsettled_before = max(0, sent - counts.requests) if type(sent) is int else 0
+            self.progress.unsettled_before = (
+                max(0, sent - counts.requests - store.requests_set_aside) if type(sent) is int else 0
+            )
 
     @property
     def again(self) -> str:

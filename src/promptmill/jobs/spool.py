@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends import rows
 from promptmill.backends.row_fields import IMAGES, NAMES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, formats, json_rows
@@ -82,7 +83,7 @@ def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate
         raise input_error(f"The input has two columns `{min(twice)}`; rename one of them.")
     if not {"prompt", "messages"} & set(meant):
         if not all(map(is_utf8, names)):
-            raise input_error("The first line of the input is not UTF-8 text; save the file as UTF-8.")
+            raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}")
         raise input_error(
             f"The input has no column `prompt` or `messages`; its columns: {_shown(names)}. "
             "--prompt-column names the one to ask."
@@ -98,7 +99,12 @@ def _cell_lines(table: CellTable, prompt_column: str | None, template: PromptTem
     asked = _asked(table.header, prompt_column, template)
     for row in table.rows():
         found = _cell_row(row, asked) if template is None else _written_out(row, asked, template)
-        yield orjson.dumps(f"{found.removesuffix('.')} (line {row.line})." if isinstance(found, str) else found)
+        yield orjson.dumps(_placed(found, row.line) if isinstance(found, str) else found)
+
+
+def _placed(problem: str, line: int) -> str:
+    what, _, todo = problem.removesuffix(".").partition(". ")
+    return f"{what} (line {line}).{todo and f' {todo}.'}"
 
 
 def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | str:
@@ -108,7 +114,7 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | 
     for at, name in asked:
         text = found.cells[at]
         if not is_utf8(text):
-            return f"{name} is not UTF-8 text."
+            return f"{name} is not UTF-8 text. {rows.AS_UTF8}"
         if not text and (name != "prompt" or len(asked) > 1):  # the other columns may ask
             continue
         if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
@@ -127,7 +133,7 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
         return found.problem
     texts = {name: found.cells[at] for at, name in asked}
     if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
-        return f"{wrong} is not UTF-8 text."
+        return f"{wrong} is not UTF-8 text. {rows.AS_UTF8}"
     own = _cell_row(found, [(at, name) for at, name in asked if name in NAMES - _PROMPTS])
     if isinstance(own, str):
         return own

@@ -73,6 +73,7 @@ _ERRORS = {
 }
 NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "finish_reason IS 'length'"
 """Which records are to be replaced by new answers, as conditions."""
+ANSWERED = "code IS NULL"
 
 
 class DamagedError(Exception):
@@ -243,6 +244,11 @@ class JobStore:
     def reuses(self) -> bool:
         """Whether answers are set aside."""
         return bool(self._read("SELECT 1 FROM sqlite_master WHERE name = 'earlier'"))
+
+    @property
+    def requests_set_aside(self) -> int:
+        """How many requests the answers cost that are set aside."""
+        return int(self._read("SELECT total(attempts) FROM earlier")[0][0]) if self.reuses else 0
 
     def reuse(self, wanted: Sequence[tuple[int, bytes]]) -> list[Record]:
         """Give rows, with the digests of what they ask, answers that are set aside, each once; return their records."""

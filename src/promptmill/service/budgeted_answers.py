@@ -64,8 +64,9 @@ class BudgetedAnswers:
         if self._price is None:
             raise config_error(
                 "max_cost",
-                f"the price of {self._plan.model or 'this model'} is not known; set `price: {{input, output}}` per "
-                f"million tokens, or install the list of prices: {command_for('prices')}.",
+                f"the price of {self._plan.model or 'this model'} is not known; say it per million tokens, "
+                "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
+                f"{command_for('prices')}.",
             )
         return self._price
 

@@ -1,0 +1,135 @@
+"""Typical mistakes with files: what is said is right, and doing as it says works."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.prompt_template import PromptTemplate
+
+
+def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("question,answer\nWhat?,x\nWho?,y\n")
+    said = bench.fail("--quiet")
+    assert "--prompt-column names the one to ask" in said
+    assert len(said.splitlines()) == 1  # the same command can only fail again
+    bench.succeed("--prompt-column", "question")
+    assert [row["answer"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
+    assert "prompt column was 'question', now not set" in bench.fail()
+
+
+def test_another_input_for_the_same_output_is_called_that(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    first = bench.input
+    for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt 1", "prompt 7")]:  # the same size, too
+        bench.input = bench.path / "other.jsonl"
+        bench.input.write_text(text)
+        assert f"is the output of another input, {first}; name another output" in bench.fail()
+    bench.input = first
+    assert "finished already" in bench.run().stderr
+
+
+def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench: Any) -> None:
+    bench.write(['{"prompt": "a"}', '{"prompt": "b"', '{"prompt": "c"}'])
+    said = bench.fail(code=1)
+    assert "line 2 is not valid JSON" in said
+    assert "mend that in in.jsonl, then the same command with --reuse" in said
+    assert "--retry-failed" not in said
+    bench.write([{"prompt": name} for name in "abc"])
+    assert "--reuse asks only what is new" in bench.fail("--retry-failed")
+    assert bench.succeed("--reuse")["requests"] == len(bench.upstream.seen) == 3
+
+
+def test_a_job_that_has_answered_nothing_takes_the_input_as_it_is_now(bench: Any) -> None:
+    bench.write(['{"prompt": "a"'])
+    bench.fail(code=1)
+    bench.write([{"prompt": "a"}])
+    assert bench.succeed()["requests"] == 1
+
+
+def test_an_input_without_rows_is_one_line(bench: Any) -> None:
+    bench.write([])
+    result = bench.run("--quiet")
+    assert result.returncode == 0
+    assert "holds no rows" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> None:
+    bench.prompts(1)
+    for options, words in [
+        (["--id-column", "idd"], "No row has 'idd'; the fields are: id, prompt"),
+        (["--prompt", "{{txt}}"], "no column 'txt'"),
+    ]:
+        said = bench.fail("--quiet", *options)
+        assert words in said
+        assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("in.jsonl", gzip.compress(b'{"prompt": "a"}\n'), "is compressed with gzip; name it in.jsonl.gz"),
+        ("in.csv", b"PK\x03\x04rest", "save its sheet as CSV"),
+        ("in.xlsx", b"PK\x03\x04rest", "is a spreadsheet; save it as CSV"),
+        ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "iconv -f latin1 -t utf-8"),
+        ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told(bench: Any, name: str, data: bytes, said: str) -> None:
+    bench.input = bench.path / name
+    bench.input.write_bytes(data)
+    result = bench.run("--quiet")
+    assert result.returncode in {1, 2}
+    assert said in result.stdout + result.stderr
+
+
+def test_an_array_of_rows_is_read_whatever_the_suffix(bench: Any) -> None:
+    bench.input = bench.path / "in.jsonl"
+    bench.input.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=1))
+    bench.succeed()
+    assert [row["answer"] for row in bench.answers()] == ["echo: a", "echo: b"]
+
+
+def test_a_folder_as_output_and_other_settings_are_told(bench: Any) -> None:
+    bench.prompts(1)
+    output, bench.output = bench.output, bench.path
+    assert "is a folder; name a file in it" in bench.fail()
+    bench.output = output
+    bench.succeed("--temperature", "0.2")
+    assert "temperature was 0.2, now 0.9" in bench.fail("--temperature", "0.9")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Answer {{question}", "a }} is missing behind {{question."),
+        ("Answer {{question", "a }} is missing behind {{question."),
+        ("{{ question | uper }}", "there is no filter 'uper'; did you mean upper?"),
+    ],
+)
+def test_what_is_wrong_with_a_template_is_told_in_a_line(text: str, said: str) -> None:
+    with pytest.raises(PromptmillError) as caught:
+        PromptTemplate(text)
+    assert str(caught.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ row | tojson }}", "{% raw %}{{{% endraw %} {{x}}", '{"a": {{x}}}', "{{ {'a': x} }}"]
+)
+def test_what_only_looks_unclosed_is_a_template(text: str) -> None:
+    PromptTemplate(text)
+
+
+def test_a_shard_beyond_the_last_is_told(tmp_path: Path) -> None:
+    order = JobRequest(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl", shard="3/2")
+    with pytest.raises(PromptmillError, match="3 is more than 2; the 2 shards are 1/2 to 2/2"):
+        _ = order.cut
