@@ -1,0 +1,67 @@
+"""An ordinary answer is read in one step, and means what the careful way makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.openai.response import read_payload, read_response
+from promptmill.backends.openai.retry import RetryDecision
+
+ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), dialect_named("plain"))
+PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}
+SUMS = {"prompt_tokens": 24, "completion_tokens": 12, "total_tokens": 36}
+DETAILS = {"prompt_tokens_details": {"cached_tokens": 8}, "completion_tokens_details": {"reasoning_tokens": 5}}
+
+
+def payload(message: dict[str, Any] = PLAIN, finish: Any = "stop", usage: Any = SUMS, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "message": message, "logprobs": more.pop("logprobs", None), "finish_reason": finish}
+    return {"object": "chat.completion", "choices": [choice | more.pop("choice", {})], "usage": usage} | more
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        payload(),
+        payload(finish="length"),
+        payload(PLAIN | {"reasoning_content": None, "tool_calls": [], "refusal": None, "annotations": []}),
+        payload(PLAIN | {"reasoning_content": "So."}),
+        payload(PLAIN | {"thinking_blocks": [{"type": "thinking", "thinking": "So."}]}),
+        payload(PLAIN | {"provider_specific_fields": {"reasoning": "So."}}),
+        payload(PLAIN | {"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}),
+        payload(PLAIN | {"content": [{"type": "text", "text": "Paris"}]}),
+        payload(PLAIN | {"content": ""}),
+        payload(PLAIN | {"content": None, "refusal": "I will not."}),
+        payload(finish=None),
+        payload(finish="eos"),
+        payload(finish="content_filter"),
+        payload(finish="error"),
+        payload(finish={"type": "stop", "matched": 2}),
+        payload(finish=["stop"]),
+        payload(logprobs={"content": []}),
+        payload(choice={"error": {"message": "overloaded", "code": 502}}),
+        payload(usage=None),
+        payload(usage=SUMS | DETAILS),
+        payload(usage={"input_tokens": 3, "output_tokens": 2}),
+        payload(usage=SUMS | {"prompt_tokens": True, "completion_tokens": -1}),
+        payload(usage=SUMS | {"prompt_cache_hit_tokens": 20}),
+        payload(error={"message": "no such model"}),
+        payload(error=None),
+        payload(error_code=17),
+        payload(object="error"),
+        payload(base_resp={"status_code": 1004, "status_msg": "no"}),
+        payload(choices=[]),
+    ],
+)
+def test_both_ways_find_the_same(body):
+    found, careful = read_response(200, {}, orjson.dumps(body), ENDPOINT), read_payload(body, {}, ENDPOINT)
+    if isinstance(careful, RetryDecision):
+        assert isinstance(found, RetryDecision)
+        assert (found.kind, found.error.code) == (careful.kind, careful.error.code)
+        assert (str(found.error), found.usage) == (str(careful.error), careful.usage)
+    else:
+        assert found == careful
