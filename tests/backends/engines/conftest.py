@@ -156,6 +156,13 @@ def make_engine(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
         yield make
 
 
+@pytest.fixture(scope="module")
+def engines(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
+    """Load engines for several tests, which are closed with the module."""
+    with _engines(desk) as make:
+        yield make
+
+
 @pytest.fixture(scope="session")
 def engine_of(desk: Desk) -> Iterator[Callable[[str], EngineHost]]:
     """The embedded model by backend, in float32, in which batches answer exactly as single prompts do."""

@@ -174,7 +174,9 @@ def test_cancelling_a_call_frees_its_rows_within_a_second(desk, engine):
     async def cancelled():
         call = desk.call(engine, ["Count to one million in words."] * 40, ENDLESS, max_tokens=2000)
         running = asyncio.create_task(call.run())
-        await asyncio.sleep(3)
+        while call.stats.in_flight < 8:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1)  # rows are on their way through the model
         started = time.monotonic()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -185,7 +187,7 @@ def test_cancelling_a_call_frees_its_rows_within_a_second(desk, engine):
         return outcome.latency_s, time.monotonic() - started
 
     latency_s, whole_s = desk.wait(cancelled())
-    assert latency_s <= whole_s < 2  # of which the answer itself takes a part, on a busy machine most
+    assert latency_s <= whole_s < within(2)  # of which the answer itself takes a part, on a busy machine most
 
 
 def test_calls_at_once_get_their_own_answers(desk, engine):

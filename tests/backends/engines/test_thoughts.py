@@ -17,21 +17,27 @@ HARMONY = (
 TAGS = ["<think>", "</think>", "<tool>"]
 
 
+@pytest.fixture(scope="module")
+def harmony(engines, speaker):
+    """A model that answers on the channels of gpt-oss."""
+    return engines(speaker(HARMONY, CHANNELS))
+
+
 @pytest.mark.thorough
-def test_the_channels_of_gpt_oss_are_told_apart(desk, make_engine, speaker):
-    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100)
+def test_the_channels_of_gpt_oss_are_told_apart(desk, harmony):
+    (outcome,) = desk.ask(harmony, ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
 
 
-def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, make_engine, speaker):
-    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=16)
+def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, harmony):
+    (outcome,) = desk.ask(harmony, ["?"], max_tokens=16)
     assert (outcome.text, outcome.finish_reason) == ("", "length")
     assert "A city is meant.".startswith(outcome.reasoning)
 
 
 @pytest.mark.thorough
-def test_a_stop_string_cuts_the_answer_on_its_channel(desk, make_engine, speaker):
-    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100, stop=["Par"])
+def test_a_stop_string_cuts_the_answer_on_its_channel(desk, harmony):
+    (outcome,) = desk.ask(harmony, ["?"], max_tokens=100, stop=["Par"])
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is ", "stop")
 
 
@@ -42,8 +48,8 @@ def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make
     assert (outcome.reasoning, outcome.text) == ("A city is meant.", "It is Paris.")
 
 
-def test_a_thought_that_a_stop_string_ends_is_no_answer(desk, make_engine, speaker):
-    (outcome,) = desk.ask(make_engine(speaker(HARMONY, CHANNELS)), ["?"], max_tokens=100, stop=["meant"])
+def test_a_thought_that_a_stop_string_ends_is_no_answer(desk, harmony):
+    (outcome,) = desk.ask(harmony, ["?"], max_tokens=100, stop=["meant"])
     assert isinstance(outcome, Failure)
     assert outcome.error.code == Code.OPEN_REASONING
     assert outcome.usage.completion_tokens > 0
