@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.core.money import dollars
 from replies import answer, choose, late, status
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -40,7 +41,7 @@ def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench: Any) -> Non
         bench.wait(lambda: not bench.upstream.open)
     last = bench.run(*OPTIONS, f"max_cost={ANSWERS * 0.03}", **CROWD)
     assert last.returncode == 75, "it goes on with a larger budget"
-    assert bench.status()["reason"].startswith(f"The budget of {ANSWERS * 0.03:g} has no room")
+    assert bench.status()["reason"].startswith(f"The budget of {dollars(ANSWERS * 0.03)} has no room")
     answered = sum(record.code is None for record in bench.records())
     assert round(bench.status()["cost"], 2) == round(answered * 0.03, 2)
     # a kill costs what the workers had taken: what is in flight, and as much again at most

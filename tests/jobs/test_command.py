@@ -55,7 +55,38 @@ def test_validate_of_a_table_says_all_is_well(bench: Any) -> None:
     bench.input.write_text("prompt\nhello\nworld\n")
     result = bench.run("--validate")
     assert result.returncode == 0
-    assert result.stdout == "2 rows, 0 of them invalid, 0 images, about 2 prompt tokens\n"
+    assert (
+        result.stdout
+        == "2 rows, 0 of them invalid, 0 images, about 4 prompt tokens without what the chat template adds\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model", "nobody-lists-this"], "no price is known for nobody-lists-this: `price:`"),
+        (["--set", "price={input: 1, output: 2}", "--max-tokens", "100"], "about $0.0000030 for the prompts, at most"),
+    ],
+)
+def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(
+    bench: Any, options: list[str], said: str
+) -> None:
+    bench.write([{"prompt": f"x{row}"} for row in (1, 2, 3)])
+    bench.settings = {"model_name": "gpt-5-mini"}
+    shown = bench.run("--validate", "--provider", "openai", *options, base_url=[]).stdout
+    assert "about 3 prompt tokens" in shown
+    assert said in shown
+
+
+def test_the_failed_rows_of_a_job_are_listed(bench: Any) -> None:
+    bench.write([{"prompt": "good"}, *["{broken"] * 25])
+    bench.run()
+    shown = bench.run(str(bench.output), "--failed", command="jobs").stdout.splitlines()
+    assert len(shown) == 21
+    assert shown[0].startswith("row 2  invalid_input: line 2 is not valid JSON")
+    assert shown[-1] == "… and 5 more; --json shows all."
+    found = json.loads(bench.run(str(bench.output), "--failed", "--json", command="jobs").stdout)
+    assert [one["row"] for one in found["failed"]] == list(range(2, 27))
 
 
 def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:

@@ -60,6 +60,7 @@ def given(bench: Any) -> list[Path]:
 def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench: Any) -> None:
     done = piped(bench, b'{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
     assert done.returncode == 0, done.stderr
+    assert b"/given/" not in done.stderr, "a file that is gone"
     assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == ["echo: a", "echo: b"]
     assert given(bench) == []
     assert list((bench.path / "state" / "jobs").iterdir()) == []

@@ -37,6 +37,7 @@ from promptmill.system import runtime
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
+_FAILURES_SHOWN = 20
 
 
 def validate(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
@@ -178,11 +179,9 @@ def _tell(
         say(orjson.dumps(found).decode(), stream)
         return
     anew = order is not None and order.overwrite
-    say(
-        summary(found, examples={} if folder is None else status.examples(folder), anew=anew, again=again),
-        stream,
-        wrap=True,
-    )
+    examples = {} if folder is None else status.examples(folder)
+    # what goes to a pipe was kept in a file of ours, which is gone in a moment
+    say(summary(found, examples=examples, anew=anew, again=again, output=not on_stderr), stream, wrap=True)
 
 
 async def _bulk(
@@ -221,11 +220,29 @@ def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json
             print("promptmill: there are no jobs.", file=sys.stderr)
         return OK
     job = folders.at(job_id)
+    if only_failed:
+        return _failures(job, as_json=as_json)
     if cancel and job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
     elif cancel:
         print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
     _tell(status.read(job), job, as_json=as_json)
+    return OK
+
+
+def _failures(job: Folder, *, as_json: bool) -> int:
+    """Print the rows that failed: the first ones, all of them as JSON."""
+    count = status.read(job).get("failed", 0)
+    found = status.failures(job, count if as_json else _FAILURES_SHOWN)
+    if as_json:
+        say(orjson.dumps({"job_id": job.job_id, "failed": found}).decode())
+        return OK
+    for one in found:
+        say(f"row {one['row']}  {one['code']}: {one['message']}", wrap=True)
+    if count > len(found):
+        say(f"… and {count - len(found):,} more; --json shows all.")
+    elif not found:
+        print(f"promptmill: no row of {job.job_id} failed.", file=sys.stderr)
     return OK
 
 

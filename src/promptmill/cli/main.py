@@ -470,7 +470,9 @@ def _add_jobs(commands: Any, shared: Parser) -> None:
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
     doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
     doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
-    doing.add_argument("--failed", action="store_true", help="only jobs that failed or have failed rows")
+    doing.add_argument(
+        "--failed", action="store_true", help="only jobs that failed or have failed rows; with JOB_ID its failed rows"
+    )
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
     jobs.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+
 import orjson
 
 from promptmill.cli.terminal import say
 from promptmill.config.loading import ResolvedConfig
+from promptmill.core.money import dollars
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.validation import check
+from promptmill.service.registry import addresses
+from promptmill.system.installation import command_for
+
+_OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
@@ -22,9 +32,29 @@ def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
             say(f"… and {found['invalid'] - len(found['problems'])} more")
         say(
             f"{found['rows']} rows, {found['invalid']} of them invalid, {found['images']} images, "
-            f"about {found['estimated_prompt_tokens']} prompt tokens"
+            f"about {found['estimated_prompt_tokens']:,} prompt tokens without {_left_out(found)}",
+            wrap=True,
         )
         if (cost := found.get("estimated_cost")) is not None:
             most = found["most_cost"]
-            say(f"about {cost:.6g} for the prompts{'' if most is None else f', at most {most:.6g} with the answers'}")
+            answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
+            say(f"about {dollars(cost)} for the prompts{answers}")
+        elif _is_paid(plan):
+            listed = "" if find_spec("genai_prices") else f", or install the list of prices: {command_for('prices')}"
+            say(
+                f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "
+                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars{listed}",
+                wrap=True,
+            )
     return int(found["invalid"] > 0)
+
+
+def _left_out(found: Mapping[str, Any]) -> str:
+    return "images and what the chat template adds" if found["images"] else "what the chat template adds"
+
+
+def _is_paid(plan: ResolvedConfig) -> bool:
+    """Return whether the endpoint is anybody's but a server of this machine."""
+    return plan.record.needs_endpoint and any(
+        urlsplit(url if "://" in url else f"//{url}").hostname not in _OF_THIS_MACHINE for url in addresses(plan)
+    )

@@ -261,7 +261,7 @@ class ModelSettings(Block):
     extra_params: dict[str, Any] = Field({}, description="Instead of the file's, which may be for another backend.")
     system_prompt: str | None = Field(None, description="Instead of the file's.")
     image_tag: str | None = Field(None, description="Instead of the file's.")
-    price: PriceSettings | None = Field(None, description="What a million tokens of this model cost.")
+    price: PriceSettings | None = Field(None, description="What a million tokens of this model cost, in US dollars.")
     fallback: list[str] = Field(
         [], description="Models that answer, in this order, what this one cannot: see docs/models.md."
     )
@@ -338,10 +338,12 @@ class Settings(Block):
         "path, or `all` for those at any temperature.",
     )
     price: PriceSettings | None = Field(
-        None, description="What a million tokens of the model cost; else `genai-prices` (US dollars), if installed."
+        None, description="US dollars that a million tokens of the model cost; else as `genai-prices` has it."
     )
     max_cost: float | None = Field(
-        None, ge=0, description="Most that this process, or a job in all its runs, may spend; needs `max_tokens`."
+        None,
+        ge=0,
+        description="Most US dollars that this process, or a job in all its runs, may spend; needs `max_tokens`.",
     )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; the rest comes back as errors."

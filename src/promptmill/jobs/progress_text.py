@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import orjson
 
 from promptmill.core.errors import Code
+from promptmill.core.money import dollars
 from promptmill.jobs import status
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
@@ -78,11 +79,12 @@ def summary(
     examples: Mapping[str, str] = MappingProxyType({}),
     anew: bool = False,
     again: bool = True,
+    output: bool = True,
 ) -> str:
     """Return the paragraph at the end of a job, from its status.
 
     `examples`: a message for each code of failures. `anew`: the command began it anew. `again`: the same command may
-    help a job that stopped.
+    help a job that stopped. `output`: name it.
     """
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
@@ -104,7 +106,7 @@ def summary(
     if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
         lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
     if (cost := found.get("cost")) is not None:
-        lines.append(f"  cost      {cost:.6g}")
+        lines.append(f"  cost      {dollars(cost)}")
     if cached := found.get("cached"):
         lines.append(f"  cached    {cached:,}")
     latency = found.get("latency_s") or {}
@@ -113,9 +115,9 @@ def summary(
         lines.append(f"  latency   {shown}")
     lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
-    if state == status.FINISHED:
+    if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
-    elif not found.get("alive"):
+    elif state != status.FINISHED and not found.get("alive"):
         lines.append(on)
     return "\n".join(lines)
 

@@ -180,6 +180,12 @@ def examples(folder: Folder) -> dict[str, str]:
         return {}
 
 
+def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
+    """Return `row` (from 1), `code` and `message` of the first `most` rows that failed. Raises as `JobStore` does."""
+    with folder.reading() as store:
+        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in store.failures(most)]
+
+
 def line(status: Mapping[str, Any]) -> str:
     """Return one line on how far a job is."""
     total = status.get("total")

@@ -196,6 +196,10 @@ class JobStore:
         query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
         return {code: text for code, text, _ in self._read(query)}
 
+    def failures(self, most: int) -> list[Record]:
+        """Return the first `most` rows that failed, by row."""
+        return self.page(0, "code IS NOT NULL", most)
+
     def answering_models(self) -> set[str]:
         """Return the names of the models that rows say they were answered by."""
         query = "SELECT DISTINCT json_extract(more, '$.answered_by') FROM answer WHERE more IS NOT NULL"

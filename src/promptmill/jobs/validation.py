@@ -28,7 +28,10 @@ _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further fr
 
 
 def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
-    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens."""
+    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens.
+
+    It counts the system prompt, and neither images nor what a chat template adds.
+    """
     target = order.output.absolute().resolve()
     parts = input_files.find([order.input, *order.more], target)
     file = admission.open_input(parts, known=False)
@@ -81,7 +84,7 @@ def _check_lines(
         prompt_column=order.prompt_column if input_format == "jsonl" else None,
     )
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
-    count = invalid = pictures = size = 0
+    count = invalid = pictures = tokens = 0
     problems: list[str] = []
     lines = Lines(file)
     while block := lines.read():
@@ -96,7 +99,7 @@ def _check_lines(
                 if line.data is None:
                     raise input_error(f"{where} is longer than 256 MiB.")
                 conversation = reading.request(line.row, line.data).conversation
-                size += _bytes(conversation)
+                tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
                 pictures += len(conversation.images)
                 _check_payload(conversation, rules, where)
                 if ids is not None:
@@ -119,7 +122,7 @@ def _check_lines(
         "rows": count,
         "invalid": invalid,
         "images": pictures,
-        "estimated_prompt_tokens": size // _BYTES_PER_TOKEN,
+        "estimated_prompt_tokens": tokens,
         "problems": problems,
     }
 

@@ -11,6 +11,7 @@ from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Sour
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.money import dollars
 from promptmill.core.outcome import Failure, Outcome, Usage
 from promptmill.service.prices import Price, price_of, worst_case
 from promptmill.service.wrapped_call import WrappedCall
@@ -193,8 +194,8 @@ class _Call(WrappedCall):
         full = next(budget for budget in self._budgets if not budget.fits(worst))
         error = PromptmillError(
             Code.BUDGET,
-            f"The budget of {full.limit:g} has no room for another request: {full.spent:.6g} is spent, and the next "
-            f"could cost {worst:.6g}.",
+            f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, and "
+            f"the next could cost {dollars(worst)}.",
         )
         while self._held or (requests := await self._source.take(256)):
             if not self._held:

@@ -10,6 +10,7 @@ from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.outcome import Usage
+from promptmill.service import registry
 
 _MILLION = 1_000_000
 _LONG_CONTEXT = 100_000  # tokens; from some number above it on, several models cost more
@@ -21,7 +22,7 @@ _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 class Price(Protocol):
-    """What one model costs, in the operator's currency (`genai-prices`: US dollars)."""
+    """What one model costs, in US dollars."""
 
     def cost(self, usage: Usage) -> float:
         """Return what `usage` cost."""
@@ -79,10 +80,9 @@ def price_of(plan: ResolvedConfig) -> Price | None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
     if not plan.record.needs_endpoint or not plan.model:
         return None
-    urls = getattr(plan.block, "base_url", [])
     try:
-        prices = [ListedPrice(plan.model, {"provider_api_url": url}) for url in urls]
-    except (ImportError, LookupError):  # the extra is not installed; a host or model that is not listed
+        prices = [ListedPrice(plan.model, {"provider_api_url": url}) for url in registry.addresses(plan)]
+    except (ImportError, LookupError):  # the extra is not installed; a host, a provider or a model that is not listed
         return None
     return prices[0] if len(prices) == 1 else None
 

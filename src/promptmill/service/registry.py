@@ -56,3 +56,12 @@ def providers() -> list[tuple[str, str, str, bool]]:
     """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     return cast("list[tuple[str, str, str, bool]]", module.listed())
+
+
+def addresses(plan: ResolvedConfig) -> list[str]:
+    """Return the addresses that the plan's requests go to. Raises `KeyError` for a provider that nobody knows."""
+    urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
+    if urls or not provider:
+        return urls
+    url = importlib.import_module("promptmill.backends.openai.providers").preset(provider).base_url
+    return [url] if url else []
