@@ -15,6 +15,7 @@ from promptmill.core.errors import PromptmillError, input_error
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _MOST_PROBLEMS = 3
 _MOST_KEPT = 256
+_SHOWN = 60
 _LONGEST_PROBLEM = 300
 # `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
 _BACKTRACKS = 100_000
@@ -47,7 +48,8 @@ class AnswerSchema:
         try:
             value = repair.load(text)
         except ValueError:
-            problem = "it is not JSON"
+            start = " ".join(text[:_SHOWN].split())
+            problem = f"it is not JSON, it begins with {start!r}" if start else "it is not JSON, it is empty"
         else:
             if self._validator.is_valid(value):
                 return Checked(text)

@@ -209,8 +209,8 @@ async def _answers(
 
 
 async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
-    """Where no progress is shown, say now and then why nothing goes on."""
-    told = time.monotonic()
+    """Where no progress is shown, say why nothing goes on: at once, then now and then."""
+    told = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
         if not work.done() and time.monotonic() - told >= _TELL_EVERY_S and (waiting := stats.waiting):

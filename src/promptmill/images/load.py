@@ -105,7 +105,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     except NoFileError:
         raise _unusable(f"{_shown(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(f"There is no image file at {_shown(path)}.") from None
+        raise _unusable(f"There is no image file at {_shown(path)}.", "Check the path.") from None
     except OSError as error:
         raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
     if max(size, len(data)) > _LARGEST_FILE:

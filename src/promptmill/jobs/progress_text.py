@@ -26,14 +26,14 @@ _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.INVALID_IMAGE})
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
     """Return what writes a line about the job to `stream` every few seconds."""
-    told, state = time.monotonic(), ""
+    told, state, waited = time.monotonic(), "", False
 
     def watch(progress: Progress) -> None:
-        nonlocal told, state
-        now = time.monotonic()
-        if progress.state == state and now - told < _LINE_EVERY_S:
+        nonlocal told, state, waited
+        now, waits = time.monotonic(), waited or bool(progress.stats.waiting)
+        if progress.state == state and now - told < _LINE_EVERY_S and waits == waited:
             return
-        told, state = now, progress.state
+        told, state, waited = now, progress.state, waits
         doing = f" ({progress.activity})" if progress.activity else ""
         with contextlib.suppress(OSError):  # a full disk, nobody there to read: no reason to end a job
             print(

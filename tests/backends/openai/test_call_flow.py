@@ -161,3 +161,21 @@ def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them(benc
 
 def test_the_flow_ends_with_the_run(drive):
     assert drive(["x"]).stats.flow is None
+
+
+def test_what_has_never_answered_is_told_from_the_first_retry_on(bench):
+    def work(bench):
+        bench.fails(_gone())
+        assert bench.stats.waiting.startswith("api.example.com: cannot be reached, ")
+        bench.state.forgive()
+
+    bench(work)
+
+
+def test_a_wait_below_a_second_is_told_too(bench):
+    def work(bench):
+        decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
+        bench.flow.put_back(bench.state, decision, 0.4)
+        assert bench.stats.waiting == "500 from api.example.com: server error, next try within a second"
+
+    bench(work)

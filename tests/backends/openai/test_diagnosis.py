@@ -123,7 +123,7 @@ def test_a_certificate_signed_by_itself_and_how_to_trust_it(checked, upstreams, 
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(checked(secure.url))
     assert name == "TLS"
-    assert "is signed by itself. Trust it: set REQUESTS_CA_BUNDLE" in detail
+    assert "is signed by itself. Trust it: set SSL_CERT_FILE=ca.pem" in detail
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
     steps = checked(secure.url)
     assert all(ok for _, ok, _ in steps)

@@ -48,6 +48,9 @@ class Location:
         return Path(self.name) if Path(self.name).is_dir() else None
 
 
+_NAME_IT = "Name a folder with a model, a .gguf file, or a model of the hub such as Qwen/Qwen3-0.6B."
+
+
 def load_failure(message: str, hint: str | None = None) -> PromptmillError:
     """Return the error of a model that cannot be loaded."""
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
@@ -93,14 +96,15 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     path = home_expanded(name)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.")
+            raise load_failure(f"{path.absolute()} is a file; a model is a folder or a .gguf file.", _NAME_IT)
         return Location(str(path.parent), path.name)
     if path.is_dir():
         return _in_folder(path, gguf_file, form)
     if _looks_local(name):
-        raise load_failure(f"There is no model folder at {path.absolute()}.")
+        what = "GGUF file" if path.suffix == ".gguf" else "model folder"
+        raise load_failure(f"There is no {what} at {path.absolute()}.", "Check the path.")
     if not _HUB_NAME.fullmatch(name):
-        raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.")
+        raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.", _NAME_IT)
     return None
 
 
@@ -111,7 +115,7 @@ def _looks_local(name: str) -> bool:
 def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
     if gguf_file is not None:
         if not (folder / gguf_file).is_file():
-            raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.")
+            raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.", "Check `gguf_file`.")
         return Location(str(folder), gguf_file)
     if (folder / form.file).is_file():
         return Location(str(folder))
@@ -120,7 +124,7 @@ def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
         return Location(str(folder), found[0])
     if found:
         raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
-    raise load_failure(f"{folder.absolute()} holds no {form.file}, so it is not a model folder.")
+    raise load_failure(f"{folder.absolute()} holds no {form.file}, so it is not a model folder.", _NAME_IT)
 
 
 def _check_hub(name: str, file: str, advice: str) -> None:

@@ -19,6 +19,7 @@ _WORDS = {
     Code.RATE_LIMITED: "rate limit",
     Code.CONNECTION_LOST: "connection lost",
     Code.NAME_RESOLUTION: "name not found",
+    Code.UNREACHABLE: "cannot be reached",
     Code.BAD_RESPONSE: "unreadable answer",
 }
 
@@ -64,10 +65,11 @@ class CallFlow:
         if not state.ailing or failure is None or since is None:
             allows = f"{state.endpoint.name} has used up its limit for now"
             return f"{allows}, next request in {left_s:.0f} s" if left_s >= _SHORTEST_S else ""
-        if left_s < _SHORTEST_S and now - since < _SHORTEST_S:
+        is_new = not state.successes
+        if left_s < _SHORTEST_S and now - since < _SHORTEST_S and not is_new:
             return ""
         following = f"next try in {left_s:.0f} s" if left_s >= _SHORTEST_S else "trying now"
-        if failure.kind is FailureKind.LOAD:
+        if failure.kind is FailureKind.LOAD or is_new:
             return f"{self._told(state, failure)}, {following}{self._so_far()}"
         minutes, seconds = divmod(int(now - since), 60)
         return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
@@ -90,9 +92,11 @@ class CallFlow:
             return f"`rpm` or `tpm` allows the next request in {rate_s:.0f} s"
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
-        if not self._due or self._last is None or self._due[0] - now < _SHORTEST_S:
+        if not self._due or self._last is None:
             return ""
-        return f"{self._told(*self._last)}, next try in {self._due[0] - now:.0f} s{self._so_far()}"
+        left_s = self._due[0] - now
+        following = f"in {left_s:.0f} s" if left_s >= _SHORTEST_S else "within a second"
+        return f"{self._told(*self._last)}, next try {following}{self._so_far()}"
 
     @staticmethod
     def _told(state: EndpointState, failure: RetryDecision) -> str:

@@ -15,10 +15,12 @@ from promptmill.answers.reasoning import told_apart
 from promptmill.backends.openai.choice import connected, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints, refusal_hint
 from promptmill.backends.openai.model_list import ModelList, base_url, read_models
+from promptmill.backends.openai.refusal_hints import SPOKE_TLS
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
 from promptmill.backends.openai.route import proxy_of
+from promptmill.backends.openai.tls_errors import plain_port, tls_error, tls_port
 from promptmill.backends.openai.transport import Pool, trust_of_environment
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.loading import ResolvedConfig
@@ -29,13 +31,6 @@ IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Where APIs lie that people leave the path of out: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# OpenSSL's words for an answer that is not TLS.
-_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
-_NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
-# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
-_SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
-# X.509 verification results (openssl-verification-options(1)).
-_SELF_SIGNED, _NO_ISSUER, _EXPIRED, _NOT_YET, _OTHER_HOST = {18, 19}, {2, 20, 21}, 10, 9, {62, 64}
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
@@ -112,12 +107,12 @@ class _Trial:
         try:
             _, writer = await asyncio.open_connection(url.hostname, url.port or (443 if context else 80), ssl=context)
         except ssl.SSLError as error:
-            stage.failed(_tls_error(self._endpoint, error))
+            stage.failed(tls_error(self._endpoint, error))
             return False
         except OSError as error:
             found = decide_on_exception(error, self._endpoint).error
             if context is not None and found.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
-                found = _plain_port(self._endpoint)
+                found = plain_port(self._endpoint)
             if context is not None and found.code is not Code.TLS:
                 stage.begin("connection")
             stage.failed(found)
@@ -140,7 +135,7 @@ class _Trial:
             listed = self._listed = await read_models(self._pool, self._endpoint)
         except PromptmillError as error:
             if self._url.scheme == "http" and await self._port_speaks_tls(error):
-                stage.failed(_tls_port(self._endpoint), "TLS")
+                stage.failed(tls_port(self._endpoint), "TLS")
                 return ""
             self._listed = error
             if not named:
@@ -193,7 +188,7 @@ class _Trial:
     async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
         """Return the error of the call with a hint that fits what else is known."""
         if self._url.scheme == "http" and await self._port_speaks_tls(error):
-            return _tls_port(self._endpoint)
+            return tls_port(self._endpoint)
         if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:
             return error
         if isinstance(self._listed, ModelList):
@@ -222,7 +217,7 @@ class _Trial:
 
     async def _port_speaks_tls(self, error: PromptmillError) -> bool:
         """Return whether plain HTTP failed with `error` because the port speaks TLS."""
-        if any(words in error.message.lower() for words in _SPOKE_TLS):
+        if any(words in error.message.lower() for words in SPOKE_TLS):
             return True
         if error.code not in {Code.CONNECTION_LOST, Code.BAD_RESPONSE, Code.BAD_REQUEST}:
             return False
@@ -249,36 +244,6 @@ class _Trial:
                     writer.close()
         except (OSError, TimeoutError):
             return False
-
-
-def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> PromptmillError:
-    if not isinstance(error, ssl.SSLCertVerificationError):
-        if error.reason in _NOT_TLS:
-            return _plain_port(endpoint)
-        return decide_on_exception(error, endpoint).error
-    code, trusting = error.verify_code, "set REQUESTS_CA_BUNDLE or SSL_CERT_FILE to a file with"
-    if code in _SELF_SIGNED:
-        what, hint = "is signed by itself", f"Trust it: {trusting} it."
-    elif code in _NO_ISSUER:
-        what, hint = "comes from an authority unknown here", f"Trust it: {trusting} the authority's certificate."
-    elif code in {_EXPIRED, _NOT_YET}:
-        what = "has expired" if code == _EXPIRED else "is not valid yet"
-        hint = "Renew it there, or set this machine's clock."
-    elif code in _OTHER_HOST:
-        what, hint = "is for another name", "Write the name that the certificate has into `base_url`."
-    else:
-        what, hint = f"is not accepted: {error.verify_message}", f"Trust it: {trusting} its authority."
-    return PromptmillError(Code.TLS, f"The certificate of {endpoint.name} {what}.", hint)
-
-
-def _plain_port(endpoint: Endpoint) -> PromptmillError:
-    text = f"{endpoint.name} speaks plain HTTP, not TLS."
-    return PromptmillError(Code.TLS, text, "Write http:// instead of https:// in `base_url`.")
-
-
-def _tls_port(endpoint: Endpoint) -> PromptmillError:
-    text = f"{endpoint.name} speaks TLS, not plain HTTP."
-    return PromptmillError(Code.TLS, text, "Write https:// instead of http:// in `base_url`.")
 
 
 def _certificate(secured: Any) -> str:

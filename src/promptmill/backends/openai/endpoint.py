@@ -25,6 +25,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5
 # A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
+_PORT = re.compile(r":(\d+)(?=/|$)")
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
@@ -74,6 +75,12 @@ def _keys(settings: OpenAISettings) -> list[str]:
 
 def _asked(settings: OpenAISettings) -> list[str]:
     urls = _urls(settings)
+    if not urls and settings.provider and (hosts := _row(settings.provider).hosts):
+        raise config_error(
+            f"{_BLOCK}.base_url",
+            f"is missing: {settings.provider} has an address for each customer, "
+            f"--base-url https://NAME.{hosts[0].lstrip('.')}/…",
+        )
     if not urls:
         raise config_error(
             f"{_BLOCK}.base_url",
@@ -158,8 +165,9 @@ def _from_environment(
         return environ[named], f"{named} in the environment"
     if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
         return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
-    usual = next((name for name in ("LLM_API_KEY", "OPENAI_API_KEY") if environ.get(name)), None)
-    return (environ[usual], f"{usual} in the environment") if usual else None
+    usual = [name for name in ("LLM_API_KEY", "OPENAI_API_KEY") if environ.get(name)]
+    over = f" (which goes before {usual[1]})" if usual[1:] else ""
+    return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
 
 
 def _variable(name: str) -> str:
@@ -201,7 +209,9 @@ def _parsed(url: str) -> SplitResult:
             url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
+    except ValueError as error:
+        if "out of range" in str(error) and (found := _PORT.search(url)):
+            raise config_error(where, f"port {found[1][:12]} is above 65535.") from None
         raise config_error(where, "is not a URL; write it like http://localhost:8000/v1.") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise config_error(where, "should start with http:// or https:// and a host, like http://localhost:8000/v1.")
@@ -274,4 +284,14 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
         return PromptmillError(
             error.code, error.message, "No key was sent: set `api_key_env`, or LLM_API_KEY in the environment."
         )
+    if status == 401 and endpoint.key_source:
+        return PromptmillError(error.code, error.message, f"The key sent is {endpoint.key_source}; correct it.")
     return error
+
+
+def unanswered_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
+    """Return the error of a connection lost to an endpoint that has never answered."""
+    if not endpoint.url.startswith("http:"):
+        return error
+    hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
+    return PromptmillError(error.code, error.message, hint)

@@ -22,6 +22,7 @@ from promptmill.backends.openai.error_words import (
     WORDS,
     Cause,
 )
+from promptmill.backends.openai.refusal_hints import hint_of
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 
@@ -60,6 +61,9 @@ def classify_refusal(
     if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+    if (hint := hint_of(status, headers, body, endpoint)) is not None:
+        error = PromptmillError(decision.error.code, decision.error.message, hint)
+        decision = replace(decision, error=error)
     if status >= 300:
         decision.error.said = {"status_code": status, "error": _fields(body, endpoint)}
     return decision

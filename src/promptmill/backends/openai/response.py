@@ -17,6 +17,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.extra_fields import details_of
 from promptmill.backends.openai.finish_reasons import Ending, read_finish
 from promptmill.backends.openai.message_text import read_message, text_of
+from promptmill.backends.openai.refusal_hints import wrong_address
 from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
@@ -270,7 +271,9 @@ def _text(body: bytes) -> str:
 def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
     page = body.lstrip()[:1] == b"<"
     error = PromptmillError(
-        Code.BAD_RESPONSE, f"{endpoint.name} answered with {found}{' (a web page)' if page else ''}."
+        Code.BAD_RESPONSE,
+        f"{endpoint.name} answered with {'a web page' if page else found}.",
+        wrong_address(endpoint) if page else None,
     )
     return RetryDecision(FailureKind.CHANCE, error, status=200 if page else 0)
 

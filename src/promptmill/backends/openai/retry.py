@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.http_connection import LARGEST_BODY
+from promptmill.backends.openai.tls_errors import tls_error
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     ProxyError,
@@ -64,6 +65,8 @@ def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random)
 def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return what an attempt that ended in `exc` means."""
     code = code_of(exc)
+    if code is Code.TLS:
+        return RetryDecision(FailureKind.ENDPOINT, tls_error(endpoint, exc))
     if isinstance(exc, ProxyError):
         error = PromptmillError(
             Code.UNREACHABLE,
@@ -82,8 +85,6 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = "refused the connection or cannot be reached"
         case Code.CONNECTION_LOST:
             text = "closed the connection before the answer was complete"
-        case Code.TLS:
-            text = f"could not be trusted: {_tls_reason(exc)}"
         case Code.NAME_RESOLUTION:
             text = "could not be looked up: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
@@ -95,12 +96,6 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         case _:
             text = f"could not be asked ({type(exc).__name__})"
     error = PromptmillError(code, f"{endpoint.name} {text}.")
-    if code is Code.TLS:
-        return RetryDecision(FailureKind.ENDPOINT, error)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)
-
-
-def _tls_reason(exc: BaseException) -> str:
-    return str(getattr(exc, "verify_message", None) or getattr(exc, "reason", None) or "TLS failed")

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.attempt import NOTHING, Sender
 from promptmill.backends.openai.call_flow import CallFlow
-from promptmill.backends.openai.endpoint import refusal_hint
+from promptmill.backends.openai.endpoint import refusal_hint, unanswered_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.held import HeldRefusals
@@ -320,6 +320,8 @@ class Run(Generic[TaskT]):
         """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=refusal_hint(endpoint_state.endpoint, decision.error, decision.status))
+        if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.successes:
+            return replace(decision, error=unanswered_hint(endpoint_state.endpoint, decision.error))
         limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
             return until(decision, time.time())

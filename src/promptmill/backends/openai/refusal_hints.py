@@ -1,0 +1,61 @@
+"""What to do about a refusal, where its status and body say more than its code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint
+from promptmill.backends.openai.error_body import ErrorBody
+from promptmill.core.errors import redact
+
+# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
+SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
+_MAX_TOKENS = re.compile(r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)")
+_NO_IMAGES = re.compile(
+    r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
+    r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
+)
+_ABOUT_MODELS = re.compile(r"model|deployment|engine")
+_PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
+
+
+def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
+    """Return what to do about a reply with `status`, None where its code says all there is."""
+    if 300 <= status < 400:
+        return _redirected(headers.get("Location", ""), endpoint)
+    if any(words in body.text for words in SPOKE_TLS) and endpoint.url.startswith("http:"):
+        return "Write https:// instead of http:// in `base_url`."
+    if status in {404, 405} and not _ABOUT_MODELS.search(body.words):
+        return wrong_address(endpoint)
+    if status == 403 and _PERMISSION.search(body.words):
+        return "The endpoint knows the key; what is missing is said above."
+    if status in {400, 422} and _MAX_TOKENS.search(body.text):
+        return "Lower `max_tokens`."
+    if status in {400, 422} and _NO_IMAGES.search(body.text):
+        return "Choose a model that reads images, or leave them out."
+    return None
+
+
+def wrong_address(endpoint: Endpoint) -> str:
+    """Return what to look at where something answers that is no API."""
+    url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
+    twice = " `/v1` is in it twice." if "/v1/v1/" in url else ""
+    return f"Asked was {redact(url)}.{twice} A `base_url` usually ends in /v1; `promptmill check` looks for it."
+
+
+def _redirected(location: str, endpoint: Endpoint) -> str | None:
+    if not location:
+        return None
+    try:
+        there = urlsplit(urljoin(endpoint.url, location))
+        port = f":{there.port}" if there.port else ""
+    except ValueError:
+        return None
+    host = f"[{there.hostname}]" if ":" in (there.hostname or "") else there.hostname or ""
+    path = there.path.rstrip("/")
+    shown = redact(f"{there.scheme}://{host}{port}{path.removesuffix(COMPLETIONS)}"[:200], endpoint.secrets)
+    if path.endswith(COMPLETIONS):
+        return f"It redirects to {shown}; put that into `base_url`."
+    return f"It redirects to {shown}, which is not the API; correct `base_url`, or sign in where it sends you."

@@ -1,0 +1,84 @@
+"""What is said to do about a refusal fits its cause. Where the bodies come from stands beside them."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+
+from promptmill.backends.openai.endpoint import Endpoint, refusal_hint, unanswered_hint
+from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
+from promptmill.core.errors import Code, PromptmillError
+
+_URL = "http://127.0.0.1:8000/v1/chat/completions"
+_ENDPOINT = Endpoint(_URL, "127.0.0.1:8000", {}, (), dialect_of(urlsplit(_URL)))
+_NGINX = b"<html>\r\n<head><title>404 Not Found</title></head>\r\n<body><hr><center>nginx/1.24.0</center></body></html>"
+
+
+def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> PromptmillError:
+    found = read_response(status, headers, body, replace(_ENDPOINT, url=url))
+    assert isinstance(found, RetryDecision)
+    return found.error
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        # OpenAI, community.openai.com/t/1229498
+        (403, b'{"error": {"message": "Your organization must be verified to use the model `o3`."}}', "knows the key"),
+        # OpenAI, gpt-4o-mini with too many
+        (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
+         "Lower `max_tokens`."),
+        # vLLM, entrypoints/chat_utils.py
+        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
+        # nginx, ngx_http_special_response.c
+        (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
+        # Go, net/http/server.go
+        (400, b"Client sent an HTTP request to an HTTPS server.\n", "https://"),
+        (404, _NGINX, f"Asked was {_URL}. A `base_url` usually ends in /v1"),
+        (404, b'{"detail": "Not Found"}', "usually ends in /v1"),  # FastAPI
+        (200, b"<!doctype html><title>Sign in</title>", f"Asked was {_URL}."),
+    ],
+)  # fmt: skip
+def test_the_hint_fits(status: int, body: bytes, said: str) -> None:
+    assert said in _error(status, body).hint
+
+
+def test_an_unknown_model_is_not_taken_for_a_wrong_path() -> None:
+    assert "model_name" in _error(404, b'{"error": {"message": "The model `x` does not exist."}}').hint
+
+
+def test_a_doubled_path_is_told_and_no_query_is_shown() -> None:
+    hint = _error(404, _NGINX, "http://127.0.0.1:8000/v1/v1/chat/completions?key=very-secret").hint
+    assert "`/v1` is in it twice." in hint
+    assert "very-secret" not in hint
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_says_what_to_write_without_credentials(status: int) -> None:
+    there = "https://me:very-secret@api.example.com:8443/v1/chat/completions?key=very-secret"
+    hint = _error(status, b"", Location=there).hint
+    assert hint == "It redirects to https://api.example.com:8443/v1; put that into `base_url`."
+    assert "not the API" in _error(status, b"", Location="/login").hint
+    assert "very-secret" not in _error(status, b"", Location="https://[::1").hint
+
+
+def test_tls_on_a_plain_port_and_the_other_way_round() -> None:
+    plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
+    plain.reason = "WRONG_VERSION_NUMBER"
+    assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
+    lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
+    assert "does the port want https://" in unanswered_hint(_ENDPOINT, lost).hint
+    assert unanswered_hint(replace(_ENDPOINT, url="https://h/v1"), lost).hint == lost.hint
+
+
+def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
+    refused = PromptmillError(Code.UNAUTHORIZED, "answered 401.")
+    sent = replace(
+        _ENDPOINT, headers={"Authorization": "Bearer very-secret"}, key_source="LLM_API_KEY in the environment"
+    )
+    assert refusal_hint(sent, refused, 401).hint == "The key sent is LLM_API_KEY in the environment; correct it."
