@@ -84,7 +84,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkRes
     """Answer all rows and return them with their answers, in their order.
 
     `rows`: a list or any iterable of texts, dicts as in a file of rows, or lists of messages; a table of pandas,
-    polars, pyarrow or `datasets`; a `pathlib.Path` of a file, a folder or a pattern. `output`: a file to write.
+    polars, pyarrow or `datasets`; a `pathlib.Path` of a file, a folder or a pattern. `output`: a file to write;
+    for a Path with an output, the result's `rows` and `answers` are empty: they are in that file.
 
     Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names, `tools` and
     `logprobs`; `answer_schema`, a JSON Schema, or a pydantic class, whose instances `answers` then are; `config`, a
