@@ -94,3 +94,9 @@ def test_a_prompt_without_its_command_gets_the_command(refused):
     said = refused("What is the capital of France?")
     assert "promptmill generate 'What is" in said
     assert "commands:" not in said
+
+
+def test_a_key_in_place_of_its_variables_name_is_not_shown(refused):
+    said = refused("generate", "--key-env", "sk-proj-abcdef", "Hi")
+    assert "--key-env: that looks like a key" in said
+    assert "abcdef" not in said

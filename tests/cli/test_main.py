@@ -275,7 +275,7 @@ def test_the_file_named_goes_before_the_environment(promptmill, tmp_path, monkey
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("backend: [", "is not valid YAML"),
+        ("backend: [", "is not closed"),
         ("backend: hf\nbackend: openai", "the key backend occurs twice"),
         ("bakend: hf", "did you mean backend?"),
         ("backend: openai\nbackend_configs: {openai: {concurrency: 0}}", "backend_configs.openai.concurrency"),

@@ -112,8 +112,33 @@ def test_the_file_of_the_launch_path_is_the_same():
     assert launch.read_bytes() == (ROOT / FILE_NAME).read_bytes()
 
 
-def test_an_empty_file_means_the_defaults(write):
-    assert Configuration.load(write(""), environ={}).plan.settings == Settings()
+def test_an_empty_file_is_said_with_what_fills_it(write):
+    for content in ("", "# nothing\n"):
+        with pytest.raises(PromptmillError, match=r"holds no keys; `promptmill init -o .* --force`"):
+            Configuration.load(write(content), environ={})
+
+
+def test_what_set_brings_is_not_blamed_on_the_file(write):
+    file = write("backend: hf")
+    for assignment, said in (
+        ("temperature=0", "--set: temperature is below sampling_params: --set sampling_params.temperature"),
+        ("backend_configs.openai.concurency=8", "--set: backend_configs.openai.concurency: unknown key"),
+    ):
+        with pytest.raises(PromptmillError) as caught:
+            Configuration.load(file, assignments=[assignment], environ={})
+        assert str(caught.value).startswith(said)
+    with pytest.raises(PromptmillError) as caught:
+        Configuration.load(write("bakend: hf"), assignments=["backend_configs.openai.concurrency=8"], environ={})
+    assert "--set" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sk-proj-abc", "sk-abc123", "gsk_0123456789abcdefghij", "$OPENAI_API_KEY"])
+def test_a_key_in_place_of_its_variables_name_is_refused_and_not_shown(write, name):
+    file = write(f"backend: openai\nbackend_configs: {{openai: {{api_key_env: '{name}'}}}}")
+    with pytest.raises(PromptmillError) as caught:
+        Configuration.load(file, environ={})
+    assert "backend_configs.openai.api_key_env: is to be the NAME" in str(caught.value)
+    assert name not in str(caught.value)
 
 
 def test_a_byte_order_mark_is_no_key(write):
@@ -160,8 +185,8 @@ def test_a_file_that_is_named_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("backend: [", "line 1, column 11 is not valid YAML"),
-        ("backend:\n\thf", "line 2, column 1 is not valid YAML"),
+        ("backend: [", "A { or [ is not closed"),
+        ("backend:\n\thf", "Line 2 is indented with a tab"),
         ('backend: "\0"', "is not valid YAML"),
         ("backend: hf\nbackend: openai", "line 2: the key backend occurs twice"),
         ("sampling_params:\n  top_k: 1\n  top_p: 1\n  top_k: 2", "line 4: the key top_k occurs twice"),
@@ -187,6 +212,13 @@ def test_what_is_no_configuration_is_said_with_its_place(write, content, said):
 
 def test_a_folder_is_no_configuration(tmp_path):
     assert "There is no configuration file" in _problem(tmp_path)
+    (tmp_path / "parameter.yaml").write_text("backend: hf")
+    assert f"{tmp_path} is a folder; name the file in it" in _problem(tmp_path)
+
+
+def test_a_variable_that_names_no_file_is_named():
+    with pytest.raises(PromptmillError, match=r"^PROMPTMILL_CONFIG: There is no configuration file"):
+        Configuration.load(environ={"PROMPTMILL_CONFIG": "/no/where.yaml"})
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,10 @@ def test_extra_body_stands_for_what_it_holds():
 
 
 def test_a_slip_of_the_pen_comes_with_the_word_that_was_meant():
-    _, _, (warning,) = _moved(sampling_params={"temprature": 1})
-    assert "temprature (did you mean temperature?)" in warning
+    with pytest.raises(PromptmillError, match=r"sampling_params.temprature: .* did you mean temperature\?"):
+        _moved(sampling_params={"temprature": 1})
+    _, extra, _ = _moved(extra_params={"temprature": 1})
+    assert extra == {"temprature": 1}
 
 
 def test_options_of_a_client_are_left_out_with_their_place():

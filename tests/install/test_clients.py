@@ -125,9 +125,15 @@ def test_comments_are_not_lost_and_the_user_is_told_what_to_do(capsys):
     assert "// mine" in file.read_text()
 
 
+def test_no_folder_is_made_for_a_file_that_is_named(tmp_path, capsys):
+    assert _install("cursor", "--file", str(tmp_path / "nodir" / "mcp.json")) == 2
+    assert "--file: there is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "nodir").exists()
+
+
 def test_a_client_that_was_never_started_is_named_with_its_file(home, capsys):
     (home / ".cursor").rmdir()
     assert _install("cursor") == 2
     said = capsys.readouterr().err
-    assert "Cursor seems not to be here" in said
+    assert f"Cursor seems not to be here: the folder {home / '.cursor'} is missing" in said
     assert "--file" in said

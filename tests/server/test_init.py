@@ -112,7 +112,8 @@ OPENAI = "backend_configs.openai"
         ({"sampling_params": {"temperature": "hunter2"}}, "sampling_params.temperature: "),
         ({"sampling_params": None}, "sampling_params is null; send an object."),
         ({"extra_params": 3}, "extra_params is a number"),
-        ({"no_such_argument": 1}, "no_such_argument is not an argument of this tool."),
+        ({"base_url": "hunter2"}, "base_url is not an argument of this tool: it goes into backend_configs"),
+        ({"no_such_argument": 1}, "no_such_argument is not an argument of this tool"),
     ],
 )
 def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said):
@@ -135,10 +136,15 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("generate", {}, "prompt_ls is missing."),
         ("generate", {"prompt_ls": None}, "prompt_ls is null; send a list."),
         ("generate", {"prompt_ls": 5}, "prompt_ls is a number; send a list."),
+        ("generate", {"prompts": ["x"], "prompt_ls": ["x"]}, "prompts is not an argument of this tool; did you mean"),
         ("generate", {"prompt_ls": 3}, "prompt_ls is a number; send a list."),
         ("generate", {"prompt_ls": {"a": 1}}, "prompt_ls[0] is an object with the keys 'a'. Send"),
         ("generate", {"prompt_ls": ["x"], "system_prompt": 3}, "system_prompt is a number; send a text."),
-        ("generate", {"prompt_ls": ["x"], "temperature": 0}, "temperature is not an argument of this tool."),
+        (
+            "generate",
+            {"prompt_ls": ["x"], "temperature": 0},
+            "temperature is not an argument of this tool: it goes into sampling_params",
+        ),
         ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing."),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [3]}, "multimodal_path[0] is a number"),
         (
@@ -150,7 +156,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("multiturn_generate", {"messages": "hi"}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": {"role": "user"}}, "messages[0] has no content"),
-        ("vllm_shutdown", {"now": True}, "now is not an argument of this tool."),
+        ("vllm_shutdown", {"now": True}, "now is not an argument of this tool; it takes none."),
     ],
 )
 def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstream, tool, arguments, said):
@@ -191,7 +197,7 @@ def test_an_error_stays_short_however_much_is_wrong(talk, tool, arguments):
 
 def test_an_unknown_tool_is_an_error(talk):
     async def work(talk):
-        with pytest.raises(ToolError, match="no_such_tool"):
+        with pytest.raises(ToolError, match=r"no_such_tool.*tools here: .*multimodal_generate"):
             await talk.client.call_tool("no_such_tool", {})
         assert await talk.answers("after") == ["echo: after"]
 

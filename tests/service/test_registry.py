@@ -49,3 +49,30 @@ def test_a_block_that_cannot_work_is_refused_before_anything_is_loaded(run, name
         run(registry.create(plan))
     assert caught.value.code is Code.INVALID_CONFIG
     assert f"backend_configs.{name}." in str(caught.value)
+
+
+def _plan(**block):
+    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
+
+
+def test_a_provider_that_wants_a_key_is_told_before_it_is_asked():
+    with pytest.raises(PromptmillError, match="groq needs a key, and GROQ_API_KEY is not set") as caught:
+        registry.check_key(_plan(provider="groq"), {"GROQ_KEY": "sk-1", "PATH": "x"})
+    assert "--key-env GROQ_KEY" in str(caught.value)
+    assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "environ"),
+    [
+        ({"provider": "groq"}, {"GROQ_API_KEY": "k"}),
+        ({"provider": "groq"}, {"OPENAI_API_KEY": "k"}),
+        ({"provider": "groq", "api_key": "k"}, {}),
+        ({"provider": "groq", "api_key_env": "MINE"}, {}),
+        ({"provider": "groq", "base_url": "localhost:1"}, {}),
+        ({"provider": "ollama"}, {}),
+        ({"base_url": "localhost:1"}, {}),
+    ],
+)
+def test_where_a_key_is_there_or_not_needed_nothing_is_said(block, environ):
+    registry.check_key(_plan(**block), environ)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import orjson
 
 from promptmill.backends.protocol import CallStats, Step
+from promptmill.cli.other_ways import explained
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
@@ -36,6 +37,7 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     try:
         runtime.run(_try(configuration, report))
     except PromptmillError as error:
+        error = explained(error, configuration)
         report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
     good = all(step.ok for step in steps)
     if as_json:
@@ -67,6 +69,7 @@ async def _try(configuration: Configuration, report: Callable[[Step], None]) -> 
         configuration = await choosing.decided(configuration)
     plan = configuration.plan
     registry.check_name(plan.backend)
+    registry.check_key(plan)
     detail = plan.chosen or f"{plan.backend}, {plan.model or 'no model named'}"
     report(Step("backend", ok=True, detail=detail))
     for warning in plan.warnings:

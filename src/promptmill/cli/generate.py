@@ -22,7 +22,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.service import call_report
+from promptmill.service import call_report, registry
 from promptmill.service.lists import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -107,6 +107,7 @@ def generate(
     """
     if output is not None:
         check_writable(output)
+    registry.check_key(configuration.plan)
     stats = CallStats(total=len(prompts))
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from promptmill import __version__
 from promptmill.cli.options import Parser, amount, at_least_one, overrides, shared_options
 from promptmill.cli.terminal import LostOutputError, flush, say
+from promptmill.config import environment
 from promptmill.core.errors import PromptmillError, config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help(parser, [])
     if getattr(arguments, "state", None) is not None:
         os.environ["PROMPTMILL_STATE"] = str(arguments.state)
+    for note in environment.misspelled(os.environ):
+        say(f"promptmill: {note}", sys.stderr)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         flush(sys.stdout)
@@ -68,7 +71,13 @@ def _speak_utf8() -> None:
 def _configured(arguments: argparse.Namespace) -> int:
     """Run a command that needs the configuration."""
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
-    return command(arguments, _configuration(arguments))
+    configuration = _configuration(arguments)
+    try:
+        return command(arguments, configuration)
+    except PromptmillError as error:
+        from promptmill.cli.other_ways import explained
+
+        raise explained(error, configuration, asked_for=arguments.backend) from None
 
 
 def _configuration(arguments: argparse.Namespace) -> Configuration:
@@ -110,6 +119,8 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.log_level is None:
+        environment.check_log_level(os.environ)
     return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
 
 
@@ -222,9 +233,12 @@ def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) 
     from promptmill.cli import bulk as command
     from promptmill.jobs.job_folders import JobFolders
     from promptmill.jobs.job_request import JobRequest
+    from promptmill.service import registry
 
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
 
+    if not arguments.validate:
+        registry.check_key(configuration.plan)
     # a shell leaves a quoted ~ alone
     inputs, output = [Path(name).expanduser() for name in arguments.input], Path(arguments.output).expanduser()
     order = JobRequest(

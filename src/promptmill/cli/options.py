@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import config_error, redact
+from promptmill.core.errors import config_error, looks_like_key, redact
 
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _MISSING = re.compile(r"the following arguments are required: (.*)")
 _NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
 _NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
-_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): ('.* (?:must be at least|is not a ).*)")
+_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): (.*)", re.DOTALL)
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
 _NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
 _LONGEST_SHOWN = 20
@@ -59,10 +59,10 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value"
         elif found := _NO_NUMBER.search(message):
             message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
-        elif found := _WRONG_VALUE.search(message):
-            message = f"{found[1]}: {found[2]}"
         elif found := _NO_CHOICE.search(message):
             message, hint = self._no_choice(found[1], found[3], re.findall(r"[\w-]+", found[4]))
+        elif found := _WRONG_VALUE.match(message):
+            message = f"{found[1]}: {found[2]}"
         self.exit(2, f"promptmill: {message}{hint}\n`{self.prog} --help` lists what there is.\n")
 
     def _unknown(self, unknown: Sequence[str], message: str) -> tuple[str, str]:
@@ -138,6 +138,14 @@ def _temperature(text: str) -> float:
     return value
 
 
+def _variable(text: str) -> str:
+    if looks_like_key(text):
+        raise argparse.ArgumentTypeError(
+            "that looks like a key, or is no name; write the NAME of the variable that holds it, such as OPENAI_API_KEY"
+        )
+    return text
+
+
 def shared_options(*, answering: bool = True) -> Parser:
     """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
     parser = Parser(add_help=False)
@@ -153,7 +161,9 @@ def shared_options(*, answering: bool = True) -> Parser:
         )
         model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
         model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
-        model.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the endpoint's key")
+        model.add_argument(
+            "--key-env", type=_variable, metavar="NAME", help="the environment variable that holds the endpoint's key"
+        )
         model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")
         model.add_argument("--max-tokens", type=at_least_one, metavar="N", help="longest answer, in tokens")
         model.add_argument("--concurrency", type=at_least_one, metavar="N", help="most requests in flight")

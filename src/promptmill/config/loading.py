@@ -25,6 +25,7 @@ from promptmill.core.sampling import BESIDE, Sampling
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
+_FILE_VARIABLE = "PROMPTMILL_CONFIG"
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
 # Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
@@ -254,6 +255,7 @@ class Configuration:
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Return the configuration of a file's content, as `read` returns it; `origin` is the file's name."""
+        assignments, alone = list(assignments), dict(raw)
         try:
             for assignment in assignments:
                 _assign(raw, assignment)
@@ -271,7 +273,8 @@ class Configuration:
         try:
             return cls(expanded, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except PromptmillError as error:
-            raise config_error("", f"{origin}: {error.message}") from None
+            blamed = "--set" if assignments and _is_right(alone, environ) else origin
+            raise config_error("", f"{blamed}: {error.message}") from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
         """Return the plan of the configuration with a call's `overrides` over it.
@@ -330,7 +333,7 @@ class Configuration:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
     def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
-        placed, warnings = moved(_without_unset(dict(raw), backend), backend)
+        placed, warnings = moved(_without_unset(dict(raw), backend), backend, lenient=self._calls_replace)
         if not self._calls_replace:
             return _validated(placed), tuple(warnings)
         try:
@@ -343,6 +346,15 @@ class Configuration:
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
         return _validated(placed), tuple(warnings)
+
+
+def _is_right(raw: dict[str, Any], environ: Mapping[str, str]) -> bool:
+    """Return whether a file's content by itself is a configuration."""
+    try:
+        Configuration(_expanded(raw, environ))
+    except (PromptmillError, RecursionError):
+        return False
+    return True
 
 
 def _backend_of(raw: Mapping[str, Any]) -> Any:
@@ -393,12 +405,18 @@ def _has_more_values(value: Any, most: int) -> bool:
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
-    named = path or (Path(environ["PROMPTMILL_CONFIG"]).expanduser() if environ.get("PROMPTMILL_CONFIG") else None)
+    named = path or (Path(environ[_FILE_VARIABLE]).expanduser() if environ.get(_FILE_VARIABLE) else None)
+    if named is not None and not named.is_file():
+        where = "" if path else _FILE_VARIABLE
+        if (named / FILE_NAME).is_file():
+            raise config_error(where, f"{named} is a folder; name the file in it: {named / FILE_NAME}.")
+        file = named / FILE_NAME if named.is_dir() else named
+        raise config_error(
+            where,
+            f"There is no configuration file at {file.absolute()}; correct the path, or have `promptmill init -o "
+            f"{file}` write one.",
+        )
     if named is not None:
-        if not named.is_file():
-            raise config_error(
-                "", f"There is no configuration file at {named.absolute()}; `promptmill init` writes one."
-            )
         return named
     import platformdirs
 
@@ -414,6 +432,8 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
+    if (key := path.strip()) in Sampling.model_fields and key not in Settings.model_fields:
+        raise config_error("--set", f"{key} is below sampling_params: --set sampling_params.{key}=…")
     try:
         value = parsed(text)
     except (yaml.YAMLError, ValueError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from promptmill.config import yaml_problems
 from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -59,21 +60,18 @@ def parsed(text: str) -> Any:
 
 def read(file: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the place."""
+    text = ""
     try:
-        content = parsed(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = parsed(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        hint = " Put `${…}` within {…} between quotes." if "got '{'" in problem else ""
-        hint = " Indent with spaces, not tabs." if "'\\t'" in problem else hint
-        raise config_error("", f"{file}:{place} is not valid YAML: {problem}.{hint}") from None
+        raise config_error("", f"{file}: {yaml_problems.plain(error, text)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:
         raise config_error("", f"{file}: {error.message}") from None
     if content is None:
-        return {}
+        raise config_error("", f"{file} holds no keys; `promptmill init -o {file} --force` writes it.")
     if not isinstance(content, dict):
         raise config_error(
             "", f"{file} should hold keys and values, not {shape(content)}; write lines such as `backend: openai`."

@@ -23,11 +23,12 @@ _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 _MOST_NAMES = 8
 
 
-def moved(raw: Mapping[str, Any], backend: str) -> tuple[dict[str, Any], list[str]]:
+def moved(raw: Mapping[str, Any], backend: str, *, lenient: bool = False) -> tuple[dict[str, Any], list[str]]:
     """Return `raw`, the content of a configuration, with every parameter in its place, and what to tell about that.
 
     `sampling_params` that are not ours go to `extra_params`, which count before them. An engine of this machine takes
-    ours from `extra_params`, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`.
+    ours from `extra_params`, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`, and, unless
+    `lenient`, for a name that is nearly one of ours: what is really meant so goes into `extra_params`.
     """
     sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
     if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
@@ -42,6 +43,11 @@ def moved(raw: Mapping[str, Any], backend: str) -> tuple[dict[str, Any], list[st
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
         for name, instead in left_out.items()
     ]
+    if not lenient and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
+        raise config_error(
+            f"sampling_params.{near[0]:.60}",
+            f"unknown parameter; did you mean {near[1]}? Under `extra_params` it is sent on as given.",
+        )
     if others:
         warnings.append(
             f"sampling_params: {_listed(others)} not known here and sent on as given, as in `extra_params`."
@@ -59,10 +65,16 @@ def _is_ours(name: object, value: object) -> bool:
     return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
 
 
+def _nearest(name: str) -> str:
+    if name in _SAMPLING:
+        return ""  # it is right, and its value is not ours
+    return next(iter(difflib.get_close_matches(name, _SAMPLING, n=1, cutoff=0.85)), "")
+
+
 def _listed(names: Iterable[str]) -> str:
     told = []
     for name in names:
-        near = difflib.get_close_matches(name, _SAMPLING, n=1, cutoff=0.85)
-        told.append(f"{name:.60}" + (f" (did you mean {near[0]}?)" if near else ""))
+        near = _nearest(name)
+        told.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
     more = f", and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
     return ", ".join(told[:_MOST_NAMES]) + more + (" is" if len(told) == 1 else " are")

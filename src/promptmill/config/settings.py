@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from promptmill.config import backends
+from promptmill.core.errors import looks_like_key
 from promptmill.core.sampling import Sampling
 
 
@@ -127,6 +128,13 @@ class OpenAISettings(Block):
     )
     bulk_threshold: int = Field(20_000, ge=1, description="Prompts of one call from which on workers share it.")
     enable_thinking: bool | None = Field(None, description="As in `sampling_params`, which goes first.")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name and looks_like_key(name):
+            raise ValueError("is to be the NAME of an environment variable, such as OPENAI_API_KEY, and holds a key")
+        return name
 
     @model_validator(mode="before")
     @classmethod

@@ -169,6 +169,12 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     return _KEY_SHAPED.sub("[redacted]", text)
 
 
+def looks_like_key(text: str) -> bool:
+    """Return whether `text`, which should be the name of a variable, is rather a key that was pasted there."""
+    mixed = len(text) >= 20 and text.upper() != text and any(character.isdigit() for character in text)
+    return mixed or redact(text) != text or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)
+
+
 def internal_error(what: str, error: BaseException) -> PromptmillError:
     """Return the error of a bug of ours; its place goes to the log, its message, which may quote anything, nowhere."""
     frames = "".join(traceback.format_tb(error.__traceback__))

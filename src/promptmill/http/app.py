@@ -31,6 +31,7 @@ _METHODS = ("GET", "POST", "DELETE")
 _PING_S = 3
 EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
 _WHAT_TO_SEND = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
+_NOT_OURS = "What `Authorization` holds is not this server's token: send `Bearer TOKEN` with that of its operator."
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
@@ -135,7 +136,8 @@ class App:
         if scope["path"] not in {PATH, f"{PATH}/"}:
             raise HttpError(404, f"There is nothing here; the tools are at {PATH}.")
         if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
-            raise HttpError(401, _WHAT_TO_SEND, {"www-authenticate": "Bearer"})
+            wrong = _NOT_OURS if _headers(scope, b"authorization") else _WHAT_TO_SEND
+            raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
         if scope["method"] not in _METHODS:
             raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
         if self._closing:

@@ -147,17 +147,30 @@ def listener(
     return Listener(config)
 
 
+# What OpenSSL calls it.
+_TLS_REASONS = {
+    "KEY_VALUES_MISMATCH": "are not a pair; name the key that the certificate was made for",
+    "NO_START_LINE": "is not in PEM; such a file has lines -----BEGIN CERTIFICATE-----",
+    "PEM lib": "is not in PEM, or damaged; such a file has lines -----BEGIN CERTIFICATE-----",
+}
+
+
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     """Return the TLS of a server with this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for option, file in (("--tls-cert", certificate), ("--tls-key", key)):
+        if file is not None and not file.is_file():
+            raise config_error(option, f"there is no file {file}; correct the path.")
     try:
+        if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
+            raise config_error("--tls-cert", f"{certificate} holds no private key; add --tls-key PATH.")
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
-    except FileNotFoundError:
-        raise config_error("--tls-cert", f"there is no file {certificate}, or no {key}.") from None
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-        raise config_error("--tls-cert", f"certificate and key cannot be used: {reason}.") from None
+        known = (words for code, words in _TLS_REASONS.items() if code in reason)
+        reason = next(known, f"cannot be used: {reason}")
+        raise config_error("--tls-cert", f"{certificate}{f' with {key}' if key else ''} {reason}.") from None
     return context
 
 

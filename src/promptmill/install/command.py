@@ -51,6 +51,8 @@ def add(commands: Any) -> None:
 def _client(arguments: argparse.Namespace) -> int:
     client: Client = arguments.client
     file = arguments.file or _usual_file(client)
+    if not file.parent.is_dir():
+        raise config_error("--file", f"there is no folder {file.parent}; correct the path, or make the folder first.")
     editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
         steps = editor.undo(file, client.key, arguments.name)
@@ -70,8 +72,9 @@ def _usual_file(client: Client) -> Path:
     file = client.file()
     if file.exists() or (file.parent != Path.home() and file.parent.is_dir()):
         return file
+    missing = f"{file} is" if file.parent == Path.home() else f"the folder {file.parent} is"
     raise config_error(
-        "", f"{client.title} seems not to be here ({file} is missing). Start it once, or name the file with --file."
+        "", f"{client.title} seems not to be here: {missing} missing. Start it once, or name its file with --file."
     )
 
 

@@ -8,7 +8,6 @@ import re
 import time
 from collections import Counter
 
-from fastmcp.exceptions import NotFoundError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from mcp_types import CallToolRequestParams
@@ -36,9 +35,6 @@ class CallLog(Middleware):
             end = _end_of(result)
         except CodedToolError as error:
             end = f"code={error.code}"
-            raise
-        except NotFoundError:  # no such tool
-            end = f"code={Code.INVALID_INPUT}"
             raise
         except asyncio.CancelledError:
             end = _CANCELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import logging
@@ -15,8 +16,10 @@ from fastmcp.tools import ToolResult
 from mcp_types import CallToolRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
+from promptmill.config.settings import BackendConfigs
 from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.sampling import Sampling
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -92,6 +95,9 @@ class PlainArguments(Middleware):
         if name not in self._schemas:
             server = context.fastmcp_context
             tool = None if server is None else await server.fastmcp.get_tool(name)
+            if server is not None and tool is None:
+                known = ", ".join(other.name for other in await server.fastmcp.list_tools())
+                raise CodedToolError(f"Unknown tool: {name[:100]!r}; tools here: {known}.")
             if tool is None:
                 return {}
             self._schemas[name] = tool.parameters
@@ -105,12 +111,26 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
     lines = [f"{name} is missing." for name in schema.get("required", ()) if name not in arguments]
     for name, value in arguments.items():
         if name not in properties:
-            lines.append(f"{name:.100} is not an argument of this tool.")
+            lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
         elif isinstance(value, list | dict):
             kinds = [kind["type"] for kind in (properties[name], *properties[name].get("anyOf", ())) if "type" in kind]
             if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
                 lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
     return _joined(lines)
+
+
+def _where(name: str, properties: Mapping[str, Any]) -> str:
+    """Return where an argument goes that a tool does not have by itself, or which one was meant."""
+    if name in Sampling.model_fields and "sampling_params" in properties:
+        return f": it goes into sampling_params, {{{name!r}: …}}."
+    if "backend_configs" in properties and any(
+        name in block.annotation.model_fields
+        for block in BackendConfigs.model_fields.values()
+        if isinstance(block.annotation, type)
+    ):
+        return f": it goes into backend_configs, below the backend's name, {{{name!r}: …}}."
+    near = difflib.get_close_matches(name, properties, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
 
 
 def _joined(lines: Sequence[str]) -> str:

@@ -52,7 +52,12 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
 def local_engine() -> str:
     """Return the backend that runs the embedded model with what is installed; `openvino` when none does."""
-    return next((name for name, package in _ENGINES if importlib.util.find_spec(package)), _ENGINES[0][0])
+    return next((name for name, _ in _ENGINES if is_installed(name)), _ENGINES[0][0])
+
+
+def is_installed(engine: str) -> bool:
+    """Return whether what `engine` needs is installed."""
+    return any(name == engine and importlib.util.find_spec(package) for name, package in _ENGINES)
 
 
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import difflib
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from promptmill.backends.protocol import Backend, Step
@@ -50,6 +51,26 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool
     module = await asyncio.to_thread(importlib.import_module, plan.record.diagnosis)
     await module.diagnose(plan, report)
     return True
+
+
+def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise `PromptmillError` (`invalid_config`) where `provider` wants a key and there is none: before it is asked."""
+    block = plan.settings.backend_configs.openai
+    if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
+        return
+    wanted = next((key_env for name, _, key_env, _ in providers() if name == block.provider), "")
+    if not wanted or any(environ.get(name, "").strip() for name in (wanted, "LLM_API_KEY", "OPENAI_API_KEY")):
+        return
+    letters = wanted.replace("_API", "")
+    set_ones = [name for name in environ if name != wanted and "KEY" in name.upper() and environ[name].strip()]
+    others = [name for name in set_ones if name.upper().replace("_API", "") == letters]
+    others += difflib.get_close_matches(wanted, set_ones, n=1, cutoff=0.85)
+    meant = f" {others[0]} is; if it is that one: --key-env {others[0]}." if others else ""
+    raise config_error(
+        "",
+        f"{block.provider} needs a key, and {wanted} is not set: `export {wanted}=…`, or name another variable with "
+        f"--key-env.{meant}",
+    )
 
 
 def providers() -> list[tuple[str, str, str, bool]]:

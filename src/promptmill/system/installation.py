@@ -38,11 +38,22 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
         return f"uv tool install --reinstall {'--editable ' if editable else ''}{wanted}"
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx install --force {'--editable ' if editable else ''}{wanted}"
+    return _into(prefix, f"{'-e ' if editable else ''}{wanted}")
+
+
+def command_for_package(package: str, *, prefix: Path | None = None) -> str:
+    """Return the command that adds another package to the environment that this Python runs in."""
+    prefix = prefix or Path(sys.prefix)
+    if (prefix / "pipx_metadata.json").is_file():
+        return f"pipx inject {_NAME} {shlex.quote(package)}"
+    return _into(prefix, shlex.quote(package))
+
+
+def _into(prefix: Path, wanted: str) -> str:
     python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
-    option = "-e " if editable else ""
     if importlib.util.find_spec("pip") is None:  # environments that uv made have none
-        return f"uv pip install --python {python} {option}{wanted}"
-    return f"{python} -m pip install {option}{wanted}"
+        return f"uv pip install --python {python} {wanted}"
+    return f"{python} -m pip install {wanted}"
 
 
 def adding(extra: str) -> str:

@@ -19,7 +19,7 @@ _KNOWN = {
     "is not a valid JSON file": ("The model's config.json is not valid JSON.", _AGAIN),
     "instantiate the backend tokenizer": (
         "There is no tokenizer beside the model, or a package that it needs is missing.",
-        "Put the tokenizer's files into the model's folder; some need `pip install sentencepiece tiktoken`.",
+        "Put the tokenizer's files into the model's folder; some need the packages sentencepiece and tiktoken.",
     ),
     "ignore_mismatched_sizes": ("The model's weights have other shapes than its config.json says.", _AGAIN),
     "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),

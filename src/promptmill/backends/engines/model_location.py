@@ -13,7 +13,7 @@ from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.system.installation import adding
+from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -174,7 +174,8 @@ def _require_hub() -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             "Models of the hub need huggingface_hub, which is not installed.",
-            "Run: pip install huggingface_hub, or give the path of a model on this machine's disk.",
+            f"Run: {command_for_package('huggingface_hub')}; or give the path of a model on this machine's disk, or "
+            f"{embedded_model.NAME}, which is known here.",
         )
 
 
