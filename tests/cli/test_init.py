@@ -55,8 +55,17 @@ def test_a_providers_key_is_named_and_never_written(init, tmp_path, monkeypatch)
     code, out, _ = init("--set", "backend_configs.openai.base_url=http://127.0.0.1:9", "--set",
                         "backend_configs.openai.patience=0.1", said="2\nmistral\nmistral-small-latest\n")  # fmt: skip
     assert code == 2
-    assert "MISTRAL_API_KEY is not set in this shell" in out
+    assert "`export MISTRAL_API_KEY=…` gives promptmill your key" in out
     assert "api_key_env: MISTRAL_API_KEY" in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+
+
+def test_providers_are_those_with_a_key_and_azure_is_asked_for_its_address(init, tmp_path):
+    _, out, _ = init("--set", "backend_configs.openai.patience=0.1",
+                     said="2\nazure\nmy-model\nhttp://127.0.0.1:9\n")  # fmt: skip
+    offered = next(line for line in out.splitlines() if "Providers: " in line).partition("Providers: ")[2].split(", ")
+    assert {"openai", "azure", "together"} <= set(offered)
+    assert not {"vllm", "sglang", "lmstudio"} & set(offered)
+    assert "base_url: http://127.0.0.1:9" in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
 
 
 def test_a_word_that_is_no_answer_is_asked_for_again(init, upstream):
@@ -84,4 +93,4 @@ def test_what_is_wrong_is_said_and_the_way_on(init, upstream):
     upstream.reply = html(404)
     code, out, _ = init("--base-url", upstream.url, "--model", "no # such: model", "-o", "other.yaml")
     assert code == 2
-    assert "change other.yaml and try `promptmill check --config other.yaml` again" in out
+    assert "Then `promptmill check --config other.yaml` tries it again." in out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import CallStats
-from promptmill.cli.progress_display import _said
+from promptmill.cli.progress_display import _BAR, _said
 from promptmill.jobs import status
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.status import MERGING, RUNNING, Progress
@@ -39,6 +39,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     line = status.line(found)
     assert line == f"120 of 2,000 done, 0 failed, {GONE}"
     assert _said(progress, 120) == f"0:00, {GONE}, 120 of 2000"
+    assert _said(progress, 80 - _BAR - 7) == f"0:00, {GONE}", "on 80 columns"
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):

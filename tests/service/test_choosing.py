@@ -55,7 +55,7 @@ def test_a_server_with_several_models_is_passed_over_with_the_reason(run, upstre
     choice = run(choose(auto(), {}, [row("vllm", first), row("sglang", second)]))
     assert choice.values["backend_configs.openai.base_url"] == [second.url]
     assert "vllm: " in choice.against[0]
-    assert "has a, b: name one" in choice.against[0]
+    assert "it has a, b, and --model NAME chooses one" in choice.against[0]
 
 
 def test_the_model_that_is_named_decides_between_servers(run, upstreams):
@@ -97,7 +97,7 @@ def test_without_an_endpoint_the_embedded_model_answers(run, model):
     found = run(choosing.decided(configuration, nothing))
     assert found.plan.backend in {"openvino", "hf"}
     assert found.plan.model == (model or "smollm2-135m-instruct")
-    assert "no endpoint answers" in found.plan.chosen
+    assert "no endpoint can be used" in found.plan.chosen
 
 
 def test_what_was_chosen_is_said_and_never_changed(run, upstreams, monkeypatch, caplog):

@@ -31,6 +31,7 @@ _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _TELL_EVERY_S = 10.0
 _UNQUOTED = 3
+_BAR = 10  # leaves room for why nothing goes on
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
@@ -235,7 +236,7 @@ async def _show_progress(
 
     console = Console(stderr=True)
     doing = TextColumn("{task.description}")
-    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn())
     if stats.total == 1:
         looks = (SpinnerColumn(), doing, TimeElapsedColumn())
     with Progress(*looks, console=console, transient=True) as progress:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.loading import FILE_NAME
 from promptmill.core.errors import config_error
@@ -24,6 +25,7 @@ Where should prompts be answered?
 _EMBEDDED = "smollm2-135m-instruct"
 _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
+_OF_THIS_MACHINE = "http://127.0.0.1"
 
 
 class Answers(NamedTuple):
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
-    print(f"{file} is written; `promptmill check` tries it:\n")
+    say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
     sys.stdout.flush()
     code = check(file)
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
@@ -57,9 +59,8 @@ def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
         print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
-        print(f"\nWhat is wrong is said above; change {file} and try `promptmill check{option}` again.")
-        for note in answers.notes:
-            print(note)
+        todo = answers.notes or (f"The last line above says what to change in {file}.",)
+        say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
     return code
 
 
@@ -86,19 +87,25 @@ def _asked(arguments: argparse.Namespace) -> Answers:
 
 
 def _provider(arguments: argparse.Namespace) -> Answers:
-    rows = {name: (base_url, key_env) for name, base_url, key_env, _ in registry.providers() if base_url and key_env}
+    rows = {
+        name: (base_url, key_env)
+        for name, base_url, key_env, _ in registry.providers()
+        if key_env and not base_url.startswith(_OF_THIS_MACHINE)
+    }
     name = arguments.provider
     if not name:
-        print(f"Providers: {', '.join(rows)}")
+        say(f"Providers: {', '.join(rows)}", wrap=True)
         name = _ask("The provider", "openai", "--provider", among=tuple(rows))
     key_env = arguments.key_env or rows.get(name, ("", ""))[1]
     model = arguments.model or _ask("The model", "", "--model")
     block = [("provider", name, "`promptmill providers` lists them"), ("model_name", model, "")]
+    if name in rows and not rows[name][0]:  # each customer has an address there
+        block.append(("base_url", _ask("Its address", "", "--base-url"), "the address of your resource"))
     notes: tuple[str, ...] = ()
     if key_env:
         block.append(("api_key_env", key_env, "the environment variable that holds your key"))
         if not os.environ.get(key_env):
-            notes = (f"{key_env} is not set in this shell: `export {key_env}=…` sets it.",)
+            notes = (f"`export {key_env}=…` gives promptmill your key.",)
     return Answers("openai", block, notes)
 
 

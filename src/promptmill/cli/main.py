@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
 from promptmill.cli.options import Parser, amount, at_least_one, overrides, shared_options
-from promptmill.cli.terminal import LostOutputError, flush, say
+from promptmill.cli.terminal import LostOutputError, columns, flush, say
 from promptmill.config import environment
 from promptmill.core.errors import PromptmillError, config_error
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers 
     from promptmill.jobs.job_request import Replication
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
+_NAME, _URL = 12, 58  # columns of the list of providers, where nothing is cut
 _SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
@@ -336,9 +337,11 @@ def _providers(arguments: argparse.Namespace) -> int:
         names = ("provider", "base_url", "key_env", "key_is_set")
         say(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2))
         return OK
-    for name, base_url, key_env, is_set in rows:
-        key = f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key"
-        say(f"{name:12} {base_url or 'needs base_url':58} {key}")
+    keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set in rows]
+    room = columns(sys.stdout) - _NAME - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL
+    for (name, base_url, *_), key in zip(rows, keys, strict=True):
+        url = base_url or "needs base_url"
+        say(f"{name:{_NAME}} {url if len(url) <= room else f'{url[: room - 1]}…':{room}} {key}")
     return OK
 
 

@@ -12,7 +12,7 @@ from promptmill.jobs.progress_text import progress_events, progress_lines
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
 
-_BAR = 20
+_BAR = 12  # beside it, 80 columns have room for why a job waits
 
 
 @contextlib.contextmanager
@@ -64,7 +64,10 @@ def _said(progress: Progress, width: int) -> str:
         written = f", {found['written']} of {found['total']} rows" if "written" in found else ""
         return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
     if waiting := found.get("waiting"):
-        return f"{elapsed}, {waiting}, {found['done']} of {found['total']}"[:width]
+        for shown in (f"{elapsed}, {waiting}, {found['done']} of {found['total']}", f"{elapsed}, {waiting}", waiting):
+            if len(shown) <= width:
+                return shown
+        return f"{waiting[: width - 1]}…"
     left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"
     parts = {
         "elapsed": elapsed,

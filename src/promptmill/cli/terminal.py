@@ -28,7 +28,7 @@ def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
     stream = stream or sys.stdout
     if stream.isatty():
         text = without_controls(text)
-        text = wrapped(text, _columns(stream)) if wrap else text
+        text = wrapped(text, columns(stream)) if wrap else text
     with _lost_in_words(stream):
         stream.write(text + "\n")
 
@@ -54,19 +54,20 @@ def _lost_in_words(stream: TextIO) -> Iterator[None]:
         ) from None
 
 
-def wrapped(text: str, columns: int) -> str:
-    """Return `text` with lines of at most `columns` where words allow it; what goes on stands below its beginning."""
+def wrapped(text: str, width: int) -> str:
+    """Return `text` with lines of at most `width` where words allow it; what goes on stands below its beginning."""
     lines = []
     for line in text.split("\n"):
         found = _LABEL.match(line)
         indent = found.end() if found and found[1] else len(line) - len(line.lstrip(" ")) + 2
         lines += textwrap.wrap(
-            line, max(columns, 40), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            line, max(width, 40), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
     return "\n".join(lines)
 
 
-def _columns(stream: TextIO) -> int:
+def columns(stream: TextIO) -> int:
+    """Return how wide the terminal behind `stream` is."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):

@@ -33,7 +33,7 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
             choice = _embedded(configuration, choice)
         why = f"backend auto: {choice.why}"
         configuration = configuration.settled(choice.values, why, keyless=choice.keyless)
-        _LOG.warning("%s%s", why, f" ({'; '.join(choice.against)})" if choice.against else "")
+        _LOG.warning("%s%s", why, "".join(f"; not {one}" for one in choice.against))
     configuration.plan = await with_model(configuration.plan)
     return configuration
 
@@ -66,7 +66,7 @@ def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     block = getattr(configuration.plan.settings.backend_configs, engine)
     model = block.model_name_or_path or _EMBEDDED
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
-    return Choice(values, f"{engine} with {model}: no endpoint answers", choice.against, keyless=False)
+    return Choice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)
 
 
 async def _module(name: str) -> Any:

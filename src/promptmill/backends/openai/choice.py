@@ -71,6 +71,10 @@ def which_models(endpoint: Endpoint, models: ModelList) -> str:
     return f"{_where(endpoint, models)} has {models}: name one of them (--model NAME)."
 
 
+def _undecided(models: ModelList) -> str:
+    return f"it has {models}, and --model NAME chooses one" if models.models else "it has no model yet"
+
+
 def _where(endpoint: Endpoint, models: ModelList) -> str:
     return f"{models.server} at {endpoint.name}" if models.server else endpoint.name
 
@@ -136,8 +140,8 @@ def _judged(
     endpoint, models = answer
     model = models.get(wanted) if wanted else models.only()
     if model is None:
-        told = f"it has no {wanted}" if wanted else which_models(endpoint, models)
-        against.append(f"{candidate.name}: {told}".rstrip("."))
+        told = f"it has no {wanted}" if wanted else _undecided(models)
+        against.append(f"{candidate.name}: {told}")
         return None
     name = wanted or model.name
     values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
