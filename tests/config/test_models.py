@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from promptmill.config import choices
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 
@@ -82,3 +83,14 @@ def test_a_model_whose_variable_is_not_set_costs_the_others_nothing():
 def test_mistakes_are_told_with_their_path(raw, said):
     with pytest.raises(PromptmillError, match=said):
         Configuration(raw)
+
+
+def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() -> None:
+    raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
+    said = {"backend": None, "endpoint": {}, "sampling": {}}
+    with pytest.raises(PromptmillError, match=r"--model: there is no model 'strng'; models here: strong, fast"):
+        choices.settings_of(raw, model="strng", **said)
+    assert choices.settings_of(raw, model="strong", **said) == {("default_model",): "strong"}
+    elsewhere = {**said, "endpoint": {"base_url": "http://127.0.0.1:1/v1"}}
+    assert choices.settings_of(raw, model="strng", **elsewhere)["backend_configs", "openai", "model_name"] == "strng"
+    assert choices.settings_of({}, model="strng", **said)

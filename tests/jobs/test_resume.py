@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -275,13 +276,34 @@ def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point
 
 
 @posix
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_the_job_interrupted(bench: Any, number: int, code: int) -> None:
+def test_ctrl_c_sends_nothing_more_and_waits_for_what_is_in_flight(bench: Any) -> None:
+    """One job lost its window of fifty at each Ctrl-C, and paid for it twice."""
+    asked = threading.Event()
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 or asked.is_set() else late(0.1))
+    bench.prompts(5000)
+    process = bench.start(adaptive=False)
+    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
+    assert bench.status()["done"] == len(bench.upstream.seen) < 5000
+    asked.set()
+    bench.succeed()
+    assert len(bench.upstream.seen) == 5000
+
+
+@posix
+@pytest.mark.parametrize(("numbers", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130)])
+def test_a_signal_leaves_the_job_interrupted(bench: Any, numbers: list[int], code: int) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(500)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
-    process.send_signal(number)
+    process.send_signal(numbers[0])
+    for number in numbers[1:]:
+        bench.wait(lambda: "finishing" in bench.status()["activity"])
+        process.send_signal(number)
     said, _ = process.communicate(timeout=10)
     assert process.returncode == code
     assert said.startswith(f"{bench.folder.job_id}: interrupted\n")

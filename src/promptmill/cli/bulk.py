@@ -23,7 +23,7 @@ from promptmill.jobs import admission, detached, given_rows, prune, shards, stat
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import Folder, stamp
-from promptmill.jobs.foreground import creating, until_terminated, without_own_dedupe
+from promptmill.jobs.foreground import creating, until_ended, without_own_dedupe
 from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
@@ -197,7 +197,7 @@ async def _bulk(
     try:
         with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch, live=live)
-            return await until_terminated(runner)
+            return await until_ended(runner)
     finally:
         await service.aclose()
 

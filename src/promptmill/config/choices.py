@@ -23,8 +23,9 @@ def settings_of(
 ) -> dict[tuple[str, ...], Any]:
     """Return the settings that this means, by their paths; `raw` is the file's content, `endpoint` keys of `openai`.
 
-    `model` is one of the file's `models`, else a model of the backend. Raises `PromptmillError` (`invalid_config`) for
-    a key that the backend does not have.
+    `model` is one of the file's `models`; with `backend` or `endpoint`, or where the file has no `models`, a model
+    there. Raises `PromptmillError`: `invalid_config` for a key that the backend does not have, `invalid_input` for a
+    model that there is none of.
     """
     found: dict[tuple[str, ...], Any] = {}
     of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
@@ -39,6 +40,8 @@ def settings_of(
     chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
     if chosen != own:
         found["backend",] = chosen
+    if model is not None and models.named(raw) and not of_backend:
+        raise models.unknown_model(model, models.names(raw), "--model")
     record = backends.record("openai" if chosen == "auto" else chosen)  # which `auto` may come to, with what is said
     if endpoint and not record.needs_endpoint:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")

@@ -82,9 +82,9 @@ def check_names(settings: Settings) -> None:
                 raise config_error(f"models.{name}.fallback[{at}]", _unknown(other, known))
 
 
-def unknown_model(name: str, known: Iterable[str]) -> PromptmillError:
+def unknown_model(name: str, known: Iterable[str], where: str = "model") -> PromptmillError:
     """Return the error of a call that names a model that there is none of; the nearest ones first."""
-    return input_error(f"model: {_unknown(name, list(known))}")
+    return input_error(f"{where}: {_unknown(name, list(known))}")
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -50,6 +50,8 @@ class Answering:
     """The first line and where it begins, see `source.Rows`."""
     model: str | None = None
     """The name of the model that answers rows which name none."""
+    enough: Callable[[], bool] = bool
+    """Whether no further row is to be taken."""
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
@@ -163,6 +165,7 @@ class Answering:
             reused if self.store.reuses else None,
             everything,
             self.first,
+            self.enough,
         )
         return FileSource(rows, settle, self.give_up)
 

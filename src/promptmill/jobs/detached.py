@@ -17,7 +17,7 @@ from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import admission, disk, runner_payload
 from promptmill.jobs.admission import Job
-from promptmill.jobs.foreground import until_terminated, without_own_dedupe
+from promptmill.jobs.foreground import until_ended, without_own_dedupe
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.progress_text import progress_lines, summary
 from promptmill.jobs.runner import Runner
@@ -78,7 +78,7 @@ def _popen(log: int, **options: Any) -> subprocess.Popen[bytes]:
 async def _run(job: Job, service: Service) -> None:
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, _, _ = await until_terminated(Runner(job, service, watch=watch))
+        found, _, _ = await until_ended(Runner(job, service, watch=watch))
         print(
             summary({"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}),
             file=sys.stderr,

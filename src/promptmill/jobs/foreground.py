@@ -1,4 +1,4 @@
-"""One job run in this process until its end or SIGTERM."""
+"""One job run in this process until its end, SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,25 +15,38 @@ from promptmill.jobs.runner import Runner
 from promptmill.service import registry
 from promptmill.service.loaded_backend import Create
 
+_LEAVING_S = 60.0
 
-async def until_terminated(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    """Run a job until its end or SIGTERM. Returns its status, why it stopped early, and whether SIGTERM came."""
+
+async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
+
+    The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid for. Raises
+    `KeyboardInterrupt` after Ctrl-C.
+    """
+    loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(runner.run())
-    terminated = False
+    signals: list[int] = []
 
-    def on_signal() -> None:
-        nonlocal terminated
-        terminated = True
-        work.cancel()
+    def on_signal(number: int) -> None:
+        signals.append(number)
+        if signals == [signal.SIGINT] and runner.leave():
+            loop.call_later(_LEAVING_S, work.cancel)
+        else:
+            work.cancel()
 
-    with contextlib.suppress(NotImplementedError):  # Windows
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, on_signal, number)
     try:
-        return await work, runner.error, False
+        found = await work
     except asyncio.CancelledError:
-        if not terminated:
+        if not signals:
             raise
-        return runner.found(), None, True
+        found = runner.found()
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+    return found, runner.error, bool(signals)
 
 
 def creating(order: JobRequest) -> Create:

@@ -67,6 +67,7 @@ class Runner:
         self._told = told if live is None else live.told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
+        self._is_leaving = False
         self._first = (0, 0)
         self._lines: int | None = None
         self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
@@ -103,6 +104,16 @@ class Runner:
             await asyncio.wait({looking_after})
             self._close()
         return self.found()
+
+    def leave(self) -> bool:
+        """Take no more rows and end as `interrupted` when those in flight are answered; return whether any are."""
+        self._is_leaving = self.progress.state == status.RUNNING and self.progress.stats.in_flight > 0
+        self._show()
+        return self._is_leaving
+
+    def _leaving(self) -> str:
+        left = self.progress.stats.in_flight
+        return f"finishing {left} in flight; Ctrl-C again stops at once" if self._is_leaving else ""
 
     def found(self) -> dict[str, Any]:
         """Return the status; until the answers are counted, the counts are those that the run before left."""
@@ -160,6 +171,8 @@ class Runner:
                     await self._count(self.again)
                     live.begin(self._job, lines, self.again, self._give_up)
                     await self._answer(rows, path)
+                    if self._is_leaving:
+                        raise JobStopped(status.INTERRUPTED)
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge(lines):
@@ -250,7 +263,8 @@ class Runner:
         self._limit_cost()
         syncing = asyncio.ensure_future(self._sync())
         try:
-            progress.total = await self._ending.or_done(self._answering(lines, path).run())
+            seen = await self._ending.or_done(self._answering(lines, path).run())
+            progress.total = progress.total if self._is_leaving else seen
         finally:
             syncing.cancel()
             await asyncio.wait({syncing})
@@ -297,6 +311,7 @@ class Runner:
             self._told,
             self._first,
             plan.name,
+            lambda: self._is_leaving,
         )
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
@@ -380,7 +395,7 @@ class Runner:
 
     def _show(self) -> None:
         if self.progress.state == status.RUNNING:
-            self.progress.activity = "" if self.progress.stats.done else self._service.activity
+            self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
         with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
             self._job.folder.put(status=self.found())
         self._tell()

@@ -42,6 +42,8 @@ class Rows:
     """Bring rows that are answered as well."""
     first: tuple[int, int] = (0, 0)
     """The first line and where it begins; the last one is where `file` ends."""
+    enough: Callable[[], bool] = bool
+    """Whether no further row is to be taken."""
 
 
 class FileSource:
@@ -108,6 +110,9 @@ class FileSource:
 
     async def _fill(self) -> bool:
         """Have lines without an answer ready; return whether there are any."""
+        if self._rows.enough():
+            self._ready.clear()
+            return False
         while not self._ready and not self.exhausted:
             ahead = self._ahead or self._read_ahead()
             try:

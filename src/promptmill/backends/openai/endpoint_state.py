@@ -177,7 +177,7 @@ class EndpointState:
                 self._strike(now, max(pause, self.wished(decision)))
             return True
         if decision.kind is FailureKind.LOST and alone:
-            refused = decision.error.code is Code.UNREACHABLE
+            refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
             self._listened = self._listened or not refused
             if fresh:
                 self._refusals = self._refusals + 1 if refused else 0

@@ -96,6 +96,6 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         case _:
             text = f"could not be asked ({type(exc).__name__})"
     error = PromptmillError(code, f"{endpoint.name} {text}.")
-    if code in {Code.UNREACHABLE, Code.CONNECTION_LOST}:
+    if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)
