@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from promptmill.config import choices
@@ -86,11 +89,13 @@ def test_mistakes_are_told_with_their_path(raw, said):
 
 
 def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() -> None:
+    def chosen(raw: Mapping[str, Any], model: str, **endpoint: str) -> dict[tuple[str, ...], Any]:
+        return choices.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
+
     raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
-    said = {"backend": None, "endpoint": {}, "sampling": {}}
     with pytest.raises(PromptmillError, match=r"--model: there is no model 'strng'; models here: strong, fast"):
-        choices.settings_of(raw, model="strng", **said)
-    assert choices.settings_of(raw, model="strong", **said) == {("default_model",): "strong"}
-    elsewhere = {**said, "endpoint": {"base_url": "http://127.0.0.1:1/v1"}}
-    assert choices.settings_of(raw, model="strng", **elsewhere)["backend_configs", "openai", "model_name"] == "strng"
-    assert choices.settings_of({}, model="strng", **said)
+        chosen(raw, "strng")
+    assert chosen(raw, "strong") == {("default_model",): "strong"}
+    elsewhere = chosen(raw, "strng", base_url="http://127.0.0.1:1/v1")
+    assert elsewhere["backend_configs", "openai", "model_name"] == "strng"
+    assert chosen({}, "strng")

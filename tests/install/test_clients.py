@@ -64,6 +64,32 @@ def test_an_entry_is_added_to_the_clients_own_file_and_taken_out_again(client):
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+@pytest.mark.parametrize("before", [None, "{}"])
+def test_undo_leaves_nothing_behind_where_nothing_was(client, before):
+    """Undo kept a copy of the file with our own entry, as what was there before promptmill."""
+    file = client.file()
+    file.unlink(missing_ok=True)
+    if before is not None:
+        file.write_text(before if file.suffix != ".toml" else 'model = "x"\n')
+    held = file.read_bytes() if before is not None else b""
+    assert _install(client.name, "--file", str(file)) == 0
+    assert _install(client.name, "--file", str(file), "--undo") == 0
+    if before is None:
+        assert not [path for path in file.parent.iterdir() if path.name.startswith(file.name)]
+    else:
+        assert file.read_bytes().strip() == held.strip()
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_a_dry_run_shows_the_entry_also_where_the_client_is_not(client, tmp_path, monkeypatch, capsys):
+    for name in ("HOME", "USERPROFILE", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nobody"))
+    assert _install(client.name, "--dry-run") == 0
+    assert "promptmill" in capsys.readouterr().out
+    assert not (tmp_path / "nobody").exists()
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_clients_that_give_up_after_a_minute_get_max_call_s(client, capsys):
     assert _install(client.name, "--dry-run") == 0
     assert ("max_call_s=50" in capsys.readouterr().out) == client.gives_up

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from promptmill.jobs import shards
@@ -28,7 +28,10 @@ def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:
     assert "--shard I/N" in join(bench).stderr
     bench.succeed("--shard", "2/3")
     missing = join(bench)
-    assert (missing.returncode, "Of 3 parts of out.jsonl, 1, 3 are not done yet" in missing.stderr) == (2, True)
+    assert (missing.returncode, "Of the 3 parts of out.jsonl, parts 1, 3 are not done yet" in missing.stderr) == (
+        2,
+        True,
+    )
     bench.succeed("--shard", "1/3")
     assert bench.succeed("--shard", "3/3")["done"] < 50
     assert not bench.output.exists()
@@ -75,6 +78,7 @@ def test_a_shard_that_cannot_be_is_refused(bench: Any, shard: str) -> None:
     assert "is not I/N" in bench.fail("--shard", shard)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 9), st.booleans())
 def test_every_line_is_in_one_shard(lengths: list[int], count: int, ends: bool) -> None:
     lines = [b"x" * length for length in lengths]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import config_error
-from promptmill.install.steps import Step, keep, write
+from promptmill.install.steps import Step, backup_of, keep, remove, write
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -29,7 +29,7 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     table += "".join(f"{field} = {json.dumps(value, ensure_ascii=False)}\n" for field, value in added.items())
     before, after = _without(text, key, name)
     changed = "\n".join(part for part in (before.rstrip("\n") + "\n" if before.strip() else "", table, after) if part)
-    return _change(file, changed)
+    return [*keep(file), write(file, _checked(file, changed))]
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
@@ -38,15 +38,18 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
     if name not in tomllib.loads(text).get(key, {}):
         return []
     before, after = _without(text, key, name, below=True)
-    return _change(file, before + after)
+    if not (left := before + after).strip() and not backup_of(file).exists():
+        return [remove(file)]
+    return [write(file, _checked(file, left))]
 
 
-def _change(file: Path, text: str) -> list[Step]:
+def _checked(file: Path, text: str) -> bytes:
+    """Return `text` to be written. Raises `PromptmillError` when it is not valid TOML."""
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise config_error("", f"{file}: the entry is written in an unusual way; change it by hand.") from None
-    return [*keep(file), write(file, text.encode())]
+    return text.encode()
 
 
 def _without(text: str, key: str, name: str, *, below: bool = False) -> tuple[str, str]:

@@ -50,8 +50,8 @@ def add(commands: Any) -> None:
 
 def _client(arguments: argparse.Namespace) -> int:
     client: Client = arguments.client
-    file = arguments.file or _usual_file(client)
-    if not file.parent.is_dir():
+    file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
+    if not file.parent.is_dir() and not arguments.dry_run:
         raise config_error("--file", f"there is no folder {file.parent}; correct the path, or make the folder first.")
     editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
@@ -60,6 +60,8 @@ def _client(arguments: argparse.Namespace) -> int:
     added = entry(client, _named_configuration(arguments.config), arguments.env)
     steps = editor.install(file, client.key, arguments.name, added)
     code = _apply(steps, f"{file} has this entry already.", arguments)
+    if not steps:
+        return code
     shown = json.dumps({arguments.name: added}, indent=2, ensure_ascii=False)
     print(
         "\n".join(line for line in (f"The entry:\n{shown}", "" if arguments.env else _KEYS, client.afterwards) if line)

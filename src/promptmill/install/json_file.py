@@ -10,7 +10,7 @@ from typing import Any
 
 from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.install.steps import Step, keep, write
+from promptmill.install.steps import Step, backup_of, keep, remove, write
 
 
 def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
@@ -31,18 +31,34 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
-    """Return the steps that take the entry `name` out of `file`; none if it is not there. Raises as `install`."""
+    """Return the steps that take the entry `name` out of `file`, and what only `install` put there; none without it.
+
+    Raises as `install`.
+    """
     text, content = _read(file)
     servers = _servers(file, content, key)
-    return _change(file, text, content, key, {other: entry for other, entry in servers.items() if other != name})
+    if name not in servers:
+        return []
+    left = {**content, key: {other: entry for other, entry in servers.items() if other != name}}
+    before = _read(backup_of(file))[1]
+    if not left[key] and key not in before:
+        del left[key]
+    if not left and not backup_of(file).exists():
+        return [remove(file)]
+    return [write(file, _written(text, left))]
 
 
 def _change(file: Path, text: str, content: dict[str, Any], key: str, servers: dict[str, Any]) -> list[Step]:
     if content.get(key, {}) == servers:
         return []
+    return [*keep(file), write(file, _written(text, {**content, key: servers}))]
+
+
+def _written(text: str, content: dict[str, Any]) -> bytes:
+    """Return `content` as JSON, indented as `text` is."""
     indent = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
-    changed = json.dumps({**content, key: servers}, indent=indent[1] if indent else 2, ensure_ascii=False)
-    return [*keep(file), write(file, f"{changed}\n".encode(errors="surrogatepass"))]
+    written = json.dumps(content, indent=indent[1] if indent else 2, ensure_ascii=False)
+    return f"{written}\n".encode(errors="surrogatepass")
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:

@@ -142,7 +142,10 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         )
     (count,) = counts
     if missing := [str(at) for at in range(1, count + 1) if at not in found]:
-        raise input_error(f"Of {count} parts of {target.name}, {', '.join(missing[:20])} are not done yet.")
+        which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
+        raise input_error(
+            f"Of the {count} parts of {target.name}, {which} not done yet; run it with --shard I/{count}."
+        )
     parts = []
     for _, path in sorted(found.items()):
         folder = folders.of(path, path)
