@@ -75,7 +75,7 @@ def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: P
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b"])
 def test_a_shard_that_cannot_be_is_refused(bench: Any, shard: str) -> None:
     bench.prompts(1)
-    assert "is not I/N" in bench.fail("--shard", shard)
+    assert shard in bench.fail("--shard", shard)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
