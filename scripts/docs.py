@@ -139,7 +139,7 @@ def providers() -> str:
                 "this machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has "
                 "`model_name`, else the embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the "
                 "status, and does not change until promptmill is started again. A server that was found gets no key.",
-                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 so far)`, or `waiting for "
+                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or `waiting for "
                 "api.example.com since 0:14, next try in 8 s`.",
                 "\n".join(rows),
                 "`promptmill providers` lists them too, and which keys are set. What each takes and where it says so: "
