@@ -351,7 +351,7 @@ def test_check_says_what_is_wrong_for_machines_too(promptmill, upstream):
     ("reply", "said"),
     [
         (status(404, "The model `m` does not exist"), "does not exist"),
-        (html(), "OpenAI-compatible"),
+        (html(), "a web page. Asked was"),
         (status(402), "402"),
     ],
 )

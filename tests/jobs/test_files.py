@@ -334,7 +334,7 @@ def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
     assert "Save the file as UTF-8; if it is Latin-1: iconv" in bench.fail()
-    assert "save the file as UTF-8" in bench.fail("--validate")
+    assert "Save the file as UTF-8" in bench.fail("--validate")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

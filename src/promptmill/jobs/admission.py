@@ -386,8 +386,12 @@ def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str]) -> Promptm
 def changed_input(spec: JobSpec, given: Path | None = None) -> PromptmillError:
     """Return the error of an input that is not what the job was begun with; `given`: the one that is named now."""
     if given is not None and given != spec.input:
+        same = given.name == spec.input.name  # a copy of what a URL names, or a file of that name in another folder
+        what = (
+            f"another {given.name}, or it has changed since: {spec.input}" if same else f"another input, {spec.input}"
+        )
         return input_error(
-            f"{spec.output} is the output of another input, {spec.input}; name another output. "
+            f"{spec.output} is the output of {what}; name another output. "
             f"--reuse takes from it what {given.name} asks as well; {_ANEW}"
         )
     return input_error(
