@@ -1,7 +1,6 @@
 """What people write who know other programs, and how it is said here.
 
-Names read in the help of `openai`, `llm`, `aichat`, `ollama`, `vllm serve` and `vllm run-batch`, and in DataTrove's
-runners, in November 2026.
+The programs: `openai`, `llm`, `aichat`, `ollama`, `vllm serve` and `vllm run-batch`, and DataTrove's runners.
 """
 
 from __future__ import annotations
