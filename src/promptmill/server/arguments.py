@@ -71,7 +71,7 @@ MaxCost = Annotated[
     float | None,
     Field(
         ge=0,
-        description="Most that this call may cost, in the currency of the server's prices; prompts that there is no "
+        description="Most US dollars that this call may cost; prompts that there is no "
         "room for fail with code `budget`. Left out: no limit of its own. Needs a known price and `max_tokens`.",
     ),
 ]
