@@ -42,6 +42,15 @@ def drive(upstream: Upstream, run: Any) -> Drive:
     return driver
 
 
+@pytest.fixture(params=["own connections", pytest.param("aiohttp's session", marks=pytest.mark.thorough)])
+def either_way(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to an endpoint: directly, and through a proxy, which is the upstream itself."""
+    if request.param != "own connections":
+        monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+    return str(request.param)
+
+
 @pytest.fixture
 def unaccepting() -> Iterator[int]:
     """A port that neither accepts nor refuses: its queue is full."""

@@ -14,6 +14,8 @@ from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 HUNDRED = [f"prompt {i}" for i in range(100)]
 
 

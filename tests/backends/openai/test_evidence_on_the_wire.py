@@ -11,6 +11,8 @@ import pytest
 from promptmill.backends.openai.endpoint_state import SEVERAL
 from replies import answer, attempts, by_prompt, late, raw
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]
 PROMPTS = [str(number) for number in range(60)]
 

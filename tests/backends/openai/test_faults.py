@@ -206,15 +206,6 @@ def _check(failure: Any, fault: Fault, tries: tuple[int, int], upstream: Any) ->
     assert error.hint
 
 
-@pytest.fixture(params=["own connections", pytest.param("aiohttp's session", marks=pytest.mark.thorough)])
-def either_way(request, upstream, monkeypatch):
-    """Both ways to an endpoint: directly, and through a proxy, which is the upstream itself."""
-    if request.param != "own connections":
-        monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
-        monkeypatch.delenv("no_proxy", raising=False)
-    return request.param
-
-
 both = pytest.mark.usefixtures("either_way")
 
 

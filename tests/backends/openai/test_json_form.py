@@ -14,6 +14,8 @@ from promptmill.backends.protocol import Request
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.sampling import Sampling
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 OPEN = {"type": "object", "properties": {"n": {"type": "integer"}}}
 ASKED = asking_for(OPEN)
 

@@ -12,6 +12,8 @@ from promptmill.backends.protocol import Request
 from promptmill.core.outcome import Completion, Failure
 from replies import answer, by_prompt, closed, reset, status, truncated
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 OF_A_CALL = Request | Completion | Failure
 BAD = {"bad": status(400), "cut": truncated(), "reset": reset(), "closed": closed(), "broken": status(500)}
 

@@ -27,6 +27,8 @@ from replies import (
     wrong_length,
 )
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 

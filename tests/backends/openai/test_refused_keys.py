@@ -11,6 +11,8 @@ from driving import ask, echoes, opened
 from promptmill.backends.openai.endpoint_state import SEVERAL
 from replies import answer, by_prompt, choose, from_request, late, quota, status
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 REFUSALS = {
     "401": (status(401, "Incorrect API key provided"), "unauthorized"),
     "403": (status(403, "Country not supported"), "unauthorized"),

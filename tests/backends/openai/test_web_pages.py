@@ -8,6 +8,8 @@ from promptmill.backends.openai.endpoint_state import SEVERAL
 from promptmill.core.errors import Code
 from replies import answer, choose, html
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 PROMPTS = [str(number) for number in range(300)]
 
 
