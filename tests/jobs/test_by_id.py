@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from replies import answer, choose, late, status
+from replies import answer, attempts, choose, late, status
 
 
 def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,3 +78,19 @@ def test_it_stops_after_as_many_failures_as_before(bench: Any) -> None:
     assert result.returncode == 1
     assert json.loads(result.stdout)["state"] == "stopped"
     assert len(bench.upstream.seen) < 300
+
+
+def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
+    """One that a refused key had stopped before its first answer was answered by the configuration's model."""
+    bench.prompts(3)
+    bench.upstream.reply = attempts(status(401))
+    bench.fail(code=1)
+    bench.upstream.reply = answer()
+    words = [*bench.command(bench.folder.job_id, "--resume", command="jobs"), "--set"]
+    words.append("backend_configs.openai.model_name=other")
+    done = subprocess.run(words, cwd=bench.path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "now 'other'" in done.stderr
+    assert "it was begun with" in done.stderr
+    assert "--accept-change" not in done.stderr
+    assert not bench.output.exists()

@@ -297,6 +297,7 @@ def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -
     assert spec is not None
     found = {"input": spec.input, "output": spec.output}  # where they are now
     order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
+    order = order.model_copy(update={"by_id": True})
     return bulk(configuration, order, as_json=as_json)
 
 

@@ -35,6 +35,7 @@ _ONCE = MappingProxyType(
     {
         **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
         "reuse": False,
+        "by_id": False,
         "reuse_from": None,
         "accept_change": False,
     }
@@ -44,6 +45,7 @@ _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provid
 """Of a model's block, what decides about its answers."""
 _TRIES = 100
 _ANEW = "--overwrite (over MCP: resume=false) starts anew."
+_ACCEPT = f"Set it as it was to go on; --accept-change goes on and notes it in every later row; {_ANEW}"
 
 
 @dataclass(slots=True)
@@ -242,6 +244,10 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     there = stamp(wanted.output)
     replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     is_other = begun is not None and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns)
+    if begun is not None and changed and order.by_id:
+        raise _other_settings(
+            begun, wanted, changed, "Give the options or the configuration file that it was begun with."
+        )
     is_nothing = folder.store.is_empty or _has_nothing(folder)
     if order.overwrite or order.anew or (is_nothing and (changed or is_other or not is_begun)):
         folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
@@ -251,7 +257,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     if begun is None:
         raise _damaged(folder)
     if changed and not order.accept_change:
-        raise _other_settings(begun, wanted, changed)
+        raise _other_settings(begun, wanted, changed, _ACCEPT)
     if order.replace and (made is None or not made.is_own(wanted.output)):
         made = replaceable
     if order.reuse and is_other:
@@ -373,13 +379,12 @@ def _differences(begun: JobSpec, now: JobSpec, changed: list[str]) -> str:
     )
 
 
-def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str]) -> PromptmillError:
+def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str], remedy: str) -> PromptmillError:
     names = ", ".join(name.replace("_", " ") for name in changed)
     told = _differences(begun, now, changed)
     return input_error(
         f"Job {begun.job_id} was begun with another {names}{f' ({told})' if told else ''}, and answers are not mixed. "
-        "Set it as it was to go on; "
-        f"--accept-change goes on and notes it in every later row; {_ANEW}"
+        f"{remedy}"
     )
 
 
