@@ -29,6 +29,8 @@ def refused(capsys):
     ("arguments", "said"),
     [
         (["generate", "--prompt", "Hi"], "write the prompt itself"),
+        (["generate", "-c", "8", "Hi"], "--concurrency N"),
+        (["bulk", "--limit", "5", "a.jsonl"], "OUTPUT is missing: promptmill bulk a.jsonl answers.jsonl"),
         (["generate", "--stream", "Hi"], "a single answer on a terminal is shown while it comes"),
         (["generate", "--file", "q.txt"], "promptmill generate < FILE"),
         (["bulk", "--workers", "8", "a.jsonl", "b.jsonl"], "--concurrency N"),

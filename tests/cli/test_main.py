@@ -444,3 +444,51 @@ def test_a_schema_that_is_not_utf8_is_said_so(promptmill, tmp_path):
     code, _, err = promptmill("generate", "--schema", "latin.json", "x")
     assert code == 2
     assert "latin.json cannot be read: it is not UTF-8 text" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([""], "the prompt is empty"),
+        (["one", " "], "the prompt is empty"),
+        (["p.jsonl"], "p.jsonl is a file: promptmill bulk p.jsonl answers.jsonl, or promptmill generate < p.jsonl"),
+        (["--schema", '{"type":"object"}', "hi"], "--schema: takes a file"),
+        (["--backend", "ollama", "hi"], "--backend ollama: Ollama is an endpoint; instead: --base-url localhost:11434"),
+        (["--backend", "lmstudio", "hi"], "--backend lmstudio: lmstudio is a provider; instead: --provider lmstudio"),
+        (["--backend", "openai_compatible", "hi"], "instead: --base-url URL --model NAME"),
+    ],
+)
+def test_a_slip_is_refused_before_anything_is_asked(promptmill, tmp_path, upstream, arguments, said):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hi"}\n')
+    code, out, err = promptmill("generate", *arguments)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+    assert not upstream.seen
+
+
+def test_the_name_of_no_file_is_a_prompt(promptmill):
+    assert promptmill("generate", "p.jsonl") == (0, "echo: p.jsonl\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpt-4o", "gpt-4o is a model of OpenAI: add --provider openai (key in OPENAI_API_KEY)"),
+        ("qwen3:8b", "qwen3:8b looks like an Ollama model: add --base-url localhost:11434"),
+        ("model.gguf", "There is no GGUF file at "),
+    ],
+)
+def test_a_model_that_no_engine_can_have_is_told_with_who_has_it(promptmill, name, said):
+    code, _, err = promptmill("generate", "--backend", "openvino", "-m", name, "hi", config=None)
+    assert code == 2
+    assert said in " ".join(err.split())
+
+
+def test_a_job_named_without_its_last_part_gets_its_id(promptmill, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hi"}\n')
+    assert promptmill("bulk", "in.jsonl", "out10.jsonl", "--quiet")[0] == 0
+    job = promptmill("jobs", "--json", config=None)[1]
+    job_id = next(row["job_id"] for row in json.loads(job)["jobs"] if row["job_id"].startswith("out10-"))
+    code, _, err = promptmill("jobs", "out10", config=None)
+    assert (code, f"did you mean {job_id}?" in err) == (2, True)
+    assert "bulk_status" not in promptmill("jobs", "nothing-like-it", config=None)[2]

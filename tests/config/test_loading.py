@@ -320,7 +320,8 @@ def test_a_variable_may_have_a_default(write):
 
 def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
     content = "backend: openai\nbackend_configs: {openai: {api_key: '${MY_KEY}'}}"
-    assert _problem(write(content)) == "backend_configs.openai.api_key: the environment variable MY_KEY is not set."
+    said = "the environment variable MY_KEY is not set: `export MY_KEY=…` in this shell."
+    assert _problem(write(content)) == f"backend_configs.openai.api_key: {said}"
 
 
 @pytest.mark.parametrize("block", ["api_key: '${X}'", "base_url: ['${X}']", "headers: {a: '${X}'}"])

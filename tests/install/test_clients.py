@@ -163,3 +163,12 @@ def test_a_client_that_was_never_started_is_named_with_its_file(home, capsys):
     said = capsys.readouterr().err
     assert f"Cursor seems not to be here: the folder {home / '.cursor'} is missing" in said
     assert "--file" in said
+
+
+@pytest.mark.parametrize("given", ["OPENAI_API_KEY=sk-123", "=sk-123", "sk-123"])
+def test_a_value_behind_env_is_refused_and_not_shown(home, capsys, given):
+    assert cli.main(["install", "cursor", "--env", given]) == 2
+    out, err = capsys.readouterr()
+    assert "--env takes a name alone: --env OPENAI_API_KEY" in err
+    assert "sk-123" not in out + err
+    assert not (home / ".cursor" / "mcp.json").exists()

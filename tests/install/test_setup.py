@@ -78,3 +78,14 @@ def test_the_demo_needs_no_torch(setup):
     out, pip = setup("demo")
     assert "150 MB" in out
     assert "torch" not in pip
+
+
+@pytest.mark.parametrize("script", ["setup", "demo"])
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("dmeo", 2)])
+def test_help_and_a_mistyped_word_install_nothing(tmp_path, script, argument, code):
+    (tmp_path / "scripts").mkdir()
+    copy = shutil.copy(ROOT / "scripts" / script, tmp_path / "scripts")
+    done = subprocess.run([copy, argument], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert f"usage: scripts/{script}" in done.stdout + done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -32,6 +32,7 @@ _LOOK_S = 1.0
 _TELL_EVERY_S = 10.0
 _UNQUOTED = 3
 _BAR = 10  # leaves room for why nothing goes on
+_FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
@@ -69,6 +70,21 @@ def refuse_unquoted(prompts: Sequence[str]) -> None:
         f"{len(prompts)} prompts of one word each. Quote what is one prompt: promptmill generate '{first} …'. If each "
         f"is to be answered, write them as lines: printf '%s\\n' {first} … | promptmill generate --lines.",
     )
+
+
+def refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
+    """Raise `PromptmillError` for a prompt that is empty, as of an unset shell variable, or the name of a file."""
+    if not images and any(not prompt.strip() for prompt in prompts):
+        raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
+    if len(prompts) != 1 or "\n" in prompts[0]:
+        return
+    file = prompts[0]
+    if Path(file).suffix.lower() in _FILES and os.path.isfile(file):  # noqa: PTH113 (a long prompt is no error to it)
+        shown = shlex.quote(prompts[0])
+        raise config_error(
+            "",
+            f"{prompts[0]} is a file: promptmill bulk {shown} answers.jsonl, or promptmill generate < {shown}",
+        )
 
 
 def check_writable(output: Path) -> None:

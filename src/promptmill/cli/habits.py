@@ -55,7 +55,8 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
             ("--file", "-f", "--prompt-file", "--input-file"), "a file is piped in: promptmill generate < FILE"
         ),
         **dict.fromkeys(("--attachment", "-a", "--images"), "--image PATH, once for each"),
-        **dict.fromkeys(("--continue", "-c", "--session", "--chat"), "each prompt stands alone here, without history"),
+        **dict.fromkeys(("--continue", "--session", "--chat"), "each prompt stands alone here, without history"),
+        "-c": f"each prompt stands alone here, without history; {_AT_ONCE}",
     },
     "bulk": {
         **dict.fromkeys(("--input", "-i", "--input-file", "--output", "-o", "--output-file", "--out"), _FILES),

@@ -84,6 +84,10 @@ def _configured(arguments: argparse.Namespace) -> int:
 def _configuration(arguments: argparse.Namespace) -> Configuration:
     from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 
+    if arguments.backend is not None:
+        from promptmill.service import registry
+
+        registry.check_asked(arguments.backend)
     return Configuration.load(
         arguments.config,
         assignments=arguments.set,
@@ -105,6 +109,8 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     from promptmill.answers.schema import compile_schema, why_not_json
     from promptmill.core.conversation import shape
 
+    if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
+        raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
     try:
         schema = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -178,6 +184,7 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 
     if not arguments.json:
         shell.refuse_unquoted(arguments.prompt)
+    shell.refuse_mistaken(arguments.prompt, images=bool(arguments.image))
     prompts = shell.read_prompts(arguments.prompt, lines=arguments.lines)
     return shell.generate(
         configuration,

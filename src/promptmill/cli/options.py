@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ _WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): (.*)", re.DOTALL)
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
 _NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
 _LONGEST_SHOWN = 20
+_INPUTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +75,11 @@ class Parser(argparse.ArgumentParser):
         if not options and unknown:
             return f"{_shown(redact(unknown[0]))!r} is an argument too many", ""
         if not options:
-            return f"{message.rpartition(': ')[2]} is missing", ""
+            missing = message.rpartition(": ")[2]
+            if self._command == "bulk" and missing == "OUTPUT":
+                named = next((word for word in self._given if word.endswith(_INPUTS)), "INPUT")
+                return "OUTPUT is missing", f": promptmill bulk {shlex.quote(named)} answers.jsonl"
+            return f"{missing} is missing", ""
         (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
         if _is_sampling(name := first.lstrip("-").replace("-", "_")):
             return message, f"; `--set sampling_params.{name}=…` sets it"

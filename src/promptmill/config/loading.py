@@ -504,7 +504,9 @@ def _holds_unset(value: Any) -> bool:
 
 def _refuse_unset(value: Any, path: str) -> None:
     if isinstance(value, _Unset):
-        raise config_error(path, f"the environment variable {value.name} is not set.")
+        raise config_error(
+            path, f"the environment variable {value.name} is not set: `export {value.name}=…` in this shell."
+        )
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_unset(inner, f"{path}.{key}" if path else str(key))

@@ -13,7 +13,8 @@ from promptmill.core.errors import config_error
 VARIABLE = "PROMPTMILL_HTTP_TOKEN"
 _SHORTEST = 16
 _FORM = re.compile(r"[\x21-\x7e]+")
-HOW_TO_MAKE_ONE = 'Make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+_MAKE = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+HOW_TO_MAKE_ONE = f"Make one with: {_MAKE}"
 
 
 class Token:
@@ -48,7 +49,9 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise config_error("--token-file", f"{file} cannot be read: {reason}.") from None
     if found is None and variable is not None:
-        raise config_error("--token-env", f"the environment variable {variable} is not set. {HOW_TO_MAKE_ONE}")
+        raise config_error(
+            "--token-env", f"the environment variable {variable} is not set: `export {variable}=$({_MAKE})`"
+        )
     return None if found is None else _checked(found, variable or VARIABLE)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from promptmill.config import loading
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, looks_like_key
 from promptmill.install import codex, json_file, ultrarag
 from promptmill.install.clients import CLIENTS, Client, entry
 from promptmill.install.steps import Step
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYS = """\
 No key was written. A program with windows does not see your shell's variables: pass one on by its name with --env NAME,
 or let the configuration file hold `api_key`."""
@@ -50,6 +52,7 @@ def add(commands: Any) -> None:
 
 def _client(arguments: argparse.Namespace) -> int:
     client: Client = arguments.client
+    _refuse_values(arguments.env)
     file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
     if not file.parent.is_dir() and not arguments.dry_run:
         raise config_error("--file", f"there is no folder {file.parent}; correct the path, or make the folder first.")
@@ -67,6 +70,18 @@ def _client(arguments: argparse.Namespace) -> int:
         "\n".join(line for line in (f"The entry:\n{shown}", "" if arguments.env else _KEYS, client.afterwards) if line)
     )
     return code
+
+
+def _refuse_values(given: Sequence[str]) -> None:
+    """Raise `PromptmillError` where `--env` holds more than a name, as NAME=VALUE; the value is not shown."""
+    for text in given:
+        name = text.partition("=")[0]
+        if _VARIABLE.fullmatch(text) and not looks_like_key(text):
+            continue
+        shown = name if _VARIABLE.fullmatch(name) and not looks_like_key(name) else "OPENAI_API_KEY"
+        raise config_error(
+            "", f"--env takes a name alone: --env {shown}; its value stays in your shell. Nothing was written."
+        )
 
 
 def _usual_file(client: Client) -> Path:

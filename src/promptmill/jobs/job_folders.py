@@ -87,7 +87,12 @@ class JobFolders:
             folder = self.of(target, target)
             if folder.spec is not None:
                 return folder
-        return self.find(text)
+        try:
+            return self.find(text)
+        except PromptmillError as error:
+            near = [name for path in self.paths() if (name := path.stem).startswith(f"{text}-")] if text else []
+            meant = f"did you mean {' or '.join(near[:3])}?" if near else "`promptmill jobs` lists those there are."
+            raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
 
     def all(self) -> Iterator[Folder]:
         """Yield the folders of all jobs that are where they were, by name. Raises `PromptmillError` (`storage`)."""

@@ -31,6 +31,22 @@ def check_name(name: str) -> None:
         raise config_error("backend", f"unknown backend; {said}")
 
 
+def check_asked(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_config`) when `--backend NAME` is no backend, with the option that is meant."""
+    plain = name.lower().replace("_", "-")
+    if is_named(name):
+        return
+    if plain == "ollama":
+        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    elif plain in {"openai-compatible", "openai-api", "litellm", "endpoint"}:
+        instead = "instead: --base-url URL --model NAME"
+    elif plain in {row[0] for row in providers()}:
+        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
+    else:  # the near name is told with what else is wrong
+        return
+    raise config_error("", f"--backend {name}: {instead}")
+
+
 async def create(plan: ResolvedConfig) -> Backend:
     """Return the backend that `plan` names, not yet loaded. Its module is imported off the event loop.
 

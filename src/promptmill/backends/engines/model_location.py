@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.backends.engines import embedded_model
+from promptmill.backends.engines import embedded_model, hosted_models
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
@@ -103,13 +103,16 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     if _looks_local(name):
         what = "GGUF file" if path.suffix == ".gguf" else "model folder"
         raise load_failure(f"There is no {what} at {path.absolute()}.", "Check the path.")
+    if hosted := hosted_models.advice(name):
+        raise load_failure(*hosted)
     if not _HUB_NAME.fullmatch(name):
         raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.", _NAME_IT)
     return None
 
 
 def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name[1:2] == ":"
+    begins_so = name.startswith((".", "/", "~")) or name[1:2] == ":"
+    return begins_so or "\\" in name or name.count("/") > 1 or name.endswith(".gguf")
 
 
 def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
