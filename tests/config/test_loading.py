@@ -241,7 +241,7 @@ def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(writ
     ("content", "path", "said"),
     [
         ("backend: 5", "backend", "not a number"),
-        ("backend_configs: [1]", "backend_configs", "should hold keys and values, not a list of 1"),
+        ("backend_configs: [1]", "backend_configs", 'not a list of 1; remove the "- "'),
         ("backend_configs: {openai: text}", "backend_configs.openai", "should hold keys and values, not a text"),
         ("backend_configs: {openai: {concurrency: lots}}", "backend_configs.openai.concurrency", "not a text"),
         (

@@ -89,6 +89,24 @@ def test_the_refused_body_is_not_waited_for(guarded):
     assert guarded.raw(head + b"5\r\nhello\r\n").startswith(b"HTTP/1.1 401 ")
 
 
+# Visitors
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"])
+def test_a_browser_or_curl_is_told_whom_the_address_is_for(guarded, server, accept):
+    said = server.ask("GET", "/mcp", {"Accept": accept})
+    assert said.status in {400, 406}
+    assert b"promptmill is running; this address is for MCP clients" in said.body
+    assert guarded.ask("GET", "/mcp", {"Accept": accept}).status == 401
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json, text/event-stream, */*"])
+def test_a_client_without_its_session_is_told_in_json(server, accept):
+    said = server.ask("GET", "/mcp", {"Accept": accept})
+    assert said.status == 400
+    assert "session" in said.message.lower()
+
+
 # Names
 
 

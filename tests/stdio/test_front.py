@@ -153,3 +153,11 @@ def test_a_client_that_leaves_a_request_behind_leaves_it_to_the_server(client):
     assert client.heard() == "tools/call"
     assert client.server.read() == b"half a li"
     assert client.left.empty()
+
+
+def test_what_a_person_writes_is_told_once_that_a_client_starts_it(client, capfd):
+    client.write(b"what is 2 + 2?\nand 3?\n")
+    assert [client.server.readline() for _ in range(2)] == [b"what is 2 + 2?\n", b"and 3?\n"]
+    assert (
+        capfd.readouterr().err.count("this is an MCP server: a client starts it; for a question: promptmill gen") == 1
+    )

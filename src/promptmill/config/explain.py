@@ -52,6 +52,8 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> 
                 message = f"is not one of {_described(location, model)}".rstrip(".")
             message = _plain(message)
             got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
+            if path == "backend_configs" and isinstance(problem["input"], list):
+                got += '; remove the "- " before each name below it'
             lines.setdefault(path, f"{message}{got}.")
     told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)

@@ -12,7 +12,7 @@ from fastmcp import FastMCP
 from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +32,7 @@ _PING_S = 3
 EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
 _WHAT_TO_SEND = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
 _NOT_OURS = "What `Authorization` holds is not this server's token: send `Bearer TOKEN` with that of its operator."
+_TO_VISITORS = "promptmill is running; this address is for MCP clients: promptmill install CLIENT\n"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 
@@ -97,6 +98,9 @@ class App:
                 await self._health(scope, receive, send)
                 return
             self._check_call(scope)
+            if (refusal := _visitor(scope)) is not None:
+                await refusal(scope, receive, send)
+                return
             with self._counted(scope):
                 await self._call(scope, receive, send)
         except HttpError as refusal:
@@ -173,6 +177,19 @@ def _check_framing(scope: Scope) -> None:
     """Refuse a body of two lengths, of which a proxy before us may believe the other, and what comes behind it."""
     if _headers(scope, b"transfer-encoding") and _headers(scope, b"content-length"):
         raise HttpError(400, "The request says in two ways how long its body is.", {"connection": "close"})
+
+
+def _visitor(scope: Scope) -> Response | None:
+    """Return the answer to a browser or a plain curl, None for a client; the status is what it was without it.
+
+    A client asks for `text/event-stream` by name, and goes on with a session.
+    """
+    if scope["method"] != "GET" or _headers(scope, b"mcp-session-id"):
+        return None
+    accepted = b",".join(_headers(scope, b"accept")).lower()
+    if b"text/event-stream" in accepted or not (b"text/html" in accepted or b"*/*" in accepted):
+        return None
+    return PlainTextResponse(_TO_VISITORS, 400 if b"*/*" in accepted else 406)
 
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,11 @@ from promptmill.stdio.opening import Opening, request_of
 from promptmill.stdio.wire import Wire
 
 ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+
+_NO_CLIENT = (
+    "promptmill: stdin holds no JSON; this is an MCP server: a client starts it; for a question: "
+    "promptmill generate 'PROMPT'"
+)
 
 
 class Front:
@@ -31,6 +37,7 @@ class Front:
         self._configured = threading.Event()
         self._server_is_there = False
         self._owes_answers = False
+        self._told = False
         threading.Thread(target=self._run, name="front", daemon=True).start()
 
     @classmethod
@@ -75,6 +82,9 @@ class Front:
 
     def _take(self, line: bytes) -> None:
         request = request_of(line)
+        if not self._told and line.strip() and not line.lstrip().startswith((b"{", b"[")):
+            self._told = True
+            print(_NO_CLIENT, file=sys.stderr)
         if request is not None and request["method"] == "tools/list":
             self._configured.wait()
         result = None if request is None else self._opening.answer(request)
