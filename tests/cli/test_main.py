@@ -351,7 +351,7 @@ def test_check_says_what_is_wrong_for_machines_too(promptmill, upstream):
     ("reply", "said"),
     [
         (status(404, "The model `m` does not exist"), "does not exist"),
-        (html(), "a web page. Asked was"),
+        (html(), "answered with a web page ("),
         (status(402), "402"),
     ],
 )
@@ -437,6 +437,21 @@ def test_a_prompt_of_other_bytes_is_said_so(promptmill, upstream):
     assert code == 2
     assert "not UTF-8" in err
     assert not upstream.seen
+
+
+def test_an_example_given_as_a_schema_is_told(promptmill, tmp_path, upstream):
+    (tmp_path / "example.json").write_text('{"capital": "Paris"}')
+    code, _, err = promptmill("generate", "--schema", "example.json", "x")
+    assert (code, upstream.seen) == (2, [])
+    assert "is an example, not a JSON Schema" in err
+
+
+def test_an_empty_answer_is_told(promptmill, upstream):
+    upstream.reply = answer("", finish_reason="length")
+    code, out, err = promptmill("generate", "x")
+    assert (code, out) == (0, "\n")
+    assert "the answer is empty (finish_reason length)" in " ".join(err.split())
+    assert "cut at the length limit" not in err
 
 
 def test_a_schema_that_is_not_utf8_is_said_so(promptmill, tmp_path):

@@ -25,6 +25,8 @@ from promptmill.config.yaml_problems import plain
         ("a: b\nc d\ne: f", "Line 2 is not `key: value`"),
         ("a: 'it's'", "goes on behind a closing quotation mark"),
         ("a:\n  - b: 1\n    c: 2\n  d: 3", "Line 4 mixes keys with a list that begins in line 2"),
+        ("a:\n  b: 1\n  model_name:qwen3:8b\n", "Line 3 needs a space after the colon: model_name: qwen3:8b."),
+        ("a:\n  x:y\n  b: 1\n", "Line 2 needs a space after the colon: x: y."),
         ("a: !foo x", "Line 1, column 4, is not valid YAML"),
     ],
 )

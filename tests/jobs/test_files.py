@@ -324,6 +324,31 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(
     assert not bench.upstream.seen
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ("qestion", "No row has 'qestion'; did you mean --prompt-column question?"),
+        (None, "the rows have: question, no. --prompt-column question asks it."),
+    ],
+)
+def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(
+    bench: Any, column: str | None, said: str
+) -> None:
+    bench.write(['{"question": "why", "no": 1}', '{"question": "how", "no": 2}'])
+    assert said in bench.fail(*([] if column is None else ["--prompt-column", column]))
+    assert not bench.output.exists()
+    assert not list(bench.path.glob("*.promptmill"))
+
+
+def test_a_prompt_that_says_nothing_is_its_rows_failure_and_not_sent(bench: Any) -> None:
+    bench.write(['{"prompt": null}', '{"prompt": ""}', '{"prompt": "a"}'])
+    bench.fail(code=1)
+    said = [row["error"]["message"] for row in bench.answers() if row["error"]]
+    assert "its prompt is null" in said[0]
+    assert "its prompt is empty" in said[1]
+    assert len(bench.upstream.seen) == 1
+
+
 def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nwhy,because\n")

@@ -100,3 +100,9 @@ def test_every_line_is_in_one_shard(lengths: list[int], count: int, ends: bool) 
     assert sum(one.lines for one in ranges) == len(expected)
     before = [sum(one.lines for one in ranges[:at]) for at in range(count)]
     assert all(one.row == rows for one, rows in zip(ranges, before, strict=True) if one.lines)
+
+
+def test_the_output_of_a_job_without_shards_has_no_parts(bench: Any) -> None:
+    bench.prompts(1)
+    bench.succeed()
+    assert "out.jsonl is a job's own output" in join(bench).stderr

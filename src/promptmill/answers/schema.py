@@ -24,6 +24,16 @@ _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
+# json-schema.org, draft 2020-12, and what OpenAI's `response_format` wraps a schema in
+_WORDS = frozenset(
+    {"type", "properties", "required", "items", "enum", "const", "title", "description", "default", "examples"}
+    | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
+    | {"propertyNames", "prefixItems", "contains", "minProperties", "maxProperties", "minItems", "maxItems"}
+    | {"uniqueItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum"}
+    | {"exclusiveMaximum", "multipleOf", "definitions", "dependentRequired", "dependentSchemas", "json_schema"}
+    | {"schema", "name", "strict"}
+)
+
 
 class Checked(NamedTuple):
     """What an answer turned out to be: `text` satisfies the schema when `problem` is empty."""
@@ -127,6 +137,11 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
     except (ValueError, TypeError, RecursionError) as error:
         raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
     return AnswerSchema(schema, validator)
+
+
+def is_example(schema: Mapping[str, Any]) -> bool:
+    """Return whether it is an answer as it might be, rather than a schema: it has fields, and no word of a schema."""
+    return bool(schema) and not any(name in _WORDS or name.startswith("$") for name in schema)
 
 
 def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:

@@ -105,6 +105,8 @@ def decode_row(
     if PROBLEM in row:
         raise input_error(f"{where}: {row[PROBLEM]}")
     if prompt_column is not None:
+        if prompt_column not in row:
+            raise input_error(f"{where} has no field {prompt_column[:60]!r}, which --prompt-column names.")
         row = _with_prompt(row, prompt_column)
     conversation = _row(row, where, image_tag, position)
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
@@ -280,6 +282,10 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: Im
         prompt, messages = None, prompt
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
+    if "prompt" in row and "messages" not in row and prompt is None:
+        raise input_error(f"{where}: its prompt is null; write what to ask.")
+    if prompt == "" and messages is None and not sources:
+        raise input_error(f"{where}: its prompt is empty; write what to ask.")
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")

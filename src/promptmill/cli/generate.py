@@ -141,7 +141,7 @@ def generate(
     else:
         written = _written(lambda target: _print_answers(outcomes, target), output)
     if not as_json:
-        for warning in (*stats.warnings, *_cut(outcomes)):
+        for warning in (*stats.warnings, *_empty(outcomes), *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
         if failed := call_report.summary(outcomes):
             say(f"promptmill: {failed}", sys.stderr, wrap=True)
@@ -187,12 +187,27 @@ def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
         say(outcome.text if isinstance(outcome, Completion) else "", target)
 
 
+def _empty(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a note about answers without text that call no tool; empty when there are none."""
+    found = [
+        (number, outcome.finish_reason)
+        for number, outcome in enumerate(outcomes, 1)
+        if isinstance(outcome, Completion) and not outcome.text.strip() and not outcome.tool_calls
+    ]
+    if not found:
+        return []
+    first, reason = found[0]
+    which = "the answer is" if len(outcomes) == 1 else f"{len(found)} answers are (the first is {first})"
+    why = ": it was cut, perhaps while the model was thinking; --max-tokens N allows more" if reason == "length" else ""
+    return [f"{which} empty (finish_reason {reason}){why}."]
+
+
 def _cut(outcomes: Sequence[Outcome]) -> list[str]:
     """Return a note about answers that their length limit has cut; empty when there are none."""
     cut = [
         number
         for number, outcome in enumerate(outcomes, 1)
-        if isinstance(outcome, Completion) and outcome.finish_reason == "length"
+        if isinstance(outcome, Completion) and outcome.finish_reason == "length" and outcome.text.strip()
     ]
     if not cut:
         return []

@@ -106,7 +106,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     import json
 
     from promptmill.answers.response_format import asking_for
-    from promptmill.answers.schema import compile_schema, why_not_json
+    from promptmill.answers.schema import compile_schema, is_example, why_not_json
     from promptmill.core.conversation import shape
 
     if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
@@ -121,6 +121,13 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
+    if is_example(schema):
+        name = next(iter(schema))
+        raise config_error(
+            "--schema",
+            f"{file} is an example, not a JSON Schema, which says what kind a field is: "
+            f'{{"type": "object", "properties": {{"{name:.40}": {{"type": "string"}}}}, "required": ["{name:.40}"]}}.',
+        )
     compile_schema(schema, str(file))
     return {("sampling_params", "response_format"): asking_for(schema)}
 

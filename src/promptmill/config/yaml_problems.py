@@ -7,6 +7,7 @@ import re
 import yaml
 
 _KEY = re.compile(r"\s*(?:- )?([\w.${}-]+)\s*:(?:\s|$)")
+_UNSPACED = re.compile(r"\s*(?:- )?([A-Za-z_]\w*):(?!//)(\S[^#]*)(?!.*:\s)")
 _QUOTED = re.compile(r"[:-] +['\"]")
 _BRACKETS = {"}": "{", "]": "["}
 
@@ -16,6 +17,11 @@ def plain(error: yaml.YAMLError, text: str) -> str:
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:
         return "It is not valid YAML."
+    return _no_space(problem, mark.line, text.splitlines()) or _said(error, problem, mark, text)
+
+
+def _said(error: yaml.YAMLError, problem: str, mark: yaml.Mark, text: str) -> str:
+    """Return what `problem`, which YAML found at `mark`, comes from."""
     began = getattr(error, "context_mark", None) or mark
     lines, here = text.splitlines(), mark.line
     place = f"line {here + 1}"
@@ -51,6 +57,18 @@ def plain(error: yaml.YAMLError, text: str) -> str:
     if "expected <block end>" in problem:
         return _outline(here, began.line, lines)
     return f"Line {here + 1}, column {mark.column + 1}, is not valid YAML: {problem}."
+
+
+def _no_space(problem: str, here: int, lines: list[str]) -> str:
+    """Return which line lacks the space behind its colon, at or above the one that cannot be read; `""` for none."""
+    if not re.search(r"not allowed here|expected ':'|expected <block end>", problem):
+        return ""
+    near = [here, *([] if (above := _above(here, lines)) is None else [above])]
+    for number in near:
+        found = _UNSPACED.match(lines[number]) if number < len(lines) else None
+        if found:
+            return f"Line {number + 1} needs a space after the colon: {found[1]}: {found[2].rstrip()[:60]}."
+    return ""
 
 
 def _one_colon_too_many(here: int, column: int, lines: list[str]) -> str:

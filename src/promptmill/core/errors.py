@@ -69,8 +69,10 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and what it may be used for."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
     Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or go on with the job."),
-    Code.NOT_FOUND: _Trait(False, "Check `base_url` and `model_name`."),
-    Code.BAD_REQUEST: _Trait(False, "The endpoint refused the request as it is; its reason is above."),
+    Code.NOT_FOUND: _Trait(
+        False, "Check `base_url` and `model_name`; `promptmill check` lists the models that are there."
+    ),
+    Code.BAD_REQUEST: _Trait(False, "The endpoint refused the request as it is; change what its reason names."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
     Code.REQUEST_TOO_LARGE: _Trait(
         False, "Make this one request smaller: a shorter prompt or fewer or smaller images."

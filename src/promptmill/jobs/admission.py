@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from promptmill.config.loading import ResolvedConfig
 from promptmill.config.models import DEFAULT
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
-from promptmill.jobs import disk, formats, input_files, status
+from promptmill.jobs import disk, first_rows, formats, input_files, status
 from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp
 from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.job_folders import JobFolders
@@ -192,6 +192,8 @@ def _spec(
         if input_format in {"batch", "messages"}:
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
         PromptTemplate(order.prompt_template)
+    elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
+        first_rows.check(file, order.prompt_column)
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)

@@ -100,9 +100,9 @@ def join(
     has changed; `storage`.
     """
     target = output.absolute().resolve()
+    parts = _parts(folders, target)
     if target.exists() and not overwrite:
         raise input_error(f"{target} exists; --overwrite replaces it.")
-    parts = _parts(folders, target)
     spec = parts[0][1]
     try:
         with contextlib.ExitStack() as opened:
@@ -133,6 +133,8 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
             found[int(match[1])] = path
             counts.add(int(match[2]))
     if not found:
+        if target.exists() and folders.of(target, target).result is not None:
+            raise input_error(f"{target.name} is a job's own output; there are no parts of it to join.")
         raise input_error(
             f"There are no parts of {target.name} in {target.parent}; run `promptmill bulk … --shard I/N`."
         )

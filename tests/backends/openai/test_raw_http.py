@@ -242,6 +242,7 @@ def test_silence_has_an_end(before):
 
     (error,), _ = asked(answer, silence_s=0.2)
     assert isinstance(error, SilenceTimeoutError)
+    assert str(error) == "for 0.2 s"
 
 
 def test_headers_are_found_in_any_case():

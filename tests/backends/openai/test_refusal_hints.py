@@ -30,6 +30,16 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
     [
         # OpenAI, community.openai.com/t/1229498
         (403, b'{"error": {"message": "Your organization must be verified to use the model `o3`."}}', "knows the key"),
+        # OpenAI, developers.openai.com/api/docs/guides/error-codes
+        (403, (b'{"error": {"code": "unsupported_country_region_territory", "message": "Country, region, or territory '
+         b'not supported"}}'), "another key will not help"),
+        # Cloudflare's challenge
+        (403, b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>", "A bot block"),
+        # OpenAI, o-series
+        (400, (b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0.2 with this model.", '
+         b'"param": "temperature"}}'), "Leave `temperature`"),
+        # DeepSeek, github.com/deepseek-ai
+        (400, b'{"error": {"message": "This response_format type is unavailable now"}}', "Leave `response_format`"),
         # OpenAI, gpt-4o-mini with too many
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
          "Lower `max_tokens`."),
@@ -39,8 +49,8 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
         # Go, net/http/server.go
         (400, b"Client sent an HTTP request to an HTTPS server.\n", "https://"),
-        (404, _NGINX, f"Asked was {_URL}. A `base_url` usually ends in /v1"),
-        (404, b'{"detail": "Not Found"}', "usually ends in /v1"),  # FastAPI
+        (404, _NGINX, f"Asked was {_URL}. A web interface or"),
+        (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
         (200, b"<!doctype html><title>Sign in</title>", f"Asked was {_URL}."),
     ],
 )  # fmt: skip
@@ -50,6 +60,16 @@ def test_the_hint_fits(status: int, body: bytes, said: str) -> None:
 
 def test_an_unknown_model_is_not_taken_for_a_wrong_path() -> None:
     assert "model_name" in _error(404, b'{"error": {"message": "The model `x` does not exist."}}').hint
+
+
+def test_a_path_without_v1_is_told() -> None:
+    assert "usually ends in /v1" in _error(404, _NGINX, "http://127.0.0.1:8000/chat/completions").hint
+
+
+def test_a_web_page_is_told_by_its_title() -> None:
+    said = _error(200, b"<!doctype html><title>Open WebUI</title>")
+    assert "answered with a web page (Open WebUI)." in said.message
+    assert "usually ends" not in said.hint
 
 
 def test_a_doubled_path_is_told_and_no_query_is_shown() -> None:

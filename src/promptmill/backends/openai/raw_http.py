@@ -202,7 +202,7 @@ class RawHttpClient:
                 if quiet_s > KEEPALIVE_S:
                     connection.close()
             elif quiet_s > self._silence_s:
-                connection.fail(SilenceTimeoutError("silence"))
+                connection.fail(SilenceTimeoutError(f"for {self._silence_s:g} s"))
         if self._open and not self._closed:
             self._watch = self._loop.call_later(self._period_s, self._look)
 

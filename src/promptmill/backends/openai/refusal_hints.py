@@ -17,6 +17,19 @@ _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
     r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
 )
+_NO_SCHEMA = "Leave `response_format` (--schema, --set sampling_params.response_format) out, or use another model."
+_REFUSED_OPTION = re.compile(
+    r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
+)
+_LEAVE_OUT = {
+    "temperature": "Leave `temperature` (--temperature) out.",
+    "top_p": "Leave `top_p` (--top-p) out.",
+    "response_format": _NO_SCHEMA,
+    "json_schema": _NO_SCHEMA,
+}
+_PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
+# Cloudflare's pages to whom it takes for a program.
+_BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 _PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
 
@@ -29,10 +42,16 @@ def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: 
         return "Write https:// instead of http:// in `base_url`."
     if status in {404, 405} and not _ABOUT_MODELS.search(body.words):
         return wrong_address(endpoint)
+    if status == 403 and _BOT_BLOCK.search(body.text):
+        return "A bot block stands before it and not the key is refused; try another network, or ask its operator."
+    if status == 403 and _PLACE.search(body.words):
+        return "The provider refuses this account or place; another key will not help."
     if status == 403 and _PERMISSION.search(body.words):
         return "The endpoint knows the key; what is missing is said above."
     if status in {400, 422} and _MAX_TOKENS.search(body.text):
         return "Lower `max_tokens`."
+    if status in {400, 422} and (name := _REFUSED_OPTION.search(body.text)):
+        return _LEAVE_OUT[name[1]]
     if status in {400, 422} and _NO_IMAGES.search(body.text):
         return "Choose a model that reads images, or leave them out."
     return None
@@ -42,6 +61,11 @@ def wrong_address(endpoint: Endpoint) -> str:
     """Return what to look at where something answers that is no API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     twice = " `/v1` is in it twice." if "/v1/v1/" in url else ""
+    if urlsplit(url).path.endswith(f"/v1{COMPLETIONS}") and not twice:
+        return (
+            f"Asked was {redact(url)}. A web interface or another program may be there; `promptmill check` looks for "
+            "the API, which has a path or port of its own."
+        )
     return f"Asked was {redact(url)}.{twice} A `base_url` usually ends in /v1; `promptmill check` looks for it."
 
 

@@ -14,6 +14,7 @@ import orjson
 
 from promptmill.backends.openai import lenient_json
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.extra_fields import details_of
 from promptmill.backends.openai.finish_reasons import Ending, read_finish
 from promptmill.backends.openai.message_text import read_message, text_of
@@ -21,7 +22,7 @@ from promptmill.backends.openai.refusal_hints import wrong_address
 from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.outcome import NO_USAGE, Completion, Usage
 
 _ERROR_FIELDS = frozenset(
@@ -272,10 +273,16 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
     page = body.lstrip()[:1] == b"<"
     error = PromptmillError(
         Code.BAD_RESPONSE,
-        f"{endpoint.name} answered with {'a web page' if page else found}.",
+        f"{endpoint.name} answered with {_page(body) if page else found}.",
         wrong_address(endpoint) if page else None,
     )
     return RetryDecision(FailureKind.CHANCE, error, status=200 if page else 0)
+
+
+def _page(body: bytes) -> str:
+    """Return what a web page is called in a message, with its title, by which people know it."""
+    title = " ".join(without_controls(read_error(_text(body)).shown).split())[:60]
+    return f"a web page ({title})" if title else "a web page"
 
 
 def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:

@@ -12,6 +12,7 @@ from promptmill.backends.openai.tls_errors import tls_error
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     ProxyError,
+    SilenceTimeoutError,
     StaleError,
     TooLargeError,
     code_of,
@@ -79,7 +80,7 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = (
                 "did not accept a connection in time"
                 if isinstance(exc, ConnectTimeoutError)
-                else "was silent for too long"
+                else f"was silent {exc if isinstance(exc, SilenceTimeoutError) else 'for too long'}"
             )
         case Code.UNREACHABLE:
             text = "refused the connection or cannot be reached"

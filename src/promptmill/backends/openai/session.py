@@ -142,7 +142,7 @@ def translated(error: Exception) -> Exception:
         case aiohttp.ConnectionTimeoutError():
             return ConnectTimeoutError(str(error))
         case TimeoutError():
-            return SilenceTimeoutError(str(error))
+            return SilenceTimeoutError("for too long")
         case aiohttp.ClientConnectorError():
             return of_connecting(error.os_error)
         case aiohttp.InvalidURL():

@@ -32,7 +32,7 @@ class ConnectTimeoutError(TransportError):
 
 
 class SilenceTimeoutError(TransportError):
-    """Nothing came for too long."""
+    """Nothing came; its text says for how long."""
 
     code = Code.TIMEOUT
 

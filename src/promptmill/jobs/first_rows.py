@@ -1,0 +1,42 @@
+"""Whether the first rows of a file of JSON lines have the field that is to be asked."""
+
+from __future__ import annotations
+
+import difflib
+
+from promptmill.backends import rows
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.input_files import InputFiles
+
+_LOOKED_AT = 100
+_BYTES = 1 << 20
+# What people call it who wrote the file for something else; the first that there is gets named.
+_USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
+
+
+def check(file: InputFiles, prompt_column: str | None) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when no row has what is asked; rows that cannot be read do not count.
+
+    Reads the first rows alone, so that a row that is wrong among others that are not is its own failure.
+    """
+    asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
+    names: dict[str, None] = {}
+    block = file.read_at(0, _BYTES)
+    lines = block.split(b"\n") if len(block) < _BYTES else block.split(b"\n")[:-1]
+    for line in lines[:_LOOKED_AT]:
+        try:
+            row = rows.load(line, "") if line.strip() else None
+        except PromptmillError:  # which its own reading says better
+            continue
+        if isinstance(row, dict):
+            names |= dict.fromkeys(row)
+    if not names or asked & names.keys():
+        return
+    shown = ", ".join(name[:40] for name in list(names)[:10])
+    if prompt_column is not None:
+        near = difflib.get_close_matches(prompt_column, names, n=1, cutoff=0.5)
+        meant = f"did you mean --prompt-column {near[0]}?" if near else f"the rows have: {shown}."
+        raise input_error(f"No row has {prompt_column[:60]!r}; {meant}")
+    usual = next((name for name in _USUAL if name in names), None)
+    which = "names the one to ask" if usual is None else f"{usual} asks it"
+    raise input_error(f"No row has `prompt` or `messages`; the rows have: {shown}. --prompt-column {which}.")
