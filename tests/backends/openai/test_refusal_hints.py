@@ -30,15 +30,15 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
     [
         # OpenAI, community.openai.com/t/1229498
         (403, b'{"error": {"message": "Your organization must be verified to use the model `o3`."}}', "knows the key"),
-        # OpenAI, developers.openai.com/api/docs/guides/error-codes
+        # OpenAI, as in evidence.jsonl
         (403, (b'{"error": {"code": "unsupported_country_region_territory", "message": "Country, region, or territory '
          b'not supported"}}'), "another key will not help"),
         # Cloudflare's challenge
         (403, b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>", "A bot block"),
-        # OpenAI, o-series
+        # Azure OpenAI, github.com/holoviz/lumen/pull/1087
         (400, (b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0.2 with this model.", '
          b'"param": "temperature"}}'), "Leave `temperature`"),
-        # DeepSeek, github.com/deepseek-ai
+        # DeepSeek, github.com/ItzCrazyKns/Vane/issues/969
         (400, b'{"error": {"message": "This response_format type is unavailable now"}}', "Leave `response_format`"),
         # OpenAI, gpt-4o-mini with too many
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
