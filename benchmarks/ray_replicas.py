@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.field import Field
-from benchmarks.measure import Row, interleaved, ratio
+from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.protocol import Backend, CallStats, Request
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
@@ -81,12 +81,12 @@ async def one(around: Field, pairs: int) -> list[Row]:
 
 async def two(around: Field, pairs: int) -> list[Row]:
     """Rows a second of two replicas over one, of a model on the CPU, each on one core."""
-    del around
     block = {"model_name_or_path": "smollm2-135m-instruct"}
     configuration = Configuration({"backend": "hf", "backend_configs": {"hf": block}})
     found: dict[str, list[float]] = {}
     for count in (1, 2):
-        backend = await _loaded(RayCluster("local", count).create, configuration)
+        with every_core(around.outer):  # the cluster's processes may use what this one may
+            backend = await _loaded(RayCluster("local", count).create, configuration)
         try:
             assert isinstance(backend, Replicas)
             await asyncio.wait(backend._loading.values())  # `load` waits for the first
