@@ -267,7 +267,7 @@ def _serve(config: Path) -> int:
     from promptmill.config.loading import Configuration
     from promptmill.server import process
     from promptmill.stdio.front import Front
-    from promptmill.system import runtime
+    from promptmill.system import logs
 
     run: Callable[..., int] = process.run  # type: ignore[attr-defined]
 
@@ -284,7 +284,7 @@ def _serve(config: Path) -> int:
         return run(serving())
 
     process.run = probed  # type: ignore[attr-defined, assignment]
-    runtime.log_to_stderr()
+    logs.to_stderr()
     front = Front.open(locked=False)
     configuration = Configuration.load(config)
     front.configured()

@@ -76,26 +76,26 @@ def refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
     """Raise `PromptmillError` for a prompt that is empty, as of an unset shell variable, or the name of a file."""
     if not images and any(not prompt.strip() for prompt in prompts):
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
-    if len(prompts) != 1 or "\n" in prompts[0]:
+    if len(prompts) != 1 or "\n" in (file := prompts[0]):
         return
-    file = prompts[0]
     if Path(file).suffix.lower() in _FILES and os.path.isfile(file):  # noqa: PTH113 (a long prompt is no error to it)
-        shown = shlex.quote(prompts[0])
+        shown = shlex.quote(file)
         raise config_error(
             "",
-            f"{prompts[0]} is a file: promptmill bulk {shown} answers.jsonl, or promptmill generate < {shown}",
+            f"{file} is a file: promptmill bulk {shown} answers.jsonl, or promptmill generate < {shown}",
         )
 
 
 def check_writable(output: Path) -> None:
     """Raise `PromptmillError` where `output` cannot be written: before the answers are paid for."""
     folder = output.parent
+    existing = output if output.exists() else folder
     if output.is_dir():
         problem = f"{output} is a folder; name a file in it, such as {output / 'answers.txt'}."
     elif not folder.is_dir():
         problem = f"there is no folder {folder}; make it first: mkdir -p {shlex.quote(str(folder))}"
-    elif not os.access(output if output.exists() else folder, os.W_OK):
-        problem = f"{output if output.exists() else folder} may not be written; name another file or change its rights."
+    elif not os.access(existing, os.W_OK):
+        problem = f"{existing} may not be written; name another file or change its rights."
     else:
         return
     raise config_error("--output", problem)

@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         say(f"promptmill: {error}", sys.stderr, wrap=True)
         return USAGE
-    except (
-        BrokenPipeError,
-        LostOutputError,
-    ) as error:  # whoever reads our output has enough, as `head`; or a full disk
+    except (BrokenPipeError, LostOutputError) as error:  # who reads it has enough, as `head`; or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, LostOutputError):
             say(f"promptmill: {error}", sys.stderr, wrap=True)
@@ -148,18 +145,18 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
     configuration = _configuration(arguments)
     front.configured()
     from promptmill.server import process
-    from promptmill.system import runtime
+    from promptmill.system import logs
 
-    runtime.log_to_stderr(arguments.log_level, all_calls=arguments.access_log)
+    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
     return process.serve_stdio(configuration, front, locked=arguments.locked)
 
 
 def _serve_http(arguments: argparse.Namespace) -> int:
     configuration = _configuration(arguments)
     from promptmill.server import process
-    from promptmill.system import runtime
+    from promptmill.system import logs
 
-    runtime.log_to_stderr(arguments.log_level, all_calls=arguments.access_log)
+    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."

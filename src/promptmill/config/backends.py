@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ class BackendRecord:
     """The sampling parameters that it takes, others are named as left out; None: it says so itself, per request."""
 
 
+_ENGINE = BackendRecord(module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True)
 AUTO = "auto"
 """Where the configuration leaves to promptmill what answers."""
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
@@ -55,19 +56,10 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
             other_paths=OTHER_PATHS,
             choice="promptmill.backends.openai.choice",
             diagnosis="promptmill.backends.openai.diagnosis",
-        )
-    }
-    | {
-        "vllm": BackendRecord(
-            module="promptmill.backends.engines.host",
-            model_key="model_name_or_path",
-            is_engine=True,
-            other_paths=frozenset({"/embeddings"}),
-        )
-    }
-    | {
-        engine: BackendRecord(module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True)
-        for engine in ("hf", "openvino")
+        ),
+        "vllm": replace(_ENGINE, other_paths=frozenset({"/embeddings"})),
+        "hf": _ENGINE,
+        "openvino": _ENGINE,
     }
 )
 _UNKNOWN = BackendRecord(module="")

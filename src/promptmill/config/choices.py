@@ -42,12 +42,14 @@ def settings_of(
         found["backend",] = chosen
     if model is not None and models.named(raw) and not of_backend:
         raise models.unknown_model(model, models.names(raw), "--model")
-    record = backends.record("openai" if chosen == "auto" else chosen)  # which `auto` may come to, with what is said
+    record = backends.record(
+        "openai" if chosen == backends.AUTO else chosen
+    )  # which `auto` may come to, with what is said
     if endpoint and not record.needs_endpoint:
         option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
-    block = (*above, "openai" if chosen == "auto" else chosen)
+    block = (*above, "openai" if chosen == backends.AUTO else chosen)
     found.update({(*block, key): value for key, value in endpoint.items()})
     if model is not None:
         found[*block, record.model_key] = model

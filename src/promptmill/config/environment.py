@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 
 from promptmill.core.errors import config_error
+from promptmill.system import logs
 
-LOG_LEVEL = "PROMPTMILL_LOG_LEVEL"
-_LEVELS = ("debug", "info", "warning", "error")
+USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
+"""Where a key is looked for that no setting names, in this order."""
 # Those of deploy/ and scripts/, which configuration files there read, among them.
 _KNOWN = tuple(
     f"PROMPTMILL_{name}"
@@ -32,6 +33,9 @@ def misspelled(environ: Mapping[str, str]) -> list[str]:
 
 def check_log_level(environ: Mapping[str, str]) -> None:
     """Raise `PromptmillError` (`invalid_config`) for a level of PROMPTMILL_LOG_LEVEL that there is none of."""
-    level = environ.get(LOG_LEVEL, "").strip().lower()
-    if level and level not in _LEVELS:
-        raise config_error(LOG_LEVEL, f"{level[:20]!r} is no level; write {', '.join(_LEVELS[:-1])} or {_LEVELS[-1]}.")
+    level = environ.get(logs.LEVEL, "").strip().lower()
+    if level and level not in logs.LEVELS:
+        raise config_error(
+            logs.LEVEL,
+            f"{level[:20]!r} is no level; write {', '.join(logs.LEVELS[:-1])} or {logs.LEVELS[-1]}.",
+        )

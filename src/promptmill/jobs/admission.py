@@ -34,10 +34,8 @@ _WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType(
     {
         **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
-        "reuse": False,
-        "by_id": False,
+        **dict.fromkeys(("reuse", "by_id", "accept_change"), False),
         "reuse_from": None,
-        "accept_change": False,
     }
 )
 """What an order says for this time alone; going on with the job by its id does the rest again."""

@@ -22,7 +22,7 @@ from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.progress_text import progress_lines, summary
 from promptmill.jobs.runner import Runner
 from promptmill.service.service import Service
-from promptmill.system import runtime
+from promptmill.system import logs, runtime
 
 _LONGEST_LOG = 1 << 20
 
@@ -91,7 +91,7 @@ def main() -> int:
     """Run the job that standard input describes."""
     told = sys.stdin.buffer.read()
     sys.stdin.close()
-    runtime.log_to_stderr()
+    logs.to_stderr()
     service, order, folders, lock = runner_payload.unpack(told)
     try:
         job = admission.admit(order, service.plan, folders, lock)

@@ -14,7 +14,7 @@ from mcp_types import CallToolRequestParams
 
 from promptmill.core.errors import Code
 from promptmill.server.tool_errors import CodedToolError
-from promptmill.system.runtime import CALLS
+from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"

@@ -9,6 +9,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.backends.protocol import CallStats
+from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.server.arguments import DEFAULT_BACKEND, BackendConfigs, BackendName, ExtraParams, SamplingParams, Sent
 from promptmill.server.progress import with_progress
@@ -69,5 +70,5 @@ def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
     A pipeline's own client means what its server always did.
     """
     running = service.plan.backend
-    named = service.configured_backend in {running, "auto"} and not service.plan.trust_client
+    named = service.configured_backend in {running, AUTO} and not service.plan.trust_client
     return named and all(name == running for name, block in backend_configs.items() if block)

@@ -15,6 +15,7 @@ from mcp_types import Annotations
 from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
+from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import redact
 from promptmill.service.service import Service
@@ -23,7 +24,6 @@ URI = "promptmill://status"
 MODELS = "promptmill://models"
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
-_KEY_VARIABLES = ("LLM_API_KEY", "OPENAI_API_KEY")
 
 
 def add_status(mcp: FastMCP, service: Service) -> None:
@@ -77,7 +77,7 @@ class _Shown:
     def __init__(self, plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
         self._plan, self._settings = plan, plan.settings
         named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
-        variables = [environ.get(name, "") for name in (*_KEY_VARIABLES, *named) if name]
+        variables = [environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
         self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:

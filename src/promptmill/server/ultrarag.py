@@ -22,7 +22,7 @@ from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
 from promptmill.stdio.front import Front
-from promptmill.system import runtime
+from promptmill.system import logs
 
 if TYPE_CHECKING:
     from fastmcp import FastMCP
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     trusted = not arguments.untrusted
     front = Front.open(locked=False, lists_tools=not trusted)  # else there is one more tool
-    runtime.log_to_stderr()
+    logs.to_stderr()
     try:
         configuration = configuration_in(arguments.folder, trust_client=trusted)
     except PromptmillError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from promptmill import __version__
 from promptmill.backends.protocol import Backend, Request
+from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.service import registry
@@ -22,7 +23,6 @@ from promptmill.service.replicas import Link, Replicas
 from promptmill.system.installation import adding
 
 _REACHED_S = 10
-_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY", "PROMPTMILL_ENDPOINTS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,4 +171,9 @@ def _keys(plan: ResolvedConfig) -> Sequence[str]:
     if plan.backend != "openai":
         return ()
     own = plan.settings.backend_configs.openai.api_key_env
-    return (*_KEYS, *([own] if own else []), *(row[2] for row in registry.providers() if row[2]))
+    return (
+        *USUAL_KEYS,
+        "PROMPTMILL_ENDPOINTS",
+        *([own] if own else []),
+        *(row[2] for row in registry.providers() if row[2]),
+    )

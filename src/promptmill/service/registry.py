@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from promptmill.backends.protocol import Backend, Step
-from promptmill.config.backends import BACKENDS, installed, is_named
+from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
+from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import config_error
 
@@ -25,7 +26,7 @@ def check_name(name: str) -> None:
                 f"unknown backend; {provider[0]} is a provider: `--provider {provider[0]}`, or `backend: openai` and "
                 f"`backend_configs: {{openai: {{provider: {provider[0]}}}}}`.",
             )
-        known = [*BACKENDS, *installed(), "auto"]
+        known = [*BACKENDS, *installed(), AUTO]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         said = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(known)}."
         raise config_error("backend", f"unknown backend; {said}")
@@ -75,7 +76,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
     wanted = next((key_env for name, _, key_env, _ in providers() if name == block.provider), "")
-    if not wanted or any(environ.get(name, "").strip() for name in (wanted, "LLM_API_KEY", "OPENAI_API_KEY")):
+    if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
         return
     letters = wanted.replace("_API", "")
     set_ones = [name for name in environ if name != wanted and "KEY" in name.upper() and environ[name].strip()]

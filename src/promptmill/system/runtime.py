@@ -1,18 +1,14 @@
-"""Process start-up: event loop, garbage collector, logging to stderr."""
+"""Process start-up: event loop, garbage collector."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-CALLS = "promptmill.calls"
-"""The name of the log with one line per tool call."""
 # How long a thread waits for a busy event loop to let it in. At Python's 5 ms a ping, which a thread reads and another
 # writes, takes up to 47 ms beside a full pool; at this 26 (99th percentile), at the same rate.
 _SWITCH_S = 0.0005
@@ -42,19 +38,3 @@ def stay_responsive() -> None:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     sys.setswitchinterval(_SWITCH_S)
-
-
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-def log_to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
-    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: a line for those that succeed, too.
-
-    `level` is our own loggers', by default PROMPTMILL_LOG_LEVEL, else WARNING: libraries stay at WARNING, for below it
-    some log whole messages, keys and prompts included.
-    """
-    logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    wanted = (level or os.environ.get("PROMPTMILL_LOG_LEVEL", "")).strip().upper()
-    logging.getLogger("promptmill").setLevel(wanted if wanted in LOG_LEVELS else "WARNING")
-    if all_calls:
-        logging.getLogger(CALLS).setLevel(logging.INFO)

@@ -33,7 +33,7 @@ class Submissions:
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
         if request.path:
-            return _checked(self._other(number, request))
+            return self._other(number, request)
         conversation = request.conversation
         images = conversation.images
         if images and not self._takes_images:
@@ -50,24 +50,19 @@ class Submissions:
             )
         check_encodable(conversation)
         read = [await self._image_cache.read(image.source) for image in images]
-        size = sum(map(len, read))
-        if size <= _LONGEST_ITEM:
-            frame = _packed(
-                {
-                    "type": "submit",
-                    "run": self._run,
-                    "id": number,
-                    "messages": _messages(conversation.messages),
-                    "sampling": request.sampling.given(),
-                    "extra": dict(request.extra),
-                    **({"live": True} if self._live else {}),
-                    **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
-                }
-            )
-            size = len(frame)
-        if size > _LONGEST_ITEM:
-            raise _too_large(size)
-        return frame
+        _check_size(sum(map(len, read)))  # before they are copied into a frame
+        return _packed(
+            {
+                "type": "submit",
+                "run": self._run,
+                "id": number,
+                "messages": _messages(conversation.messages),
+                "sampling": request.sampling.given(),
+                "extra": dict(request.extra),
+                **({"live": True} if self._live else {}),
+                **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
+            }
+        )
 
     def _other(self, number: int, request: Request) -> bytes:
         """Return the frame of a request that is none for a chat."""
@@ -79,24 +74,21 @@ class Submissions:
         self._image_cache.close()
 
 
-def _checked(frame: bytes) -> bytes:
-    if len(frame) > _LONGEST_ITEM:
-        raise _too_large(len(frame))
-    return frame
-
-
-def _too_large(size: int) -> PromptmillError:
-    return PromptmillError(Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads.")
+def _check_size(size: int) -> None:
+    if size > _LONGEST_ITEM:
+        raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads.")
 
 
 def _packed(message: frames.Frame) -> bytes:
     try:
-        return frames.packed(message)
+        frame = frames.packed(message)
     except (TypeError, ValueError, RecursionError):
         raise input_error(
             "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
             "pair, a number above 64 bits, or too deep a nesting; remove it."
         ) from None
+    _check_size(len(frame))
+    return frame
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import dialect_of, preset
+from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error
 
@@ -165,7 +166,7 @@ def _from_environment(
         return environ[named], f"{named} in the environment"
     if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
         return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
-    usual = [name for name in ("LLM_API_KEY", "OPENAI_API_KEY") if environ.get(name)]
+    usual = [name for name in USUAL_KEYS if environ.get(name)]
     over = f" (which goes before {usual[1]})" if usual[1:] else ""
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
 
