@@ -1,4 +1,7 @@
-"""The files in deploy/: they name options that exist, and nginx, Caddy and systemd accept them where installed."""
+"""The files in deploy/: they name options that exist, and nginx, Caddy and systemd accept them where installed.
+
+Proxies in use: tests/http/test_proxies.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,36 @@ def test_the_systemd_unit_is_hardened():
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(DEPLOY / "promptmill.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-300:]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+def test_systemd_knows_every_line_of_the_unit(tmp_path):
+    unit = tmp_path / "promptmill.service"
+    unit.write_text((DEPLOY / unit.name).read_text().replace("/opt/promptmill/bin/promptmill", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, str(unit) in done.stderr) == (0, False), done.stderr
+
+
+def test_the_systemd_unit_has_a_home_which_a_dynamic_user_is_not_given():
+    lines = (DEPLOY / "promptmill.service").read_text().splitlines()
+    assert "DynamicUser=yes" in lines
+    assert any(line.startswith("Environment=HOME=/var/lib/promptmill") for line in lines)
+
+
+def test_what_the_container_may_write_belongs_to_its_user():
+    user = re.search(r"useradd --create-home --uid (\d+) mill", (DEPLOY / "Dockerfile").read_text())
+    assert user
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["promptmill"]
+    assert service["volumes"] == ["home:/home/mill"], "a tmpfs there belongs to root, with the folder's mode"
+    assert service["tmpfs"] == ["/tmp"]
+    deployment, _ = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    assert deployment["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(user[1])
+
+
+def test_kubernetes_knows_every_field_of_the_manifests():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for resource in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()):
+        kubernetes_validate.validate(resource, "1.33", strict=True)
 
 
 @pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not here")
