@@ -32,6 +32,29 @@ def test_a_server_with_one_model_needs_no_name_for_it(init, tmp_path, upstream):
     assert "model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
 
 
+def test_of_several_models_one_is_chosen(init, tmp_path, upstream):
+    upstream.models = ["llama3.2:1b", "qwen3:4b"]
+    code, out, _ = init(said=f"1\n{upstream.url}\n\n")
+    assert code == 0
+    assert "It has llama3.2:1b, qwen3:4b" in out
+    assert "model_name: llama3.2:1b" in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+
+
+def test_where_nobody_can_choose_a_model_the_models_are_told(init, tmp_path, upstream):
+    upstream.models = ["llama3.2:1b", "qwen3:4b"]
+    code, _, err = init("--base-url", upstream.url)
+    assert code == 2
+    assert "--model: it has llama3.2:1b, qwen3:4b" in err
+    assert not (tmp_path / "parameter.yaml").exists()
+
+
+def test_an_address_that_cannot_be_is_told_before_a_file_is_written(init, tmp_path):
+    code, _, err = init("--base-url", "http:/127.0.0.1:8000")
+    assert code == 2
+    assert "did you mean http://127.0.0.1:8000?" in err
+    assert not (tmp_path / "parameter.yaml").exists()
+
+
 def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     code, out, _ = init(said=f"1\n{upstream.url}\nqwen3:8b\n")
     assert code == 0

@@ -48,7 +48,7 @@ def promptmill(tmp_path, upstream, capsys, monkeypatch):
 
 
 def test_answers_are_printed_in_order(promptmill):
-    assert promptmill("generate", "one", "two") == (0, "echo: one\necho: two\n", "")
+    assert promptmill("generate", "the one", "two") == (0, "echo: the one\necho: two\n", "")
 
 
 def test_stdin_is_one_prompt(promptmill, monkeypatch, upstream):
@@ -99,8 +99,8 @@ def test_an_image_follows_the_text_of_its_prompt(promptmill, upstream):
 
 
 def test_answers_are_written_to_a_file(promptmill, tmp_path):
-    assert promptmill("generate", "-o", "answers.txt", "one", "zwölf") == (0, "", "")
-    assert (tmp_path / "answers.txt").read_text(encoding="utf-8") == "echo: one\necho: zwölf\n"
+    assert promptmill("generate", "-o", "answers.txt", "the one", "zwölf") == (0, "", "")
+    assert (tmp_path / "answers.txt").read_text(encoding="utf-8") == "echo: the one\necho: zwölf\n"
 
 
 def test_an_answer_that_was_cut_is_marked(promptmill, upstream):
@@ -153,14 +153,28 @@ def test_no_lines_on_stdin_are_no_prompts(promptmill, monkeypatch):
 def test_a_question_without_quotes_is_refused_before_each_of_its_words_is_paid_for(promptmill, upstream):
     code, _, err = promptmill("generate", *["What", "is", "the", "capital", "of", "France?"])
     assert code == 2
-    assert "6 prompts of one word each" in err
+    assert "these are 6 prompts" in err
+    assert "promptmill generate 'What is the capital of France?'" in err
     assert "--lines" in err
     assert not upstream.seen
 
 
+@pytest.mark.parametrize("words", [["Tell", "me"], ["Tell", "me", "about", "my dog"], ["Don't", "panic"]])
+def test_two_words_without_quotes_are_refused_too(promptmill, upstream, words):
+    code, _, err = promptmill("generate", *words)
+    assert (code, len(upstream.seen)) == (2, 0)
+    assert f"these are {len(words)} prompts" in err
+    assert " ".join(words) in err
+
+
 @pytest.mark.parametrize(
     "prompts",
-    [("red", "blue"), ("你好吗", "今天天气怎么样", "谢谢"), ("one", "two three", "four"), ("--json", "a", "b", "c")],
+    [
+        ("red?", "Is it blue?"),
+        ("你好吗", "今天天气怎么样", "谢谢"),
+        ("one", "two three", "four"),
+        ("--json", "a", "b", "c"),
+    ],
 )
 def test_several_prompts_that_may_be_meant_are_answered(promptmill, upstream, prompts):
     assert promptmill("generate", *prompts)[0] == 0
@@ -324,6 +338,30 @@ def test_settings_that_cannot_work_are_exit_code_two(promptmill, command, settin
     assert "hunter2" not in out + err
 
 
+def test_a_wrong_setting_is_told_with_the_file_and_its_line(promptmill, tmp_path):
+    text = "backend: openai\nbackend_configs:\n  openai:\n    model_name: m\n    base_url:\n"
+    (tmp_path / "own.yaml").write_text(text)
+    for command in (["generate", "x"], ["check"]):
+        code, out, err = promptmill(*command, config=tmp_path / "own.yaml")
+        assert code == 2
+        assert "own.yaml, line 5: backend_configs.openai.base_url: is missing" in out + err
+
+
+def test_a_wrong_value_of_an_option_is_told_by_the_options_name(promptmill):
+    code, _, err = promptmill("generate", "--base-url", "htp://localhost", "x")
+    assert (code, err) == (
+        2,
+        "promptmill: --base-url: htp://localhost begins with htp://; did you mean http://localhost?\n",
+    )
+
+
+def test_an_answer_without_a_word_is_a_warning_of_check(promptmill, upstream):
+    upstream.reply = answer("")
+    code, out, _ = promptmill("check")
+    assert code == 0
+    assert "warning: the answer is empty" in out
+
+
 # check
 
 
@@ -439,8 +477,17 @@ def test_a_prompt_of_other_bytes_is_said_so(promptmill, upstream):
     assert not upstream.seen
 
 
-def test_an_example_given_as_a_schema_is_told(promptmill, tmp_path, upstream):
-    (tmp_path / "example.json").write_text('{"capital": "Paris"}')
+@pytest.mark.parametrize(
+    "example",
+    [
+        '{"capital": "Paris"}',
+        '{"name": "Ann", "age": 3}',
+        '{"type": "cat", "age": 3}',
+        '{"title": "Emma", "year": 1815}',
+    ],
+)
+def test_an_example_given_as_a_schema_is_told(promptmill, tmp_path, upstream, example):
+    (tmp_path / "example.json").write_text(example)
     code, _, err = promptmill("generate", "--schema", "example.json", "x")
     assert (code, upstream.seen) == (2, [])
     assert "is an example, not a JSON Schema" in err

@@ -106,6 +106,25 @@ def test_a_variable_is_passed_on_by_name_and_its_value_is_never_written(client, 
     assert "sk-secret-of-mine" not in text
 
 
+@pytest.mark.parametrize("client", [c for c in CLIENTS if c.variable or c.name == "codex"], ids=lambda c: c.name)
+def test_again_without_env_keeps_and_shows_the_variable(client, capsys):
+    _install(client.name, "--env", "OPENAI_API_KEY")
+    before = client.file().read_bytes()
+    capsys.readouterr()
+    assert _install(client.name) == 0
+    assert client.file().read_bytes() == before
+    assert "OPENAI_API_KEY" in capsys.readouterr().out
+
+
+def test_codex_keeps_the_variables_when_the_entry_changes(home):
+    _install("codex", "--env", "OPENAI_API_KEY")
+    (home / "own.yaml").write_text("backend: openai\n")
+    _install("codex", "--config", str(home / "own.yaml"))
+    entry = tomllib.loads((home / ".codex" / "config.toml").read_text())["mcp_servers"]["promptmill"]
+    assert entry["env_vars"] == ["OPENAI_API_KEY"]
+    assert "own.yaml" in str(entry["args"])
+
+
 def test_claude_desktop_cannot_pass_on_a_variable_and_says_what_to_do(capsys):
     assert _install("claude-desktop", "--env", "MY_API_KEY") == 2
     assert '"env": {"MY_API_KEY": "…"}' in capsys.readouterr().err

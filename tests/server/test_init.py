@@ -99,7 +99,10 @@ OPENAI = "backend_configs.openai"
         ({"backend_configs": {"openai": {"base_url": "http://h:99999"}}}, f"{OPENAI}.base_url: "),
         ({"backend_configs": {"openai": {"base_url": []}}}, f"{OPENAI}.base_url: is missing"),
         ({"backend_configs": {"openai": {"base_url": "http://me:hunter2@h/v1"}}}, "holds a user name or password"),
-        ({"backend_configs": {"openai": {"api_key": "hunter2\nX-Evil: 1"}}}, f"{OPENAI}.api_key: holds a line break"),
+        (
+            {"backend_configs": {"openai": {"api_key": "hunter2\nX-Evil: 1"}}},
+            f"{OPENAI}.api_key: holds more than one line",
+        ),
         ({"backend_configs": {"openai": {"api_key": "hunter2-schlüssel"}}}, f"{OPENAI}.api_key: "),
         ({"backend_configs": {"openai": {"headers": {"x-y": "hunter2\0"}}}}, f"{OPENAI}.headers.x-y: "),
         ({"backend_configs": {"openai": {"headers": {"x-y": "hunter2\r\nz: 1"}}}}, f"{OPENAI}.headers.x-y: "),

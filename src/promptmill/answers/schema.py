@@ -24,14 +24,21 @@ _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
-# json-schema.org, draft 2020-12, and what OpenAI's `response_format` wraps a schema in
-_WORDS = frozenset(
-    {"type", "properties", "required", "items", "enum", "const", "title", "description", "default", "examples"}
+# json-schema.org, draft 2020-12, less what only describes; `json_schema` is what `response_format` has one in
+_SAYING = frozenset(
+    {"properties", "required", "items", "enum", "const"}
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
     | {"propertyNames", "prefixItems", "contains", "minProperties", "maxProperties", "minItems", "maxItems"}
     | {"uniqueItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum"}
-    | {"exclusiveMaximum", "multipleOf", "definitions", "dependentRequired", "dependentSchemas", "json_schema"}
-    | {"schema", "name", "strict"}
+    | {
+        "exclusiveMaximum",
+        "multipleOf",
+        "definitions",
+        "dependentRequired",
+        "dependentSchemas",
+        "json_schema",
+        "schema",
+    }
 )
 
 
@@ -139,9 +146,28 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
     return AnswerSchema(schema, validator)
 
 
-def is_example(schema: Mapping[str, Any]) -> bool:
-    """Return whether it is an answer as it might be, rather than a schema: it has fields, and no word of a schema."""
-    return bool(schema) and not any(name in _WORDS or name.startswith("$") for name in schema)
+def why_no_schema(schema: Mapping[str, Any]) -> str:
+    """Return that it is an answer as it might be, rather than a schema, and what to write; `""` for a schema."""
+    if not _is_example(schema):
+        return ""
+    name = f"{next(iter(schema)):.40}"
+    fields = f'{{"{name}": {{"type": "string"}}}}'
+    return (
+        "is an example, not a JSON Schema, which says what kind each field is: "
+        f'{{"type": "object", "properties": {fields}, "required": ["{name}"]}}.'
+    )
+
+
+def _is_example(schema: Mapping[str, Any]) -> bool:
+    """Return whether it is an answer as it might be, rather than a schema.
+
+    It has fields, and none that says anything about an answer: `name` and `title` are fields of many an answer, and
+    words of a schema only beside others.
+    """
+    kind = schema.get("type")
+    if isinstance(kind, list) or (isinstance(kind, str) and (kind in _TYPES or _meant_type(kind))):
+        return False
+    return bool(schema) and not any(name in _SAYING or name.startswith("$") for name in schema)
 
 
 def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:
@@ -162,8 +188,13 @@ def _wrong_type(path: list[str | int], schema: Mapping[str, Any]) -> str:
         value = next((one for one in value if one not in _TYPES), None)
     if "type" not in path[-2:] or not isinstance(value, str) or value in _TYPES:
         return ""
-    near = _OTHER_NAMES.get(value.lower()) or next(iter(difflib.get_close_matches(value.lower(), _TYPES, n=1)), "")
+    near = _meant_type(value)
     return f"{_dotted(path)}: {value[:40]!r}; {f'did you mean {near}?' if near else 'types: ' + ', '.join(_TYPES)}"
+
+
+def _meant_type(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), _TYPES, n=1)
+    return _OTHER_NAMES.get(name.lower()) or (near[0] if near else "")
 
 
 def _dotted(path: list[str | int]) -> str:

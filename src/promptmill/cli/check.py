@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 import time
@@ -11,6 +12,7 @@ import orjson
 
 from promptmill.backends.protocol import CallStats, Step
 from promptmill.cli.other_ways import explained
+from promptmill.cli.places import placed
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
@@ -24,8 +26,12 @@ from promptmill.system import runtime
 _LOOK_S = 0.2
 
 
-def check(configuration: Configuration, *, as_json: bool) -> int:
-    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails."""
+def check(configuration: Configuration, arguments: argparse.Namespace) -> int:
+    """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails.
+
+    `arguments` are those of the command line, `json` among them.
+    """
+    as_json = arguments.json
     steps: list[Step] = []
 
     def report(step: Step) -> None:
@@ -37,7 +43,7 @@ def check(configuration: Configuration, *, as_json: bool) -> int:
     try:
         runtime.run(_try(configuration, report))
     except PromptmillError as error:
-        error = explained(error, configuration)
+        error = explained(placed(error, arguments, configuration), configuration)
         report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
     good = all(step.ok for step in steps)
     if as_json:

@@ -30,7 +30,7 @@ from promptmill.system import runtime
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _TELL_EVERY_S = 10.0
-_UNQUOTED = 3
+_LONGEST_SHOWN = 60
 _BAR = 10  # leaves room for why nothing goes on
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
@@ -60,16 +60,23 @@ def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
 def refuse_unquoted(prompts: Sequence[str]) -> None:
     """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
 
+    Other programs (`aichat`, `mods`) join words, or take one prompt alone (`llm`); here each argument is a prompt.
     Several questions of one word each are seldom meant, and a script's have --json.
     """
-    if len(prompts) < _UNQUOTED or not all(map(_WORD.fullmatch, prompts)):
+    words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
+    if len(words) < (2 if words == list(prompts) else 3):
         return
-    first = f"{prompts[0]} {prompts[1]}"
+    whole = " ".join(prompts)
+    shown = whole if len(whole) <= _LONGEST_SHOWN else f"{whole[:_LONGEST_SHOWN].rsplit(' ', 1)[0]} …"
     raise config_error(
         "",
-        f"{len(prompts)} prompts of one word each. Quote what is one prompt: promptmill generate '{first} …'. If each "
-        f"is to be answered, write them as lines: printf '%s\\n' {first} … | promptmill generate --lines.",
+        f"these are {len(prompts)} prompts, and each would be answered by itself. Put quotes around one prompt: "
+        f"promptmill generate {_quoted(shown)}; or pipe in several, one a line: promptmill generate --lines < FILE",
     )
+
+
+def _quoted(prompt: str) -> str:
+    return f'"{prompt}"' if "'" in prompt and not set(prompt) & set('"$`\\!') else shlex.quote(prompt)
 
 
 def refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
@@ -192,7 +199,7 @@ def _empty(outcomes: Sequence[Outcome]) -> list[str]:
     found = [
         (number, outcome.finish_reason)
         for number, outcome in enumerate(outcomes, 1)
-        if isinstance(outcome, Completion) and not outcome.text.strip() and not outcome.tool_calls
+        if isinstance(outcome, Completion) and outcome.is_empty
     ]
     if not found:
         return []

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from promptmill.cli.terminal import say
 from promptmill.config import backends
-from promptmill.config.loading import FILE_NAME
-from promptmill.core.errors import config_error
-from promptmill.service import registry
-from promptmill.service.choosing import local_engine
+from promptmill.config.loading import FILE_NAME, Configuration
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.service import choosing, registry
+from promptmill.system import runtime
 
 _WHERE = """\
 Where should prompts be answered?
@@ -25,6 +25,7 @@ Where should prompts be answered?
 _EMBEDDED = "smollm2-135m-instruct"
 _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
+_MOST_SHOWN = 12
 _OF_THIS_MACHINE = "http://127.0.0.1"
 
 
@@ -76,14 +77,28 @@ def _asked(arguments: argparse.Namespace) -> Answers:
         where = _ask("1, 2 or 3", "1", "--base-url, --provider or --backend", among=("1", "2", "3"))
     if where == "1":
         url = arguments.base_url or _ask("Its address", _LOCAL, "--base-url")
-        model = arguments.model or _ask("The model, as the server calls it", _ONLY, "--model")
+        model = arguments.model or _model_at(url)
         named = [] if model == _ONLY else [("model_name", model, "")]
         return Answers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
         return _provider(arguments)
-    backend = arguments.backend or local_engine()
+    backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", _EMBEDDED, "--model")
     return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
+
+
+def _model_at(url: str) -> str:
+    """Return the model that is chosen of those the server has. Raises `PromptmillError` for a URL that cannot be."""
+    raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
+    try:
+        names = runtime.run(choosing.models_at(Configuration(raw).plan))
+    except PromptmillError as error:
+        raise config_error("", error.message.replace("backend_configs.openai.base_url", "its address", 1)) from None
+    if len(names) < 2:
+        return _ask("The model, as the server calls it", _ONLY, "--model")
+    has = f"it has {', '.join(names[:_MOST_SHOWN])}{', …' if len(names) > _MOST_SHOWN else ''}"
+    say(f"{has[0].upper()}{has[1:]}", wrap=True)
+    return _ask("The model", names[0], f"--model: {has}")
 
 
 def _provider(arguments: argparse.Namespace) -> Answers:

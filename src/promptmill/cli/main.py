@@ -74,7 +74,9 @@ def _configured(arguments: argparse.Namespace) -> int:
         return command(arguments, configuration)
     except PromptmillError as error:
         from promptmill.cli.other_ways import explained
+        from promptmill.cli.places import placed
 
+        error = placed(error, arguments, configuration)
         raise explained(error, configuration, asked_for=arguments.backend) from None
 
 
@@ -103,7 +105,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     import json
 
     from promptmill.answers.response_format import asking_for
-    from promptmill.answers.schema import compile_schema, is_example, why_not_json
+    from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
     from promptmill.core.conversation import shape
 
     if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
@@ -118,13 +120,8 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
         raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
-    if is_example(schema):
-        name = next(iter(schema))
-        raise config_error(
-            "--schema",
-            f"{file} is an example, not a JSON Schema, which says what kind a field is: "
-            f'{{"type": "object", "properties": {{"{name:.40}": {{"type": "string"}}}}, "required": ["{name:.40}"]}}.',
-        )
+    if wrong := why_no_schema(schema):
+        raise config_error("--schema", f"{file} {wrong}")
     compile_schema(schema, str(file))
     return {("sampling_params", "response_format"): asking_for(schema)}
 
@@ -202,7 +199,7 @@ def _generate(arguments: argparse.Namespace, configuration: Configuration) -> in
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     from promptmill.cli import check
 
-    return check.check(configuration, as_json=arguments.json)
+    return check.check(configuration, arguments)
 
 
 def _init(arguments: argparse.Namespace) -> int:

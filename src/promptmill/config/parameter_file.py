@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,22 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
 def parsed(text: str) -> Any:
     """Return what YAML says. Raises `yaml.YAMLError`, `ValueError` (no date), `RecursionError`, `PromptmillError`."""
     return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+
+
+def line_of(file: Path, keys: Sequence[str]) -> int | None:
+    """Return the line, from 1, where the key at the path `keys` stands, or the nearest above it; None for neither."""
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    line = None
+    for key in keys:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next((pair for pair in pairs if pair[0].value == key), None)
+        if found is None:
+            return line
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
 
 
 def read(file: Path) -> dict[str, Any]:

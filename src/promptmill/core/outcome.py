@@ -54,6 +54,11 @@ class Completion:
     answers: tuple[str, ...] = ()
     """All answers, where several were asked for; `text` is the first."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing and calls no tool."""
+        return not self.text.strip() and not self.tool_calls
+
     def after(self, attempts: int, latency_s: float) -> Completion:
         """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
         return Completion(

@@ -18,18 +18,33 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
     """Return the steps that put the table `[key.name]` into `file`; none if it is there.
 
-    An entry that is there is replaced, tables below it, such as `env`, stay. Raises `PromptmillError` when the file
-    is not valid TOML.
+    What an entry that is there holds beside it stays, tables below it, such as `env`, too. Raises `PromptmillError`
+    when the file is not valid TOML.
     """
     text = _read(file)
     there = tomllib.loads(text).get(key, {}).get(name)
-    if there is not None and {**there, **added} == there:
+    if there is not None and over(there, added) == there:
         return []
     table = f"[{key}.{_quoted(name)}]\n"
-    table += "".join(f"{field} = {json.dumps(value, ensure_ascii=False)}\n" for field, value in added.items())
+    table += "".join(
+        f"{field} = {json.dumps(value, ensure_ascii=False)}\n"
+        for field, value in over(there or {}, added).items()
+        if isinstance(value, str | int | float | list)
+    )
     before, after = _without(text, key, name)
     changed = "\n".join(part for part in (before.rstrip("\n") + "\n" if before.strip() else "", table, after) if part)
     return [*keep(file), write(file, _checked(file, changed))]
+
+
+def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
+    """Return the entry `name` of `file` as it stands there; empty without one. Raises as `install`."""
+    found = tomllib.loads(_read(file)).get(key, {}).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry that is there with `added` over it."""
+    return {**there, **added}
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:

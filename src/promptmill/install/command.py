@@ -61,14 +61,12 @@ def _client(arguments: argparse.Namespace) -> int:
         steps = editor.undo(file, client.key, arguments.name)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     added = entry(client, _named_configuration(arguments.config), arguments.env)
+    result = editor.over(editor.entry_in(file, client.key, arguments.name), added)
     steps = editor.install(file, client.key, arguments.name, added)
     code = _apply(steps, f"{file} has this entry already.", arguments)
-    if not steps:
-        return code
-    shown = json.dumps({arguments.name: added}, indent=2, ensure_ascii=False)
-    print(
-        "\n".join(line for line in (f"The entry:\n{shown}", "" if arguments.env else _KEYS, client.afterwards) if line)
-    )
+    shown = f"The entry:\n{json.dumps({arguments.name: result}, indent=2, ensure_ascii=False)}"
+    keys = "" if result.get("env") or result.get("env_vars") else _KEYS
+    print("\n".join(line for line in (shown, *([keys, client.afterwards] if steps else [])) if line))
     return code
 
 

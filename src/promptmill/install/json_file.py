@@ -24,10 +24,21 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     there = servers.get(name)
     if there is not None and not isinstance(there, dict):
         raise config_error("", f"{file}: {key}.{name} should be an object, not {shape(there)}.")
-    entry = {**(there or {}), **added}
-    if there and "env" in added and isinstance(there.get("env"), dict):
+    return _change(file, text, content, key, {**servers, name: over(there or {}, added)})
+
+
+def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry that is there with `added` over it."""
+    entry = {**there, **added}
+    if "env" in added and isinstance(there.get("env"), dict):
         entry["env"] = {**there["env"], **added["env"]}
-    return _change(file, text, content, key, {**servers, name: entry})
+    return entry
+
+
+def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
+    """Return the entry `name` of `file` as it stands there; empty without one. Raises as `install`."""
+    found = _servers(file, _read(file)[1], key).get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:

@@ -34,7 +34,7 @@ _WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType(
     {
         **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
-        **dict.fromkeys(("reuse", "by_id", "accept_change"), False),
+        **dict.fromkeys(("reuse", "by_id", "accept_change", "over_mcp"), False),
         "reuse_from": None,
     }
 )
@@ -42,8 +42,6 @@ _ONCE = MappingProxyType(
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
 """Of a model's block, what decides about its answers."""
 _TRIES = 100
-_ANEW = "--overwrite (over MCP: resume=false) starts anew."
-_ACCEPT = f"Set it as it was to go on; --accept-change goes on and notes it in every later row; {_ANEW}"
 
 
 @dataclass(slots=True)
@@ -117,10 +115,8 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
             is_ours = lock is not None
             lock = lock or _locked(folder)
             if lock is None:
-                raise input_error(
-                    f"Job {folder.job_id} is running already; bulk_status, or in the shell "
-                    f"`promptmill jobs {folder.job_id}`, shows how far it is."
-                )
+                shows = "bulk_status" if order.over_mcp else f"`promptmill jobs {folder.job_id}`"
+                raise input_error(f"Job {folder.job_id} is running already; {shows} shows how far it is.")
             opened.callback(lock.release)
             opened.callback(folder.close)
             _open_database(folder, order)
@@ -133,7 +129,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
                 Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
             ) from None
         except DamagedError:
-            raise _damaged(folder) from None
+            raise _damaged(folder, order) from None
         folders.register(folder)
         job = Job(folder, spec, order, plan, file, lock, begun.input if begun is not None else None)
         if job.has_output:  # else it is checked when it runs
@@ -156,8 +152,12 @@ def _open_database(folder: Folder, order: JobRequest) -> None:
             folder.salvage()
 
 
-def _damaged(folder: Folder) -> PromptmillError:
-    return input_error(f"The database {folder.database} is damaged beyond reading. {_ANEW}")
+def _damaged(folder: Folder, order: JobRequest) -> PromptmillError:
+    return input_error(f"The database {folder.database} is damaged beyond reading. {_anew(over_mcp=order.over_mcp)}")
+
+
+def _anew(*, over_mcp: bool) -> str:
+    return "`resume: false` starts anew." if over_mcp else "--overwrite starts anew."
 
 
 def _locked(folder: Folder) -> Lock | None:
@@ -191,7 +191,7 @@ def _spec(
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
         PromptTemplate(order.prompt_template)
     elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
-        first_rows.check(file, order.prompt_column)
+        first_rows.check(file, order.prompt_column, has_options=not order.over_mcp)
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
@@ -231,7 +231,7 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
         return
     made = folder.result
     if made is None or not made.is_own(wanted.output):
-        raise _foreign(wanted, folder.spec)
+        raise _foreign(wanted, folder.spec, order)
 
 
 def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSpec:
@@ -255,9 +255,11 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
             folder.store.begin_reuse(order.reuse_from)
         return wanted
     if begun is None:
-        raise _damaged(folder)
+        raise _damaged(folder, order)
     if changed and not order.accept_change:
-        raise _other_settings(begun, wanted, changed, _ACCEPT)
+        accept = "" if order.over_mcp else "--accept-change goes on and notes it in every later row; "
+        remedy = f"Set it as it was to go on; {accept}{_anew(over_mcp=order.over_mcp)}"
+        raise _other_settings(begun, wanted, changed, remedy)
     if order.replace and (made is None or not made.is_own(wanted.output)):
         made = replaceable
     if order.reuse and is_other:
@@ -266,7 +268,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
         folder.store.begin_reuse()
     else:
         if begun.input_format != wanted.input_format or begun.size != wanted.size:
-            raise changed_input(begun, wanted.input)
+            raise changed_input(begun, wanted.input, over_mcp=order.over_mcp)
         if made is not None:
             _check_limit(made, wanted.output, order)
         spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output", "models")})
@@ -331,25 +333,25 @@ def _check_output_folder(target: Path) -> None:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
 
 
-def _foreign(wanted: JobSpec, begun: JobSpec | None) -> PromptmillError:
+def _foreign(wanted: JobSpec, begun: JobSpec | None, order: JobRequest) -> PromptmillError:
     """Return the error of an output that somebody else made."""
     said = f"{wanted.output} exists and is not this job's own output; "
     if begun is None:
-        return input_error(f"{said}name another file, or remove it (from the shell --overwrite replaces it).")
-    return input_error(
-        f"{said}move it away to go on with job {wanted.job_id}"
-        " (from the shell --overwrite replaces it, but asks everything anew)."
-    )
+        overwrite = "" if order.over_mcp else "; --overwrite replaces it"
+        return input_error(f"{said}name another file, or move it away{overwrite}.")
+    overwrite = "" if order.over_mcp else " (--overwrite replaces it, but asks everything anew)"
+    return input_error(f"{said}move it away to go on with job {wanted.job_id}{overwrite}.")
 
 
 def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
     """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
     if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
         return
+    limit = "`limit`" if order.over_mcp else "--limit"
     if not made.finished or order.retry_failed or not made.is_still(output):
         raise input_error(
-            f"{output} holds more rows than --limit {order.limit} asks for, and would lose them. "
-            "Leave --limit out, or name another output."
+            f"{output} holds more rows than {limit} {order.limit} asks for, and would lose them. "
+            f"Leave {limit} out, or name another output."
         )
 
 
@@ -388,20 +390,19 @@ def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str], remedy: st
     )
 
 
-def changed_input(spec: JobSpec, given: Path | None = None) -> PromptmillError:
+def changed_input(spec: JobSpec, given: Path | None = None, *, over_mcp: bool = False) -> PromptmillError:
     """Return the error of an input that is not what the job was begun with; `given`: the one that is named now."""
+    anew = _anew(over_mcp=over_mcp)
     if given is not None and given != spec.input:
         same = given.name == spec.input.name  # a copy of what a URL names, or a file of that name in another folder
         what = (
             f"another {given.name}, or it has changed since: {spec.input}" if same else f"another input, {spec.input}"
         )
-        return input_error(
-            f"{spec.output} is the output of {what}; name another output. "
-            f"--reuse takes from it what {given.name} asks as well; {_ANEW}"
-        )
+        reuse = "" if over_mcp else f"--reuse takes from it what {given.name} asks as well; "
+        return input_error(f"{spec.output} is the output of {what}; name another output. {reuse}{anew}")
+    reuse = "" if over_mcp else "--reuse asks only what is new in it; "
     return input_error(
-        f"{spec.input} has changed since job {spec.job_id} was begun. --reuse asks only what is new in it; or put it "
-        f"back to go on; {_ANEW}"
+        f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; {reuse}{anew}"
     )
 
 
@@ -428,7 +429,7 @@ def check_content(job: Job, halt: threading.Event) -> None:
         if job.begun_with not in {None, spec.input}:
             spec = spec.model_copy(update={"input": job.begun_with})
             job.folder.put(spec=spec)
-        raise changed_input(spec, job.spec.input)
+        raise changed_input(spec, job.spec.input, over_mcp=job.order.over_mcp)
     job.seen = found_stamp
     if found_stamp[0] != spec.size:
         job.input.end = spec.size

@@ -21,6 +21,8 @@ class JobCounts:
         self.failed = 0
         self.truncated = 0
         """Answers that `max_tokens` cut short."""
+        self.empty = 0
+        """Answers without text that call no tool."""
         self.requests = 0
         self.retries = 0
         self.prompt_tokens = 0
@@ -35,7 +37,7 @@ class JobCounts:
 
     def add(self, other: JobCounts) -> None:
         """Count what `other` has counted as well."""
-        for name in ("done", "truncated", "requests", "retries", "prompt_tokens", "completion_tokens"):
+        for name in ("done", "truncated", "empty", "requests", "retries", "prompt_tokens", "completion_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)
@@ -72,6 +74,7 @@ class JobCounts:
             "failed": self.failed,
             "errors": self.codes,
             "truncated": self.truncated,
+            **({"empty": self.empty} if self.empty else {}),
             "requests": self.requests + stats.requests,
             "retries": self.retries + stats.retries,
             "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,

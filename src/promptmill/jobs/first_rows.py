@@ -14,9 +14,10 @@ _BYTES = 1 << 20
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
-def check(file: InputFiles, prompt_column: str | None) -> None:
+def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = True) -> None:
     """Raise `PromptmillError` (`invalid_input`) when no row has what is asked; rows that cannot be read do not count.
 
+    `has_options`: whoever asks can name the field to ask.
     Reads the first rows alone, so that a row that is wrong among others that are not is its own failure.
     """
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
@@ -37,6 +38,8 @@ def check(file: InputFiles, prompt_column: str | None) -> None:
         near = difflib.get_close_matches(prompt_column, names, n=1, cutoff=0.5)
         meant = f"did you mean --prompt-column {near[0]}?" if near else f"the rows have: {shown}."
         raise input_error(f"No row has {prompt_column[:60]!r}; {meant}")
+    lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
     usual = next((name for name in _USUAL if name in names), None)
-    which = "names the one to ask" if usual is None else f"{usual} asks it"
-    raise input_error(f"No row has `prompt` or `messages`; the rows have: {shown}. --prompt-column {which}.")
+    if not has_options:
+        raise input_error(f"{lacks} Call the field with the question {f'({usual}) ' if usual else ''}`prompt`.")
+    raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} asks {'it' if usual else 'the one that you name'}.")

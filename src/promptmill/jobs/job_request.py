@@ -88,6 +88,8 @@ class JobRequest(BaseModel):
     """The database of another job, whose answers count for rows that ask the same."""
     accept_change: bool = False
     """Go on under other settings than the job was begun with, which is noted in every later row."""
+    over_mcp: bool = False
+    """Whether a call over MCP asks, which has arguments and no options: for what is said about it."""
     by_id: bool = False
     """Go on under no other settings than the job was begun with, whatever it has answered."""
     ray: Replication | None = None

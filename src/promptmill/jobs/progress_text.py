@@ -102,6 +102,10 @@ def summary(
         lines.extend(_failed(found))
     if truncated := found.get("truncated"):
         lines.append(f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again")
+    if empty := found.get("empty"):
+        lines.append(
+            f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
+        )
     lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
     if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
         lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")

@@ -74,6 +74,7 @@ class RunningJobs:
             output=self._allowed(output_file, "output_file"),
             system_prompt=system_prompt,
             anew=not resume,
+            over_mcp=True,
             **options,
         )
         plan = await self._service.settled(plan or self._service.plan)
@@ -243,7 +244,9 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
         ) from None
     try:
         if not spec.spooled and file.stamp()[0] != spec.size:
-            raise admission.changed_input(spec)  # else answers would stand beside rows that did not ask for them
+            raise admission.changed_input(
+                spec, over_mcp=True
+            )  # else answers would stand beside rows that did not ask for them
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

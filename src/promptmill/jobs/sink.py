@@ -186,6 +186,8 @@ class StoreSink:
                     self._counts.sample(outcome.latency_s)
                 if outcome.finish_reason == "length":
                     self._counts.truncated += 1
+                if outcome.is_empty:
+                    self._counts.empty += 1
 
     def _pass(self, point: str) -> None:
         if self._crash:

@@ -18,7 +18,7 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 # What `Progress.as_dict` says about the whole job, over all its runs.
 COUNTS = (
-    *("total", "done", "failed", "errors", "truncated", "requests", "retries"),
+    *("total", "done", "failed", "errors", "truncated", "empty", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "latency_s"),
     *("cost", "cached", "repaired", "asked_again"),
 )

@@ -74,6 +74,7 @@ _ERRORS = {
 NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "finish_reason IS 'length'"
 """Which records are to be replaced by new answers, as conditions."""
 ANSWERED = "code IS NULL"
+EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') IS NULL"
 
 
 class DamagedError(Exception):
@@ -186,6 +187,8 @@ class JobStore:
         for code, count in self._read(codes, before):
             counts.fail(code, count)
         ((counts.truncated,),) = self._read(f"SELECT count(*) {where} AND {TRUNCATED} AND NOT ({again})", before)
+        empty = f"SELECT count(*) {where} AND {EMPTY} AND NOT ({again})"
+        ((counts.empty,),) = self._read(empty, before)
         every = 1 + rows // _SAMPLES
         for (latency_s,) in self._read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
             counts.sample(latency_s)

@@ -10,12 +10,12 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 
 from promptmill.answers.response_format import asking_for
-from promptmill.answers.schema import compile_schema
+from promptmill.answers.schema import compile_schema, why_no_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
 from promptmill.server import large_results, prompt_lists
 from promptmill.server.arguments import (
@@ -134,6 +134,8 @@ def plan_of_call(
     """
     changes = dict(sampling_params or {})
     if answer_schema is not None:
+        if wrong := why_no_schema(answer_schema):
+            raise input_error(f"answer_schema {wrong}")
         compile_schema(answer_schema)
         changes["response_format"] = asking_for(answer_schema)
     return service.offered_plan(model).with_sampling(changes).within_limits(changes)

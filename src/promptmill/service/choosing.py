@@ -50,6 +50,17 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     return found
 
 
+async def models_at(plan: ResolvedConfig) -> list[str]:
+    """Return the names of the models that the plan's endpoint lists, loaded ones first; empty where it does not.
+
+    Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
+    """
+    if not (choice := plan.record.choice):
+        return []
+    found: list[str] = await (await _module(choice)).models_at(plan)
+    return found
+
+
 def local_engine() -> str:
     """Return the backend that runs the embedded model with what is installed; `openvino` when none does."""
     return next((name for name, _ in _ENGINES if is_installed(name)), _ENGINES[0][0])

@@ -62,7 +62,7 @@ def _made(cls: type[Exception]) -> Exception:
 def _classified(exc: Exception) -> Code:
     """Return the code of `exc`, by way of `translated` where the HTTP library raised it, as the session does."""
     theirs = isinstance(exc, aiohttp.ClientError | http_exceptions.HttpProcessingError)
-    return code_of(translated(exc) if theirs else exc)
+    return code_of(translated(exc, (1, 1)) if theirs else exc)
 
 
 @pytest.mark.parametrize("cls", _classes(), ids=lambda cls: cls.__name__)

@@ -64,6 +64,17 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     return _naming(plan, model.name, f"model {model.name}: the one that {_where(first, models)} has")
 
 
+async def models_at(plan: ResolvedConfig) -> list[str]:
+    """Return the names of the models that the first endpoint lists, loaded ones first; empty where it does not."""
+    first = endpoints(plan)[0]
+    try:
+        async with connected(plan) as pool, asyncio.timeout(_PROVIDER_S):
+            models = await read_models(pool, first)
+    except (TimeoutError, PromptmillError):
+        return []
+    return [model.name for model in sorted(models.models, key=lambda model: not model.loaded)]
+
+
 def which_models(endpoint: Endpoint, models: ModelList) -> str:
     """Return what to say to somebody who has to choose a model."""
     if not models.models:

@@ -182,8 +182,12 @@ class _Trial:
             hinted = refusal_hint(endpoint, found.error, found.status)
             stage.failed(await self._with_hint(hinted, found, model))
             return
-        tokens = told_apart(found).usage.completion_tokens
+        answer = told_apart(found)
+        tokens = answer.usage.completion_tokens
         stage.ok(f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s")
+        if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
+            told = f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a model for chats?"
+            stage.ok(told, "warning")
 
     async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
         """Return the error of the call with a hint that fits what else is known."""

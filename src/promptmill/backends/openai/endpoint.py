@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from promptmill.backends.openai import pasted_key
+from promptmill.backends.openai.base_url import COMPLETIONS, is_address, is_near, parsed
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import dialect_of, preset
 from promptmill.config.environment import USUAL_KEYS
@@ -21,12 +23,8 @@ if TYPE_CHECKING:
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
-COMPLETIONS = "/chat/completions"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-# A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
-_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
-_PORT = re.compile(r":(\d+)(?=/|$)")
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
@@ -59,10 +57,10 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
     """
     settings = plan.settings.backend_configs.openai
-    trusted = {_origin(_parsed(url)) for url in _urls(plan.operator.backend_configs.openai)}
+    trusted = {_origin(parsed(url)) for url in _urls(plan.operator.backend_configs.openai)}
     return [
         _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
-        for url in map(_parsed, _asked(settings))
+        for url in map(parsed, _asked(settings))
         for key in _keys(settings)
     ]
 
@@ -133,7 +131,10 @@ def _endpoint(
     of_call = "headers" in plan.from_call and not plan.trust_client
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
-        key = _header("api_key", key)
+        if wrong := pasted_key.problem(key.strip()):
+            where = f"{_BLOCK}.api_key" if configured else f"the key in the environment variable {source.split()[0]}"
+            raise config_error(where, wrong) if configured else config_error("", f"{where} {wrong}")
+        key = key.strip()
         azure = (url.hostname or "").endswith(".openai.azure.com")
         headers |= {"api-key": key} if azure else {"Authorization": f"Bearer {key}"}
     headers = _over(
@@ -201,31 +202,6 @@ def _header(key: str, value: str) -> str:
     return value
 
 
-def _parsed(url: str) -> SplitResult:
-    """Return the URL of the completions endpoint for what people write: host, `…/v1`, or the whole."""
-    where = f"{_BLOCK}.base_url"
-    url = url.strip()
-    try:
-        if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
-            url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        if "out of range" in str(error) and (found := _PORT.search(url)):
-            raise config_error(where, f"port {found[1][:12]} is above 65535.") from None
-        raise config_error(where, "is not a URL; write it like http://localhost:8000/v1.") from None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
-        raise config_error(where, "should start with http:// or https:// and a host, like http://localhost:8000/v1.")
-    if not _HOST.fullmatch(parts.hostname):
-        raise config_error(where, "names a host that no computer can have; write it like http://localhost:8000/v1.")
-    if parts.username is not None or parts.password is not None:
-        raise config_error(where, "holds a user name or password; put the key into `api_key_env` or `headers`.")
-    path = parts.path.rstrip("/")
-    if not path.endswith(COMPLETIONS):
-        path = (path or "/v1") + COMPLETIONS
-    return parts._replace(path=path, fragment="")
-
-
 def _origin(url: SplitResult) -> str:
     return f"{url.scheme}://{url.netloc.lower()}"
 
@@ -242,22 +218,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return _is_near(host) and (not profile.hosts or _is_address(host))
-
-
-def _is_near(host: str) -> bool:
-    """Return whether `host` is this machine or in the network around it."""
-    if _is_address(host):
-        return ipaddress.ip_address(host).is_private  # loopback among them
-    return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return is_near(host) and (not profile.hosts or is_address(host))
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -286,7 +247,12 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
             error.code, error.message, "No key was sent: set `api_key_env`, or LLM_API_KEY in the environment."
         )
     if status == 401 and endpoint.key_source:
-        return PromptmillError(error.code, error.message, f"The key sent is {endpoint.key_source}; correct it.")
+        sent = f"The key sent is {endpoint.key_source}"
+        if endpoint.secrets and pasted_key.is_placeholder(endpoint.secrets[0]):
+            sent += ", and is the placeholder of an example; put your own key there."
+        else:
+            sent += "; correct it."
+        return PromptmillError(error.code, error.message, sent)
     return error
 
 

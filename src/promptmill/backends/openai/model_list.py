@@ -15,7 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
-from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, refusal_hint
+from promptmill.backends.openai.base_url import COMPLETIONS
+from promptmill.backends.openai.endpoint import Endpoint, refusal_hint
 from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.backends.openai.retry import decide_on_exception
 from promptmill.core.errors import Code, PromptmillError, without_controls

@@ -123,7 +123,7 @@ class RawHttpClient:
                     sock.close()
                     raise
         except TimeoutError as error:
-            raise ConnectTimeoutError(f"no connection to {target.host}") from error
+            raise ConnectTimeoutError(f"within {self._connect_s:g} s") from error
         connection.at = self.clock()
         self._open.add(connection)
         if self._watch is None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
-from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint
+from promptmill.backends.openai.base_url import COMPLETIONS
+from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import ErrorBody
 from promptmill.core.errors import redact
 

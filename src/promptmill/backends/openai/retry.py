@@ -20,6 +20,8 @@ from promptmill.backends.openai.transport_errors import (
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Usage
 
+_NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall stands between; else raise `timeout`."
+
 
 class FailureKind(Enum):
     """What a failure affects."""
@@ -78,7 +80,7 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     match code:
         case Code.TIMEOUT:
             text = (
-                "did not accept a connection in time"
+                f"did not accept a connection {exc}"
                 if isinstance(exc, ConnectTimeoutError)
                 else f"was silent {exc if isinstance(exc, SilenceTimeoutError) else 'for too long'}"
             )
@@ -96,7 +98,9 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = "sent an invalid HTTP response"
         case _:
             text = f"could not be asked ({type(exc).__name__})"
-    error = PromptmillError(code, f"{endpoint.name} {text}.")
+    error = PromptmillError(
+        code, f"{endpoint.name} {text}.", _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
+    )
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)

@@ -56,8 +56,7 @@ class Session:
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
         """Must be made on the event loop. `limit` is the most connections at a time."""
-        self._silence_s = silence_s
-        self._connect_s = connect_s
+        self._limits_s = connect_s, silence_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=300, force_close=True, ssl=trust),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
@@ -72,7 +71,7 @@ class Session:
         The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
         life, without end.
         """
-        with _our_errors():
+        with _our_errors(self._limits_s):
             posting = self._session.post(
                 route.url,
                 data=_Pieces(pieces),
@@ -81,7 +80,7 @@ class Session:
                 proxy=route.proxy,
                 proxy_headers=route.proxy_headers,
             )
-            begins_s = self._connect_s + self._silence_s + length / _SLOWEST_UPLOAD_BYTES_S
+            begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
             response = await asyncio.wait_for(posting, begins_s)
             async with response:
                 try:
@@ -92,7 +91,7 @@ class Session:
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page, of its body up to `largest` bytes."""
-        with _our_errors():
+        with _our_errors(self._limits_s):
             getting = self._session.get(
                 url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
             )
@@ -120,15 +119,18 @@ async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | 
 
 
 @contextlib.contextmanager
-def _our_errors() -> Iterator[None]:
+def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
-        raise translated(error) from error
+    except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
+        raise translated(error, limits_s) from error
 
 
-def translated(error: Exception) -> Exception:
-    """Return what an exception of aiohttp says, as one of ours or the system's."""
+def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
+    """Return what an exception of aiohttp says, as one of ours or the system's.
+
+    `limits_s`: for how long connecting, and silence, were borne.
+    """
     match error:
         case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
             return ProxyError(str(error))
@@ -140,9 +142,9 @@ def translated(error: Exception) -> Exception:
         case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
             return ssl.SSLError(1, str(error))
         case aiohttp.ConnectionTimeoutError():
-            return ConnectTimeoutError(str(error))
+            return ConnectTimeoutError(f"within {limits_s[0]:g} s")
         case TimeoutError():
-            return SilenceTimeoutError("for too long")
+            return SilenceTimeoutError(f"for {limits_s[1]:g} s")
         case aiohttp.ClientConnectorError():
             return of_connecting(error.os_error)
         case aiohttp.InvalidURL():

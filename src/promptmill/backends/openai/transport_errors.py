@@ -26,7 +26,7 @@ class StaleError(TransportError):
 
 
 class ConnectTimeoutError(TransportError):
-    """No connection in time."""
+    """No connection; its text says within which time."""
 
     code = Code.TIMEOUT
 
@@ -68,7 +68,7 @@ class InvalidURLError(TransportError):
 def of_connecting(error: OSError) -> Exception:
     """Return what an error while connecting means; as it is where this machine has no more to give, or no such name."""
     if isinstance(error, TimeoutError):
-        return ConnectTimeoutError(str(error))
+        return ConnectTimeoutError("in time")
     if error.errno in {errno.EMFILE, errno.ENFILE} or isinstance(error, socket.gaierror):
         return error
     return UnreachableError(error.strerror or str(error))

@@ -1,0 +1,65 @@
+"""`base_url` as people write it: what is meant, and which slip is told how."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.backends.openai.base_url import parsed
+from promptmill.core.errors import PromptmillError
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("localhost:8000", "http://localhost:8000/v1/chat/completions"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1/chat/completions"),
+        ("http://localhost:8000/v1/chat/completions/", "http://localhost:8000/v1/chat/completions"),
+        (" https://api.openai.com/v1\n", "https://api.openai.com/v1/chat/completions"),
+        ("http://http:8000/v1", "http://http:8000/v1/chat/completions"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1/chat/completions"),
+        ("https://gateway.ai.cloudflare.com/v1/a/b/compat", None),
+    ],
+)
+def test_what_people_write_is_where_is_asked(written, asked):
+    assert parsed(written).geturl() == (asked or f"{written}/chat/completions")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("", "is empty; write the server's address"),
+        ("http:/127.0.0.1:8000", "should have :// behind http; did you mean http://127.0.0.1:8000?"),
+        ("http:localhost:8000", "did you mean http://localhost:8000?"),
+        ("http//localhost:8000/v1", "did you mean http://localhost:8000/v1?"),
+        ("https:///api.openai.com", "did you mean https://api.openai.com?"),
+        ("http://http://localhost:8000", "begins with http twice; did you mean http://localhost:8000?"),
+        ("htp://localhost:8000", "did you mean http://localhost:8000?"),
+        ("htps://api.openai.com/v1", "did you mean https://api.openai.com/v1?"),
+        ("ws://localhost:8000", "should start with http:// or https://"),
+        ("localhost:port/v1", "has 'port' where its port should be, a number"),
+        ("http://localhost:80OO/v1", "has '80OO' where its port should be, a number"),
+        ("http://localhost:800000", "port 800000 is above 65535"),
+        ("8000", "did you mean localhost:8000?"),
+        ("http://local host:8000", "has a space in it; did you mean http://localhost:8000?"),
+        ('"http://localhost:8000"', "did you mean http://localhost:8000?"),
+        ("<http://localhost:8000>", "did you mean http://localhost:8000?"),
+        ("http://localhost:8000/v1/completions", "write http://localhost:8000/v1."),
+        ("https://api.openai.com/v1/responses", "write https://api.openai.com/v1."),
+        ("$BASE_URL", "in a file write ${BASE_URL}."),
+    ],
+)
+def test_a_slip_is_told_with_what_was_meant(written, told):
+    with pytest.raises(PromptmillError) as raised:
+        parsed(written)
+    assert raised.value.message.startswith("backend_configs.openai.base_url: ")
+    assert told in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["http:/u:hunter2@h", "http://u:hunter2/x@h", "htp://h/?key=hunter2", "http:/h/sk-hunter2hunter2hunter2"],
+)
+def test_no_password_is_shown(written):
+    with pytest.raises(PromptmillError) as raised:
+        parsed(written)
+    assert "hunter2" not in str(raised.value)

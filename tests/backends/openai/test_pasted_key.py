@@ -1,0 +1,41 @@
+"""Keys as people paste them."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.backends.openai.pasted_key import is_placeholder, problem
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("\u201csk-abc\u201d", "quotes of a web page"),
+        ('"sk-abc"', "has quotes around it"),
+        ("'sk-abc", "has quotes around it"),
+        ("Bearer sk-abc", "`Bearer `"),
+        ("export OPENAI_API_KEY=sk-abc", "NAME=KEY"),
+        ("OPENAI_API_KEY=sk-abc", "NAME=KEY"),
+        ("sk-abc\nsk-def", "more than one line"),
+        ("sk-abc def", "a space"),
+        ("sk\u2013abc", "a character that no key can have"),
+    ],
+)
+def test_what_came_along_is_told_and_the_key_is_not_shown(key, told):
+    assert told in problem(key)
+    assert "abc" not in problem(key)
+
+
+@pytest.mark.parametrize("key", ["sk-abc_DEF-123", "abc==", "gsk_x", "a.b.c", "token-abc123", "EMPTY"])
+def test_keys_as_they_are_given_pass(key):
+    assert problem(key) == ""
+
+
+@pytest.mark.parametrize("key", ["sk-...", "<YOUR_KEY>", "your-api-key-here", "sk-xxxxx", "YOUR_API_KEY", "sk-…"])
+def test_the_placeholder_of_an_example_is_known(key):
+    assert is_placeholder(key)
+
+
+@pytest.mark.parametrize("key", ["sk-proj-4fR9aQ", "EMPTY", "hunter2", "sk-or-v1-0f1e2d3c4b5a69788796a5b4c3d2e1f0"])
+def test_a_key_is_no_placeholder(key):
+    assert not is_placeholder(key)
