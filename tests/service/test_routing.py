@@ -246,7 +246,6 @@ def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_call(run)
 def test_what_ends_a_call_ends_it_on_all_models(run):
     async def work():
         shop = Shop()
-        service = Service(Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}}), create=shop.create)
         reached = asyncio.Event()
 
         async def hang(source, sink, stats):
@@ -254,8 +253,12 @@ def test_what_ends_a_call_ends_it_on_all_models(run):
             reached.set()
             await asyncio.Event().wait()
 
-        await service.generate([conversation_from_prompt("warm", "p")], CallStats(total=1))
-        shop.made["a"].run = hang
+        async def create(plan):
+            backend = await shop.create(plan)
+            backend.run = hang
+            return backend
+
+        service = Service(Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}}), create=create)
         call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], CallStats(total=1)))
         await reached.wait()
         await service.aclose()

@@ -1,20 +1,18 @@
-"""What answers cost: a backend around another one that counts it, and sends nothing that a budget has no room for."""
+"""What answers cost: counted, and nothing is sent that a budget has no room for."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
-from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import dollars
 from promptmill.core.outcome import Failure, Outcome, Usage
-from promptmill.service.prices import Price, price_of, worst_case
-from promptmill.service.wrapped_call import WrappedCall
+from promptmill.service.prices import Price, worst_case
+from promptmill.service.wrapped_call import RunCall, WrappedCall
 from promptmill.system.installation import command_for
 
 # The endpoint may have written, and charge, an answer that nobody waited for.
@@ -24,52 +22,35 @@ _PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
 class BudgetedAnswers:
     """Counts into `CallStats.cost`. `budget` is the process's; a call's or job's own is `CallStats.budget`."""
 
-    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
-        self._backend = backend
-        self._plan = plan
+    def __init__(self, run: RunCall, price: Price, budget: Budget | None) -> None:
+        self._run = run
+        self._price = price
         self._budget = budget
-        self._price: Price | None = None
-
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Find the price and load the backend. Raises `PromptmillError` (`invalid_config`) for a budget without one."""
-        self._price = await asyncio.to_thread(price_of, self._plan)
-        if self._budget is not None:
-            self._known_price()
-        await self._backend.load(report)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend as long as there is room; what is left then fails with code `budget`."""
         budgets = [budget for budget in (self._budget, stats.budget) if budget is not None]
-        if self._price is None:
-            if budgets:
-                self._known_price()
-            await self._backend.run(source, sink, stats)
-            return
         stats.cost = stats.cost or 0.0
         if not budgets:
-            await self._backend.run(source, _Counting(sink, stats, self._price), stats)
+            await self._run(source, _Counting(sink, stats, self._price), stats)
             return
         call = _Call(source, sink, stats, self._price, budgets)
         try:
-            await self._backend.run(call, call, stats)
+            await self._run(call, call, stats)
             while await call.goes_on():
-                await self._backend.run(call, call, stats)
+                await self._run(call, call, stats)
         finally:
             call.leave()
 
-    async def aclose(self) -> None:
-        """Close the backend."""
-        await self._backend.aclose()
 
-    def _known_price(self) -> Price:
-        if self._price is None:
-            raise config_error(
-                "max_cost",
-                f"the price of {self._plan.model or 'this model'} is not known; say it per million tokens, "
-                "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
-                f"{command_for('prices')}.",
-            )
-        return self._price
+def unknown_price(plan: ResolvedConfig) -> PromptmillError:
+    """Return why there can be no budget."""
+    return config_error(
+        "max_cost",
+        f"the price of {plan.model or 'this model'} is not known; say it per million tokens, "
+        "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
+        f"{command_for('prices')}.",
+    )
 
 
 class _Counting:

@@ -1,23 +1,22 @@
-"""Answers not paid for twice: a backend around another one, with what was answered and what is in flight."""
+"""Answers not paid for twice: what was answered before, and what is in flight."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import orjson
 
-from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Outcome
 from promptmill.images import load as images
 from promptmill.service.answer_cache import AnswerCache
-from promptmill.service.wrapped_call import WrappedCall
+from promptmill.service.wrapped_call import RunCall, WrappedCall
 
 _COMPLETE = frozenset({"stop", "tool_calls"})
 # Settings of a backend that change how an answer is got, never what it says.
@@ -55,41 +54,25 @@ class CachedAnswers:
     Complete answers are kept, of requests at temperature 0; of all with `everything`.
     """
 
-    def __init__(self, backend: Backend, plan: ResolvedConfig, path: Path, *, everything: bool) -> None:
-        self._backend = backend
-        self._path = path
+    def __init__(self, run: RunCall, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool) -> None:
+        self._run = run
+        self._cache = cache
         self._everything = everything
         self._of_plan = _fingerprint_of(plan)
-        self._cache: AnswerCache | None = None
         self._flights: dict[bytes, _Flight] = {}
         self.unwritten: dict[bytes, bytes] = {}
         """Answers on their way to the disk."""
 
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Load the backend and open the file. Raises `PromptmillError` (`storage`) when it cannot be used."""
-        if self._cache is None:
-            self._cache = await asyncio.to_thread(AnswerCache, self._path)
-        await self._backend.load(report)
-
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Answer what is known, run the backend for the rest, and wait for what other calls have in flight."""
-        assert self._cache is not None
+        """Answer what is known, send the rest, and wait for what other calls have in flight."""
         call = _Call(self, self._cache, source, sink, stats)
         try:
-            await self._backend.run(call, call, stats)
+            await self._run(call, call, stats)
             while await call.goes_on():
-                await self._backend.run(call, call, stats)
+                await self._run(call, call, stats)
         finally:
             call.leave()
             await asyncio.shield(call.flush())
-
-    async def aclose(self) -> None:
-        """Close the backend and the file."""
-        try:
-            await self._backend.aclose()
-        finally:
-            if self._cache is not None:
-                await asyncio.to_thread(self._cache.close)
 
     def flight(self, key: bytes) -> _Flight | None:
         """Return the request in flight that asks the same."""

@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.service.wrappers import wrapped
+from promptmill.service.wrappers import WrappedBackend
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 Report: TypeAlias = Callable[[str], None]
@@ -69,7 +69,7 @@ class LoadedBackend:
 
     async def _load(self, after: LoadedBackend | None) -> None:
         try:
-            backend = wrapped(await self._create(self.plan), self.plan, self._budget)
+            backend = WrappedBackend(await self._create(self.plan), self.plan, self._budget)
             while after is not None:
                 before = after.leaving  # which it was to replace, and may not have yet
                 self._report("waiting for running calls to end")

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.service.wrapped_call import WrappedCall
+from promptmill.service.wrapped_call import RunCall, WrappedCall
 
 _OURS = frozenset({"reasoning"})  # read by promptmill, whoever answers
 
 
 class ScreenedRequests:
-    """A backend around another package's, which may break its word: see `Backend.run`."""
+    """Calls on another package's backend, which may break its word: see `Backend.run`."""
 
-    def __init__(self, backend: Backend, plan: ResolvedConfig) -> None:
-        self._backend = backend
+    def __init__(self, run: RunCall, plan: ResolvedConfig) -> None:
+        self._run = run
         self._plan = plan
-
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Load the backend."""
-        await self._backend.load(report)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend on what it takes. Raises `PromptmillError`, also when it raised anything else."""
         call = _Call(source, sink, stats, self._plan)
         try:
-            await self._backend.run(call, call, stats)
+            await self._run(call, call, stats)
         except PromptmillError:
             raise
         except Exception as error:
             raise internal_error(f"The {self._plan.backend} backend failed", error) from error
         await call.fail_unanswered()
-
-    async def aclose(self) -> None:
-        """Close the backend."""
-        await self._backend.aclose()
 
 
 class _Call(WrappedCall):

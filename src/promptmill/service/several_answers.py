@@ -1,15 +1,14 @@
-"""Several answers to one prompt: a backend around another one, which is asked for each of them."""
+"""Several answers to one prompt: a request for each of them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
-from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.outcome import Completion, Failure, Outcome, sum_of
 from promptmill.core.sampling import Sampling
-from promptmill.service.wrapped_call import WrappedCall, may_mention
+from promptmill.service.wrapped_call import RunCall, WrappedCall
 
 _BEHIND = 48  # bits of a key; above them stands which of the answers it is
 
@@ -17,25 +16,14 @@ _BEHIND = 48  # bits of a key; above them stands which of the answers it is
 class SeveralAnswers:
     """Where `n` answers are wanted, n requests are sent: on every backend, each answer checked on its own."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Load the backend."""
-        await self._backend.load(report)
+    def __init__(self, run: RunCall) -> None:
+        """`run` sends requests for one answer."""
+        self._run = run
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend."""
-        reading = getattr(source, "reading", None)
-        if reading is not None and reading.sampling.n is None and not await may_mention(source, [b'"n"']):
-            await self._backend.run(source, sink, stats)  # which workers may then read by themselves
-            return
         call = _Call(source, sink, stats)
-        await self._backend.run(call, call, stats)
-
-    async def aclose(self) -> None:
-        """Close the backend."""
-        await self._backend.aclose()
+        await self._run(call, call, stats)
 
 
 class _Call(WrappedCall):

@@ -1,49 +1,34 @@
-"""Structured answers: a backend around another one whose answers satisfy the schema that their request asks for."""
+"""Structured answers: such as satisfy the schema that their request asks for."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, SchemaCache
-from promptmill.backends.protocol import Backend, CallStats, Request, Sink, Source
+from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
-from promptmill.service.wrapped_call import WrappedCall, mentions
-
-_NAMES = (b'"response_format"', b'"answer_schema"')  # fields of rows that ask for JSON
+from promptmill.service.wrapped_call import RunCall, WrappedCall
 
 
 class StructuredAnswers:
     """Checks, repairs and asks again at most `retries` times; what is then still wrong fails with `invalid_answer`."""
 
-    def __init__(self, backend: Backend, *, retries: int) -> None:
-        self._backend = backend
+    def __init__(self, run: RunCall, *, retries: int) -> None:
+        self._run = run
         self._retries = retries
         self._schemas = SchemaCache()
 
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Load the backend."""
-        await self._backend.load(report)
-
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend, and once more for what is to be asked again behind the end of `source`."""
-        if await _asks_for_text_alone(source):  # which workers may then read by themselves
-            await self._backend.run(source, sink, stats)
-            return
         call = _Call(source, sink, stats, self._schemas, self._retries)
-        await self._backend.run(call, call, stats)
+        await self._run(call, call, stats)
         while call.waiting:
             call.ended, call.is_rest = False, True
-            await self._backend.run(call, call, stats)
-
-    async def aclose(self) -> None:
-        """Close the backend."""
-        await self._backend.aclose()
+            await self._run(call, call, stats)
 
 
 class _Open:
@@ -166,11 +151,3 @@ def _invalid(problem: str, *, complete: bool) -> PromptmillError:
         f"The answer was cut off at `max_tokens` and does not satisfy its schema: {problem}.",
         "Raise `max_tokens`.",
     )
-
-
-async def _asks_for_text_alone(source: Source) -> bool:
-    """Return whether `source` is a file of which no request can ask for JSON."""
-    reading, path = getattr(source, "reading", None), getattr(source, "path", None)
-    if reading is None or path is None or reading.sampling.response_format is not None:
-        return False
-    return not await asyncio.to_thread(mentions, path, _NAMES)

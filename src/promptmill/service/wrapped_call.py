@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.core.sampling import Sampling
 
+RunCall: TypeAlias = Callable[[Source, Sink, CallStats], Coroutine[Any, Any, None]]
+"""Runs a call on a backend, or on what is around it."""
 _BLOCK = 1 << 20
 
 
