@@ -21,7 +21,7 @@ import orjson
 
 from promptmill.api import AnswerType, run_anywhere, with_schema
 from promptmill.bulk_rows import Offsets, joined, lines
-from promptmill.config import choices
+from promptmill.config import models
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import BESIDE, Sampling
@@ -31,9 +31,8 @@ from promptmill.jobs.foreground import without_own_dedupe
 from promptmill.jobs.given_rows import GivenRows
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.output_records import answer_fields
 from promptmill.jobs.progress_text import progress_lines
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import Record, answer_fields
 from promptmill.jobs.runner import Runner, Watch
 from promptmill.jobs.status import Progress
 from promptmill.service.service import Service
@@ -293,7 +292,7 @@ def _configuration(options: dict[str, Any]) -> Configuration:
         raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = choices.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
+        chosen = models.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
         return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 
     return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.config import choices
+from promptmill.config import models
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 
@@ -90,7 +90,7 @@ def test_mistakes_are_told_with_their_path(raw, said):
 
 def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() -> None:
     def chosen(raw: Mapping[str, Any], model: str, **endpoint: str) -> dict[tuple[str, ...], Any]:
-        return choices.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
+        return models.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
 
     raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
     with pytest.raises(PromptmillError, match=r"--model: there is no model 'strng'; models here: strong, fast"):

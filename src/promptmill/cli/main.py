@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill import __version__
-from promptmill.cli.options import Parser, amount, at_least_one, overrides, shared_options
+from promptmill.cli.options import Parser, amount, at_least_one, is_url, overrides, shared_options
 from promptmill.cli.terminal import LostOutputError, columns, flush, say
 from promptmill.config import environment
 from promptmill.core.errors import PromptmillError, config_error
@@ -227,13 +227,12 @@ def _models(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _bulk(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    from promptmill.cli import remote
-    from promptmill.jobs.remote_files import is_url
-
     def run(arguments: argparse.Namespace) -> int:
         return _bulk_of_files(arguments, configuration)
 
     if any(map(is_url, [*arguments.input, arguments.output])):
+        from promptmill.cli import remote
+
         return remote.bulk(arguments, run)
     return run(arguments)
 

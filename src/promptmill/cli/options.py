@@ -15,6 +15,7 @@ from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import config_error, looks_like_key, redact
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _MISSING = re.compile(r"the following arguments are required: (.*)")
 _NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
@@ -181,7 +182,7 @@ def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tup
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
     """
-    from promptmill.config import choices  # `serve` answers before these are imported
+    from promptmill.config import models  # `serve` answers before these are imported
 
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
@@ -189,7 +190,7 @@ def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tup
         "api_key_env": getattr(arguments, "key_env", None),
         "concurrency": getattr(arguments, "concurrency", None),
     }
-    return choices.settings_of(
+    return models.settings_of(
         raw,
         backend=arguments.backend,
         endpoint={key: value for key, value in endpoint.items() if value is not None},
@@ -198,6 +199,11 @@ def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tup
             key: value for key in ("temperature", "max_tokens") if (value := getattr(arguments, key, None)) is not None
         },
     )
+
+
+def is_url(text: str) -> bool:
+    """Return whether `text` names a file by a URL."""
+    return _URL.match(text) is not None
 
 
 def stdin_text() -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from promptmill.cli.bulk import TRY_AGAIN
+from promptmill.cli.options import is_url
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.remote_files import RemoteOutput, fetched, is_url
+from promptmill.jobs.remote_files import RemoteOutput, fetched
 
 
 def bulk(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:

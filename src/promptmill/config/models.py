@@ -1,4 +1,4 @@
-"""Models by name: what the configuration is for each of them, and which one is meant."""
+"""Models by name: what the configuration is for each of them, and which one somebody chooses beside the file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 from promptmill.config import backends
 from promptmill.config.settings import ModelSettings, Settings
 from promptmill.core.errors import PromptmillError, config_error, input_error
+from promptmill.core.sampling import BESIDE
 
 DEFAULT = "default"
+_WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 
 
@@ -56,6 +58,53 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
         "price": model.get("price"),
     }
     return {**raw, **own, **{key: model[key] for key in _OWN if model.get(key) is not None}}
+
+
+def settings_of(
+    raw: Mapping[str, Any],
+    *,
+    backend: str | None,
+    endpoint: Mapping[str, Any],
+    model: str | None,
+    sampling: Mapping[str, Any],
+) -> dict[tuple[str, ...], Any]:
+    """Return the settings that somebody's choices mean, by their paths.
+
+    `raw` is the file's content, `endpoint` holds keys of `openai`. `model` is one of the file's `models`; with
+    `backend` or `endpoint`, or where the file has no `models`, a model there. Raises `PromptmillError`:
+    `invalid_config` for a key that the backend does not have, `invalid_input` for a model that there is none of.
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
+    name = default_name(raw) if of_backend or model not in names(raw) else model
+    if name == model:
+        found["default_model",] = name
+        model = None
+    elif of_backend and name != DEFAULT:
+        found["default_model",] = name = DEFAULT
+    is_named = name in named(raw)
+    own = str(raw_of(raw, name).get("backend") or Settings.model_fields["backend"].default)
+    chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
+    if chosen != own:
+        found["backend",] = chosen
+    if model is not None and named(raw) and not of_backend:
+        raise unknown_model(model, names(raw), "--model")
+    answering = "openai" if chosen == backends.AUTO else chosen  # which `auto` may come to, with what is said
+    record = backends.record(answering)
+    if endpoint and not record.needs_endpoint:
+        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
+        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
+    above = ("models", name) if is_named else ("backend_configs",)
+    block = (*above, answering)
+    found.update({(*block, key): value for key, value in endpoint.items()})
+    if model is not None:
+        found[*block, record.model_key] = model
+    for key, value in sampling.items():
+        if key not in BESIDE:
+            found["sampling_params", key] = value
+        else:  # which a named model does not take from the file
+            found[*(("models", name) if is_named else ()), "extra_params", key] = value
+    return found
 
 
 def leave_to_all(raw: dict[str, Any], parameter: str) -> None:

@@ -8,29 +8,20 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, cast
 
 from promptmill.core.errors import PromptmillError, input_error
 
-SUFFIXES = MappingProxyType({".gz": "gz", ".zst": "zst"})
 _LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
-
-
-def of(path: Path) -> str:
-    """Return `gz`, `zst`, or `""` for a file that is not compressed."""
-    return SUFFIXES.get(path.suffix.lower(), "")
 
 
 def reader(stream: IO[bytes], kind: str) -> IO[bytes]:
     """Return what the compressed `stream` holds; several members or frames count as one."""
     if kind == "gz":
         return cast("IO[bytes]", gzip.GzipFile(fileobj=stream, mode="rb"))
-    if kind == "zst":
-        import pyarrow as pa
+    import pyarrow as pa
 
-        return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
-    return stream
+    return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
 
 
 @contextmanager
@@ -39,13 +30,11 @@ def writer(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
     if kind == "gz":
         with gzip.GzipFile("", "wb", _LEVEL, out, mtime=0) as packed:
             yield cast("IO[bytes]", packed)
-    elif kind == "zst":
+    else:
         import pyarrow as pa
 
         with pa.CompressedOutputStream(pa.PythonFile(_Unclosed(out), "w"), "zstd") as packed:
             yield packed
-    else:
-        yield out
 
 
 @contextmanager
@@ -56,7 +45,7 @@ def errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:
-        if error.errno is None and of(path):  # pyarrow's; those of the disk have a number
+        if error.errno is None:  # pyarrow's; those of the disk have a number
             raise _broken(path, error) from None
         raise
 

@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import compression
 from promptmill.system.installation import adding
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ SUFFIXES = MappingProxyType(
         ".parquet": "parquet",
     }
 )
-"""Each may be followed by `.gz` or `.zst`."""
+"""Each may be followed by one of `COMPRESSED`."""
+COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
 LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
@@ -76,8 +76,13 @@ def by_suffix(path: Path, role: str) -> str:
     return kind
 
 
+def compression_of(path: Path) -> str:
+    """Return `gz`, `zst`, or `""` for a file that is not compressed."""
+    return COMPRESSED.get(path.suffix.lower(), "")
+
+
 def _plain(path: Path) -> Path:
-    return path.with_suffix("") if compression.of(path) else path
+    return path.with_suffix("") if compression_of(path) else path
 
 
 def of_input(files: InputFiles) -> str:
@@ -138,7 +143,7 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
 
 def is_read_directly(files: InputFiles, input_format: str) -> bool:
     """Return whether the input's own lines are the rows, so that they need not be written out first."""
-    if input_format not in LINES or len(files.parts) > 1 or compression.of(files.parts[0].path):
+    if input_format not in LINES or len(files.parts) > 1 or compression_of(files.parts[0].path):
         return False
     with files.stream() as stream:
         return not is_array(files.parts[0].path, stream)

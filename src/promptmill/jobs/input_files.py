@@ -134,10 +134,14 @@ class InputFiles:
     def stream(self, at: int = 0, *, seekable: bool = False) -> Iterator[IO[bytes]]:
         """Give the content of one file, decompressed; `seekable` for who reads it in another order."""
         part = self.parts[at]
-        kind = compression.of(part.path)
+        stream: IO[bytes] = self._opened(at).stream()
+        kind = formats.compression_of(part.path)
+        if not kind:
+            yield stream
+            return
         with compression.errors(part.path):
-            stream = compression.reader(self._opened(at).stream(), kind)
-            if not (seekable and kind):
+            stream = compression.reader(stream, kind)
+            if not seekable:
                 yield stream
                 return
             with tempfile.TemporaryFile() as copy:
@@ -148,7 +152,7 @@ class InputFiles:
 
     def shared_path(self, at: int = 0) -> Path | None:
         """Return a path of that very file for libraries, while its stream is open; None where there is none."""
-        return None if compression.of(self.parts[at].path) else self._opened(at).shared_path()
+        return None if formats.compression_of(self.parts[at].path) else self._opened(at).shared_path()
 
     def close(self) -> None:
         """Close; a second time does nothing."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import compression, disk, merge
+from promptmill.jobs import compression, disk, formats, merge
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
@@ -25,8 +25,7 @@ FORMATS = frozenset({"jsonl", "json", "batch"})
 class LiveOutput:
     """Writes in a thread of its own: a reader that is slow keeps no answer from being recorded."""
 
-    def __init__(self, out: IO[bytes] | None) -> None:
-        """`out` None writes nothing."""
+    def __init__(self, out: IO[bytes]) -> None:
         self._out = out
         self._answers: LiveAnswers | None = None
         self._thread: threading.Thread | None = None
@@ -38,7 +37,7 @@ class LiveOutput:
         `give_up` is told when nobody reads any more. Needs a running event loop.
         """
         out = self._out
-        if out is None or self._thread is not None or job.spec.output_format not in FORMATS:
+        if self._thread is not None or job.spec.output_format not in FORMATS:
             return
         replaced = {record.row for record in job.folder.store.records(where=again)}
         self._answers = answers = LiveAnswers(job.folder, replaced)
@@ -47,7 +46,8 @@ class LiveOutput:
 
         def write() -> None:
             try:
-                with compression.writer(out, compression.of(job.spec.output)) as content:
+                kind = formats.compression_of(job.spec.output)
+                with compression.writer(out, kind) if kind else contextlib.nullcontext(out) as content:
 
                     def flush() -> None:
                         content.flush()

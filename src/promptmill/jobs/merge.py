@@ -25,15 +25,16 @@ from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.folder import OutputRecord, stamp
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.lines import Lines
-from promptmill.jobs.output_records import (
+from promptmill.jobs.parquet_table import ParquetTable
+from promptmill.jobs.records import (
     ANSWER_FIELDS,
+    Record,
     answer_fields,
     cells,
     jsonl_line,
     plain_line,
+    record_of,
 )
-from promptmill.jobs.parquet_table import ParquetTable
-from promptmill.jobs.records import Record, record_of
 from promptmill.jobs.spool import Halted
 from promptmill.jobs.store import JobStore
 
@@ -171,7 +172,8 @@ def write(merge: Merge) -> Path:
     try:
         mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
-            with compression.writer(out, compression.of(merge.target)) as content:
+            kind = formats.compression_of(merge.target)
+            with compression.writer(out, kind) if kind else contextlib.nullcontext(out) as content:
                 write_rows(merge, content)
             out.flush()
             os.fsync(out.fileno())

@@ -11,8 +11,7 @@ import orjson
 
 from promptmill.core.errors import input_error
 from promptmill.jobs.input_files import InputFiles
-from promptmill.jobs.output_records import ANSWER_FIELDS, answer_fields
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import ANSWER_FIELDS, Record, answer_fields
 
 Answer = Callable[[int], Record | None]  # None leaves the row out
 _MOST_ROWS = 4096

@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from promptmill.backends import rows
 from promptmill.backends.row_fields import NAMES
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.output_records import plain_line
+from promptmill.jobs.records import plain_line
 
 _ROW = "row"
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that nothing closes

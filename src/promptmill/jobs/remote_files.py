@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 import posixpath
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +27,10 @@ from promptmill.jobs.given_rows import root_of
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.system.installation import adding
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # Where an object is there whole or not at all; elsewhere it gets its name at the end.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _ETAGS = ("ETag", "etag", "md5Hash", "generation")
 Say = Callable[[str], None]
-
-
-def is_url(text: str) -> bool:
-    """Return whether `text` names a file by a URL."""
-    return _URL.match(text) is not None
 
 
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:

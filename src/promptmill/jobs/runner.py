@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -63,7 +64,7 @@ class Runner:
         self._service = service
         self._watch = watch
         self._before_output = before_output
-        self._live = live or LiveOutput(None)
+        self._live = live
         self._told = told if live is None else live.told
         self._crash = crash.from_environ()
         self._ending = Cancellation()
@@ -169,14 +170,16 @@ class Runner:
             for _ in range(_ROUNDS):
                 try:
                     await self._count(self.again)
-                    live.begin(self._job, lines, self.again, self._give_up)
+                    if live is not None:
+                        live.begin(self._job, lines, self.again, self._give_up)
                     await self._answer(rows, path)
                     if self._is_leaving:
                         raise JobStopped(status.INTERRUPTED)
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge(lines):
-                        await self._ending.or_left(lambda: live.wait(self._ending.halt))
+                        if live is not None:
+                            await self._ending.or_left(functools.partial(live.wait, self._ending.halt))
                         await self._ending.or_left(self._job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
@@ -185,7 +188,8 @@ class Runner:
                     self.progress.notes.append(_SALVAGED)
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
-            live.stop()
+            if live is not None:
+                live.stop()
 
     def _open_lines(self) -> tuple[RandomFile, Path]:
         """Return the file of lines to read: the input, or its rows as lines, which are written once."""

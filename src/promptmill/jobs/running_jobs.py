@@ -21,9 +21,8 @@ from promptmill.jobs.folder import Folder, JobSpec
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lines import Line, Lines
-from promptmill.jobs.output_records import answer_fields
 from promptmill.jobs.progress_text import progress_lines
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import Record, answer_fields
 from promptmill.jobs.runner import Runner
 from promptmill.jobs.store import JobStore
 from promptmill.service.service import Service

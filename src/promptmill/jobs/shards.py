@@ -25,8 +25,7 @@ from promptmill.jobs.folder import Folder, JobSpec
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import PART
-from promptmill.jobs.output_records import RARE_FIELDS
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import RARE_FIELDS, Record
 from promptmill.jobs.store import DamagedError, JobStore
 
 _BLOCK = 1 << 20

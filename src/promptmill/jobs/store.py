@@ -41,8 +41,7 @@ import orjson
 
 from promptmill.jobs import disk
 from promptmill.jobs.counts import JobCounts
-from promptmill.jobs.output_records import RARE_FIELDS
-from promptmill.jobs.records import Record
+from promptmill.jobs.records import RARE_FIELDS, Record
 
 _TABLES = {
     "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",

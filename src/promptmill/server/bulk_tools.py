@@ -24,7 +24,7 @@ from promptmill.server.arguments import (
     SystemPrompt,
     null_is,
 )
-from promptmill.server.large_results import most_bytes, page
+from promptmill.server.results import most_bytes, page
 from promptmill.server.tool_errors import tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service

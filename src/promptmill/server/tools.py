@@ -17,7 +17,7 @@ from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Outcome
-from promptmill.server import large_results, prompt_lists
+from promptmill.server import prompt_lists
 from promptmill.server.arguments import (
     AnswerSchema,
     CallSampling,
@@ -30,7 +30,7 @@ from promptmill.server.arguments import (
     SystemPrompt,
 )
 from promptmill.server.progress import with_progress
-from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, result_of
+from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, first_answers, message_bytes, most_bytes, result_of
 from promptmill.server.tool_errors import tool
 from promptmill.service.service import Service
 
@@ -197,14 +197,12 @@ class _Answers:
         """Return the result; what the client could not take is kept as a job."""
         any_failure = plan.settings.on_error == "raise"
         result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
-        most = large_results.most_bytes(ctx, plan)
-        if most is None or large_results.message_bytes(result) <= most:
+        most = most_bytes(ctx, plan)
+        if most is None or message_bytes(result) <= most:
             return result
         try:
             kept_id = await keep(outcomes)
         except PromptmillError as error:
             stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
             return result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
-        return large_results.first_answers(
-            outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most
-        )
+        return first_answers(outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most)

@@ -19,14 +19,6 @@ Report: TypeAlias = Callable[[str], None]
 Room: TypeAlias = Callable[["LoadedBackend", Report], contextlib.AbstractAsyncContextManager[None]]
 
 
-def _room_for_all(_: LoadedBackend, __: Report) -> contextlib.AbstractAsyncContextManager[None]:
-    return contextlib.nullcontext()
-
-
-def _stays(_: LoadedBackend) -> None:
-    """Do nothing with a backend that nobody asks."""
-
-
 class LoadedBackend:
     """A loaded backend from load to close, with the calls that run on it. `create` makes it."""
 
@@ -35,12 +27,12 @@ class LoadedBackend:
         plan: ResolvedConfig,
         create: Create,
         drain_s: float,
-        budget: Budget | None = None,
+        budget: Budget | None,
         *,
-        room: Room = _room_for_all,
-        idle: Callable[[LoadedBackend], None] = _stays,
+        room: Room | None,
+        idle: Callable[[LoadedBackend], None],
     ) -> None:
-        """`room` is made before it loads; `idle` is told when an engine was not asked for `idle_unload` seconds."""
+        """`room` is made before an engine loads; `idle` is told when one was not asked for `idle_unload` seconds."""
         self.plan = plan
         self._room, self._idle = room, idle
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -76,7 +68,7 @@ class LoadedBackend:
                 await after.drain(self._drain_s)
                 await after.end(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
                 self.leaving = after = before
-            async with self._room(self, self._report):
+            async with self._room(self, self._report) if self._room else contextlib.nullcontext():
                 self._backend = backend
                 await backend.load(self._report)
             self._rest()

@@ -27,10 +27,7 @@ class Room:
 
     @contextlib.asynccontextmanager
     async def made(self, coming: LoadedBackend, report: Callable[[str], None]) -> AsyncIterator[None]:
-        """Make room for `coming`, and keep it until the end of the block, in which it loads."""
-        if not coming.plan.record.is_engine:
-            yield
-            return
+        """Make room for the engine `coming`, and keep it until the end of the block, in which it loads."""
         async with self._turn:
             while blocking := self._loads_there(coming):
                 report(f"waiting until the model {blocking.plan.name} is loaded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,7 +43,6 @@ class Service:
         """What all calls together may cost."""
         self.calls = ServiceStats()
         self._models = {configuration.default: Model(configuration.plan, self._new)}
-        self._room = Room(lambda: self._backends, self._unload)
         self._deciding = asyncio.Lock()
         self._closed = False
 
@@ -250,6 +250,10 @@ class Service:
     def _backends(self) -> list[LoadedBackend]:
         return [loaded for model in self._models.values() for loaded in model.backends]
 
+    @functools.cached_property
+    def _room(self) -> Room:
+        return Room(lambda: self._backends, self._unload)
+
     @contextlib.contextmanager
     def _counted(self, plan: ResolvedConfig, stats: CallStats) -> Iterator[None]:
         for warning in plan.warnings:
@@ -275,7 +279,8 @@ class Service:
         return self._models[name]
 
     def _new(self, plan: ResolvedConfig) -> LoadedBackend:
-        return LoadedBackend(plan, self._create, self._drain_s, self.budget, room=self._room.made, idle=self._leave)
+        room = self._room.made if plan.record.is_engine else None
+        return LoadedBackend(plan, self._create, self._drain_s, self.budget, room=room, idle=self._leave)
 
     async def _unload(self, loaded: LoadedBackend) -> None:
         await self._model(loaded.plan.name).unload(loaded)
