@@ -43,7 +43,6 @@ class Answering:
     guard: Callable[[], None]
     give_up: Callable[[PromptmillError], None]
     changed: Sequence[str] = ()
-    crash: Callable[[str], None] | None = None
     told: Callable[[Sequence[int]], None] | None = None
     """Gets the rows that were recorded."""
     first: tuple[int, int] = (0, 0)
@@ -63,7 +62,6 @@ class Answering:
             self.give_up,
             failure_limit=self.failure_limit,
             changed=self.changed,
-            crash=self.crash,
             told=self.told,
         )
         try:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Callable
 
 VARIABLE = "PROMPTMILL_TEST_CRASH"
+"""Holds `name:n`: the process ends when point `name` is passed for the n-th time."""
+_NAME, _, _NUMBER = os.environ.get(VARIABLE, "").partition(":")
+_passed = itertools.count(1)
 
 
-def from_environ() -> Callable[[str], None] | None:
-    """Return what ends the process at `name:n`, the n-th time point `name` is passed; None when nobody asked for it."""
-    text = os.environ.get(VARIABLE)
-    if not text:
-        return None
-    name, _, number = text.partition(":")
-    left = int(number or 1)
-
-    def pass_point(point: str) -> None:
-        nonlocal left
-        if point == name:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-
-    return pass_point
+def point(name: str) -> None:
+    """Pass the point `name`."""
+    if name == _NAME and next(_passed) == int(_NUMBER or 1):
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))

@@ -16,7 +16,7 @@ from promptmill.backends import rows as rows_
 from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
-from promptmill.jobs import cell_table, compression, disk, formats, parquet_table
+from promptmill.jobs import cell_table, compression, crash, disk, formats, parquet_table
 from promptmill.jobs.admission import Job
 from promptmill.jobs.batch_output import batch_output
 from promptmill.jobs.cell_table import CellTable
@@ -105,7 +105,6 @@ class Merge:
     extra: tuple[str, ...] = ()
     ids: CustomIds | None = None
     """Notes the ids of a Batch file."""
-    crash: Callable[[str], None] | None = None
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
     passed: Callable[[int], None] | None = None
@@ -116,8 +115,7 @@ class Merge:
     def answer(self, row: int) -> Record | None:
         """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
         record = self.answers.find(row)
-        if self.crash:
-            self.crash("merging")
+        crash.point("merging")
         if self.passed is not None:
             self.passed(row + 1)
         if self.halt is not None and self.halt.is_set():

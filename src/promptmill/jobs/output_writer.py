@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import formats, merge, shards
+from promptmill.jobs import crash, formats, merge, shards
 from promptmill.jobs.admission import Job
 from promptmill.jobs.cancellation import Cancellation
 from promptmill.jobs.counts import JobCounts
@@ -17,14 +17,13 @@ from promptmill.jobs.duplicates import CustomIds
 
 @dataclass(frozen=True, slots=True)
 class OutputWriter:
-    """`guard` raises when the input is not what it was. `crash` is called at named points, for tests."""
+    """`guard` raises when the input is not what it was."""
 
     job: Job
     lines: RandomFile
     """The rows of the input as lines."""
     ending: Cancellation
     guard: Callable[[], None]
-    crash: Callable[[str], None] | None
     passed: Callable[[int], None]
     """Told how many rows are written."""
 
@@ -53,18 +52,14 @@ class OutputWriter:
         is_own = made is not None and made.is_own(spec.output)
         described = merge.described(partial, self.job.order.limit, spec.output if is_own else None)
         self.job.folder.put(output=described)
-        self._pass("before-rename")
+        crash.point("before-rename")
         try:
             merge.publish(partial, spec.output, may_replace=self.job.order.overwrite or is_own)
         except (PromptmillError, OSError):
             partial.unlink(missing_ok=True)
             raise
-        self._pass("after-rename")
+        crash.point("after-rename")
         return counts
-
-    def _pass(self, point: str) -> None:
-        if self.crash:
-            self.crash(point)
 
     def _written(self, ids: CustomIds | None) -> tuple[Path, JobCounts, str]:
         """Write the output; return where it lies, the counts of what is in it, and what is to be said about it."""
@@ -74,5 +69,5 @@ class OutputWriter:
         answers = merge.Answers(store.records())
         extra = store.rare_fields() if spec.output_format in formats.TABLES else ()
         merged = merge.of_job(job, self.lines, answers, extra)
-        partial = merge.write(replace(merged, ids=ids, crash=self.crash, halt=self.ending.halt, passed=self.passed))
+        partial = merge.write(replace(merged, ids=ids, halt=self.ending.halt, passed=self.passed))
         return partial, store.counts(before=answers.rows), ids.warning if ids else ""

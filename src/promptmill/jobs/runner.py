@@ -16,7 +16,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import admission, crash, disk, formats, merge, row_ids, shards, status
+from promptmill.jobs import admission, disk, formats, merge, row_ids, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.cancellation import Cancellation, JobStopped
@@ -66,7 +66,6 @@ class Runner:
         self._before_output = before_output
         self._live = live
         self._told = told if live is None else live.told
-        self._crash = crash.from_environ()
         self._ending = Cancellation()
         self._is_leaving = False
         self._first = (0, 0)
@@ -311,7 +310,6 @@ class Runner:
             self._guard,
             self._give_up,
             job.spec.changed,
-            self._crash,
             self._told,
             self._first,
             plan.name,
@@ -343,7 +341,7 @@ class Runner:
     async def _merge(self, lines: RandomFile) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all."""
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self._crash, self.progress.pass_row)
+        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self.progress.pass_row)
         counts = await delivery.run(self.progress.notes)
         if counts is not None:
             self.progress.counts, self.progress.is_counted = counts, True

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.jobs import crash
 from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import why
 from promptmill.jobs.job_request import FailureLimit
@@ -75,13 +76,12 @@ class StoreSink:
         *,
         failure_limit: FailureLimit | None = None,
         changed: Sequence[str] = (),
-        crash: Callable[[str], None] | None = None,
         told: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`taken` has the rows on their way; those that are recorded are removed from it.
 
         `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
-        record. `crash` is called at named points. `told` gets the rows that were recorded.
+        record. `told` gets the rows that were recorded.
         """
         self._store = store
         self._counts = counts
@@ -89,7 +89,6 @@ class StoreSink:
         self._give_up = give_up
         self._failure_limit = failure_limit
         self._changed = changed
-        self._crash = crash
         self._told = told
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
@@ -159,9 +158,9 @@ class StoreSink:
         changed = self._changed
         records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest, changed) for row, outcome in batch]
         try:
-            self._pass("before-write")
+            crash.point("before-write")
             self._store.write(records)
-            self._pass("after-write")
+            crash.point("after-write")
         except OSError as error:
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:
@@ -188,10 +187,6 @@ class StoreSink:
                     self._counts.truncated += 1
                 if outcome.is_empty:
                     self._counts.empty += 1
-
-    def _pass(self, point: str) -> None:
-        if self._crash:
-            self._crash(point)
 
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit
