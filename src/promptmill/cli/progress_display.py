@@ -16,11 +16,9 @@ _BAR = 12  # beside it, 80 columns have room for why a job waits
 
 
 @contextlib.contextmanager
-def watching(
-    job_id: str, stream: TextIO | None = None, *, as_json: bool = False, quiet: bool = False
-) -> Iterator[Watch | None]:
-    """Give what shows a job's progress on `stream`, else stderr: a bar, lines, or events; None when `quiet`."""
-    stream = stream or sys.stderr
+def watching(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
+    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
+    stream = sys.stderr
     if quiet:
         yield None
     elif as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -14,10 +15,13 @@ from promptmill.http.address import Address, is_loopback, url
 from promptmill.http.app import Rules
 from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.listener import tls_context
-from promptmill.http.size import parse_size
 from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Token, find_token
 
 _MAX_BODY = 64 << 20
+_FORM = re.compile(r"([0-9]{1,12})\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
+_BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_LEAST, _MOST = 64 << 10, 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,25 @@ class HttpOptions:
             Address.parse(address),
             find_token(token_file, token_env, environ),
             tuple(allowed_hosts),
-            _MAX_BODY if max_body is None else parse_size(max_body, "--max-body"),
+            _MAX_BODY if max_body is None else parse_size(max_body),
             None if tls_cert is None else tls_context(tls_cert, tls_key),
             access_log,
         )
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `64MiB`, `64M` (both 1024² times 64), `64MB` (1000² times) or `67108864`.
+
+    Raises `PromptmillError` (`invalid_config`), also below 64 KiB and above 2 GiB.
+    """
+    found = _FORM.fullmatch(text.strip())
+    if found is None:
+        raise config_error("--max-body", "write a size such as 64MiB.")
+    decimal = not found[3] and text.strip().lower().endswith("b")
+    size = int(found[1]) * (_DECIMAL if decimal else _BINARY)[(found[2] or "").lower()]
+    if not _LEAST <= size <= _MOST:
+        raise config_error("--max-body", "should be between 64KiB and 2GiB.")
+    return size
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.service import registry
-from promptmill.service.gpu_placement import fits_beside
 from promptmill.service.loaded_backend import LoadedBackend, identity_of
+from promptmill.service.room import fits_beside
 
 
 class Model:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill.service.gpu_placement import fits_beside, on_other_gpus
+from promptmill.backends.engines import embedded_model
+from promptmill.config.loading import ResolvedConfig
+from promptmill.config.settings import OpenVINOSettings
 
 if TYPE_CHECKING:
     from promptmill.service.loaded_backend import LoadedBackend
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+# Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
+_MEMORY_PER_WEIGHT = 2.5
 
 
 class Room:
@@ -52,3 +60,53 @@ class Room:
         ]
         blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
         return min(blocking, key=lambda other: other.last_used, default=None)
+
+
+def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
+    """Return whether `new` may load while `old` still runs.
+
+    Connections always do. Engines do on separate GPUs, and on the CPU when its free memory is ample for the weights.
+    """
+    if not (old.record.is_engine and new.record.is_engine):
+        return True
+    ours, theirs = old.block, new.block
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
+        elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
+        return elsewhere or _enough_memory(new.model)
+    if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):
+        return on_other_gpus(old, new)
+    return not _has_accelerator() and _enough_memory(new.model)
+
+
+def on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
+    """Return whether two engines are known to share no device."""
+    used = [set(getattr(plan.block, "gpu_ids", None) or ()) for plan in (one, other)]
+    return all(used) and not used[0] & used[1]
+
+
+def _has_accelerator() -> bool:
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def _enough_memory(model: str) -> bool:
+    weights, free = _weights(model), _free_memory()
+    return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
+
+
+def _weights(model: str) -> int:
+    """Return the bytes of a model's weights, 0 where they are not known."""
+    if model == embedded_model.NAME:
+        return embedded_model.WEIGHTS_BYTES
+    folder = Path(model)
+    return sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0
+
+
+def _free_memory() -> int | None:
+    """Return the bytes that may be taken without harm, or None where that is not known."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

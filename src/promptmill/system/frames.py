@@ -1,7 +1,7 @@
 """Messages between a process and its children: a four-byte length, then one JSON object.
 
 JSON, not pickle: what comes out of a process that ran a model's code, or read an endpoint's answer, is data. What the
-messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/fanout.py`.
+messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/workers.py`.
 """
 
 from __future__ import annotations

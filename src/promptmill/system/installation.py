@@ -41,9 +41,9 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
     return _into(prefix, f"{'-e ' if editable else ''}{wanted}")
 
 
-def command_for_package(package: str, *, prefix: Path | None = None) -> str:
+def command_for_package(package: str) -> str:
     """Return the command that adds another package to the environment that this Python runs in."""
-    prefix = prefix or Path(sys.prefix)
+    prefix = Path(sys.prefix)
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx inject {_NAME} {shlex.quote(package)}"
     return _into(prefix, shlex.quote(package))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.http.size import parse_size
+from promptmill.http.options import parse_size
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ from promptmill.http.size import parse_size
     ],
 )
 def test_a_size_is_read(text, size):
-    assert parse_size(text, "--max-body") == size
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1M", "1.5M", "MiB", "1TiB", "\uff11M", "inf", "1e9"])
 def test_what_is_no_size_is_said(text):
     with pytest.raises(PromptmillError, match="--max-body: write a size such as 64MiB"):
-        parse_size(text, "--max-body")
+        parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["0", "1K", "3GiB", "999999999999"])
 def test_a_size_that_helps_nobody_is_said(text):
     with pytest.raises(PromptmillError, match="between 64KiB and 2GiB"):
-        parse_size(text, "--max-body")
+        parse_size(text)
