@@ -1,4 +1,4 @@
-"""Make fifty mistakes that people make, and print what each is told: for a reader to judge, 0 to 3.
+"""Make some sixty mistakes that people make, and print what each is told: for a reader to judge, 0 to 3.
 
     .venv/bin/python scripts/mistakes.py
 
@@ -67,6 +67,12 @@ MISTAKES = (
     Mistake("a picture that is not there", "generate --image cat.png --base-url URL --model m hi"),
     Mistake("a picture that is text", "generate --image cat.png --base-url URL --model m hi", {"cat.png": "meow"}),
     Mistake("text that is not UTF-8", "generate --base-url URL --model m", stdin=b"caf\xe9"),
+    Mistake("a prompt without quotes", "generate Tell me a joke --base-url URL --model m"),
+    Mistake(
+        "an example as a schema",
+        "generate --schema s.json --base-url URL --model m hi",
+        {"s.json": '{"name": "Ann", "age": 3}'},
+    ),
     # the file
     Mistake("a file that is not there", "check --config nowhere.yaml"),
     Mistake("a tab in YAML", "check", {"parameter.yaml": "backend: openai\nbackend_configs:\n\topenai: {}\n"}),
@@ -81,7 +87,14 @@ MISTAKES = (
     Mistake("a key twice", "check", {"parameter.yaml": OPENAI + "backend: hf\n"}),
     Mistake("a variable that is not set", "check", {"parameter.yaml": OPENAI.replace("m,", "${NOT_SET},")}),
     Mistake("a base_url that is no URL", "check", {"parameter.yaml": OPENAI.replace("URL", "'ht tp://x'")}),
+    Mistake("a base_url that is empty", "check", {"parameter.yaml": OPENAI.replace("URL", "''")}),
+    Mistake("a base_url with one slash", "check", {"parameter.yaml": OPENAI.replace("URL", "http:/127.0.0.1:8000")}),
+    Mistake("a provider as a backend", "check", {"parameter.yaml": "backend: groq\n"}),
+    Mistake("a timeout with a unit", "check", {"parameter.yaml": OPENAI[:-2] + ", timeout: 5m}\n"}),
     # the endpoint
+    Mistake("a scheme mistyped", "check --base-url htp://127.0.0.1:8000 --model m"),
+    Mistake("a port alone", "check --base-url 8000 --model m"),
+    Mistake("the path of another request", "check --base-url URL/v1/completions --model m"),
     Mistake("nobody listens", "check --base-url http://127.0.0.1:9 --model m"),
     Mistake("a host that does not exist", "check --base-url http://no-such-host.invalid --model m"),
     Mistake("https at a plain port", "check --base-url TLSURL --model m"),

@@ -47,6 +47,25 @@ def promptmill(tmp_path, upstream, capsys, monkeypatch):
 # generate
 
 
+def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(promptmill, upstream, tmp_path):
+    upstream.models = ["gpt-5.5", "qwen3"]
+    upstream.reply = status(404, "The model `gpt-55` does not exist", code="model_not_found")
+    code, _, err = promptmill("generate", "--model", "gpt-55", "x")
+    assert code == 1
+    assert "did you mean gpt-5.5? --model NAME chooses it." in err
+    _, _, err = promptmill("generate", "--model", "zzz", "x")
+    assert "the endpoint has gpt-5.5, qwen3: name one with --model." in err
+    (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
+    code, out, err = promptmill("bulk", "in.jsonl", "out.jsonl", "--quiet", "--model", "gpt-55")
+    assert code == 1
+    assert "Did you mean gpt-5.5?" in out + err
+
+
+def test_a_server_without_memory_is_not_told_to_be_tried_later(promptmill, upstream):
+    upstream.reply = status(500, "model requires more system memory (5.6 GiB) than is available (3.2 GiB)")
+    assert "use a smaller one" in promptmill("generate", "x")[2]
+
+
 def test_answers_are_printed_in_order(promptmill):
     assert promptmill("generate", "the one", "two") == (0, "echo: the one\necho: two\n", "")
 

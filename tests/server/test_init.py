@@ -83,12 +83,22 @@ def test_a_second_init_starts_from_the_file_again(talk, upstream):
 OPENAI = "backend_configs.openai"
 
 
+def test_another_program_in_the_place_of_a_backend_is_told_before_what_else_is_missing(talk):
+    async def work(talk):
+        return await talk.error("generation_init", backend="ollama")
+
+    assert talk(work).startswith("backend: ollama is not a backend but a server")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"backend": "nope"}, "backend: "),
         ({"backend": "opnai"}, "did you mean openai?"),
         ({"backend": 3}, "backend is a number"),
+        ({"backend": "ollama", "backend_configs": {"ollama": {}}}, "backend: ollama is not a backend but a server"),
+        ({"backend": "groq"}, "`backend_configs: {openai: {provider: groq, model_name: …}}`"),
+        ({"backend_configs": {"model_name": "m"}}, "model_name: belongs below a backend: {openai: {model_name: …}}."),
         ({"backend_configs": {"opnai": {}}}, "backend_configs.opnai: unknown key; did you mean openai?"),
         ({"backend_configs": {"openai": {"retrys": 1}}}, f"{OPENAI}.retrys: unknown key; did you mean retries?"),
         ({"backend_configs": {"openai": {"concurrency": 0}}}, f"{OPENAI}.concurrency: "),
@@ -136,7 +146,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
 @pytest.mark.parametrize(
     ("tool", "arguments", "said"),
     [
-        ("generate", {}, "prompt_ls is missing."),
+        ("generate", {}, "prompt_ls is missing; send a list."),
         ("generate", {"prompt_ls": None}, "prompt_ls is null; send a list."),
         ("generate", {"prompt_ls": 5}, "prompt_ls is a number; send a list."),
         ("generate", {"prompts": ["x"], "prompt_ls": ["x"]}, "prompts is not an argument of this tool; did you mean"),
@@ -148,7 +158,7 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
             {"prompt_ls": ["x"], "temperature": 0},
             "temperature is not an argument of this tool: it goes into sampling_params",
         ),
-        ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing."),
+        ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing; send a list."),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [3]}, "multimodal_path[0] is a number"),
         (
             "multimodal_generate",

@@ -137,6 +137,8 @@ def bulk(
         except KeyboardInterrupt:
             _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
+        if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error))):
+            found = found | {"reason": f"{error.message} {meant[0].upper()}{meant[1:]}"}
         told = about | found | {"alive": False}
         _tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
     finally:

@@ -22,7 +22,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.service import call_report, registry
+from promptmill.service import call_report, choosing, registry
 from promptmill.service.lists import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -152,6 +152,9 @@ def generate(
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
         if failed := call_report.summary(outcomes):
             say(f"promptmill: {failed}", sys.stderr, wrap=True)
+            first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
+            if meant := runtime.run(choosing.meant_model(configuration.plan, first)):
+                say(f"promptmill: {meant}", sys.stderr, wrap=True)
     if interrupted:
         return 130
     return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))

@@ -293,7 +293,10 @@ class Configuration:
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
             if not isinstance(values, Mapping | None):
-                raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
+                if backends.is_named(block):
+                    raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
+                shown = f"{block:.60}"
+                raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
             mine[block] = {**({} if self._calls_replace else mine.get(block) or {}), **(values or {})}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):

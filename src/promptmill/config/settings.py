@@ -136,6 +136,13 @@ class OpenAISettings(Block):
             raise ValueError("is to be the NAME of an environment variable, such as OPENAI_API_KEY, and holds a key")
         return name
 
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _seconds(cls, timeout: Any) -> Any:
+        if isinstance(timeout, str):
+            raise ValueError("should be seconds as a number, such as 300, or two: [to connect, the longest silence]")
+        return timeout
+
     @model_validator(mode="before")
     @classmethod
     def _timeout_pair(cls, data: Any) -> Any:

@@ -41,5 +41,5 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
     usual = next((name for name in _USUAL if name in names), None)
     if not has_options:
-        raise input_error(f"{lacks} Call the field with the question {f'({usual}) ' if usual else ''}`prompt`.")
+        raise input_error(f"{lacks} Rename {usual or 'the one to ask'} to `prompt` in the file.")
     raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} asks {'it' if usual else 'the one that you name'}.")

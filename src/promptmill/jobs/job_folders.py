@@ -13,6 +13,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.folder import SUFFIX, Folder, new_id
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+_MOST_NAMED = 5
 _POINTER = ".path"
 
 
@@ -91,8 +92,14 @@ class JobFolders:
             return self.find(text)
         except PromptmillError as error:
             near = [name for path in self.paths() if (name := path.stem).startswith(f"{text}-")] if text else []
-            meant = f"did you mean {' or '.join(near[:3])}?" if near else "`promptmill jobs` lists those there are."
+            meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()
             raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
+
+    def _names(self) -> str:
+        """Return which jobs there are, the newest first."""
+        names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return f"jobs here: {', '.join(names[:_MOST_NAMED])}{more}." if names else "there are no jobs here."
 
     def all(self) -> Iterator[Folder]:
         """Yield the folders of all jobs that are where they were, by name. Raises `PromptmillError` (`storage`)."""

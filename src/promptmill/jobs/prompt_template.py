@@ -38,7 +38,9 @@ class PromptTemplate:
         except TemplateError as error:
             raise input_error(f"--prompt is not a template: {_why(error, environment)}") from None
         if not self.names:
-            raise input_error("--prompt names no column; write it in double braces, such as {{text}}.")
+            single = re.search(r"\{(\w+)\}", text)
+            name = single[1][:40] if single else "text"
+            raise input_error(f"--prompt names no column; write it in double braces, such as {{{{{name}}}}}.")
 
     @property
     def takes_all(self) -> bool:

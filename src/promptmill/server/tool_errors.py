@@ -20,6 +20,7 @@ from promptmill.config.settings import BackendConfigs
 from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.sampling import Sampling
+from promptmill.service.registry import check_name
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -80,7 +81,14 @@ class PlainArguments(Middleware):
         arguments = context.message.arguments or {}
         if len(arguments) > _MOST_ARGUMENTS:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
-        if wrong := _wrong_names_and_kinds(arguments, await self._schema(context)):
+        schema = await self._schema(context)
+        backend = arguments.get("backend")
+        if isinstance(backend, str) and "backend" in schema.get("properties", {}):
+            try:  # before what else is missing: who means another program leaves more out
+                check_name(backend.strip().lower())
+            except PromptmillError as error:
+                raise CodedToolError(redact(str(error)), error.code) from None
+        if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
         try:
             return await call_next(context)
@@ -108,7 +116,11 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
     properties: dict[str, Any] = schema.get("properties", {})
     if not schema:
         return ""  # whoever knows the tool says that it is not there
-    lines = [f"{name} is missing." for name in schema.get("required", ()) if name not in arguments]
+    lines = [
+        f"{name} is missing; send {_kind(properties.get(name, {}))}."
+        for name in schema.get("required", ())
+        if name not in arguments
+    ]
     for name, value in arguments.items():
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
@@ -119,16 +131,21 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
     return _joined(lines)
 
 
+def _kind(argument: Mapping[str, Any]) -> str:
+    kinds = [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
+    return "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
+
+
 def _where(name: str, properties: Mapping[str, Any]) -> str:
     """Return where an argument goes that a tool does not have by itself, or which one was meant."""
     if name in Sampling.model_fields and "sampling_params" in properties:
-        return f": it goes into sampling_params, {{{name!r}: …}}."
+        return f': it goes into sampling_params, {{"{name}": …}}.'
     if "backend_configs" in properties and any(
         name in block.annotation.model_fields
         for block in BackendConfigs.model_fields.values()
         if isinstance(block.annotation, type)
     ):
-        return f": it goes into backend_configs, below the backend's name, {{{name!r}: …}}."
+        return f': it goes into backend_configs, below the backend\'s name, {{"{name}": …}}.'
     near = difflib.get_close_matches(name, properties, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
 
@@ -144,7 +161,9 @@ def _wrong_arguments(error: PydanticValidationError) -> str:
         name, *inner = problem["loc"] or ("arguments",)
         place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
         expected = _expected(problem["type"], problem.get("ctx", {}))
-        lines.setdefault(place, f"is {shape(problem['input'])}; {expected}")
+        given = problem["input"]
+        is_number = problem["type"].endswith("_than_equal")
+        lines.setdefault(place, f"is {f'{given:g}' if is_number else shape(given)}; {expected}")
     return _joined([f"{place:.100} {text}" for place, text in lines.items()])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -12,10 +13,12 @@ from typing import Any, TypeAlias
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
 
 _EMBEDDED = "smollm2-135m-instruct"
 # What an engine needs installed; the first that is there runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
+_MOST_NAMED = 12
 _LOG = logging.getLogger("promptmill.choice")
 
 
@@ -59,6 +62,19 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
         return []
     found: list[str] = await (await _module(choice)).models_at(plan)
     return found
+
+
+async def meant_model(plan: ResolvedConfig, error: PromptmillError) -> str:
+    """Return what the endpoint has in place of the model that `error` says it lacks; empty where that is not it."""
+    if error.code is not Code.NOT_FOUND or not plan.model:
+        return ""
+    names = await models_at(plan)
+    if not names or plan.model in names:
+        return ""
+    if near := difflib.get_close_matches(plan.model, names, n=3, cutoff=0.4):
+        return f"did you mean {' or '.join(near)}? --model NAME chooses it."
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"the endpoint has {', '.join(names[:_MOST_NAMED])}{more}: name one with --model."
 
 
 def local_engine() -> str:

@@ -13,23 +13,25 @@ from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, redact
 
 
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
     if not is_named(name):
-        rows = [row[0] for row in providers()]
-        if provider := difflib.get_close_matches(name.lower(), [row for row in rows if row not in BACKENDS], n=1):
+        rows = {row[0]: row[1] for row in providers() if row[0] not in BACKENDS}
+        shown = f"{redact(name):.40}"
+        if near := difflib.get_close_matches(name.lower(), rows, n=1):
+            kind = "server" if rows[near[0]].startswith("http://") else "provider"
             raise config_error(
                 "backend",
-                f"unknown backend; {provider[0]} is a provider: `--provider {provider[0]}`, or `backend: openai` and "
-                f"`backend_configs: {{openai: {{provider: {provider[0]}}}}}`.",
+                f"{shown} is not a backend but a {kind}, which the backend openai asks: `backend: openai` and "
+                f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
             )
         known = [*BACKENDS, *installed(), AUTO]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         said = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(known)}."
-        raise config_error("backend", f"unknown backend; {said}")
+        raise config_error("backend", f"there is no backend {shown}; {said}")
 
 
 def check_asked(name: str) -> None:

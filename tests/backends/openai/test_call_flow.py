@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
@@ -103,6 +104,20 @@ def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_tha
         )
         bench.stats.done += 1
         assert bench.stats.waiting == "", "others are answered"
+
+    bench(work)
+
+
+def test_a_server_of_ones_own_that_never_answered_may_be_loading(bench):
+    def work(bench):
+        bench.state.endpoint = replace(bench.state.endpoint, own=True)
+        bench.limiter.enter_now(bench.stats, 0, None)
+        bench.clock.now += 11
+        assert "it may still be loading the model" in bench.stats.waiting
+        bench.answered()
+        bench.limiter.enter_now(bench.stats, 0, None)
+        bench.clock.now += 11
+        assert "loading" not in bench.stats.waiting
 
     bench(work)
 

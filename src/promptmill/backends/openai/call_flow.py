@@ -83,7 +83,11 @@ class CallFlow:
             return ""
         names = ", ".join(dict.fromkeys(state.endpoint.name for state in states))
         most_s = max(state.longest_silence_s for state in states)
-        return f"no answer from {names} for {quiet_s:.0f} s; a try is given up after {most_s:.0f} s (`timeout`)"
+        is_loading = all(state.endpoint.own and not state.successes for state in states)
+        perhaps = " (it may still be loading the model)" if is_loading else ""
+        return (
+            f"no answer from {names} for {quiet_s:.0f} s{perhaps}; a try is given up after {most_s:.0f} s (`timeout`)"
+        )
 
     def _between_attempts(self, now: float) -> str:
         """Return why all that is left waits to be sent again, or for `rpm` and `tpm`."""

@@ -28,6 +28,8 @@ _LEAVE_OUT = {
     "response_format": _NO_SCHEMA,
     "json_schema": _NO_SCHEMA,
 }
+# Ollama's words, PyTorch's, llama.cpp's.
+_NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
 _PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
 # Cloudflare's pages to whom it takes for a program.
 _BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
@@ -49,6 +51,10 @@ def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: 
         return "The provider refuses this account or place; another key will not help."
     if status == 403 and _PERMISSION.search(body.words):
         return "The endpoint knows the key; what is missing is said above."
+    if status >= 500 and _NO_MEMORY.search(body.text):
+        return "The server's machine lacks memory for this model: use a smaller one, or free memory there."
+    if status in {400, 422} and "max_completion_tokens' instead" in body.text:
+        return "Leave `max_tokens` out, and set `extra_params: {max_completion_tokens: N}`."
     if status in {400, 422} and _MAX_TOKENS.search(body.text):
         return "Lower `max_tokens`."
     if status in {400, 422} and (name := _REFUSED_OPTION.search(body.text)):
