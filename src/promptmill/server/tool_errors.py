@@ -16,6 +16,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import CallToolRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
+from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
 from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, redact
@@ -83,9 +84,10 @@ class PlainArguments(Middleware):
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
         backend = arguments.get("backend")
-        if isinstance(backend, str) and "backend" in schema.get("properties", {}):
+        name = backend.strip().lower() if isinstance(backend, str) else AUTO
+        if name != AUTO and "backend" in schema.get("properties", {}):
             try:  # before what else is missing: who means another program leaves more out
-                check_name(backend.strip().lower())
+                check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
         if wrong := _wrong_names_and_kinds(arguments, schema):
