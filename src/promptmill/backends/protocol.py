@@ -14,9 +14,9 @@ from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One conversation to answer. `key` is the caller's (its index, a byte offset); keys may be sparse.
+    """One conversation to answer, never changed. `key` is the caller's (its index, a byte offset); keys may be sparse.
 
     `extra` is what `extra_params` hold: it goes through to the engine or into the request body. `attempts` were made
     before, by a run that ended early.

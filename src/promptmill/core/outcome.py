@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from promptmill.core.errors import PromptmillError, without_frames
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Usage:
-    """Tokens as the engine or endpoint counted them; 0 where it said nothing."""
+    """Tokens as the engine or endpoint counted them; 0 where it said nothing. Never changed."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -32,9 +32,12 @@ class Usage:
 NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Completion:
-    """An answer. `text` never holds reasoning; `finish_reason` is OpenAI's word (`stop`, `length`, `tool_calls`)."""
+    """An answer. `text` never holds reasoning; `finish_reason` is OpenAI's word (`stop`, `length`, `tool_calls`).
+
+    Whoever gets one leaves it as it is. It is not frozen because that makes one of so many fields six times as dear.
+    """
 
     text: str
     finish_reason: str | None = None
@@ -58,23 +61,6 @@ class Completion:
     def is_empty(self) -> bool:
         """Whether it says nothing and calls no tool."""
         return not self.text.strip() and not self.tool_calls
-
-    def after(self, attempts: int, latency_s: float) -> Completion:
-        """Return this answer with what it took; `dataclasses.replace` takes twice as long, once per item."""
-        return Completion(
-            self.text,
-            self.finish_reason,
-            self.usage,
-            self.reasoning,
-            self.tool_calls,
-            attempts,
-            latency_s,
-            self.logprobs,
-            self.details,
-            self.answered_by,
-            self.cost,
-            self.answers,
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,8 @@ class Run(Generic[TaskT]):
             if not self._held.idle:
                 for refused, decision in self._held.answered(answering):
                     await self._fail(refused, decision.error, decision.usage)
-            return await self._settle(item, result.after(item.attempts, round(now - item.since, 4)))
+            result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
+            return await self._settle(item, result)
         result = self._judged(result, endpoint_state)
         counts = not self._blame(item, permit, result)
         limiter.leave(permit, stats)
