@@ -83,7 +83,7 @@ class AdaptiveLimit:
     @property
     def size(self) -> int:
         """Requests that may be in flight now; at least 1."""
-        return max(1, int(self._size + 1e-9))
+        return int(self._size + 1e-9)
 
     @property
     def most(self) -> int:

@@ -119,7 +119,8 @@ class LocalSender:
                 self._scope.preview = None  # it may be the streaming that is refused
                 return await self.send(task, endpoint_state, prepared, fresh=fresh)
             return found
-        endpoint_state.heard(reply.headers)
+        if reply.headers.hold_zero():
+            endpoint_state.heard(reply.headers)
         if task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)

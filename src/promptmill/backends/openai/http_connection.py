@@ -29,9 +29,15 @@ T = TypeVar("T")
 class Headers(Mapping[str, str]):
     """Headers of a response, read only when somebody asks; names in any case, the first of several counts."""
 
+    __slots__ = ("_raw", "_read")
+
     def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         self._raw = raw
         self._read: dict[bytes, bytes] | None = None
+
+    def hold_zero(self) -> bool:
+        """Return whether any value is 0, without reading the names."""
+        return b"0" in [value.strip() for _, value in self._raw]
 
     def _all(self) -> dict[bytes, bytes]:
         if self._read is None:
@@ -63,7 +69,7 @@ class HttpResponse(NamedTuple):
     """A whole response."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
 
 

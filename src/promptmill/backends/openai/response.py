@@ -28,12 +28,9 @@ from promptmill.core.outcome import NO_USAGE, Completion, Usage
 _ERROR_FIELDS = frozenset(
     {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
 )
-_TELLING = frozenset({"error", "error_code", "base_resp"})
-"""Fields of a body that may say it is an error."""
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that say nothing more about one with text."""
 _ENDS = frozenset({"stop", "length"})
-_SUMS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -42,7 +39,14 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, `whole` with its details, or what the response means instead."""
     try:
-        return _read(status, headers, body.removeprefix(codecs.BOM_UTF8), endpoint, whole=whole)
+        body = body.removeprefix(codecs.BOM_UTF8)
+        try:
+            payload = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            payload = None
+        if status == 200 and not whole and type(payload) is dict and (completion := _ordinary(payload)) is not None:
+            return completion
+        return _read(status, headers, body, payload, endpoint, whole=whole)
     except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
         return _unreadable(endpoint, "what cannot be read", b"")
 
@@ -82,17 +86,11 @@ def _text_of_other(payload: Mapping[str, Any]) -> str:
 
 
 def _read(
-    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool
+    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, whole: bool
 ) -> Completion | RetryDecision:
-    try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        payload = None
     if 200 <= status < 300:
         if payload is None and is_stream(headers.get("Content-Type", ""), body):
             return _read_stream(headers, body, endpoint, whole=whole)
-        if not whole and type(payload) is dict and (completion := _ordinary(payload)) is not None:
-            return completion
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
             return read_payload(payload, headers, endpoint, whole=whole)
@@ -112,8 +110,8 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
 
     `read_payload` would find the same and takes four times as long.
     """
-    choices, usage = payload.get("choices"), payload.get("usage")
-    if not _TELLING.isdisjoint(payload) or payload.get("object") == "error" or type(choices) is not list or not choices:
+    choices = payload.get("choices")
+    if type(choices) is not list or not choices or _is_error(payload):
         return None
     choice = choices[0]
     if type(choice) is not dict or choice.get("error") or choice.get("logprobs"):
@@ -127,7 +125,7 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
     for name, value in message.items():
         if value and name not in _NO_MATTER:
             return None
-    return Completion(text, finish, _usage(usage))
+    return Completion(text, finish, _usage(payload.get("usage")))
 
 
 def _unwrapped(payload: Any) -> Any:
@@ -241,7 +239,7 @@ def _usage(usage: Any) -> Usage:
         return NO_USAGE
     prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
     completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
-    if usage.keys() == _SUMS:
+    if len(usage) == 3 and prompt and completion and "total_tokens" in usage:  # so there is nothing else
         return Usage(prompt, completion)
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage.get("prompt_cache_hit_tokens"))
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")

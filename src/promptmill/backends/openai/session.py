@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from promptmill.backends.openai.http_connection import LARGEST_BODY, HttpResponse
+from promptmill.backends.openai.http_connection import LARGEST_BODY, Headers, HttpResponse
 from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
@@ -84,10 +84,11 @@ class Session:
             response = await asyncio.wait_for(posting, begins_s)
             async with response:
                 try:
-                    return HttpResponse(response.status, response.headers, await _whole(response.content, told))
+                    body = await _whole(response.content, told)
                 except TooLargeError:
                     response.close()
                     raise
+                return HttpResponse(response.status, Headers(response.raw_headers), body)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page, of its body up to `largest` bytes."""
@@ -96,7 +97,8 @@ class Session:
                 url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
             )
             async with getting as response:
-                return HttpResponse(response.status, response.headers, await response.content.read(largest))
+                body = await response.content.read(largest)
+                return HttpResponse(response.status, Headers(response.raw_headers), body)
 
     async def aclose(self) -> None:
         """Close all connections."""
