@@ -528,15 +528,22 @@ def _add_init(commands: Any, shared: Parser) -> None:
 
 
 def _add_completion(commands: Any, parser: Parser) -> None:
-    completion = commands.add_parser("completion", help="print a script that completes commands and options with Tab")
-    completion.add_argument("shell", choices=["bash", "zsh", "fish", "tcsh", "powershell"])
+    from promptmill.cli.completion import SHELLS
+
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that completes commands, options, files, jobs and models with Tab",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["to have it in every shell:", *(f"  {shell:{_NAME}}{how}" for shell, how in SHELLS.items())]),
+    )
+    completion.add_argument("shell", choices=list(SHELLS))
     completion.set_defaults(unconfigured=lambda arguments: _completion(parser, arguments.shell))
 
 
 def _completion(parser: Parser, shell: str) -> int:
-    import shtab
+    from promptmill.cli.completion import script
 
-    say(shtab.complete(parser, shell))
+    say(script(parser, shell))
     return OK
 
 

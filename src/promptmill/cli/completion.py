@@ -1,0 +1,69 @@
+"""Scripts that complete commands, options, files, jobs and models with Tab.
+
+shtab writes them from the parser; which values an option takes is told to it here, when a script is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SHELLS = {
+    "bash": 'eval "$(promptmill completion bash)" in ~/.bashrc',
+    "zsh": 'eval "$(promptmill completion zsh)" in ~/.zshrc, behind compinit',
+    "fish": "promptmill completion fish > ~/.config/fish/completions/promptmill.fish",
+    "tcsh": "promptmill completion tcsh > ~/.promptmill.tcsh, and `source` it in ~/.tcshrc",
+    "powershell": "promptmill completion powershell | Out-String | Invoke-Expression in $PROFILE",
+}
+"""What to do with a script, by shell."""
+
+_PATHS = ("input", "output", "image")  # paths that may be something else as well
+_LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
+
+
+def script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Return the script for `shell`."""
+    import shtab
+
+    from promptmill.config.backends import AUTO, BACKENDS
+    from promptmill.service import registry
+
+    chosen = {"backend": [AUTO, *sorted(BACKENDS)], "provider": [row[0] for row in registry.providers()]}
+    for action in _actions(parser):
+        if action.dest in chosen:
+            action.choices = chosen[action.dest]
+        elif action.dest in _LISTED and not action.const:
+            _tell(action, _asking(action.dest, _LISTED[action.dest]))
+        elif action.metavar == "DIR":
+            _tell(action, shtab.DIRECTORY)
+        elif action.type is Path or action.dest in _PATHS:
+            _tell(action, shtab.FILE)
+    return str(shtab.complete(parser, shell))
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:  # argparse has no public way; shtab takes the same
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _actions(below)
+
+
+def _tell(action: Any, values: Any) -> None:
+    action.complete = values
+
+
+def _asking(what: str, command: str) -> dict[str, Any]:
+    """Return how each shell asks promptmill itself for the values."""
+    name = f"_promptmill_{what}"
+    return {
+        "bash": name,
+        "zsh": name,
+        "fish": f"({command})",
+        "preamble": {
+            "bash": f'{name}() {{ compgen -W "$({command})" -- "$1"; }}',
+            "zsh": f'{name}() {{ compadd -- ${{(f)"$({command})"}} }}',
+        },
+    }
