@@ -118,6 +118,8 @@ def _tokenizer(family: str) -> Any:
     vocabulary = {token: number for number, token in enumerate(("<pad>", "<s>", "</s>", *_MARKS[family]))}
     for character in ["Ġ", *map(chr, range(33, 127))]:
         vocabulary[character] = len(vocabulary)
+    if family == "llava":
+        vocabulary["Ċ"] = len(vocabulary)  # a line's end
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -1,8 +1,9 @@
 """A vision language model of 2.5 MB, trained here in about 40 seconds: it repeats the prompt and names its images.
 
 `here <red image> there <blue image>` → `here red there blue`: which image came where is plain in every answer. It knows
-the words of `WORDS` and images of one colour of `COLOURS`, up to four different ones of each in a prompt, and may be
-told anything by a system turn. Made once and kept in promptmill's cache folder under a hash of this file.
+the words of `WORDS` and images of one colour of `COLOURS`, up to four different ones of each in a prompt, with a line's
+end behind an image or none (its own tokenizer leaves it out, OpenVINO puts it there), and may be told anything by a
+system turn. Made once and kept in promptmill's cache folder under a hash of this file.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ COLOURS = {
 WORDS = ("here", "there", "left", "right", "above", "below", "one", "two")
 MOST_IMAGES = MOST_WORDS = 4
 _SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
-_VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *COLOURS, *WORDS))}
+_VOCABULARY = {word: number for number, word in enumerate((*_SPECIAL, *COLOURS, *WORDS, "\n"))}
 _PAD, _END, _IMAGE = _VOCABULARY["<pad>"], _VOCABULARY["</s>"], _VOCABULARY["<image>"]
 _PATCHES = 4  # tokens of an image
 _SIDE = 28  # pixels
@@ -132,7 +133,7 @@ def _examples(chance: random.Random) -> dict[str, Any]:
         prompt.append(_VOCABULARY["<|user|>"])
         for item in items:
             if item in COLOURS:
-                prompt += [_IMAGE] * _PATCHES
+                prompt += [_IMAGE] * _PATCHES + [_VOCABULARY["\n"]] * chance.randint(0, 1)
                 colour = torch.tensor(COLOURS[item]) / 255 + torch.randn(3) * 0.02
                 pixels.append(((colour - mean) / deviation).reshape(3, 1, 1).expand(3, _SIDE, _SIDE))
             else:

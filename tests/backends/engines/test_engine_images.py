@@ -11,6 +11,7 @@ import sys
 import pytest
 import yaml
 
+from openvino_vlm import kept
 from piped import Piped, eventually
 from tiny_vlm import COLOURS, picture, tiny_vlm
 
@@ -27,19 +28,27 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def _written(folder, model, **top):
+def _written(folder, backend, model, **top):
     file = folder / "vlm.yaml"
     block = {"model_name_or_path": str(model)}
     sampling = {"temperature": 0, "max_tokens": 16}
     file.write_text(
-        yaml.safe_dump({"backend": "hf", "backend_configs": {"hf": block}, "sampling_params": sampling} | top)
+        yaml.safe_dump({"backend": backend, "backend_configs": {backend: block}, "sampling_params": sampling} | top)
     )
     return file
 
 
+@pytest.fixture(scope="module", params=["hf", pytest.param("openvino", marks=pytest.mark.thorough)])
+def backend(request):
+    if request.param == "openvino":
+        pytest.importorskip("openvino_genai")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, pictures):
-    return _written(tmp_path_factory.mktemp("config"), tiny_vlm(), allowed_roots=[str(pictures)])
+def config(tmp_path_factory, backend, pictures):
+    model = tiny_vlm() if backend == "hf" else kept(tiny_vlm())
+    return _written(tmp_path_factory.mktemp("config"), backend, model, allowed_roots=[str(pictures)])
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +152,10 @@ def test_a_message_may_bring_its_images(server, pictures):
     assert _answers(server.result(number)) == ["red left blue"]
 
 
-def test_prompt_tokens_include_the_images(ask):
+def test_prompt_tokens_include_the_images(ask, backend):
     result = ask([("here", []), ("here", ["red"])])
     without, with_one = (usage["prompt_tokens"] for usage in result["_meta"]["usage"])
-    assert with_one == without + 4
+    assert with_one == without + 4 + (backend == "openvino")  # which puts a line's end behind an image
 
 
 def test_a_job_reads_images_too(server, pictures):
@@ -161,8 +170,8 @@ def test_a_job_reads_images_too(server, pictures):
     assert found["here"]["error"]["code"] == "invalid_image"
 
 
-def test_an_image_for_a_model_that_reads_only_text_is_that_items_error(tmp_path, pictures):
-    with Piped(_written(tmp_path, "smollm2-135m-instruct")) as server:
+def test_an_image_for_a_model_that_reads_only_text_is_that_items_error(tmp_path, backend, pictures):
+    with Piped(_written(tmp_path, backend, "smollm2-135m-instruct")) as server:
         server.initialize()
         paths = [[str(pictures / "red.png")], []]
         number = server.call("multimodal_generate", multimodal_path=paths, prompt_ls=["What is this?", "Hi!"])

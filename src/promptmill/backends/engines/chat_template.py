@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -20,7 +22,9 @@ class ChatTemplate:
 
         Raises `jinja2.TemplateError` for a template that cannot be read.
         """
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
@@ -34,6 +38,18 @@ class ChatTemplate:
             messages=turns, **{**self._tokens, "tools": None, "documents": None, **options}
         )
         return text
+
+
+class _Generation(Extension):  # type: ignore[misc]
+    """`{% generation %}…{% endgeneration %}`, around what a model says itself: for training, nothing to us."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """Return what stands between."""
+        next(parser.stream)
+        inside: list[Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return inside
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

@@ -52,6 +52,11 @@ class GrowingAnswer:
     """Whether the answer so far is wanted while it grows."""
     shown_at: float = 0.0
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has, images included."""
+        return len(self.prompt)
+
     def accept(self, token: int) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.tokens.append(token)
@@ -75,7 +80,7 @@ class GrowingAnswer:
             reason=self.finish_reason,
             ended=ended,
             logprobs=self.logprobs,
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=self.prompt_tokens,
             tokens=len(self.tokens),
         )
         return self._address() | parts

@@ -6,21 +6,21 @@ import base64
 import binascii
 import io
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.system.frames import Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def pictures(message: Frame) -> list[Image]:
-    """Return the images of a `submit` message in their order, as 8-bit RGB; what is transparent becomes white.
+def pictures(images: Iterable[str]) -> list[Image]:
+    """Return the `images` of a `submit` message in their order, as 8-bit RGB; what is transparent becomes white.
 
     Raises `PromptmillError` (`invalid_image`) for one that is broken behind its header.
     """
-    return [_decoded(encoded, place) for place, encoded in enumerate(message.get("images", ()), 1)]
+    return [_decoded(encoded, place) for place, encoded in enumerate(images, 1)]
 
 
 def _decoded(encoded: str, place: int) -> Image:

@@ -23,14 +23,14 @@ _BACKENDS = {"cpu": "openvino"}  # by their extras, where those have other names
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What an engine reads: the file by which a folder is known, and what to do about a model in another format."""
+    """What an engine reads: the files by any of which a folder is known, and what to do about another format."""
 
-    file: str
+    files: tuple[str, ...]
     advice: str
 
 
 TRANSFORMERS = Format(
-    "config.json",
+    ("config.json",),
     "Choose a model in transformers' format; of a repository of GGUF files, hf takes one by `gguf_file`.",
 )
 
@@ -88,7 +88,7 @@ def locate(
         return here
     if name == embedded_model.NAME:
         return Location(str(embedded_model.model_folder(report)))
-    _check_hub(name, form.file if gguf_file is None else gguf_file, form.advice)
+    _check_hub(name, form.files if gguf_file is None else (gguf_file,), form.advice)
     return Location(name, gguf_file)
 
 
@@ -120,17 +120,17 @@ def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
         if not (folder / gguf_file).is_file():
             raise load_failure(f"There is no file {gguf_file} in {folder.absolute()}.", "Check `gguf_file`.")
         return Location(str(folder), gguf_file)
-    if (folder / form.file).is_file():
+    if any((folder / file).is_file() for file in form.files):
         return Location(str(folder))
     found = sorted(file.name for file in folder.glob("*.gguf"))
     if len(found) == 1:
         return Location(str(folder), found[0])
     if found:
         raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
-    raise load_failure(f"{folder.absolute()} holds no {form.file}, so it is not a model folder.", _NAME_IT)
+    raise load_failure(f"{folder.absolute()} holds no {form.files[0]}, so it is not a model folder.", _NAME_IT)
 
 
-def _check_hub(name: str, file: str, advice: str) -> None:
+def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
     """Raise when `name` cannot be had; go offline when the network is away but the model is cached.
 
     The hub's client would try for 20 seconds and more per file before it says so.
@@ -140,7 +140,7 @@ def _check_hub(name: str, file: str, advice: str) -> None:
 
     offline = constants.HF_HUB_OFFLINE
     if offline or not _answers(constants.ENDPOINT):
-        if not isinstance(try_to_load_from_cache(name, file), str):
+        if not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
             why = "may not be asked (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
             raise load_failure(
                 f"The model hub at {constants.ENDPOINT} {why}, and {name} is not in its cache.",
@@ -150,7 +150,12 @@ def _check_hub(name: str, file: str, advice: str) -> None:
         constants.HF_HUB_OFFLINE = True  # its variable was read when the client was imported
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that an engine starts
         return
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    if not any(_is_on_hub(name, file) for file in files):
+        raise load_failure(f"{name} on the model hub holds no {files[0]}.", advice)
+
+
+def _is_on_hub(name: str, file: str) -> bool:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -166,9 +171,10 @@ def _check_hub(name: str, file: str, advice: str) -> None:
             "Check the name; for a private model set HF_TOKEN.",
         ) from None
     except EntryNotFoundError:
-        raise load_failure(f"{name} on the model hub holds no {file}.", advice) from None
+        return False
     except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
         raise _refused(name, error) from None
+    return True
 
 
 def _require_hub() -> None:

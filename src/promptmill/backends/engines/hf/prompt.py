@@ -189,7 +189,7 @@ class PromptBuilder:
     def _encoded(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
         """Return the prompt's tokens, and what it shows when it has images."""
         self._check_length(text, special=special)
-        images = pictures(message)
+        images = pictures(message.get("images", ()))
         image_inputs = None
         if images and self._vision is not None:
             tokens, image_inputs = self._vision.encode(text, images, special=special)

@@ -7,8 +7,6 @@ import time
 from collections import Counter
 from typing import Any, NoReturn
 
-import numpy as np
-import openvino
 from openvino_genai import GenerationFinishReason, GenerationStatus
 
 from promptmill.backends.engines import token_logprobs
@@ -16,6 +14,7 @@ from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.openvino.loading import Model, last_sentence
 from promptmill.backends.engines.openvino.row import Row
 from promptmill.backends.engines.openvino.waiting import FairRows
+from promptmill.backends.engines.request_options import too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _MISHAPS = 2  # a row that was there when this many steps failed is told so
@@ -67,26 +66,46 @@ class Decoder:
             if row.schema is not None and (error := self._bad_schemas.get(row.schema)) is not None:
                 self._answer(row, row.failure(error))
                 continue
-            tokens = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
             self._numbers += 1
             try:
-                row.handle = self._model.pipeline.add_request(self._numbers, tokens, row.config)
+                row.handle = self._model.add(self._numbers, row)
+            except PromptmillError as error:
+                self._answer(row, row.failure(error))
+                continue
             except RuntimeError as error:
-                self._answer(row, row.failure(_refused(error)))
+                self._answer(row, row.failure(_refused(error, row, self._model.context)))
                 continue
             self._running.append(row)
+            if row.sight is not None and row.sight.images:
+                return  # looking at images takes its time, and others want their next token
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.schema is not None and row.schema not in self._good_schemas
 
     def _read(self, row: Row) -> bool:
         """Take what a step brought a row; return whether it is done with."""
-        status = row.handle.get_status()
-        if status == GenerationStatus.IGNORED:
-            self._answer(row, row.failure(_no_room()))
-            return True
-        if not row.handle.can_read():
-            return False
+        if row.finish_reason is None:
+            status = row.handle.get_status()
+            if status == GenerationStatus.IGNORED:
+                self._answer(row, row.failure(_no_room()))
+                return True
+            if not row.handle.can_read():
+                return False
+            self._take(row)
+            if row.finish_reason is None:
+                if (preview := row.preview()) is not None:
+                    self._channel.send(preview)
+                return False
+            if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
+                row.handle.cancel()
+                if row.sight is not None:
+                    return False  # how much its images counted is told when it has left, with the next step
+        if row.sight is not None:
+            row.counted = row.handle.get_perf_metrics().get_num_input_tokens()
+        self._answer(row, row.outcome())
+        return True
+
+    def _take(self, row: Row) -> None:
         if row.schema is not None:
             self._good_schemas.add(row.schema)
         for output in row.handle.read().values():
@@ -98,14 +117,6 @@ class Decoder:
             if row.finish_reason is None and output.finish_reason != GenerationFinishReason.NONE:
                 stopped = output.finish_reason == GenerationFinishReason.STOP
                 row.finish_reason = "stop" if stopped else "length"
-        if row.finish_reason is None:
-            if (preview := row.preview()) is not None:
-                self._channel.send(preview)
-            return False
-        if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
-            row.handle.cancel()
-        self._answer(row, row.outcome())
-        return True
 
     def _answer(self, row: Row, outcome: Any) -> None:
         row.answered = True
@@ -117,6 +128,9 @@ class Decoder:
         rows, self._running = self._running, []
         on_trial = [row for row in rows if self._is_on_trial(row)]
         for row in reversed(rows):
+            if row.finish_reason is not None:  # on its way out
+                self._answer(row, row.outcome())
+                continue
             row.handle, row.tokens = None, []
             row.logprobs = None if row.logprobs is None else []
             if row in on_trial and row.schema is not None:
@@ -137,7 +151,15 @@ def _bad_schema(error: Exception) -> PromptmillError:
     return input_error(f"OpenVINO cannot hold an answer to this JSON schema: {reason}.", "Simplify the schema.")
 
 
-def _refused(error: Exception) -> PromptmillError:
+def _refused(error: Exception, row: Row, context: int | None) -> PromptmillError:
+    if context is not None and "'max_length' must be greater" in str(error):
+        return too_long(f"at least {context}", context, images=True)
+    if row.sight is not None and row.sight.images:
+        return PromptmillError(
+            Code.INVALID_IMAGE,
+            f"OpenVINO cannot take this prompt's images: {last_sentence(error)}.",
+            "Send images of another size or fewer of them.",
+        )
     return input_error(f"OpenVINO refused the request: {last_sentence(error)}.")
 
 

@@ -34,5 +34,5 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     intake = Intake(prompts.row, waiting, channel)
     decoder = Decoder(model, waiting, channel, rows)
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * rows, "images": False})
+    channel.send({"type": "loaded", "window": 2 * rows, "images": model.reads_images})
     decoder.run()

@@ -9,13 +9,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import openvino
 import openvino_genai
 
 from promptmill.backends.engines import hardware
+from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.load_errors import too_large
 from promptmill.backends.engines.model_location import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
-from promptmill.backends.engines.openvino.location import ADVICE
+from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
+from promptmill.backends.engines.openvino.row import Row
 from promptmill.backends.engines.openvino.tokenizer import Tokenizer
 from promptmill.core.errors import PromptmillError, redact
 
@@ -23,6 +27,8 @@ _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16":
 _GIB = 1 << 30
 _CACHE_SHARE = 4  # of free memory one part in this many, at most _MOST_CACHE
 _MOST_CACHE = 8
+# An image model's pipeline is given texts, and adds the tokenizer's special tokens to those that no template made.
+_AS_IT_IS = "{{ messages[0]['content'] }}"
 _LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts, and says nothing
 
 
@@ -36,6 +42,9 @@ class Model:
         self._rows = rows
         self._tokenizer = openvino_genai.Tokenizer(path)
         self.tokenizer = Tokenizer(self._tokenizer)
+        self.reads_images = (path / WITH_IMAGES).is_file()
+        if self.reads_images:
+            self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
         self.pipeline = self._made()
         defaults = self.defaults()
@@ -46,6 +55,17 @@ class Model:
     def defaults(self) -> Any:
         """Return the model's own `GenerationConfig`, each time a new one."""
         return self.pipeline.get_config()
+
+    def add(self, number: int, row: Row) -> Any:
+        """Give the pipeline a row, whose images it looks at in here; return its `GenerationHandle`.
+
+        Raises `PromptmillError` (`invalid_image`) and what the pipeline raises.
+        """
+        if row.sight is None:
+            tokens = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
+            return self.pipeline.add_request(number, tokens, row.config)
+        images = [openvino.Tensor(np.array(picture)[None]) for picture in pictures(row.sight.images)]
+        return self.pipeline.add_request(number, row.sight.text, images, row.config)
 
     def renew(self) -> None:
         """Make the pipeline again."""
@@ -62,7 +82,8 @@ class Model:
         properties: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
             "ENABLE_CPU_PINNING": False,  # threads that cannot move wait for whatever else runs on their cores
-            "sampler_num_threads": 1,
+            # the others of an image model know nothing of it
+            "MODEL_PROPERTIES": {"language_model": {"sampler_num_threads": 1}},
         }
         if precision != "auto":
             properties["INFERENCE_PRECISION_HINT"] = _PRECISIONS[precision]
@@ -121,5 +142,6 @@ def _context(path: Path) -> int | None:
             values = GGUFFile(path).values
             return min(_LONGEST_OF_GGUF, int(values[f"{values['general.architecture']}.context_length"]))
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return int(config.get("text_config", config)["max_position_embeddings"])
+        text = config.get("text_config") or config.get("llm_config") or config
+        return int(text["max_position_embeddings"])
     return None

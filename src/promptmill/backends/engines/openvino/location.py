@@ -16,9 +16,10 @@ ADVICE = (
     "FOLDER`. Or take one that the hub has for OpenVINO (OpenVINO/…), a GGUF file of a Llama or Qwen model, or "
     "`backend: hf`."
 )
-IR = Format("openvino_model.xml", ADVICE)
+WITH_IMAGES = "openvino_language_model.xml"
+"""The graph of a model that reads images; beside it stand those for images and for the words of its text."""
+IR = Format(("openvino_model.xml", WITH_IMAGES), ADVICE)
 """OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
-_VISION_FILE = "openvino_language_model.xml"  # beside it stand graphs for images
 
 
 def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
@@ -33,14 +34,10 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
 
         return embedded_model.model_folder(report, OPENVINO)
     folder = home_expanded(name)
-    if (folder / _VISION_FILE).is_file():
+    is_ir = any((folder / file).is_file() for file in IR.files)
+    if gguf_file is None and not is_ir and (folder / "config.json").is_file():
         raise load_failure(
-            f"{folder.absolute()} is a model that reads images, and the openvino backend runs text models alone.",
-            "Use `backend: hf` or `backend: vllm` with the model in transformers' format.",
-        )
-    if gguf_file is None and not (folder / IR.file).is_file() and (folder / "config.json").is_file():
-        raise load_failure(
-            f"{folder.absolute()} holds no {IR.file}: it is not in OpenVINO's format, but in transformers'.", ADVICE
+            f"{folder.absolute()} holds no {IR.files[0]}: it is not in OpenVINO's format, but in transformers'.", ADVICE
         )
     found = locate(name, gguf_file, report, _require, IR)
     if found.folder is None:

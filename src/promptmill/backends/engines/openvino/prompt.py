@@ -14,8 +14,9 @@ from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
 from promptmill.backends.engines.model_location import load_failure
+from promptmill.backends.engines.openvino.layout import PlainTexts, TaggedImages
 from promptmill.backends.engines.openvino.loading import Model
-from promptmill.backends.engines.openvino.row import Row
+from promptmill.backends.engines.openvino.row import Row, Sight
 from promptmill.backends.engines.request_options import (
     CHARACTERS_PER_TOKEN,
     DEFAULT_MAX_TOKENS,
@@ -47,6 +48,7 @@ TAKES = frozenset(
 _EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *token_logprobs.NAMES})
 _ANY_OBJECT = '{"type": "object"}'
 _GREEDY_BELOW = 1e-5
+_NOT_SAID = 2**64 - 1
 _UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
 _SEEDS = 2**32
 
@@ -62,6 +64,7 @@ class PromptBuilder:
             self._template = ChatTemplate(source, model.tokenizer.named) if source else None
         except jinja2.TemplateError as error:
             raise load_failure(f"The model's chat template cannot be read: {error}.") from None
+        self._tags = TaggedImages(self._template, model.tokenizer.special) if model.reads_images else None
         self._tools = ToolReader(source or None)
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
@@ -90,10 +93,18 @@ class PromptBuilder:
             refuse(warnings)
         if not extra.get("ignore_eos"):
             ends |= self._model.ends
-        tokens = self._encoded(text, special=special)
+        sight = None
+        if self._tags is not None:
+            sight = Sight(text, message.get("images", ()))
+            text = self._tags.bare(text, len(sight.images))
+        tokens = self._encoded(text, sight, special=special)
         config = self._config(sampling, schema, ends)
         config.logprobs = int(top_logprobs is not None)
-        config.max_new_tokens = limit = self._limit(longest or config.max_new_tokens, len(tokens))
+        limit = self._limit(longest or config.max_new_tokens, len(tokens))
+        # what images count is known to the pipeline alone, which keeps the whole length; the row counts its answer
+        config.max_length = self._model.context or _NOT_SAID
+        config.max_new_tokens = limit if sight is None or self._model.context is None else _NOT_SAID
+        config.apply_chat_template = sight is not None and not special  # one that changes nothing, see `loading`
         return Row(
             run=message["run"],
             number=message["id"],
@@ -109,6 +120,7 @@ class PromptBuilder:
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,
+            sight=sight,
             schema=schema,
         )
 
@@ -119,7 +131,7 @@ class PromptBuilder:
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
-        turns = [_turn(message) for message in messages]
+        turns = (self._tags or PlainTexts()).turns(messages)
         template = self._template
         if template is None:
             warnings.append(NO_TEMPLATE)
@@ -132,16 +144,20 @@ class PromptBuilder:
         except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
             raise refused_by_template(error) from None
 
-    def _encoded(self, text: str, *, special: bool) -> list[int]:
+    def _encoded(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
+        """Return the tokens of the prompt's text; an image has at least one more."""
+        images = 0 if sight is None else len(sight.images)
         context = self._model.context
         if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
             found = len(self._model.tokenizer.encode(text[:enough], special=special))
             if found > context:
                 raise too_long(f"at least {found}", context)
         tokens = self._model.tokenizer.encode(text, special=special)
-        if context is not None and len(tokens) >= context:
-            raise too_long(f"at least {len(tokens)}" if len(tokens) == context else str(len(tokens)), context)
-        if not tokens:
+        used = len(tokens) + images
+        if context is not None and used >= context:
+            exact = used > context and not images
+            raise too_long(str(used) if exact else f"at least {used}", context, images=bool(images))
+        if not used:
             raise empty_prompt()
         return tokens
 
@@ -167,7 +183,6 @@ class PromptBuilder:
             config.min_p = min(min_p, 1 - 1e-6)  # 1 itself is refused
         seed = sampling.get("seed")
         config.rng_seed = secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS
-        config.apply_chat_template = False
         config.stop_strings = set()
         config.ignore_eos = not ends
         config.stop_token_ids = set(ends)
@@ -176,13 +191,6 @@ class PromptBuilder:
             None if schema is None else openvino_genai.StructuredOutputConfig(json_schema=schema)
         )
         return config
-
-
-def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, list):
-        content = "\n".join(part["text"] for part in content)
-    return {**message, "content": content or ""}
 
 
 def _schema(wanted: Mapping[str, Any] | None, left_out: list[str]) -> str | None:

@@ -128,7 +128,7 @@ class PromptBuilder:
     async def _rendered(
         self, message: Frame, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> Any:
-        images = pictures(message)
+        images = pictures(message.get("images", ()))
         turns = [_turn(turn, images) for turn in message["messages"]]
         try:
             if self._template is None and not images:
