@@ -226,3 +226,16 @@ def test_it_comes_from_the_hub_by_its_name_and_afterwards_from_the_cache(
         first = desk.wait(loaded(mirror.url))
     assert any("openvino_vision_embeddings_model.bin" in path for path in mirror.asked)
     assert desk.wait(loaded(mirror.url)) == first
+
+
+def test_a_step_that_fails_lets_prompts_with_images_start_over(desk, engine, source, pictures):
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wrong"}}}
+    right = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["red", "blue"]}}}
+    asked = [*ASKED[:2], ("is # bad?", ["noise"]), ("which is #?", ["noise"])]
+    wanted = (None, None, wrong, right)
+    first, second, bad, held = answered(desk, engine, asked, [9, 40, 9, 9], pictures, response_format=wanted)
+    assert first.text == expected(source, pictures, *ASKED[0], 9)
+    assert second.text == expected(source, pictures, *ASKED[1], 40)
+    assert bad.error.code == "invalid_input"
+    assert "JSON schema" in bad.error.message
+    assert held.text.startswith(('"red"', '"blue"'))
