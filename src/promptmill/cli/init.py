@@ -130,6 +130,9 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
         try:
             print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
             said = input().strip() or default
+        except KeyboardInterrupt:
+            print()  # the shell's next prompt begins a line
+            raise
         except EOFError:
             print()
             raise config_error("", f"there is nobody to ask; say it with {option}.") from None
