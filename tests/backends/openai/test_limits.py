@@ -12,6 +12,7 @@ from driving import ask, echoes, opened
 from promptmill.backends.protocol import CallStats
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
 
+pytestmark = pytest.mark.usefixtures("either_way")
 THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
@@ -204,33 +205,6 @@ def test_concurrency_bounds_all_runs_together(upstream, run, adaptive):
     for result in run(work()):
         assert result.texts == echoes(prompts)
     assert upstream.peak == 8
-
-
-def test_concurrency_of_one_sends_one_after_the_other(upstream, drive):
-    upstream.reply = late(0.002)
-    prompts = [str(i) for i in range(50)]
-    assert drive(prompts, concurrency=1).texts == echoes(prompts)
-    assert upstream.peak == 1
-    assert upstream.connections == 1
-
-
-def test_fewer_connections_than_requests_are_enough(upstream, drive):
-    upstream.reply = late(0.002)
-    prompts = [str(i) for i in range(100)]
-    assert drive(prompts, concurrency=16, max_connections=2).texts == echoes(prompts)
-    assert upstream.peak <= 2
-    assert upstream.connections <= 2
-
-
-def test_connections_are_kept_and_used_again(upstream, run):
-    async def work():
-        async with opened(upstream.url, concurrency=4) as backend:
-            for _ in range(3):
-                await ask(backend, THOUSAND[:100])
-
-    run(work())
-    assert upstream.connections <= 4
-    assert not upstream.open
 
 
 def test_a_small_run_beside_a_huge_one_gets_its_share(upstream, run):
