@@ -47,9 +47,11 @@ def test_a_model_in_transformers_format_is_refused_with_the_way_to_convert_it(tm
     assert "backend: hf" in error.hint
 
 
-def test_a_model_that_reads_images_is_taken(tmp_path):
+def test_a_model_that_reads_images_is_taken_when_all_of_it_is_there(tmp_path):
     for name in ("openvino_language_model.xml", "openvino_vision_embeddings_model.xml", "config.json"):
         (tmp_path / name).write_text("")
+    assert "not openvino_text_embeddings_model.xml" in refusal(tmp_path).message
+    (tmp_path / "openvino_text_embeddings_model.xml").write_text("")
     assert found(tmp_path) == tmp_path
 
 

@@ -18,6 +18,7 @@ ADVICE = (
 )
 WITH_IMAGES = "openvino_language_model.xml"
 """The graph of a model that reads images; beside it stand those for images and for the words of its text."""
+_BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
 IR = Format(("openvino_model.xml", WITH_IMAGES), ADVICE)
 """OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
 
@@ -38,6 +39,12 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
     if gguf_file is None and not is_ir and (folder / "config.json").is_file():
         raise load_failure(
             f"{folder.absolute()} holds no {IR.files[0]}: it is not in OpenVINO's format, but in transformers'.", ADVICE
+        )
+    missing = [file for file in _BESIDE if not (folder / file).is_file()]
+    if (folder / WITH_IMAGES).is_file() and missing:
+        raise load_failure(
+            f"{folder.absolute()} holds {WITH_IMAGES}, but not {missing[0]}: its conversion did not come to an end.",
+            ADVICE,
         )
     found = locate(name, gguf_file, report, _require, IR)
     if found.folder is None:
