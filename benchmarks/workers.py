@@ -57,7 +57,7 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     source = ListSource(items, "", Sampling(), {})
     limiter = backend._limiter
     assert limiter is not None
-    bulk = Bulk(plan, backend._endpoints, backend._rules)
+    bulk = Bulk(plan, backend._endpoints, backend._rules, workers, 64 * workers)
     async with bulk.opened(source, sink, stats) as (refs, fan_out):
         while len(fan_out._workers) < workers:
             await asyncio.sleep(0.01)

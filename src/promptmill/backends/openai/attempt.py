@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_
 from promptmill.backends.openai.stream_preview import StreamPreview
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
+from promptmill.core.conversation import ImagePart
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.outcome import Completion
 
@@ -63,15 +64,16 @@ class LocalSender:
     def __init__(
         self,
         pool: Pool,
-        image_encoder: ImageEncoder,
+        image_encoder: Callable[[], ImageEncoder],
         stats: CallStats,
         *,
         unsupported_is_error: bool,
         whole: bool = False,
     ) -> None:
-        """`whole`: answers come with their details."""
+        """`image_encoder` makes one for the first image. `whole`: answers come with their details."""
         self._pool = pool
-        self._image_encoder = image_encoder
+        self._make_image_encoder = image_encoder
+        self._image_encoder: ImageEncoder | None = None
         self._scope = stats
         self._unsupported_is_error = unsupported_is_error
         self._whole = whole
@@ -83,7 +85,11 @@ class LocalSender:
     def prepare(self, task: Request) -> Awaitable[Mapping[str, bytes]] | None:
         """Return the task's images, read and encoded."""
         images = task.conversation.images
-        return self._image_encoder.read(images) if images else None
+        if not images:
+            return None
+        if self._image_encoder is None:
+            self._image_encoder = self._make_image_encoder()
+        return self._image_encoder.read(images)
 
     async def send(
         self, task: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
@@ -98,7 +104,7 @@ class LocalSender:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
             self._scope.warn(f"{text}; it was left out.")
         preview = self._scope.preview
-        if prepared and endpoint.profile.images == "data" and self._image_encoder.passes_on(task.conversation.images):
+        if prepared and endpoint.profile.images == "data" and self._passes_on(task.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"{endpoint.name} fetches no images from the web.",
@@ -128,6 +134,14 @@ class LocalSender:
             kind = FailureKind.CHANCE if answer.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=answer.usage)
         return answer
+
+    def _passes_on(self, images: Sequence[ImagePart]) -> bool:
+        return self._image_encoder is not None and self._image_encoder.passes_on(images)
+
+    def close(self) -> None:
+        """Stop what is still being read for it."""
+        if self._image_encoder is not None:
+            self._image_encoder.close()
 
     async def _send_elsewhere(
         self, task: Request, endpoint_state: EndpointState, *, fresh: bool

@@ -17,13 +17,17 @@ from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.server_load import watch_servers
-from promptmill.backends.openai.spool import wants_whole
+from promptmill.backends.openai.spool import MappedSource
 from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.images.load import ImageRules
 from promptmill.images.web import WebImages
+from promptmill.system.limits import usable_cores
+
+_LARGE_BYTES = 256 * 1024 * 1024
+_MOST_WORKERS = 8
 
 
 def create(plan: ResolvedConfig) -> OpenAIBackend:
@@ -54,6 +58,7 @@ class OpenAIBackend:
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
         self._concurrency = self._settings.concurrency
+        self._bulk: Bulk | None = None
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""
@@ -61,6 +66,9 @@ class OpenAIBackend:
         settings = self._settings
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
+        workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
+        if workers > 1 and not settings.dedupe:
+            self._bulk = Bulk(self._plan, self._endpoints, self._rules, workers, self._concurrency)
         clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
         throttle = LoopThrottle(clock)
         self._endpoint_states = endpoint_states(self._endpoints, self._model, settings, throttle, chance)
@@ -109,9 +117,8 @@ class OpenAIBackend:
 
     async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
-        bulk = Bulk(self._plan, self._endpoints, self._rules, self._concurrency)
-        if bulk.suits(source, stats):
-            async with bulk.opened(source, sink, stats) as (refs, fan_out):
+        if self._bulk is not None and self._is_worth_workers(source, stats):
+            async with self._bulk.opened(source, sink, stats) as (refs, fan_out):
                 concurrency = min(self._concurrency, fan_out.capacity)
                 await Run(
                     refs,
@@ -124,13 +131,12 @@ class OpenAIBackend:
                     chance=chance,
                 ).run()
             return
-        image_encoder = ImageEncoder(self._rules, self._fetcher)
         sender = LocalSender(
             pool,
-            image_encoder,
+            lambda: ImageEncoder(self._rules, self._fetcher),
             stats,
             unsupported_is_error=self._unsupported_is_error,
-            whole=wants_whole(source),
+            whole=getattr(getattr(source, "reading", None), "whole", False),
         )
         try:
             await Run(
@@ -144,7 +150,17 @@ class OpenAIBackend:
                 chance=chance,
             ).run()
         finally:
-            image_encoder.close()
+            sender.close()
+
+    def _is_worth_workers(self, source: Source, stats: CallStats) -> bool:
+        """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
+        if getattr(source, "is_rest", False):
+            return False
+        if (stats.total or 0) >= self._settings.bulk_threshold:
+            return True
+        if isinstance(source, MappedSource):
+            return self._settings.num_workers is not None or source.path.stat().st_size >= _LARGE_BYTES
+        return getattr(source, "size", 0) >= _LARGE_BYTES
 
     async def aclose(self) -> None:
         """End running calls and close all connections."""

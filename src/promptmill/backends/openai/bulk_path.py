@@ -1,4 +1,4 @@
-"""The bulk path: when a call is large enough for worker processes, and the payload they get."""
+"""The bulk path: a call that worker processes answer, and the payload they get."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from promptmill.core.conversation import check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Failure
 from promptmill.images.load import ImageRules
-from promptmill.system.limits import usable_cores
 
-_LARGE_BYTES = 256 * 1024 * 1024
-_MOST_WORKERS = 8
 _FIRST = 64
 
 
@@ -27,25 +24,14 @@ class Bulk:
     """The bulk path of one backend."""
 
     def __init__(
-        self, plan: ResolvedConfig, endpoints: list[Endpoint], rules: ImageRules, concurrency: int | None = None
+        self, plan: ResolvedConfig, endpoints: list[Endpoint], rules: ImageRules, workers: int, concurrency: int
     ) -> None:
-        """`concurrency` is the most in flight of all workers together; default: the configured one."""
+        """`concurrency` is the most in flight of all `workers` together."""
         self._plan = plan
-        settings = plan.settings.backend_configs.openai
-        self._settings = settings.model_copy(update={"concurrency": concurrency or settings.concurrency})
+        self._settings = plan.settings.backend_configs.openai.model_copy(update={"concurrency": concurrency})
         self._endpoints = endpoints
         self._rules = rules
-        self._workers = self._settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-
-    def suits(self, source: Source, stats: CallStats) -> bool:
-        """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
-        if self._workers < 2 or self._settings.dedupe or getattr(source, "is_rest", False):
-            return False
-        if (stats.total or 0) >= self._settings.bulk_threshold:
-            return True
-        if isinstance(source, MappedSource):
-            return self._settings.num_workers is not None or source.path.stat().st_size >= _LARGE_BYTES
-        return getattr(source, "size", 0) >= _LARGE_BYTES
+        self._workers = workers
 
     @asynccontextmanager
     async def opened(self, source: Source, sink: Sink, stats: CallStats) -> AsyncIterator[tuple[Refs, FanOut]]:

@@ -80,7 +80,7 @@ class Spool:
             raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        whole = wants_whole(source)
+        whole = getattr(getattr(source, "reading", None), "whole", False)
         if first:
             self.reading = RowReader("messages", first[0].sampling, first[0].extra, whole=whole)
         else:
@@ -154,12 +154,6 @@ def _encoded(image: HeldImage) -> bytes:
         return encoded(image.image)
     except Exception:  # noqa: BLE001 (Pillow's encoders raise nearly anything; the worker says what is not an image)
         return b"?"
-
-
-def wants_whole(source: Source) -> bool:
-    """Return whether answers to what `source` brings are wanted with their details."""
-    reading = getattr(source, "reading", None)
-    return reading is not None and bool(reading.whole)
 
 
 def _no_room(error: OSError) -> PromptmillError:

@@ -60,11 +60,11 @@ class Worker:
         roots = job["allowed_roots"]
         memory = DecodeMemory(job["max_image_memory"])
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"], memory)
-        image_encoder = ImageEncoder(rules, WebImages() if job["fetch_images"] else None, kept_bytes=_KEPT_BYTES)
+        fetcher = WebImages() if job["fetch_images"] else None
         pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment, throttle)
         self._sender = LocalSender(
             pool,
-            image_encoder,
+            lambda: ImageEncoder(rules, fetcher, kept_bytes=_KEPT_BYTES),
             self._scope,
             unsupported_is_error=job["unsupported"] == "error",
             whole=self._reading.whole,
