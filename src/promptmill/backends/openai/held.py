@@ -25,20 +25,16 @@ class HeldRefusals(Generic[ItemT]):
     every item, whatever the words, and as many equal ones as `SEVERAL` end the call with them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, answered: bool) -> None:
+        """`answered`: something of the call was answered before."""
         self._held: list[tuple[ItemT, Permit, RetryDecision]] = []
-        self._answered = False
+        self._answered = answered
         self._pages = 0
         self.ended: PromptmillError | None = None
         """Why nothing more of this call is sent."""
 
     def __len__(self) -> int:
         return len(self._held)
-
-    @property
-    def idle(self) -> bool:
-        """Whether another answer changes nothing here."""
-        return self._answered and not self._held
 
     def takes(self, decision: RetryDecision) -> bool:
         """Return whether a final failure is to wait here."""

@@ -120,7 +120,9 @@ class Run(Generic[TaskT]):
         self._finished = asyncio.Event()
         self._prefer_back = False
         self._closed = False
-        self._held: HeldRefusals[Item[TaskT]] = HeldRefusals()
+        self._answered = False
+        self._held: HeldRefusals[Item[TaskT]] | None = None
+        """There once something failed."""
         self._flow = CallFlow(limiter, stats, time.monotonic)
 
     async def run(self) -> None:
@@ -163,7 +165,7 @@ class Run(Generic[TaskT]):
         finally:
             self._workers -= 1
         if self._ended and self._held and self._open == len(self._held):  # nothing more will tell whose they are
-            await self._release()
+            await self._release(self._held)
         if self._ended and not self._open:
             self._finished.set()
 
@@ -191,7 +193,7 @@ class Run(Generic[TaskT]):
 
     async def _advance(self, item: Item[TaskT]) -> None:  # noqa: PLR0912 (a call per step costs more than the step)
         """Make one attempt and settle the item or put it back."""
-        if self._held.ended:
+        if self._held is not None and self._held.ended:
             return await self._fail(item, self._held.ended, concerns_all=True)
         limiter, sender, stats, task = self._limiter, self._sender, self._scope, item.task
         try:
@@ -237,7 +239,8 @@ class Run(Generic[TaskT]):
             limiter.leave(permit, stats)
             if limiter.counts_tokens:
                 limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
-            if not self._held.idle:
+            self._answered = True
+            if self._held is not None:
                 for refused, decision in self._held.answered(answering):
                     await self._fail(refused, decision.error, decision.usage)
             result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
@@ -331,6 +334,9 @@ class Run(Generic[TaskT]):
     async def _after_failure(self, item: Item[TaskT], permit: Permit, decision: RetryDecision, *, counts: bool) -> None:
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
+        if self._held is None:
+            self._held = HeldRefusals(answered=self._answered)
+        held = self._held
         item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
         final = decision.kind is FailureKind.ITEM or (
@@ -341,14 +347,14 @@ class Run(Generic[TaskT]):
             or item.counted >= settings.retries
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
-            if not self._held.takes(decision):
+            if not held.takes(decision):
                 return await self._fail(item, error, decision.usage)
-            if self._held.hold(item, permit, decision):
-                await self._release()
+            if held.hold(item, permit, decision):
+                await self._release(held)
                 self._limiter.serve()
             return None
-        if self._held.ended_by(decision):
-            await self._release()
+        if held.ended_by(decision):
+            await self._release(held)
             return await self._fail(item, error, concerns_all=True)
         self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
         self._scope.completion_tokens += decision.usage.completion_tokens
@@ -381,8 +387,8 @@ class Run(Generic[TaskT]):
         self._back.append(item)
         self._employ()
 
-    async def _release(self) -> None:
-        for item, decision, concerns_all in self._held.release():
+    async def _release(self, held: HeldRefusals[Item[TaskT]]) -> None:
+        for item, decision, concerns_all in held.release():
             await self._fail(item, decision.error, decision.usage, concerns_all=concerns_all)
 
     async def _fail(
