@@ -94,10 +94,8 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
 
 async def _stored(service: Service, store: JobStore, stats: CallStats, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(store))
-    reader = RowReader("jsonl")
-    answering = Answering(
-        service, store, JobCounts(), NEVER, stats, file, source, reader, None, None, None, _nothing, _give_up
-    )
+    rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
+    answering = Answering(service, rows, JobCounts(), stats, None, None, _give_up, (), None, service.plan.name)
     await answering.run()
     syncing.cancel()
 
@@ -106,7 +104,8 @@ async def _forgotten(service: Service, store: JobStore, stats: CallStats, file: 
     async def settle(row: int, outcome: Outcome) -> None:
         raise AssertionError(row, outcome)
 
-    reader = FileSource(Rows(file, source, RowReader("jsonl"), store, NEVER, {}, None, _nothing), settle, _give_up)
+    rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
+    reader = FileSource(rows, {}, settle, _give_up)
     await service.run(reader, NoSink(), stats)
     await reader.aclose()
 

@@ -34,14 +34,12 @@ class World:
     def source(self, limit: int | None = None, guard: Any = lambda: None) -> FileSource:
         """Return a source over the input."""
         self.file = RandomFile(self.path / "in.jsonl")
-        rows = Rows(
-            self.file, self.path / "in.jsonl", RowReader("jsonl"), self.store, RETRYABLE, self.taken, limit, guard
-        )
+        rows = Rows(self.file, self.path / "in.jsonl", RowReader("jsonl"), self.store, RETRYABLE, limit, guard)
 
         async def settle(row: int, outcome: Any) -> None:
             self.settled[row] = outcome
 
-        return FileSource(rows, settle, self.reasons.append)
+        return FileSource(rows, self.taken, settle, self.reasons.append)
 
 
 @pytest.fixture

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from promptmill.backends.protocol import CallStats
-from promptmill.backends.rows import RowReader
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome
 from promptmill.jobs.counts import JobCounts
-from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.duplicates import DedupedSource, FirstSeen
 from promptmill.jobs.job_request import FailureLimit
 from promptmill.jobs.sink import StoreSink, Taken
 from promptmill.jobs.source import FileSource, Rows
-from promptmill.jobs.store import JobStore
 from promptmill.service.service import Service
 
 _AT_ONCE = 256
@@ -28,35 +25,24 @@ class Answering:
     """What is needed to have rows answered. `give_up` is told why it cannot go on, and then has the task cancelled."""
 
     service: Service
-    store: JobStore
+    rows: Rows
     counts: JobCounts
-    again: str
-    """Which records are to be replaced, as a condition for `store`."""
     stats: CallStats
-    file: RandomFile
-    path: Path
-    reading: RowReader
-    limit: int | None
     failure_limit: FailureLimit | None
     duplicates: Path | None
     """Where to note what was asked, to ask it once; None to ask everything."""
-    guard: Callable[[], None]
     give_up: Callable[[PromptmillError], None]
-    changed: Sequence[str] = ()
-    told: Callable[[Sequence[int]], None] | None = None
+    changed: Sequence[str]
+    told: Callable[[Sequence[int]], None] | None
     """Gets the rows that were recorded."""
-    first: tuple[int, int] = (0, 0)
-    """The first line and where it begins, see `source.Rows`."""
-    model: str | None = None
+    model: str
     """The name of the model that answers rows which name none."""
-    enough: Callable[[], bool] = bool
-    """Whether no further row is to be taken."""
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
         taken: dict[int, Taken] = {}
         sink = StoreSink(
-            self.store,
+            self.rows.store,
             self.counts,
             taken,
             self.give_up,
@@ -120,7 +106,7 @@ class Answering:
             while requests := await left_out.take(_AT_ONCE):
                 for request in requests:
                     first = asked.first(request)
-                    record = self.store.record(first) if first != request.key else None
+                    record = self.rows.store.record(first) if first != request.key else None
                     if record is None:  # it will be found unanswered when the output is written
                         continue
                     if earlier is not None and earlier.first(request) == request.key:
@@ -151,21 +137,8 @@ class Answering:
         def reused(number: int) -> None:
             loop.call_soon_threadsafe(count, number)
 
-        rows = Rows(
-            self.file,
-            self.path,
-            self.reading,
-            self.store,
-            self.again,
-            taken,
-            self.limit,
-            self.guard,
-            reused if self.store.reuses else None,
-            everything,
-            self.first,
-            self.enough,
-        )
-        return FileSource(rows, settle, self.give_up)
+        told = reused if self.rows.store.reuses else None
+        return FileSource(self.rows, taken, settle, self.give_up, reused=told, everything=everything)
 
 
 def _copied(outcome: Outcome, attempts: int) -> Outcome:

@@ -24,6 +24,7 @@ from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.output_writer import OutputWriter
+from promptmill.jobs.source import Rows
 from promptmill.jobs.spool import spool
 from promptmill.jobs.status import Progress
 from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
@@ -297,23 +298,25 @@ class Runner:
             reading = replace(reading, models={name: self._reader(other) for name, other in others.items()})
         return Answering(
             self._service,
-            job.folder.store,
+            Rows(
+                lines,
+                path,
+                reading,
+                job.folder.store,
+                self.again,
+                job.order.limit,
+                self._guard,
+                self._first,
+                lambda: self._is_leaving,
+            ),
             self.progress.counts,
-            self.again,
             self.progress.stats,
-            lines,
-            path,
-            reading,
-            job.order.limit,
             job.order.failure_limit,
             job.folder.duplicates if job.order.dedupe else None,
-            self._guard,
             self._give_up,
             job.spec.changed,
             self._told,
-            self._first,
             plan.name,
-            lambda: self._is_leaving,
         )
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:

@@ -32,14 +32,8 @@ class Rows:
     store: JobStore
     again: str
     """Which records are to be replaced, as a condition for `store`."""
-    taken: dict[int, Taken]
-    """Gets what is known of the rows that were taken."""
     limit: int | None
     guard: Callable[[], None]
-    reused: Callable[[int], None] | None = None
-    """Told how many rows got an answer that was set aside; None when none is."""
-    everything: bool = False
-    """Bring rows that are answered as well."""
     first: tuple[int, int] = (0, 0)
     """The first line and where it begins; the last one is where `file` ends."""
     enough: Callable[[], bool] = bool
@@ -52,18 +46,33 @@ class FileSource:
     `path` and `kind` are for those who read the file themselves by `take_refs`; `reading` says how.
     """
 
-    def __init__(self, rows_: Rows, settle: Settle, give_up: Callable[[PromptmillError], None]) -> None:
-        """`settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on."""
+    def __init__(
+        self,
+        rows_: Rows,
+        taken: dict[int, Taken],
+        settle: Settle,
+        give_up: Callable[[PromptmillError], None],
+        *,
+        reused: Callable[[int], None] | None = None,
+        everything: bool = False,
+    ) -> None:
+        """`taken` gets what is known of the rows that were taken.
+
+        `settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on. `reused` is told
+        how many rows got an answer that was set aside; None when none is. `everything` brings answered rows as well.
+        """
         self.path = rows_.file.shared_path() or rows_.path
         self.reading = rows_.reading
         self.kind = rows_.reading.kind
-        self.taken = rows_.taken
+        self.taken = taken
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
         self.untouched = True
         """Whether nothing was taken yet."""
         self._rows = rows_
+        self._reused = reused
+        self._everything = everything
         self._settle = settle
         self._give_up = give_up
         self._lines = Lines(rows_.file, *rows_.first)
@@ -76,7 +85,7 @@ class FileSource:
         while not taken and await self._fill():
             while self._ready and len(taken) < n:
                 line, about = self._ready.popleft()
-                self._rows.taken[line.row] = about
+                self.taken[line.row] = about
                 self.untouched = False
                 try:
                     large = line.length > _LARGE
@@ -95,13 +104,13 @@ class FileSource:
         refs = []
         self.untouched = self.untouched and not self._ready
         for _ in range(min(n, len(self._ready))):
-            line, self._rows.taken[line.row] = self._ready.popleft()
+            line, self.taken[line.row] = self._ready.popleft()
             refs.append((line.row, line.offset, line.length))
         return refs
 
     def attempts(self, row: int) -> int:
         """Return how often a row on its way was sent by earlier runs."""
-        return self._rows.taken[row].attempts
+        return self.taken[row].attempts
 
     async def aclose(self) -> None:
         """Wait until no thread reads the file any more."""
@@ -156,14 +165,14 @@ class FileSource:
                 break
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
-            if not settled or job.everything:
+            if not settled or self._everything:
                 digest = (
                     None
                     if settled or line.data is None
                     else rows.digest(self.kind, line.data, self.reading.prompt_column)
                 )
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
-        return found if job.reused is None else self._without_reused(found, job.reused)
+        return found if self._reused is None else self._without_reused(found, self._reused)
 
     def _without_reused(
         self, found: list[tuple[Line, Taken]], reused: Callable[[int], None]
@@ -172,7 +181,7 @@ class FileSource:
         settled = {record.row for record in self._rows.store.reuse(wanted)}
         if settled:
             reused(len(settled))
-        if self._rows.everything:
+        if self._everything:
             return [(line, about._replace(settled=True) if line.row in settled else about) for line, about in found]
         return [(line, about) for line, about in found if line.row not in settled]
 
