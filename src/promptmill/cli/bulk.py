@@ -14,7 +14,6 @@ import orjson
 
 from promptmill.backends.protocol import CallStats
 from promptmill.cli import progress_display
-from promptmill.cli import validate as validation
 from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
@@ -38,11 +37,6 @@ OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
-
-
-def validate(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
-    """Check every row and send nothing."""
-    return validation.run(configuration.plan, order, as_json=as_json)
 
 
 def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:

@@ -283,7 +283,9 @@ def _bulk_of_files(arguments: argparse.Namespace, configuration: Configuration) 
             quiet=arguments.quiet,
         )
     if arguments.validate:
-        return command.validate(configuration, order, as_json=arguments.json)
+        from promptmill.cli import validate
+
+        return validate.run(configuration.plan, order, as_json=arguments.json)
     if arguments.detach:
         return command.detach(configuration, order, as_json=arguments.json)
     return command.bulk(configuration, order, as_json=arguments.json, quiet=arguments.quiet)

@@ -88,7 +88,7 @@ class RunningJobs:
                 raise self._outside("input_file or output_file")
             if job.finished:
                 job.close()
-                return {"job_id": job.spec.job_id, "message": "The job is finished already."} | self._told(folder)
+                return {"job_id": job.spec.job_id, "message": "The job is finished already."} | status.read(folder)
             status.write_starting(folder)
             held.pop_all()
         if not plan.record.is_engine:
@@ -97,7 +97,7 @@ class RunningJobs:
             await asyncio.shield(starting)
         else:
             self.run_here(job)
-        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | self._told(folder)
+        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | status.read(folder)
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
         """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""
@@ -116,7 +116,7 @@ class RunningJobs:
     def status(self, job_id: str | None, limit: int = _MOST_LISTED) -> dict[str, Any]:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`."""
         if job_id is not None:
-            return self._told(self._find(job_id))
+            return status.read(self._find(job_id))
         found = status.read_all(filter(self._is_listed, self.folders.all()))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
@@ -156,7 +156,7 @@ class RunningJobs:
         folder = self._find(job_id)
         if folder.request_cancel():
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
-        return self._told(folder)
+        return status.read(folder)
 
     def run_here(self, job: Job) -> asyncio.Task[Any]:
         """Run a job in this process; return its run."""
@@ -183,9 +183,6 @@ class RunningJobs:
                 print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 
         run.add_done_callback(ended)
-
-    def _told(self, folder: Folder) -> dict[str, Any]:
-        return status.read(folder)
 
     def _find(self, job_id: str) -> Folder:
         folder = self.folders.find(job_id)
