@@ -16,9 +16,9 @@ from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import CallStats
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
-from promptmill.core.budget import Budget
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Usage
 from promptmill.service import call_report
 from promptmill.service.prices import FlatPrice, price_of

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code
+from promptmill.core.money import Budget
 from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
 from promptmill.core.sampling import Sampling
 

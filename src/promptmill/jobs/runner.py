@@ -14,8 +14,8 @@ from typing import Any
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.money import Budget
 from promptmill.jobs import admission, disk, formats, merge, row_ids, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering

@@ -13,9 +13,9 @@ from promptmill.answers.response_format import asking_for
 from promptmill.answers.schema import compile_schema, why_no_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.money import Budget
 from promptmill.core.outcome import Outcome
 from promptmill.server import prompt_lists
 from promptmill.server.arguments import (

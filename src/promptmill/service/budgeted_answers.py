@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.money import dollars
+from promptmill.core.money import Budget, dollars
 from promptmill.core.outcome import Failure, Outcome, Usage
 from promptmill.service.prices import Price, worst_case
 from promptmill.service.wrapped_call import RunCall, WrappedCall

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.budget import Budget
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import Budget
 from promptmill.service.wrappers import WrappedBackend
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]

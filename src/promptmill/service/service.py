@@ -13,9 +13,9 @@ from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
 from promptmill.config.models import DEFAULT, unknown_model
-from promptmill.core.budget import Budget
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
 from promptmill.service.lists import ListSink, ListSource

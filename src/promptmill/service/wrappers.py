@@ -9,7 +9,7 @@ from collections.abc import Callable
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import ResolvedConfig
-from promptmill.core.budget import Budget
+from promptmill.core.money import Budget
 from promptmill.service.answer_cache import AnswerCache, path_of
 from promptmill.service.budgeted_answers import BudgetedAnswers, unknown_price
 from promptmill.service.cached_answers import CachedAnswers
