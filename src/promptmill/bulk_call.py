@@ -197,8 +197,7 @@ class _Call:
         """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
         folders = JobFolders.from_environ()
         job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, folders)
-        service = Service(self.configuration)
-        service.plan = without_own_dedupe(service.plan)
+        service = Service(self.configuration, plan=without_own_dedupe(self.configuration.plan))
         try:
             if job.finished:
                 for record in job.folder.store.records():

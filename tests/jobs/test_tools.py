@@ -114,7 +114,7 @@ def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any,
         with pytest.raises(ToolError, match="there is no model 'slow'"):
             await call("bulk_generate", **files, model="slow")
         with pytest.raises(ToolError, match="answer_schema is not a usable JSON Schema"):
-            await call("bulk_generate", **files, answer_schema={"type": "wrong"})
+            await call("bulk_generate", **files, answer_schema={"type": ["wrong"]})
 
     tools(work, Service(configuration))
     for seen in bench.upstream.seen:
@@ -284,10 +284,9 @@ def test_jobs_of_other_folders_are_not_shown(bench: Any, tools: Any, tmp_path: P
     bench.succeed()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    service = Service(openai_configuration(bench.upstream.url))
-    service.plan = ResolvedConfig(
-        service.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]}), service.plan.operator
-    )
+    configuration = openai_configuration(bench.upstream.url)
+    settings = configuration.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]})
+    service = Service(configuration, plan=ResolvedConfig(settings, configuration.plan.operator))
 
     async def work(call: Call) -> None:
         assert (await call("bulk_status"))["jobs"] == []

@@ -121,8 +121,8 @@ def test_no_secret_of_any_kind_shows_up(monkeypatch, run):
     }
 
     async def work(overrides):
-        service = Service(Configuration(raw))
-        service.plan = service._configuration.overlaid(overrides)
+        configuration = Configuration(raw)
+        service = Service(configuration, plan=configuration.overlaid(overrides))
         try:
             return json.dumps(describe(service))
         finally:

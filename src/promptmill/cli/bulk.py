@@ -188,8 +188,7 @@ async def _bulk(
     as_json: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    service = Service(configuration, create=creating(job.order))
-    service.plan = without_own_dedupe(service.plan)
+    service = Service(configuration, plan=without_own_dedupe(configuration.plan), create=creating(job.order))
     try:
         with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch, live=live)

@@ -43,9 +43,8 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     file = value["file"]
     raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
     order = JobRequest.model_validate(value["order"])
-    service = Service(Configuration(raw, trust_client=value["trust_client"]), create=creating(order))
     settings = Settings.model_validate(value["settings"])
-    service.plan = ResolvedConfig(
+    plan = ResolvedConfig(
         settings,
         operator,
         frozenset(value["from_call"]),
@@ -55,6 +54,7 @@ def unpack(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
         name=value["name"],
         file=None if file is None else Settings.model_validate(file),
     )
+    service = Service(Configuration(raw, trust_client=value["trust_client"]), plan=plan, create=creating(order))
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
     return service, order, folders, lock

@@ -32,9 +32,17 @@ class Service:
     """Made by whoever starts promptmill, and closed by them."""
 
     def __init__(
-        self, configuration: Configuration, *, create: Create = registry.create, drain_s: float = _DRAIN_S
+        self,
+        configuration: Configuration,
+        *,
+        plan: ResolvedConfig | None = None,
+        create: Create = registry.create,
+        drain_s: float = _DRAIN_S,
     ) -> None:
-        """`create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed."""
+        """`plan` is that of the model which answers where none is named, in place of the configuration's.
+
+        `create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed.
+        """
         self._configuration = configuration
         self._create = create
         self._drain_s = drain_s
@@ -42,7 +50,7 @@ class Service:
         self.budget = None if limit is None else Budget(limit)
         """What all calls together may cost."""
         self.calls = ServiceStats()
-        self._models = {configuration.default: Model(configuration.plan, self._new)}
+        self._models = {configuration.default: Model(plan or configuration.plan, self._new)}
         self._deciding = asyncio.Lock()
         self._closed = False
 
@@ -50,10 +58,6 @@ class Service:
     def plan(self) -> ResolvedConfig:
         """What runs where no model is named."""
         return self._model().plan
-
-    @plan.setter
-    def plan(self, plan: ResolvedConfig) -> None:
-        self._model().plan = plan
 
     @property
     def models(self) -> list[str]:

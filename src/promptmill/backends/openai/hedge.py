@@ -6,7 +6,7 @@ import asyncio
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.limiter import Limiter
@@ -28,9 +28,6 @@ class Counted(Protocol):
     """An item with its ledger of attempts."""
 
     attempts: int
-
-
-CountedT = TypeVar("CountedT", bound=Counted)
 
 
 class Hedge:
