@@ -45,6 +45,8 @@ class Server:
         self.connections = 0
         self.requests: list[bytes] = []
         self.writers: list[asyncio.StreamWriter] = []
+        self.left: asyncio.Queue[None] = asyncio.Queue()
+        """Gets an entry for each connection that the client closed."""
 
 
 @contextlib.asynccontextmanager
@@ -61,6 +63,7 @@ async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
                 server.requests.append(head + await reader.readexactly(length))
                 await answer(writer, len(server.requests))
         writer.close()
+        server.left.put_nowait(None)
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
@@ -81,8 +84,10 @@ def client(limit: int = 10, silence_s: float = 5.0):
         made.close()
 
 
-def asked(answer: Answer, times: int = 1, silence_s: float = 5.0) -> tuple[list[HttpResponse | BaseException], Server]:
-    """Return what came of so many requests, one after the other."""
+def asked(
+    answer: Answer, times: int = 1, silence_s: float = 5.0, *, closes: bool = False
+) -> tuple[list[HttpResponse | BaseException], Server]:
+    """Return what came of so many requests, one after the other; `closes`: the client closes after each."""
 
     async def work() -> tuple[list[HttpResponse | BaseException], Server]:
         found: list[HttpResponse | BaseException] = []
@@ -90,7 +95,7 @@ def asked(answer: Answer, times: int = 1, silence_s: float = 5.0) -> tuple[list[
             with client(silence_s=silence_s) as raw:
                 for _ in range(times):
                     found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
-                    await asyncio.sleep(0.03)
+                    await (asyncio.wait_for(server.left.get(), 10) if closes else asyncio.sleep(0.03))
         return found, server
 
     return asyncio.run(work())
@@ -153,7 +158,7 @@ def test_what_comes_between_requests_is_nobodys_answer():
         await asyncio.sleep(0.01)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nunasked!")
 
-    found, server = asked(answer, times=4)
+    found, server = asked(answer, times=4, closes=True)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"1", b"2", b"3", b"4"]
     assert server.connections == 4
 
