@@ -56,6 +56,8 @@ _FIELDS: Mapping[str, float | None] = {
     "resetafterseconds": 1, "ratelimitreset": None, "xratelimitreset": None, "quotaresettime": None,
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
+# What an answer says of a limit: what is left of it, and when it is whole again.
+_LIMITS = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 _MOST_VALUES = 500
 _NONSENSE_S = 100 * 365 * 86400.0
 
@@ -77,9 +79,15 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
     return 0.0 if "Retry-After" in headers or "retry-after-ms" in headers else None
 
 
-def reset_s(text: str | None) -> float:
-    """Return the seconds until a limit is whole again, as a header says; 0 where it does not say so."""
-    return _span_s(text, None, time.time()) or 0.0
+def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Return the seconds until a limit that an answer's headers say is used up is whole again, or None."""
+    waits: list[float] = []
+    for remaining, resets in _LIMITS:
+        if headers.get(remaining) == "0":
+            reset = headers.get(resets)
+            wait = None if reset is None else _span_s(reset, None, time.time() if now is None else now)
+            waits += [] if wait is None else [wait]
+    return max(waits) if waits else None
 
 
 def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
-from promptmill.backends.openai.asked_wait import reset_s
+from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import RequestEncoder
@@ -18,8 +18,6 @@ from promptmill.core.errors import Code, PromptmillError
 # Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
 # A minute's limit is whole again after one; headers that name a longer wait are about days, and not believed unasked.
-# What an answer says of a limit: what is left of it, and when it is whole again.
-_LIMITS = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 _LONGEST_HEADER_WAIT_S = 60.0
 # So many refusals in a row without a success are not the single items' affair. A filter that refuses a third of all
 # prompts does so once in 40 million.
@@ -193,11 +191,8 @@ class EndpointState:
 
     def heard(self, headers: Mapping[str, str]) -> None:
         """Send nothing while the headers of an answer say that the minute's limit is used up, before it is refused."""
-        used_up = [reset for left, reset in _LIMITS if headers.get(left) == "0"]
-        if not used_up:
-            return
-        wait_s = max(reset_s(headers.get(reset)) for reset in used_up)
-        if 0 < wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
+        wait_s = exhausted_s(headers)
+        if wait_s and wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
             self.paused_until = max(self.paused_until, self._clock() + wait_s)
 
     def _refused(self, error: PromptmillError) -> None:
