@@ -191,7 +191,7 @@ class Run(Generic[TaskT]):
         if self._workers:
             self._employ()
 
-    async def _advance(self, item: Item[TaskT]) -> None:  # noqa: PLR0912 (a call per step costs more than the step)
+    async def _advance(self, item: Item[TaskT]) -> None:  # noqa: PLR0912, PLR0915 (a call per step costs more)
         """Make one attempt and settle the item or put it back."""
         if self._held is not None and self._held.ended:
             return await self._fail(item, self._held.ended, concerns_all=True)
