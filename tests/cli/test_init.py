@@ -48,6 +48,12 @@ def test_where_nobody_can_choose_a_model_the_models_are_told(init, tmp_path, ups
     assert not (tmp_path / "parameter.yaml").exists()
 
 
+def test_the_only_model_of_a_server_needs_nobody_who_chooses_it(init, tmp_path, upstream):
+    code, _, _ = init("--base-url", upstream.url)
+    assert code == 0
+    assert "model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+
+
 def test_an_address_that_cannot_be_is_told_before_a_file_is_written(init, tmp_path):
     code, _, err = init("--base-url", "http:/127.0.0.1:8000")
     assert code == 2

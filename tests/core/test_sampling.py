@@ -28,6 +28,7 @@ def test_one_stop_text_is_a_list_of_one():
         {"max_tokens": 0},
         {"max_tokens": 1.5},
         {"stop": [1]},
+        {"stop": 5},
         {"presence_penalty": 3},
         {"frequency_penalty": -3},
         {"top_k": -2},

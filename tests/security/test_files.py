@@ -80,7 +80,7 @@ def test_of_what_is_no_image_no_more_than_its_beginning_is_read(tmp_path, monkey
         return _Counting(file, lambda size: read.append(size) or inner(size))
 
     monkeypatch.setattr(os, "fdopen", watched)
-    assert "no PNG" in _refusal(path)
+    assert "not an image" in _refusal(path)
     assert read == [16]
 
 

@@ -95,7 +95,7 @@ def _model_at(url: str) -> str:
     except PromptmillError as error:
         raise config_error("", error.message.replace("backend_configs.openai.base_url", "its address", 1)) from None
     if len(names) < 2:
-        return _ask("The model, as the server calls it", _ONLY, "--model")
+        return _ask("The model, as the server calls it", _ONLY, "--model", unasked=_ONLY if names else None)
     has = f"it has {', '.join(names[:_MOST_SHOWN])}{', …' if len(names) > _MOST_SHOWN else ''}"
     say(f"{has[0].upper()}{has[1:]}", wrap=True)
     return _ask("The model", names[0], f"--model: {has}")
@@ -124,8 +124,8 @@ def _provider(arguments: argparse.Namespace) -> Answers:
     return Answers("openai", block, notes)
 
 
-def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = ()) -> str:
-    """Ask until there is an answer. Raises `PromptmillError` when nobody can be asked."""
+def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
+    """Ask until there is an answer; where nobody can be asked it is `unasked`. Raises `PromptmillError` without one."""
     while True:
         try:
             print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
@@ -135,6 +135,8 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
             raise
         except EOFError:
             print()
+            if unasked is not None:
+                return unasked
             raise config_error("", f"there is nobody to ask; say it with {option}.") from None
         if said and (not among or said in among):
             return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 import shlex
 import sys
@@ -72,6 +73,10 @@ class Parser(argparse.ArgumentParser):
         """Return message and hint for options that there are none of; values are not shown, one may be a key."""
         if meant := habits.option(self._command, self._given):
             return f"unknown option {meant[0]}", f"; {meant[1]}"
+        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
+        if not unknown:  # what is missing may be behind an option that there is none of
+            given = itertools.takewhile(lambda word: word != "--", self._given)
+            unknown = [word for word in given if re.match("--[a-z]", word) and word.partition("=")[0] not in known]
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if not options and unknown:
             return f"{_shown(redact(unknown[0]))!r} is an argument too many", ""
@@ -80,11 +85,12 @@ class Parser(argparse.ArgumentParser):
             if self._command == "bulk" and missing == "OUTPUT":
                 named = next((word for word in self._given if word.endswith(_INPUTS)), "INPUT")
                 return "OUTPUT is missing", f": promptmill bulk {shlex.quote(named)} answers.jsonl"
+            if self._command == "bulk":
+                return "INPUT and OUTPUT are missing", ": promptmill bulk prompts.jsonl answers.jsonl"
             return f"{missing} is missing", ""
         (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
         if _is_sampling(name := first.lstrip("-").replace("-", "_")):
             return message, f"; `--set sampling_params.{name}=…` sets it"
-        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
         near = difflib.get_close_matches(first, known, n=1, cutoff=0.6) if len(first) >= _SHORTEST_GUESSED else []
         return message, f"; did you mean {near[0]}?" if near else ""
 

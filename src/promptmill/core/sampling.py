@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
 """Names of OpenAI's that a call may give among its sampling parameters, and that travel with the extra ones."""
 
 
 def _list_of_stops(value: object) -> object:
+    if not isinstance(value, str | list | tuple | None):
+        raise PydanticCustomError("stops", "should be a text or a list of texts")
     return [value] if isinstance(value, str) else value
 
 

@@ -103,6 +103,8 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     except OutsideError:
         raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
     except NoFileError:
+        if path.is_dir():
+            raise _unusable(f"{_shown(path)} is a folder.", "Name an image in it.") from None
         raise _unusable(f"{_shown(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise _unusable(f"There is no image file at {_shown(path)}.", "Check the path.") from None
@@ -170,7 +172,7 @@ def _probe(start: bytes, name: str) -> None:
     """Refuse what does not begin like an image, before more of it is read."""
     signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
-        raise _unusable(f"{name} is {'empty' if not start else 'no PNG, JPEG, WebP, GIF, BMP or TIFF image'}.")
+        raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
 def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
