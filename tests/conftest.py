@@ -1,18 +1,21 @@
 """What every test stands on: a sealed environment, an event loop, and loopback endpoints.
 
-Fixtures: `upstream` (one `Upstream`), `upstreams` (a maker of more, also with TLS), `run` (runs a coroutine). The
-modules in `support/`, such as `upstream`, `replies` and `fakes`, can be imported by name from every test.
+Fixtures: `upstream` (one `Upstream`), `upstreams` (a maker of more, also with TLS), `drive` (runs
+prompts through the openai backend), `talk` and `serve` (a server's client), `closing` (closes with the test what it
+opened). An `async def` test or fixture runs on an event loop of its own. The modules in `support/`, such as
+`upstream`, `replies` and `fakes`, can be imported by name from every test.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -32,7 +35,11 @@ else:
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
+    from driving import Result
+    from talk import Talk
+
 T = TypeVar("T")
+C = TypeVar("C", bound="Closes")
 _LOCAL_NAMES = {"localhost", "", None}
 _FOREIGN = ("_API_KEY", "_proxy", "_PROXY", "_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -116,29 +123,55 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", sealed_getaddrinfo)
 
 
-class Run(Protocol):
-    """Runs a coroutine on a fresh event loop and returns its result; `timeout_s` is for tests that hang."""
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The event loop of asynchronous tests and fixtures: a new one for each test."""
+    return "asyncio", {"loop_factory": SealedLoop}
 
-    def __call__(self, work: Coroutine[Any, Any, T], timeout_s: float = 60) -> T: ...
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
+    if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
+        pytest.mark.usefixtures("_nothing_left_running")(obj)
 
 
 @pytest.fixture
-def run() -> Run:
-    """Run a coroutine; afterwards no task that it started may be left."""
+async def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
-    def runner(work: Coroutine[Any, Any, T], timeout_s: float = 60) -> T:
-        async def bounded() -> T:
-            async with asyncio.timeout(timeout_s):
-                result = await work
-            await asyncio.sleep(0)
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not left, f"left running: {left}"
-            return result
 
-        with asyncio.Runner(loop_factory=SealedLoop) as loop:
-            return loop.run(bounded())
+@pytest.fixture
+def _nothing_left_running(_loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """No task of an asynchronous test outlives it and its fixtures."""
+    before = asyncio.all_tasks(_loop)
+    yield
+    _loop.run_until_complete(asyncio.sleep(0))
+    left = asyncio.all_tasks(_loop) - before
+    assert not left, f"left running: {left}"
 
-    return runner
+
+class Closes(Protocol):
+    """Anything with an `aclose`."""
+
+    async def aclose(self) -> None: ...
+
+
+class Closing(Protocol):
+    """Returns what it is given, and closes it when the test ends."""
+
+    def __call__(self, opened: C) -> C: ...
+
+
+@pytest.fixture
+async def closing() -> AsyncIterator[Closing]:
+    """Close with the test, however that ends, what it opens: `service = closing(Service(…))`."""
+    async with AsyncExitStack() as stack:
+
+        def remember(opened: C) -> C:
+            stack.push_async_callback(opened.aclose)
+            return opened
+
+        yield remember
 
 
 @pytest.fixture
@@ -156,3 +189,55 @@ def upstreams(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
 def upstream(upstreams: Callable[..., Upstream]) -> Upstream:
     """One endpoint."""
     return upstreams()
+
+
+class Drive(Protocol):
+    """Opens the backend with `block` over the usual settings, runs `prompts`, closes it."""
+
+    def __call__(self, prompts: Sequence[Any], **block: Any) -> Awaitable[Result]: ...
+
+
+@pytest.fixture
+def drive(upstream: Upstream) -> Drive:
+    """Run prompts through a fresh backend: `await drive(["a"], retries=1)`; nothing may be sent after its end."""
+    from driving import ask, opened
+    from fakes import ListSource
+
+    async def driver(prompts: Sequence[Any], **block: Any) -> Result:
+        sampling = block.pop("sampling", None)
+        async with opened(block.pop("base_url", upstream.url), **block) as backend:
+            source = None if sampling is None else ListSource(prompts, sampling)
+            result = await ask(backend, prompts, source=source)
+            sent = len(upstream.seen)
+            await upstream.reaches(lambda: upstream.in_flight == 0)
+        assert len(upstream.seen) == sent, "something was sent after the run had returned"
+        return result
+
+    return driver
+
+
+class Serve(Protocol):
+    """Starts a server in front of `upstream`; `block` lies over openai's settings, `top` over the top level."""
+
+    def __call__(self, *, top: Mapping[str, Any] | None = None, **block: Any) -> AbstractAsyncContextManager[Talk]: ...
+
+
+@pytest.fixture
+def serve(upstream: Upstream) -> Serve:
+    """Start a server and talk to it: `async with serve(retries=1) as talk: …`."""
+    from fakes import openai_configuration
+    from promptmill.config.loading import Configuration
+    from talk import serving
+
+    def server(*, top: Mapping[str, Any] | None = None, **block: Any) -> AbstractAsyncContextManager[Talk]:
+        configuration = openai_configuration(**{"base_url": upstream.url} | block)
+        return serving(Configuration({**configuration._raw, **(top or {})}))
+
+    return server
+
+
+@pytest.fixture
+async def talk(serve: Serve) -> AsyncIterator[Talk]:
+    """A client of one server with the usual settings: `await talk("generate", …)`."""
+    async with serve() as talk:
+        yield talk

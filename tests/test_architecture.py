@@ -181,16 +181,14 @@ print(*sorted(sys.modules))
     assert not set(loaded.stdout.split()) & large, "they take longer than clients wait: import them where they are used"
 
 
-def test_a_server_runs_without_what_the_base_install_leaves_out(run):
+async def test_a_server_runs_without_what_the_base_install_leaves_out():
     without = "import sys; sys.modules.update(griffe=None); from promptmill.cli.main import main; main()"
     command = ["-c", without, "serve", "--backend", "openai"]
+    async with Client(StdioServerParameters(command=sys.executable, args=command)) as client:
+        assert (await client.list_tools()).tools
+        result = await client.call_tool("generate", {"prompt_ls": []})
 
-    async def work():
-        async with Client(StdioServerParameters(command=sys.executable, args=command)) as client:
-            assert (await client.list_tools()).tools
-            return await client.call_tool("generate", {"prompt_ls": []})
-
-    assert run(work()).structured_content == {"ans_ls": []}
+    assert result.structured_content == {"ans_ls": []}
 
 
 def test_importing_prints_nothing():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from fastmcp import Client, FastMCP
 from mcp_types import ImageContent, SamplingMessage, TextContent
@@ -30,19 +28,13 @@ def configuration(upstream):
 
 
 @pytest.fixture
-def sample(configuration):
-    def run(*arguments, **options):
-        async def work():
-            async with Sampler(configuration) as sampler:
-                return await sampler.sample(*arguments, **options)
-
-        return asyncio.run(work())
-
-    return run
+async def sample(configuration):
+    async with Sampler(configuration) as sampler:
+        yield sampler.sample
 
 
-def test_a_text_is_answered(sample, upstream):
-    result = sample("hi", system_prompt="Be brief.", temperature=0, max_tokens=7)
+async def test_a_text_is_answered(sample, upstream):
+    result = await sample("hi", system_prompt="Be brief.", temperature=0, max_tokens=7)
     assert (result.text, result.result) == ("echo: hi", "echo: hi")
     assert result.history[-1] == {"role": "assistant", "content": "echo: hi"}
     body = upstream.seen[0].json
@@ -50,10 +42,10 @@ def test_a_text_is_answered(sample, upstream):
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
-def test_turns_and_images_of_the_protocol_are_taken(sample, upstream):
+async def test_turns_and_images_of_the_protocol_are_taken(sample, upstream):
     image = ImageContent(type="image", data=PIXEL, mimeType="image/png")
     turns = ["hi", SamplingMessage(role="assistant", content=TextContent(type="text", text="hello"))]
-    sample([*turns, SamplingMessage(role="user", content=image)])
+    await sample([*turns, SamplingMessage(role="user", content=image)])
     sent = upstream.seen[0].json["messages"]
     assert [turn["role"] for turn in sent] == ["user", "assistant", "user"]
     assert sent[2]["content"][0]["type"] == "image_url"
@@ -67,26 +59,26 @@ def test_turns_and_images_of_the_protocol_are_taken(sample, upstream):
         (bool, '{"value": true}', True),
     ],
 )
-def test_the_answer_becomes_the_type_that_is_asked_for(sample, upstream, kind, said, result):
+async def test_the_answer_becomes_the_type_that_is_asked_for(sample, upstream, kind, said, result):
     upstream.reply = answer(said)
-    assert sample("x", result_type=kind).result == result
+    assert (await sample("x", result_type=kind)).result == result
     assert upstream.seen[0].json["response_format"]["type"] == "json_schema"
 
 
-def test_a_failure_is_raised_with_its_code(sample, upstream):
+async def test_a_failure_is_raised_with_its_code(sample, upstream):
     upstream.reply = status(400, "no")
     with pytest.raises(PromptmillError) as caught:
-        sample("x")
+        await sample("x")
     assert caught.value.code == "bad_request"
 
 
-def test_tools_are_refused_and_unknown_models_passed_over(sample):
+async def test_tools_are_refused_and_unknown_models_passed_over(sample):
     with pytest.raises(PromptmillError, match="tools"):
-        sample("x", tools=[print])
-    assert sample("x", model_preferences=["claude-fable-5"]).text == "echo: x"
+        await sample("x", tools=[print])
+    assert (await sample("x", model_preferences=["claude-fable-5"])).text == "echo: x"
 
 
-def test_a_server_of_ones_own_samples_within_its_lifespan(configuration):
+async def test_a_server_of_ones_own_samples_within_its_lifespan(configuration):
     sampler = Sampler(configuration)
     server = FastMCP("mine", lifespan=sampler.lifespan)
 
@@ -94,22 +86,16 @@ def test_a_server_of_ones_own_samples_within_its_lifespan(configuration):
     async def shout(text: str) -> str:
         return (await sampler.sample(text)).text.upper()
 
-    async def work():
-        async with Client(server) as client:
-            return (await client.call_tool("shout", {"text": "hi"})).data
-
-    assert asyncio.run(work()) == "ECHO: HI"
+    async with Client(server) as client:
+        result = (await client.call_tool("shout", {"text": "hi"})).data
+    assert result == "ECHO: HI"
     with pytest.raises(PromptmillError, match="shutting down"):
-        asyncio.run(sampler.sample("x"))
+        await sampler.sample("x")
 
 
-def test_the_configuration_file_can_be_named_and_overruled(tmp_path, upstream):
+async def test_the_configuration_file_can_be_named_and_overruled(tmp_path, upstream):
     file = tmp_path / "p.yaml"
     file.write_text(f"backend: openai\nbackend_configs: {{openai: {{base_url: '{upstream.url}', model_name: a}}}}\n")
-
-    async def work():
-        async with Sampler.load(file, backend_configs__openai__model_name="b") as sampler:
-            await sampler.sample("x")
-
-    asyncio.run(work())
+    async with Sampler.load(file, backend_configs__openai__model_name="b") as sampler:
+        await sampler.sample("x")
     assert upstream.seen[0].json["model"] == "b"

@@ -31,12 +31,9 @@ def _client(server, mode):
 
 
 @BOTH
-def test_the_tools_are_those_of_a_locked_server(server, run, mode):
-    async def work():
-        async with _client(server, mode) as client:
-            return {tool.name for tool in await client.list_tools()}
-
-    found = run(work())
+async def test_the_tools_are_those_of_a_locked_server(server, mode):
+    async with _client(server, mode) as client:
+        found = {tool.name for tool in await client.list_tools()}
     assert {"generate", "multimodal_generate", "multiturn_generate", "bulk_generate", "bulk_status"} <= found
     assert not found & LOCKED_AWAY
 
@@ -89,18 +86,17 @@ def test_web_images_and_data_go_through(server, upstream):
 
 
 @BOTH
-def test_progress_arrives_while_the_call_works(server, upstream, run, mode):
+async def test_progress_arrives_while_the_call_works(server, upstream, mode):
     upstream.reply = by_prompt({"slow": late(1.2)})
     told = []
 
     async def heard(progress, total, message):
         told.append((progress, total, upstream.in_flight))
 
-    async def work():
-        async with _client(server, mode) as client:
-            return await client.call_tool("generate", {"prompt_ls": ["a", "slow"]}, progress_handler=heard)
+    async with _client(server, mode) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["a", "slow"]}, progress_handler=heard)
 
-    assert run(work()).structured_content == {"ans_ls": ["echo: a", "echo: slow"]}
+    assert result.structured_content == {"ans_ls": ["echo: a", "echo: slow"]}
     assert len(told) >= 3
     assert {total for _, total, _ in told} == {2}
     assert any(in_flight for _, _, in_flight in told), "told while it worked, not at the end"
@@ -111,14 +107,12 @@ def test_progress_arrives_while_the_call_works(server, upstream, run, mode):
 
 @pytest.mark.thorough
 @BOTH
-def test_twenty_thousand_prompts_are_answered_in_order(server, run, mode):
+async def test_twenty_thousand_prompts_are_answered_in_order(server, mode):
     prompts = [str(i) for i in range(20_000)]
+    async with _client(server, mode) as client:
+        result = await client.call_tool("generate", {"prompt_ls": prompts}, progress_handler=_nobody)
 
-    async def work():
-        async with _client(server, mode) as client:
-            return await client.call_tool("generate", {"prompt_ls": prompts}, progress_handler=_nobody)
-
-    assert run(work()).structured_content == {"ans_ls": [f"echo: {prompt}" for prompt in prompts]}
+    assert result.structured_content == {"ans_ls": [f"echo: {prompt}" for prompt in prompts]}
 
 
 async def _nobody(progress, total, message):
@@ -126,14 +120,12 @@ async def _nobody(progress, total, message):
 
 
 @BOTH
-def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream, run, mode):
+async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream, mode):
     upstream.reply = late(1.2, answer("ü" * 3_000_000))
+    async with _client(server, mode) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["x" * 5000]}, progress_handler=_nobody)
 
-    async def work():
-        async with _client(server, mode) as client:
-            return await client.call_tool("generate", {"prompt_ls": ["x" * 5000]}, progress_handler=_nobody)
-
-    assert run(work()).structured_content == {"ans_ls": ["ü" * 3_000_000]}
+    assert result.structured_content == {"ans_ls": ["ü" * 3_000_000]}
 
 
 def test_other_clients_are_told_progress_of_large_calls_too(server, upstream):
@@ -145,63 +137,52 @@ def test_other_clients_are_told_progress_of_large_calls_too(server, upstream):
     assert len(said[-1]["result"]["structuredContent"]["ans_ls"][0]) == 5006
 
 
-def test_the_client_of_the_sdk_is_served(server, run):
+async def test_the_client_of_the_sdk_is_served(server):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    async def work():
-        async with streamable_http_client(server.url) as streams, ClientSession(*streams) as session:
-            await session.initialize()
-            result = await session.call_tool("generate", {"prompt_ls": ["x"]})
-            assert result.structured_content == {"ans_ls": ["echo: x"]}
-            assert json.loads(result.content[0].text) == {"ans_ls": ["echo: x"]}
-
-    run(work())
+    async with streamable_http_client(server.url) as streams, ClientSession(*streams) as session:
+        await session.initialize()
+        result = await session.call_tool("generate", {"prompt_ls": ["x"]})
+        assert result.structured_content == {"ans_ls": ["echo: x"]}
+        assert json.loads(result.content[0].text) == {"ans_ls": ["echo: x"]}
 
 
 # At the same time
 
 
-def test_two_clients_at_once_get_each_their_own_answers(server, upstream, run):
+async def test_two_clients_at_once_get_each_their_own_answers(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
-
-    async def work():
-        async with _client(server, "auto") as one, _client(server, "legacy") as other:
-            waiting = asyncio.ensure_future(one.call_tool("generate", {"prompt_ls": ["hang"]}))
-            await upstream.reaches(lambda: upstream.in_flight)
-            both = await asyncio.gather(
-                *(
-                    client.call_tool("generate", {"prompt_ls": [f"{name}{i}"]})
-                    for i in range(20)
-                    for name, client in (("one", one), ("other", other))
-                )
+    async with _client(server, "auto") as one, _client(server, "legacy") as other:
+        waiting = asyncio.ensure_future(one.call_tool("generate", {"prompt_ls": ["hang"]}))
+        await upstream.reaches(lambda: upstream.in_flight)
+        both = await asyncio.gather(
+            *(
+                client.call_tool("generate", {"prompt_ls": [f"{name}{i}"]})
+                for i in range(20)
+                for name, client in (("one", one), ("other", other))
             )
-            expected = [[f"echo: {name}{i}"] for i in range(20) for name in ("one", "other")]
-            assert [result.structured_content["ans_ls"] for result in both] == expected
-            assert not waiting.done()
-            waiting.cancel()
-            await upstream.reaches(lambda: not upstream.in_flight)
-
-    run(work())
+        )
+        expected = [[f"echo: {name}{i}"] for i in range(20) for name in ("one", "other")]
+        assert [result.structured_content["ans_ls"] for result in both] == expected
+        assert not waiting.done()
+        waiting.cancel()
+        await upstream.reaches(lambda: not upstream.in_flight)
 
 
 # Stopping
 
 
 @BOTH
-def test_a_client_that_gives_up_stops_the_work(server, upstream, run, mode):
+async def test_a_client_that_gives_up_stops_the_work(server, upstream, mode):
     upstream.reply = by_prompt({"hang": hang()})
-
-    async def work():
-        async with _client(server, mode) as client:
-            giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"] * 20}))
-            await upstream.reaches(lambda: upstream.in_flight)
-            giving_up.cancel()
-            await upstream.reaches(lambda: not upstream.in_flight)
-            result = await client.call_tool("generate", {"prompt_ls": ["x"]})
-            assert result.structured_content == {"ans_ls": ["echo: x"]}
-
-    run(work())
+    async with _client(server, mode) as client:
+        giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"] * 20}))
+        await upstream.reaches(lambda: upstream.in_flight)
+        giving_up.cancel()
+        await upstream.reaches(lambda: not upstream.in_flight)
+        result = await client.call_tool("generate", {"prompt_ls": ["x"]})
+        assert result.structured_content == {"ans_ls": ["echo: x"]}
 
 
 class _Hanging:
@@ -312,7 +293,7 @@ def test_half_a_surrogate_pair_is_an_error_and_no_crash(server, version):
 
 
 @pytest.mark.thorough
-def test_a_crowd_leaves_nothing_behind(server, run):
+async def test_a_crowd_leaves_nothing_behind(server):
     process = psutil.Process(server.process.pid)
 
     async def one(number):
@@ -324,10 +305,10 @@ def test_a_crowd_leaves_nothing_behind(server, run):
     async def crowd():
         await asyncio.gather(*(one(number) for number in range(20)))
 
-    run(crowd())
+    await crowd()
     eventually(lambda: len(process.net_connections()) <= 30)
     before = process.num_fds(), process.num_threads()
-    run(crowd())
+    await crowd()
     eventually(lambda: process.num_fds() <= before[0] + 2)
     assert process.num_threads() <= before[1] + 1
     assert "Traceback" not in server.said()

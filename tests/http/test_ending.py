@@ -203,20 +203,18 @@ def certificate(tmp_path_factory):
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
-def test_over_tls_it_answers_and_without_it_does_not(certificate, upstream, tmp_path, run):
+async def test_over_tls_it_answers_and_without_it_does_not(certificate, upstream, tmp_path):
     from fastmcp import Client
 
     cert, key = certificate
     options = ("--tls-cert", str(cert), "--tls-key", str(key))
     with Served(written(tmp_path, upstream.url), *options, environ={"PROMPTMILL_HTTP_TOKEN": TOKEN}) as server:
         assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=cert)
+        async with Client(server.url, auth=TOKEN, verify=context) as client:
+            result = await client.call_tool("generate", {"prompt_ls": ["x"]})
 
-        async def work():
-            context = ssl.create_default_context(cafile=cert)
-            async with Client(server.url, auth=TOKEN, verify=context) as client:
-                return await client.call_tool("generate", {"prompt_ls": ["x"]})
-
-        assert run(work()).structured_content == {"ans_ls": ["echo: x"]}
+        assert result.structured_content == {"ans_ls": ["echo: x"]}
         assert b"HTTP/1.1 2" not in server.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 2)
         assert "Traceback" not in server.said()
 

@@ -88,43 +88,36 @@ async def _said(port, *pieces, pause_s=0.0):
         [b"GET /healthz HTTP/1.1\r\n", *[b"X: y\r\n"] * 20],
     ],
 )
-def test_a_head_that_does_not_come_ends_its_connection(run, upstream, pieces):
-    async def work():
-        async with hosted(upstream) as (_, port):
-            return await _said(port, *pieces, pause_s=0.1)
+async def test_a_head_that_does_not_come_ends_its_connection(upstream, pieces):
+    async with hosted(upstream) as (_, port):
+        result = await _said(port, *pieces, pause_s=0.1)
 
-    assert run(work()) == b""
+    assert result == b""
 
 
-def test_a_second_head_that_does_not_come_ends_it_too(run, upstream):
+async def test_a_second_head_that_does_not_come_ends_it_too(upstream):
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with hosted(upstream) as (_, port):
+        result = await _said(port, whole, whole + b"GET /he", b"al", pause_s=0.1)
 
-    async def work():
-        async with hosted(upstream) as (_, port):
-            return await _said(port, whole, whole + b"GET /he", b"al", pause_s=0.1)
-
-    assert run(work()).count(b"ok\n") == 2
+    assert result.count(b"ok\n") == 2
 
 
-def test_a_kept_connection_serves_on(run, upstream):
+async def test_a_kept_connection_serves_on(upstream):
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with hosted(upstream) as (_, port):
+        pieces = [whole] * 5 + [whole.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")]
+        result = await _said(port, *pieces, pause_s=0.2)  # longer in all than a head may take
 
-    async def work():
-        async with hosted(upstream) as (_, port):
-            pieces = [whole] * 5 + [whole.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")]
-            return await _said(port, *pieces, pause_s=0.2)  # longer in all than a head may take
-
-    assert run(work()).count(b"ok\n") == 6
+    assert result.count(b"ok\n") == 6
 
 
-def test_who_goes_on_sending_what_was_refused_is_cut_off(run, upstream):
+async def test_who_goes_on_sending_what_was_refused_is_cut_off(upstream):
     head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with hosted(upstream) as (_, port):
+        result = await _said(port, head, *[b"5\r\nhello\r\n"] * 20, pause_s=0.1)
 
-    async def work():
-        async with hosted(upstream) as (_, port):
-            return await _said(port, head, *[b"5\r\nhello\r\n"] * 20, pause_s=0.1)
-
-    assert run(work()).startswith(b"HTTP/1.1 404 ")
+    assert result.startswith(b"HTTP/1.1 404 ")
 
 
 def _count(client):
@@ -136,7 +129,7 @@ def _count(client):
     return got
 
 
-def test_who_does_not_read_an_answer_is_cut_off(run, upstream):
+async def test_who_does_not_read_an_answer_is_cut_off(upstream):
     upstream.reply = answer("x" * 20_000_000)
     params = {"name": "generate", "arguments": {"prompt_ls": ["a" * 5000]}}
     meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
@@ -146,77 +139,61 @@ def test_who_does_not_read_an_answer_is_cut_off(run, upstream):
         "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2026-07-28\r\n"
         f"Mcp-Method: tools/call\r\nMcp-Name: generate\r\nContent-Length: {len(body)}\r\n\r\n"
     )
+    async with hosted(upstream) as (app, port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(head.encode() + body)
+            await upstream.reaches(lambda: upstream.seen)
+            await asyncio.wait_for(app._quiet.wait(), 20)
+            await asyncio.sleep(2 * Hasty.stall_s)
+            result = await asyncio.to_thread(_count, client)
 
-    async def work():
-        async with hosted(upstream) as (app, port):
-            with socket.create_connection(("127.0.0.1", port)) as client:
-                client.sendall(head.encode() + body)
-                await upstream.reaches(lambda: upstream.seen)
-                await asyncio.wait_for(app._quiet.wait(), 20)
-                await asyncio.sleep(2 * Hasty.stall_s)
-                return await asyncio.to_thread(_count, client)
-
-    assert run(work()) < 20_000_000
+    assert result < 20_000_000
 
 
 @pytest.mark.parametrize(("declared", "chunks"), [(None, 3), (b"999", 0)])
-def test_a_body_is_held_no_further_than_the_limit(run, declared, chunks):
+async def test_a_body_is_held_no_further_than_the_limit(declared, chunks):
     taken = []
 
     async def receive():
         taken.append(1)
         return {"type": "http.request", "body": b"x" * 40, "more_body": True}
 
-    async def work():
-        with pytest.raises(HttpError) as refused:
-            await read_body(receive, 100, declared=declared)
-        return refused.value.status
-
-    assert run(work()) == 413
+    with pytest.raises(HttpError) as refused:
+        await read_body(receive, 100, declared=declared)
+    assert refused.value.status == 413
     assert len(taken) == chunks
 
 
-def test_a_body_that_drips_is_refused(run):
+async def test_a_body_that_drips_is_refused():
     async def receive():
         await asyncio.sleep(0.05)
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    async def work():
-        with pytest.raises(HttpError) as refused:
-            await read_body(receive, 100_000, declared=None, grace_s=0.3)
-        return refused.value.status
-
-    assert run(work()) == 408
+    with pytest.raises(HttpError) as refused:
+        await read_body(receive, 100_000, declared=None, grace_s=0.3)
+    assert refused.value.status == 408
 
 
-def test_beyond_the_most_connections_one_is_told_so(run, upstream):
+async def test_beyond_the_most_connections_one_is_told_so(upstream):
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-    async def work():
-        async with hosted(upstream, connections=5) as (_, port):
-            held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
-            refused = await _said(port, whole)
-            for _, writer in held:
-                writer.close()
-                with contextlib.suppress(ConnectionError):
-                    await writer.wait_closed()
-            await asyncio.sleep(0.1)
-            return refused, await _said(port, whole)
-
-    refused, served = run(work())
+    async with hosted(upstream, connections=5) as (_, port):
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+        refused = await _said(port, whole)
+        for _, writer in held:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await asyncio.sleep(0.1)
+        served = await _said(port, whole)
     assert refused.startswith(b"HTTP/1.1 503 ")
     assert served.startswith(b"HTTP/1.1 200 ")
 
 
-def test_while_it_closes_it_says_so(run, upstream):
+async def test_while_it_closes_it_says_so(upstream):
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-    async def work():
-        async with hosted(upstream) as (app, port):
-            app.close()
-            return await _said(port, whole), await _said(port, whole.replace(b"/healthz", b"/mcp"))
-
-    health, call = run(work())
+    async with hosted(upstream) as (app, port):
+        app.close()
+        health, call = await _said(port, whole), await _said(port, whole.replace(b"/healthz", b"/mcp"))
     assert health.startswith(b"HTTP/1.1 503 ")
     assert call.startswith(b"HTTP/1.1 503 ")
     assert b"shutting down" in call
@@ -239,41 +216,35 @@ HELLO = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": _CLIENT}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
-def test_a_session_that_nobody_uses_ends_and_takes_its_work_with_it(run, upstream):
+async def test_a_session_that_nobody_uses_ends_and_takes_its_work_with_it(upstream):
     upstream.reply = by_prompt({"hang": hang()})
     params = {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}
     call = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
+    async with hosted(upstream, session_idle_s=0.5) as (app, port):
+        _, session, _ = await _post(port, HELLO)
+        lost = asyncio.ensure_future(_post(port, call, **{"Mcp-Session-Id": session}))
+        await upstream.reaches(lambda: upstream.in_flight == 1)
+        lost.cancel()  # in a session that does not end the work
+        await asyncio.wait({lost})
+        await upstream.reaches(lambda: upstream.in_flight == 0)
+        status, _, _ = await _post(port, PING, **{"Mcp-Session-Id": session})
+        result = status, len(app._sessions._server_instances)
 
-    async def work():
-        async with hosted(upstream, session_idle_s=0.5) as (app, port):
-            _, session, _ = await _post(port, HELLO)
-            lost = asyncio.ensure_future(_post(port, call, **{"Mcp-Session-Id": session}))
-            await upstream.reaches(lambda: upstream.in_flight == 1)
-            lost.cancel()  # in a session that does not end the work
-            await asyncio.wait({lost})
-            await upstream.reaches(lambda: upstream.in_flight == 0)
-            status, _, _ = await _post(port, PING, **{"Mcp-Session-Id": session})
-            return status, len(app._sessions._server_instances)
-
-    assert run(work()) == (404, 0)
+    assert result == (404, 0)
 
 
-def test_sessions_do_not_accumulate_for_ever(run, upstream):
-    async def work():
-        async with hosted(upstream, session_idle_s=1.0, max_sessions=20) as (app, port):
-            for _ in range(25):
-                assert (await _post(port, HELLO))[0] == 200
-                assert len(app._sessions._server_instances) <= 20
-            await upstream.reaches(lambda: not app._sessions._server_instances)
-
-    run(work())
+async def test_sessions_do_not_accumulate_for_ever(upstream):
+    async with hosted(upstream, session_idle_s=1.0, max_sessions=20) as (app, port):
+        for _ in range(25):
+            assert (await _post(port, HELLO))[0] == 200
+            assert len(app._sessions._server_instances) <= 20
+        await upstream.reaches(lambda: not app._sessions._server_instances)
 
 
-def test_what_is_no_handshake_opens_no_session(run, upstream):
-    async def work():
-        async with hosted(upstream) as (app, port):
-            for message in (PING, {}, [], {"jsonrpc": "2.0", "method": "notifications/initialized"}):
-                assert (await _post(port, message))[0] in {400, 202}
-            return len(app._sessions._server_instances)
+async def test_what_is_no_handshake_opens_no_session(upstream):
+    async with hosted(upstream) as (app, port):
+        for message in (PING, {}, [], {"jsonrpc": "2.0", "method": "notifications/initialized"}):
+            assert (await _post(port, message))[0] in {400, 202}
+        result = len(app._sessions._server_instances)
 
-    assert run(work()) == 0
+    assert result == 0

@@ -144,59 +144,47 @@ async def _lost(calls):
     return first
 
 
-def test_an_answer_that_came_too_late_for_its_client_is_kept(run):
-    async def work():
-        app = _App()
-        calls = LostCalls(app, runs_on_s=30)
-        first = await _lost(calls)
-        app.open.set()
-        await first.task
-        again = _Client(calls)
-        await again.task
-        assert again.got[-1]["body"] == b"answer"
-        assert app.runs == 1
-        assert not calls._calls, "it is delivered now"
-
-    run(work())
+async def test_an_answer_that_came_too_late_for_its_client_is_kept():
+    app = _App()
+    calls = LostCalls(app, runs_on_s=30)
+    first = await _lost(calls)
+    app.open.set()
+    await first.task
+    again = _Client(calls)
+    await again.task
+    assert again.got[-1]["body"] == b"answer"
+    assert app.runs == 1
+    assert not calls._calls, "it is delivered now"
 
 
-def test_nobody_else_gets_the_answer_of_a_lost_call(run):
-    async def work():
-        app = _App()
-        calls = LostCalls(app, runs_on_s=30)
-        first = await _lost(calls)
-        other = _Client(calls, b"Bearer two")
-        await _turns()
-        assert app.runs == 2
-        app.open.set()
-        await asyncio.gather(first.task, other.task)
-
-    run(work())
+async def test_nobody_else_gets_the_answer_of_a_lost_call():
+    app = _App()
+    calls = LostCalls(app, runs_on_s=30)
+    first = await _lost(calls)
+    other = _Client(calls, b"Bearer two")
+    await _turns()
+    assert app.runs == 2
+    app.open.set()
+    await asyncio.gather(first.task, other.task)
 
 
-def test_a_call_that_nobody_asks_for_again_stops(run):
-    async def work():
-        app = _App()
-        calls = LostCalls(app, runs_on_s=0)
-        first = _Client(calls)
-        await _turns()
-        first.left.set()
-        await first.task
-        await _turns()
-        assert app.ended == 1
-        assert not calls._calls
-
-    run(work())
+async def test_a_call_that_nobody_asks_for_again_stops():
+    app = _App()
+    calls = LostCalls(app, runs_on_s=0)
+    first = _Client(calls)
+    await _turns()
+    first.left.set()
+    await first.task
+    await _turns()
+    assert app.ended == 1
+    assert not calls._calls
 
 
-def test_kept_answers_are_bounded(run):
-    async def work():
-        app = _App()
-        app.open.set()
-        calls = LostCalls(app, most_bytes=0)
-        first = _Client(calls)
-        first.left.set()
-        await first.task
-        assert not calls._calls
-
-    run(work())
+async def test_kept_answers_are_bounded():
+    app = _App()
+    app.open.set()
+    calls = LostCalls(app, most_bytes=0)
+    first = _Client(calls)
+    first.left.set()
+    await first.task
+    assert not calls._calls

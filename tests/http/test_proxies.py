@@ -124,7 +124,7 @@ def proxy(_started, upstream):
 
 
 @BOTH
-def test_progress_arrives_before_the_answer(proxy, upstream, run, mode):
+async def test_progress_arrives_before_the_answer(proxy, upstream, mode):
     told = threading.Event()
 
     async def once_told(exchange):
@@ -134,36 +134,28 @@ def test_progress_arrives_before_the_answer(proxy, upstream, run, mode):
     async def hear(*_):
         told.set()
 
-    async def work():
-        async with proxy.client(mode) as client:
-            result = await client.call_tool("generate", {"prompt_ls": ["a", "b"]}, progress_handler=hear)
-            return result.structured_content["ans_ls"]
-
     upstream.reply = once_told
-    assert run(work()) == ["echo: a", "echo: b"]
+    async with proxy.client(mode) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["a", "b"]}, progress_handler=hear)
+    assert result.structured_content["ans_ls"] == ["echo: a", "echo: b"]
 
 
-def test_a_call_whose_client_is_gone_ends(proxy, upstream, run):
-    async def work():
-        async with proxy.client("auto") as client:
-            call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["a"]}))
-            await upstream.reaches(lambda: upstream.in_flight)
-            call.cancel()
-            await asyncio.wait([call])
-        await upstream.reaches(lambda: not upstream.in_flight)
-
+async def test_a_call_whose_client_is_gone_ends(proxy, upstream):
     upstream.reply = hang()
-    run(work())
+    async with proxy.client("auto") as client:
+        call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["a"]}))
+        await upstream.reaches(lambda: upstream.in_flight)
+        call.cancel()
+        await asyncio.wait([call])
+    await upstream.reaches(lambda: not upstream.in_flight)
 
 
 @pytest.mark.thorough
-def test_large_requests_pass_up_to_the_servers_own_limit(proxy, upstream, run):
-    async def work():
-        async with proxy.client("auto") as client:
-            return (await client.call_tool("generate", {"prompt_ls": ["x" * (63 << 20)]})).structured_content["ans_ls"]
-
+async def test_large_requests_pass_up_to_the_servers_own_limit(proxy, upstream):
     upstream.reply = answer("read")
-    assert run(work()) == ["read"]
+    async with proxy.client("auto") as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["x" * (63 << 20)]})
+    assert result.structured_content["ans_ls"] == ["read"]
     assert proxy.ask("POST", "/mcp", content=b"x" * (64 << 20 | 1)).status_code == 413
 
 

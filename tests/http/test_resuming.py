@@ -80,26 +80,20 @@ def test_an_unknown_event_is_no_error_of_the_server(server):
         assert server.ask("GET", headers=session.headers | {"Last-Event-ID": event_id}).status == 200
 
 
-def test_a_session_cannot_ask_for_the_events_of_another(run):
-    async def work():
-        events = Events()
-        mine, other = SessionEvents(events), SessionEvents(events)
-        first = await mine.store_event("1", None)
-        sent = []
-        assert await other.replay_events_after(first, sent.append) is None
-        assert await mine.replay_events_after(first, sent.append) == "1"
-        assert sent == []
-
-    run(work())
+async def test_a_session_cannot_ask_for_the_events_of_another():
+    events = Events()
+    mine, other = SessionEvents(events), SessionEvents(events)
+    first = await mine.store_event("1", None)
+    sent = []
+    assert await other.replay_events_after(first, sent.append) is None
+    assert await mine.replay_events_after(first, sent.append) == "1"
+    assert sent == []
 
 
-def test_the_oldest_events_go_first_and_the_newest_is_kept(run):
-    async def work():
-        events = Events(most_bytes=10_000)
-        session = SessionEvents(events)
-        ids = [await session.store_event("1", None) for _ in range(100)]
-        assert events.after(ids[0]) is None
-        assert events.after(ids[-2]) is not None
-        assert len(events._events) < 12
-
-    run(work())
+async def test_the_oldest_events_go_first_and_the_newest_is_kept():
+    events = Events(most_bytes=10_000)
+    session = SessionEvents(events)
+    ids = [await session.store_event("1", None) for _ in range(100)]
+    assert events.after(ids[0]) is None
+    assert events.after(ids[-2]) is not None
+    assert len(events._events) < 12

@@ -43,39 +43,23 @@ def test_an_address_of_the_internet_is_public(address):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "[::1]", "169.254.169.254", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]"]
 )
-def test_nothing_inside_is_fetched_however_it_is_written(upstream, run, host):
-    async def work():
-        fetcher = ImageFetcher(5)
-        try:
-            with pytest.raises(PromptmillError) as caught:
-                await fetcher.fetch(f"http://{host}:{upstream.port}/a.png")
-            return caught.value
-        finally:
-            await fetcher.aclose()
-
-    error = run(work())
-    assert error.code is Code.INVALID_IMAGE
+async def test_nothing_inside_is_fetched_however_it_is_written(upstream, host, closing):
+    fetcher = closing(ImageFetcher(5))
+    with pytest.raises(PromptmillError) as caught:
+        await fetcher.fetch(f"http://{host}:{upstream.port}/a.png")
+    assert caught.value.code is Code.INVALID_IMAGE
     assert not upstream.seen
 
 
 @pytest.mark.parametrize("url", ["ftp://example.org/a.png", "file:///etc/passwd", "http:///a.png"])
-def test_only_http_is_fetched(run, url):
-    async def work():
-        with pytest.raises(PromptmillError):
-            await ImageFetcher(5).fetch(url)
-
-    run(work())
+async def test_only_http_is_fetched(url, closing):
+    with pytest.raises(PromptmillError):
+        await closing(ImageFetcher(5)).fetch(url)
 
 
 @pytest.mark.parametrize("url", ["http://h:99999/", "http://[::1/", "http://h:abc/x.png"])
-def test_an_address_that_is_none_is_the_items_own_error(run, url):
-    async def work():
-        fetcher = ImageFetcher()
-        try:
-            with pytest.raises(PromptmillError) as caught:
-                await fetcher.fetch(url)
-        finally:
-            await fetcher.aclose()
-        return caught.value.code
-
-    assert run(work()) is Code.INVALID_IMAGE
+async def test_an_address_that_is_none_is_the_items_own_error(url, closing):
+    fetcher = closing(ImageFetcher())
+    with pytest.raises(PromptmillError) as caught:
+        await fetcher.fetch(url)
+    assert caught.value.code is Code.INVALID_IMAGE

@@ -53,19 +53,16 @@ def failure(code: Code, attempts: int) -> Failure:
     return Failure(PromptmillError(code, "why"), attempts)
 
 
-def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World, run: Any) -> None:
-    async def work() -> None:
-        sink = world.sink()
-        for row in range(40):
-            await sink.put(row, Completion(f"answer {row}"))
-        assert world.counts.done >= 32, "many that wait are not kept waiting"
-        await asyncio.sleep(0)
-        assert world.counts.done == 40
-        record = world.store.record(39)
-        assert record is not None
-        assert record.text == "answer 39"
-
-    run(work())
+async def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World) -> None:
+    sink = world.sink()
+    for row in range(40):
+        await sink.put(row, Completion(f"answer {row}"))
+    assert world.counts.done >= 32, "many that wait are not kept waiting"
+    await asyncio.sleep(0)
+    assert world.counts.done == 40
+    record = world.store.record(39)
+    assert record is not None
+    assert record.text == "answer 39"
 
 
 @pytest.mark.parametrize(
@@ -87,46 +84,35 @@ def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World, run: An
         (Code.CONTENT_FILTER, 1, True),
     ],
 )
-def test_only_what_is_the_rows_own_affair_is_journalled(
-    world: World, run: Any, code: Code, attempts: int, journalled: bool
+async def test_only_what_is_the_rows_own_affair_is_journalled(
+    world: World, code: Code, attempts: int, journalled: bool
 ) -> None:
-    async def work() -> None:
-        assert await returns(world.sink(), 0, failure(code, attempts)) is journalled
-
-    run(work())
+    assert await returns(world.sink(), 0, failure(code, attempts)) is journalled
     assert (world.counts.done, world.counts.failed) == ((1, 1) if journalled else (0, 0))
     assert [error.code for error in world.reasons] == ([] if journalled else [code])
 
 
 @pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.INSUFFICIENT_QUOTA, Code.TLS, Code.BAD_REQUEST])
-def test_what_the_backend_says_concerns_all_stops_the_job(world: World, run: Any, code: Code) -> None:
-    async def work() -> None:
-        refused = Failure(PromptmillError(code, "refused"), 1, concerns_all=True)
-        assert not await returns(world.sink(), 0, refused)
-
-    run(work())
+async def test_what_the_backend_says_concerns_all_stops_the_job(world: World, code: Code) -> None:
+    refused = Failure(PromptmillError(code, "refused"), 1, concerns_all=True)
+    assert not await returns(world.sink(), 0, refused)
     assert [error.code for error in world.reasons] == [code]
 
 
-def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World, run: Any) -> None:
-    async def work() -> None:
-        await world.sink().put(0, failure(Code.UNREACHABLE, 3))
-        await asyncio.sleep(0)
-        world.taken[0] = Taken(attempts=3)
-        assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
-        assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
-
-    run(work())
+async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World) -> None:
+    await world.sink().put(0, failure(Code.UNREACHABLE, 3))
+    await asyncio.sleep(0)
+    world.taken[0] = Taken(attempts=3)
+    assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
+    assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
 
 
-def test_a_later_record_replaces_an_earlier_one(world: World, run: Any) -> None:
-    async def work() -> None:
-        sink = world.sink()
-        await sink.put(0, failure(Code.TIMEOUT, 3))
-        await sink.put(1, Completion("one"))
-        await sink.put(0, Completion("better", attempts=4))
-
-    run(work())
+async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
+    sink = world.sink()
+    await sink.put(0, failure(Code.TIMEOUT, 3))
+    await sink.put(1, Completion("one"))
+    await sink.put(0, Completion("better", attempts=4))
+    await asyncio.sleep(0)
     counts = world.store.counts()
     assert (counts.done, counts.failed, counts.codes, counts.requests) == (2, 0, {}, 5)
     record = world.store.record(0)
@@ -134,7 +120,7 @@ def test_a_later_record_replaces_an_earlier_one(world: World, run: Any) -> None:
     assert record.text == "better"
 
 
-def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path, run: Any) -> None:
+async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.store.close()
     world.store = JobStore(tmp_path / "job.db", create=True, has_locks=False)
@@ -146,27 +132,20 @@ def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path
         write(records)
 
     world.store.write = counted
-
-    async def work() -> None:
-        assert world.store.waits_for_disk
-        sink = world.sink()
-        await asyncio.gather(*(sink.put(row, Completion(f"answer {row}")) for row in range(40)))
-        assert world.counts.done == 40
-        assert len(world.store.all_records()) == 40
-        await sink.aclose()
-
-    run(work())
+    assert world.store.waits_for_disk
+    sink = world.sink()
+    await asyncio.gather(*(sink.put(row, Completion(f"answer {row}")) for row in range(40)))
+    assert world.counts.done == 40
+    assert len(world.store.all_records()) == 40
+    await sink.aclose()
     assert sum(commits) == 40
     assert len(commits) <= 3
     world.store.close()
 
 
-def test_too_many_failures_end_the_job_but_are_kept(world: World, run: Any) -> None:
-    async def work() -> None:
-        sink = world.sink("2")
-        for row in range(3):
-            assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
-
-    run(work())
+async def test_too_many_failures_end_the_job_but_are_kept(world: World) -> None:
+    sink = world.sink("2")
+    for row in range(3):
+        assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
     assert world.counts.failed == 3
     assert "3 of 3 rows failed, more than --max-failures allows. The last one: why" in world.reasons[0].message

@@ -65,60 +65,53 @@ async def keys(source: FileSource, n: int = 100) -> list[int]:
     return found
 
 
-def test_rows_come_in_order_and_wrong_ones_are_settled(world: World, run: Any) -> None:
+async def test_rows_come_in_order_and_wrong_ones_are_settled(world: World) -> None:
     source = world.source()
-    assert run(keys(source)) == [at for at in range(4000) if at not in {5, 6}]
+    assert await keys(source) == [at for at in range(4000) if at not in {5, 6}]
     assert list(world.settled) == [6]
     assert "line 7" in str(world.settled[6].error)
     assert source.rows == 3999
 
 
-def test_answered_rows_are_skipped_and_retryable_failures_bring_their_attempts(world: World, run: Any) -> None:
+async def test_answered_rows_are_skipped_and_retryable_failures_bring_their_attempts(
+    world: World, closing: Any
+) -> None:
     world.answer(0, Completion("a"))
     world.answer(1, Failure(PromptmillError(Code.TIMEOUT, ""), 3))
     world.answer(2, Failure(PromptmillError(Code.BAD_REQUEST, ""), 1))
-
-    async def work() -> None:
-        source = world.source()
-        requests = await source.take(3)
-        assert [(request.key, request.attempts) for request in requests] == [(1, 3), (3, 0), (4, 0)]
-        await source.aclose()
-        refs = world.source()
-        places = await refs.take_refs(3)
-        content = (world.path / "in.jsonl").read_bytes()
-        assert [json.loads(content[at : at + size])["prompt"] for _, at, size in places] == [
-            "prompt 1",
-            "prompt 3",
-            "prompt 4",
-        ]
-        assert [refs.attempts(row) for row, *_ in places] == [3, 0, 0]
-        assert refs.kind == "jsonl"
-        assert refs.path.read_bytes() == content
-        await refs.aclose()
-
-    run(work())
+    source = world.source()
+    requests = await source.take(3)
+    assert [(request.key, request.attempts) for request in requests] == [(1, 3), (3, 0), (4, 0)]
+    await source.aclose()
+    refs = closing(world.source())
+    places = await refs.take_refs(3)
+    content = (world.path / "in.jsonl").read_bytes()
+    assert [json.loads(content[at : at + size])["prompt"] for _, at, size in places] == [
+        "prompt 1",
+        "prompt 3",
+        "prompt 4",
+    ]
+    assert [refs.attempts(row) for row, *_ in places] == [3, 0, 0]
+    assert refs.kind == "jsonl"
+    assert refs.path.read_bytes() == content
 
 
-def test_a_limit_counts_rows_not_lines(world: World, run: Any) -> None:
+async def test_a_limit_counts_rows_not_lines(world: World) -> None:
     source = world.source(limit=8)
-    assert run(keys(source)) == [0, 1, 2, 3, 4, 7, 8]
+    assert await keys(source) == [0, 1, 2, 3, 4, 7, 8]
     assert source.rows == 8
 
 
-def test_a_file_that_is_not_what_it_was_ends_the_reading(world: World, run: Any) -> None:
+async def test_a_file_that_is_not_what_it_was_ends_the_reading(world: World, closing: Any) -> None:
     import asyncio
 
     def guard() -> None:
         raise input_error("changed")
 
-    async def work() -> None:
-        source = world.source(guard=guard)
-        taking = asyncio.ensure_future(source.take(10))
-        await asyncio.wait({taking}, timeout=0.2)
-        assert not taking.done()
-        assert [error.message for error in world.reasons] == ["changed"]
-        taking.cancel()
-        await asyncio.wait({taking})
-        await source.aclose()
-
-    run(work())
+    source = closing(world.source(guard=guard))
+    taking = asyncio.ensure_future(source.take(10))
+    await asyncio.wait({taking}, timeout=0.2)
+    assert not taking.done()
+    assert [error.message for error in world.reasons] == ["changed"]
+    taking.cancel()
+    await asyncio.wait({taking})

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +34,33 @@ Call = Callable[..., Awaitable[dict[str, Any]]]
 
 
 @pytest.fixture
-def tools(bench: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a coroutine function with `call(tool, **arguments)`; the working directory is the bench's."""
+def tools(bench: Any, closing: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Start a server and call its tools: `call(tool, **arguments)`; the working directory is the bench's."""
     monkeypatch.chdir(bench.path)
 
-    def runner(work: Callable[[Call], Awaitable[None]], service: Service | None = None) -> None:
-        async def main() -> None:
-            owned = service or Service(openai_configuration(bench.upstream.url))
-            try:
-                async with Client(create_server(owned)) as client:
+    @asynccontextmanager
+    async def opened(service: Service | None = None) -> AsyncIterator[Call]:
+        owned = closing(service or Service(openai_configuration(bench.upstream.url)))
+        async with Client(create_server(owned)) as client:
 
-                    async def call(tool: str, **arguments: Any) -> dict[str, Any]:
-                        result = await client.call_tool(tool, arguments)
-                        found: dict[str, Any] = result.structured_content or {}
-                        if result.content:  # `generation_init` returns nothing
-                            assert json.loads(result.content[0].text) == found
-                        return found
+            async def call(tool: str, **arguments: Any) -> dict[str, Any]:
+                result = await client.call_tool(tool, arguments)
+                found: dict[str, Any] = result.structured_content or {}
+                if result.content:  # `generation_init` returns nothing
+                    assert json.loads(result.content[0].text) == found
+                return found
 
-                    await work(call)
-            finally:
-                await owned.aclose()
+            yield call
 
-        run(main())
+    return opened
 
-    return runner
+
+@pytest.fixture
+def finished(bench: Any) -> Any:
+    """The bench with a job of two rows, which the command line has finished."""
+    bench.prompts(2)
+    bench.succeed()
+    return bench
 
 
 async def until(call: Call, job_id: str, *states: str, timeout_s: float = 20) -> dict[str, Any]:
@@ -68,10 +72,9 @@ async def until(call: Call, job_id: str, *states: str, timeout_s: float = 20) ->
     return found
 
 
-def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -> None:
+async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -> None:
     rows = bench.prompts(120)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert started["state"] in {"starting", "running"}
         assert started["alive"]
@@ -89,13 +92,11 @@ def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -
         again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert again["message"] == "The job is finished already."
         assert [job["job_id"] for job in (await call("bulk_status"))["jobs"]] == [job_id]
-
-    tools(work)
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
     assert len(bench.upstream.seen) == 120
 
 
-def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any, tools: Any) -> None:
+async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any, tools: Any) -> None:
     bench.prompts(3)
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     block = {"base_url": bench.upstream.url, "model_name": "small", "api_key": "k"}
@@ -105,8 +106,7 @@ def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any,
         {"backend": "openai", "backend_configs": {"openai": {**block, "model_name": "big"}}, "models": named}
     )
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-
-    async def work(call: Call) -> None:
+    async with tools(Service(configuration)) as call:
         asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
         started = await call("bulk_generate", **files, **asked, answer_schema=schema, max_cost=100)
         found = await until(call, started["job_id"], "finished")
@@ -115,18 +115,15 @@ def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any,
             await call("bulk_generate", **files, model="slow")
         with pytest.raises(ToolError, match="answer_schema is not a usable JSON Schema"):
             await call("bulk_generate", **files, answer_schema={"type": ["wrong"]})
-
-    tools(work, Service(configuration))
     for seen in bench.upstream.seen:
         assert (seen.json["model"], seen.json["temperature"], seen.json["max_tokens"]) == ("small", 0, 5)
         assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]
 
 
-def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: Any) -> None:
+async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 1": status_reply(400, "no"), "prompt 2": answer("x" * 3000)})
     bench.prompts(5)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         checked = await call("bulk_generate", **files, validate=True)
         assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
@@ -144,16 +141,13 @@ def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: 
         assert (await until(call, job_id, "finished"))["failed"] == 0
         found = await call("bulk_status", limit=1)
         assert (len(found["jobs"]), found["more"]) == (1, 0)
-
-    tools(work)
     assert len(bench.answers()) == 5
 
 
-def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any, tools: Any) -> None:
+async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any, tools: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(2000)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         while not (page := await call("bulk_results", job_id=job_id, limit=20, with_input=True))["rows"]:
             await asyncio.sleep(0.1)
@@ -168,49 +162,39 @@ def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any
         bench.upstream.reply = answer()
         await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         await until(call, job_id, "finished")
-
-    tools(work)
     assert len(bench.answers()) == 2000
     assert not bench.output.with_name("cancel").exists()
 
 
-def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: Any) -> None:
+async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: Any) -> None:
     bench.upstream.reply = late(None)
     bench.prompts(20)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await call("bulk_cancel", job_id=job_id)
         assert (await until(call, job_id, "cancelled"))["alive"] is False
 
-    tools(work)
 
-
-def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, run: Any) -> None:
+async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, closing: Any) -> None:
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
-
-    async def work() -> None:
-        service = Service(openai_configuration(bench.upstream.url))
-        board = RunningJobs(service, lambda: [bench.path])
-        other = Lock.take(bench.folder.lock)
-        assert other is not None
-        starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), "", resume=True))
-        await asyncio.sleep(0.1)  # it waits for the lock
-        starting.cancel()
-        await asyncio.wait({starting})
-        other.release()
-        await bench.upstream.reaches(lambda: bench.folder.spec)
-        async with asyncio.timeout(10):
-            while (lock := Lock.take(bench.folder.lock)) is None:
-                await asyncio.sleep(0)
-        lock.release()
-        await service.aclose()
-
-    run(work())
+    service = closing(Service(openai_configuration(bench.upstream.url)))
+    board = RunningJobs(service, lambda: [bench.path])
+    other = Lock.take(bench.folder.lock)
+    assert other is not None
+    starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), "", resume=True))
+    await asyncio.sleep(0.1)  # it waits for the lock
+    starting.cancel()
+    await asyncio.wait({starting})
+    other.release()
+    await bench.upstream.reaches(lambda: bench.folder.spec)
+    async with asyncio.timeout(10):
+        while (lock := Lock.take(bench.folder.lock)) is None:
+            await asyncio.sleep(0)
+    lock.release()
 
 
-def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:
+async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:
     bench.prompts(2)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -219,8 +203,7 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
     (bench.path / "folder").symlink_to(outside)
     (bench.path / "mine.txt").write_text("x")
     bench.output.write_text("precious")
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         for source, target, said in [
             (str(outside / "in.jsonl"), "o.jsonl", "input_file is outside"),
             ("link.jsonl", "o.jsonl", "input_file is outside"),
@@ -240,8 +223,6 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
         assert (await call("bulk_status"))["jobs"] == []
         with pytest.raises(ToolError, match="no job"):
             await call("bulk_results", job_id="../../../etc")
-
-    tools(work)
     assert bench.output.read_text() == "precious"
     assert not bench.upstream.seen
 
@@ -256,78 +237,60 @@ def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: P
         ({"limit": 2.5}, "limit is a number; send a whole number."),
     ],
 )
-def test_a_page_that_cannot_be_is_refused_in_words(tools: Any, arguments: dict[str, Any], said: str) -> None:
-    async def work(call: Call) -> None:
+async def test_a_page_that_cannot_be_is_refused_in_words(tools: Any, arguments: dict[str, Any], said: str) -> None:
+    async with tools() as call:
         with pytest.raises(ToolError) as refused:
             await call("bulk_results", job_id="x", **arguments)
         assert str(refused.value) == said
 
-    tools(work)
 
-
-def test_results_are_not_empty_because_the_input_is_gone(bench: Any, tools: Any) -> None:
-    bench.prompts(2)
-    bench.succeed()
-    moved = bench.input.rename(bench.path / "moved.jsonl")
-
-    async def work(call: Call) -> None:
+async def test_results_are_not_empty_because_the_input_is_gone(finished: Any, tools: Any) -> None:
+    moved = finished.input.rename(finished.path / "moved.jsonl")
+    async with tools() as call:
         with pytest.raises(ToolError, match="put it back"):
-            await call("bulk_results", job_id=bench.folder.job_id)
-        moved.rename(bench.input)
-        assert len((await call("bulk_results", job_id=bench.folder.job_id))["rows"]) == 2
-
-    tools(work)
+            await call("bulk_results", job_id=finished.folder.job_id)
+        moved.rename(finished.input)
+        assert len((await call("bulk_results", job_id=finished.folder.job_id))["rows"]) == 2
 
 
-def test_jobs_of_other_folders_are_not_shown(bench: Any, tools: Any, tmp_path: Path) -> None:
-    bench.prompts(2)
-    bench.succeed()
+async def test_jobs_of_other_folders_are_not_shown(finished: Any, tools: Any, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    configuration = openai_configuration(bench.upstream.url)
+    configuration = openai_configuration(finished.upstream.url)
     settings = configuration.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]})
     service = Service(configuration, plan=ResolvedConfig(settings, configuration.plan.operator))
-
-    async def work(call: Call) -> None:
+    async with tools(service) as call:
         assert (await call("bulk_status"))["jobs"] == []
         with pytest.raises(ToolError, match="outside the folders"):
-            await call("bulk_results", job_id=bench.folder.job_id)
-
-    tools(work, service)
+            await call("bulk_results", job_id=finished.folder.job_id)
 
 
-def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench: Any, tools: Any) -> None:
+async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench: Any, tools: Any) -> None:
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(600)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     process.kill()
     process.communicate()
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         while (await call("bulk_status", job_id=started["job_id"]))["done"] < 300:
             await asyncio.sleep(0.05)
         await call("bulk_cancel", job_id=started["job_id"])
-
-    tools(work)
-    bench.succeed()
+    bench.succeed(env={})  # a process of its own, because a loop runs here
     assert len(bench.upstream.seen) <= 600 + 32 + 64
     assert len(bench.answers()) == 600
 
 
-def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: Any) -> None:
+async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: Any) -> None:
     from replies import status
 
     bench.upstream.reply = status(401, "Incorrect API key provided")
     bench.prompts(5)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         found = await until(call, started["job_id"], "stopped")
         assert "401" in found["reason"]
-
-    tools(work)
 
 
 class Echo:
@@ -349,7 +312,7 @@ class Echo:
         pass
 
 
-def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:
+async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:
     bench.prompts(150)
 
     async def create(plan: ResolvedConfig) -> Echo:
@@ -360,22 +323,16 @@ def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, t
         return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
 
     service = local()
-
-    async def half(call: Call) -> None:
+    async with tools(service) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         while not (await call("bulk_results", job_id=job_id, limit=20))["rows"]:
             await asyncio.sleep(0.05)
         await service.aclose()
         found = await until(call, job_id, "interrupted", timeout_s=3)
         assert 0 < found["done"] < 150
-
-    tools(half, service)
-
-    async def rest(call: Call) -> None:
+    async with tools(local()) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await until(call, job_id, "finished")
-
-    tools(rest, local())
     assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
 
 
@@ -392,7 +349,7 @@ class Telling(Echo):
 @pytest.mark.parametrize(
     "change", [{"sampling_params": {"temperature": 0.9}}, {"backend_configs": {"hf": {"model_name_or_path": "second"}}}]
 )
-def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(
+async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(
     bench: Any, tools: Any, change: dict[str, Any]
 ) -> None:
     bench.write([{"prompt": f"p{at}", "carried": "x" * 4_000_000} for at in range(20)])  # takes a moment to read
@@ -405,42 +362,37 @@ def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins
         given = {"backend": "hf", "backend_configs": first, "sampling_params": {"temperature": 0.5}}
         return Service(Configuration(given), create=create)
 
-    async def work(call: Call) -> None:
+    async with tools(local()) as call:
         await call("generate", prompt_ls=["loads"])
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         given = {"backend_configs": {}, "sampling_params": {}, "backend": "hf"} | change
         await call("generation_init", **given)
         await until(call, job_id, "finished", "interrupted")
-
-    tools(work, local())
-
-    async def rest(call: Call) -> None:
+    async with tools(local()) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await until(call, job_id, "finished")
-
-    tools(rest, local())
     assert {row["answer"] for row in bench.answers()} == {"first at 0.5"}
 
 
-def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: Any, tools: Any) -> None:
+async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: Any, tools: Any) -> None:
     body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
 
     async def create(plan: ResolvedConfig) -> Echo:
         return Echo()
 
-    async def work(call: Call) -> None:
+    model = {"model_name_or_path": "some-model"}
+    async with tools(
+        Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
+    ) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await until(call, job_id, "finished")
-
-    model = {"model_name_or_path": "some-model"}
-    tools(work, Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create))
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
 @pytest.mark.stdio
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any, run: Any) -> None:
+async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any) -> None:
     bench.upstream.reply = late(0.1, answer())
     bench.prompts(600)
     _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789")
@@ -448,16 +400,11 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
     server = StdioTransport(
         sys.executable, ["-m", command, "serve", "--config", config], env=dict(os.environ), cwd=str(bench.path)
     )
-
-    async def work() -> str:
-        async with Client(server) as client:
-            result = await client.call_tool("bulk_generate", {"input_file": "in.jsonl", "output_file": "out.jsonl"})
-            job_id: str = result.structured_content["job_id"]
-            await bench.upstream.reaches(lambda: len(bench.upstream.seen) > 50)
-        await server.close()
-        return job_id
-
-    job_id = run(work())
+    async with Client(server) as client:
+        result = await client.call_tool("bulk_generate", {"input_file": "in.jsonl", "output_file": "out.jsonl"})
+        job_id: str = result.structured_content["job_id"]
+        await bench.upstream.reaches(lambda: len(bench.upstream.seen) > 50)
+    await server.close()
     (runner,) = [
         one
         for one in psutil.process_iter(["cmdline", "cwd"])
@@ -477,14 +424,11 @@ def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: An
     assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
-def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench: Any, tools: Any) -> None:
+async def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench: Any, tools: Any) -> None:
     bench.prompts(3)
-
-    async def work(call: Call) -> None:
+    async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await until(call, job_id, "finished")
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 1"}])
         with pytest.raises(ToolError, match="has changed since"):
             await call("bulk_results", job_id=job_id)
-
-    tools(work)

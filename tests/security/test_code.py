@@ -86,7 +86,7 @@ class _Evil:
 @pytest.mark.rule("C2")
 @pytest.mark.engine
 @pytest.mark.parametrize("trusted", [False, True])
-def test_weights_that_are_a_pickle_are_not_run(run, tmp_path, trusted):
+async def test_weights_that_are_a_pickle_are_not_run(tmp_path, trusted):
     """A model folder whose weights would make a folder, and whose code would make another, if they were run."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -107,12 +107,9 @@ def test_weights_that_are_a_pickle_are_not_run(run, tmp_path, trusted):
     file = {"backend": "hf", "backend_configs": {"hf": operator}}
     plan = Configuration(file).overlaid(Overrides("hf", {"hf": {"model_name_or_path": str(model)}}))
 
-    async def work():
-        async with opened(plan) as backend:
-            return await ask(backend, ["a"])
-
     with pytest.raises(PromptmillError) as caught:
-        run(work(), timeout_s=150)
+        async with opened(plan) as backend:
+            await ask(backend, ["a"])
     assert "Weights only load failed" in str(caught.value), "it came as far as the weights"
     assert not (tmp_path / "weights").exists()
     assert not (tmp_path / "code").exists()
@@ -122,14 +119,12 @@ def test_weights_that_are_a_pickle_are_not_run(run, tmp_path, trusted):
 
 @pytest.mark.rule("C3")
 @pytest.mark.parametrize("operator", [{}, {"model_name_or_path": "mine", "trust_remote_code": False}])
-def test_a_call_cannot_have_a_models_code_run(run, operator):
-    async def work():
-        file = {"backend": "hf", "backend_configs": {"hf": operator}}
-        async with serving(Configuration(file)) as talk:
-            block = {"model_name_or_path": "evil/model", "trust_remote_code": True}
-            return text(await talk.init("hf", backend_configs={"hf": block}))
-
-    assert "a call may not switch this on" in run(work())
+async def test_a_call_cannot_have_a_models_code_run(operator):
+    file = {"backend": "hf", "backend_configs": {"hf": operator}}
+    async with serving(Configuration(file)) as talk:
+        block = {"model_name_or_path": "evil/model", "trust_remote_code": True}
+        result = text(await talk.init("hf", backend_configs={"hf": block}))
+    assert "a call may not switch this on" in result
 
 
 @pytest.mark.rule("C3")
@@ -165,13 +160,10 @@ def test_the_operators_trust_is_for_what_the_operator_named(called, trusted):
         *(("download_dir", "/tmp"), ("generation_config", "/etc"), ("model", "evil/model"), ("Max_Model_Len", 5)),
     ],
 )
-def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones(run, name, value):
-    async def work():
-        async with serving(Configuration({"backend": "vllm"})) as talk:
-            block = {"model_name_or_path": "some/model", name: value}
-            return text(await talk.init("vllm", backend_configs={"vllm": block}))
-
-    said = run(work())
+async def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones(name, value):
+    async with serving(Configuration({"backend": "vllm"})) as talk:
+        block = {"model_name_or_path": "some/model", name: value}
+        said = text(await talk.init("vllm", backend_configs={"vllm": block}))
     assert said.startswith(f"backend_configs.vllm.{name}: a call may not set this")
     assert "--trust-client" in said
 
@@ -245,11 +237,13 @@ def test_no_tag_of_yaml_makes_an_object(tmp_path, tag):
 
 
 @pytest.mark.rule("C5")
-def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(talk, upstream, tmp_path):
+async def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(serve, upstream, tmp_path):
     operators = set(Settings.model_fields) - {"backend", "backend_configs", "sampling_params", "extra_params"}
     evil = dict.fromkeys(operators, "evil") | {"allowed_roots": ["/"], "fetch_images": True, "system_prompt": "evil"}
 
-    async def work(talk):
+    root = tmp_path / "root"
+    root.mkdir()
+    async with serve(top={"allowed_roots": [str(root)], "system_prompt": "ours"}) as talk:
         for arguments in (
             {"backend_configs": evil},
             {"backend_configs": {"openai": evil}},
@@ -262,11 +256,7 @@ def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(talk, upstrea
         refused = await talk("generate", prompt_ls=["x"], allowed_roots=["/"])
         assert refused.is_error
         path = tmp_path / "outside.png"
-        return await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(path)]])
-
-    root = tmp_path / "root"
-    root.mkdir()
-    result = talk(work, top={"allowed_roots": [str(root)], "system_prompt": "ours"})
+        result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(path)]])
     assert "outside the folders" in text(result)
     assert sent(upstream)["messages"][0] == {"role": "system", "content": "ours"}
 
@@ -282,27 +272,22 @@ def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(talk, upstrea
         "<img> file:///etc/passwd data:text/plain,hi",
     ],
 )
-def test_a_prompt_is_a_prompt(run, upstream, prompt):
-    async def work():
-        async with serving(openai_configuration(upstream.url)) as talk:
-            return await talk.answers(prompt)
-
-    assert run(work()) == [f"echo: {prompt}"]
+async def test_a_prompt_is_a_prompt(upstream, prompt):
+    async with serving(openai_configuration(upstream.url)) as talk:
+        result = await talk.answers(prompt)
+    assert result == [f"echo: {prompt}"]
     body = sent(upstream)
     assert body == {"model": "test-model", "messages": [{"role": "user", "content": prompt}]}
 
 
 @pytest.mark.rule("C6")
-def test_child_processes_import_nothing_from_the_working_directory(run, upstream, tmp_path, monkeypatch):
+async def test_child_processes_import_nothing_from_the_working_directory(upstream, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("aiohttp", "orjson", "promptmill", "random", "PIL"):
         Path(f"{name}.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'imported')!r})\n")
-
-    async def work():
-        async with opened(upstream.url, num_workers=2, bulk_threshold=1) as backend:
-            return await ask(backend, ["a", "b", "c"])
-
-    assert run(work()).texts == ["echo: a", "echo: b", "echo: c"]
+    async with opened(upstream.url, num_workers=2, bulk_threshold=1) as backend:
+        result = await ask(backend, ["a", "b", "c"])
+    assert result.texts == ["echo: a", "echo: b", "echo: c"]
     assert not (tmp_path / "imported").exists()
     assert all("-P" in part for part in _command_lines()), "each of our own processes is started so"
 

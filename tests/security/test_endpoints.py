@@ -51,20 +51,20 @@ HOSTILE = {
 
 @pytest.mark.rule("E1")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_what_cannot_be_read_costs_one_item(drive, upstream, name):
+async def test_what_cannot_be_read_costs_one_item(drive, upstream, name):
     code, body = HOSTILE[name]
     upstream.reply = by_prompt({"bad": raw(body, code=code)})
-    result = drive(["good", "bad", "fine"], retries=2)
+    result = await drive(["good", "bad", "fine"], retries=2)
     assert result.texts == ["echo: good", None, "echo: fine"]
     assert result.raised is None
 
 
 @pytest.mark.rule("E1")
 @pytest.mark.parametrize("name", HOSTILE)
-def test_nor_does_it_cost_more_where_workers_read_it(drive, upstream, name):
+async def test_nor_does_it_cost_more_where_workers_read_it(drive, upstream, name):
     code, body = HOSTILE[name]
     upstream.reply = by_prompt({"bad": raw(body, code=code)})
-    result = drive(["good", "bad", "fine"], retries=2, num_workers=2, bulk_threshold=1)
+    result = await drive(["good", "bad", "fine"], retries=2, num_workers=2, bulk_threshold=1)
     assert result.texts == ["echo: good", None, "echo: fine"]
 
 
@@ -103,20 +103,20 @@ def _fits(body):
 
 @pytest.mark.rule("E2")
 @pytest.mark.parametrize("tokens", [-5, True, 10**12, 10**400, 1.5, "7", None, [1]])
-def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
+async def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
     text = str(tokens) if isinstance(tokens, int) and tokens > 1 else orjson.dumps(tokens).decode()
     upstream.reply = raw(
         b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":%b,"completion_tokens":%b}}' % (text.encode(), text.encode())
     )
-    result = drive(["x"])
+    result = await drive(["x"])
     assert result.texts == ["hi"]
     assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (0, 0)
 
 
 @pytest.mark.rule("E3")
 @pytest.mark.parametrize("coding", everyday([None, "gzip", "deflate"], "gzip"))
-def test_a_body_without_an_end_is_left_before_it_fills_the_memory(run, upstream, coding):
+async def test_a_body_without_an_end_is_left_before_it_fills_the_memory(upstream, coding):
     if coding is None:
         upstream.reply = huge(1 << 30)
     else:
@@ -131,40 +131,36 @@ def test_a_body_without_an_end_is_left_before_it_fills_the_memory(run, upstream,
             peak = max(peak, process.memory_info().rss)
             await asyncio.sleep(0.005)
 
-    async def work():
-        async with opened(upstream.url, retries=1) as backend:
-            before = process.memory_info().rss
-            watching = asyncio.ensure_future(watch())
-            result = await ask(backend, ["a"])
-            watching.cancel()
-            await asyncio.wait({watching})
-            return result, before
-
-    result, before = run(work())
+    async with opened(upstream.url, retries=1) as backend:
+        before = process.memory_info().rss
+        watching = asyncio.ensure_future(watch())
+        result = await ask(backend, ["a"])
+        watching.cancel()
+        await asyncio.wait({watching})
     assert "more than 64 MiB" in str(result.failures[0].error)
     assert peak - before < 200 << 20
 
 
 @pytest.mark.rule("E4")
 @pytest.mark.parametrize("headers", [{"X-Long": "a" * (1 << 20)}, {f"X-{n}": "a" * 1000 for n in range(5000)}])
-def test_a_head_without_an_end_costs_one_item(drive, upstream, headers):
+async def test_a_head_without_an_end_costs_one_item(drive, upstream, headers):
     upstream.reply = by_prompt({"bad": raw(b"{}", headers=headers)})
-    result = drive(["good", "bad", "fine"], retries=1)
+    result = await drive(["good", "bad", "fine"], retries=1)
     assert result.texts == ["echo: good", None, "echo: fine"]
     assert result.codes == {"bad_response"}
 
 
 @pytest.mark.rule("E5")
-def test_an_error_of_an_endpoint_commands_no_terminal(drive, upstream):
+async def test_an_error_of_an_endpoint_commands_no_terminal(drive, upstream):
     upstream.reply = status(400, "\x1b]0;owned\x07\x1b[2J \x9b31m \u202e\rgone")
-    said = str(drive(["x"]).failures[0].error)
+    said = str((await drive(["x"])).failures[0].error)
     assert "owned" in said
     assert not set(said) & set("\x1b\x07\x9b\u202e\r")
 
 
 @pytest.mark.rule("E6")
-def test_a_certificate_that_nobody_vouches_for_gets_no_request(upstreams, drive):
+async def test_a_certificate_that_nobody_vouches_for_gets_no_request(upstreams, drive):
     secure = upstreams(tls=True)
-    result = drive(["secret prompt"], base_url=secure.url.replace("http:", "https:"), retries=2)
+    result = await drive(["secret prompt"], base_url=secure.url.replace("http:", "https:"), retries=2)
     assert result.codes == {"tls"}
     assert not secure.seen

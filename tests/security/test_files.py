@@ -52,15 +52,12 @@ def _refusal(source, *roots):
 
 @pytest.mark.rule("F1")
 @pytest.mark.parametrize("name", ["/etc/passwd", "/proc/self/environ", "/proc/self/maps", "secret.png"])
-def test_what_is_no_image_is_not_sent(talk, upstream, tmp_path, name, monkeypatch):
+async def test_what_is_no_image_is_not_sent(serve, upstream, tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("secret.png").write_text("password: hunter2\n" * 100)
     monkeypatch.setenv("NOT_FOR_OTHERS", "hunter2")
-
-    async def work(talk):
-        return await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[name]])
-
-    result = talk(work)
+    async with serve() as talk:
+        result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[name]])
     assert result.structured_content["errors"][0]["code"] == "invalid_image"
     assert "hunter2" not in str(result)
     assert "root:" not in str(result)
@@ -274,14 +271,12 @@ def work_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bulk(talk):
+def bulk(serve):
     """Start a job by a call; return what it said."""
 
-    def started(input_file="in.jsonl", output_file="out.jsonl", *, resume=True, **options):
-        async def work(talk):
-            return await talk("bulk_generate", input_file=input_file, output_file=output_file, resume=resume)
-
-        result = talk(work, **options)
+    async def started(input_file="in.jsonl", output_file="out.jsonl", *, resume=True, **options):
+        async with serve(**options) as talk:
+            result = await talk("bulk_generate", input_file=input_file, output_file=output_file, resume=resume)
         return text(result) if result.is_error else result.structured_content
 
     return started
@@ -327,32 +322,34 @@ def shell(upstream, tmp_path):
     ],
 )  # fmt: skip
 @posix
-def test_a_call_uses_files_of_the_formats_inside_the_folders_alone(bulk, work_folder, upstream, source, target):
+async def test_a_call_uses_files_of_the_formats_inside_the_folders_alone(bulk, work_folder, upstream, source, target):
     (work_folder.parent / "in.jsonl").write_text('{"prompt": "secret"}\n')
     (work_folder / "link.jsonl").symlink_to(work_folder.parent / "in.jsonl")
     (work_folder / "folder").symlink_to(work_folder.parent)
     (work_folder / "secret.txt").write_text('{"prompt": "secret"}\n')
     before = sorted(work_folder.parent.rglob("*"))
-    said = bulk(source, target)
+    said = await bulk(source, target)
     assert isinstance(said, str), said
     assert not upstream.seen
     assert sorted(work_folder.parent.rglob("*")) == before
 
 
 @pytest.mark.rule("F8")
-def test_folders_that_the_operator_allows_replace_the_working_directory(bulk, work_folder, tmp_path):
+async def test_folders_that_the_operator_allows_replace_the_working_directory(bulk, work_folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    said = bulk(top={"allowed_roots": [str(other)]})
+    said = await bulk(top={"allowed_roots": [str(other)]})
     assert "outside the folders" in said
     (other / "in.jsonl").write_text("")
-    assert bulk(str(other / "in.jsonl"), str(other / "out.jsonl"), top={"allowed_roots": [str(other)]})["job_id"]
+    assert (await bulk(str(other / "in.jsonl"), str(other / "out.jsonl"), top={"allowed_roots": [str(other)]}))[
+        "job_id"
+    ]
 
 
 @pytest.mark.rule("F9")
-def test_a_file_that_is_not_the_jobs_own_stays_as_it_is(bulk, shell, work_folder):
+async def test_a_file_that_is_not_the_jobs_own_stays_as_it_is(bulk, shell, work_folder):
     (work_folder / "out.jsonl").write_text("precious")
-    assert "not this job's own output" in bulk()
+    assert "not this job's own output" in await bulk()
     assert shell().returncode == 2
     assert (work_folder / "out.jsonl").read_text() == "precious"
 
@@ -413,11 +410,8 @@ def test_an_input_that_became_a_link_is_not_opened(work_folder, tmp_path):
     "job_id", ["..", "../..", "../../etc", "/etc", ".", "", "a/../../b", "a\0b", "a\nb", "x" * 5000]
 )
 @pytest.mark.parametrize("tool", ["bulk_status", "bulk_results", "bulk_cancel"])
-def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
-    async def work(talk):
-        return await talk.error(tool, job_id=job_id)
-
-    assert "There is no job" in talk(work)
+async def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
+    assert "There is no job" in await talk.error(tool, job_id=job_id)
 
 
 @pytest.mark.rule("F12")
@@ -434,7 +428,7 @@ def test_a_custom_id_is_no_path_either(shell, work_folder, tmp_path):
 
 
 @pytest.mark.rule("F12")
-def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(talk, bulk, shell, work_folder, tmp_path):
+async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(serve, bulk, shell, work_folder, tmp_path):
     assert shell().returncode == 0
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"prompt": "hunter2"}\n')
@@ -444,11 +438,10 @@ def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(talk, bul
         job.open()
         job.put(spec=spec.model_copy(update={**change, "size": secret.stat().st_size}))
         job.close()
-
-        async def work(talk):
-            return await talk("bulk_results", job_id=spec.job_id), await talk("bulk_status", job_id=spec.job_id)
-
-        assert "hunter2" not in str(talk(work)), change
+        async with serve() as talk:
+            assert "hunter2" not in str(
+                (await talk("bulk_results", job_id=spec.job_id), await talk("bulk_status", job_id=spec.job_id))
+            ), change
     assert secret.read_text() == '{"prompt": "hunter2"}\n'
 
 
@@ -484,19 +477,16 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 
 
 @pytest.mark.rule("F14")
-def test_jobs_of_other_folders_are_not_shown(talk, shell, work_folder, tmp_path, monkeypatch):
+async def test_jobs_of_other_folders_are_not_shown(serve, shell, work_folder, tmp_path, monkeypatch):
     assert shell().returncode == 0
     job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
-
-    async def work(talk):
+    async with serve() as talk:
         for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
             assert "outside the folders" in await talk.error(tool, job_id=job.job_id)
-        return (await talk("bulk_status")).structured_content
-
-    assert talk(work)["jobs"] == []
+        assert (await talk("bulk_status")).structured_content["jobs"] == []
 
 
 @pytest.mark.rule("F15")
@@ -539,16 +529,13 @@ asyncio.run(main())
 
 
 @pytest.mark.rule("F18")
-def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(talk, upstream, tmp_path):
+async def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(serve, upstream, tmp_path):
     path = tmp_path / "cache" / "answers.sqlite"
 
     top = {"cache": str(path), "sampling_params": {"temperature": 0}}
     upstream.reply = answer("the answer")
-
-    async def asked(talk):
-        return [await talk.answers("private prompt") for _ in range(2)]
-
-    assert talk(asked, top=top, api_key=KEY) == [["the answer"]] * 2
+    async with serve(top=top, api_key=KEY) as talk:
+        assert [await talk.answers("private prompt") for _ in range(2)] == [["the answer"]] * 2
     assert len(upstream.seen) == 1
     kept = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"the answer" in kept
@@ -560,18 +547,15 @@ def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(talk, upstr
 
 @posix
 @pytest.mark.rule("F18")
-def test_a_link_or_a_folder_is_not_used_as_the_cache(talk, upstream, tmp_path):
+async def test_a_link_or_a_folder_is_not_used_as_the_cache(serve, upstream, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")
     link, folder = tmp_path / "link", tmp_path / "folder"
     link.symlink_to(elsewhere)
     folder.mkdir()
     for path in (link, folder):
-
-        async def work(talk):
-            return await talk.error("generate", prompt_ls=["a"])
-
-        assert "cannot be used" in talk(work, top={"cache": str(path)})
+        async with serve(top={"cache": str(path)}) as talk:
+            assert "cannot be used" in await talk.error("generate", prompt_ls=["a"])
     assert elsewhere.read_text() == "precious"
     assert not upstream.seen
 

@@ -124,59 +124,47 @@ def test_brackets_in_a_text_are_text(server, prompt):
 
 @pytest.mark.rule("X4")
 @pytest.mark.parametrize("read", ["prompts", "images", "turns"])
-def test_others_get_their_turn_while_a_long_list_is_read(run, read):
+async def test_others_get_their_turn_while_a_long_list_is_read(read):
     many = 200_000
-
-    async def work():
-        reading: Coroutine[Any, Any, object]
-        match read:
-            case "prompts":
-                reading = prompt_lists.conversations([*["x"] * many, None])
-            case "images":
-                reading = prompt_lists.conversations_with_images(
-                    ["x"] * many, [*[["a"]] * (many - 1), 3], None, "after"
-                )
-            case "turns":
-                reading = prompt_lists.conversation([*[{"role": "user", "content": "x"}] * many, None])
-        task, turns = asyncio.ensure_future(reading), 0
-        while not task.done():
-            await asyncio.sleep(0.001)
-            turns += 1
-        with pytest.raises(PromptmillError, match=r"is (null|a number)"):
-            await task
-        return turns
-
-    assert run(work()) > 3
+    reading: Coroutine[Any, Any, object]
+    match read:
+        case "prompts":
+            reading = prompt_lists.conversations([*["x"] * many, None])
+        case "images":
+            reading = prompt_lists.conversations_with_images(["x"] * many, [*[["a"]] * (many - 1), 3], None, "after")
+        case "turns":
+            reading = prompt_lists.conversation([*[{"role": "user", "content": "x"}] * many, None])
+    task, turns = asyncio.ensure_future(reading), 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    with pytest.raises(PromptmillError, match=r"is (null|a number)"):
+        await task
+    assert turns > 3
 
 
 @pytest.mark.rule("X4")
 @pytest.mark.parametrize("arguments", [{"prompts": ["x"] * 9}, {"prompt_ls": ["x"], "system_prompt": ["x"] * 9}])
-def test_pydantic_which_writes_all_of_a_wrong_argument_down_is_not_asked(run, arguments):
-    async def work():
-        middleware, asked = PlainArguments(), []
+async def test_pydantic_which_writes_all_of_a_wrong_argument_down_is_not_asked(arguments):
+    middleware, asked = PlainArguments(), []
 
-        async def tool(_):
-            asked.append(1)
+    async def tool(_):
+        asked.append(1)
 
-        async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
-            (schema,) = [tool for tool in await talk.client.list_tools() if tool.name == "generate"]
-        middleware._schemas["generate"] = schema.input_schema
-        params = CallToolRequestParams(name="generate", arguments=arguments)
-        with pytest.raises(ToolError, match=r"prompts is not an argument|system_prompt is a list of 9; send a text"):
-            await middleware.on_call_tool(MiddlewareContext(message=params), tool)
-        return asked
-
-    assert run(work()) == []
+    async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
+        (schema,) = [tool for tool in await talk.client.list_tools() if tool.name == "generate"]
+    middleware._schemas["generate"] = schema.input_schema
+    params = CallToolRequestParams(name="generate", arguments=arguments)
+    with pytest.raises(ToolError, match=r"prompts is not an argument|system_prompt is a list of 9; send a text"):
+        await middleware.on_call_tool(MiddlewareContext(message=params), tool)
+    assert asked == []
 
 
 @pytest.mark.rule("X4")
-def test_settings_of_a_call_are_counted_before_they_are_looked_at(run):
-    async def work():
-        async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
-            said = []
-            for block in ({"base_url": [None] * 30_000}, {f"a{n}": None for n in range(30_000)}):
-                said.append(text(await talk.init(backend_configs={"openai": block})))
-            return said
-
-    for said in run(work()):
+async def test_settings_of_a_call_are_counted_before_they_are_looked_at():
+    async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
+        refused = []
+        for block in ({"base_url": [None] * 30_000}, {f"a{n}": None for n in range(30_000)}):
+            refused.append(text(await talk.init(backend_configs={"openai": block})))
+    for said in refused:
         assert "more than 20,000 values" in said

@@ -72,11 +72,11 @@ def test_it_goes_to_known_providers_and_to_this_machine(url):
 
 
 @pytest.mark.rule("K1")
-def test_no_key_goes_to_a_server_that_was_found(run, upstream):
+async def test_no_key_goes_to_a_server_that_was_found(upstream):
     block = {"api_key": KEY, "headers": {"X-Secret": KEY}}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openai": block}})
     row = replace(dialect_named("vllm"), base_url=upstream.url)
-    choice = run(choose(configuration, ENVIRONMENT, [row]))
+    choice = await choose(configuration, ENVIRONMENT, [row])
     plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
     (endpoint,) = endpoints(plan, ENVIRONMENT)
     assert KEY not in str(endpoint)
@@ -120,20 +120,16 @@ def test_a_call_reads_no_other_variable_by_its_name(name):
 
 
 @pytest.mark.rule("K4")
-def test_a_variable_in_a_call_stays_text(run, upstream, monkeypatch):
+async def test_a_variable_in_a_call_stays_text(upstream, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     variable = "${OPENAI_API_KEY}"
-
-    async def work():
-        file = {"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "base_url": upstream.url}}}
-        async with serving(Configuration(file | {"backend_configs": file["backend_configs"]})) as talk:
-            block = {"model_name": variable, "headers": {"X-Mine": variable}, "api_key": variable}
-            await talk.init(
-                backend_configs={"openai": block}, sampling_params={"stop": variable}, extra_params={variable: variable}
-            )
-            await talk.answers(variable, system_prompt=variable)
-
-    run(work())
+    file = {"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "base_url": upstream.url}}}
+    async with serving(Configuration(file | {"backend_configs": file["backend_configs"]})) as talk:
+        block = {"model_name": variable, "headers": {"X-Mine": variable}, "api_key": variable}
+        await talk.init(
+            backend_configs={"openai": block}, sampling_params={"stop": variable}, extra_params={variable: variable}
+        )
+        await talk.answers(variable, system_prompt=variable)
     seen = upstream.seen[0]
     assert KEY not in str(seen)
     assert seen.headers["x-mine"] == variable
@@ -151,27 +147,24 @@ def test_a_host_that_readers_of_urls_could_read_differently_is_refused(sign):
 
 @pytest.mark.rule("K6")
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_no_redirect_is_followed(drive, upstream, upstreams, code):
+async def test_no_redirect_is_followed(drive, upstream, upstreams, code):
     other = upstreams()
     upstream.reply = redirect(f"{other.url}/chat/completions", code)
-    assert drive(["x"]).codes == {"bad_response"}
+    assert (await drive(["x"])).codes == {"bad_response"}
     assert not other.connections
 
 
 @pytest.mark.rule("K7")
 @pytest.mark.parametrize("code", [200, 400, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("key", [KEY, "sk-proj-0123456789abcdefghij", "swordfish", "a+b/c=d%20e&f"])
-def test_a_key_that_an_endpoint_repeats_is_not_repeated_by_us(talk, upstream, capfd, code, key):
+async def test_a_key_that_an_endpoint_repeats_is_not_repeated_by_us(serve, upstream, capfd, code, key):
     async def shout(exchange):
         said = f"{key} {'x' * 380} {key} {exchange.seen.headers} https://user:{key}@host/"
         await raw(orjson.dumps({"error": {"message": said, "code": key, "type": [key]}}), code=code)(exchange)
 
     upstream.reply = shout
-
-    async def work(talk):
-        return await talk("generate", prompt_ls=["x", "y"])
-
-    result = talk(work, api_key=key, retries=1)
+    async with serve(api_key=key, retries=1) as talk:
+        result = await talk("generate", prompt_ls=["x", "y"])
     assert result.is_error
     assert key not in str(result)
     assert key not in "".join(capfd.readouterr())
@@ -210,23 +203,18 @@ def test_no_key_stands_on_a_command_line_or_in_the_environment_of_a_worker(upstr
 
 
 @pytest.mark.rule("K9")
-def test_trust_client_lifts_these_rules_and_errors_name_it(run, upstream, monkeypatch):
+async def test_trust_client_lifts_these_rules_and_errors_name_it(upstream, monkeypatch):
     (headers,) = _sent({"base_url": "https://evil.example", "api_key_env": "OTHER_SECRET"}, trust_client=True)
     assert headers["Authorization"] == f"Bearer {KEY}"
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     upstream.reply = status(401)
-
-    async def work():
-        async with serving(Configuration({"backend": "openai"})) as talk:
-            far = upstream.url.replace("127.0.0.1", "0.0.0.0")
-            await talk.init(backend_configs={"openai": {"model_name": "m", "base_url": far}})
-            said = await talk.error("generate", prompt_ls=["x"])
-            code = await talk.init(
-                "hf", backend_configs={"hf": {"model_name_or_path": "a/b", "trust_remote_code": True}}
-            )
-            return said, text(code)
-
-    for said in run(work()):
+    async with serving(Configuration({"backend": "openai"})) as talk:
+        far = upstream.url.replace("127.0.0.1", "0.0.0.0")
+        await talk.init(backend_configs={"openai": {"model_name": "m", "base_url": far}})
+        said = await talk.error("generate", prompt_ls=["x"])
+        code = await talk.init("hf", backend_configs={"hf": {"model_name_or_path": "a/b", "trust_remote_code": True}})
+        result = said, text(code)
+    for said in result:
         assert "--trust-client" in said
         assert KEY not in said
 
@@ -266,25 +254,20 @@ def test_no_key_is_written_to_disk_or_to_stderr(upstream, tmp_path):
 @pytest.mark.parametrize(
     "name", ["Host", "HOST", "Connection", "upgrade", "Expect", "TE", "Transfer-Encoding", "Proxy-Authorization"]
 )
-def test_a_call_sets_no_header_that_says_who_is_asked_or_how(talk, upstream, name):
-    async def work(talk):
-        return await talk.error(
-            "generation_init",
-            backend_configs={"openai": {"headers": {name: "evil.example"}}},
-            sampling_params={},
-            backend="openai",
-        )
-
-    assert "backend_configs.openai.headers" in talk(work)
+async def test_a_call_sets_no_header_that_says_who_is_asked_or_how(talk, upstream, name):
+    assert "backend_configs.openai.headers" in await talk.error(
+        "generation_init",
+        backend_configs={"openai": {"headers": {name: "evil.example"}}},
+        sampling_params={},
+        backend="openai",
+    )
     assert not upstream.seen
 
 
 @pytest.mark.rule("K11")
-def test_the_operator_may_name_the_host(talk, upstream):
-    async def work(talk):
-        return await talk.answers("x")
-
-    assert talk(work, headers={"Host": "model.internal"}) == ["echo: x"]
+async def test_the_operator_may_name_the_host(serve, upstream):
+    async with serve(headers={"Host": "model.internal"}) as talk:
+        assert await talk.answers("x") == ["echo: x"]
     assert upstream.seen[0].headers["host"] == "model.internal"
 
 

@@ -31,26 +31,26 @@ class _AnyHost(HostAllowlist):
 
 
 @pytest.mark.rule("H12")
-def test_a_flood_of_sessions_ends_the_idle_ones_and_locks_nobody_out(upstream):
-    async def work():
-        service = Service(openai_configuration(upstream.url))
-        app = App(create_server(service, locked=True), Rules(_AnyHost(), None, 1 << 20), max_sessions=10)
-        transport = httpx2.ASGITransport(app)
-        async with (
-            app._sessions.run(),
-            httpx2.AsyncClient(transport=transport, base_url="http://mill", headers=HEADERS) as client,
-        ):
-            opened = []
-            for _ in range(10):
-                opened.append((await client.post("/mcp", json=HELLO)).headers["mcp-session-id"])
-            used = {"Mcp-Session-Id": opened[0]}
-            assert (await client.post("/mcp", json=PING, headers=used)).status_code == 200
-            for _ in range(9):
-                assert (await client.post("/mcp", json=HELLO)).status_code == 200
-            assert (await client.post("/mcp", json=PING, headers=used)).status_code == 200, "used since, so it is kept"
-            gone = await client.post("/mcp", json=PING, headers={"Mcp-Session-Id": opened[1]})
-            assert gone.status_code == 404, "upon which a client opens a new one"
-            assert json.loads(gone.content)["error"]["message"] == "Session not found"
-        await service.aclose()
-
-    asyncio.run(work())  # sse-starlette keeps a task for half a second
+async def test_a_flood_of_sessions_ends_the_idle_ones_and_locks_nobody_out(upstream, closing):
+    tasks = asyncio.all_tasks()
+    service = closing(Service(openai_configuration(upstream.url)))
+    app = App(create_server(service, locked=True), Rules(_AnyHost(), None, 1 << 20), max_sessions=10)
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app._sessions.run(),
+        httpx2.AsyncClient(transport=transport, base_url="http://mill", headers=HEADERS) as client,
+    ):
+        opened = []
+        for _ in range(10):
+            opened.append((await client.post("/mcp", json=HELLO)).headers["mcp-session-id"])
+        used = {"Mcp-Session-Id": opened[0]}
+        assert (await client.post("/mcp", json=PING, headers=used)).status_code == 200
+        for _ in range(9):
+            assert (await client.post("/mcp", json=HELLO)).status_code == 200
+        assert (await client.post("/mcp", json=PING, headers=used)).status_code == 200, "used since, so it is kept"
+        gone = await client.post("/mcp", json=PING, headers={"Mcp-Session-Id": opened[1]})
+        assert gone.status_code == 404, "upon which a client opens a new one"
+        assert json.loads(gone.content)["error"]["message"] == "Session not found"
+    (watcher,) = asyncio.all_tasks() - tasks  # sse-starlette's, which ends with uvicorn
+    watcher.cancel()
+    await asyncio.wait({watcher})

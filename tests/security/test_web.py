@@ -31,20 +31,14 @@ def web():
 
 
 @pytest.fixture
-def fetch(run):
+def fetch(closing):
     """Fetch one URL; return the data URL or the error."""
 
-    def fetched(url, timeout_s=30.0):
-        async def work():
-            fetcher = ImageFetcher(timeout_s)
-            try:
-                return await fetcher.fetch(url)
-            except PromptmillError as error:
-                return error
-            finally:
-                await fetcher.aclose()
-
-        return run(work())
+    async def fetched(url, timeout_s=30.0):
+        try:
+            return await closing(ImageFetcher(timeout_s)).fetch(url)
+        except PromptmillError as error:
+            return error
 
     return fetched
 
@@ -82,13 +76,13 @@ SPELLINGS = [
 
 @pytest.mark.rule("W1")
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_no_spelling_of_this_machine_is_connected_to(fetch, upstream, spelling):
-    assert isinstance(fetch(f"http://{spelling}:{upstream.port}/a.png"), PromptmillError)
+async def test_no_spelling_of_this_machine_is_connected_to(fetch, upstream, spelling):
+    assert isinstance(await fetch(f"http://{spelling}:{upstream.port}/a.png"), PromptmillError)
     assert not upstream.connections
 
 
 @pytest.mark.rule("W2")
-def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fetch, upstream, monkeypatch):
+async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fetch, upstream, monkeypatch):
     asked = []
 
     class Rebinding:
@@ -103,11 +97,11 @@ def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fet
     monkeypatch.setattr(webimages, "ThreadedResolver", Rebinding)
     connected = []
     monkeypatch.setattr(webimages, "_socket_to", lambda address: connected.append(address[4][0]) or _no_socket())
-    fetch(f"http://rebinding.example:{upstream.port}/a.png")
+    await fetch(f"http://rebinding.example:{upstream.port}/a.png")
     assert connected == ["8.8.8.8"], "what was looked up is what is connected to: nobody asks twice"
     assert len(asked) == 1
     connected.clear()
-    assert "not a public address" in str(fetch(f"http://rebinding.example:{upstream.port}/a.png"))
+    assert "not a public address" in str(await fetch(f"http://rebinding.example:{upstream.port}/a.png"))
     assert not connected
 
 
@@ -126,9 +120,9 @@ def test_even_a_resolver_that_lies_gets_no_socket_to_this_machine():
 @pytest.mark.parametrize(
     "host", ["127.0.0.2", "[::1]", "169.254.169.254", "[::ffff:7f00:2]", "0x7f000002", "2130706434"]
 )
-def test_each_redirect_is_checked_like_the_first_address(fetch, web, open_door, host):
+async def test_each_redirect_is_checked_like_the_first_address(fetch, web, open_door, host):
     web.reply = redirect(f"http://{host}:{web.port}/inner")
-    error = fetch(f"{web.url}/a.png")
+    error = await fetch(f"{web.url}/a.png")
     assert isinstance(error, PromptmillError)
     assert [seen.target for seen in web.seen] == ["/v1/a.png"]
 
@@ -137,35 +131,35 @@ def test_each_redirect_is_checked_like_the_first_address(fetch, web, open_door, 
 @pytest.mark.parametrize(
     "target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:image/png;base64,AAAA", "gopher://x"]
 )
-def test_a_redirect_leads_to_the_web_or_nowhere(fetch, web, open_door, target):
+async def test_a_redirect_leads_to_the_web_or_nowhere(fetch, web, open_door, target):
     web.reply = redirect(target)
-    assert isinstance(fetch(f"{web.url}/a.png"), PromptmillError)
+    assert isinstance(await fetch(f"{web.url}/a.png"), PromptmillError)
 
 
 @pytest.mark.rule("W4")
-def test_redirects_and_bodies_have_an_end(fetch, web, open_door):
+async def test_redirects_and_bodies_have_an_end(fetch, web, open_door):
     web.reply = redirect(f"{web.url}/a.png")
-    assert "too many redirects" in str(fetch(f"{web.url}/a.png"))
+    assert "too many redirects" in str(await fetch(f"{web.url}/a.png"))
     assert len(web.seen) == 5
     web.reply = huge(1 << 30)
-    assert "more than 64 MiB" in str(fetch(f"{web.url}/a.png"))
+    assert "more than 64 MiB" in str(await fetch(f"{web.url}/a.png"))
     web.reply = hang()
-    assert "Timeout" in str(fetch(f"{web.url}/a.png", 0.2))
+    assert "Timeout" in str(await fetch(f"{web.url}/a.png", 0.2))
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024)) + packer.flush()
     web.reply = raw(bomb, headers={"Content-Encoding": "gzip"})
-    assert "more than 64 MiB" in str(fetch(f"{web.url}/a.png"))
+    assert "more than 64 MiB" in str(await fetch(f"{web.url}/a.png"))
 
 
 @pytest.mark.rule("W5")
-def test_a_download_carries_no_key_no_cookie_and_takes_no_proxy(fetch, web, upstreams, open_door, monkeypatch):
+async def test_a_download_carries_no_key_no_cookie_and_takes_no_proxy(fetch, web, upstreams, open_door, monkeypatch):
     proxy = upstreams()
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123456789abcdef")
     web.reply = raw(b"x", headers={"Set-Cookie": "session=1; Path=/"})
-    assert isinstance(fetch(f"{web.url}/a.png"), str)
-    assert isinstance(fetch(f"{web.url}/a.png"), str)
+    assert isinstance(await fetch(f"{web.url}/a.png"), str)
+    assert isinstance(await fetch(f"{web.url}/a.png"), str)
     assert not proxy.connections
     for seen in web.seen:
         assert not {"cookie", "authorization", "proxy-authorization"} & set(seen.headers)
@@ -173,28 +167,23 @@ def test_a_download_carries_no_key_no_cookie_and_takes_no_proxy(fetch, web, upst
 
 
 @pytest.mark.rule("W6")
-def test_what_was_fetched_is_sent_only_if_it_is_an_image(talk, upstream, web, open_door):
+async def test_what_was_fetched_is_sent_only_if_it_is_an_image(serve, upstream, web, open_door):
     web.reply = raw(b"<html>internal page</html>")
-
-    async def work(talk):
-        return await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[f"{web.url}/a.png"]])
-
-    result = talk(work, top={"fetch_images": True})
+    asked = {"prompt_ls": ["x"], "multimodal_path": [[f"{web.url}/a.png"]]}
+    async with serve(top={"fetch_images": True}) as talk:
+        result = await talk("multimodal_generate", **asked)
     assert result.structured_content["errors"][0]["code"] == "invalid_image"
     assert not upstream.seen
     out = io.BytesIO()
     Image.new("RGB", (4, 4)).save(out, "PNG")
     web.reply = raw(out.getvalue())
-    assert not talk(work, top={"fetch_images": True}).is_error
+    async with serve(top={"fetch_images": True}) as talk:
+        assert not (await talk("multimodal_generate", **asked)).is_error
     assert base64.b64encode(out.getvalue()) in upstream.seen[0].raw
 
 
 @pytest.mark.rule("W7")
-def test_without_fetch_images_nothing_is_fetched_here(talk, upstream, web):
-
-    async def work(talk):
-        return await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[f"{web.url}/a.png"]])
-
-    assert not talk(work).is_error
+async def test_without_fetch_images_nothing_is_fetched_here(talk, upstream, web):
+    assert not (await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[f"{web.url}/a.png"]])).is_error
     assert not web.connections
     assert f"{web.url}/a.png".encode() in upstream.seen[0].raw

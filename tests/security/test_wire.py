@@ -325,21 +325,9 @@ class Wire(Piped):
         self.answers_to = defaultdict(list)
         super().__init__(config, environ=environ)
 
-    def _read(self):
-        for line in self.process.stdout:
-            try:
-                message = json.loads(line)
-                assert message["jsonrpc"] == "2.0"
-                assert "id" in message or "method" in message
-            except (ValueError, AssertionError, TypeError, KeyError):
-                self.strays.append(line)
-                continue
-            with self._news:
-                if "method" not in message:
-                    self.answers_to[json.dumps(message["id"])].append((message, line))
-                self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+    def heard(self, message, line):
+        if "method" not in message:
+            self.answers_to[json.dumps(message["id"])].append((message, line))
 
     def found(self, number):
         found = self.answers_to.get(json.dumps(number))

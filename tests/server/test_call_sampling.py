@@ -7,14 +7,12 @@ import pytest
 from talk import sent, text
 
 
-def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(talk, upstream):
-    async def work(talk):
+async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(serve, upstream):
+    async with serve(top={"sampling_params": {"temperature": 0.5, "top_p": 0.9}}) as talk:
         await talk("generate", prompt_ls=["a"], sampling_params={"temperature": 0, "max_tokens": 5})
         await talk("multiturn_generate", messages=[{"role": "user", "content": "b"}], sampling_params='{"seed": 7}')
         await talk("multimodal_generate", prompt_ls=["c"], multimodal_path=[[]], sampling_params={"top_p": None})
         await talk("generate", prompt_ls=["d"])
-
-    talk(work, top={"sampling_params": {"temperature": 0.5, "top_p": 0.9}})
     names = {"temperature", "top_p", "max_tokens", "seed"}
     bodies = [{name: value for name, value in sent(upstream, at).items() if name in names} for at in range(4)]
     assert bodies == [
@@ -34,11 +32,9 @@ def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(talk,
         ({"stop": [None] * 30_000}, "more than 20,000 values"),
     ],
 )
-def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(talk, upstream, sampling, said):
-    async def work(talk):
-        return await talk.error("generate", prompt_ls=["a"], sampling_params=sampling)
-
-    assert said in talk(work, top={"client_limits": {"max_tokens": 100}})
+async def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(serve, upstream, sampling, said):
+    async with serve(top={"client_limits": {"max_tokens": 100}}) as talk:
+        assert said in await talk.error("generate", prompt_ls=["a"], sampling_params=sampling)
     assert not upstream.seen
 
 
@@ -46,27 +42,23 @@ def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(talk, upstream
     ("configured", "asked", "expected"),
     [(None, None, 100), (50, None, 50), (500, None, 100), (50, 80, 80), (50, {"max_tokens": None}, 100)],
 )
-def test_the_limit_of_tokens_holds_whatever_a_call_leaves_out(talk, upstream, configured, asked, expected):
+async def test_the_limit_of_tokens_holds_whatever_a_call_leaves_out(serve, upstream, configured, asked, expected):
     sampling = asked if isinstance(asked, dict) else {} if asked is None else {"max_tokens": asked}
 
-    async def work(talk):
+    given = {} if configured is None else {"max_tokens": configured}
+    async with serve(top={"client_limits": {"max_tokens": 100}, "sampling_params": given}) as talk:
         result = await talk("generate", prompt_ls=["a"], sampling_params=sampling)
         assert not result.is_error, text(result)
-
-    given = {} if configured is None else {"max_tokens": configured}
-    talk(work, top={"client_limits": {"max_tokens": 100}, "sampling_params": given})
     assert sent(upstream)["max_tokens"] == expected
 
 
-def test_generation_init_keeps_to_the_limits_too(talk):
-    async def work(talk):
+async def test_generation_init_keeps_to_the_limits_too(serve):
+    async with serve(top={"client_limits": {"max_tokens": 100, "models": ["cheap"]}}) as talk:
         model = await talk.init(backend_configs={"openai": {"model_name": "dear"}})
         allowed = await talk.init(backend_configs={"openai": {"model_name": "cheap"}})
         tokens = await talk.init(sampling_params={"max_tokens": 1000})
         beside = await talk.init(extra_params={"max_completion_tokens": 1000})
-        return text(model), allowed.is_error, text(tokens), text(beside)
-
-    model, allowed, tokens, beside = talk(work, top={"client_limits": {"max_tokens": 100, "models": ["cheap"]}})
+        model, allowed, tokens, beside = text(model), allowed.is_error, text(tokens), text(beside)
     assert model == "backend_configs.openai: a call may choose these models here: cheap."
     assert not allowed
     assert "at most 100" in tokens

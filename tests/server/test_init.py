@@ -11,17 +11,15 @@ from replies import answer, late
 from talk import codes, sent, text
 
 
-def test_without_init_the_file_says_what_is_used(talk, upstream):
-    async def work(talk):
+async def test_without_init_the_file_says_what_is_used(serve, upstream):
+    async with serve(top={"sampling_params": {"temperature": 0.5}, "extra_params": {"custom": 1}}) as talk:
         await talk.answers("x")
-
-    talk(work, top={"sampling_params": {"temperature": 0.5}, "extra_params": {"custom": 1}})
     body = sent(upstream)
     assert (body["model"], body["temperature"], body["custom"]) == ("test-model", 0.5, 1)
 
 
-def test_init_returns_nothing_and_what_it_says_is_used(talk, upstream):
-    async def work(talk):
+async def test_init_returns_nothing_and_what_it_says_is_used(serve, upstream):
+    async with serve(top={"sampling_params": {"top_p": 0.5}, "extra_params": {"old": 1}}) as talk:
         result = await talk.init(
             backend_configs={"openai": {"model_name": "other"}},
             sampling_params={"temperature": 0, "max_tokens": 5},
@@ -30,53 +28,39 @@ def test_init_returns_nothing_and_what_it_says_is_used(talk, upstream):
         assert not result.is_error
         assert (result.content, result.structured_content) == ([], None)
         await talk.answers("x")
-
-    talk(work, top={"sampling_params": {"top_p": 0.5}, "extra_params": {"old": 1}})
     body = sent(upstream)
     assert (body["model"], body["temperature"], body["max_tokens"], body["custom"]) == ("other", 0, 5, 2)
     assert not body.keys() & {"top_p", "old"}, "what is not empty replaces the file's"
 
 
-def test_empty_sampling_keeps_that_of_the_file(talk, upstream):
-    async def work(talk):
+async def test_empty_sampling_keeps_that_of_the_file(serve, upstream):
+    async with serve(top={"sampling_params": {"top_p": 0.5}}) as talk:
         await talk.init()
         await talk.answers("x")
-
-    talk(work, top={"sampling_params": {"top_p": 0.5}})
     assert sent(upstream)["top_p"] == 0.5
 
 
-def test_changing_the_sampling_keeps_the_connection(talk, upstream):
-    async def work(talk):
-        for temperature in (0, 1, 2):
-            await talk.init(sampling_params={"temperature": temperature})
-            await talk.answers("x")
-
-    talk(work)
+async def test_changing_the_sampling_keeps_the_connection(talk, upstream):
+    for temperature in (0, 1, 2):
+        await talk.init(sampling_params={"temperature": temperature})
+        await talk.answers("x")
     assert [seen.json["temperature"] for seen in upstream.seen] == [0, 1, 2]
     assert upstream.connections == 1
 
 
-def test_another_base_url_takes_over_while_running_calls_finish_where_they_started(talk, upstream, upstreams):
+async def test_another_base_url_takes_over_while_running_calls_finish_where_they_started(talk, upstream, upstreams):
     other = upstreams(answer("from the other"))
     upstream.reply = late(0.5)
-
-    async def work(talk):
-        running = asyncio.ensure_future(talk.answers("x"))
-        await upstream.reaches(lambda: upstream.seen)
-        await talk.init(backend_configs={"openai": {"base_url": other.url}})
-        return await talk.answers("y"), await running
-
-    assert talk(work) == (["from the other"], ["echo: x"])
+    running = asyncio.ensure_future(talk.answers("x"))
+    await upstream.reaches(lambda: upstream.seen)
+    await talk.init(backend_configs={"openai": {"base_url": other.url}})
+    assert (await talk.answers("y"), await running) == (["from the other"], ["echo: x"])
 
 
-def test_a_second_init_starts_from_the_file_again(talk, upstream):
-    async def work(talk):
-        await talk.init(backend_configs={"openai": {"model_name": "other"}}, sampling_params={"seed": 1})
-        await talk.init()
-        await talk.answers("x")
-
-    talk(work)
+async def test_a_second_init_starts_from_the_file_again(talk, upstream):
+    await talk.init(backend_configs={"openai": {"model_name": "other"}}, sampling_params={"seed": 1})
+    await talk.init()
+    await talk.answers("x")
     assert (sent(upstream)["model"], "seed" in sent(upstream)) == ("test-model", False)
 
 
@@ -129,15 +113,12 @@ def test_another_program_in_the_place_of_a_backend_is_told_before_what_else_is_m
         ({"no_such_argument": 1}, "no_such_argument is not an argument of this tool"),
     ],
 )
-def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said):
-    async def work(talk):
-        await talk.answers("before")
-        result = await talk.init(**arguments)
-        assert result.is_error
-        assert await talk.answers("after") == ["echo: after"]
-        return text(result)
-
-    error = talk(work)
+async def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said):
+    await talk.answers("before")
+    result = await talk.init(**arguments)
+    assert result.is_error
+    assert await talk.answers("after") == ["echo: after"]
+    error = text(result)
     assert said in error
     assert "hunter2" not in error
     assert len(error) < 600
@@ -172,21 +153,15 @@ def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments, said
         ("vllm_shutdown", {"now": True}, "now is not an argument of this tool; it takes none."),
     ],
 )
-def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstream, tool, arguments, said):
-    async def work(talk):
-        error = await talk.error(tool, **arguments)
-        assert not upstream.seen
-        assert await talk.answers("after") == ["echo: after"]
-        return error
-
-    assert said in talk(work)
+async def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstream, tool, arguments, said):
+    error = await talk.error(tool, **arguments)
+    assert not upstream.seen
+    assert await talk.answers("after") == ["echo: after"]
+    assert said in error
 
 
-def test_a_value_of_a_wrong_argument_is_not_quoted(talk):
-    async def work(talk):
-        return await talk.error("generate", prompt_ls=["x"], system_prompt=["hunter2"])
-
-    assert "hunter2" not in talk(work)
+async def test_a_value_of_a_wrong_argument_is_not_quoted(talk):
+    assert "hunter2" not in await talk.error("generate", prompt_ls=["x"], system_prompt=["hunter2"])
 
 
 @pytest.mark.parametrize(
@@ -201,27 +176,18 @@ def test_a_value_of_a_wrong_argument_is_not_quoted(talk):
         ("generation_init", {"backend_configs": {"openai": {f"z{i}": 1 for i in range(3000)}}, "sampling_params": {}}),
     ],
 )
-def test_an_error_stays_short_however_much_is_wrong(talk, tool, arguments):
-    async def work(talk):
-        return await talk.error(tool, **arguments)
-
-    assert len(talk(work)) < 8000
+async def test_an_error_stays_short_however_much_is_wrong(talk, tool, arguments):
+    assert len(await talk.error(tool, **arguments)) < 8000
 
 
-def test_an_unknown_tool_is_an_error(talk):
-    async def work(talk):
-        with pytest.raises(ToolError, match=r"no_such_tool.*tools here: .*multimodal_generate"):
-            await talk.client.call_tool("no_such_tool", {})
-        assert await talk.answers("after") == ["echo: after"]
-
-    talk(work)
+async def test_an_unknown_tool_is_an_error(talk):
+    with pytest.raises(ToolError, match=r"no_such_tool.*tools here: .*multimodal_generate"):
+        await talk.client.call_tool("no_such_tool", {})
+    assert await talk.answers("after") == ["echo: after"]
 
 
-def test_a_seed_that_no_json_number_carries_is_refused_at_once(talk):
-    async def work(talk):
-        return text(await talk.init(sampling_params={"seed": 2**70}))
-
-    assert "sampling_params.seed" in talk(work)
+async def test_a_seed_that_no_json_number_carries_is_refused_at_once(talk):
+    assert "sampling_params.seed" in text(await talk.init(sampling_params={"seed": 2**70}))
 
 
 @pytest.mark.parametrize(
@@ -232,15 +198,12 @@ def test_a_seed_that_no_json_number_carries_is_refused_at_once(talk):
         {"backend_configs": {"openai": {"model_name": "\ud800"}}},
     ],
 )
-def test_parameters_that_json_cannot_carry_are_an_error_that_says_so(talk, upstream, arguments):
-    async def work(talk):
-        result = await talk.init(**arguments)
-        if not result.is_error:
-            result = await talk("generate", prompt_ls=["x"])
-            assert codes(result) == {0: "invalid_input"}
-        await talk.init(sampling_params={"seed": 1}, extra_params={"b": 1})
-        assert await talk.answers("after") == ["echo: after"]
-        return text(result)
-
-    assert "JSON" in talk(work)
+async def test_parameters_that_json_cannot_carry_are_an_error_that_says_so(talk, upstream, arguments):
+    result = await talk.init(**arguments)
+    if not result.is_error:
+        result = await talk("generate", prompt_ls=["x"])
+        assert codes(result) == {0: "invalid_input"}
+    await talk.init(sampling_params={"seed": 1}, extra_params={"b": 1})
+    assert await talk.answers("after") == ["echo: after"]
+    assert "JSON" in text(result)
     assert len(upstream.seen) == 1

@@ -16,49 +16,35 @@ HIDDEN = {"generation_init", "vllm_shutdown"}
 
 
 @pytest.fixture
-def locked(run, upstream):
-    """Run `work(talk)` against a locked server in front of `upstream`."""
-
-    def runner(work):
-        async def whole():
-            service = Service(openai_configuration(upstream.url))
-            try:
-                async with Client(create_server(service, locked=True)) as client:
-                    return await work(Talk(client))
-            finally:
-                await service.aclose()
-
-        return run(whole())
-
-    return runner
+async def locked(upstream, closing):
+    """A client of a locked server in front of `upstream`."""
+    service = closing(Service(openai_configuration(upstream.url)))
+    async with Client(create_server(service, locked=True)) as client:
+        yield Talk(client)
 
 
-def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
-    async def names(talking):
-        return {tool.name for tool in await talking.client.list_tools()}
+async def _names(talk):
+    return {tool.name for tool in await talk.client.list_tools()}
 
-    assert talk(names) - locked(names) == HIDDEN
-    assert "generate" in locked(names)
+
+async def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
+    names = await _names(locked)
+    assert await _names(talk) - names == HIDDEN
+    assert "generate" in names
 
 
 @pytest.mark.parametrize("tool", sorted(HIDDEN))
-def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool):
-    async def work(talking):
-        refused = await talking(tool, backend_configs={}, sampling_params={})
-        unknown = await talking("no_such_tool", backend_configs={}, sampling_params={})
-        return refused, unknown, await talking.answers("hi")
-
-    refused, unknown, answers = locked(work)
+async def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool):
+    refused = await locked(tool, backend_configs={}, sampling_params={})
+    unknown = await locked("no_such_tool", backend_configs={}, sampling_params={})
     assert refused.is_error
     assert text(refused) == text(unknown).replace("no_such_tool", tool)
-    assert answers == ["echo: hi"]
+    assert await locked.answers("hi") == ["echo: hi"]
 
 
-def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
-    async def work(talking):
-        return "".join([tool.model_dump_json() for tool in await talking.client.list_tools()])
-
-    said = locked(work) + create_server(Service(openai_configuration(upstream.url)), locked=True).instructions
+async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
+    said = "".join([tool.model_dump_json() for tool in await locked.client.list_tools()])
+    said += create_server(Service(openai_configuration(upstream.url)), locked=True).instructions
     assert "bulk_generate" in said
     assert not {name for name in HIDDEN if name in said}
 

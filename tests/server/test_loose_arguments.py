@@ -19,19 +19,16 @@ def picture(tmp_path):
     return tmp_path / "red.png"
 
 
-def test_null_for_an_optional_argument_is_its_default(talk):
-    async def work(talk):
-        generated = await talk("generate", prompt_ls=["a"], system_prompt=None)
-        with_images = await talk(
-            "multimodal_generate", prompt_ls=["a"], multimodal_path=[[]], system_prompt=None, image_tag=None
-        )
-        turns = await talk("multiturn_generate", messages=[{"role": "user", "content": "a"}], system_prompt=None)
-        init = await talk("generation_init", backend_configs={}, sampling_params={}, extra_params=None, backend=None)
-        status = await talk("bulk_status", job_id=None)
-        missing = await talk("bulk_results", job_id="x", offset=None, limit=None)
-        return [generated, with_images, turns, init, status], text(missing)
-
-    results, missing = talk(work)
+async def test_null_for_an_optional_argument_is_its_default(talk):
+    generated = await talk("generate", prompt_ls=["a"], system_prompt=None)
+    with_images = await talk(
+        "multimodal_generate", prompt_ls=["a"], multimodal_path=[[]], system_prompt=None, image_tag=None
+    )
+    turns = await talk("multiturn_generate", messages=[{"role": "user", "content": "a"}], system_prompt=None)
+    init = await talk("generation_init", backend_configs={}, sampling_params={}, extra_params=None, backend=None)
+    status = await talk("bulk_status", job_id=None)
+    missing = await talk("bulk_results", job_id="x", offset=None, limit=None)
+    results, missing = [generated, with_images, turns, init, status], text(missing)
     assert not [text(result) for result in results if result.is_error]
     assert "x" in missing
     assert "offset" not in missing
@@ -47,44 +44,35 @@ def test_null_for_an_optional_argument_is_its_default(talk):
         ("[sic] a text", ["echo: [sic] a text"]),
     ],
 )
-def test_a_lone_prompt_is_a_list_of_one(talk, prompts, expected):
-    async def work(talk):
-        return (await talk("generate", prompt_ls=prompts)).structured_content
-
-    assert talk(work) == {"ans_ls": expected}
+async def test_a_lone_prompt_is_a_list_of_one(talk, prompts, expected):
+    assert (await talk("generate", prompt_ls=prompts)).structured_content == {"ans_ls": expected}
 
 
-def test_a_lone_message_is_a_conversation(talk):
-    async def work(talk):
-        return (await talk("multiturn_generate", messages={"role": "user", "content": "hi"})).structured_content
-
-    assert talk(work) == {"ans_ls": ["echo: hi"]}
+async def test_a_lone_message_is_a_conversation(talk):
+    assert (await talk("multiturn_generate", messages={"role": "user", "content": "hi"})).structured_content == {
+        "ans_ls": ["echo: hi"]
+    }
 
 
 @pytest.mark.parametrize("form", ["path", "list", "lists", "json"])
-def test_a_lone_image_is_a_list_of_one_at_either_level(talk, upstream, picture, form):
+async def test_a_lone_image_is_a_list_of_one_at_either_level(talk, upstream, picture, form):
     path = str(picture)
     images = {"path": path, "list": [path], "lists": [[path]], "json": json.dumps([path])}[form]
-
-    async def work(talk):
-        return (await talk("multimodal_generate", prompt_ls="what?", multimodal_path=images)).structured_content
-
-    assert len(talk(work)["ans_ls"]) == 1
+    assert (
+        len((await talk("multimodal_generate", prompt_ls="what?", multimodal_path=images)).structured_content["ans_ls"])
+        == 1
+    )
     (message,) = sent(upstream)["messages"]
     assert [part["type"] for part in message["content"]] == ["text", "image_url"]
 
 
-def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
+async def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
     image = {"type": "image", "data": base64.b64encode(picture.read_bytes()).decode(), "mimeType": "image/png"}
     audio = {"type": "audio", "data": "UklGRg==", "mimeType": "audio/x-wav"}
     embedded = {"type": "resource", "resource": {"uri": "file:///a.txt", "mimeType": "text/plain", "text": "the text"}}
-
-    async def work(talk):
-        content = [{"type": "text", "text": "look"}, image, audio, embedded]
-        result = await talk("generate", prompt_ls=[{"role": "user", "content": content}, image, {"content": embedded}])
-        assert not result.is_error, text(result)
-
-    talk(work)
+    content = [{"type": "text", "text": "look"}, image, audio, embedded]
+    result = await talk("generate", prompt_ls=[{"role": "user", "content": content}, image, {"content": embedded}])
+    assert not result.is_error, text(result)
     url = {"url": f"data:image/png;base64,{image['data']}"}
     bodies = [body["messages"][0]["content"] for body in (sent(upstream, number) for number in range(3))]
     whole = next(content for content in bodies if len(content) == 4)
@@ -102,24 +90,18 @@ def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
     ("block", "stays"),
     [({}, True), ({"openai": {"model_name": "other"}}, True), ({"vllm": {"model_name_or_path": "x"}}, False)],
 )
-def test_a_call_that_names_no_backend_keeps_the_configured_one_if_it_fits_and_says_so(run, upstream, block, stays):
-    async def work():
-        async with serving(openai_configuration(upstream.url)) as talk:
-            return await talk("generation_init", backend_configs=block, sampling_params={})
-
-    result = run(work())
+async def test_a_call_that_names_no_backend_keeps_the_configured_one_if_it_fits_and_says_so(upstream, block, stays):
+    async with serving(openai_configuration(upstream.url)) as talk:
+        result = await talk("generation_init", backend_configs=block, sampling_params={})
     assert result.is_error is not stays
     if stays:
         assert text(result).startswith("The backend is still `openai`")
 
 
 @pytest.mark.parametrize("how", ["asked for", "trusted"])
-def test_the_word_vllm_means_vllm_and_a_pipelines_client_gets_the_default_of_old(run, upstream, how):
+async def test_the_word_vllm_means_vllm_and_a_pipelines_client_gets_the_default_of_old(upstream, how):
     configuration = Configuration(openai_configuration(upstream.url)._raw, trust_client=how == "trusted")
     named = {"backend": "vllm"} if how == "asked for" else {}
-
-    async def work():
-        async with serving(configuration) as talk:
-            return await talk("generation_init", backend_configs={}, sampling_params={}, **named)
-
-    assert "backend_configs.vllm" in text(run(work()))
+    async with serving(configuration) as talk:
+        result = await talk("generation_init", backend_configs={}, sampling_params={}, **named)
+    assert "backend_configs.vllm" in text(result)

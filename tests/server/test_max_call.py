@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,14 @@ def _folders():
     return sorted(root.iterdir()) if root.exists() else []
 
 
-def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
+async def test_nothing_is_lost_and_nothing_is_asked_twice(serve, upstream):
     upstream.reply = late(0.25, answer())
     prompts = [f"prompt {at}" for at in range(120)]
-
-    async def work(talking):
-        result = await talking("generate", prompt_ls=prompts)
+    async with serve(top={"max_call_s": 6}, concurrency=4) as talk:
+        result = await talk("generate", prompt_ls=prompts)
         job_id = result.structured_content["job_id"]
-        early = await _rows(talking, job_id)
-        return result, early, await _finished(talking, job_id), await _rows(talking, job_id)
-
-    result, early, ended, rows = talk(work, top={"max_call_s": 6}, concurrency=4)
+        early = await _rows(talk, job_id)
+        ended, rows = await _finished(talk, job_id), await _rows(talk, job_id)
     found = result.structured_content
     assert not result.is_error
     assert len(found["ans_ls"]) == 120
@@ -88,14 +86,13 @@ def test_nothing_is_lost_and_nothing_is_asked_twice(talk, upstream):
     assert len(upstream.seen) == 120
 
 
-def test_a_call_that_ends_in_time_is_as_without_a_limit(talk, upstream):
+async def test_a_call_that_ends_in_time_is_as_without_a_limit(serve, upstream):
     upstream.reply = by_prompt({"bad": status(400, "no")}, answer())
 
-    async def work(talking):
-        return (await talking("generate", prompt_ls=["a", "bad"])), (await talking("generate", prompt_ls=[]))
-
-    limited, empty = talk(work, top={"max_call_s": 60})
-    without, _ = talk(work)
+    async with serve(top={"max_call_s": 60}) as talk:
+        limited, empty = await talk("generate", prompt_ls=["a", "bad"]), await talk("generate", prompt_ls=[])
+    async with serve() as talk:
+        without = await talk("generate", prompt_ls=["a", "bad"])
     assert limited.structured_content == without.structured_content
     assert len(limited.content) == 1
     assert empty.structured_content == {"ans_ls": []}
@@ -103,21 +100,18 @@ def test_a_call_that_ends_in_time_is_as_without_a_limit(talk, upstream):
 
 
 @pytest.mark.parametrize("tool", ["generate", "multimodal_generate", "multiturn_generate"])
-def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
+async def test_nothing_done_yet_is_no_error_and_says_so(serve, upstream, tool):
     upstream.reply = late(2.0, answer())
     calls: dict[str, dict[str, Any]] = {
         "generate": {"prompt_ls": ["a"]},
         "multimodal_generate": {"prompt_ls": ["a"], "multimodal_path": [[]]},
         "multiturn_generate": {"messages": [{"role": "user", "content": "a"}]},
     }
-
-    async def work(talking):
-        result = await talking(tool, **calls[tool])
+    async with serve(top={"max_call_s": 1}) as talk:
+        result = await talk(tool, **calls[tool])
         job_id = result.structured_content["job_id"]
-        await _finished(talking, job_id)
-        return result, await _rows(talking, job_id)
-
-    result, rows = talk(work, top={"max_call_s": 1})
+        await _finished(talk, job_id)
+        rows = await _rows(talk, job_id)
     assert not result.is_error
     assert result.structured_content["ans_ls"] == [""]
     assert codes(result) == {0: "deferred"}
@@ -126,18 +120,19 @@ def test_nothing_done_yet_is_no_error_and_says_so(talk, upstream, tool):
 
 
 @pytest.mark.thorough
-def test_what_fails_is_told_where_it_fails(talk, upstream):
+async def test_what_fails_is_told_where_it_fails(serve, upstream):
     upstream.reply = by_prompt(
         {"bad": status(400, "no"), "late and bad": late(3.5, status(400, "no")), "late": late(3.5, answer())}, answer()
     )
 
-    async def work(talking):
-        result = await talking("generate", prompt_ls=["good", "bad", "late", "late and bad"])
+    async def ended(talk):
+        result = await talk("generate", prompt_ls=["good", "bad", "late", "late and bad"])
         job_id = result.structured_content["job_id"]
-        await _finished(talking, job_id)
-        return result, await _rows(talking, job_id)
+        await _finished(talk, job_id)
+        return result, await _rows(talk, job_id)
 
-    result, rows = talk(work, top=LIMIT)
+    async with serve(top=LIMIT) as talk:
+        result, rows = await ended(talk)
     assert not result.is_error
     assert codes(result) == {1: "bad_request", 2: "deferred", 3: "deferred"}
     assert [(row["index"], row["answer"], (row["error"] or {}).get("code")) for row in rows] == [
@@ -146,105 +141,84 @@ def test_what_fails_is_told_where_it_fails(talk, upstream):
         (2, "echo: late", None),
         (3, "", "bad_request"),
     ]
-    result, _ = talk(work, top={**LIMIT, "on_error": "raise"})
+    async with serve(top={**LIMIT, "on_error": "raise"}) as talk:
+        result, _ = await ended(talk)
     assert result.is_error
     assert result.structured_content["ans_ls"][0] == "echo: good"
     assert result.structured_content["job_id"] in result.content[1].text
     assert text(result).startswith("1 of 4 failed with bad_request")
 
 
-def test_a_client_that_cancels_before_the_limit_ends_all(talk, upstream):
+async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     upstream.reply = hang()
-
-    async def work(talking):
-        call = asyncio.ensure_future(talking("generate", prompt_ls=["a", "b"]))
+    async with serve(top={"max_call_s": 60}) as talk:
+        call = asyncio.ensure_future(talk("generate", prompt_ls=["a", "b"]))
         await upstream.reaches(lambda: upstream.in_flight == 2)
         call.cancel()
         await asyncio.wait({call})
         await upstream.reaches(lambda: upstream.in_flight == 0)
-
-    talk(work, top={"max_call_s": 60})
     assert not _folders()
 
 
-def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(talk, upstream):
+async def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
-
-    async def work(talking):
-        result = await talking("generate", prompt_ls=["a", "stuck", "b"])
+    async with serve(top=LIMIT) as talk:
+        result = await talk("generate", prompt_ls=["a", "stuck", "b"])
         job_id = result.structured_content["job_id"]
-        cancelled = (await talking("bulk_cancel", job_id=job_id)).structured_content
+        cancelled = (await talk("bulk_cancel", job_id=job_id)).structured_content
         await upstream.reaches(lambda: upstream.in_flight == 0)
-        ended = await _finished(talking, job_id, "cancelled")
+        ended = await _finished(talk, job_id, "cancelled")
         upstream.reply = answer()
-        again = await talking("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        again = await talk("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
         assert again.structured_content["job_id"] == job_id, text(again)
-        await _finished(talking, job_id)
-        return cancelled, await _rows(talking, job_id)
-
-    cancelled, rows = talk(work, top=LIMIT)
+        await _finished(talk, job_id)
+        rows = await _rows(talk, job_id)
     assert cancelled["job_id"]
     assert [(row["index"], row["answer"]) for row in rows] == [(0, "echo: a"), (1, "echo: stuck"), (2, "echo: b")]
 
 
-def test_call_timeout_ends_a_call_before_the_limit_and_never_its_job(talk, upstream):
+async def test_call_timeout_ends_a_call_before_the_limit_and_never_its_job(serve, upstream):
     upstream.reply = late(2.0, answer())
-
-    async def call(talking):
-        return await talking("generate", prompt_ls=["a"])
-
-    result = talk(call, top={"max_call_s": 60, "call_timeout": 0.3})
+    async with serve(top={"max_call_s": 60, "call_timeout": 0.3}) as talk:
+        result = await talk("generate", prompt_ls=["a"])
     assert result.is_error
     assert codes(result) == {0: "deadline"}
     assert not _folders()
-
-    async def both(talking):
-        result = await call(talking)
-        return await _finished(talking, result.structured_content["job_id"])
-
-    assert talk(both, top={"max_call_s": 1, "call_timeout": 1.5})["failed"] == 0
+    async with serve(top={"max_call_s": 1, "call_timeout": 1.5}) as talk:
+        result = await talk("generate", prompt_ls=["a"])
+        assert (await _finished(talk, result.structured_content["job_id"]))["failed"] == 0
 
 
-def test_where_no_disk_takes_the_rest_the_call_goes_on(talk, upstream, monkeypatch, tmp_path):
+async def test_where_no_disk_takes_the_rest_the_call_goes_on(serve, upstream, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "file"))
     upstream.reply = late(2.0, answer())
-
-    async def work(talking):
-        return await talking("generate", prompt_ls=["a"])
-
-    result = talk(work, top={"max_call_s": 1})
+    async with serve(top={"max_call_s": 1}) as talk:
+        result = await talk("generate", prompt_ls=["a"])
     assert result.structured_content == {"ans_ls": ["echo: a"]}
     assert "max_call_s" in result.meta["warnings"][0]
 
 
-def test_a_job_of_a_call_is_for_those_who_know_its_id(talk, upstream, run):
+async def test_a_job_of_a_call_is_for_those_who_know_its_id(serve, upstream):
     upstream.reply = late(2.0, answer())
-
-    async def work(talking):
-        job_id = (await talking("generate", prompt_ls=["a"])).structured_content["job_id"]
-        listed = (await talking("bulk_status")).structured_content["jobs"]
+    async with serve(top={"max_call_s": 1}) as talk:
+        job_id = (await talk("generate", prompt_ls=["a"])).structured_content["job_id"]
+        listed = (await talk("bulk_status")).structured_content["jobs"]
         async with serving(openai_configuration(upstream.url)) as other:
             elsewhere = (await other("bulk_status")).structured_content["jobs"]
             known = await other("bulk_status", job_id=job_id)
-        await _finished(talking, job_id)
-        return job_id, listed, elsewhere, known
-
-    job_id, listed, elsewhere, known = talk(work, top={"max_call_s": 1})
+        await _finished(talk, job_id)
     assert [job["job_id"] for job in listed] == [job_id]
     assert elsewhere == []
     assert known.structured_content["job_id"] == job_id
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
-def test_prompts_on_disk_are_private(talk, upstream):
+async def test_prompts_on_disk_are_private(serve, upstream):
     upstream.reply = late(2.0, answer())
-
-    async def work(talking):
-        job_id = (await talking("generate", prompt_ls=["a"])).structured_content["job_id"]
-        await _finished(talking, job_id)
-
-    talk(work, top={"max_call_s": 1})
+    async with serve(top={"max_call_s": 1}) as talk:
+        job_id = (await talk("generate", prompt_ls=["a"])).structured_content["job_id"]
+        await _finished(talk, job_id)
     (path,) = _folders()
     assert path.stat().st_mode & 0o077 == 0
     held = [
@@ -254,14 +228,15 @@ def test_prompts_on_disk_are_private(talk, upstream):
     assert not [file.name for file in held if file.stat().st_mode & 0o077]
 
 
-def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(talk, upstream, tmp_path, monkeypatch):
+async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(
+    serve, upstream, tmp_path, monkeypatch
+):
     inside = tmp_path / "inside"
     inside.mkdir()
     monkeypatch.chdir(inside)
     upstream.reply = hang()
-
-    async def work(talking):
-        result = await talking(
+    async with serve(top={**LIMIT, "allowed_roots": [str(inside)]}, concurrency=1) as talk:
+        result = await talk(
             "multimodal_generate",
             prompt_ls=["first", "a", "b", "c", "d"],
             multimodal_path=[
@@ -272,10 +247,8 @@ def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(talk,
                 ["http://host.invalid/x.png"],
             ],
         )
-        await talking("bulk_cancel", job_id=result.structured_content["job_id"])
-        await _finished(talking, result.structured_content["job_id"], "cancelled")
-
-    talk(work, top={**LIMIT, "allowed_roots": [str(inside)]}, concurrency=1)
+        await talk("bulk_cancel", job_id=result.structured_content["job_id"])
+        await _finished(talk, result.structured_content["job_id"], "cancelled")
     (path,) = _folders()
     lines = [json.loads(line) for line in (path / "prompts.jsonl").read_text().splitlines()]
     assert lines[1]["messages"][0]["content"][1]["image_url"]["url"] == str((inside / "a.png").resolve())
@@ -309,50 +282,43 @@ class Engine:
         pass
 
 
-def _on_engine(run, engine, work):
+@asynccontextmanager
+async def _on_engine(engine):
     async def create(_plan):
         return engine
 
-    async def whole():
-        raw = {"backend": "hf", **LIMIT, "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
-        service = Service(Configuration(raw), create=create)
-        try:
-            async with Client(create_server(service)) as client:
-                return await work(Talk(client))
-        finally:
-            await service.aclose()
-
-    return run(whole())
+    raw = {"backend": "hf", **LIMIT, "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
+    async with (
+        aclosing(Service(Configuration(raw), create=create)) as service,
+        Client(create_server(service)) as client,
+    ):
+        yield Talk(client)
 
 
 @pytest.mark.thorough
-def test_loading_counts(run):
-    async def work(talking):
-        result = await talking("generate", prompt_ls=["a", "b"])
-        await _finished(talking, result.structured_content["job_id"])
-        return result, await _rows(talking, result.structured_content["job_id"])
-
+async def test_loading_counts():
     engine = Engine(load_s=3.5, row_s=0)
-    result, rows = _on_engine(run, engine, work)
+    async with _on_engine(engine) as talk:
+        result = await talk("generate", prompt_ls=["a", "b"])
+        await _finished(talk, result.structured_content["job_id"])
+        rows = await _rows(talk, result.structured_content["job_id"])
     assert result.structured_content["ans_ls"] == ["", ""]
     assert [row["answer"] for row in rows] == ["local: a", "local: b"]
     assert engine.asked == [0, 1]
 
 
 @pytest.mark.thorough
-def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed(run):
-    async def work(talking):
-        result = await talking("generate", prompt_ls=[f"p{at}" for at in range(24)])
-        job_id = result.structured_content["job_id"]
-        await talking("vllm_shutdown")
-        ended = await _finished(talking, job_id, "interrupted")
-        again = await talking("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
-        assert not again.is_error, text(again)
-        await _finished(talking, job_id)
-        return result, await _rows(talking, job_id)
-
+async def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed():
     engine = Engine()
-    result, rows = _on_engine(run, engine, work)
+    async with _on_engine(engine) as talk:
+        result = await talk("generate", prompt_ls=[f"p{at}" for at in range(24)])
+        job_id = result.structured_content["job_id"]
+        await talk("vllm_shutdown")
+        ended = await _finished(talk, job_id, "interrupted")
+        again = await talk("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        assert not again.is_error, text(again)
+        await _finished(talk, job_id)
+        rows = await _rows(talk, job_id)
     assert [row["index"] for row in rows] == list(range(24))
     assert set(codes(result)) < set(range(24))
     assert all(row["answer"] == f"local: p{row['index']}" for row in rows)
@@ -414,21 +380,19 @@ def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upst
     assert len(upstream.seen) == 2
 
 
-def test_progress_ends_with_what_is_done(talk, upstream):
+async def test_progress_ends_with_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, answer())
     told = []
 
     async def heard(progress, total, message):
         told.append((progress, total, message))
 
-    async def work(talking):
+    async with serve(top=LIMIT) as talk:
         arguments = {"prompt_ls": ["a", "b", "stuck"]}
-        result = await talking.client.call_tool("generate", arguments, progress_handler=heard)
-        await talking("bulk_cancel", job_id=result.structured_content["job_id"])
-        await _finished(talking, result.structured_content["job_id"], "cancelled")
-        return len(told)
-
-    at_its_end = talk(work, top=LIMIT)
+        result = await talk.client.call_tool("generate", arguments, progress_handler=heard)
+        await talk("bulk_cancel", job_id=result.structured_content["job_id"])
+        await _finished(talk, result.structured_content["job_id"], "cancelled")
+        at_its_end = len(told)
     numbers = [progress for progress, _, _ in told]
     assert numbers == sorted(set(numbers))
     assert {total for _, total, _ in told} == {3}

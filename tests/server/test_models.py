@@ -12,10 +12,9 @@ def _openai(upstream, model, **more):
     return {"openai": {"base_url": upstream.url, "model_name": model, "max_delay": 0, "retries": 2}, **more}
 
 
-def test_each_answering_tool_takes_a_model_by_name(talk, upstream):
+async def test_each_answering_tool_takes_a_model_by_name(serve, upstream):
     models = {"fast": _openai(upstream, "small", sampling_params={"max_tokens": 7}, system_prompt="Be short.")}
-
-    async def work(talk):
+    async with serve(top={"models": models}) as talk:
         results = [
             await talk("generate", prompt_ls=["a"], model="fast"),
             await talk("multimodal_generate", prompt_ls=["b"], multimodal_path=[[]], model="fast"),
@@ -26,8 +25,6 @@ def test_each_answering_tool_takes_a_model_by_name(talk, upstream):
         assert "there is no model 'fst'; models here: fast, default" in await talk.error(
             "generate", prompt_ls=["a"], model="fst"
         )
-
-    talk(work, top={"models": models})
     bodies = [sent(upstream, at) for at in range(4)]
     assert [body["model"] for body in bodies][:3] == ["small"] * 3
     assert all(body["max_tokens"] == 7 and body["messages"][0]["content"] == "Be short." for body in bodies[:3])
@@ -35,14 +32,11 @@ def test_each_answering_tool_takes_a_model_by_name(talk, upstream):
     assert len(upstream.seen) == 4
 
 
-def test_the_models_are_listed_for_clients_without_their_secrets(talk, upstream):
+async def test_the_models_are_listed_for_clients_without_their_secrets(serve, upstream):
     models = {"fast": _openai(upstream, "small", fallback=["default"])}
-
-    async def work(talk):
+    async with serve(top={"models": models}) as talk:
         (content,) = await talk.client.read_resource("promptmill://models")
-        return json.loads(content.text)["models"]
-
-    default, fast = talk(work, top={"models": models})
+        default, fast = json.loads(content.text)["models"]
     assert (default["name"], default["is_default"]) == ("default", True)
     assert fast == {
         "name": "fast",
@@ -54,26 +48,20 @@ def test_the_models_are_listed_for_clients_without_their_secrets(talk, upstream)
     }
 
 
-def test_a_call_brings_a_budget_of_its_own(talk, upstream):
+async def test_a_call_brings_a_budget_of_its_own(serve, upstream):
     price = {"price": {"input": 1, "output": 1_000_000}, "sampling_params": {"max_tokens": 1}}
-
-    async def work(talk):
+    async with serve(top=price) as talk:
         dear = await talk("generate", prompt_ls=["a", "b", "c"], max_cost=2.5)
         assert sorted(codes(dear).values()) == ["budget"]
         assert not codes(await talk("generate", prompt_ls=["a", "b", "c"]))
 
-    talk(work, top=price)
 
-
-def test_the_result_says_which_model_answered_what(talk, upstream):
+async def test_the_result_says_which_model_answered_what(serve, upstream):
     upstream.reply = choose(
         lambda seen: status(401, "no such key") if seen.json["model"] == "gone" and seen.prompt != "x" else answer()
     )
     models = {"dead": _openai(upstream, "gone", fallback=["default"])}
-
-    async def work(talk):
+    async with serve(top={"models": models}) as talk:
         result = await talk("generate", prompt_ls=["a", "b"], model="dead")
         assert result.structured_content == {"ans_ls": ["echo: a", "echo: b"]}
         assert (result.meta["model"], result.meta["answered_by"]) == ("dead", ["default", "default"])
-
-    talk(work, top={"models": models})

@@ -95,7 +95,7 @@ def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
     assert _duration(seconds) == words
 
 
-def test_a_call_that_waits_says_why(talk, upstream):
+async def test_a_call_that_waits_says_why(serve, upstream):
     told = []
     # what follows are the seconds left, or that it is tried now
     said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "
@@ -108,7 +108,7 @@ def test_a_call_that_waits_says_why(talk, upstream):
     async def progress(done, total, message):
         told.append(message or "")
 
-    async def work(talk):
-        return await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
-
-    assert talk(work, max_delay=3).structured_content == {"ans_ls": ["echo: x"]}
+    async with serve(max_delay=3) as talk:
+        assert (
+            await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
+        ).structured_content == {"ans_ls": ["echo: x"]}

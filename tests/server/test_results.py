@@ -38,17 +38,13 @@ async def _read_all(talk, uri):
     return rows
 
 
-def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_a_job(run, configuration):
+async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_a_job(configuration):
     prompts = [f"prompt {number}" for number in range(30)]
-
-    async def work():
-        async with serving(configuration) as talk:
-            result = await talk("generate", prompt_ls=prompts)
-            link = result.content[-1]
-            page = await talk("bulk_results", job_id=result.structured_content["kept_job_id"], limit=1000)
-            return result, link, page, await _read_all(talk, str(link.uri))
-
-    result, link, page, rows = run(work())
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=prompts)
+        link = result.content[-1]
+        page = await talk("bulk_results", job_id=result.structured_content["kept_job_id"], limit=1000)
+        rows = await _read_all(talk, str(link.uri))
     structured = result.structured_content
     kept = len(structured["ans_ls"])
     assert 0 < kept < 30
@@ -64,25 +60,18 @@ def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_a_job(
     assert len(json.dumps(page.structured_content)) < 200_000
 
 
-def test_a_result_that_fits_comes_whole(run, configuration):
-    async def work():
-        async with serving(configuration) as talk:
-            return await talk("generate", prompt_ls=["a", "b"])
-
-    result = run(work())
+async def test_a_result_that_fits_comes_whole(configuration):
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["a", "b"])
     assert result.structured_content == {"ans_ls": [LONG, LONG]}
     assert len(result.content) == 1
 
 
-def test_failures_and_invalid_prompts_keep_their_places(run, configuration, upstream):
+async def test_failures_and_invalid_prompts_keep_their_places(configuration, upstream):
     upstream.reply = by_prompt({"bad": raw(b'{"error": {"message": "no"}}', code=400)}, raw(_body(LONG)))
-
-    async def work():
-        async with serving(configuration) as talk:
-            result = await talk("generate", prompt_ls=["bad", *["good"] * 30, "bad"])
-            return result, await _read_all(talk, str(result.content[-1].uri))
-
-    result, rows = run(work())
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["bad", *["good"] * 30, "bad"])
+        rows = await _read_all(talk, str(result.content[-1].uri))
     assert [error["index"] for error in result.structured_content["errors"]] == [0]
     assert result.structured_content["ans_ls"][:2] == ["", LONG]
     assert [row["index"] for row in rows] == list(range(32))
@@ -90,24 +79,18 @@ def test_failures_and_invalid_prompts_keep_their_places(run, configuration, upst
 
 
 @pytest.mark.parametrize("limit", [0, 50 << 20])
-def test_the_operator_may_raise_or_lift_the_limit(run, configuration, limit):
+async def test_the_operator_may_raise_or_lift_the_limit(configuration, limit):
     configuration = Configuration({**configuration._raw, "max_result_bytes": limit})
-
-    async def work():
-        async with serving(configuration) as talk:
-            return await talk("generate", prompt_ls=["x"] * 30)
-
-    assert run(work()).structured_content["ans_ls"] == [LONG] * 30
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 30)
+    assert result.structured_content["ans_ls"] == [LONG] * 30
 
 
-def test_a_pipelines_own_client_gets_everything(run, configuration):
+async def test_a_pipelines_own_client_gets_everything(configuration):
     configuration = Configuration(configuration._raw, trust_client=True)
-
-    async def work():
-        async with serving(configuration) as talk:
-            return await talk("generate", prompt_ls=["x"] * 30)
-
-    assert len(run(work()).structured_content["ans_ls"]) == 30
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 30)
+    assert len(result.structured_content["ans_ls"]) == 30
 
 
 @pytest.mark.parametrize("agent", ["anything", "python-httpx2/2.16"])

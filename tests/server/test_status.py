@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import aclosing
 
 import pytest
 
@@ -21,12 +22,10 @@ async def _read(talk):
     return json.loads(block.text)
 
 
-def test_it_is_listed_and_says_what_would_answer_before_anything_is_loaded(talk):
-    async def work(talking):
-        listed = next(one for one in await talking.client.list_resources() if str(one.uri) == URI)
-        return listed, await _read(talking)
-
-    listed, found = talk(work, model_name="some-model")
+async def test_it_is_listed_and_says_what_would_answer_before_anything_is_loaded(serve):
+    async with serve(model_name="some-model") as talk:
+        listed = next(one for one in await talk.client.list_resources() if str(one.uri) == URI)
+        found = await _read(talk)
     assert (str(listed.uri), listed.mime_type) == (URI, "application/json")
     assert (found["backend"], found["model"]) == ("openai", "some-model")
     assert found["engine"] == {"state": "not_loaded", "activity": ""}
@@ -34,52 +33,40 @@ def test_it_is_listed_and_says_what_would_answer_before_anything_is_loaded(talk)
     assert found["totals"]["requests"] == 0
 
 
-def test_totals_count_what_calls_cost_and_how_items_failed(talk, upstream):
+async def test_totals_count_what_calls_cost_and_how_items_failed(talk, upstream):
     upstream.reply = by_prompt({"bad": status(400, "no")}, attempts(status(500), answer()))
-
-    async def work(talking):
-        await talking("generate", prompt_ls=["one two", "bad", "three"])
-        await talking("multiturn_generate", messages=[{"role": "user", "content": "four"}])
-        await talking("generate", prompt_ls=[])
-        await talking("generate", prompt_ls=["x", 7])
-        return await _read(talking)
-
-    totals = talk(work)["totals"]
+    await talk("generate", prompt_ls=["one two", "bad", "three"])
+    await talk("multiturn_generate", messages=[{"role": "user", "content": "four"}])
+    await talk("generate", prompt_ls=[])
+    await talk("generate", prompt_ls=["x", 7])
+    totals = (await _read(talk))["totals"]
     wanted = {"done": 4, "failed": 1, "requests": 7, "retries": 3, "errors": {"bad_request": 1}}
     assert {name: totals[name] for name in wanted} == wanted
     assert totals["prompt_tokens"] == 4
     assert totals["completion_tokens"] == 7
 
 
-def test_a_call_in_progress_shows_how_far_it_is(talk, upstream):
+async def test_a_call_in_progress_shows_how_far_it_is(talk, upstream):
     upstream.reply = by_prompt({"slow": hang()}, answer())
-
-    async def work(talking):
-        call = asyncio.ensure_future(talking("generate", prompt_ls=["a", "slow", "b"]))
-        await upstream.reaches(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
-        while (found := await _read(talking))["calls_in_progress"][0]["done"] < 2:
-            await asyncio.sleep(0.01)
-        call.cancel()
-        await asyncio.wait({call})
-        while (ended := await _read(talking))["calls_in_progress"]:
-            await asyncio.sleep(0.01)
-        return found, ended
-
-    found, ended = talk(work)
+    call = asyncio.ensure_future(talk("generate", prompt_ls=["a", "slow", "b"]))
+    await upstream.reaches(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
+    while (found := await _read(talk))["calls_in_progress"][0]["done"] < 2:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.wait({call})
+    while (ended := await _read(talk))["calls_in_progress"]:
+        await asyncio.sleep(0.01)
     (call,) = found["calls_in_progress"]
     assert (call["done"], call["total"], call["failed"], call["in_flight"]) == (2, 3, 0, 1)
     assert found["engine"]["state"] == "ready"
     assert found["totals"]["done"] == ended["totals"]["done"] == 2
 
 
-def test_items_that_a_deadline_left_are_counted_by_their_code(talk, upstream):
+async def test_items_that_a_deadline_left_are_counted_by_their_code(serve, upstream):
     upstream.reply = hang()
-
-    async def work(talking):
-        await talking("generate", prompt_ls=["a", "b"])
-        return await _read(talking)
-
-    assert talk(work, top={"call_timeout": 0.2})["totals"]["errors"] == {"deadline": 2}
+    async with serve(top={"call_timeout": 0.2}) as talk:
+        await talk("generate", prompt_ls=["a", "b"])
+        assert (await _read(talk))["totals"]["errors"] == {"deadline": 2}
 
 
 SECRETS = {
@@ -98,7 +85,7 @@ SECRETS = {
 }
 
 
-def test_no_secret_of_any_kind_shows_up(monkeypatch, run):
+async def test_no_secret_of_any_kind_shows_up(monkeypatch):
     monkeypatch.setenv("LLM_API_KEY", SECRETS["variable"])
     monkeypatch.setenv("MY_API_KEY", SECRETS["named"])
     raw = {
@@ -120,13 +107,10 @@ def test_no_secret_of_any_kind_shows_up(monkeypatch, run):
         },
     }
 
-    async def work(overrides):
+    async def described(overrides):
         configuration = Configuration(raw)
-        service = Service(configuration, plan=configuration.overlaid(overrides))
-        try:
+        async with aclosing(Service(configuration, plan=configuration.overlaid(overrides))) as service:
             return json.dumps(describe(service))
-        finally:
-            await service.aclose()
 
     of_call = {"api_key": SECRETS["call_key"], "headers": {"X-Call": SECRETS["call_header"]}}
     for overrides in (
@@ -134,28 +118,23 @@ def test_no_secret_of_any_kind_shows_up(monkeypatch, run):
         Overrides("openai", {"openai": of_call}, {}, {"auth": SECRETS["call_key"]}),
         Overrides("vllm", {"vllm": {"model_name_or_path": "some-model"}}),
     ):
-        text = run(work(overrides))
+        text = await described(overrides)
         assert not {name for name, secret in SECRETS.items() if secret in text}
         assert KEY not in text
         assert '"n_best": 3' in text or overrides.extra_params
-    assert "X-Auth" in run(work(Overrides()))
-    assert "http://127.0.0.1:1/v1" in run(work(Overrides()))
+    assert "X-Auth" in await described(Overrides())
+    assert "http://127.0.0.1:1/v1" in await described(Overrides())
     assert '"slow"' in text
 
 
 @pytest.mark.parametrize("locked", [False, True])
-def test_a_locked_server_has_it_too(run, upstream, locked):
+async def test_a_locked_server_has_it_too(upstream, locked, closing):
     from fastmcp import Client
 
     from fakes import openai_configuration
     from promptmill.server import create_server
 
-    async def work():
-        service = Service(openai_configuration(upstream.url))
-        try:
-            async with Client(create_server(service, locked=locked)) as client:
-                return (await client.read_resource(URI))[0].text
-        finally:
-            await service.aclose()
-
-    assert json.loads(run(work()))["configuration"]["backend_configs"]["openai"]["api_key"] == "[set]"
+    service = closing(Service(openai_configuration(upstream.url)))
+    async with Client(create_server(service, locked=locked)) as client:
+        found = (await client.read_resource(URI))[0].text
+    assert json.loads(found)["configuration"]["backend_configs"]["openai"]["api_key"] == "[set]"

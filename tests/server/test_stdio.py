@@ -421,7 +421,7 @@ def _command(file):
     return [sys.executable, "-m", "promptmill", "serve", "--config", str(file)]
 
 
-def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream, run):
+async def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream):
     from fastmcp import Client
     from fastmcp.client.transports import StdioTransport
 
@@ -431,38 +431,30 @@ def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream, run):
     async def heard(progress, total, message):
         told.append(progress)
 
-    async def work():
-        command, *arguments = _command(config())
-        async with Client(StdioTransport(command, arguments, env=dict(os.environ), keep_alive=False)) as client:
-            assert "generate" in {tool.name for tool in await client.list_tools()}
-            result = await client.call_tool("generate", {"prompt_ls": ["slow"]}, progress_handler=heard)
-            assert result.structured_content == {"ans_ls": ["echo: slow"]}
-            giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"]}))
-            await upstream.reaches(lambda: upstream.in_flight)
-            giving_up.cancel()
-            await upstream.reaches(lambda: not upstream.in_flight, 1)
-            assert (await client.call_tool("generate", {"prompt_ls": ["x"]})).structured_content == {
-                "ans_ls": ["echo: x"]
-            }
-
-    run(work())
+    command, *arguments = _command(config())
+    async with Client(StdioTransport(command, arguments, env=dict(os.environ), keep_alive=False)) as client:
+        assert "generate" in {tool.name for tool in await client.list_tools()}
+        result = await client.call_tool("generate", {"prompt_ls": ["slow"]}, progress_handler=heard)
+        assert result.structured_content == {"ans_ls": ["echo: slow"]}
+        giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"]}))
+        await upstream.reaches(lambda: upstream.in_flight)
+        giving_up.cancel()
+        await upstream.reaches(lambda: not upstream.in_flight, 1)
+        assert (await client.call_tool("generate", {"prompt_ls": ["x"]})).structured_content == {"ans_ls": ["echo: x"]}
     assert len(told) >= 2
 
 
-def test_the_client_of_the_sdk_is_served(config, run):
+async def test_the_client_of_the_sdk_is_served(config):
     from mcp import ClientSession, StdioServerParameters
     from mcp.client.stdio import stdio_client
 
-    async def work():
-        command, *arguments = _command(config())
-        parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
-        async with stdio_client(parameters) as (incoming, outgoing), ClientSession(incoming, outgoing) as session:
-            await session.initialize()
-            result = await session.call_tool("generate", {"prompt_ls": ["x"]})
-            assert result.structured_content == {"ans_ls": ["echo: x"]}
-            assert result.content[0].text == '{"ans_ls":["echo: x"]}'
-
-    run(work())
+    command, *arguments = _command(config())
+    parameters = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
+    async with stdio_client(parameters) as (incoming, outgoing), ClientSession(incoming, outgoing) as session:
+        await session.initialize()
+        result = await session.call_tool("generate", {"prompt_ls": ["x"]})
+        assert result.structured_content == {"ans_ls": ["echo: x"]}
+        assert result.content[0].text == '{"ans_ls":["echo: x"]}'
 
 
 # Bad input

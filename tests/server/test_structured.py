@@ -15,50 +15,46 @@ from talk import codes, sent, text
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
 
-def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk, upstream):
+async def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk, upstream):
     upstream.reply = answer('Here: {"name": "Ada",}')
-
-    async def work(talk):
-        return [
-            await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
-            await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
-            await talk(
-                "multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=json.dumps(NAME)
-            ),
-        ]
-
-    for result in talk(work):
+    for result in [
+        await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
+        await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
+        await talk(
+            "multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=json.dumps(NAME)
+        ),
+    ]:
         assert result.structured_content == {"ans_ls": ['{"name": "Ada"}']}
         assert result.meta["repaired"] == 1
     assert {seen.json["response_format"]["type"] for seen in upstream.seen} == {"json_schema"}
 
 
-def test_without_a_schema_nothing_is_asked_for(talk, upstream):
-    talk(lambda talk: talk.answers("Who?"))
+async def test_without_a_schema_nothing_is_asked_for(talk, upstream):
+    await talk.answers("Who?")
     assert "response_format" not in sent(upstream)
 
 
-def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_text(talk, upstream):
+async def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_text(talk, upstream):
     upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("No idea."))
-    result = talk(lambda talk: talk("generate", prompt_ls=["Good?", "Bad?"], answer_schema=NAME))
+    result = await talk("generate", prompt_ls=["Good?", "Bad?"], answer_schema=NAME)
     assert codes(result) == {1: "invalid_answer"}
     assert result.structured_content["errors"][0]["text"] == "No idea."
     assert result.meta["asked_again"] == 1
 
 
-def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
-    async def work(talk):
-        return [await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": "x"}, ["no"])]
-
-    first, second = talk(work)
+async def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
+    first, second = [
+        await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": "x"}, ["no"])
+    ]
     assert "answer_schema is not a usable JSON Schema" in first
     assert "answer_schema" in second
     assert not upstream.seen
 
 
-def test_a_call_that_goes_on_as_a_job_keeps_its_schema(talk, upstream):
+async def test_a_call_that_goes_on_as_a_job_keeps_its_schema(serve, upstream):
     upstream.reply = answer('{"name": "Ada"}')
-    result = talk(lambda talk: talk("generate", prompt_ls=["Who?"], answer_schema=NAME), top={"max_call_s": 30})
+    async with serve(top={"max_call_s": 30}) as talk:
+        result = await talk("generate", prompt_ls=["Who?"], answer_schema=NAME)
     assert text(result) == orjson.dumps({"ans_ls": ['{"name": "Ada"}']}).decode()
     assert sent(upstream)["response_format"]["json_schema"]["schema"] == NAME
 

@@ -65,9 +65,9 @@ BULK_TOOLS = {
 }
 
 
-def test_the_tools_have_exactly_the_names_parameters_order_and_defaults_of_the_contract(talk):
+async def test_the_tools_have_exactly_the_names_parameters_order_and_defaults_of_the_contract(talk):
     found = {}
-    for name, tool in talk(_tools).items():
+    for name, tool in (await _tools(talk)).items():
         properties, required = tool.input_schema.get("properties", {}), tool.input_schema.get("required", [])
         parameters = {key: REQUIRED if key in required else schema["default"] for key, schema in properties.items()}
         found[name] = list(parameters.items())
@@ -75,14 +75,14 @@ def test_the_tools_have_exactly_the_names_parameters_order_and_defaults_of_the_c
     assert found == {name: wanted[name] for name in (wanted if "bulk_generate" in found else TOOLS)}
 
 
-def test_every_tool_and_parameter_is_described(talk):
-    for tool in talk(_tools).values():
+async def test_every_tool_and_parameter_is_described(talk):
+    for tool in (await _tools(talk)).values():
         assert tool.description
         assert all(schema.get("description") for schema in tool.input_schema.get("properties", {}).values())
 
 
-def test_every_argument_that_must_be_given_has_examples_and_all_examples_fit(talk):
-    for tool in talk(_tools).values():
+async def test_every_argument_that_must_be_given_has_examples_and_all_examples_fit(talk):
+    for tool in (await _tools(talk)).values():
         for name, schema in tool.input_schema.get("properties", {}).items():
             examples = schema.get("examples", [])
             assert examples or name not in tool.input_schema.get("required", []), (tool.name, name)
@@ -97,10 +97,10 @@ def _nodes(schema):
             yield from _nodes(inner)
 
 
-def test_schemas_keep_to_what_every_client_understands(talk):
+async def test_schemas_keep_to_what_every_client_understands(talk):
     known = {"type", "properties", "required", "items", "anyOf", "enum", "description", "default", "examples"}
     known |= {"additionalProperties", "minimum", "maximum"}
-    for tool in talk(_tools).values():
+    for tool in (await _tools(talk)).values():
         for schema in filter(None, (tool.input_schema, tool.output_schema)):
             assert schema["type"] == "object"
             for node in _nodes(schema):
@@ -111,36 +111,33 @@ def test_schemas_keep_to_what_every_client_understands(talk):
                 assert node.get("type") != "array" or "items" in node, (tool.name, node)
 
 
-def test_what_tools_list_shows_is_enough_to_call_them(talk, upstream, tmp_path, monkeypatch):
+async def test_what_tools_list_shows_is_enough_to_call_them(serve, upstream, tmp_path, monkeypatch):
     """Each argument as its first example says, nothing else known."""
     upstream.reply = answer('{"city": "Paris", "population": 2100000}')  # as the example of `answer_schema` wants
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
-
-    async def work(talking):
-        tools = await _tools(talking)
+    async with serve() as talk:
+        tools = await _tools(talk)
         failed = {}
         for name in ("generate", "multiturn_generate", "bulk_generate"):
             properties = tools[name].input_schema["properties"]
             arguments = {key: schema["examples"][0] for key, schema in properties.items() if "examples" in schema}
-            result = await talking(name, **arguments)
+            result = await talk(name, **arguments)
             if result.is_error or result.structured_content.get("errors"):
                 failed[name] = text(result)
-        return failed
-
-    assert not talk(work)
+        assert not failed
 
 
-def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
-    hints = {name: tool.annotations for name, tool in talk(_tools).items()}
+async def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
+    hints = {name: tool.annotations for name, tool in (await _tools(talk)).items()}
     reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results"}
     assert {name for name, hint in hints.items() if hint.read_only_hint} == reading
     assert {name for name, hint in hints.items() if hint.destructive_hint} == {"bulk_generate"}
     assert all(hint.title for hint in hints.values())
 
 
-def test_the_answering_tools_publish_what_they_return(talk):
-    tools = talk(_tools)
+async def test_the_answering_tools_publish_what_they_return(talk):
+    tools = await _tools(talk)
     for name in ("generate", "multimodal_generate", "multiturn_generate"):
         assert tools[name].output_schema["required"] == ["ans_ls"]
     for name in ("generation_init", "vllm_shutdown"):
@@ -150,41 +147,31 @@ def test_the_answering_tools_publish_what_they_return(talk):
 # What a result looks like
 
 
-def test_a_result_is_structured_and_its_first_text_is_the_same_json(talk):
-    async def work(talk):
-        return await talk("generate", prompt_ls=["grüße", "two"])
-
-    result = talk(work)
+async def test_a_result_is_structured_and_its_first_text_is_the_same_json(talk):
+    result = await talk("generate", prompt_ls=["grüße", "two"])
     assert result.structured_content == {"ans_ls": ["echo: grüße", "echo: two"]}
     assert result.content[0].type == "text"
     assert orjson.loads(text(result)) == result.structured_content
 
 
-def test_answers_keep_the_order_of_the_prompts(talk, upstream):
+async def test_answers_keep_the_order_of_the_prompts(talk, upstream):
     upstream.reply = choose(lambda seen: late(0.002 * (30 - int(seen.prompt))))
     prompts = [str(i) for i in range(30)]
-
-    async def work(talk):
-        return await talk.answers(*prompts)
-
-    assert talk(work) == [f"echo: {prompt}" for prompt in prompts]
+    assert await talk.answers(*prompts) == [f"echo: {prompt}" for prompt in prompts]
 
 
-def test_no_prompts_give_no_answers_and_call_no_model(talk, upstream):
-    async def work(talk):
-        return await talk("generate", prompt_ls=[]), await talk("multimodal_generate", multimodal_path=[], prompt_ls=[])
-
-    for result in talk(work):
+async def test_no_prompts_give_no_answers_and_call_no_model(talk, upstream):
+    for result in (
+        await talk("generate", prompt_ls=[]),
+        await talk("multimodal_generate", multimodal_path=[], prompt_ls=[]),
+    ):
         assert result.structured_content == {"ans_ls": []}
         assert not result.is_error
     assert not upstream.seen
 
 
-def test_an_empty_prompt_is_a_prompt(talk, upstream):
-    async def work(talk):
-        return await talk.answers("", "x")
-
-    assert talk(work) == ["echo: ", "echo: x"]
+async def test_an_empty_prompt_is_a_prompt(talk, upstream):
+    assert await talk.answers("", "x") == ["echo: ", "echo: x"]
 
 
 @pytest.mark.parametrize(
@@ -199,36 +186,28 @@ def test_an_empty_prompt_is_a_prompt(talk, upstream):
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
     ],
 )
-def test_every_shape_of_a_prompt_is_answered(talk, item):
-    async def work(talk):
-        return await talk.answers(item)
-
-    assert talk(work) == ["echo: hi"]
+async def test_every_shape_of_a_prompt_is_answered(talk, item):
+    assert await talk.answers(item) == ["echo: hi"]
 
 
-def test_a_prompt_that_looks_like_json_stays_text(talk, upstream):
+async def test_a_prompt_that_looks_like_json_stays_text(talk, upstream):
     prompts = ['{"content": "x"}', "[1, 2]", "null", "5"]
-
-    async def work(talk):
-        return await talk.answers(*prompts)
-
-    assert talk(work) == [f"echo: {prompt}" for prompt in prompts]
+    assert await talk.answers(*prompts) == [f"echo: {prompt}" for prompt in prompts]
 
 
 @pytest.mark.parametrize("name", ["prompt_ls", "messages", "multimodal_path", "backend_configs"])
-def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name):
-    async def work(talk):
-        match name:
-            case "prompt_ls":
-                return await talk("generate", prompt_ls='["a", {"content": "b"}]')
-            case "messages":
-                return await talk("multiturn_generate", messages='[{"role": "user", "content": "a"}]')
-            case "multimodal_path":
-                return await talk("multimodal_generate", multimodal_path='[[], "[]"]', prompt_ls=["a", "b"])
-        await talk("generation_init", backend_configs="{}", sampling_params='{"seed": 3}', backend="openai")
-        return await talk("generate", prompt_ls=["a", "b"])
-
-    answers = talk(work).structured_content["ans_ls"]
+async def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name):
+    match name:
+        case "prompt_ls":
+            result = await talk("generate", prompt_ls='["a", {"content": "b"}]')
+        case "messages":
+            result = await talk("multiturn_generate", messages='[{"role": "user", "content": "a"}]')
+        case "multimodal_path":
+            result = await talk("multimodal_generate", multimodal_path='[[], "[]"]', prompt_ls=["a", "b"])
+        case _:
+            await talk("generation_init", backend_configs="{}", sampling_params='{"seed": 3}', backend="openai")
+            result = await talk("generate", prompt_ls=["a", "b"])
+    answers = result.structured_content["ans_ls"]
     assert answers == ["echo: a", "echo: b"][: len(answers)]
     if name == "backend_configs":
         assert sent(upstream)["seed"] == 3
@@ -238,11 +217,8 @@ MALFORMED = [3, None, True, ["a"], {}, {"prompt": "x"}, {"content": 3}, {"role":
 
 
 @pytest.mark.parametrize("wrong", MALFORMED)
-def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk, upstream, wrong):
-    async def work(talk):
-        return await talk.error("generate", prompt_ls=["a", wrong, "b"])
-
-    assert talk(work).startswith("prompt_ls[1]")
+async def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk, upstream, wrong):
+    assert (await talk.error("generate", prompt_ls=["a", wrong, "b"])).startswith("prompt_ls[1]")
     assert not upstream.seen
 
 
@@ -250,24 +226,16 @@ def test_one_malformed_prompt_fails_the_call_before_anything_is_spent(talk, upst
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "developer", "tool"])
-def test_known_roles_go_through(talk, upstream, role):
+async def test_known_roles_go_through(talk, upstream, role):
     turn = {"role": role, "content": "x"} | ({"tool_call_id": "c1"} if role == "tool" else {})
     messages = [turn, {"role": "user", "content": "y"}]
-
-    async def work(talk):
-        return await talk("multiturn_generate", messages=messages)
-
-    assert talk(work).structured_content == {"ans_ls": ["echo: y"]}
+    assert (await talk("multiturn_generate", messages=messages)).structured_content == {"ans_ls": ["echo: y"]}
     assert sent(upstream)["messages"] == messages
 
 
-def test_an_unknown_role_is_an_error_with_its_index(talk, upstream):
+async def test_an_unknown_role_is_an_error_with_its_index(talk, upstream):
     messages = [{"role": "user", "content": "x"}, {"role": "narrator", "content": "y"}]
-
-    async def work(talk):
-        return await talk.error("multiturn_generate", messages=messages)
-
-    said = talk(work)
+    said = await talk.error("multiturn_generate", messages=messages)
     assert said.startswith("messages[1]")
     assert "narrator" in said
     assert "assistant, developer, system, tool, user" in said
@@ -275,11 +243,8 @@ def test_an_unknown_role_is_an_error_with_its_index(talk, upstream):
 
 
 @pytest.mark.parametrize("messages", [[], ["x"], [{"role": "user"}], [{"content": "x"}], "[]"])
-def test_a_conversation_without_a_turn_is_an_error(talk, upstream, messages):
-    async def work(talk):
-        return await talk.error("multiturn_generate", messages=messages)
-
-    assert talk(work).startswith("messages")
+async def test_a_conversation_without_a_turn_is_an_error(talk, upstream, messages):
+    assert (await talk.error("multiturn_generate", messages=messages)).startswith("messages")
     assert not upstream.seen
 
 
@@ -294,14 +259,11 @@ def test_a_conversation_without_a_turn_is_an_error(talk, upstream, messages):
         ("", "", "own", "own"),
     ],
 )
-def test_one_system_turn_is_sent_that_of_the_call_first(talk, upstream, configured, given, own, expected):
+async def test_one_system_turn_is_sent_that_of_the_call_first(serve, upstream, configured, given, own, expected):
     messages = [{"role": "system", "content": own}] if own else []
     messages.append({"role": "user", "content": "x"})
-
-    async def work(talk):
+    async with serve(top={"system_prompt": configured}) as talk:
         await talk("multiturn_generate", messages=messages, system_prompt=given)
-
-    talk(work, top={"system_prompt": configured})
     system = [turn["content"] for turn in sent(upstream)["messages"] if turn["role"] == "system"]
     assert system == ([expected] if expected else [])
     assert sent(upstream)["messages"][-1] == {"role": "user", "content": "x"}
@@ -310,13 +272,9 @@ def test_one_system_turn_is_sent_that_of_the_call_first(talk, upstream, configur
 # What _meta holds
 
 
-def test_meta_has_totals_and_a_column_per_item(talk, upstream):
+async def test_meta_has_totals_and_a_column_per_item(talk, upstream):
     upstream.reply = by_prompt({"two": attempts(status(500), answer())})
-
-    async def work(talk):
-        return await talk("generate", prompt_ls=["one", "two"])
-
-    meta = talk(work).meta
+    meta = (await talk("generate", prompt_ls=["one", "two"])).meta
     assert (meta["requests"], meta["retries"]) == (3, 1)
     assert (meta["prompt_tokens"], meta["completion_tokens"]) == (2, 4)
     assert meta["seconds"] > 0
@@ -329,11 +287,8 @@ def test_meta_has_totals_and_a_column_per_item(talk, upstream):
 
 
 @pytest.mark.parametrize(("items", "columns"), [(1000, True), (1001, False)])
-def test_large_calls_have_totals_without_columns(talk, items, columns):
-    async def work(talk):
-        return await talk("generate", prompt_ls=["x"] * items)
-
-    meta = talk(work).meta
+async def test_large_calls_have_totals_without_columns(talk, items, columns):
+    meta = (await talk("generate", prompt_ls=["x"] * items)).meta
     assert meta["requests"] == items
     assert ("attempts" in meta) is columns
 
@@ -347,45 +302,29 @@ def test_large_calls_have_totals_without_columns(talk, items, columns):
         answer("<think>because</think>\n\nParis."),
     ],
 )
-def test_reasoning_is_kept_apart_from_the_answer(talk, upstream, reply):
+async def test_reasoning_is_kept_apart_from_the_answer(talk, upstream, reply):
     upstream.reply = by_prompt({"plain": answer("Paris.")}, reply)
-
-    async def work(talk):
-        return await talk("generate", prompt_ls=["plain", "x"])
-
-    result = talk(work)
+    result = await talk("generate", prompt_ls=["plain", "x"])
     assert result.structured_content["ans_ls"] == ["Paris.", "Paris."]
     assert result.meta["reasoning"] == [None, "because"]
 
 
-def test_a_finish_reason_of_length_is_a_success_that_is_marked(talk, upstream):
+async def test_a_finish_reason_of_length_is_a_success_that_is_marked(talk, upstream):
     upstream.reply = answer("cut", finish_reason="length")
-
-    async def work(talk):
-        return await talk("generate", prompt_ls=["x"])
-
-    result = talk(work)
+    result = await talk("generate", prompt_ls=["x"])
     assert result.structured_content == {"ans_ls": ["cut"]}
     assert result.meta["finish_reason"] == ["length"]
 
 
-def test_content_in_parts_is_joined(talk, upstream):
+async def test_content_in_parts_is_joined(talk, upstream):
     upstream.reply = answer([{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}])
-
-    async def work(talk):
-        return await talk.answers("x")
-
-    assert talk(work) == ["Paris."]
+    assert await talk.answers("x") == ["Paris."]
 
 
-def test_an_answer_of_tool_calls_alone_is_no_failure(talk, upstream):
+async def test_an_answer_of_tool_calls_alone_is_no_failure(talk, upstream):
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     upstream.reply = answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")
-
-    async def work(talk):
-        return await talk("generate", prompt_ls=["x"])
-
-    result = talk(work)
+    result = await talk("generate", prompt_ls=["x"])
     assert result.structured_content == {"ans_ls": [""]}
     assert result.meta["tool_calls"] == [[call]]
 
@@ -394,67 +333,51 @@ def test_an_answer_of_tool_calls_alone_is_no_failure(talk, upstream):
 
 
 @pytest.mark.parametrize("prompt", ["\0", "a\0b", "\u2028", "😀" * 1000, "\ufffe", "x" * 2_000_000])
-def test_odd_text_arrives_as_it_is(talk, upstream, prompt):
-    async def work(talk):
-        return await talk.answers(prompt)
-
-    assert talk(work) == [f"echo: {prompt}"]
+async def test_odd_text_arrives_as_it_is(talk, upstream, prompt):
+    assert await talk.answers(prompt) == [f"echo: {prompt}"]
     assert upstream.seen[0].prompt == prompt
 
 
-def test_half_a_surrogate_pair_is_that_items_error(talk, upstream):
-    async def work(talk):
-        return await talk("generate", prompt_ls=["a\ud800", "fine"])
-
-    result = talk(work)
+async def test_half_a_surrogate_pair_is_that_items_error(talk, upstream):
+    result = await talk("generate", prompt_ls=["a\ud800", "fine"])
     assert codes(result) == {0: "invalid_input"}
     assert result.structured_content["ans_ls"] == ["", "echo: fine"]
 
 
-def test_a_deeply_nested_prompt_is_refused(talk, upstream):
+async def test_a_deeply_nested_prompt_is_refused(talk, upstream):
     nested: Any = "x"
     for _ in range(200):
         nested = {"content": nested}
-
-    async def work(talk):
-        return await talk.error("generate", prompt_ls=[nested])
-
-    assert talk(work).startswith("prompt_ls[0]")
+    assert (await talk.error("generate", prompt_ls=[nested])).startswith("prompt_ls[0]")
     assert not upstream.seen
 
 
 # Shutdown
 
 
-def test_shutdown_is_a_successful_nothing_on_an_endpoint(talk, upstream):
+async def test_shutdown_is_a_successful_nothing_on_an_endpoint(talk, upstream):
     upstream.reply = late(0.3)
-
-    async def work(talk):
-        running = asyncio.ensure_future(talk.answers("x"))
-        await upstream.reaches(lambda: upstream.seen)
-        for _ in range(2):
-            result = await talk("vllm_shutdown")
-            assert not result.is_error
-            assert (result.content, result.structured_content) == ([], None)
-        return await running
-
-    assert talk(work) == ["echo: x"]
+    running = asyncio.ensure_future(talk.answers("x"))
+    await upstream.reaches(lambda: upstream.seen)
+    for _ in range(2):
+        result = await talk("vllm_shutdown")
+        assert not result.is_error
+        assert (result.content, result.structured_content) == ([], None)
+    assert await running == ["echo: x"]
 
 
 # Progress
 
 
-def test_progress_comes_first_and_last_and_grows(talk, upstream):
+async def test_progress_comes_first_and_last_and_grows(serve, upstream):
     upstream.reply = late(0.05)
     told = []
 
     async def heard(progress, total, message):
         told.append((progress, total, message))
 
-    async def work(talk):
+    async with serve(concurrency=1) as talk:
         await talk.client.call_tool("generate", {"prompt_ls": [str(i) for i in range(20)]}, progress_handler=heard)
-
-    talk(work, concurrency=1)
     assert 2 <= len(told) <= 12, "at most two a second"
     numbers = [progress for progress, _, _ in told]
     assert numbers == sorted(set(numbers))

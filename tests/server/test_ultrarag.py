@@ -253,19 +253,16 @@ def test_build_of_no_server_is_an_error_and_writes_nothing(built, file):
     assert text is None
 
 
-def test_results_are_described_so_that_a_pipelines_client_reads_a_dict(checkout, foreign_python, run):
+async def test_results_are_described_so_that_a_pipelines_client_reads_a_dict(checkout, foreign_python):
     poison = {"PROMPTMILL_PYTHON": sys.executable, "PATH": os.environ["PATH"]}
     transport = StdioTransport(
         str(foreign_python), ["servers/generation/src/generation.py"], env=poison, keep_alive=False
     )
 
-    async def talk():
-        async with Client(transport) as client:
-            result = await client.call_tool("generate", {"prompt_ls": ["hi"]})
-            await client.call_tool("vllm_shutdown")
-            return result.data
-
-    assert run(talk()) == {"ans_ls": ["echo: hi"]}
+    async with Client(transport) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["hi"]})
+        await client.call_tool("vllm_shutdown")
+    assert result.data == {"ans_ls": ["echo: hi"]}
 
 
 def test_build_exists_on_this_launch_path_only(tmp_path, upstream):

@@ -30,13 +30,13 @@ LIMIT = 0.05
 
 
 @pytest.fixture
-def opened(upstream):
+def opened(upstream, closing):
     """Open a service whose tokens have a price; `top` says more."""
 
     def opener(top=None, **block):
         configuration = openai_configuration(upstream.url, **block)
         whole = {"price": PRICE, "sampling_params": {"max_tokens": 20}, **(top or {})}
-        return Service(Configuration({**configuration._raw, **whole}))
+        return closing(Service(Configuration({**configuration._raw, **whole})))
 
     return opener
 
@@ -47,14 +47,8 @@ async def _ask(service, count, stats=None):
     return await service.generate(items, stats), stats
 
 
-def _asked(run, service, count, stats=None, calls=1):
-    async def work():
-        try:
-            return await asyncio.gather(*(_ask(service, count, stats) for _ in range(calls)))
-        finally:
-            await service.aclose()
-
-    return run(work())
+async def _asked(service, count, stats=None, calls=1):
+    return await asyncio.gather(*(_ask(service, count, stats) for _ in range(calls)))
 
 
 def _charged(upstream):
@@ -63,12 +57,12 @@ def _charged(upstream):
     return sum(count * PRICE["input"] + (count + 1) * PRICE["output"] for count in words) / 1_000_000
 
 
-def test_what_a_call_cost_is_known_to_the_token(run, opened, upstream):
-    ((_, stats),) = _asked(run, opened(), 5)
+async def test_what_a_call_cost_is_known_to_the_token(opened, upstream):
+    ((_, stats),) = await _asked(opened(), 5)
     assert stats.cost == pytest.approx(_charged(upstream))
 
 
-def test_cached_prompt_tokens_have_a_price_of_their_own(run, opened, upstream):
+async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 80}}
     usage["completion_tokens_details"] = {"reasoning_tokens": 4}
 
@@ -77,7 +71,7 @@ def test_cached_prompt_tokens_have_a_price_of_their_own(run, opened, upstream):
         await exchange.respond(200, {}, json.dumps({"choices": [choice], "usage": usage}).encode())
 
     upstream.reply = reply
-    ((outcomes, stats),) = _asked(run, opened({"price": PRICE | {"cached_input": 1.0}}), 1)
+    ((outcomes, stats),) = await _asked(opened({"price": PRICE | {"cached_input": 1.0}}), 1)
     assert outcomes[0].usage == Usage(100, 10, 80, 4)
     assert stats.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
 
@@ -85,9 +79,9 @@ def test_cached_prompt_tokens_have_a_price_of_their_own(run, opened, upstream):
 @pytest.mark.parametrize(
     ("calls", "more"), [(3, {}), (1, {"bulk_threshold": 1, "num_workers": 2})], ids=["calls", "workers"]
 )
-def test_a_process_never_spends_more_than_its_budget_whatever_is_in_flight(run, opened, upstream, calls, more):
+async def test_a_process_never_spends_more_than_its_budget_whatever_is_in_flight(opened, upstream, calls, more):
     upstream.reply = late(0.02)
-    found = _asked(run, opened({"max_cost": LIMIT}, concurrency=64, **more), 180 // calls, calls=calls)
+    found = await _asked(opened({"max_cost": LIMIT}, concurrency=64, **more), 180 // calls, calls=calls)
     assert 0.9 * LIMIT < _charged(upstream) <= LIMIT
     outcomes = [outcome for of_call, _ in found for outcome in of_call]
     failures = [outcome for outcome in outcomes if not isinstance(outcome, Completion)]
@@ -96,29 +90,29 @@ def test_a_process_never_spends_more_than_its_budget_whatever_is_in_flight(run, 
     assert len(outcomes) - len(failures) == len(upstream.seen)
 
 
-def test_retries_cost_nothing_that_the_budget_does_not_know_of(run, opened, upstream):
+async def test_retries_cost_nothing_that_the_budget_does_not_know_of(opened, upstream):
     upstream.reply = chaos(3, 0.4, [status(500), status(429)])
-    _asked(run, opened({"max_cost": LIMIT}, retries=50), 120)
+    await _asked(opened({"max_cost": LIMIT}, retries=50), 120)
     answered = [seen for seen in upstream.seen if seen.sent > 300]
     assert sum(len(seen.prompt.split()) for seen in answered) * 110 / 1_000_000 <= LIMIT
 
 
-def test_a_call_may_have_a_budget_of_its_own(run, opened, upstream):
+async def test_a_call_may_have_a_budget_of_its_own(opened, upstream):
     stats = CallStats(total=50, budget=Budget(LIMIT / 10))
-    _asked(run, opened(), 50, stats)
+    await _asked(opened(), 50, stats)
     assert stats.codes["budget"] == 50 - len(upstream.seen)
     assert stats.done == 50
     assert 0 < _charged(upstream) <= LIMIT / 10
 
 
-def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(run, opened, upstream):
+async def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(opened, upstream):
     with pytest.raises(PromptmillError, match="price of test-model is not known"):
-        _asked(run, opened({"price": None, "max_cost": 1}), 1)
+        await _asked(opened({"price": None, "max_cost": 1}), 1)
     assert not upstream.seen
 
 
-def test_a_budget_needs_a_bound_of_answers(run, opened, upstream):
-    (((outcome,), _),) = _asked(run, opened({"sampling_params": {}, "max_cost": 1}), 1)
+async def test_a_budget_needs_a_bound_of_answers(opened, upstream):
+    (((outcome,), _),) = await _asked(opened({"sampling_params": {}, "max_cost": 1}), 1)
     assert outcome.error.code is Code.INVALID_CONFIG
     assert "max_tokens" in str(outcome.error)
     assert not upstream.seen
@@ -200,28 +194,23 @@ def test_a_budget_holds_over_kills(job, upstream):
     assert _charged(upstream) <= LIMIT
 
 
-def test_what_is_already_known_costs_nothing(run, opened, upstream, tmp_path):
+async def test_what_is_already_known_costs_nothing(opened, upstream, tmp_path):
     top = {"cache": str(tmp_path / "a.sqlite"), "sampling_params": {"max_tokens": 20, "temperature": 0}}
     upstream.reply = answer()
     for cost in (pytest.approx(3 * (3 * 10 + 4 * 100) / 1_000_000), 0.0):
-        ((_, stats),) = _asked(run, opened(top), 3)
+        ((_, stats),) = await _asked(opened(top), 3)
         assert stats.cost == cost
 
 
-def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(run, opened, upstream):
+async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(opened, upstream):
     upstream.reply = choose(lambda seen: answer("no JSON" if seen.prompt == "prompt" else '{"a": 1}'))
     service = opened({"schema_retries": 1})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     plan = service.plan.with_sampling({"response_format": asking_for(schema)})
-
-    async def work():
-        stats = CallStats(total=1)
-        item = conversation_from_prompt("prompt", "a prompt")
-        outcomes = await service.generate([item], stats, plan=plan)
-        await service.aclose()
-        return outcomes, stats
-
-    (outcome,), stats = run(work())
+    stats = CallStats(total=1)
+    item = conversation_from_prompt("prompt", "a prompt")
+    outcomes = await service.generate([item], stats, plan=plan)
+    (outcome,) = outcomes
     assert outcome.text == '{"a": 1}'
     assert len(upstream.seen) == 2
     expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.prompt_tokens, stats.completion_tokens))
@@ -230,18 +219,13 @@ def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(run, o
     assert call_report.columns([outcome])["costs"] == [pytest.approx(stats.cost)]
 
 
-def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(run, opened, upstream):
-    async def work():
-        upstream.reply = hang()
-        service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)
-        call = asyncio.ensure_future(_ask(service, 3, CallStats(total=3, budget=budget)))
-        await upstream.reaches(lambda: upstream.seen)
-        call.cancel()
-        await asyncio.wait({call})
-        await service.aclose()
-        return budget
-
-    budget = run(work())
+async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(opened, upstream):
+    upstream.reply = hang()
+    service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)
+    call = asyncio.ensure_future(_ask(service, 3, CallStats(total=3, budget=budget)))
+    await upstream.reaches(lambda: upstream.seen)
+    call.cancel()
+    await asyncio.wait({call})
     worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000
     assert 20 * PRICE["output"] / 1_000_000 < budget.spent < 2 * worst, "the one that was sent, not those that waited"
     assert budget.is_settled

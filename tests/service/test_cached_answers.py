@@ -6,7 +6,7 @@ import asyncio
 import json
 import stat
 import sys
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
@@ -42,33 +42,27 @@ def opened(upstream, tmp_path):
     async def opener(*, cache=None, **block):
         configuration = openai_configuration(upstream.url, **block)
         configuration = Configuration({**configuration._raw, "cache": cache or str(tmp_path / "answers.sqlite")})
-        service = Service(configuration)
-        try:
+        async with aclosing(Service(configuration)) as service:
             yield Asking(service)
-        finally:
-            await service.aclose()
 
     return opener
 
 
 @pytest.fixture
-def in_turn(run, opened):
+def in_turn(opened):
     """Ask twice, each time in a service of its own, as two processes would; returns what the second got."""
 
-    def asked(first, second=None, **options):
-        async def work():
-            for arguments in (first, second or first):
-                async with opened(**options) as asking:
-                    found = await asking.ask(*arguments[0], **arguments[1])
-            return found
-
-        return run(work())
+    async def asked(first, second=None, **options):
+        for arguments in (first, second or first):
+            async with opened(**options) as asking:
+                found = await asking.ask(*arguments[0], **arguments[1])
+        return found
 
     return asked
 
 
-def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
-    outcomes, stats = in_turn((["a", "b"], {}))
+async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
+    outcomes, stats = await in_turn((["a", "b"], {}))
     assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b"]
     assert (stats.cached, stats.requests, stats.prompt_tokens, stats.done, stats.failed) == (2, 0, 0, 2, 0)
     assert [outcome.attempts for outcome in outcomes] == [0, 0]
@@ -83,101 +77,82 @@ def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
         ((["b"], {}), {}),
     ],
 )
-def test_whatever_may_change_the_answer_is_part_of_what_is_looked_for(in_turn, upstream, second, options):
-    _, stats = in_turn((["a"], {}), second, **options)
+async def test_whatever_may_change_the_answer_is_part_of_what_is_looked_for(in_turn, upstream, second, options):
+    _, stats = await in_turn((["a"], {}), second, **options)
     assert (stats.cached, len(upstream.seen)) == (0, 2)
 
 
-def test_another_model_has_answers_of_its_own(run, opened, upstream):
-    async def work():
-        for name in ("one", "two", "two"):
-            async with opened(model_name=name) as asking:
-                await asking.ask("a")
-
-    run(work())
+async def test_another_model_has_answers_of_its_own(opened, upstream):
+    for name in ("one", "two", "two"):
+        async with opened(model_name=name) as asking:
+            await asking.ask("a")
     assert [seen.json["model"] for seen in upstream.seen] == ["one", "two"]
 
 
 @pytest.mark.parametrize(("cache", "sent"), [(None, 2), ("all", 1)])
-def test_above_temperature_0_answers_are_kept_only_where_all_are(in_turn, upstream, monkeypatch, tmp_path, cache, sent):
+async def test_above_temperature_0_answers_are_kept_only_where_all_are(
+    in_turn, upstream, monkeypatch, tmp_path, cache, sent
+):
     monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "caches"))
-    in_turn((["a"], {"temperature": 0.7}), cache=cache)
+    await in_turn((["a"], {"temperature": 0.7}), cache=cache)
     assert len(upstream.seen) == sent
 
 
 @pytest.mark.parametrize("reply", [answer("half", finish_reason="length"), status(400)])
-def test_only_complete_answers_are_kept(in_turn, upstream, reply):
+async def test_only_complete_answers_are_kept(in_turn, upstream, reply):
     upstream.reply = reply
-    _, stats = in_turn((["a"], {}))
+    _, stats = await in_turn((["a"], {}))
     assert (stats.cached, len(upstream.seen)) == (0, 2)
 
 
-def test_an_image_that_changed_is_another_request(run, opened, upstream, tmp_path):
+async def test_an_image_that_changed_is_another_request(opened, upstream, tmp_path):
     from PIL import Image
 
     path = tmp_path / "picture.png"
-
-    async def work():
-        async with opened() as asking:
-            for colour in ("red", "red", "blue"):
-                Image.new("RGB", (2, 2), colour).save(path)
-                await asking.ask("a", images=[str(path)])
-
-    run(work())
+    async with opened() as asking:
+        for colour in ("red", "red", "blue"):
+            Image.new("RGB", (2, 2), colour).save(path)
+            await asking.ask("a", images=[str(path)])
     assert len(upstream.seen) == 2
 
 
-def test_the_same_request_in_flight_in_several_calls_is_sent_once(run, opened, upstream):
+async def test_the_same_request_in_flight_in_several_calls_is_sent_once(opened, upstream):
     upstream.reply = late(0.2)
+    async with opened() as asking:
+        result = await asyncio.gather(*(asking.ask("a", "b", "a") for _ in range(4)))
 
-    async def work():
-        async with opened() as asking:
-            return await asyncio.gather(*(asking.ask("a", "b", "a") for _ in range(4)))
-
-    for outcomes, _ in (found := run(work())):
+    for outcomes, _ in (found := result):
         assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b", "echo: a"]
     assert len(upstream.seen) == 2
     assert sum(stats.cached for _, stats in found) == 10
     assert sum(stats.requests for _, stats in found) == 2
 
 
-def test_who_waited_for_a_call_that_was_cancelled_asks_itself(run, opened, upstream):
+async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upstream):
     upstream.reply = attempts(late(30), answer("second"))
-
-    async def work():
-        async with opened() as asking:
-            first = asyncio.ensure_future(asking.ask("a"))
-            await upstream.reaches(lambda: len(upstream.seen) == 1)
-            second = asyncio.ensure_future(asking.ask("a"))
-            await asyncio.sleep(0.1)
-            first.cancel()
-            return await second
-
-    (outcome,), stats = run(work())
+    async with opened() as asking:
+        first = asyncio.ensure_future(asking.ask("a"))
+        await upstream.reaches(lambda: len(upstream.seen) == 1)
+        second = asyncio.ensure_future(asking.ask("a"))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        (outcome,), stats = await second
     assert (outcome.text, stats.requests) == ("second", 1)
 
 
-def test_who_waited_for_a_request_that_failed_asks_itself(run, opened, upstream):
+async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream):
     upstream.reply = attempts(late(0.2, status(400)), answer("second"))
+    async with opened() as asking:
+        result = await asyncio.gather(asking.ask("a"), asking.ask("a"))
 
-    async def work():
-        async with opened() as asking:
-            return await asyncio.gather(asking.ask("a"), asking.ask("a"))
-
-    outcomes = [outcome for found, _ in run(work()) for outcome in found]
+    outcomes = [outcome for found, _ in result for outcome in found]
     assert sorted(isinstance(outcome, Completion) for outcome in outcomes) == [False, True]
 
 
-def test_without_the_key_nothing_is_kept(run, upstream):
-    async def work():
-        service = Service(openai_configuration(upstream.url))
-        try:
-            for _ in range(2):
-                await Asking(service).ask("a")
-        finally:
-            await service.aclose()
-
-    run(work())
+async def test_without_the_key_nothing_is_kept(upstream, closing):
+    service = closing(Service(openai_configuration(upstream.url)))
+    for _ in range(2):
+        await Asking(service).ask("a")
     assert len(upstream.seen) == 2
 
 
@@ -216,8 +191,8 @@ def test_what_is_too_old_is_not_told(tmp_path):
     cache.close()
 
 
-def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, capsys):
-    in_turn((["a"], {}))
+async def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, capsys):
+    await in_turn((["a"], {}))
     path = str(tmp_path / "answers.sqlite")
     config = tmp_path / "p.yaml"
     config.write_text(json.dumps({"cache": path}))

@@ -27,8 +27,8 @@ def row(name, upstream, *, public=False):
     return replace(dialect_named(name), base_url=upstream.url, hosts=(), public=public)
 
 
-def test_a_server_that_runs_here_is_chosen_with_its_model(run, upstream):
-    choice = run(choose(auto(), {}, [row("vllm", upstream)]))
+async def test_a_server_that_runs_here_is_chosen_with_its_model(upstream):
+    choice = await choose(auto(), {}, [row("vllm", upstream)])
     assert choice.values["backend"] == "openai"
     assert choice.values["backend_configs.openai.model_name"] == "test-model"
     assert f"127.0.0.1:{upstream.port} has it" in choice.why
@@ -49,143 +49,121 @@ def test_ollamas_own_variable_says_where_it_is(named, url):
     assert _ollama_url(named) == url
 
 
-def test_a_server_with_several_models_is_passed_over_with_the_reason(run, upstreams):
+async def test_a_server_with_several_models_is_passed_over_with_the_reason(upstreams):
     first, second = upstreams(), upstreams()
     first.models = ["a", "b"]
-    choice = run(choose(auto(), {}, [row("vllm", first), row("sglang", second)]))
+    choice = await choose(auto(), {}, [row("vllm", first), row("sglang", second)])
     assert choice.values["backend_configs.openai.base_url"] == [second.url]
     assert "vllm: " in choice.against[0]
     assert "it has a, b, and --model NAME chooses one" in choice.against[0]
 
 
-def test_the_model_that_is_named_decides_between_servers(run, upstreams):
+async def test_the_model_that_is_named_decides_between_servers(upstreams):
     first, second = upstreams(), upstreams()
     second.models = ["a", "wanted"]
-    choice = run(choose(auto(model_name="wanted"), {}, [row("vllm", first), row("sglang", second)]))
+    choice = await choose(auto(model_name="wanted"), {}, [row("vllm", first), row("sglang", second)])
     assert choice.values["backend_configs.openai.base_url"] == [second.url]
     assert choice.against == ("vllm: it has no wanted",)
 
 
-def test_a_provider_is_chosen_by_its_key_and_the_model(run, upstream):
+async def test_a_provider_is_chosen_by_its_key_and_the_model(upstream):
     rows = [row("groq", upstream, public=True), row("deepseek", upstream, public=True)]
     environ = {"DEEPSEEK_API_KEY": "d"}
-    choice = run(choose(auto(model_name="test-model"), environ, rows))
+    choice = await choose(auto(model_name="test-model"), environ, rows)
     assert choice.values["backend_configs.openai.provider"] == "deepseek"
     assert not choice.keyless
 
 
-def test_a_key_without_a_model_chooses_nobody_and_is_told(run, upstream):
-    choice = run(choose(auto(), {"GROQ_API_KEY": "k"}, [row("groq", upstream, public=True)]))
+async def test_a_key_without_a_model_chooses_nobody_and_is_told(upstream):
+    choice = await choose(auto(), {"GROQ_API_KEY": "k"}, [row("groq", upstream, public=True)])
     assert not choice.values
     assert "groq: a key is set, but `backend_configs.openai.model_name` names no model" in choice.against
 
 
-def test_what_the_configuration_names_goes_before_all_that_is_found(run, upstreams):
+async def test_what_the_configuration_names_goes_before_all_that_is_found(upstreams):
     mine, other = upstreams(), upstreams()
-    choice = run(choose(auto(base_url=mine.url), {}, [row("vllm", other)]))
+    choice = await choose(auto(base_url=mine.url), {}, [row("vllm", other)])
     assert not other.seen
     assert str(mine.port) in choice.why
 
 
 @pytest.mark.parametrize("model", [None, "my/model"])
-def test_without_an_endpoint_the_embedded_model_answers(run, model):
+async def test_without_an_endpoint_the_embedded_model_answers(model):
     async def nothing(_):
         return Choice({}, "", ("ollama: it was silent for 2 s",), keyless=False)
 
     block = {"model_name_or_path": model}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openvino": block, "hf": block}})
-    found = run(choosing.decided(configuration, nothing))
+    found = await choosing.decided(configuration, nothing)
     assert found.plan.backend in {"openvino", "hf"}
     assert found.plan.model == (model or "smollm2-135m-instruct")
     assert "no endpoint can be used" in found.plan.chosen
 
 
-def test_what_was_chosen_is_said_and_never_changed(run, upstreams, monkeypatch, caplog):
+async def test_what_was_chosen_is_said_and_never_changed(upstreams, monkeypatch, caplog):
     first, second = upstreams(), upstreams()
     first.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": [{"name": "tiny:1b"}]}}
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{first.port}")
-
-    async def work():
-        async with serving(auto()) as talk:
-            result = await talk("generate", prompt_ls=["x"])
-            assert result.structured_content == {"ans_ls": ["echo: x"]}
-            assert "Ollama 0.9.0" in result.meta["chosen"]
-            status = (await talk.client.read_resource("promptmill://status"))[0].text
-            assert "Ollama 0.9.0" in status
-            assert '"model": "tiny:1b"' in status
-            monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{second.port}")
-            await talk("generation_init", backend_configs={}, sampling_params={"max_tokens": 9})
-            await talk.answers("y")
-        assert first.seen[-1].json["model"] == "tiny:1b"
-        assert first.seen[-1].json["max_tokens"] == 9
-
-    run(work())
+    async with serving(auto()) as talk:
+        result = await talk("generate", prompt_ls=["x"])
+        assert result.structured_content == {"ans_ls": ["echo: x"]}
+        assert "Ollama 0.9.0" in result.meta["chosen"]
+        status = (await talk.client.read_resource("promptmill://status"))[0].text
+        assert "Ollama 0.9.0" in status
+        assert '"model": "tiny:1b"' in status
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{second.port}")
+        await talk("generation_init", backend_configs={}, sampling_params={"max_tokens": 9})
+        await talk.answers("y")
+    assert first.seen[-1].json["model"] == "tiny:1b"
+    assert first.seen[-1].json["max_tokens"] == 9
     assert not second.seen
     assert "backend auto: openai with tiny:1b" in caplog.text
 
 
-def test_a_call_that_changes_the_address_finds_that_ones_model(run, upstreams):
+async def test_a_call_that_changes_the_address_finds_that_ones_model(upstreams):
     first, second = upstreams(), upstreams()
     second.models = ["other"]
-
-    async def work():
-        configuration = Configuration(
-            {"backend": "openai", "backend_configs": {"openai": {"base_url": first.url}}}, trust_client=True
-        )
-        async with serving(configuration) as talk:
-            await talk.answers("x")
-            await talk.init(backend_configs={"openai": {"base_url": second.url}})
-            await talk.answers("y")
-
-    run(work())
+    configuration = Configuration(
+        {"backend": "openai", "backend_configs": {"openai": {"base_url": first.url}}}, trust_client=True
+    )
+    async with serving(configuration) as talk:
+        await talk.answers("x")
+        await talk.init(backend_configs={"openai": {"base_url": second.url}})
+        await talk.answers("y")
     assert [seen.json["model"] for seen in (first.seen[-1], second.seen[-1])] == ["test-model", "other"]
 
 
-def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(run, upstream):
-    async def work():
-        async with serving(
-            Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
-        ) as talk:
-            assert "`auto` stands in the configuration alone" in await talk.error(
-                "generation_init", backend_configs={}, sampling_params={}, backend="auto"
-            )
-            assert await talk.answers("x") == ["echo: x"]
-
-    run(work())
+async def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(upstream):
+    async with serving(
+        Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
+    ) as talk:
+        assert "`auto` stands in the configuration alone" in await talk.error(
+            "generation_init", backend_configs={}, sampling_params={}, backend="auto"
+        )
+        assert await talk.answers("x") == ["echo: x"]
 
 
-def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(run, upstream, tmp_path, monkeypatch):
+async def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(upstream, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path))
     upstream.reply = late(None)
     block = {"base_url": upstream.url}
     configuration = Configuration({"backend": "openai", "max_call_s": 2, "backend_configs": {"openai": block}})
-
-    async def work():
-        async with serving(configuration) as talk:
-            result = await talk("generate", prompt_ls=["x"], sampling_params={"max_tokens": 5})
-            job_id = result.structured_content["job_id"]
-            found = (await talk("bulk_status", job_id=job_id)).structured_content
-            assert found["model"] == "test-model"
-            await talk("bulk_cancel", job_id=job_id)
-        assert upstream.seen[-1].json["max_tokens"] == 5
-
-    run(work())
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"], sampling_params={"max_tokens": 5})
+        job_id = result.structured_content["job_id"]
+        found = (await talk("bulk_status", job_id=job_id)).structured_content
+        assert found["model"] == "test-model"
+        await talk("bulk_cancel", job_id=job_id)
+    assert upstream.seen[-1].json["max_tokens"] == 5
 
 
-def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_call(run, upstream):
+async def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_call(upstream, closing):
     upstream.models = ["a", "b"]
-
-    async def work():
-        configuration = Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
-        service = Service(configuration)
-        try:
-            items = [conversation_from_prompt("x", "prompt 1")]
-            with pytest.raises(Exception, match="has a, b: name one"):
-                await service.generate(items, CallStats(total=1))
-            upstream.models = ["a"]
-            (outcome,) = await service.generate(items, CallStats(total=1))
-            assert outcome.text == "echo: x"
-        finally:
-            await service.aclose()
-
-    run(work())
+    configuration = Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
+    service = closing(Service(configuration))
+    items = [conversation_from_prompt("x", "prompt 1")]
+    with pytest.raises(Exception, match="has a, b: name one"):
+        await service.generate(items, CallStats(total=1))
+    upstream.models = ["a"]
+    (outcome,) = await service.generate(items, CallStats(total=1))
+    assert outcome.text == "echo: x"

@@ -68,87 +68,68 @@ async def _ask(service, name, *prompts):
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 
-def test_models_on_different_devices_are_loaded_side_by_side(run):
-    async def work():
-        engines = Engines()
-        service = _service(engines, {"a": _hf("0"), "b": _hf("1")})
-        assert await _ask(service, "a", "x") == ["a: x"]
-        assert await _ask(service, "b", "x") == ["b: x"]
-        assert await _ask(service, None, "y") == ["a: y"], "the first answers where none is named"
-        assert engines.names == ["a", "b"]
-        assert not any(engine.closed.is_set() for engine in engines.made)
-        await service.aclose()
-        assert all(engine.closed.is_set() for engine in engines.made)
-
-    run(work())
+async def test_models_on_different_devices_are_loaded_side_by_side(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0"), "b": _hf("1")}))
+    assert await _ask(service, "a", "x") == ["a: x"]
+    assert await _ask(service, "b", "x") == ["b: x"]
+    assert await _ask(service, None, "y") == ["a: y"], "the first answers where none is named"
+    assert engines.names == ["a", "b"]
+    assert not any(engine.closed.is_set() for engine in engines.made)
+    await service.aclose()
+    assert all(engine.closed.is_set() for engine in engines.made)
 
 
-def test_on_one_device_the_least_recently_used_one_leaves(run):
-    async def work():
-        engines = Engines()
-        service = _service(engines, {"a": _hf("0"), "b": _hf("1"), "both": _hf("0,1"), "c": _hf("0")})
-        for name in ("a", "b"):
-            await _ask(service, name, "x")
-        await _ask(service, "c", "x")
-        assert [engine.closed.is_set() for engine in engines.made] == [True, False, False], "b has a device of its own"
-        await _ask(service, "both", "x")
-        assert [engine.closed.is_set() for engine in engines.made] == [True, True, True, False]
-        await service.aclose()
-
-    run(work())
+async def test_on_one_device_the_least_recently_used_one_leaves(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0"), "b": _hf("1"), "both": _hf("0,1"), "c": _hf("0")}))
+    for name in ("a", "b"):
+        await _ask(service, name, "x")
+    await _ask(service, "c", "x")
+    assert [engine.closed.is_set() for engine in engines.made] == [True, False, False], "b has a device of its own"
+    await _ask(service, "both", "x")
+    assert [engine.closed.is_set() for engine in engines.made] == [True, True, True, False]
 
 
-def test_an_engine_does_not_leave_under_a_running_call_and_calls_take_turns(run):
-    async def work():
-        engines = Engines()
-        service = _service(engines, {"a": _hf("0"), "b": _hf("0")})
-        first = asyncio.ensure_future(_ask(service, "a", "slow"))
-        while not engines.made:
-            await asyncio.sleep(0)
-        a = engines.made[0]
-        await a.at_it.wait()
-        other = asyncio.ensure_future(_ask(service, "b", "x"))
-        while "running calls of the model a" not in service.activity:
-            await asyncio.sleep(0)
-        later = asyncio.ensure_future(_ask(service, "a", "z"))
+async def test_an_engine_does_not_leave_under_a_running_call_and_calls_take_turns(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0"), "b": _hf("0")}))
+    first = asyncio.ensure_future(_ask(service, "a", "slow"))
+    while not engines.made:
         await asyncio.sleep(0)
-        assert not a.closed.is_set()
-        a.may_answer.set()
-        assert await first == ["a: slow"]
-        assert await other == ["b: x"]
-        assert await later == ["a: z"]
-        assert engines.names == ["a", "b", "a"]
-        await service.aclose()
-
-    run(work())
-
-
-def test_an_idle_engine_is_unloaded_and_loaded_again_by_the_next_call(run):
-    async def work():
-        engines = Engines()
-        service = _service(engines, {"a": _hf("0", idle_unload=0.01), "b": _hf("1")})
-        await _ask(service, "a", "x")
-        await _ask(service, "b", "x")
-        await asyncio.wait_for(engines.made[0].closed.wait(), 5)
-        assert service.state_of("a") == "not_loaded"
-        assert service.state_of("b") == "ready"
-        assert await _ask(service, "a", "y") == ["a: y"]
-        await service.aclose()
-
-    run(work())
+    a = engines.made[0]
+    await a.at_it.wait()
+    other = asyncio.ensure_future(_ask(service, "b", "x"))
+    while "running calls of the model a" not in service.activity:
+        await asyncio.sleep(0)
+    later = asyncio.ensure_future(_ask(service, "a", "z"))
+    await asyncio.sleep(0)
+    assert not a.closed.is_set()
+    a.may_answer.set()
+    assert await first == ["a: slow"]
+    assert await other == ["b: x"]
+    assert await later == ["a: z"]
+    assert engines.names == ["a", "b", "a"]
 
 
-def test_shutdown_frees_the_engines_of_all_models(run):
-    async def work():
-        engines = Engines()
-        service = _service(engines, {"a": _hf("0"), "b": _hf("1")})
-        for name in ("a", "b"):
-            await _ask(service, name, "x")
-        await service.shutdown_engine()
-        assert all(engine.closed.is_set() for engine in engines.made)
-        await service.aclose()
+async def test_an_idle_engine_is_unloaded_and_loaded_again_by_the_next_call(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0", idle_unload=0.01), "b": _hf("1")}))
+    await _ask(service, "a", "x")
+    await _ask(service, "b", "x")
+    await asyncio.wait_for(engines.made[0].closed.wait(), 5)
+    assert service.state_of("a") == "not_loaded"
+    assert service.state_of("b") == "ready"
+    assert await _ask(service, "a", "y") == ["a: y"]
 
-    run(work())
+
+async def test_shutdown_frees_the_engines_of_all_models(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0"), "b": _hf("1")}))
+    for name in ("a", "b"):
+        await _ask(service, name, "x")
+    await service.shutdown_engine()
+    assert all(engine.closed.is_set() for engine in engines.made)
 
 
 def test_an_unknown_name_lists_the_known_ones_the_nearest_first():

@@ -73,51 +73,44 @@ def configured(**more):
     return Configuration({"backend": "toy", "backend_configs": {"toy": {"greeting": "Hello,"}}, **more})
 
 
-def test_a_backend_of_another_package_answers_over_mcp(site, run):
-    async def work():
-        async with serving(configured(sampling_params={"max_tokens": 5, "top_p": 0.5})) as talk:
-            return await talk("generate", prompt_ls=["you", "all"])
-
-    result = run(work())
+async def test_a_backend_of_another_package_answers_over_mcp(site):
+    async with serving(configured(sampling_params={"max_tokens": 5, "top_p": 0.5})) as talk:
+        result = await talk("generate", prompt_ls=["you", "all"])
     assert result.structured_content["ans_ls"] == ["Hello, you ['max_tokens']", "Hello, all ['max_tokens']"]
     assert "cannot take top_p" in str(result.meta), "what it does not take is named"
 
 
-def test_images_do_not_reach_a_backend_that_reads_text(site, run):
-    async def work():
-        async with serving(configured()) as talk:
-            return await talk("multimodal_generate", multimodal_path=[["a.png"], []], prompt_ls=["look", "listen"])
-
-    result = run(work()).structured_content
+async def test_images_do_not_reach_a_backend_that_reads_text(site):
+    async with serving(configured()) as talk:
+        found = await talk("multimodal_generate", multimodal_path=[["a.png"], []], prompt_ls=["look", "listen"])
+    result = found.structured_content
     assert [bool(answer) for answer in result["ans_ls"]] == [False, True]
     assert result["errors"][0]["code"] == "unsupported"
 
 
-def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that_is_wanted(site, run):
-    service = Service(configured(unsupported="error", sampling_params={"seed": 1}))
-    (outcome,) = run(service.generate([conversation_from_prompt("x", "x")], CallStats(total=1)))
+async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that_is_wanted(site, closing):
+    service = closing(Service(configured(unsupported="error", sampling_params={"seed": 1})))
+    (outcome,) = await service.generate([conversation_from_prompt("x", "x")], CallStats(total=1))
     assert outcome.error.code == "unsupported"
     assert "seed" in outcome.error.message
 
 
 @pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - {"max_tokens", "n", "reasoning"}))
-def test_every_parameter_is_named_that_its_record_does_not_name(site, run, name):
+async def test_every_parameter_is_named_that_its_record_does_not_name(site, name, closing):
     values = {"stop": ["x"], "response_format": {"type": "text"}, "reasoning_effort": "low", "enable_thinking": True}
     stats = CallStats(total=1)
-    service = Service(configured(sampling_params={name: values.get(name, 1)}))
-    run(service.generate([conversation_from_prompt("x", "x")], stats))
+    service = closing(Service(configured(sampling_params={name: values.get(name, 1)})))
+    await service.generate([conversation_from_prompt("x", "x")], stats)
     assert any(name in warning for warning in stats.warnings)
 
 
-def test_it_may_be_one_of_several_models(site, run):
+async def test_it_may_be_one_of_several_models(site):
     block = {"toy": {"greeting": "Hi,"}}
     configuration = Configuration({"backend": "hf", "models": {"a": block, "b": {"backend": "toy", **block}}})
+    async with serving(configuration) as talk:
+        result = [(await talk.answers("you", model=model))[0] for model in ("a", "b")]
 
-    async def work():
-        async with serving(configuration) as talk:
-            return [(await talk.answers("you", model=model))[0] for model in ("a", "b")]
-
-    assert run(work()) == ["Hi, you []", "Hi, you []"]
+    assert result == ["Hi, you []", "Hi, you []"]
 
 
 def test_nothing_is_imported_before_the_operator_names_it(site):
@@ -192,7 +185,7 @@ def test_the_shell_takes_it_too(site, option):
         ("await source.take(1)", "The toy backend returned without an answer"),
     ],
 )
-def test_one_that_breaks_its_word_fails_the_items_in_words(site, run, code, said):
+async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, said, closing):
     """A loop over the rows would find no answer to them for ever; an exception would be a traceback."""
     module = site / "toy_package.py"
     before = module.read_text()
@@ -200,11 +193,6 @@ def test_one_that_breaks_its_word_fails_the_items_in_words(site, run, code, said
     module.write_text(before.replace(body, f"        {code}\n\n"))
     stats = CallStats(total=2)
 
-    async def work():
-        service = Service(configured())
-        try:
-            return await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)
-        finally:
-            await service.aclose()
-
-    assert [said in outcome.error.message for outcome in run(work())] == [True, True]
+    service = closing(Service(configured()))
+    outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)
+    assert [said in outcome.error.message for outcome in outcomes] == [True, True]

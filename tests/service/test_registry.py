@@ -30,23 +30,18 @@ def test_an_unknown_name_is_an_error_with_the_nearest_or_all_known_ones(name, sa
     assert said in str(caught.value)
 
 
-def test_a_backend_is_made_from_its_plan_and_not_loaded(run):
+async def test_a_backend_is_made_from_its_plan_and_not_loaded(closing):
     block = {"model_name": "m", "base_url": "http://127.0.0.1:9/v1"}
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
-
-    async def work():
-        backend = await registry.create(plan)
-        await backend.aclose()
-        return type(backend).__name__
-
-    assert run(work()) == "OpenAIBackend"
+    backend = closing(await registry.create(plan))
+    assert type(backend).__name__ == "OpenAIBackend"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_block_that_cannot_work_is_refused_before_anything_is_loaded(run, name):
+async def test_a_block_that_cannot_work_is_refused_before_anything_is_loaded(name):
     plan = Configuration({"backend": name}).plan
     with pytest.raises(PromptmillError) as caught:
-        run(registry.create(plan))
+        await registry.create(plan)
     assert caught.value.code is Code.INVALID_CONFIG
     assert f"backend_configs.{name}." in str(caught.value)
 

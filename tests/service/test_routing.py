@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import aclosing
 
 import pytest
 
@@ -100,169 +101,132 @@ def _hf(**more):
 
 
 async def _ask(shop, models, *prompts, stats=None):
-    service = Service(Configuration({"models": models}), create=shop.create)
     stats = stats or CallStats(total=len(prompts))
-    outcomes = await service.generate([conversation_from_prompt(prompt, "p") for prompt in prompts], stats)
-    await service.aclose()
-    return outcomes, stats
+    async with aclosing(Service(Configuration({"models": models}), create=shop.create)) as service:
+        return await service.generate([conversation_from_prompt(prompt, "p") for prompt in prompts], stats), stats
 
 
 @pytest.mark.parametrize("code", [Code.CONTEXT_LENGTH, Code.CONTENT_FILTER, Code.SERVER_ERROR, Code.UNSUPPORTED])
-def test_what_one_model_cannot_answer_the_next_one_does(run, code):
-    async def work():
-        shop = Shop()
-        shop.fails["a"] = lambda text: (code, False) if text == "hard" else None
-        models = {"a": _openai(fallback=["b"]), "b": _openai()}
-        (easy, hard), stats = await _ask(shop, models, "easy", "hard")
-        assert (easy.text, easy.answered_by, easy.attempts) == ("a: easy", "a", 1)
-        assert (hard.text, hard.answered_by, hard.attempts) == ("b: hard", "b", 2)
-        assert hard.usage == Usage(2, 2), "what the first one charged counts"
-        assert (stats.done, stats.failed, stats.codes, stats.requests) == (2, 0, {}, 3)
-
-    run(work())
+async def test_what_one_model_cannot_answer_the_next_one_does(code):
+    shop = Shop()
+    shop.fails["a"] = lambda text: (code, False) if text == "hard" else None
+    models = {"a": _openai(fallback=["b"]), "b": _openai()}
+    (easy, hard), stats = await _ask(shop, models, "easy", "hard")
+    assert (easy.text, easy.answered_by, easy.attempts) == ("a: easy", "a", 1)
+    assert (hard.text, hard.answered_by, hard.attempts) == ("b: hard", "b", 2)
+    assert hard.usage == Usage(2, 2), "what the first one charged counts"
+    assert (stats.done, stats.failed, stats.codes, stats.requests) == (2, 0, {}, 3)
 
 
 @pytest.mark.parametrize("code", [Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET])
-def test_what_no_model_can_help_stays_the_items_failure(run, code):
-    async def work():
-        shop = Shop()
-        shop.fails["a"] = (code, False)
-        (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
-        assert outcome.error.code is code
-        assert (stats.failed, stats.codes) == (1, {str(code): 1})
-        assert "b" not in shop.made
-
-    run(work())
+async def test_what_no_model_can_help_stays_the_items_failure(code):
+    shop = Shop()
+    shop.fails["a"] = (code, False)
+    (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
+    assert outcome.error.code is code
+    assert (stats.failed, stats.codes) == (1, {str(code): 1})
+    assert "b" not in shop.made
 
 
-def test_a_model_that_is_given_up_is_asked_for_nothing_more(run):
-    async def work():
-        shop = Shop()
-        shop.fails["a"] = (Code.UNAUTHORIZED, True)
-        models = {"a": _openai(fallback=["b"]), "b": _openai()}
-        outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
-        assert [outcome.text for outcome in outcomes] == [f"b: {at}" for at in range(50)]
-        assert len([name for name, _ in shop.asked if name == "a"]) <= 3, "what it had taken"
-        assert (stats.done, stats.failed) == (50, 0)
-
-    run(work())
+async def test_a_model_that_is_given_up_is_asked_for_nothing_more():
+    shop = Shop()
+    shop.fails["a"] = (Code.UNAUTHORIZED, True)
+    models = {"a": _openai(fallback=["b"]), "b": _openai()}
+    outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
+    assert [outcome.text for outcome in outcomes] == [f"b: {at}" for at in range(50)]
+    assert len([name for name, _ in shop.asked if name == "a"]) <= 3, "what it had taken"
+    assert (stats.done, stats.failed) == (50, 0)
 
 
-def test_when_all_models_are_given_up_every_item_has_its_failure(run):
-    async def work():
-        shop = Shop()
-        shop.fails = {"a": (Code.UNAUTHORIZED, True), "b": (Code.UNREACHABLE, True)}
-        models = {"a": _openai(fallback=["b"]), "b": _openai()}
-        outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
-        assert {outcome.error.code for outcome in outcomes} <= {Code.UNAUTHORIZED, Code.UNREACHABLE}
-        assert (stats.done, stats.failed) == (50, 50)
-
-    run(work())
+async def test_when_all_models_are_given_up_every_item_has_its_failure():
+    shop = Shop()
+    shop.fails = {"a": (Code.UNAUTHORIZED, True), "b": (Code.UNREACHABLE, True)}
+    models = {"a": _openai(fallback=["b"]), "b": _openai()}
+    outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
+    assert {outcome.error.code for outcome in outcomes} <= {Code.UNAUTHORIZED, Code.UNREACHABLE}
+    assert (stats.done, stats.failed) == (50, 50)
 
 
-def test_a_model_that_cannot_be_loaded_is_stood_in_for(run):
-    async def work():
-        shop = Shop()
-        shop.unloadable["a"] = Code.ENGINE_LOAD_FAILED
-        outcomes, _ = await _ask(shop, {"a": _hf(fallback=["b"]), "b": _openai()}, "x", "y")
-        assert [outcome.text for outcome in outcomes] == ["b: x", "b: y"]
-
-    run(work())
+async def test_a_model_that_cannot_be_loaded_is_stood_in_for():
+    shop = Shop()
+    shop.unloadable["a"] = Code.ENGINE_LOAD_FAILED
+    outcomes, _ = await _ask(shop, {"a": _hf(fallback=["b"]), "b": _openai()}, "x", "y")
+    assert [outcome.text for outcome in outcomes] == ["b: x", "b: y"]
 
 
-def test_where_no_model_can_be_loaded_the_call_says_why(run):
-    async def work():
-        shop = Shop()
-        shop.unloadable = {"a": Code.ENGINE_LOAD_FAILED, "b": Code.MISSING_DEPENDENCY}
-        with pytest.raises(PromptmillError) as caught:
-            await _ask(shop, {"a": _hf(fallback=["b"]), "b": _hf()}, "x")
-        assert caught.value.code in {Code.ENGINE_LOAD_FAILED, Code.MISSING_DEPENDENCY}
-
-    run(work())
+async def test_where_no_model_can_be_loaded_the_call_says_why():
+    shop = Shop()
+    shop.unloadable = {"a": Code.ENGINE_LOAD_FAILED, "b": Code.MISSING_DEPENDENCY}
+    with pytest.raises(PromptmillError) as caught:
+        await _ask(shop, {"a": _hf(fallback=["b"]), "b": _hf()}, "x")
+    assert caught.value.code in {Code.ENGINE_LOAD_FAILED, Code.MISSING_DEPENDENCY}
 
 
-def test_the_last_models_failure_is_the_items(run):
-    async def work():
-        shop = Shop()
-        shop.fails = {"a": (Code.CONTEXT_LENGTH, False), "b": (Code.CONTENT_FILTER, False)}
-        (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
-        assert (outcome.error.code, outcome.attempts) == (Code.CONTENT_FILTER, 2)
-        assert (stats.done, stats.codes) == (1, {"content_filter": 1})
-
-    run(work())
+async def test_the_last_models_failure_is_the_items():
+    shop = Shop()
+    shop.fails = {"a": (Code.CONTEXT_LENGTH, False), "b": (Code.CONTENT_FILTER, False)}
+    (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
+    assert (outcome.error.code, outcome.attempts) == (Code.CONTENT_FILTER, 2)
+    assert (stats.done, stats.codes) == (1, {"content_filter": 1})
 
 
-def test_a_stand_in_is_asked_under_its_own_configuration(run):
-    async def work():
-        shop = Shop()
-        shop.fails["a"] = (Code.CONTEXT_LENGTH, False)
-        models = {
-            "a": _openai(fallback=["b"], system_prompt="A", sampling_params={"temperature": 0, "seed": 1}),
-            "b": _openai(system_prompt="B", sampling_params={"temperature": 1}, extra_params={"own": 1}),
-        }
-        service = Service(Configuration({"models": models}), create=shop.create)
-        plan = service.plan_of("a").with_sampling({"max_tokens": 9})
-        await service.generate([conversation_from_prompt("x", "p")], CallStats(total=1), plan=plan)
-        (request,) = shop.made["b"].requests
-        assert request.sampling.given() == {"temperature": 1, "max_tokens": 9}, "its own, under what the call brought"
-        assert [message.content for message in request.conversation.messages] == ["B", "x"]
-        assert request.extra == {"own": 1}
-        await service.aclose()
-
-    run(work())
+async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
+    shop = Shop()
+    shop.fails["a"] = (Code.CONTEXT_LENGTH, False)
+    models = {
+        "a": _openai(fallback=["b"], system_prompt="A", sampling_params={"temperature": 0, "seed": 1}),
+        "b": _openai(system_prompt="B", sampling_params={"temperature": 1}, extra_params={"own": 1}),
+    }
+    service = closing(Service(Configuration({"models": models}), create=shop.create))
+    plan = service.plan_of("a").with_sampling({"max_tokens": 9})
+    await service.generate([conversation_from_prompt("x", "p")], CallStats(total=1), plan=plan)
+    (request,) = shop.made["b"].requests
+    assert request.sampling.given() == {"temperature": 1, "max_tokens": 9}, "its own, under what the call brought"
+    assert [message.content for message in request.conversation.messages] == ["B", "x"]
+    assert request.extra == {"own": 1}
 
 
-def test_rows_go_to_the_model_that_they_name(run):
-    async def work():
-        shop = Shop()
-        service = Service(Configuration({"models": {"a": _openai(), "b": _openai()}}), create=shop.create)
-        sink, stats = Sink(), CallStats()
-        await service.run(Rows(None, "b", "elsewhere", "a", "b"), sink, stats)
-        assert [sink.outcomes[key].answered_by for key in range(5)] == ["a", "b", "a", "a", "b"]
-        extras = {request.key: request.extra for request in shop.made["a"].requests}
-        assert extras == {0: {}, 2: {"model": "elsewhere"}, 3: {}}, "a name that is not ours is the endpoint's"
-        assert (stats.done, stats.requests, stats.prompt_tokens) == (5, 5, 5)
-        await service.aclose()
-
-    run(work())
+async def test_rows_go_to_the_model_that_they_name(closing):
+    shop = Shop()
+    service = closing(Service(Configuration({"models": {"a": _openai(), "b": _openai()}}), create=shop.create))
+    sink, stats = Sink(), CallStats()
+    await service.run(Rows(None, "b", "elsewhere", "a", "b"), sink, stats)
+    assert [sink.outcomes[key].answered_by for key in range(5)] == ["a", "b", "a", "a", "b"]
+    extras = {request.key: request.extra for request in shop.made["a"].requests}
+    assert extras == {0: {}, 2: {"model": "elsewhere"}, 3: {}}, "a name that is not ours is the endpoint's"
+    assert (stats.done, stats.requests, stats.prompt_tokens) == (5, 5, 5)
 
 
-def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_call(run):
-    async def work():
-        shop = Shop()
-        service = Service(Configuration({"models": {"a": _hf(), "b": _hf()}}), create=shop.create)
-        sink, names = Sink(), [("a", "b")[at % 2] for at in range(3000)]
-        await service.run(Rows(*names), sink, CallStats())
-        assert [sink.outcomes[key].answered_by for key in range(3000)] == names
-        assert shop.most_loaded == 1
-        order = [name for name, _ in shop.asked]
-        swaps = sum(one != other for one, other in itertools.pairwise(order))
-        assert swaps < 10, "many rows per swap"
-        await service.aclose()
-
-    run(work())
+async def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_call(closing):
+    shop = Shop()
+    service = closing(Service(Configuration({"models": {"a": _hf(), "b": _hf()}}), create=shop.create))
+    sink, names = Sink(), [("a", "b")[at % 2] for at in range(3000)]
+    await service.run(Rows(*names), sink, CallStats())
+    assert [sink.outcomes[key].answered_by for key in range(3000)] == names
+    assert shop.most_loaded == 1
+    order = [name for name, _ in shop.asked]
+    swaps = sum(one != other for one, other in itertools.pairwise(order))
+    assert swaps < 10, "many rows per swap"
 
 
-def test_what_ends_a_call_ends_it_on_all_models(run):
-    async def work():
-        shop = Shop()
-        reached = asyncio.Event()
+async def test_what_ends_a_call_ends_it_on_all_models(closing):
+    shop = Shop()
+    reached = asyncio.Event()
 
-        async def hang(source, sink, stats):
-            await source.take(1)
-            reached.set()
-            await asyncio.Event().wait()
+    async def hang(source, sink, stats):
+        await source.take(1)
+        reached.set()
+        await asyncio.Event().wait()
 
-        async def create(plan):
-            backend = await shop.create(plan)
-            backend.run = hang
-            return backend
+    async def create(plan):
+        backend = await shop.create(plan)
+        backend.run = hang
+        return backend
 
-        service = Service(Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}}), create=create)
-        call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], CallStats(total=1)))
-        await reached.wait()
-        await service.aclose()
-        (outcome,) = await call
-        assert outcome.error.code is Code.SHUTDOWN
-
-    run(work())
+    configuration = Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}})
+    service = closing(Service(configuration, create=create))
+    call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], CallStats(total=1)))
+    await reached.wait()
+    await service.aclose()
+    (outcome,) = await call
+    assert outcome.error.code is Code.SHUTDOWN

@@ -18,28 +18,22 @@ from replies import answer, choose, status
 
 
 @pytest.fixture
-def ask(run, upstream):
+def ask(upstream, closing):
     """Ask `prompts` with these sampling parameters; the configuration has `top`."""
 
-    def asker(*prompts, top=None, block=None, **sampling):
-        async def work():
-            configuration = openai_configuration(upstream.url, **(block or {}))
-            service = Service(Configuration({**configuration._raw, **(top or {})}))
-            stats = CallStats(total=len(prompts))
-            items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
-            try:
-                return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
-            finally:
-                await service.aclose()
-
-        return run(work())
+    async def asker(*prompts, top=None, block=None, **sampling):
+        configuration = openai_configuration(upstream.url, **(block or {}))
+        service = closing(Service(Configuration({**configuration._raw, **(top or {})})))
+        stats = CallStats(total=len(prompts))
+        items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
+        return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
 
     return asker
 
 
-def test_each_prompt_gets_as_many_answers_as_are_asked_for(ask, upstream):
+async def test_each_prompt_gets_as_many_answers_as_are_asked_for(ask, upstream):
     upstream.reply = choose(lambda seen: answer(f"{seen.prompt}{seen.json['seed']}"))
-    (a, b), stats = ask("a", "b", n=3, seed=7)
+    (a, b), stats = await ask("a", "b", n=3, seed=7)
     assert (a.text, a.answers) == ("a7", ("a7", "a8", "a9"))
     assert (b.text, b.answers) == ("b7", ("b7", "b8", "b9"))
     assert (stats.done, stats.failed, stats.requests) == (2, 0, 6)
@@ -47,46 +41,46 @@ def test_each_prompt_gets_as_many_answers_as_are_asked_for(ask, upstream):
     assert not any("n" in seen.json for seen in upstream.seen), "on every endpoint alike"
 
 
-def test_one_answer_is_what_it_always_was(ask, upstream):
-    (outcome,), stats = ask("a", n=1)
+async def test_one_answer_is_what_it_always_was(ask, upstream):
+    (outcome,), stats = await ask("a", n=1)
     assert isinstance(outcome, Completion)
     assert (outcome.answers, stats.requests) == ((), 1)
 
 
-def test_each_answer_is_held_to_the_schema(ask, upstream):
+async def test_each_answer_is_held_to_the_schema(ask, upstream):
     texts = iter(['{"a": 1}', "no", '{"a": 2}', '{"a": 3}'])
     upstream.reply = choose(lambda seen: answer(next(texts)))
     schema = asking_for({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
-    (outcome,), stats = ask("x", n=3, response_format=schema)
+    (outcome,), stats = await ask("x", n=3, response_format=schema)
     assert sorted(json.loads(text)["a"] for text in outcome.answers) == [1, 2, 3]
     assert (stats.done, stats.asked_again, stats.requests) == (1, 1, 4)
 
 
-def test_an_answer_that_failed_leaves_the_others(ask, upstream):
+async def test_an_answer_that_failed_leaves_the_others(ask, upstream):
     numbers = iter(range(10))
     upstream.reply = choose(lambda seen: status(400, "no") if next(numbers) == 1 else answer())
-    (outcome,), stats = ask("x", n=3)
+    (outcome,), stats = await ask("x", n=3)
     assert sorted(outcome.answers) == ["", "echo: x", "echo: x"]
     assert (outcome.text, stats.done, stats.failed, stats.codes) == ("echo: x", 1, 0, {})
     assert any("1 of 3 answers" in warning for warning in stats.warnings)
 
 
-def test_a_prompt_without_any_answer_fails_once(ask, upstream):
+async def test_a_prompt_without_any_answer_fails_once(ask, upstream):
     upstream.reply = status(400, "no")
-    (outcome,), stats = ask("x", n=3)
+    (outcome,), stats = await ask("x", n=3)
     assert outcome.error.code is Code.BAD_REQUEST
     assert (stats.done, stats.failed, stats.codes) == (1, 1, {"bad_request": 1})
 
 
-def test_several_answers_are_kept_together_in_the_cache(ask, upstream, tmp_path):
+async def test_several_answers_are_kept_together_in_the_cache(ask, upstream, tmp_path):
     upstream.reply = choose(lambda seen: answer(f"{seen.number}"))
     for _ in range(2):
-        (outcome,), stats = ask("x", n=2, top={"cache": str(tmp_path / "a.sqlite")}, temperature=0)
+        (outcome,), stats = await ask("x", n=2, top={"cache": str(tmp_path / "a.sqlite")}, temperature=0)
         assert len(outcome.answers) == 2
     assert (stats.cached, len(upstream.seen)) == (1, 2)
 
 
-def test_workers_send_them_as_well(ask, upstream):
-    outcomes, stats = ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
+async def test_workers_send_them_as_well(ask, upstream):
+    outcomes, stats = await ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
     assert [outcome.answers for outcome in outcomes] == [(f"echo: {at}",) * 2 for at in range(20)]
     assert (stats.done, stats.requests) == (20, 40)

@@ -21,23 +21,17 @@ COMPLAINT = "This answer does not satisfy"
 
 
 @pytest.fixture
-def ask(run, upstream):
+def ask(upstream, closing):
     """Ask `prompts` for answers of `schema`; returns outcomes and statistics."""
 
-    def asked(prompts, schema=NAME, *, top=None, **sampling):
-        async def work():
-            configuration = openai_configuration(upstream.url)
-            configuration = type(configuration)({**configuration._raw, **(top or {})})
-            service = Service(configuration)
-            stats = CallStats(total=len(prompts))
-            items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
-            plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
-            try:
-                return await service.generate(items, stats, plan=plan), stats
-            finally:
-                await service.aclose()
-
-        return run(work())
+    async def asked(prompts, schema=NAME, *, top=None, **sampling):
+        configuration = openai_configuration(upstream.url)
+        configuration = type(configuration)({**configuration._raw, **(top or {})})
+        service = closing(Service(configuration))
+        stats = CallStats(total=len(prompts))
+        items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
+        plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
+        return await service.generate(items, stats, plan=plan), stats
 
     return asked
 
@@ -46,23 +40,23 @@ def _again(seen):
     return seen.prompt.startswith(COMPLAINT)
 
 
-def test_good_answers_pass_as_they_are(ask, upstream):
+async def test_good_answers_pass_as_they_are(ask, upstream):
     upstream.reply = answer('{"name": "Ada"}')
-    outcomes, stats = ask(["Who?"] * 3)
+    outcomes, stats = await ask(["Who?"] * 3)
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 3
     assert (stats.repaired, stats.asked_again, stats.done, stats.requests) == (0, 0, 3, 3)
 
 
-def test_sloppy_answers_are_repaired_without_asking_again(ask, upstream):
+async def test_sloppy_answers_are_repaired_without_asking_again(ask, upstream):
     upstream.reply = answer('Sure:\n```json\n{"name": "Ada",}\n```')
-    outcomes, stats = ask(["Who?"])
+    outcomes, stats = await ask(["Who?"])
     assert json.loads(outcomes[0].text) == {"name": "Ada"}
     assert (stats.repaired, stats.asked_again, stats.requests) == (1, 0, 1)
 
 
-def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_count(ask, upstream):
+async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_count(ask, upstream):
     upstream.reply = choose(lambda seen: answer('{"name": "Ada"}' if _again(seen) else '{"name": 5}'))
-    outcomes, stats = ask(["Who is it?", "And who?"])
+    outcomes, stats = await ask(["Who is it?", "And who?"])
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
     assert [outcome.attempts for outcome in outcomes] == [2, 2]
     turns = next(seen.json["messages"] for seen in upstream.seen if _again(seen))
@@ -74,9 +68,9 @@ def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_
     assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.prompt_tokens
 
 
-def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
+async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
     upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("I do not know."))
-    (good, bad), stats = ask(["Good?", "Bad?"], top={"schema_retries": 2})
+    (good, bad), stats = await ask(["Good?", "Bad?"], top={"schema_retries": 2})
     assert isinstance(good, Completion)
     assert isinstance(bad, Failure)
     assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)
@@ -85,43 +79,43 @@ def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
     assert max(len(seen.json["messages"]) for seen in upstream.seen) == 3
 
 
-def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
+async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
     upstream.reply = answer('{"name": "A', finish_reason="length")
-    (outcome,), stats = ask(["Who?"])
+    (outcome,), stats = await ask(["Who?"])
     assert outcome.error.code is Code.INVALID_ANSWER
     assert "max_tokens" in str(outcome.error)
     assert (stats.requests, stats.asked_again) == (1, 0)
 
 
-def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
+async def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     upstream.reply = answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")
-    (outcome,), _ = ask(["Who?"])
+    (outcome,), _ = await ask(["Who?"])
     assert outcome.tool_calls
 
 
-@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("", "</think>")])
-def test_reasoning_in_line_stays_in_front_of_an_answer_that_is_checked_without_it(ask, upstream, opening, closing):
-    thought = f'{opening}{{"name"?{closing}\n\n'
+@pytest.mark.parametrize(("start", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("", "</think>")])
+async def test_reasoning_in_line_stays_in_front_of_an_answer_that_is_checked_without_it(ask, upstream, start, end):
+    thought = f'{start}{{"name"?{end}\n\n'
     upstream.reply = answer(thought + '```{"name": "Ada"}```')
-    (outcome,), _ = ask(["Who?"], reasoning="inline")
+    (outcome,), _ = await ask(["Who?"], reasoning="inline")
     assert outcome.text == thought + '{"name": "Ada"}'
 
 
-def test_json_mode_is_held_to_be_an_object(ask, upstream):
+async def test_json_mode_is_held_to_be_an_object(ask, upstream):
     upstream.reply = choose(lambda seen: answer("{}" if _again(seen) else "[]"))
-    (outcome,), _ = ask(["Who?"], response_format={"type": "json_object"})
+    (outcome,), _ = await ask(["Who?"], response_format={"type": "json_object"})
     assert outcome.text == "{}"
 
 
-def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_sent(ask, upstream):
-    (outcome,), stats = ask(["Who?"], {"type": "nonsense"})
+async def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_sent(ask, upstream):
+    (outcome,), stats = await ask(["Who?"], {"type": "nonsense"})
     assert outcome.error.code is Code.INVALID_INPUT
     assert (len(upstream.seen), stats.done, stats.failed) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("manner", ["well", "sloppily", "wrongly"])
-def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(run, upstream, manner):
+async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(upstream, manner, closing):
     def text(shape, *, again):
         good, bad = json.dumps(shape.good), json.dumps(shape.bad)
         if manner == "sloppily":
@@ -136,21 +130,14 @@ def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(run
 
     upstream.reply = choose(reply)
 
-    async def work():
-        service = Service(openai_configuration(upstream.url))
-        try:
-            found = []
-            for shape in SHAPES:
-                plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
-                items = [conversation_from_prompt(shape.name, "the prompt")]
-                found += await service.generate(items, CallStats(total=1), plan=plan)
-            return found
-        finally:
-            await service.aclose()
-
     import jsonschema
 
-    outcomes = run(work())
+    service = closing(Service(openai_configuration(upstream.url)))
+    outcomes = []
+    for shape in SHAPES:
+        plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
+        items = [conversation_from_prompt(shape.name, "the prompt")]
+        outcomes += await service.generate(items, CallStats(total=1), plan=plan)
     for shape, outcome in zip(SHAPES, outcomes, strict=True):
         if isinstance(outcome, Completion):
             jsonschema.validate(json.loads(outcome.text), shape.schema)
@@ -163,7 +150,7 @@ def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(run
         assert answered == sum(len(shape.name) % 2 for shape in SHAPES)
 
 
-def test_a_bad_sampling_parameter_of_a_call_is_named(run, upstream):
+async def test_a_bad_sampling_parameter_of_a_call_is_named(upstream):
     plan = openai_configuration(upstream.url).plan
     with pytest.raises(PromptmillError, match=r"sampling_params\.temprature.*temperature"):
         plan.with_sampling({"temprature": 1})

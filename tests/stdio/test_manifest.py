@@ -28,11 +28,11 @@ def test_the_manifest_is_up_to_date():
     + [[SCRIPT["DISCOVER"], SCRIPT["MODERN_LIST"], SCRIPT["DISCOVER"]]],
     ids=lambda requests: requests[0]["params"].get("protocolVersion", "modern"),
 )
-def test_the_front_answers_as_the_server_itself_does(run, requests, locked):
+async def test_the_front_answers_as_the_server_itself_does(requests, locked):
     opening = Opening(Manifest.read(locked=locked))
     fronts = [opening.answer(request) for request in requests]
     assert None not in fronts
-    servers = run(SCRIPT["ask"](requests, locked=locked))
+    servers = await SCRIPT["ask"](requests, locked=locked)
     assert fronts == servers, HOW
     assert [arguments(front) for front in fronts] == [arguments(server) for server in servers], HOW
 

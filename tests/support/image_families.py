@@ -53,15 +53,8 @@ _TEXT = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
-_CLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": SIDE,
-    "patch_size": 14,
-    "projection_dim": 32,
-}
+_EYES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SQUARE_EYES = _EYES | {"image_size": SIDE}
 
 
 def template(family: str, *, images_first: bool = False) -> str:
@@ -149,7 +142,7 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
     square = {"height": SIDE, "width": SIDE}
     if family in {"llava", "llava_next"}:
         text = t.LlamaConfig(**_TEXT)
-        eyes = t.CLIPVisionConfig(**_CLIP)
+        eyes = t.CLIPVisionConfig(**_SQUARE_EYES, patch_size=14, projection_dim=32)
         more = {"image_token_index": number("<image>"), "image_token_id": number("<image>"), "vision_feature_layer": -1}
         shared = {"tokenizer": tokenizer, "patch_size": 14, "vision_feature_select_strategy": "default"}
         sizes = {"size": {"shortest_edge": SIDE}, "crop_size": square}
@@ -166,14 +159,7 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
     if family.startswith("qwen"):
         return _qwen(family, tokenizer)
     if family == "idefics3":
-        eyes = t.Idefics3VisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=7,
-        )
+        eyes = t.Idefics3VisionConfig(**_SQUARE_EYES, patch_size=7)
         config = t.Idefics3Config(
             vision_config=eyes,
             text_config=t.LlamaConfig(**_TEXT),
@@ -186,14 +172,7 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
         return processor, config, "Idefics3ForConditionalGeneration"
     if family == "gemma3":
         text = t.Gemma3TextConfig(**_TEXT, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
-        eyes = t.SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=7,
-        )
+        eyes = t.SiglipVisionConfig(**_SQUARE_EYES, patch_size=7)
         config = t.Gemma3Config(
             text_config=text,
             vision_config=eyes,
@@ -208,14 +187,7 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
         processor = t.Gemma3Processor(image_processor=pixels, tokenizer=tokenizer, image_seq_length=_PATCHES)
         return processor, config, "Gemma3ForConditionalGeneration"
     if family == "internvl":
-        eyes = t.InternVLVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=(SIDE, SIDE),
-            patch_size=(7, 7),
-        )
+        eyes = t.InternVLVisionConfig(**_EYES, image_size=(SIDE, SIDE), patch_size=(7, 7))
         config = t.InternVLConfig(
             vision_config=eyes,
             text_config=t.Qwen2Config(**_TEXT),
@@ -231,15 +203,7 @@ def _parts(family: str, tokenizer: Any) -> tuple[Any, Any, str]:
         )
         return processor, config, "InternVLForConditionalGeneration"
     if family == "paligemma":
-        eyes = t.SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=14,
-            projection_dim=64,
-        )
+        eyes = t.SiglipVisionConfig(**_SQUARE_EYES, patch_size=14, projection_dim=64)
         config = t.PaliGemmaConfig(
             text_config=t.GemmaConfig(**_TEXT),
             vision_config=eyes,

@@ -80,10 +80,14 @@ class Piped:
                 self.strays.append(line)
             else:
                 with self._news:
-                    self.lines.append((time.monotonic(), message))
+                    self.heard(message, line)
                     self._news.notify_all()
         with self._news:
             self._news.notify_all()
+
+    def heard(self, message: dict[str, Any], line: bytes) -> None:
+        """Keep a message, which the server wrote as `line`."""
+        self.lines.append((time.monotonic(), message))
 
     def write(self, line: bytes) -> None:
         """Send one line as it is."""

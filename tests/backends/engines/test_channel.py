@@ -31,14 +31,11 @@ def test_what_is_no_frame_is_noticed():
             frames.read(io.BytesIO(noise))
 
 
-def test_both_readers_agree():
-    async def received():
-        stream = asyncio.StreamReader()
-        stream.feed_data(frames.packed({"a": 1}) + frames.packed({"b": "x" * 200_000}) + b"\1\0")
-        stream.feed_eof()
-        return [await frames.receive(stream) for _ in range(3)]
-
-    assert asyncio.run(received()) == [{"a": 1}, {"b": "x" * 200_000}, None]
+async def test_both_readers_agree():
+    stream = asyncio.StreamReader()
+    stream.feed_data(frames.packed({"a": 1}) + frames.packed({"b": "x" * 200_000}) + b"\1\0")
+    stream.feed_eof()
+    assert [await frames.receive(stream) for _ in range(3)] == [{"a": 1}, {"b": "x" * 200_000}, None]
 
 
 def test_half_a_surrogate_pair_is_refused():

@@ -183,17 +183,14 @@ def test_an_image_for_a_model_that_reads_only_text_is_that_items_error(tmp_path,
     assert "reads only text" in error["message"]
 
 
-def test_the_client_of_fastmcp_sees_the_same(config, pictures, run):
+async def test_the_client_of_fastmcp_sees_the_same(config, pictures):
     from fastmcp import Client
     from fastmcp.client.transports import StdioTransport
 
-    async def work():
-        arguments = ["-m", "promptmill", "serve", "--config", str(config)]
-        transport = StdioTransport(sys.executable, arguments, env=dict(os.environ), keep_alive=False)
-        async with Client(transport) as client:
-            paths = [[str(pictures / "red.png"), str(pictures / "blue.png")], [str(pictures / "green.png")]]
-            given = {"multimodal_path": paths, "prompt_ls": ["here # there #", "# one"], "image_tag": "#"}
-            calls = [client.call_tool("multimodal_generate", given) for _ in range(3)]
-            return [result.structured_content for result in await asyncio.gather(*calls)]
-
-    assert run(work()) == [{"ans_ls": ["here red there blue", "green one"]}] * 3
+    arguments = ["-m", "promptmill", "serve", "--config", str(config)]
+    transport = StdioTransport(sys.executable, arguments, env=dict(os.environ), keep_alive=False)
+    async with Client(transport) as client:
+        paths = [[str(pictures / "red.png"), str(pictures / "blue.png")], [str(pictures / "green.png")]]
+        given = {"multimodal_path": paths, "prompt_ls": ["here # there #", "# one"], "image_tag": "#"}
+        results = await asyncio.gather(*(client.call_tool("multimodal_generate", given) for _ in range(3)))
+    assert [result.structured_content for result in results] == [{"ans_ls": ["here red there blue", "green one"]}] * 3

@@ -56,40 +56,28 @@ def _engines():
     return found
 
 
-def test_an_engine_leaves_for_another_after_its_running_call(desk, tiny, chat_template):
-    async def work():
-        before = _engines()
-        service = _service(tiny, chat_template, "a", "b")
-        try:
-            assert await _ask(service, "a") == 4
-            (first,) = _engines() - before
-            long = asyncio.create_task(_ask(service, "a", 400))
-            await _until(service.calls.in_progress)
-            other = asyncio.create_task(_ask(service, "b"))
-            await _until(lambda: "running calls of the model a" in service.activity)
-            assert psutil.pid_exists(first)
-            again = asyncio.create_task(_ask(service, "a"))
-            assert (await long, await other, await again) == (400, 4, 4)
-            assert service.state_of("a") == "ready"
-            assert service.state_of("b") == "not_loaded"
-            (third,) = _engines() - before
-            assert third != first
-        finally:
-            await service.aclose()
-        assert _engines() == before
-
-    desk.wait(work(), 180)
+async def test_an_engine_leaves_for_another_after_its_running_call(tiny, chat_template):
+    before = _engines()
+    async with contextlib.aclosing(_service(tiny, chat_template, "a", "b")) as service:
+        assert await _ask(service, "a") == 4
+        (first,) = _engines() - before
+        long = asyncio.create_task(_ask(service, "a", 400))
+        await _until(service.calls.in_progress)
+        other = asyncio.create_task(_ask(service, "b"))
+        await _until(lambda: "running calls of the model a" in service.activity)
+        assert psutil.pid_exists(first)
+        again = asyncio.create_task(_ask(service, "a"))
+        assert (await long, await other, await again) == (400, 4, 4)
+        assert service.state_of("a") == "ready"
+        assert service.state_of("b") == "not_loaded"
+        (third,) = _engines() - before
+        assert third != first
+    assert _engines() == before
 
 
-def test_an_idle_engine_leaves_and_comes_back_with_the_next_call(desk, tiny, chat_template):
-    async def work():
-        before = _engines()
-        service = _service(tiny, chat_template, "a", idle_unload=0.05)
-        try:
-            assert await _ask(service, "a", 200) == 200, "not while it answers"
-            await _until(lambda: service.state_of("a") == "not_loaded" and _engines() == before)
-            assert await _ask(service, "a") == 4
-        finally:
-            await service.aclose()
-
-    desk.wait(work(), 180)
+async def test_an_idle_engine_leaves_and_comes_back_with_the_next_call(tiny, chat_template, closing):
+    before = _engines()
+    service = closing(_service(tiny, chat_template, "a", idle_unload=0.05))
+    assert await _ask(service, "a", 200) == 200, "not while it answers"
+    await _until(lambda: service.state_of("a") == "not_loaded" and _engines() == before)
+    assert await _ask(service, "a") == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from pathlib import Path
 
@@ -33,20 +34,14 @@ def paint(tmp_path):
 
 
 @pytest.fixture
-def submitted(run):
+def submitted(closing):
     """Return the message that reaches the engine."""
 
-    def send(conversation, rules=None, *, takes_images=True):
-        async def work():
-            web = WebImages()
-            submissions = Submissions(7, rules or ImageRules(), web, takes_images=takes_images)
-            try:
-                return await submissions.frame(3, Request(0, conversation, Sampling(max_tokens=5), {"a": 1}))
-            finally:
-                submissions.close()
-                await web.aclose()
-
-        return frames.read(io.BytesIO(run(work())))
+    async def send(conversation, rules=None, *, takes_images=True):
+        submissions = Submissions(7, rules or ImageRules(), closing(WebImages()), takes_images=takes_images)
+        with contextlib.closing(submissions):
+            frame = await submissions.frame(3, Request(0, conversation, Sampling(max_tokens=5), {"a": 1}))
+        return frames.read(io.BytesIO(frame))
 
     return send
 
@@ -55,8 +50,8 @@ def _colours(message):
     return [picture.getpixel((1, 1)) for picture in pictures(message)]
 
 
-def test_text_goes_as_it_is(submitted):
-    message = submitted(conversation_from_prompt("grüße", ""))
+async def test_text_goes_as_it_is(submitted):
+    message = await submitted(conversation_from_prompt("grüße", ""))
     assert message == {
         "type": "submit",
         "run": 7,
@@ -68,7 +63,7 @@ def test_text_goes_as_it_is(submitted):
     assert pictures(message) == []
 
 
-def test_images_are_numbered_over_the_whole_conversation(submitted, paint):
+async def test_images_are_numbered_over_the_whole_conversation(submitted, paint):
     def shown(colour):
         return {"type": "image_url", "image_url": {"url": paint(colour), "detail": "low"}}
 
@@ -78,7 +73,7 @@ def test_images_are_numbered_over_the_whole_conversation(submitted, paint):
         {"role": "assistant", "content": "red and blue", "name": "x"},
         {"role": "user", "content": [{"type": "text", "text": "now"}, shown("red")]},
     ]
-    message = submitted(conversation_from_messages(turns, ""))
+    message = await submitted(conversation_from_messages(turns, ""))
     assert [turn["content"] for turn in message["messages"]] == [
         "see",
         [{"type": "image", "index": 0}, {"type": "text", "text": "and"}, {"type": "image", "index": 1}],
@@ -90,11 +85,11 @@ def test_images_are_numbered_over_the_whole_conversation(submitted, paint):
 
 
 @pytest.mark.parametrize("source", ["path", "file", "data"])
-def test_an_image_may_come_from_anywhere(submitted, paint, source):
+async def test_an_image_may_come_from_anywhere(submitted, paint, source):
     path = paint("lime")
     data = base64.b64encode(Path(path).read_bytes()).decode()
     name = {"path": path, "file": Path(path).as_uri(), "data": f"data:image/png;base64,{data}"}[source]
-    message = submitted(conversation_from_prompt("x", "").with_images([name], None))
+    message = await submitted(conversation_from_prompt("x", "").with_images([name], None))
     assert message["images"] == [data]
     assert _colours(message) == [(0, 255, 0)]
 
@@ -112,24 +107,24 @@ def test_an_image_may_come_from_anywhere(submitted, paint, source):
         ("I;16", 0x8000, (128, 128, 128)),
     ],
 )
-def test_every_mode_becomes_rgb_and_what_is_transparent_white(submitted, paint, mode, colour, seen):
-    message = submitted(conversation_from_prompt("x", "").with_images([paint(colour, "a.png", mode)], None))
+async def test_every_mode_becomes_rgb_and_what_is_transparent_white(submitted, paint, mode, colour, seen):
+    message = await submitted(conversation_from_prompt("x", "").with_images([paint(colour, "a.png", mode)], None))
     assert _colours(message) == [seen]
 
 
-def test_a_palette_with_a_transparent_colour_is_seen_on_white(submitted, tmp_path):
+async def test_a_palette_with_a_transparent_colour_is_seen_on_white(submitted, tmp_path):
     image = Image.new("P", (6, 4), 0)
     image.putpalette([255, 0, 0] * 256)
     image.save(tmp_path / "p.png", transparency=0)
-    message = submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "p.png")], None))
+    message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "p.png")], None))
     assert _colours(message) == [(255, 255, 255)]
 
 
-def test_a_turned_photo_arrives_upright(submitted, tmp_path):
+async def test_a_turned_photo_arrives_upright(submitted, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4), "red").save(tmp_path / "turned.jpg", exif=exif)
-    message = submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "turned.jpg")], None))
+    message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "turned.jpg")], None))
     assert [picture.size for picture in pictures(message)] == [(4, 8)]
 
 
@@ -143,32 +138,32 @@ def test_a_turned_photo_arrives_upright(submitted, tmp_path):
         ("ftp://host/x.png", "invalid_image"),
     ],
 )
-def test_an_image_that_cannot_be_had_is_the_items_error(submitted, source, code):
+async def test_an_image_that_cannot_be_had_is_the_items_error(submitted, source, code):
     with pytest.raises(PromptmillError) as caught:
-        submitted(conversation_from_prompt("x", "").with_images([source], None))
+        await submitted(conversation_from_prompt("x", "").with_images([source], None))
     assert caught.value.code == code
 
 
-def test_the_rules_of_the_settings_hold(submitted, paint, tmp_path):
+async def test_the_rules_of_the_settings_hold(submitted, paint, tmp_path):
     conversation = conversation_from_prompt("x", "").with_images([paint("red")], None)
     for rules in (ImageRules.of([str(tmp_path / "elsewhere")], 100), ImageRules.of(None, 23)):
         with pytest.raises(PromptmillError) as caught:
-            submitted(conversation, rules)
+            await submitted(conversation, rules)
         assert caught.value.code == "invalid_image"
-    assert submitted(conversation, ImageRules.of([str(tmp_path)], 24))["images"]
+    assert (await submitted(conversation, ImageRules.of([str(tmp_path)], 24)))["images"]
 
 
-def test_a_model_that_reads_only_text_never_has_an_image_read(submitted):
+async def test_a_model_that_reads_only_text_never_has_an_image_read(submitted):
     with pytest.raises(PromptmillError) as caught:
-        submitted(conversation_from_prompt("x", "").with_images(["/nowhere/x.png"], None), takes_images=False)
+        await submitted(conversation_from_prompt("x", "").with_images(["/nowhere/x.png"], None), takes_images=False)
     assert caught.value.code == "unsupported"
 
 
-def test_an_image_that_is_broken_behind_its_header_is_the_items_error(submitted, tmp_path):
+async def test_an_image_that_is_broken_behind_its_header_is_the_items_error(submitted, tmp_path):
     whole = io.BytesIO()
     Image.effect_noise((60, 60), 90).save(whole, "PNG")
     (tmp_path / "torn.png").write_bytes(whole.getvalue()[:1500])
-    message = submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "torn.png")], None))
+    message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "torn.png")], None))
     with pytest.raises(PromptmillError) as caught:
         pictures(message)
     assert caught.value.code == "invalid_image"

@@ -1,45 +1,15 @@
-"""One run of the openai backend against the test's upstream."""
+"""Ways to an endpoint, and ports that are none."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from typing import Any, Protocol
 
 import pytest
 
-from driving import Result, ask, opened
-from fakes import ListSource
 from upstream import Upstream
-
-
-class Drive(Protocol):
-    """Opens the backend with `block` over the usual settings, runs `prompts`, closes it."""
-
-    def __call__(self, prompts: Sequence[Any], timeout_s: float = 60, **block: Any) -> Result: ...
-
-
-@pytest.fixture
-def drive(upstream: Upstream, run: Any) -> Drive:
-    """Run prompts through a fresh backend; nothing may be sent after the run has returned."""
-
-    def driver(prompts: Sequence[Any], timeout_s: float = 60, **block: Any) -> Result:
-        sampling = block.pop("sampling", None)
-
-        async def work() -> Result:
-            async with opened(block.pop("base_url", upstream.url), **block) as backend:
-                source = None if sampling is None else ListSource(prompts, sampling)
-                result = await ask(backend, prompts, source=source)
-                sent = len(upstream.seen)
-                await upstream.reaches(lambda: upstream.in_flight == 0)
-            assert len(upstream.seen) == sent, "something was sent after the run had returned"
-            return result
-
-        return run(work(), timeout_s)
-
-    return driver
 
 
 @pytest.fixture(params=["own connections", pytest.param("aiohttp's session", marks=pytest.mark.thorough)])

@@ -35,9 +35,9 @@ PARTS = [{"type": "text", "text": "for"}, {"type": "text", "text": "ty-two"}]
         (answer("  forty-two\n"), "  forty-two\n", "stop"),
     ],
 )
-def test_an_answer_is_read_whole(upstream, drive, reply, text, finish):
+async def test_an_answer_is_read_whole(upstream, drive, reply, text, finish):
     upstream.reply = reply
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     assert isinstance(outcome, Completion), outcome
     assert (outcome.text, outcome.finish_reason, outcome.attempts) == (text, finish, 1)
 
@@ -55,26 +55,26 @@ def test_an_answer_is_read_whole(upstream, drive, reply, text, finish):
         ({}, "\n<think>let me think</think>\nforty-two"),
     ],
 )
-def test_reasoning_is_told_apart_from_the_answer(upstream, drive, message, content, stream):
+async def test_reasoning_is_told_apart_from_the_answer(upstream, drive, message, content, stream):
     upstream.reply = answer(content, message=message)
-    outcome = drive(["hi"], stream=stream).outcomes[0]
+    outcome = (await drive(["hi"], stream=stream)).outcomes[0]
     assert isinstance(outcome, Completion)
     assert (outcome.text, outcome.reasoning) == ("forty-two", "let me think")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_think_tags_inside_an_answer_stay(upstream, drive, stream):
+async def test_think_tags_inside_an_answer_stay(upstream, drive, stream):
     upstream.reply = answer("Write <think>x</think> to think.")
-    outcome = drive(["hi"], stream=stream).outcomes[0]
+    outcome = (await drive(["hi"], stream=stream)).outcomes[0]
     assert outcome.text == "Write <think>x</think> to think."
     assert outcome.reasoning is None
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
 @pytest.mark.parametrize("text", ["forty-two", "", "grüße 😀, " * 50])
-def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
+async def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
     upstream.reply = answer(text, finish_reason=finish)
-    whole, streamed = drive(["hi"]).outcomes[0], drive(["hi"], stream=True).outcomes[0]
+    whole, streamed = (await drive(["hi"])).outcomes[0], (await drive(["hi"], stream=True)).outcomes[0]
     assert upstream.seen[-1].json["stream"] is True
     for outcome in (whole, streamed):
         assert isinstance(outcome, Completion)
@@ -82,9 +82,9 @@ def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
     assert whole.usage == streamed.usage
 
 
-def test_reasoning_cut_at_its_length_is_no_answer(upstream, drive):
+async def test_reasoning_cut_at_its_length_is_no_answer(upstream, drive):
     upstream.reply = answer("<think>I wonder whether", finish_reason="length")
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("", "I wonder whether", "length")
 
 
@@ -100,9 +100,11 @@ THINKING = Sampling(reasoning="inline")
         (None, {"reasoning_content": "I wonder whether"}),
     ],
 )
-def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(upstream, drive, content, message, stream):
+async def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(
+    upstream, drive, content, message, stream
+):
     upstream.reply = answer(content, message=message)
-    result = drive(["hi"], stream=stream)
+    result = await drive(["hi"], stream=stream)
     failure = result.outcomes[0]
     assert isinstance(failure, Failure)
     assert (failure.error.code, failure.attempts, failure.error.retryable) == (Code.OPEN_REASONING, 1, False)
@@ -110,14 +112,15 @@ def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(upstre
     assert "reasoning: inline" in str(failure.error)
 
 
-def test_an_answer_that_breaks_off_within_its_reasoning_is_asked_for_again(upstream, drive):
+async def test_an_answer_that_breaks_off_within_its_reasoning_is_asked_for_again(upstream, drive):
     upstream.reply = attempts(answer("<think>I wonder", finish_reason=None), answer("forty-two"))
-    assert drive(["hi"]).texts == ["forty-two"]
+    assert (await drive(["hi"])).texts == ["forty-two"]
 
 
-def test_an_answer_cut_within_its_reasoning_is_told_in_a_warning(upstream, drive):
+async def test_an_answer_cut_within_its_reasoning_is_told_in_a_warning(upstream, drive):
     upstream.reply = answer("<think>I wonder whether", finish_reason="length")
-    assert any("while the model was still reasoning" in warning for warning in drive(["hi"]).stats.warnings)
+    result = await drive(["hi"])
+    assert any("while the model was still reasoning" in warning for warning in result.stats.warnings)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -125,29 +128,29 @@ def test_an_answer_cut_within_its_reasoning_is_told_in_a_warning(upstream, drive
 @pytest.mark.parametrize(
     "text", ["<think>\nI wonder whether", " <think>hm</think>\n\nforty-two\n", "hm\n</think>\nforty-two", "forty-two"]
 )
-def test_inline_reasoning_stays_in_the_text_as_the_endpoint_gave_it(upstream, drive, text, finish, stream):
+async def test_inline_reasoning_stays_in_the_text_as_the_endpoint_gave_it(upstream, drive, text, finish, stream):
     upstream.reply = answer(text, finish_reason=finish)
-    result = drive(["hi"], sampling=THINKING, stream=stream)
+    result = await drive(["hi"], sampling=THINKING, stream=stream)
     outcome = result.outcomes[0]
     assert (outcome.text, outcome.reasoning, outcome.finish_reason) == (text, None, finish)
     assert not result.stats.warnings
     assert "reasoning" not in upstream.seen[0].json
 
 
-def test_reasoning_that_the_endpoint_keeps_apart_stays_apart_when_inline(upstream, drive):
+async def test_reasoning_that_the_endpoint_keeps_apart_stays_apart_when_inline(upstream, drive):
     upstream.reply = answer("forty-two", message={"reasoning_content": "hm"})
-    outcome = drive(["hi"], sampling=THINKING).outcomes[0]
+    outcome = (await drive(["hi"], sampling=THINKING)).outcomes[0]
     assert (outcome.text, outcome.reasoning) == ("forty-two", "hm")
 
 
-def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, drive):
+async def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, drive):
     upstream.reply = answer(None, message={"tool_calls": [CALL]}, finish_reason="tool_calls")
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     assert isinstance(outcome, Completion)
     assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
 
 
-def test_a_streamed_tool_call_is_put_together(upstream, drive):
+async def test_a_streamed_tool_call_is_put_together(upstream, drive):
     def event(call):
         return b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,%b}]}}]}' % call
 
@@ -158,14 +161,14 @@ def test_a_streamed_tool_call_is_put_together(upstream, drive):
         b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}',
         b"data: [DONE]",
     )
-    outcome = drive(["hi"], stream=True).outcomes[0]
+    outcome = (await drive(["hi"], stream=True)).outcomes[0]
     assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
 
 
-def test_log_probabilities_come_whole_and_in_pieces(upstream, drive):
+async def test_log_probabilities_come_whole_and_in_pieces(upstream, drive):
     probabilities = [{"token": token, "logprob": -0.5} for token in "ab"]
     upstream.reply = answer("ab", logprobs={"content": probabilities})
-    assert drive(["hi"]).outcomes[0].logprobs == {"content": probabilities}
+    assert (await drive(["hi"])).outcomes[0].logprobs == {"content": probabilities}
 
     def event(token, at):
         found = orjson.dumps({"content": [probabilities[at]], "refusal": None})
@@ -173,38 +176,38 @@ def test_log_probabilities_come_whole_and_in_pieces(upstream, drive):
 
     end = b'data: {"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}'
     upstream.reply = sse(event(b"a", 0), event(b"b", 1), end, b"data: [DONE]")
-    streamed = drive(["hi"], stream=True).outcomes[0]
+    streamed = (await drive(["hi"], stream=True)).outcomes[0]
     assert (streamed.text, streamed.logprobs) == ("ab", {"content": probabilities, "refusal": []})
 
 
-def test_a_refusal_is_shown(upstream, drive):
+async def test_a_refusal_is_shown(upstream, drive):
     upstream.reply = answer(None, message={"refusal": "I cannot help with that."})
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     shown = outcome.text if isinstance(outcome, Completion) else outcome.error.message
     assert "I cannot help with that." in shown
 
 
-def test_half_a_surrogate_pair_becomes_a_replacement_character(upstream, drive):
+async def test_half_a_surrogate_pair_becomes_a_replacement_character(upstream, drive):
     upstream.reply = raw(
         rb'{"choices":[{"message":{"content":"cut \ud83d here, \ud83d\ude00 whole"},"finish_reason":"length"}]}'
     )
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     assert isinstance(outcome, Completion)
     assert outcome.text == "cut \ufffd here, 😀 whole"
     outcome.text.encode()
 
 
-def test_half_a_surrogate_pair_in_a_stream_is_mended_or_becomes_a_replacement_character(upstream, drive):
+async def test_half_a_surrogate_pair_in_a_stream_is_mended_or_becomes_a_replacement_character(upstream, drive):
     pieces = [rb"cut \ud83d here, \ud83d", rb"\ude00 whole"]
     upstream.reply = sse(
         *(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}' % piece for piece in pieces),
         b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
         b"data: [DONE]",
     )
-    assert drive(["hi"], stream=True).texts == ["cut \ufffd here, 😀 whole"]
+    assert (await drive(["hi"], stream=True)).texts == ["cut \ufffd here, 😀 whole"]
 
 
-def test_content_streamed_in_parts_is_joined(upstream, drive):
+async def test_content_streamed_in_parts_is_joined(upstream, drive):
     thinking = b'{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}'
     upstream.reply = sse(
         b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":[%b]}}]}' % thinking,
@@ -213,54 +216,51 @@ def test_content_streamed_in_parts_is_joined(upstream, drive):
         b'data: {"choices":[{"index":0,"delta":{"content":"-two"},"finish_reason":"stop"}]}',
         b"data: [DONE]",
     )
-    assert drive(["hi"], stream=True).texts == ["forty-two"]
+    assert (await drive(["hi"], stream=True)).texts == ["forty-two"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_usage_is_counted(upstream, drive, stream):
+async def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")
-    result = drive(["one two", "three"], stream=stream)
+    result = await drive(["one two", "three"], stream=stream)
     assert result.outcomes[0].usage == Usage(2, 3)
     assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (3, 6)
 
 
-def test_an_answer_without_usage_is_an_answer(upstream, drive):
+async def test_an_answer_without_usage_is_an_answer(upstream, drive):
     upstream.reply = raw(b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"usage":null}')
-    outcome = drive(["hi"]).outcomes[0]
+    outcome = (await drive(["hi"])).outcomes[0]
     assert (outcome.text, outcome.usage) == ("x", Usage())
 
 
 @pytest.mark.parametrize("reply", [zipped(), drip(0.01, 10), late(0.02)])
-def test_how_the_bytes_come_does_not_matter(upstream, drive, reply):
+async def test_how_the_bytes_come_does_not_matter(upstream, drive, reply):
     upstream.reply = reply
     prompts = [f"grüße {i} 😀" for i in range(20)]
-    assert drive(prompts).texts == echoes(prompts)
+    assert (await drive(prompts)).texts == echoes(prompts)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.002])
-def test_connections_that_close_after_each_answer_cost_nothing(upstream, drive, seconds):
+async def test_connections_that_close_after_each_answer_cost_nothing(upstream, drive, seconds):
     upstream.reply = then_close(answer(), seconds)
     prompts = [str(i) for i in range(300)]
-    assert drive(prompts, concurrency=16, retries=5).texts == echoes(prompts)
+    assert (await drive(prompts, concurrency=16, retries=5)).texts == echoes(prompts)
 
 
-def test_idle_connections_that_the_server_closed_cost_nothing(upstream, run):
-    async def work():
-        prompts = [str(i) for i in range(40)]
-        async with opened(upstream.url, concurrency=20, retries=2) as backend:
-            upstream.reply = late(0.02)
-            await ask(backend, prompts)
-            for _ in range(3):
-                upstream.vanish()
-                upstream.come_back()
-                result = await ask(backend, prompts)
-                assert result.texts == echoes(prompts)
-
-    run(work())
+async def test_idle_connections_that_the_server_closed_cost_nothing(upstream):
+    prompts = [str(i) for i in range(40)]
+    async with opened(upstream.url, concurrency=20, retries=2) as backend:
+        upstream.reply = late(0.02)
+        await ask(backend, prompts)
+        for _ in range(3):
+            upstream.vanish()
+            upstream.come_back()
+            result = await ask(backend, prompts)
+            assert result.texts == echoes(prompts)
 
 
 @pytest.mark.parametrize("length", [1, 60_000])
-def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, run, length):
+async def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, length):
     """A server or proxy may say something more on a connection that is kept."""
 
     async def twice(exchange):
@@ -271,39 +271,36 @@ def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, run, length):
         finally:  # a session may have closed the connection
             said.append(exchange.seen.number)
 
-    async def work():
-        async with opened(upstream.url, concurrency=1) as backend:
-            for number, prompt in enumerate(prompts, 1):
-                texts.extend((await ask(backend, [prompt])).texts)
-                await upstream.reaches(lambda number=number: len(said) == number)
-                await asyncio.sleep(0.05)  # it is here
-
     upstream.reply, said, texts = twice, [], []
     prompts = [letter * length for letter in "abc"]
-    run(work())
+    async with opened(upstream.url, concurrency=1) as backend:
+        for number, prompt in enumerate(prompts, 1):
+            texts.extend((await ask(backend, [prompt])).texts)
+            await upstream.reaches(lambda number=number: len(said) == number)
+            await asyncio.sleep(0.05)  # it is here
     assert texts == echoes(prompts)
 
 
-def test_answers_stay_with_their_prompts(upstream, drive):
+async def test_answers_stay_with_their_prompts(upstream, drive):
     slow = {str(i): late((i * 7 % 10) / 100) for i in range(0, 200, 3)}
     upstream.reply = by_prompt(slow)
     prompts = [str(i) for i in range(200)]
-    assert drive(prompts, concurrency=32).texts == echoes(prompts)
+    assert (await drive(prompts, concurrency=32)).texts == echoes(prompts)
 
 
-def test_nothing_to_ask_sends_nothing(upstream, drive):
-    assert drive([]).outcomes == []
+async def test_nothing_to_ask_sends_nothing(upstream, drive):
+    assert (await drive([])).outcomes == []
     assert not upstream.seen
 
 
-def test_a_prompt_of_20_mb_goes_through(upstream, drive):
+async def test_a_prompt_of_20_mb_goes_through(upstream, drive):
     upstream.reply = answer("read")
-    assert drive(["x" * 20_000_000, "small"]).texts == ["read", "read"]
+    assert (await drive(["x" * 20_000_000, "small"])).texts == ["read", "read"]
     assert max(len(seen.raw) for seen in upstream.seen) > 20_000_000
 
 
-def test_half_a_surrogate_pair_in_a_prompt_costs_only_itself(upstream, drive):
-    result = drive(["a", "\ud800", "b"])
+async def test_half_a_surrogate_pair_in_a_prompt_costs_only_itself(upstream, drive):
+    result = await drive(["a", "\ud800", "b"])
     assert result.texts == ["echo: a", None, "echo: b"]
     failure = result.failures[1]
     assert (failure.error.code, failure.attempts) == ("invalid_input", 0)

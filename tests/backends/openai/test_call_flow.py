@@ -6,8 +6,6 @@ import random
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-import pytest
-
 from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
@@ -64,133 +62,100 @@ def _gone(wait_s=None):
     return RetryDecision(FailureKind.LOST, PromptmillError(Code.UNREACHABLE, "no"), wait_s)
 
 
-@pytest.fixture
-def bench(run):
-    """Call `work(bench)` on an event loop."""
-
-    def runner(work, **limits):
-        async def whole():
-            work(Bench(**limits))
-
-        run(whole())
-
-    return runner
-
-
-def test_a_rate_limit_is_said_with_its_wait_and_how_often(bench):
-    def work(bench):
-        assert bench.stats.waiting == ""
-        for _ in range(7):
-            bench.state.forgive()
-            bench.fails(_refusal(12.0))
-        assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)"
-        bench.clock.now += 4
-        assert "next try in 8 s" in bench.stats.waiting
-        bench.clock.now += 8
-        bench.answered()
-        assert bench.stats.waiting == ""
-
-    bench(work)
-
-
-def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_that_ends(bench):
-    def work(bench):
-        bench.limiter.enter_now(bench.stats, 0, None)
-        bench.clock.now += 9
-        assert bench.stats.waiting == "", "answers may take as long"
-        bench.clock.now += 2
-        assert bench.stats.waiting == (
-            "no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)"
-        )
-        bench.stats.done += 1
-        assert bench.stats.waiting == "", "others are answered"
-
-    bench(work)
-
-
-def test_a_server_of_ones_own_that_never_answered_may_be_loading(bench):
-    def work(bench):
-        bench.state.endpoint = replace(bench.state.endpoint, own=True)
-        bench.limiter.enter_now(bench.stats, 0, None)
-        bench.clock.now += 11
-        assert "it may still be loading the model" in bench.stats.waiting
-        bench.answered()
-        bench.limiter.enter_now(bench.stats, 0, None)
-        bench.clock.now += 11
-        assert "loading" not in bench.stats.waiting
-
-    bench(work)
-
-
-def test_an_endpoint_that_is_gone_is_said_with_since_when(bench):
-    def work(bench):
-        bench.answered()
-        bench.fails(_gone())
-        assert bench.stats.waiting == "", "a connection lost between requests is no outage"
-        bench.clock.now += 14
-        bench.fails(_gone(8.0))
-        assert bench.stats.waiting == "waiting for api.example.com since 0:14, next try in 8 s"
-        bench.clock.now += 60
-        permit = bench.limiter.enter_now(bench.stats, 0, None)
-        assert bench.stats.waiting == "waiting for api.example.com since 1:14, trying now"
-        bench.state.succeeded(permit)
-        bench.limiter.leave(permit, bench.stats)
-        assert bench.stats.waiting == ""
-
-    bench(work)
-
-
-def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal(bench):
-    def work(bench):
-        bench.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"})
-        assert bench.stats.waiting == "api.example.com has used up its limit for now, next request in 20 s"
-
-    bench(work)
-
-
-def test_a_rate_of_ones_own_is_told(bench):
-    def work(bench):
-        for _ in range(2):
-            if permit := bench.limiter.enter_now(bench.stats, 0, None):
-                bench.state.succeeded(permit)
-                bench.limiter.leave(permit, bench.stats)
-        assert "`rpm` or `tpm` allows the next request in" in bench.stats.waiting
-
-    bench(work, rpm=2)
-
-
-def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them(bench):
-    def work(bench):
-        decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
-        bench.flow.put_back(bench.state, decision, 9.0)
-        bench.flow.put_back(bench.state, decision, 5.0)
-        assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
-        bench.clock.now += 6
-        assert "next try in 3 s" in bench.stats.waiting
-        permit = bench.limiter.enter_now(bench.stats, 0, None)
-        assert bench.stats.waiting == "", "one of them is being answered"
-        bench.limiter.leave(permit, bench.stats)
-
-    bench(work)
-
-
-def test_the_flow_ends_with_the_run(drive):
-    assert drive(["x"]).stats.flow is None
-
-
-def test_what_has_never_answered_is_told_from_the_first_retry_on(bench):
-    def work(bench):
-        bench.fails(_gone())
-        assert bench.stats.waiting.startswith("api.example.com: cannot be reached, ")
+async def test_a_rate_limit_is_said_with_its_wait_and_how_often():
+    bench = Bench()
+    assert bench.stats.waiting == ""
+    for _ in range(7):
         bench.state.forgive()
+        bench.fails(_refusal(12.0))
+    assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)"
+    bench.clock.now += 4
+    assert "next try in 8 s" in bench.stats.waiting
+    bench.clock.now += 8
+    bench.answered()
+    assert bench.stats.waiting == ""
 
-    bench(work)
+
+async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_that_ends():
+    bench = Bench()
+    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.clock.now += 9
+    assert bench.stats.waiting == "", "answers may take as long"
+    bench.clock.now += 2
+    assert bench.stats.waiting == ("no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)")
+    bench.stats.done += 1
+    assert bench.stats.waiting == "", "others are answered"
 
 
-def test_a_wait_below_a_second_is_told_too(bench):
-    def work(bench):
-        decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
-        bench.flow.put_back(bench.state, decision, 0.4)
-        assert bench.stats.waiting == "500 from api.example.com: server error, next try within a second"
+async def test_a_server_of_ones_own_that_never_answered_may_be_loading():
+    bench = Bench()
+    bench.state.endpoint = replace(bench.state.endpoint, own=True)
+    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.clock.now += 11
+    assert "it may still be loading the model" in bench.stats.waiting
+    bench.answered()
+    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.clock.now += 11
+    assert "loading" not in bench.stats.waiting
 
-    bench(work)
+
+async def test_an_endpoint_that_is_gone_is_said_with_since_when():
+    bench = Bench()
+    bench.answered()
+    bench.fails(_gone())
+    assert bench.stats.waiting == "", "a connection lost between requests is no outage"
+    bench.clock.now += 14
+    bench.fails(_gone(8.0))
+    assert bench.stats.waiting == "waiting for api.example.com since 0:14, next try in 8 s"
+    bench.clock.now += 60
+    permit = bench.limiter.enter_now(bench.stats, 0, None)
+    assert bench.stats.waiting == "waiting for api.example.com since 1:14, trying now"
+    bench.state.succeeded(permit)
+    bench.limiter.leave(permit, bench.stats)
+    assert bench.stats.waiting == ""
+
+
+async def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal():
+    bench = Bench()
+    bench.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"})
+    assert bench.stats.waiting == "api.example.com has used up its limit for now, next request in 20 s"
+
+
+async def test_a_rate_of_ones_own_is_told():
+    bench = Bench(rpm=2)
+    for _ in range(2):
+        if permit := bench.limiter.enter_now(bench.stats, 0, None):
+            bench.state.succeeded(permit)
+            bench.limiter.leave(permit, bench.stats)
+    assert "`rpm` or `tpm` allows the next request in" in bench.stats.waiting
+
+
+async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them():
+    bench = Bench()
+    decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
+    bench.flow.put_back(bench.state, decision, 9.0)
+    bench.flow.put_back(bench.state, decision, 5.0)
+    assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
+    bench.clock.now += 6
+    assert "next try in 3 s" in bench.stats.waiting
+    permit = bench.limiter.enter_now(bench.stats, 0, None)
+    assert bench.stats.waiting == "", "one of them is being answered"
+    bench.limiter.leave(permit, bench.stats)
+
+
+async def test_the_flow_ends_with_the_run(drive):
+    assert (await drive(["x"])).stats.flow is None
+
+
+async def test_what_has_never_answered_is_told_from_the_first_retry_on():
+    bench = Bench()
+    bench.fails(_gone())
+    assert bench.stats.waiting.startswith("api.example.com: cannot be reached, ")
+    bench.state.forgive()
+
+
+async def test_a_wait_below_a_second_is_told_too():
+    bench = Bench()
+    decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
+    bench.flow.put_back(bench.state, decision, 0.4)
+    assert bench.stats.waiting == "500 from api.example.com: server error, next try within a second"

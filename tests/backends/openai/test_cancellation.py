@@ -21,50 +21,42 @@ HUNDRED = [f"prompt {i}" for i in range(100)]
 
 @pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.2, 100), late(60)])
 @pytest.mark.parametrize("stream", [False, True])
-def test_cancelling_closes_what_is_in_flight(upstream, run, reply, stream):
+async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     upstream.reply = reply
-
-    async def work():
-        async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
-            stats = CallStats(total=100)
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), stats))
-            await upstream.reaches(lambda: upstream.in_flight == 8)
-            task.cancel()
-            began = time.monotonic()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert time.monotonic() - began < within(1)
-            assert stats.in_flight == 0
-            await upstream.reaches(lambda: upstream.in_flight == 0, 1)
-            sent = len(upstream.seen)
-            upstream.reply = answer()
-            result = await ask(backend, HUNDRED)
-            assert result.texts == echoes(HUNDRED)
-            assert result.seconds < within(3)
-            assert len(upstream.seen) == sent + 100
-        assert all(seen.left for seen in upstream.seen[:8])
-
-    run(work())
+    async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
+        stats = CallStats(total=100)
+        task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), stats))
+        await upstream.reaches(lambda: upstream.in_flight == 8)
+        task.cancel()
+        began = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - began < within(1)
+        assert stats.in_flight == 0
+        await upstream.reaches(lambda: upstream.in_flight == 0, 1)
+        sent = len(upstream.seen)
+        upstream.reply = answer()
+        result = await ask(backend, HUNDRED)
+        assert result.texts == echoes(HUNDRED)
+        assert result.seconds < within(3)
+        assert len(upstream.seen) == sent + 100
+    assert all(seen.left for seen in upstream.seen[:8])
 
 
 @pytest.mark.parametrize("reply", [status(429, retry_after="1"), status(500), status(503)])
-def test_cancelling_ends_all_waiting_too(upstream, run, reply):
+async def test_cancelling_ends_all_waiting_too(upstream, reply):
     upstream.reply = reply
-
-    async def work():
-        async with opened(upstream.url, retries=100, base_delay=0.3, max_delay=2) as backend:
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
-            await upstream.reaches(lambda: upstream.seen)
-            await asyncio.sleep(0.1)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await asyncio.sleep(0.1)  # what was on its way may still arrive
-            sent = len(upstream.seen)
-            await asyncio.sleep(1)
-            assert len(upstream.seen) == sent
-
-    run(work())
+    async with opened(upstream.url, retries=100, base_delay=0.3, max_delay=2) as backend:
+        task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
+        await upstream.reaches(lambda: upstream.seen)
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.1)  # what was on its way may still arrive
+        sent = len(upstream.seen)
+        await asyncio.sleep(1)
+        assert len(upstream.seen) == sent
 
 
 async def _forgotten(upstream):
@@ -73,81 +65,66 @@ async def _forgotten(upstream):
     upstream.peak = 0
 
 
-def test_cancelling_one_run_leaves_the_others_alone(upstream, run):
+async def test_cancelling_one_run_leaves_the_others_alone(upstream):
     upstream.reply = late(0.01)
-
-    async def work():
-        async with opened(upstream.url, concurrency=8) as backend:
-            tasks = [asyncio.create_task(ask(backend, HUNDRED)) for _ in range(3)]
-            await upstream.reaches(lambda: len(upstream.seen) > 40)
-            tasks[1].cancel()
-            assert (await tasks[0]).texts == (await tasks[2]).texts == echoes(HUNDRED)
-            with pytest.raises(asyncio.CancelledError):
-                await tasks[1]
-            await _forgotten(upstream)
-            assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
-            assert upstream.peak == 8
-
-    run(work())
+    async with opened(upstream.url, concurrency=8) as backend:
+        tasks = [asyncio.create_task(ask(backend, HUNDRED)) for _ in range(3)]
+        await upstream.reaches(lambda: len(upstream.seen) > 40)
+        tasks[1].cancel()
+        assert (await tasks[0]).texts == (await tasks[2]).texts == echoes(HUNDRED)
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+        await _forgotten(upstream)
+        assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
+        assert upstream.peak == 8
 
 
-def test_many_cancelled_runs_leak_no_place(upstream, run):
+async def test_many_cancelled_runs_leak_no_place(upstream):
     upstream.reply = late(0.02)
-
-    async def work():
-        async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
-            for wait in range(30):
-                task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
-                await asyncio.sleep(wait / 1000)
-                task.cancel()
-                await asyncio.wait({task})
-            await _forgotten(upstream)
-            assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
-            assert upstream.peak == 4
-
-    run(work())
+    async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
+        for wait in range(30):
+            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
+            await asyncio.sleep(wait / 1000)
+            task.cancel()
+            await asyncio.wait({task})
+        await _forgotten(upstream)
+        assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
+        assert upstream.peak == 4
 
 
-def test_closing_ends_running_calls_with_shutdown(upstream, run):
+async def test_closing_ends_running_calls_with_shutdown(upstream):
     upstream.reply = by_prompt({"prompt 0": answer()}, hang())
-
-    async def work():
-        async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
-            sink = DictSink()
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
-            await upstream.reaches(lambda: upstream.in_flight == 4)
-            began = time.monotonic()
-            await backend.aclose()
-            with pytest.raises(PromptmillError) as caught:
-                await task
-            assert caught.value.code == "shutdown"
-            assert time.monotonic() - began < within(1.5)
-            assert sink.outcomes[0].text == "echo: prompt 0"
-            await upstream.reaches(lambda: not upstream.open, 1)
-            await backend.aclose()
-            with pytest.raises(PromptmillError) as caught:
-                await backend.run(ListSource(["a"]), DictSink(), CallStats())
-            assert caught.value.code == "shutdown"
-
-    run(work())
+    async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
+        sink = DictSink()
+        task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
+        await upstream.reaches(lambda: upstream.in_flight == 4)
+        began = time.monotonic()
+        await backend.aclose()
+        with pytest.raises(PromptmillError) as caught:
+            await task
+        assert caught.value.code == "shutdown"
+        assert time.monotonic() - began < within(1.5)
+        assert sink.outcomes[0].text == "echo: prompt 0"
+        await upstream.reaches(lambda: not upstream.open, 1)
+        await backend.aclose()
+        with pytest.raises(PromptmillError) as caught:
+            await backend.run(ListSource(["a"]), DictSink(), CallStats())
+        assert caught.value.code == "shutdown"
 
 
-def test_closing_before_loading_is_fine(upstream, run):
+async def test_closing_before_loading_is_fine(upstream):
     from fakes import openai_plan
     from promptmill.service import registry
 
-    async def work():
-        backend = await registry.create(openai_plan(upstream.url))
-        await backend.aclose()
-        await backend.aclose()
-
-    run(work())
+    backend = await registry.create(openai_plan(upstream.url))
+    await backend.aclose()
+    await backend.aclose()
 
 
 @pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.1, 100), late(30)])
-def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
+async def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
     upstream.reply = by_prompt({"bad": reply}, late(0.005))
-    result = drive([*HUNDRED[:50], "bad", *HUNDRED[50:]], item_timeout=0.5, timeout=[2, 60], concurrency=8)
+    result = await drive([*HUNDRED[:50], "bad", *HUNDRED[50:]], item_timeout=0.5, timeout=[2, 60], concurrency=8)
     assert list(result.failures) == [50]
     failure = result.failures[50]
     assert (failure.error.code, failure.attempts) == ("item_timeout", 1)
@@ -168,40 +145,37 @@ def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
         (status(503, retry_after="2"), {"max_delay": 1}),
     ],
 )
-def test_item_timeout_includes_the_waiting_between_attempts(upstream, drive, reply, block):
+async def test_item_timeout_includes_the_waiting_between_attempts(upstream, drive, reply, block):
     upstream.reply = by_prompt({"bad": reply}, late(0.005))
-    result = drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
+    result = await drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
     assert list(result.failures) == [20]
     assert result.failures[20].error.code == "item_timeout"
     assert result.seconds < within(2.5)
 
 
-def test_item_timeout_holds_while_the_endpoint_is_away(upstream, run):
-    async def work():
-        async with opened(upstream.url, item_timeout=0.5, retries=100, patience=60, timeout=[2, 60]) as backend:
-            await ask(backend, ["first"])
-            upstream.reply = choose(lambda seen: status(503) if seen.prompt != "bad" else hang())
-            return await ask(backend, ["x", "bad", *HUNDRED[:10]])
-
-    result = run(work())
+async def test_item_timeout_holds_while_the_endpoint_is_away(upstream):
+    async with opened(upstream.url, item_timeout=0.5, retries=100, patience=60, timeout=[2, 60]) as backend:
+        await ask(backend, ["first"])
+        upstream.reply = choose(lambda seen: status(503) if seen.prompt != "bad" else hang())
+        result = await ask(backend, ["x", "bad", *HUNDRED[:10]])
     assert result.codes == {"item_timeout"}
     assert result.seconds < within(5)
 
 
-def test_item_timeout_does_not_count_the_queue(upstream, drive):
+async def test_item_timeout_does_not_count_the_queue(upstream, drive):
     upstream.reply = late(0.1)
-    result = drive(HUNDRED[:12], concurrency=1, item_timeout=0.6)
+    result = await drive(HUNDRED[:12], concurrency=1, item_timeout=0.6)
     assert result.texts == echoes(HUNDRED[:12])
 
 
-def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
+async def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
     upstream.reply = attempts(hang(), hang(), answer())
-    result = drive(["a"], timeout=[2, 0.3])
+    result = await drive(["a"], timeout=[2, 0.3])
     assert result.texts == ["echo: a"]
     assert 0.5 < result.seconds < within(2.5)
 
 
-def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
+async def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
     from replies import completion, events
     from upstream import head
 
@@ -216,12 +190,12 @@ def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
         exchange.close()
 
     upstream.reply = slowly
-    result = drive(["a"], stream=True, timeout=[2, 0.5])
+    result = await drive(["a"], stream=True, timeout=[2, 0.5])
     assert result.texts == ["a longer answer, in pieces"]
     assert result.seconds > 0.8
 
 
-def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream, run):
+async def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream):
     upstream.reply = choose(lambda seen: late(60) if seen.prompt == "stays" else answer())
 
     class SlowToEnd(DictSink):
@@ -238,23 +212,20 @@ def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream, 
             finally:
                 await self.released.wait()
 
-    async def work():
-        reported = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-        async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
-            other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), CallStats()))
-            await upstream.reaches(lambda: upstream.in_flight == 2)
-            sink = SlowToEnd()
-            ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
-            await upstream.reaches(lambda: sink.waiting == 2)
-            ending.cancel()
-            await asyncio.sleep(0.01)
-            other.cancel()
-            await asyncio.wait({other})
-            await asyncio.sleep(0.01)
-            sink.released.set()
-            with pytest.raises(asyncio.CancelledError):
-                await ending
-        assert not reported
-
-    run(work())
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
+        other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), CallStats()))
+        await upstream.reaches(lambda: upstream.in_flight == 2)
+        sink = SlowToEnd()
+        ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
+        await upstream.reaches(lambda: sink.waiting == 2)
+        ending.cancel()
+        await asyncio.sleep(0.01)
+        other.cancel()
+        await asyncio.wait({other})
+        await asyncio.sleep(0.01)
+        sink.released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+    assert not reported

@@ -11,12 +11,12 @@ from upstream import Upstream
 
 
 @pytest.fixture
-def checked(run, upstream):
+def checked(upstream):
     """Return the steps of a check of `base_url`, by default the upstream's, as `(name, ok, detail)`."""
 
-    def runner(base_url=None, limit_s=15.0, **block):
+    async def runner(base_url=None, limit_s=15.0, **block):
         steps = []
-        run(diagnose(openai_plan(base_url or upstream.url, **block), steps.append, limit_s))
+        await diagnose(openai_plan(base_url or upstream.url, **block), steps.append, limit_s)
         assert not any(KEY in step.detail for step in steps)
         return [(step.step, step.ok, step.detail) for step in steps]
 
@@ -28,8 +28,8 @@ def _failed(steps):
     return step
 
 
-def test_each_stage_is_told_in_its_order_and_tried_once(checked, upstream):
-    steps = checked()
+async def test_each_stage_is_told_in_its_order_and_tried_once(checked, upstream):
+    steps = await checked()
     assert [name for name, _, _ in steps] == ["URL", "connection", "key", "models", "answer"]
     assert all(ok for _, ok, _ in steps)
     assert steps[0][2] == f"{upstream.url}/chat/completions"
@@ -40,143 +40,143 @@ def test_each_stage_is_told_in_its_order_and_tried_once(checked, upstream):
     assert upstream.seen[-1].json["max_tokens"] == 1
 
 
-def test_a_local_server_is_said_with_its_models_context(checked, upstream):
+async def test_a_local_server_is_said_with_its_models_context(checked, upstream):
     tags = {"models": [{"name": "tiny:1b"}, {"name": "large:70b"}]}
     running = {"models": [{"name": "tiny:1b", "context_length": 4096}]}
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
-    steps = checked(model_name=None)
+    steps = await checked(model_name=None)
     assert ("models", True, "Ollama 0.9.0 has tiny:1b, context 4,096 tokens (one of 2)") in steps
     assert upstream.seen[-1].json["model"] == "tiny:1b"
 
 
 @pytest.mark.parametrize(("variable", "told"), [("LLM_API_KEY", "LLM_API_KEY"), ("MY_API_KEY", "MY_API_KEY")])
-def test_a_key_is_said_by_where_it_comes_from(checked, monkeypatch, variable, told):
+async def test_a_key_is_said_by_where_it_comes_from(checked, monkeypatch, variable, told):
     monkeypatch.setenv(variable, KEY)
     block = {"api_key_env": variable} if variable.startswith("MY") else {}
-    assert ("key", True, f"{told} in the environment") in checked(api_key=None, **block)
+    assert ("key", True, f"{told} in the environment") in await checked(api_key=None, **block)
 
 
-def test_an_unknown_model_comes_with_its_nearest_names(checked, upstream):
+async def test_an_unknown_model_comes_with_its_nearest_names(checked, upstream):
     upstream.models = ["qwen3-8b", "qwen3-4b", "other"]
     upstream.reply = status(404, "The model `qwen-8b` does not exist")
-    steps = checked(model_name="qwen-8b")
+    steps = await checked(model_name="qwen-8b")
     assert ("models", True, "qwen-8b is not among them: qwen3-8b, qwen3-4b") in steps
     name, detail = _failed(steps)
     assert name == "answer"
     assert "has qwen3-8b, qwen3-4b, other: name one of them" in detail
 
 
-def test_a_missing_model_is_a_list(checked, upstream):
+async def test_a_missing_model_is_a_list(checked, upstream):
     upstream.models = ["a", "b"]
-    name, detail = _failed(checked(model_name=None))
+    name, detail = _failed(await checked(model_name=None))
     assert name == "models"
     assert "has a, b: name one of them" in detail
     assert not upstream.attempts
 
 
-def test_a_model_that_is_not_listed_may_answer_all_the_same(checked, upstream):
+async def test_a_model_that_is_not_listed_may_answer_all_the_same(checked, upstream):
     upstream.gets = {"/v1/models": None}
-    steps = checked()
+    steps = await checked()
     assert steps[3][2].startswith("not listed there (")
     assert steps[4][:2] == ("answer", True)
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_no_key_is_only_spoken_of_where_one_was_asked_for(checked, upstream, code):
+async def test_no_key_is_only_spoken_of_where_one_was_asked_for(checked, upstream, code):
     upstream.reply = status(code, "no entry")
-    assert "No key was sent" in _failed(checked(api_key=None))[1]
-    assert "No key was sent" not in _failed(checked())[1]
+    assert "No key was sent" in _failed(await checked(api_key=None))[1]
+    assert "No key was sent" not in _failed(await checked())[1]
 
 
 @pytest.mark.parametrize(("code", "message"), [(400, "Invalid API key"), (429, "account deactivated"), (402, "pay")])
-def test_other_statuses_say_nothing_of_a_missing_key(checked, upstream, code, message):
+async def test_other_statuses_say_nothing_of_a_missing_key(checked, upstream, code, message):
     upstream.reply = status(code, message)
-    assert "No key was sent" not in _failed(checked(api_key=None))[1]
+    assert "No key was sent" not in _failed(await checked(api_key=None))[1]
 
 
-def test_a_used_up_quota_says_what_to_do(checked, upstream):
+async def test_a_used_up_quota_says_what_to_do(checked, upstream):
     upstream.reply = status(429, "You exceeded your current quota, please check your plan and billing details.")
-    assert "Top up the account" in _failed(checked())[1]
+    assert "Top up the account" in _failed(await checked())[1]
 
 
-def test_tls_on_a_plain_port(checked, upstream):
-    name, detail = _failed(checked(upstream.url.replace("http:", "https:")))
+async def test_tls_on_a_plain_port(checked, upstream):
+    name, detail = _failed(await checked(upstream.url.replace("http:", "https:")))
     assert name == "TLS"
     assert "speaks plain HTTP, not TLS. Write http:// instead of https://" in detail
 
 
-def test_plain_http_to_a_port_that_speaks_tls(checked, upstreams):
+async def test_plain_http_to_a_port_that_speaks_tls(checked, upstreams):
     secure: Upstream = upstreams(tls=True)
-    name, detail = _failed(checked(secure.url.replace("https:", "http:")))
+    name, detail = _failed(await checked(secure.url.replace("https:", "http:")))
     assert name == "TLS"
     assert "speaks TLS, not plain HTTP. Write https:// instead of http://" in detail
 
 
-def test_a_proxy_that_says_so_itself(checked, upstream):
+async def test_a_proxy_that_says_so_itself(checked, upstream):
     upstream.gets = {"/v1/models": None}
     page = b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>"  # nginx
     upstream.reply = raw(page, code=400)
-    assert "Write https://" in _failed(checked())[1]
+    assert "Write https://" in _failed(await checked())[1]
 
 
-def test_a_certificate_signed_by_itself_and_how_to_trust_it(checked, upstreams, monkeypatch):
+async def test_a_certificate_signed_by_itself_and_how_to_trust_it(checked, upstreams, monkeypatch):
     secure: Upstream = upstreams(tls=True)
-    name, detail = _failed(checked(secure.url))
+    name, detail = _failed(await checked(secure.url))
     assert name == "TLS"
     assert "is signed by itself. Trust it: set SSL_CERT_FILE=ca.pem" in detail
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
-    steps = checked(secure.url)
+    steps = await checked(secure.url)
     assert all(ok for _, ok, _ in steps)
     assert "certificate valid until" in {name: detail for name, _, detail in steps}["TLS"]
 
 
-def test_a_wrong_path_comes_with_the_right_one(checked, upstream):
+async def test_a_wrong_path_comes_with_the_right_one(checked, upstream):
     upstream.reply = status(404, "Not Found")
-    name, detail = _failed(checked(upstream.url.replace("/v1", "/api/wrong")))
+    name, detail = _failed(await checked(upstream.url.replace("/v1", "/api/wrong")))
     assert name == "answer"
     assert f"The API is at {upstream.url}: set `base_url` to that." in detail
 
 
-def test_nobody_there(checked, upstream):
+async def test_nobody_there(checked, upstream):
     upstream.vanish()
-    name, detail = _failed(checked())
+    name, detail = _failed(await checked())
     assert name == "connection"
     assert "refused the connection" in detail
 
 
-def test_a_name_that_nobody_knows(checked):
-    name, detail = _failed(checked("https://no-such-host.example/v1"))
+async def test_a_name_that_nobody_knows(checked):
+    name, detail = _failed(await checked("https://no-such-host.example/v1"))
     assert name == "connection"
     assert "cannot resolve the name" in detail
 
 
-def test_an_endpoint_that_hangs_ends_in_time_at_the_stage_it_hangs_in(checked, upstream):
+async def test_an_endpoint_that_hangs_ends_in_time_at_the_stage_it_hangs_in(checked, upstream):
     upstream.reply = late(None, answer())
-    name, detail = _failed(checked(limit_s=1.0))
+    name, detail = _failed(await checked(limit_s=1.0))
     assert name == "answer"
     assert "said nothing within 1 s. A model that is still being loaded may need longer" in detail
 
 
-def test_a_port_that_never_accepts(checked, unaccepting):
-    assert _failed(checked(f"http://127.0.0.1:{unaccepting}/v1", limit_s=1.0))[0] == "connection"
+async def test_a_port_that_never_accepts(checked, unaccepting):
+    assert _failed(await checked(f"http://127.0.0.1:{unaccepting}/v1", limit_s=1.0))[0] == "connection"
 
 
-def test_a_model_that_only_begins_to_reason_has_answered(checked, upstream):
+async def test_a_model_that_only_begins_to_reason_has_answered(checked, upstream):
     upstream.reply = status(
         400, "Could not finish the message because max_tokens or model output limit was reached. Please try again."
     )
-    assert all(ok for _, ok, _ in checked())
+    assert all(ok for _, ok, _ in await checked())
 
 
-def test_each_endpoint_of_a_list_is_tried(checked, upstreams):
+async def test_each_endpoint_of_a_list_is_tried(checked, upstreams):
     first, second = upstreams(), upstreams()
     first.reply = status(401, "bad key")
-    steps = checked([first.url, second.url])
+    steps = await checked([first.url, second.url])
     assert [ok for name, ok, _ in steps if name == "answer"] == [False, True]
 
 
-def test_the_way_through_a_proxy_is_said(checked, upstream, monkeypatch):
+async def test_the_way_through_a_proxy_is_said(checked, upstream, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://user:hunter2@127.0.0.1:{upstream.port}")
-    steps = checked("http://elsewhere.example/v1")
+    steps = await checked("http://elsewhere.example/v1")
     assert ("connection", True, f"through the proxy 127.0.0.1:{upstream.port} that the environment names") in steps
     assert not any("hunter2" in detail for _, _, detail in steps)

@@ -32,34 +32,34 @@ def _named(row):
 
 
 @pytest.mark.parametrize("row", _sample("retry", 16), ids=_named)
-def test_what_may_pass_is_tried_again_and_costs_no_answer(upstream, drive, row):
+async def test_what_may_pass_is_tried_again_and_costs_no_answer(upstream, drive, row):
     upstream.reply = by_prompt({"7": attempts(_reply(row), answer())}, late(0.005))
-    result = drive(PROMPTS, base_delay=0.01, max_delay=1, concurrency=8)
+    result = await drive(PROMPTS, base_delay=0.01, max_delay=1, concurrency=8)
     assert result.answered == len(PROMPTS)
 
 
 @pytest.mark.parametrize("row", _sample("item", 10), ids=_named)
-def test_what_concerns_one_item_costs_it_alone_and_one_attempt(upstream, drive, row):
+async def test_what_concerns_one_item_costs_it_alone_and_one_attempt(upstream, drive, row):
     upstream.reply = by_prompt({"7": _reply(row)}, late(0.005))
-    result = drive(PROMPTS, concurrency=8)
+    result = await drive(PROMPTS, concurrency=8)
     assert list(result.failures) == [7]
     assert upstream.attempts["7"] == 1
     assert not result.failures[7].concerns_all
 
 
 @pytest.mark.parametrize("row", _sample("endpoint", 12), ids=_named)
-def test_what_concerns_the_endpoint_ends_the_run_after_a_few(upstream, drive, row):
+async def test_what_concerns_the_endpoint_ends_the_run_after_a_few(upstream, drive, row):
     upstream.reply = _reply(row)
-    result = drive(PROMPTS, concurrency=4, max_delay=0.1)
+    result = await drive(PROMPTS, concurrency=4, max_delay=0.1)
     assert result.answered == 0
     assert len(upstream.seen) <= SEVERAL + 4
     assert all(failure.concerns_all for failure in result.failures.values())
 
 
 @pytest.mark.parametrize("row", _sample("answer", 10), ids=_named)
-def test_an_answer_in_an_unusual_form_is_read(upstream, drive, row):
+async def test_an_answer_in_an_unusual_form_is_read(upstream, drive, row):
     upstream.reply = _reply(row)
-    (outcome,) = drive(["a"]).outcomes
+    (outcome,) = (await drive(["a"])).outcomes
     assert (outcome.text, outcome.reasoning, outcome.finish_reason) == (
         row["text"],
         row.get("reasoning"),
@@ -67,12 +67,12 @@ def test_an_answer_in_an_unusual_form_is_read(upstream, drive, row):
     )
 
 
-def test_headers_of_an_answer_that_say_a_limit_is_used_up_are_heeded_before_the_first_refusal(upstream, drive):
+async def test_headers_of_an_answer_that_say_a_limit_is_used_up_are_heeded_before_the_first_refusal(upstream, drive):
     used_up = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "400ms"}
     body = orjson.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]})
     upstream.reply = raw(body, headers=used_up)
     began = time.monotonic()
-    assert drive(["a", "b", "c"], concurrency=1).answered == 3
+    assert (await drive(["a", "b", "c"], concurrency=1)).answered == 3
     first, second, third = (seen.at for seen in upstream.seen)
     assert second - first >= 0.38
     assert third - second >= 0.38

@@ -39,117 +39,102 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def test_workers_answer_as_one_process_does(upstream, drive):
+async def test_workers_answer_as_one_process_does(upstream, drive):
     upstream.reply = by_prompt({"prompt 7": answer("x", finish_reason="length", message={"reasoning": "hm"})}, answer())
-    alone, shared = drive(PROMPTS), drive(PROMPTS, **BULK)
+    alone, shared = await drive(PROMPTS), await drive(PROMPTS, **BULK)
     plain = [(o.text, o.finish_reason, o.usage, o.reasoning, o.attempts) for o in alone.outcomes]
     assert [(o.text, o.finish_reason, o.usage, o.reasoning, o.attempts) for o in shared.outcomes] == plain
     assert not workers(), "workers end with the call"
 
 
-def test_the_bound_on_requests_in_flight_holds_over_all_workers(upstream, drive):
+async def test_the_bound_on_requests_in_flight_holds_over_all_workers(upstream, drive):
     upstream.reply = late(0.02)
-    drive(PROMPTS, **BULK | {"concurrency": 6})
+    await drive(PROMPTS, **BULK | {"concurrency": 6})
     assert upstream.peak <= 6
 
 
-def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, monkeypatch, tmp_path):
+async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(1)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = drive(PROMPTS, item_timeout=0.9, **BULK)
+    result = await drive(PROMPTS, item_timeout=0.9, **BULK)
     assert result.texts == echoes(PROMPTS)
     assert max(outcome.latency_s for outcome in result.outcomes) < 0.9
     assert result.stats.requests == len(upstream.seen) == len(PROMPTS)
 
 
-def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
+async def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"prompt 3": status(500), "prompt 5": status(400), "prompt 9": reset()}, late(0.002))
-    result = drive(PROMPTS, retries=3, **BULK)
+    result = await drive(PROMPTS, retries=3, **BULK)
     codes = {index: (o.error.code, o.attempts) for index, o in enumerate(result.outcomes) if hasattr(o, "error")}
     assert codes.pop(9)[0] == Code.CONNECTION_LOST
     assert codes == {3: (Code.SERVER_ERROR, 3), 5: (Code.BAD_REQUEST, 1)}
 
 
-def test_a_refused_key_is_known_to_all_workers(upstream, drive):
+async def test_a_refused_key_is_known_to_all_workers(upstream, drive):
     upstream.reply = quota()
-    result = drive(PROMPTS, **BULK)
+    result = await drive(PROMPTS, **BULK)
     assert result.codes == {Code.INSUFFICIENT_QUOTA}
     assert len(upstream.seen) <= 16
 
 
-def test_half_a_surrogate_pair_fails_alone(drive):
-    result = drive(["a", "\ud800", "b"], **BULK)
+async def test_half_a_surrogate_pair_fails_alone(drive):
+    result = await drive(["a", "\ud800", "b"], **BULK)
     assert [outcome.text or None for outcome in result.outcomes] == ["echo: a", None, "echo: b"]
     assert result.codes == {Code.INVALID_INPUT}
 
 
-def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream, run):
+async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream):
     upstream.reply = late(0.02)
-
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            call = asyncio.ensure_future(ask(backend, PROMPTS))
-            for _ in range(3):
-                goal = len(upstream.seen) + 20
-                await upstream.reaches(lambda goal=goal: len(upstream.seen) > goal)
-                if victims := workers():
-                    os.kill(victims[0].pid, signal.SIGKILL)
-            return await call
-
-    result = run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        for _ in range(3):
+            goal = len(upstream.seen) + 20
+            await upstream.reaches(lambda goal=goal: len(upstream.seen) > goal)
+            if victims := workers():
+                os.kill(victims[0].pid, signal.SIGKILL)
+        result = await call
     assert result.texts == echoes(PROMPTS)
     assert sum(outcome.attempts for outcome in result.outcomes) >= len(upstream.seen) > len(PROMPTS)
 
 
-def test_cancelling_closes_the_requests_of_all_workers(upstream, run):
+async def test_cancelling_closes_the_requests_of_all_workers(upstream):
     upstream.reply = late(30)
+    async with opened(upstream.url, **BULK) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        await upstream.reaches(lambda: upstream.in_flight >= 16)
+        call.cancel()
+        await asyncio.wait({call})
+        await upstream.reaches(lambda: upstream.in_flight == 0, timeout_s=1)
+        upstream.reply = answer()
+        result = await ask(backend, ["after"])
 
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            call = asyncio.ensure_future(ask(backend, PROMPTS))
-            await upstream.reaches(lambda: upstream.in_flight >= 16)
-            call.cancel()
-            await asyncio.wait({call})
-            await upstream.reaches(lambda: upstream.in_flight == 0, timeout_s=1)
-            upstream.reply = answer()
-            return await ask(backend, ["after"])
-
-    assert run(work()).texts == ["echo: after"]
+    assert result.texts == ["echo: after"]
 
 
-def test_two_calls_at_once_do_not_meet(upstream, run):
+async def test_two_calls_at_once_do_not_meet(upstream):
     upstream.reply = late(0.005)
-
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            return await asyncio.gather(
-                ask(backend, [f"a {i}" for i in range(200)]), ask(backend, [f"b {i}" for i in range(200)])
-            )
-
-    first, second = run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        first, second = await asyncio.gather(
+            ask(backend, [f"a {i}" for i in range(200)]), ask(backend, [f"b {i}" for i in range(200)])
+        )
     assert first.texts == echoes([f"a {i}" for i in range(200)])
     assert second.texts == echoes([f"b {i}" for i in range(200)])
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-def test_the_key_is_in_no_command_line_and_no_environment(upstream, run):
+async def test_the_key_is_in_no_command_line_and_no_environment(upstream):
     upstream.reply = late(0.05)
-
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            call = asyncio.ensure_future(ask(backend, PROMPTS))
-            await upstream.reaches(lambda: len(upstream.seen) > 10)
-            said = [" ".join(w.cmdline()) + Path(f"/proc/{w.pid}/environ").read_text() for w in workers()]
-            await call
-            return said
-
-    said = run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        await upstream.reaches(lambda: len(upstream.seen) > 10)
+        said = [" ".join(w.cmdline()) + Path(f"/proc/{w.pid}/environ").read_text() for w in workers()]
+        await call
     assert len(said) == 2
     assert not any(KEY in text for text in said)
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
-def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
+async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     items = [
         Request(i, Conversation((Message("user", f"p {i}"),)).with_images([str(tmp_path / name)], None), Sampling())
@@ -161,18 +146,14 @@ def test_images_are_read_and_encoded_by_the_workers(upstream, run, tmp_path):
             taken, items[:] = items[:n], items[n:]
             return taken
 
-    async def work():
-        outcomes = {}
+    outcomes = {}
 
-        class Sink:
-            async def put(self, key, outcome):
-                outcomes[key] = outcome
+    class Sink:
+        async def put(self, key, outcome):
+            outcomes[key] = outcome
 
-        async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Source(), Sink(), CallStats(total=2))
-        return outcomes
-
-    outcomes = run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        await backend.run(Source(), Sink(), CallStats(total=2))
     assert outcomes[0].text == "echo: p 0"
     assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert outcomes[1].error.code == Code.INVALID_IMAGE
@@ -189,54 +170,44 @@ class Listed:
         return taken
 
 
-def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upstream, run):
-    async def work():
-        sink = DictSink()
-        source = Listed(
-            Request(0, conversation_from_prompt("a", "p"), Sampling(temperature=0), {"model": "one"}),
-            Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
-        )
-        async with opened(upstream.url, **BULK) as backend:
-            await backend.run(source, sink, CallStats(total=2))
-        return [sink.outcomes[key].attempts for key in (0, 1)]
-
-    assert run(work()) == [1, 3]
+async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempts(upstream):
+    sink = DictSink()
+    source = Listed(
+        Request(0, conversation_from_prompt("a", "p"), Sampling(temperature=0), {"model": "one"}),
+        Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
+    )
+    async with opened(upstream.url, **BULK) as backend:
+        await backend.run(source, sink, CallStats(total=2))
+    assert [sink.outcomes[key].attempts for key in (0, 1)] == [1, 3]
     sent = {seen.prompt: seen.json for seen in upstream.seen}
     assert (sent["a"]["model"], sent["a"].get("temperature"), sent["a"].get("max_tokens")) == ("one", 0, None)
     assert (sent["b"]["model"], sent["b"].get("temperature"), sent["b"].get("max_tokens")) == ("two", None, 5)
 
 
-def test_a_large_call_with_nothing_left_to_ask_ends(upstream, run):
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Listed(), DictSink(), CallStats(total=30_000))
-
-    run(work())
+async def test_a_large_call_with_nothing_left_to_ask_ends(upstream):
+    async with opened(upstream.url, **BULK) as backend:
+        await backend.run(Listed(), DictSink(), CallStats(total=30_000))
     assert not upstream.seen
     assert not workers()
 
 
-def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upstream, run):
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            return await ask(backend, PROMPTS, source=ListSource(PROMPTS, extra={"wide": 2**70}))
+async def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_process(upstream):
+    async with opened(upstream.url, **BULK) as backend:
+        result = await ask(backend, PROMPTS, source=ListSource(PROMPTS, extra={"wide": 2**70}))
 
-    assert run(work()).codes == {Code.INVALID_INPUT}
+    assert result.codes == {Code.INVALID_INPUT}
     assert not upstream.seen
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
-def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream, run):
+async def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream):
     import resource
-
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            return await ask(backend, ["x" * 2000] * 500)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
-        result = run(work())
+        async with opened(upstream.url, **BULK) as backend:
+            result = await ask(backend, ["x" * 2000] * 500)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert result.raised is not None
@@ -245,7 +216,7 @@ def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream, run):
     assert result.answered > 30
 
 
-def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
+async def test_rows_of_a_file_are_read_where_they_lie(upstream, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
     refs, offset = [], 0
@@ -269,18 +240,14 @@ def test_rows_of_a_file_are_read_where_they_lie(upstream, run, tmp_path):
         def attempts(self, key):
             return 2 if key == 4 else 0
 
-    async def work():
-        outcomes = {}
+    outcomes = {}
 
-        class Sink:
-            async def put(self, key, outcome):
-                outcomes[key] = outcome
+    class Sink:
+        async def put(self, key, outcome):
+            outcomes[key] = outcome
 
-        async with opened(upstream.url, **BULK) as backend:
-            await backend.run(Rows(), Sink(), CallStats())
-        return outcomes
-
-    outcomes = run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        await backend.run(Rows(), Sink(), CallStats())
     assert [outcomes[i].text for i in range(50)] == [f"echo: row {i}" for i in range(50)]
     assert outcomes[4].attempts == 3
     assert "line 51" in outcomes[50].error.message
@@ -299,7 +266,7 @@ def test_a_mapped_file_shows_what_is_written_later(tmp_path):
     mapped.close()
 
 
-def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):
+async def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):
     live = FanOut._live
 
     async def stillborn(self, worker):
@@ -308,17 +275,17 @@ def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, 
         await live(self, worker)
 
     monkeypatch.setattr(FanOut, "_live", stillborn)
-    assert drive(PROMPTS, **BULK).texts == echoes(PROMPTS)
+    assert (await drive(PROMPTS, **BULK)).texts == echoes(PROMPTS)
 
 
-def test_workers_that_cannot_be_started_end_the_call(upstream, drive, monkeypatch, tmp_path):
+async def test_workers_that_cannot_be_started_end_the_call(upstream, drive, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
-    result = drive(PROMPTS[:20], timeout_s=20, **BULK)
+    result = await drive(PROMPTS[:20], **BULK)
     assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}
     assert "could not be started" in result.outcomes[0].error.message
 
 
-def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, run, monkeypatch):
+async def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, monkeypatch):
     start, dying = asyncio.create_subprocess_exec, asyncio.Event()
 
     async def long_lived(*arguments, **options):
@@ -335,25 +302,21 @@ def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, run, m
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", long_lived)
     upstream.reply = late(0.02)
-
-    async def work():
-        async with opened(upstream.url, **BULK) as backend:
-            call = asyncio.ensure_future(ask(backend, PROMPTS))
-            await upstream.reaches(lambda: len(upstream.seen) > 10)
-            os.kill(workers()[0].pid, signal.SIGKILL)
-            await dying.wait()
-            call.cancel()
-            async with asyncio.timeout(10):
-                await asyncio.wait({call})
-
-    run(work())
+    async with opened(upstream.url, **BULK) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        await upstream.reaches(lambda: len(upstream.seen) > 10)
+        os.kill(workers()[0].pid, signal.SIGKILL)
+        await dying.wait()
+        call.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.wait({call})
     assert not workers()
 
 
-def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):
+async def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):
     async def stillborn(self, worker):
         pass
 
     monkeypatch.setattr(FanOut, "_live", stillborn)
-    result = drive(PROMPTS[:20], **BULK)
+    result = await drive(PROMPTS[:20], **BULK)
     assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}

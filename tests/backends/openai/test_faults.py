@@ -211,19 +211,19 @@ both = pytest.mark.usefixtures("either_way")
 
 @both
 @pytest.mark.parametrize("fault", FAULTS + REFUSED_KEYS, ids=lambda fault: fault.name)
-def test_a_fault_ends_the_item_as_the_table_says(upstream, drive, fault):
+async def test_a_fault_ends_the_item_as_the_table_says(upstream, drive, fault):
     upstream.reply = fault.reply
-    result = drive(["bad"], retries=RETRIES, **fault.block)
+    result = await drive(["bad"], retries=RETRIES, **fault.block)
     _check(result.outcomes[0], fault, fault.tries, upstream)
     assert result.seconds < within(10)
 
 
 @both
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_of_one_item_costs_no_other(upstream, drive, fault):
+async def test_a_fault_of_one_item_costs_no_other(upstream, drive, fault):
     upstream.reply = by_prompt({"bad": fault.reply}, late(0.005))
     prompts = [f"good {i}" for i in range(7)] + ["bad"] + [f"good {i}" for i in range(7, 30)]
-    result = drive(prompts, retries=RETRIES, concurrency=8, **fault.block)
+    result = await drive(prompts, retries=RETRIES, concurrency=8, **fault.block)
     _check(result.outcomes.pop(7), fault, fault.beside or fault.tries, upstream)
     assert result.texts == echoes(prompts[:7] + prompts[8:])
     assert result.seconds < within(10)
@@ -233,39 +233,36 @@ PASSING = [fault for fault in FAULTS if fault.retryable]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.name)
-def test_a_fault_that_passes_costs_nothing(upstream, drive, fault):
+async def test_a_fault_that_passes_costs_nothing(upstream, drive, fault):
     upstream.reply = attempts(fault.reply, fault.reply, answer())
-    result = drive(["bad"], retries=RETRIES, **fault.block)
+    result = await drive(["bad"], retries=RETRIES, **fault.block)
     assert result.texts == echoes(["bad"])
     assert result.outcomes[0].attempts == 3
 
 
 @both
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault.name)
-def test_a_fault_that_passes_costs_nothing_at_an_endpoint_that_has_answered(upstream, run, fault):
-    async def work():
-        async with opened(upstream.url, retries=RETRIES, **fault.block) as backend:
-            await ask(backend, ["first"])
-            upstream.reply = attempts(fault.reply, fault.reply, answer())
-            return await ask(backend, ["bad", "other"])
-
-    result = run(work())
+async def test_a_fault_that_passes_costs_nothing_at_an_endpoint_that_has_answered(upstream, fault):
+    async with opened(upstream.url, retries=RETRIES, **fault.block) as backend:
+        await ask(backend, ["first"])
+        upstream.reply = attempts(fault.reply, fault.reply, answer())
+        result = await ask(backend, ["bad", "other"])
     assert result.texts == echoes(["bad", "other"])
     assert [outcome.attempts for outcome in result.outcomes] == [3, 3]
     assert result.stats.retries == 4
 
 
-def test_a_refused_connection_ends_the_item(upstream, drive):
+async def test_a_refused_connection_ends_the_item(upstream, drive):
     upstream.vanish()
-    result = drive(["hi"], retries=RETRIES)
+    result = await drive(["hi"], retries=RETRIES)
     failure = result.failures[0]
     assert failure.error.code == Code.UNREACHABLE
     assert failure.attempts == RETRIES
     assert f"127.0.0.1:{upstream.port}" in failure.error.message
 
 
-def test_no_answer_to_the_connection_ends_the_item(drive, unaccepting):
-    result = drive(["hi"], retries=2, timeout=[0.3, 5], base_url=f"http://127.0.0.1:{unaccepting}/v1")
+async def test_no_answer_to_the_connection_ends_the_item(drive, unaccepting):
+    result = await drive(["hi"], retries=2, timeout=[0.3, 5], base_url=f"http://127.0.0.1:{unaccepting}/v1")
     failure = result.failures[0]
     assert failure.error.code in {Code.TIMEOUT, Code.UNREACHABLE}
     assert failure.error.retryable
@@ -273,14 +270,14 @@ def test_no_answer_to_the_connection_ends_the_item(drive, unaccepting):
     assert 0.5 < result.seconds < within(3)
 
 
-def test_what_is_no_http_ends_the_item(drive, smtp):
-    result = drive(["hi"], retries=RETRIES, base_url=f"http://127.0.0.1:{smtp}/v1")
+async def test_what_is_no_http_ends_the_item(drive, smtp):
+    result = await drive(["hi"], retries=RETRIES, base_url=f"http://127.0.0.1:{smtp}/v1")
     assert result.failures[0].error.code in {Code.BAD_RESPONSE, Code.CONNECTION_LOST}
 
 
-def test_an_untrusted_certificate_ends_the_item_at_once(upstreams, drive):
+async def test_an_untrusted_certificate_ends_the_item_at_once(upstreams, drive):
     up = upstreams(tls=True)
-    result = drive(["hi"], base_url=up.url)
+    result = await drive(["hi"], base_url=up.url)
     failure = result.failures[0]
     assert failure.error.code == Code.TLS
     assert not failure.error.retryable
@@ -289,29 +286,29 @@ def test_an_untrusted_certificate_ends_the_item_at_once(upstreams, drive):
     assert not up.seen
 
 
-def test_https_to_a_plain_server_is_a_tls_error(upstream, drive):
-    result = drive(["hi"], base_url=upstream.url.replace("http:", "https:"))
+async def test_https_to_a_plain_server_is_a_tls_error(upstream, drive):
+    result = await drive(["hi"], base_url=upstream.url.replace("http:", "https:"))
     assert result.failures[0].error.code == Code.TLS
     assert "http" in result.failures[0].error.hint
 
 
-def test_plain_http_to_a_tls_server_is_no_answer(upstreams, drive):
+async def test_plain_http_to_a_tls_server_is_no_answer(upstreams, drive):
     up = upstreams(tls=True)
-    result = drive(["hi"], base_url=up.url.replace("https:", "http:"))
+    result = await drive(["hi"], base_url=up.url.replace("https:", "http:"))
     assert result.failures[0].error.code in {Code.CONNECTION_LOST, Code.BAD_RESPONSE, Code.TLS}
 
 
-def test_a_certificate_from_the_environment_is_trusted(upstreams, drive, monkeypatch):
+async def test_a_certificate_from_the_environment_is_trusted(upstreams, drive, monkeypatch):
     up = upstreams(tls=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(up.certificate))
-    assert drive(["hi"], base_url=up.url).texts == echoes(["hi"])
+    assert (await drive(["hi"], base_url=up.url)).texts == echoes(["hi"])
 
 
 @both
 @pytest.mark.parametrize("at", ["head", "body"])
-def test_a_slow_drip_is_waited_for_while_it_drips(upstream, drive, at):
+async def test_a_slow_drip_is_waited_for_while_it_drips(upstream, drive, at):
     upstream.reply = late(0.2, drip(0.1, 8)) if at == "head" else drip(0.15, 8)
-    result = drive(["hi"], timeout=[0.5, 0.5])
+    result = await drive(["hi"], timeout=[0.5, 0.5])
     assert result.texts == echoes(["hi"])
     assert result.outcomes[0].attempts == 1
 
@@ -352,20 +349,20 @@ STREAM_FAULTS = [
 
 @both
 @pytest.mark.parametrize("fault", STREAM_FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_of_a_stream_costs_no_other(upstream, drive, fault):
+async def test_a_fault_of_a_stream_costs_no_other(upstream, drive, fault):
     upstream.reply = by_prompt({"bad": fault.reply}, late(0.005))
     prompts = [f"good {i}" for i in range(7)] + ["bad"] + [f"good {i}" for i in range(7, 20)]
-    result = drive(prompts, retries=RETRIES, concurrency=8, stream=True, **fault.block)
+    result = await drive(prompts, retries=RETRIES, concurrency=8, stream=True, **fault.block)
     _check(result.outcomes.pop(7), fault, fault.beside or fault.tries, upstream)
     assert result.texts == echoes(prompts[:7] + prompts[8:])
 
 
 @both
-def test_one_redirect_leads_nowhere_else(upstreams, upstream, drive):
+async def test_one_redirect_leads_nowhere_else(upstreams, upstream, drive):
     elsewhere = upstreams()
     for code in (301, 302, 303, 307, 308):
         upstream.reply = redirect(elsewhere.url + "/chat/completions", code)
-        failure = drive(["hi"]).failures[0]
+        failure = (await drive(["hi"])).failures[0]
         assert failure.error.code == Code.BAD_RESPONSE
         assert str(code) in failure.error.message
     assert not elsewhere.seen
@@ -385,9 +382,9 @@ def test_one_redirect_leads_nowhere_else(upstreams, upstream, drive):
         b"the reason",
     ],
 )
-def test_the_reason_is_found_in_every_shape_of_error_body(upstream, drive, body):
+async def test_the_reason_is_found_in_every_shape_of_error_body(upstream, drive, body):
     upstream.reply = raw(body, code=400)
-    failure = drive(["hi"]).failures[0]
+    failure = (await drive(["hi"])).failures[0]
     assert "the reason" in failure.error.message
     assert "{" not in failure.error.message
 
@@ -405,35 +402,32 @@ def test_the_reason_is_found_in_every_shape_of_error_body(upstream, drive, body)
         b"",
     ],
 )
-def test_an_error_body_of_any_shape_is_survived(upstream, drive, body):
+async def test_an_error_body_of_any_shape_is_survived(upstream, drive, body):
     upstream.reply = raw(body, code=400)
-    assert drive(["hi"]).failures[0].error.code == Code.BAD_REQUEST
+    assert (await drive(["hi"])).failures[0].error.code == Code.BAD_REQUEST
 
 
-def test_a_long_reason_is_cut(upstream, drive):
+async def test_a_long_reason_is_cut(upstream, drive):
     upstream.reply = status(400, "blah " * 100_000)
-    assert len(drive(["hi"]).failures[0].error.message) < 2000
+    assert len((await drive(["hi"])).failures[0].error.message) < 2000
 
 
 @both
 @pytest.mark.thorough
-def test_later_runs_are_right_after_every_fault(upstream, run):
-    async def work():
-        async with opened(upstream.url, retries=2, timeout=[2, 0.3]) as backend:
-            for fault in (*FAULTS, *REFUSED_KEYS):
-                if "huge" in fault.name:
-                    continue
-                upstream.reply = fault.reply
-                await ask(backend, ["bad"])
-                upstream.reply = answer()
-                assert (await ask(backend, ["good"])).texts == echoes(["good"]), fault.name
-
-    run(work())
+async def test_later_runs_are_right_after_every_fault(upstream):
+    async with opened(upstream.url, retries=2, timeout=[2, 0.3]) as backend:
+        for fault in (*FAULTS, *REFUSED_KEYS):
+            if "huge" in fault.name:
+                continue
+            upstream.reply = fault.reply
+            await ask(backend, ["bad"])
+            upstream.reply = answer()
+            assert (await ask(backend, ["good"])).texts == echoes(["good"]), fault.name
 
 
 @both
 @pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
-def test_interim_responses_have_an_end(run, upstream, length):
+async def test_interim_responses_have_an_end(upstream, length):
     bad = "bad" + "." * length
 
     async def flood(exchange):
@@ -442,24 +436,18 @@ def test_interim_responses_have_an_end(run, upstream, length):
             await exchange.sleep(0.01)
 
     upstream.reply = by_prompt({bad: flood})
+    async with opened(upstream.url, retries=1, timeout=[1, 1]) as backend:
+        result = await ask(backend, ["good", bad])
 
-    async def work():
-        async with opened(upstream.url, retries=1, timeout=[1, 1]) as backend:
-            return await ask(backend, ["good", bad])
-
-    assert run(work(), timeout_s=30).texts == ["echo: good", None]
+    assert result.texts == ["echo: good", None]
 
 
 @both
 @pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
-def test_silence_after_early_hints_is_silence(run, upstream, length):
+async def test_silence_after_early_hints_is_silence(upstream, length):
     bad = "bad" + "." * length
     upstream.reply = by_prompt({bad: interim(hang())})
-
-    async def work():
-        async with opened(upstream.url, retries=1, timeout=[2, 0.3]) as backend:
-            return await ask(backend, ["good", bad])
-
-    found = run(work(), timeout_s=30)
+    async with opened(upstream.url, retries=1, timeout=[2, 0.3]) as backend:
+        found = await ask(backend, ["good", bad])
     assert found.texts == ["echo: good", None]
     assert found.codes == {"timeout"}

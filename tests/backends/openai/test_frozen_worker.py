@@ -20,24 +20,23 @@ from replies import answer, late
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
-def test_a_worker_that_is_stopped_is_replaced(upstream: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_stopped_is_replaced(
+    upstream: Any, monkeypatch: pytest.MonkeyPatch, closing: Any
+) -> None:
     # a default is bound when the function is made
     monkeypatch.setitem(workers.FanOut.__init__.__kwdefaults__, "silence_s", 3.0)
     upstream.reply = late(0.05, answer())
-
-    async def work() -> None:
-        service = Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
-        stats = CallStats(total=200)
-        items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
-        answering = asyncio.ensure_future(service.generate(items, stats))
-        await upstream.reaches(lambda: len(upstream.seen) > 20)
-        victim = next(
-            child for child in psutil.Process().children(recursive=True) if "openai.worker" in str(child.cmdline())
-        )
-        victim.send_signal(signal.SIGSTOP)
-        outcomes = await answering
-        assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
-        assert all(isinstance(outcome, Completion) for outcome in outcomes)
-        await service.aclose()
-
-    run(work())
+    service = closing(
+        Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
+    )
+    stats = CallStats(total=200)
+    items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
+    answering = asyncio.ensure_future(service.generate(items, stats))
+    await upstream.reaches(lambda: len(upstream.seen) > 20)
+    victim = next(
+        child for child in psutil.Process().children(recursive=True) if "openai.worker" in str(child.cmdline())
+    )
+    victim.send_signal(signal.SIGSTOP)
+    outcomes = await answering
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    assert all(isinstance(outcome, Completion) for outcome in outcomes)

@@ -21,22 +21,20 @@ BAD = {"bad": status(400), "cut": truncated(), "reset": reset(), "closed": close
 @pytest.mark.parametrize("block", [{}, {"dedupe": True}, {"stream": True}], ids=["plain", "dedupe", "stream"])
 @pytest.mark.parametrize("prompts", [["a", "b"] * 20, ["a", *BAD]], ids=["answers", "failures"])
 @pytest.mark.thorough
-def test_nothing_is_left_to_the_garbage_collector(upstream, run, prompts, block):
+async def test_nothing_is_left_to_the_garbage_collector(upstream, prompts, block):
     upstream.reply = by_prompt(BAD, answer())
 
-    async def work():
-        async with opened(upstream.url, retries=2, base_delay=0.001, **block) as backend:
-            await ask(backend, prompts)
-            gc.collect()
-            before = [one for one in gc.get_objects() if isinstance(one, OF_A_CALL)]
-            gc.disable()
-            try:
-                result = await ask(backend, prompts)
-                assert result.answered
-                del result
-                await asyncio.sleep(0.05)  # tasks that have just ended
-                return len([one for one in gc.get_objects() if isinstance(one, OF_A_CALL)]) - len(before)
-            finally:
-                gc.enable()
-
-    assert run(work()) == 0
+    async with opened(upstream.url, retries=2, base_delay=0.001, **block) as backend:
+        await ask(backend, prompts)
+        gc.collect()
+        before = [one for one in gc.get_objects() if isinstance(one, OF_A_CALL)]
+        gc.disable()
+        try:
+            result = await ask(backend, prompts)
+            assert result.answered
+            del result
+            await asyncio.sleep(0.05)  # tasks that have just ended
+            left = len([one for one in gc.get_objects() if isinstance(one, OF_A_CALL)]) - len(before)
+        finally:
+            gc.enable()
+    assert left == 0

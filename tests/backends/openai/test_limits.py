@@ -20,9 +20,9 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
 @pytest.mark.parametrize("retry_after", [None, "0.05", "1"])
-def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_after):
+async def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_after):
     upstream.reply = at_most(4, late(0.005), status(429, retry_after=retry_after))
-    result = drive(THOUSAND, concurrency=64, base_delay=0.05, max_delay=0.5)
+    result = await drive(THOUSAND, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND)
     assert result.seconds < within(30)
     assert max(outcome.attempts for outcome in result.outcomes) <= 15
@@ -30,52 +30,52 @@ def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_afte
 
 @pytest.mark.parametrize("retry_after", [None, "0.2"])
 @pytest.mark.thorough
-def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, drive, retry_after):
+async def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, drive, retry_after):
     upstream.reply = at_rate(50, 0.2, answer(), status(429, retry_after=retry_after))
     prompts = THOUSAND[: 500 if retry_after else 1000]
-    result = drive(prompts, retries=5, concurrency=64, base_delay=0.05, max_delay=0.5)
+    result = await drive(prompts, retries=5, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(prompts)
     assert result.seconds < within(30)
 
 
-def test_the_window_finds_the_limit_of_the_endpoint(upstream, drive):
+async def test_the_window_finds_the_limit_of_the_endpoint(upstream, drive):
     prompts = [str(i) for i in range(2000)]
     upstream.reply = at_most(40, late(0.02), status(429))
-    result = drive(prompts, concurrency=256)
+    result = await drive(prompts, concurrency=256)
     assert result.texts == echoes(prompts)
     refused = len(upstream.seen) - len(prompts)
     assert refused < 0.1 * len(upstream.seen), f"{refused} of {len(upstream.seen)} refused"
     assert result.seconds < within(3 * 2000 / 40 * 0.02 + 1)
 
 
-def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstream, drive):
+async def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstream, drive):
     began = time.monotonic()
 
     async def reply(exchange):
         await (status(429) if time.monotonic() < began + 1.5 else answer())(exchange)
 
     upstream.reply = reply
-    result = drive(THOUSAND[:100], retries=3, base_delay=0.05, max_delay=0.5)
+    result = await drive(THOUSAND[:100], retries=3, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND[:100])
 
 
-def test_one_prompt_that_is_always_refused_costs_no_other(upstream, drive):
+async def test_one_prompt_that_is_always_refused_costs_no_other(upstream, drive):
     upstream.reply = by_prompt({"bad": status(429)}, late(0.005))
-    result = drive(["bad", *THOUSAND[:500]], concurrency=16)
+    result = await drive(["bad", *THOUSAND[:500]], concurrency=16)
     assert list(result.failures) == [0]
     assert result.failures[0].attempts < 15
 
 
-def test_429s_do_not_count_against_retries(upstream, drive):
+async def test_429s_do_not_count_against_retries(upstream, drive):
     upstream.reply = attempts(*[status(429)] * 8, answer())
-    result = drive(["a", "b"], retries=2)
+    result = await drive(["a", "b"], retries=2)
     assert result.texts == echoes(["a", "b"])
     assert [outcome.attempts for outcome in result.outcomes] == [9, 9]
 
 
-def test_attempts_are_one_ledger_over_all_kinds_of_failure(upstream, drive):
+async def test_attempts_are_one_ledger_over_all_kinds_of_failure(upstream, drive):
     upstream.reply = attempts(status(500), status(429), html(), status(429), raw(b""), status(429), answer())
-    failure = drive(["a"], retries=3).failures[0]
+    failure = (await drive(["a"], retries=3)).failures[0]
     assert failure.attempts == 5
     assert failure.error.code == "bad_response"
 
@@ -103,32 +103,34 @@ def _gap(upstream):
         (529, {"retry-after-ms": "300"}, 0.3, 1.2),
     ],
 )
-def test_retry_after_is_honoured(upstream, drive, code, headers, least, most):
+async def test_retry_after_is_honoured(upstream, drive, code, headers, least, most):
     upstream.reply = attempts(status(code, headers=headers), answer())
-    result = drive(["a"], max_delay=0.2)
+    result = await drive(["a"], max_delay=0.2)
     assert result.texts == ["echo: a"]
     assert least - 0.02 <= _gap(upstream) <= most
 
 
-def test_retry_after_as_a_date_is_honoured(upstream, drive):
+async def test_retry_after_as_a_date_is_honoured(upstream, drive):
     upstream.reply = attempts(status(429, retry_after=http_date(2)), answer())
-    assert drive(["a"], max_delay=0.3).answered == 1
+    assert (await drive(["a"], max_delay=0.3)).answered == 1
     assert 0.9 <= _gap(upstream) <= 3
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": "3600"}, {"retry-after-ms": "99999999999"}])
-def test_a_longer_wait_than_ten_times_max_delay_ends_the_endpoint_and_says_when_it_is_over(upstream, drive, headers):
+async def test_a_longer_wait_than_ten_times_max_delay_ends_the_endpoint_and_says_when_it_is_over(
+    upstream, drive, headers
+):
     upstream.reply = status(429, headers=headers)
-    result = drive([str(i) for i in range(100)], max_delay=0.03, concurrency=8)
+    result = await drive([str(i) for i in range(100)], max_delay=0.03, concurrency=8)
     assert len(upstream.seen) <= 16
     assert result.codes == {"rate_limited"}
     assert all(failure.concerns_all for failure in result.failures.values())
     assert "UTC" in result.failures[0].error.hint
 
 
-def test_one_item_with_a_long_wait_amid_answers_is_that_items_failure(upstream, drive):
+async def test_one_item_with_a_long_wait_amid_answers_is_that_items_failure(upstream, drive):
     upstream.reply = by_prompt({"7": status(429, "try again in 23h59m")}, late(0.01))
-    result = drive([str(i) for i in range(100)], max_delay=0.03)
+    result = await drive([str(i) for i in range(100)], max_delay=0.03)
     assert list(result.failures) == [7]
     assert not result.failures[7].concerns_all
 
@@ -144,9 +146,9 @@ def test_one_item_with_a_long_wait_amid_answers_is_that_items_failure(upstream, 
     ],
     ids=["words", "reset header", "RetryInfo", "estimated_time"],
 )  # fmt: skip
-def test_a_wait_is_honoured_wherever_it_is_said(upstream, drive, reply, least):
+async def test_a_wait_is_honoured_wherever_it_is_said(upstream, drive, reply, least):
     upstream.reply = attempts(reply, answer())
-    assert drive(["a"], max_delay=0.3).answered == 1
+    assert (await drive(["a"], max_delay=0.3)).answered == 1
     assert _gap(upstream) >= least - 0.02
 
 
@@ -169,21 +171,21 @@ def test_a_wait_is_honoured_wherever_it_is_said(upstream, drive, reply, least):
     ],
     ids=str,
 )
-def test_a_retry_after_that_says_nothing_is_ignored(upstream, drive, headers):
+async def test_a_retry_after_that_says_nothing_is_ignored(upstream, drive, headers):
     upstream.reply = attempts(status(429, headers=headers), answer())
-    assert drive(["a"], max_delay=0.05).answered == 1
+    assert (await drive(["a"], max_delay=0.05)).answered == 1
     assert _gap(upstream) <= 0.6
 
 
-def test_a_broken_retry_after_ms_leaves_retry_after_in_force(upstream, drive):
+async def test_a_broken_retry_after_ms_leaves_retry_after_in_force(upstream, drive):
     upstream.reply = attempts(status(429, headers={"retry-after-ms": "abc", "Retry-After": "0.5"}), answer())
-    assert drive(["a"], max_delay=0.2).answered == 1
+    assert (await drive(["a"], max_delay=0.2)).answered == 1
     assert 0.48 <= _gap(upstream) <= 1.5
 
 
-def test_back_off_is_capped_at_max_delay(upstream, drive):
+async def test_back_off_is_capped_at_max_delay(upstream, drive):
     upstream.reply = attempts(*[status(500)] * 9, answer())
-    result = drive(["a"], retries=10, base_delay=0.02, max_delay=0.05)
+    result = await drive(["a"], retries=10, base_delay=0.02, max_delay=0.05)
     assert result.answered == 1
     assert result.seconds < within(2)
     gaps = [after.at - before.ended for before, after in zip(upstream.seen, upstream.seen[1:], strict=False)]
@@ -194,76 +196,61 @@ def test_back_off_is_capped_at_max_delay(upstream, drive):
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_concurrency_bounds_all_runs_together(upstream, run, adaptive):
+async def test_concurrency_bounds_all_runs_together(upstream, adaptive):
     upstream.reply = late(0.01)
     prompts = [str(i) for i in range(100)]
 
-    async def work():
-        async with opened(upstream.url, concurrency=8, adaptive=adaptive) as backend:
-            return await asyncio.gather(*(ask(backend, prompts) for _ in range(4)))
-
-    for result in run(work()):
+    async with opened(upstream.url, concurrency=8, adaptive=adaptive) as backend:
+        results = await asyncio.gather(*(ask(backend, prompts) for _ in range(4)))
+    for result in results:
         assert result.texts == echoes(prompts)
     assert upstream.peak == 8
 
 
-def test_a_small_run_beside_a_huge_one_gets_its_share(upstream, run):
+async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     upstream.reply = late(0.01)
     huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
-
-    async def work():
-        async with opened(upstream.url, concurrency=8) as backend:
-            stats = CallStats(total=len(huge))
-            first = asyncio.create_task(ask(backend, huge, stats))
-            await upstream.reaches(lambda: stats.done > 100)
-            before = stats.done
-            second = await ask(backend, small)
-            meanwhile = stats.done - before
-            return await first, second, meanwhile
-
-    first, second, meanwhile = run(work())
+    async with opened(upstream.url, concurrency=8) as backend:
+        stats = CallStats(total=len(huge))
+        running = asyncio.create_task(ask(backend, huge, stats))
+        await upstream.reaches(lambda: stats.done > 100)
+        before = stats.done
+        second = await ask(backend, small)
+        meanwhile = stats.done - before
+        first = await running
     assert (first.texts, second.texts) == (echoes(huge), echoes(small))
     assert meanwhile < 100, f"{meanwhile} of the huge run went before 5 of the small one"
 
 
-def test_two_equal_runs_share_evenly(upstream, run):
+async def test_two_equal_runs_share_evenly(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(600)]
-
-    async def work():
-        async with opened(upstream.url, concurrency=8) as backend:
-            all_stats = [CallStats(total=600), CallStats(total=600)]
-            first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
-            await asyncio.sleep(0)
-            second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
-            await upstream.reaches(lambda: all_stats[0].done > 400)
-            done = all_stats[1].done
-            await asyncio.gather(first, second)
-            return done
-
-    assert run(work()) > 250
+    async with opened(upstream.url, concurrency=8) as backend:
+        all_stats = [CallStats(total=600), CallStats(total=600)]
+        first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
+        await upstream.reaches(lambda: all_stats[0].done > 400)
+        done = all_stats[1].done
+        await asyncio.gather(first, second)
+    assert done > 250
 
 
-def test_a_run_that_is_held_up_does_not_hold_up_another(upstream, run):
+async def test_a_run_that_is_held_up_does_not_hold_up_another(upstream):
     upstream.reply = by_prompt({"bad": status(500, retry_after="5")}, late(0.002))
-
-    async def work():
-        async with opened(upstream.url, concurrency=8, max_delay=0.5) as backend:
-            held = asyncio.create_task(ask(backend, ["bad"] * 50))
-            await asyncio.sleep(0.05)
-            result = await ask(backend, THOUSAND[:100])
-            held.cancel()
-            await asyncio.wait({held})
-            return result
-
-    result = run(work())
+    async with opened(upstream.url, concurrency=8, max_delay=0.5) as backend:
+        held = asyncio.create_task(ask(backend, ["bad"] * 50))
+        await asyncio.sleep(0.05)
+        result = await ask(backend, THOUSAND[:100])
+        held.cancel()
+        await asyncio.wait({held})
     assert result.texts == echoes(THOUSAND[:100])
     assert result.seconds < within(2)
 
 
-def test_requests_per_minute_hold(upstream, drive):
+async def test_requests_per_minute_hold(upstream, drive):
     prompts = [str(i) for i in range(60)]
-    assert drive(prompts, rpm=1200).texts == echoes(prompts)  # 20 a second, after one second's worth
+    assert (await drive(prompts, rpm=1200)).texts == echoes(prompts)  # 20 a second, after one second's worth
     times = [seen.at for seen in upstream.seen]
     for at, began in enumerate(times):
         within = sum(began <= time_ < began + 1 for time_ in times[at:])
@@ -271,37 +258,29 @@ def test_requests_per_minute_hold(upstream, drive):
     assert times[-1] - times[0] > 1.5
 
 
-def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream, run):
+async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     from fakes import ListSource
 
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(1500)]
-
-    async def work():
-        async with opened(upstream.url, concurrency=8) as backend:
-            source, stats, most = ListSource(prompts), CallStats(total=len(prompts)), 0
-            task = asyncio.create_task(ask(backend, prompts, stats, source))
-            while not task.done():
-                most = max(most, source.taken - stats.done)
-                assert len(asyncio.all_tasks()) < 60
-                await asyncio.sleep(0.01)
-            return await task, most
-
-    result, most = run(work())
+    async with opened(upstream.url, concurrency=8) as backend:
+        source, stats, most = ListSource(prompts), CallStats(total=len(prompts)), 0
+        task = asyncio.create_task(ask(backend, prompts, stats, source))
+        while not task.done():
+            most = max(most, source.taken - stats.done)
+            assert len(asyncio.all_tasks()) < 60
+            await asyncio.sleep(0.01)
+        result = await task
     assert result.texts == echoes(prompts)
     assert most < 100
 
 
-def test_a_slow_sink_is_waited_for(upstream, run):
+async def test_a_slow_sink_is_waited_for(upstream):
     from fakes import DictSink
 
     prompts = [str(i) for i in range(200)]
-
-    async def work():
-        async with opened(upstream.url, concurrency=4) as backend:
-            sink, stats = DictSink(delay_s=0.01), CallStats(total=len(prompts))
-            return await ask(backend, prompts, stats, sink=sink)
-
-    result = run(work())
+    async with opened(upstream.url, concurrency=4) as backend:
+        sink, stats = DictSink(delay_s=0.01), CallStats(total=len(prompts))
+        result = await ask(backend, prompts, stats, sink=sink)
     assert result.texts == echoes(prompts)
     assert result.seconds > 0.4

@@ -71,9 +71,9 @@ async def _models(plan):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream, run):
+async def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream):
     upstream.gets, model, context = SERVERS[server]
-    found = run(_models(openai_plan(upstream.url)))
+    found = await _models(openai_plan(upstream.url))
     assert found.server == server
     only = found.only()
     assert only is not None
@@ -81,61 +81,61 @@ def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream, run):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_base_url_alone_is_enough_where_there_is_one_model(server, upstream, run):
+async def test_base_url_alone_is_enough_where_there_is_one_model(server, upstream):
     upstream.gets, model, _ = SERVERS[server]
-    plan = run(with_model(openai_plan(upstream.url, model_name=None)))
+    plan = await with_model(openai_plan(upstream.url, model_name=None))
     assert plan.model == plan.operator_model == model
     assert model in plan.chosen
 
 
-def test_an_older_ollama_lists_its_models_on_its_own_page_alone(upstream, run):
+async def test_an_older_ollama_lists_its_models_on_its_own_page_alone(upstream):
     upstream.gets = {"/v1/models": None, "/api/version": {"version": "0.1.20"}, "/api/tags": TAGS}
-    assert run(_models(openai_plan(upstream.url))).only() == ListedModel("llama3.2:latest")
+    assert (await _models(openai_plan(upstream.url))).only() == ListedModel("llama3.2:latest")
 
 
-def test_a_model_that_ollama_has_loaded_comes_with_its_context_and_is_meant(upstream, run):
+async def test_a_model_that_ollama_has_loaded_comes_with_its_context_and_is_meant(upstream):
     tags = {"models": [{"name": "a:1b"}, {"name": "b:2b"}]}
     running = {"models": [{"name": "b:2b", "context_length": 4096}]}
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
-    assert run(_models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
+    assert (await _models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
 
 
-def test_of_several_models_one_has_to_be_named(upstream, run):
+async def test_of_several_models_one_has_to_be_named(upstream):
     upstream.models = ["small", "large"]
     with pytest.raises(PromptmillError, match=r"model_name: is missing; .* has small, large: name one") as caught:
-        run(with_model(openai_plan(upstream.url, model_name=None)))
+        await with_model(openai_plan(upstream.url, model_name=None))
     assert caught.value.code is Code.INVALID_CONFIG
 
 
-def test_a_long_list_is_told_with_its_beginning(upstream, run):
+async def test_a_long_list_is_told_with_its_beginning(upstream):
     upstream.models = [f"m{number}" for number in range(300)]
     with pytest.raises(PromptmillError, match=r"m11 and 288 more: name one"):
-        run(with_model(openai_plan(upstream.url, model_name=None)))
+        await with_model(openai_plan(upstream.url, model_name=None))
 
 
-def test_a_server_without_a_model_yet_is_said_so(upstream, run):
+async def test_a_server_without_a_model_yet_is_said_so(upstream):
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": []}, "/v1/models": {"data": []}}
     with pytest.raises(PromptmillError, match=r"Ollama 0\.9\.0 at .* has no model yet"):
-        run(with_model(openai_plan(upstream.url, model_name=None)))
+        await with_model(openai_plan(upstream.url, model_name=None))
 
 
-def test_an_endpoint_without_a_list_asks_for_the_name(upstream, run):
+async def test_an_endpoint_without_a_list_asks_for_the_name(upstream):
     upstream.gets = {"/v1/models": None}
     with pytest.raises(
         PromptmillError, match=r"model_name: is missing; name one \(--model NAME\)\. .* answered 404 for /v1/models"
     ):
-        run(with_model(openai_plan(upstream.url, model_name=None)))
+        await with_model(openai_plan(upstream.url, model_name=None))
 
 
-def test_nobody_there_is_no_mistake_of_the_configuration(upstream, run):
+async def test_nobody_there_is_no_mistake_of_the_configuration(upstream):
     upstream.vanish()
     with pytest.raises(PromptmillError) as caught:
-        run(with_model(openai_plan(upstream.url, model_name=None)))
+        await with_model(openai_plan(upstream.url, model_name=None))
     assert caught.value.code is Code.UNREACHABLE
 
 
-def test_the_list_is_asked_for_with_the_key(upstream, run):
-    run(with_model(openai_plan(upstream.url, model_name=None)))
+async def test_the_list_is_asked_for_with_the_key(upstream):
+    await with_model(openai_plan(upstream.url, model_name=None))
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 

@@ -34,25 +34,25 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 @pytest.mark.parametrize("seconds", [3, 10])
 @pytest.mark.thorough
-def test_an_endpoint_gone_amid_1000_prompts_costs_no_answer(upstream, drive, seconds):
+async def test_an_endpoint_gone_amid_1000_prompts_costs_no_answer(upstream, drive, seconds):
     upstream.reply = vanishing(300, seconds, late(0.02))
-    result = drive(THOUSAND, retries=3, concurrency=32, base_delay=0.05, max_delay=0.5)
+    result = await drive(THOUSAND, retries=3, concurrency=32, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND)
     assert seconds < result.seconds < seconds + 10
     assert len(upstream.seen) < 1200
 
 
-def test_it_may_go_again_and_again(upstream, drive):
+async def test_it_may_go_again_and_again(upstream, drive):
     def outages(seen):
         return vanishing(seen.number, 0.3) if seen.number % 150 == 0 else late(0.01)
 
     upstream.reply = choose(outages)
-    result = drive(THOUSAND[:600], retries=3, concurrency=32)
+    result = await drive(THOUSAND[:600], retries=3, concurrency=32)
     assert result.texts == echoes(THOUSAND[:600])
 
 
 @pytest.mark.parametrize("fault", [status(503), status(503, retry_after="1"), closed(), reset()])
-def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, drive, fault):
+async def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, drive, fault):
     gone = []
 
     def reply(seen):
@@ -61,12 +61,12 @@ def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, drive, f
         return fault if gone and time.monotonic() < gone[0] + 1 else late(0.02)
 
     upstream.reply = choose(reply)
-    result = drive(THOUSAND[:400], retries=3, concurrency=32)
+    result = await drive(THOUSAND[:400], retries=3, concurrency=32)
     assert result.texts == echoes(THOUSAND[:400])
     assert result.seconds < within(15)
 
 
-def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive):
+async def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive):
     """As a rolling restart does: what is in flight is finished, one by one, while everything new is refused.
 
     A success of a request from before says nothing about now. Delays are the default ones, divided by forty.
@@ -81,20 +81,20 @@ def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive)
         return late(0.15 + seen.number % 32 / 64)
 
     upstream.reply = choose(reply)
-    result = drive(THOUSAND[:150], retries=5, concurrency=32, base_delay=0.025, max_delay=0.75)
+    result = await drive(THOUSAND[:150], retries=5, concurrency=32, base_delay=0.025, max_delay=0.75)
     assert result.texts == echoes(THOUSAND[:150])
     assert result.seconds < within(30)
 
 
-def test_a_tls_endpoint_gone_costs_no_answer(upstreams, drive, monkeypatch):
+async def test_a_tls_endpoint_gone_costs_no_answer(upstreams, drive, monkeypatch):
     up = upstreams(tls=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(up.certificate))
     up.reply = vanishing(100, 1, late(0.02))
-    result = drive(THOUSAND[:300], retries=3, concurrency=32, base_url=up.url)
+    result = await drive(THOUSAND[:300], retries=3, concurrency=32, base_url=up.url)
     assert result.texts == echoes(THOUSAND[:300])
 
 
-def test_a_balancer_that_drops_tls_handshakes_for_a_while_costs_no_answer(upstreams, drive, monkeypatch):
+async def test_a_balancer_that_drops_tls_handshakes_for_a_while_costs_no_answer(upstreams, drive, monkeypatch):
     up = upstreams(tls=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(up.certificate))
     dropped = []
@@ -107,25 +107,25 @@ def test_a_balancer_that_drops_tls_handshakes_for_a_while_costs_no_answer(upstre
             await late(0.02)(exchange)
 
     up.reply = reply
-    result = drive(THOUSAND[:300], retries=3, concurrency=32, base_url=up.url)
+    result = await drive(THOUSAND[:300], retries=3, concurrency=32, base_url=up.url)
     assert dropped
     assert result.texts == echoes(THOUSAND[:300])
 
 
 @pytest.mark.parametrize("faulty", [1, 2, 3])
-def test_an_endpoint_that_drops_its_first_connections_costs_one_answer_at_most(upstream, drive, faulty):
+async def test_an_endpoint_that_drops_its_first_connections_costs_one_answer_at_most(upstream, drive, faulty):
     upstream.reply = from_request(faulty + 1, answer(), before=reset())
-    result = drive(THOUSAND[:20], retries=3, concurrency=1)
+    result = await drive(THOUSAND[:20], retries=3, concurrency=1)
     assert result.answered >= (20 if faulty < 3 else 19)
     assert all(failure.attempts == 3 for failure in result.failures.values())
 
 
 @pytest.mark.parametrize("concurrency", [1, 8, 64])
 @pytest.mark.parametrize("at", [0, 500])
-def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, drive, concurrency, at):
+async def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, drive, concurrency, at):
     prompts = [*THOUSAND[:at], "killer", *THOUSAND[at:999]]
     upstream.reply = by_prompt({"killer": reset()})
-    result = drive(prompts, retries=5, concurrency=concurrency)
+    result = await drive(prompts, retries=5, concurrency=concurrency)
     assert list(result.failures) == [at]
     failure = result.failures[at]
     assert failure.error.code == "connection_lost"
@@ -133,59 +133,56 @@ def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, drive, c
     assert result.seconds < within(20)
 
 
-def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
+async def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
     upstream.reply = by_prompt({"killer": reset()}, late(0.2))
     prompts = [*THOUSAND[:20], "killer", *THOUSAND[20:80]]
-    result = drive(prompts, concurrency=8)
+    result = await drive(prompts, concurrency=8)
     assert list(result.failures) == [20]
     assert result.seconds < within(3 * 80 / 8 * 0.2)
 
 
-def test_several_killers_cost_only_themselves(upstream, drive):
+async def test_several_killers_cost_only_themselves(upstream, drive):
     upstream.reply = by_prompt({f"killer {i}": reset() for i in range(5)}, late(0.005))
     prompts = [f"killer {i // 20}" if i % 20 == 0 else str(i) for i in range(100)]
-    result = drive(prompts, concurrency=8)
+    result = await drive(prompts, concurrency=8)
     assert list(result.failures) == [0, 20, 40, 60, 80]
     assert result.seconds < within(15)
 
 
-def test_patience_ends_with_an_endpoint_that_nobody_listens_at(upstream, drive):
+async def test_patience_ends_with_an_endpoint_that_nobody_listens_at(upstream, drive):
     upstream.vanish()
-    result = drive(THOUSAND[:100], retries=100, patience=0.6, base_delay=0.05)
+    result = await drive(THOUSAND[:100], retries=100, patience=0.6, base_delay=0.05)
     assert result.codes == {"unreachable"}
     assert result.seconds < within(6)
 
 
 @pytest.mark.parametrize("fault", ["vanish", "429", "503", "reset"])
-def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fault):
+async def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fault):
     then = {"vanish": vanishing(100, None), "429": status(429), "503": status(503), "reset": reset()}[fault]
     upstream.reply = from_request(100, then, before=late(0.005))
-    result = drive(THOUSAND[:300], retries=100, patience=0.6, concurrency=16)
+    result = await drive(THOUSAND[:300], retries=100, patience=0.6, concurrency=16)
     codes = {"vanish": {"unreachable", "connection_lost"}, "429": {"rate_limited"}, "503": {"server_error"}}
     assert 99 - 16 <= result.answered <= 99 + 16
     assert result.codes <= codes.get(fault, {"connection_lost"})
     assert 0.4 < result.seconds < within(8)
 
 
-def test_patience_begins_anew_with_each_answer(upstream, drive):
+async def test_patience_begins_anew_with_each_answer(upstream, drive):
     upstream.reply = choose(lambda seen: answer() if seen.number % 10 == 0 else status(503))
-    result = drive(THOUSAND[:20], retries=100, patience=1, concurrency=2, max_delay=0.02)
+    result = await drive(THOUSAND[:20], retries=100, patience=1, concurrency=2, max_delay=0.02)
     assert result.texts == echoes(THOUSAND[:20])
 
 
-def test_a_later_run_gives_a_dead_endpoint_a_new_chance(upstream, run):
-    async def work():
-        async with opened(upstream.url, retries=2, patience=0.5) as backend:
-            assert (await ask(backend, ["a"])).answered == 1
-            upstream.vanish()
-            assert (await ask(backend, ["b", "c"])).answered == 0
-            upstream.come_back()
-            assert (await ask(backend, ["d"])).texts == ["echo: d"]
-
-    run(work())
+async def test_a_later_run_gives_a_dead_endpoint_a_new_chance(upstream):
+    async with opened(upstream.url, retries=2, patience=0.5) as backend:
+        assert (await ask(backend, ["a"])).answered == 1
+        upstream.vanish()
+        assert (await ask(backend, ["b", "c"])).answered == 0
+        upstream.come_back()
+        assert (await ask(backend, ["d"])).texts == ["echo: d"]
 
 
-def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive):
+async def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive):
     seed = random.randrange(1 << 32)
     print(f"chaos seed: {seed}")
     faults = [
@@ -207,6 +204,6 @@ def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive):
         raw(b'{"error": {"message": "chaos"}}'),
     ]
     upstream.reply = chaos(seed, 0.2, faults, late(0.005))
-    result = drive(THOUSAND, retries=10, timeout=[2, 0.5], concurrency=64)
+    result = await drive(THOUSAND, retries=10, timeout=[2, 0.5], concurrency=64)
     assert result.texts == echoes(THOUSAND)
     assert result.seconds < within(30)

@@ -39,26 +39,23 @@ class Sender:
         return Completion(f"answer {task.key}")
 
 
-def test_it_costs_no_other_item(run):
-    async def work():
-        settings = OpenAISettings()
-        chance, throttle = random.Random(1), LoopThrottle(time.monotonic)
-        endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), dialect_named("plain"))
-        states = endpoint_states([endpoint], "m", settings, throttle, chance)
-        sink, stats = DictSink(), CallStats(total=5)
-        await Run(
-            ListSource(["x"] * 5),
-            sink,
-            stats,
-            settings=settings,
-            concurrency=2,
-            limiter=Limiter(states, 2, time.monotonic, tpm=1_000_000),
-            sender=Sender(),
-            chance=chance,
-        ).run()
-        return sink.outcomes, stats
-
-    outcomes, stats = run(work())
+async def test_it_costs_no_other_item():
+    settings = OpenAISettings()
+    chance, throttle = random.Random(1), LoopThrottle(time.monotonic)
+    endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), dialect_named("plain"))
+    states = endpoint_states([endpoint], "m", settings, throttle, chance)
+    sink, stats = DictSink(), CallStats(total=5)
+    await Run(
+        ListSource(["x"] * 5),
+        sink,
+        stats,
+        settings=settings,
+        concurrency=2,
+        limiter=Limiter(states, 2, time.monotonic, tpm=1_000_000),
+        sender=Sender(),
+        chance=chance,
+    ).run()
+    outcomes = sink.outcomes
     failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
     assert set(failed) == {1, 3}
     assert len(outcomes) == 5

@@ -109,18 +109,18 @@ def test_thinking_of_other_models_can_be_switched(model):
         assert translate(dialect_named(name), model, {"enable_thinking": False})[1] == []
 
 
-def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(run, upstream):
+async def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(upstream):
     conversation = conversation_from_prompt("look", "prompt 1").with_images(["https://example.com/a.png"], None)
 
-    async def work(provider):
+    async def first_outcome(provider):
         async with opened(upstream.url, provider=provider) as backend:
             return (await ask(backend, [conversation])).outcomes[0]
 
-    failure = run(work("kimi"))
+    failure = await first_outcome("kimi")
     assert failure.error.code is Code.INVALID_IMAGE
     assert "fetches no images from the web. Set `fetch_images: true`" in str(failure.error)
     assert not upstream.seen
-    assert run(work("vllm")).text.startswith("echo:")
+    assert (await first_outcome("vllm")).text.startswith("echo:")
 
 
 def test_plans_without_a_provider_are_as_before():

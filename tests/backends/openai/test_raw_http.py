@@ -47,6 +47,7 @@ class Server:
         self.writers: list[asyncio.StreamWriter] = []
         self.left: asyncio.Queue[None] = asyncio.Queue()
         """Gets an entry for each connection that the client closed."""
+        self.serving: list[asyncio.Task[None] | None] = []
 
 
 @contextlib.asynccontextmanager
@@ -56,6 +57,7 @@ async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
         server.writers.append(writer)
+        server.serving.append(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -73,6 +75,7 @@ async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
         listening.close()
         for writer in server.writers:
             writer.transport.abort()
+        await asyncio.gather(*filter(None, server.serving))
 
 
 @contextlib.contextmanager
@@ -84,25 +87,21 @@ def client(limit: int = 10, silence_s: float = 5.0):
         made.close()
 
 
-def asked(
+async def asked(
     answer: Answer, times: int = 1, silence_s: float = 5.0, *, closes: bool = False
 ) -> tuple[list[HttpResponse | BaseException], Server]:
     """Return what came of so many requests, one after the other; `closes`: the client closes after each."""
-
-    async def work() -> tuple[list[HttpResponse | BaseException], Server]:
-        found: list[HttpResponse | BaseException] = []
-        async with served(answer) as (server, target):
-            with client(silence_s=silence_s) as raw:
-                for _ in range(times):
-                    found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
-                    await (asyncio.wait_for(server.left.get(), 10) if closes else asyncio.sleep(0.03))
-        return found, server
-
-    return asyncio.run(work())
+    found: list[HttpResponse | BaseException] = []
+    async with served(answer) as (server, target):
+        with client(silence_s=silence_s) as raw:
+            for _ in range(times):
+                found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
+                await (asyncio.wait_for(server.left.get(), 10) if closes else asyncio.sleep(0.03))
+    return found, server
 
 
-def test_the_request_is_one_that_any_server_reads():
-    (response,), server = asked(saying(OK))
+async def test_the_request_is_one_that_any_server_reads():
+    (response,), server = await asked(saying(OK))
     assert isinstance(response, HttpResponse)
     assert (response.status, response.body) == (200, b"ok")
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
@@ -125,8 +124,8 @@ def test_the_request_is_one_that_any_server_reads():
     ],
     ids=["sized", "byte by byte", "chunked", "trailer", "early hints", "several interim", "terse", "no phrase"],
 )
-def test_responses_of_every_shape_are_read_and_the_connection_is_kept(pieces):
-    found, server = asked(saying(*pieces), times=3)
+async def test_responses_of_every_shape_are_read_and_the_connection_is_kept(pieces):
+    found, server = await asked(saying(*pieces), times=3)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"ok"] * 3
     assert server.connections == 1
 
@@ -145,32 +144,32 @@ def test_responses_of_every_shape_are_read_and_the_connection_is_kept(pieces):
     ],
     ids=["close", "HTTP/1.0", "garbage behind", "a second response", "204"],
 )
-def test_a_connection_that_cannot_be_trusted_any_more_is_not_used_again(said, body):
-    found, server = asked(saying(said), times=2)
+async def test_a_connection_that_cannot_be_trusted_any_more_is_not_used_again(said, body):
+    found, server = await asked(saying(said), times=2)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [body] * 2
     assert server.connections == (1 if b"204" in said else 2)
 
 
-def test_what_comes_between_requests_is_nobodys_answer():
+async def test_what_comes_between_requests_is_nobodys_answer():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
         await writer.drain()
         await asyncio.sleep(0.01)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nunasked!")
 
-    found, server = asked(answer, times=4, closes=True)
+    found, server = await asked(answer, times=4, closes=True)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"1", b"2", b"3", b"4"]
     assert server.connections == 4
 
 
-def test_a_body_without_a_length_ends_with_the_connection():
+async def test_a_body_without_a_length_ends_with_the_connection():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nto the ")
         await asyncio.sleep(0.02)
         writer.write(b"end %d" % number)
         writer.close()
 
-    found, server = asked(answer, times=2)
+    found, server = await asked(answer, times=2)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [
         b"to the end 1",
         b"to the end 2",
@@ -178,34 +177,34 @@ def test_a_body_without_a_length_ends_with_the_connection():
     assert server.connections == 2
 
 
-def test_a_half_closed_connection_within_a_sized_body_is_lost():
+async def test_a_half_closed_connection_within_a_sized_body_is_lost():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         del number
         writer.write(OK[:-1])
         writer.write_eof()
 
-    (error,), _ = asked(answer)
+    (error,), _ = await asked(answer)
     assert type(error) is TransportError
 
 
-def test_a_kept_connection_that_ends_without_a_byte_is_stale():
+async def test_a_kept_connection_that_ends_without_a_byte_is_stale():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         if number == 1:
             writer.write(OK)
         else:
             writer.close()
 
-    (first, second), _ = asked(answer, times=2)
+    (first, second), _ = await asked(answer, times=2)
     assert isinstance(first, HttpResponse)
     assert isinstance(second, StaleError)
 
 
-def test_a_new_connection_that_ends_without_a_byte_is_not():
+async def test_a_new_connection_that_ends_without_a_byte_is_not():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         del number
         writer.close()
 
-    (error,), _ = asked(answer)
+    (error,), _ = await asked(answer)
     assert type(error) is TransportError
     assert not isinstance(error, StaleError)
 
@@ -225,105 +224,93 @@ def test_a_new_connection_that_ends_without_a_byte_is_not():
     ],
     ids=["smtp", "length", "lengths", "upgrade", "interim flood", "endless head", "chunk", "brotli", "not gzip"],
 )
-def test_what_is_not_a_response_is_said_to_be_none(said):
-    (error,), _ = asked(saying(said))
+async def test_what_is_not_a_response_is_said_to_be_none(said):
+    (error,), _ = await asked(saying(said))
     assert isinstance(error, InvalidResponseError)
 
 
-def test_a_compressed_body_is_read_though_nobody_asked_for_compression():
+async def test_a_compressed_body_is_read_though_nobody_asked_for_compression():
     packed = gzip.compress(b"first") + gzip.compress(b", second")
     said = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed)
-    (response,), server = asked(saying(said))
+    (response,), server = await asked(saying(said))
     assert isinstance(response, HttpResponse)
     assert response.body == b"first, second"
     assert b"accept-encoding" not in server.requests[0].lower()
 
 
 @pytest.mark.parametrize("before", [b"", OK[:20], OK[:-1], b"HTTP/1.1 103 Early Hints\r\n\r\n"])
-def test_silence_has_an_end(before):
+async def test_silence_has_an_end(before):
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         del number
         writer.write(before)
 
-    (error,), _ = asked(answer, silence_s=0.2)
+    (error,), _ = await asked(answer, silence_s=0.2)
     assert isinstance(error, SilenceTimeoutError)
     assert str(error) == "for 0.2 s"
 
 
-def test_headers_are_found_in_any_case():
-    (response,), _ = asked(saying(OK.replace(b"\r\n\r\n", b"\r\nReTry-AFTER:  7 \r\nX-Two: 1\r\nx-two: 2\r\n\r\n")))
+async def test_headers_are_found_in_any_case():
+    (response,), _ = await asked(
+        saying(OK.replace(b"\r\n\r\n", b"\r\nReTry-AFTER:  7 \r\nX-Two: 1\r\nx-two: 2\r\n\r\n"))
+    )
     assert isinstance(response, HttpResponse)
     assert response.headers["retry-after"] == response.headers.get("Retry-After") == "7"
     assert response.headers["X-Two"] == "1"
     assert response.headers.get("nothing") is None
 
 
-def test_no_more_connections_are_open_than_allowed():
-    async def work() -> tuple[int, int]:
-        async with served(saying(OK)) as (server, target):
-            with client(limit=3) as raw:
-                answers = await asyncio.gather(*(raw.post(target, [b"{}"], 2) for _ in range(20)))
-            return server.connections, sum(answer.status == 200 for answer in answers)
-
-    assert asyncio.run(work()) == (3, 20)
+async def test_no_more_connections_are_open_than_allowed():
+    async with served(saying(OK)) as (server, target):
+        with client(limit=3) as raw:
+            answers = await asyncio.gather(*(raw.post(target, [b"{}"], 2) for _ in range(20)))
+        result = server.connections, sum(answer.status == 200 for answer in answers)
+    assert result == (3, 20)
 
 
-def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
-    async def work() -> int:
-        async with served(saying(OK)) as (_, target):
-            with client(limit=1) as raw:
-                posts = [asyncio.ensure_future(raw.post(target, [b"{}"], 2)) for _ in range(4)]
-                await asyncio.sleep(0.005)
-                posts[1].cancel()
-                posts[0].cancel()
-                async with asyncio.timeout(5):
-                    return (await posts[2]).status + (await posts[3]).status
-
-    assert asyncio.run(work()) == 400
+async def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
+    async with served(saying(OK)) as (_, target):
+        with client(limit=1) as raw:
+            posts = [asyncio.ensure_future(raw.post(target, [b"{}"], 2)) for _ in range(4)]
+            await asyncio.sleep(0.005)
+            posts[1].cancel()
+            posts[0].cancel()
+            async with asyncio.timeout(5):
+                result = (await posts[2]).status + (await posts[3]).status
+    assert result == 400
 
 
-def test_a_cancelled_request_closes_its_connection():
-    async def work() -> bool:
-        async def answer(writer: asyncio.StreamWriter, number: int) -> None:
-            del number
-            await asyncio.sleep(0)
+async def test_a_cancelled_request_closes_its_connection():
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        del number
+        await asyncio.sleep(0)
 
-        async with served(answer) as (server, target):
-            with client() as raw:
-                post = asyncio.ensure_future(raw.post(target, [b"{}"], 2))
-                while not server.requests:
+    async with served(answer) as (server, target):
+        with client() as raw:
+            post = asyncio.ensure_future(raw.post(target, [b"{}"], 2))
+            while not server.requests:
+                await asyncio.sleep(0.001)
+            post.cancel()
+            async with asyncio.timeout(5):
+                while not server.writers[0].transport.is_closing():
                     await asyncio.sleep(0.001)
-                post.cancel()
-                async with asyncio.timeout(5):
-                    while not server.writers[0].transport.is_closing():
-                        await asyncio.sleep(0.001)
-                return True
-
-    assert asyncio.run(work())
 
 
-def test_a_fresh_connection_is_used_once():
-    async def work() -> int:
-        async with served(saying(OK)) as (server, target):
-            with client() as raw:
-                await raw.post(target, [b"{}"], 2)
-                for _ in range(2):
-                    await raw.post(target, [b"{}"], 2, fresh=True)
-                await raw.post(target, [b"{}"], 2)
-            return server.connections
-
-    assert asyncio.run(work()) == 3
-
-
-def test_nobody_listening_is_said():
-    async def work() -> None:
-        async with served(saying(OK)) as (_, target):
-            pass
+async def test_a_fresh_connection_is_used_once():
+    async with served(saying(OK)) as (server, target):
         with client() as raw:
             await raw.post(target, [b"{}"], 2)
+            for _ in range(2):
+                await raw.post(target, [b"{}"], 2, fresh=True)
+            await raw.post(target, [b"{}"], 2)
+        result = server.connections
+    assert result == 3
 
-    with pytest.raises(UnreachableError):
-        asyncio.run(work())
+
+async def test_nobody_listening_is_said():
+    async with served(saying(OK)) as (_, target):
+        pass
+    with client() as raw, pytest.raises(UnreachableError):
+        await raw.post(target, [b"{}"], 2)
 
 
 @pytest.mark.parametrize("value", ["a\r\nb", "a\nb", "a\0b"])

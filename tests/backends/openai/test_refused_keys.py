@@ -23,10 +23,10 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream, drive, name):
+async def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream, drive, name):
     reply, code = REFUSALS[name]
     upstream.reply = late(0.005, from_request(900, reply))
-    result = drive(THOUSAND, concurrency=32)
+    result = await drive(THOUSAND, concurrency=32)
     assert result.answered == 899
     assert result.codes == {code}
     assert len(upstream.seen) <= 900 + SEVERAL + 2 * 32
@@ -37,50 +37,46 @@ def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream, driv
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_from_the_first_request_on_ends_the_run(upstream, drive, name):
+async def test_a_refusal_from_the_first_request_on_ends_the_run(upstream, drive, name):
     reply, code = REFUSALS[name]
     upstream.reply = late(0.01, reply)
-    result = drive(THOUSAND, concurrency=32)
+    result = await drive(THOUSAND, concurrency=32)
     assert result.codes == {code}
     assert result.answered == 0
     assert len(upstream.seen) <= 32
     assert result.seconds < within(3)
 
 
-def test_a_refusal_stops_the_other_runs_too(upstream, run):
+async def test_a_refusal_stops_the_other_runs_too(upstream):
     upstream.reply = late(0.005, from_request(100, status(401)))
-
-    async def work():
-        async with opened(upstream.url, concurrency=8) as backend:
-            return await asyncio.gather(ask(backend, THOUSAND), ask(backend, THOUSAND))
-
-    results = run(work())
+    async with opened(upstream.url, concurrency=8) as backend:
+        results = await asyncio.gather(ask(backend, THOUSAND), ask(backend, THOUSAND))
     assert sum(result.answered for result in results) == 99
     assert len(upstream.seen) <= 100 + SEVERAL + 8
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_one_refusal_amid_answers_is_that_items_own(upstream, drive, name):
+async def test_one_refusal_amid_answers_is_that_items_own(upstream, drive, name):
     """Such as of a firewall before a gateway, or of a provider's moderation: the key works for all others."""
     reply, code = REFUSALS[name]
     upstream.reply = by_prompt({"prompt 30": reply})
-    result = drive(THOUSAND[:200], concurrency=8)
+    result = await drive(THOUSAND[:200], concurrency=8)
     assert result.answered == 199
     assert result.failures[30].error.code == code
     assert result.failures[30].attempts == 1
     assert not result.failures[30].concerns_all
 
 
-def test_the_very_first_refusal_waits_for_what_is_on_its_way(upstream, drive):
+async def test_the_very_first_refusal_waits_for_what_is_on_its_way(upstream, drive):
     upstream.reply = choose(lambda seen: status(403) if seen.number == 1 else late(0.3))
-    result = drive(THOUSAND[:50], concurrency=8)
+    result = await drive(THOUSAND[:50], concurrency=8)
     assert result.answered == 49
     assert [failure.concerns_all for failure in result.failures.values()] == [False]
 
 
-def test_a_key_that_never_worked_ends_the_run_once_all_on_their_way_are_refused(upstream, drive):
+async def test_a_key_that_never_worked_ends_the_run_once_all_on_their_way_are_refused(upstream, drive):
     upstream.reply = choose(lambda seen: late(0.01 * seen.number, status(401)))
-    result = drive(THOUSAND[:50], concurrency=8)
+    result = await drive(THOUSAND[:50], concurrency=8)
     assert result.codes == {"unauthorized"}
     assert all(failure.concerns_all for failure in result.failures.values())
     assert len(upstream.seen) <= SEVERAL
@@ -91,36 +87,35 @@ def test_a_key_that_never_worked_ends_the_run_once_all_on_their_way_are_refused(
     [status(404, "The model `m` does not exist.", code="model_not_found"), status(400, "Unknown parameter: 'top_q'.")],
     ids=["model", "parameter"],
 )
-def test_what_is_wrong_with_every_request_ends_the_run_after_a_few(upstream, drive, reply):
+async def test_what_is_wrong_with_every_request_ends_the_run_after_a_few(upstream, drive, reply):
     upstream.reply = late(0.005, reply)
-    result = drive(THOUSAND, concurrency=4)
+    result = await drive(THOUSAND, concurrency=4)
     assert result.answered == 0
     assert len(upstream.seen) <= SEVERAL + 4
     assert all(failure.concerns_all for failure in result.failures.values())
 
 
-def test_requests_that_are_each_too_long_end_no_run(upstream, drive):
+async def test_requests_that_are_each_too_long_end_no_run(upstream, drive):
     upstream.reply = choose(
         lambda seen: answer() if seen.number > 40 else status(400, "prompt is too long: 2 tokens > 1 maximum")
     )
-    result = drive(THOUSAND[:60], concurrency=4)
+    result = await drive(THOUSAND[:60], concurrency=4)
     assert result.answered == 20
     assert result.codes == {"context_length"}
 
 
-def test_a_later_run_tries_again(upstream, run):
-    async def work():
-        async with opened(upstream.url) as backend:
-            upstream.reply = status(401)
-            assert (await ask(backend, ["a", "b"])).answered == 0
-            upstream.reply = answer()
-            return await ask(backend, ["a", "b"])
+async def test_a_later_run_tries_again(upstream):
+    async with opened(upstream.url) as backend:
+        upstream.reply = status(401)
+        assert (await ask(backend, ["a", "b"])).answered == 0
+        upstream.reply = answer()
+        result = await ask(backend, ["a", "b"])
 
-    assert run(work()).texts == echoes(["a", "b"])
+    assert result.texts == echoes(["a", "b"])
 
 
-def test_no_key_at_all_is_said(upstream, drive):
+async def test_no_key_at_all_is_said(upstream, drive):
     upstream.reply = status(401, "Missing bearer authentication in header")
-    failure = drive(["a"], api_key=None).failures[0]
+    failure = (await drive(["a"], api_key=None)).failures[0]
     assert "authorization" not in upstream.seen[0].headers
     assert "api_key_env" in failure.error.hint or "LLM_API_KEY" in failure.error.hint

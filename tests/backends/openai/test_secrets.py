@@ -27,14 +27,14 @@ def _shown(error: PromptmillError) -> str:
     return f"{error} {error!r} {error.message} {error.hint} {error.args} {again} {again!r}"
 
 
-def test_the_key_goes_to_its_endpoint(upstream, drive):
-    drive(["a"])
+async def test_the_key_goes_to_its_endpoint(upstream, drive):
+    await drive(["a"])
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 500, 503, 200])
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS.keys())
-def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, caplog, secret, code):
+async def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, caplog, secret, code):
     async def shout(exchange):
         got = exchange.seen.headers["authorization"]
         text = f"Incorrect API key provided: {secret}. Header: {got}. Or was it {secret}?"
@@ -42,7 +42,7 @@ def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, caplog
 
     upstream.reply = shout
     with caplog.at_level(logging.DEBUG):
-        result = drive(["a"], api_key=secret, retries=1)
+        result = await drive(["a"], api_key=secret, retries=1)
     assert "Incorrect API key provided" in result.failures[0].error.message
     assert secret not in _shown(result.failures[0].error)
     assert secret not in caplog.text
@@ -50,7 +50,7 @@ def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, caplog
 
 
 @pytest.mark.parametrize("body", ["text", "html", "list", "string", "nested"])
-def test_the_shape_of_the_shout_does_not_matter(upstream, drive, body):
+async def test_the_shape_of_the_shout_does_not_matter(upstream, drive, body):
     secret = SECRETS["plain word"]
     shouts = {
         "text": f"bad key {secret}".encode(),
@@ -60,113 +60,107 @@ def test_the_shape_of_the_shout_does_not_matter(upstream, drive, body):
         "nested": orjson.dumps({"detail": [{"msg": f"bad key {secret}", "input": secret}]}),
     }
     upstream.reply = raw(shouts[body], code=400)
-    assert secret not in _shown(drive(["a"], api_key=secret).failures[0].error)
+    assert secret not in _shown((await drive(["a"], api_key=secret)).failures[0].error)
 
 
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS.keys())
-def test_a_key_across_the_end_of_a_shortened_reason_is_not_shown_in_part(upstream, drive, secret):
+async def test_a_key_across_the_end_of_a_shortened_reason_is_not_shown_in_part(upstream, drive, secret):
     for filler in range(380, 410):
         upstream.reply = status(400, "x" * filler + " " + secret)
-        shown = _shown(drive(["a"], api_key=secret).failures[0].error)
+        shown = _shown((await drive(["a"], api_key=secret)).failures[0].error)
         assert secret[:5] not in shown, f"after {filler} characters"
 
 
-def test_secret_headers_are_not_repeated(upstream, drive):
+async def test_secret_headers_are_not_repeated(upstream, drive):
     async def shout(exchange):
         await status(400, f"You sent {exchange.seen.headers}")(exchange)
 
     upstream.reply = shout
-    error = drive(["a"], headers={"X-Team-Token": "open-sesame"}).failures[0].error
+    error = (await drive(["a"], headers={"X-Team-Token": "open-sesame"})).failures[0].error
     assert "open-sesame" not in _shown(error)
     assert KEY not in _shown(error)
 
 
 @pytest.mark.parametrize("code", [200, 400, 401, 500])
-def test_a_password_in_the_url_is_refused_or_never_shown(upstream, run, code):
+async def test_a_password_in_the_url_is_refused_or_never_shown(upstream, code):
     where = upstream.url.replace("//", "//user:hunter2hunter2@")
     encoded = base64.b64encode(b"user:hunter2hunter2").decode()
 
     async def shout(exchange):
         await status(code, f"You sent {exchange.seen.headers} to {where}")(exchange)
 
-    async def work():
-        async with opened(where, api_key=None, retries=1) as backend:
-            return (await ask(backend, ["a"])).failures[0].error
-
     upstream.reply = shout
     try:
-        error = run(work())
+        async with opened(where, api_key=None, retries=1) as backend:
+            error = (await ask(backend, ["a"])).failures[0].error
     except PromptmillError as refused:
         error = refused
     assert "hunter2" not in _shown(error)
     assert encoded not in _shown(error)
 
 
-def test_a_password_in_the_url_of_a_dead_endpoint_is_not_shown(upstream, run):
+async def test_a_password_in_the_url_of_a_dead_endpoint_is_not_shown(upstream):
     where = upstream.url.replace("//", "//user:hunter2hunter2@")
     upstream.vanish()
 
-    async def work():
-        async with opened(where, retries=1) as backend:
-            return (await ask(backend, ["a"])).failures[0].error
-
     try:
-        error = run(work())
+        async with opened(where, retries=1) as backend:
+            error = (await ask(backend, ["a"])).failures[0].error
     except PromptmillError as refused:
         error = refused
     assert "hunter2" not in _shown(error)
 
 
-def test_a_key_in_the_query_of_the_url_is_not_shown(upstream, drive):
+async def test_a_key_in_the_query_of_the_url_is_not_shown(upstream, drive):
     upstream.reply = status(400, "no")
-    failure = drive(["a"], base_url=f"{upstream.url}/chat/completions?key=hunter2hunter2").failures[0]
+    failure = (await drive(["a"], base_url=f"{upstream.url}/chat/completions?key=hunter2hunter2")).failures[0]
     assert upstream.seen[0].target.endswith("?key=hunter2hunter2")
     assert "hunter2" not in _shown(failure.error)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_a_redirect_to_another_host_is_not_followed(upstreams, upstream, drive, code):
+async def test_a_redirect_to_another_host_is_not_followed(upstreams, upstream, drive, code):
     elsewhere = upstreams()
     upstream.reply = by_prompt({"bad": redirect(f"{elsewhere.url}/chat/completions", code)})
-    result = drive(["good", "bad", "fine"])
+    result = await drive(["good", "bad", "fine"])
     assert result.texts == ["echo: good", None, "echo: fine"]
     assert result.failures[1].error.code == "bad_response"
     assert not elsewhere.seen
     assert not elsewhere.connections
 
 
-def test_a_redirect_to_another_name_of_the_same_machine_is_not_followed(upstream, drive):
+async def test_a_redirect_to_another_name_of_the_same_machine_is_not_followed(upstream, drive):
     upstream.reply = by_prompt({"bad": redirect(f"http://localhost:{upstream.port}/v1/chat/completions")})
-    result = drive(["bad"])
+    result = await drive(["bad"])
     assert result.failures[0].error.code == "bad_response"
     assert {seen.headers["host"] for seen in upstream.seen} == {f"127.0.0.1:{upstream.port}"}
 
 
-def test_secrets_in_the_address_of_a_redirect_are_not_shown(upstream, drive):
+async def test_secrets_in_the_address_of_a_redirect_are_not_shown(upstream, drive):
     upstream.reply = redirect("http://user:hunter2hunter2@127.0.0.1:9/v1?token=hunter2")
-    assert "hunter2" not in _shown(drive(["bad"]).failures[0].error)
+    assert "hunter2" not in _shown((await drive(["bad"])).failures[0].error)
 
 
 def test_a_plan_does_not_show_its_key():
     assert KEY not in repr(openai_plan("http://127.0.0.1:9"))
 
 
-def test_cookies_are_not_kept(upstream, drive):
+async def test_cookies_are_not_kept(upstream, drive):
     upstream.reply = raw(b'{"choices":[{"message":{"content":"x"}}]}', headers={"Set-Cookie": "session=1; Path=/"})
-    drive(["a", "b", "c"], concurrency=1)
+    await drive(["a", "b", "c"], concurrency=1)
     assert not any("cookie" in seen.headers for seen in upstream.seen)
 
 
-def test_a_proxy_from_the_environment_is_used_and_named_when_it_is_gone(upstream, drive, monkeypatch):
+async def test_a_proxy_from_the_environment_is_used_and_named_when_it_is_gone(upstream, drive, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{upstream.port}")
-    assert drive(["a"], base_url="http://model.example/v1").texts == ["echo: a"]
+    assert (await drive(["a"], base_url="http://model.example/v1")).texts == ["echo: a"]
     assert upstream.seen[0].target == "http://model.example/v1/chat/completions"
     upstream.vanish()
-    failure = drive(["a"], base_url="http://model.example/v1", retries=1).failures[0]
+    failure = (await drive(["a"], base_url="http://model.example/v1", retries=1)).failures[0]
     assert failure.error.code == "unreachable"
     assert "proxy" in str(failure.error).lower()
 
 
-def test_a_proxy_from_the_environment_is_left_alone_when_asked(upstream, drive, monkeypatch):
+async def test_a_proxy_from_the_environment_is_left_alone_when_asked(upstream, drive, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert drive(["a"], trust_env=False).texts == ["echo: a"]
+    assert (await drive(["a"], trust_env=False)).texts == ["echo: a"]

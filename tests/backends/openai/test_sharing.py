@@ -10,7 +10,7 @@ import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.limiter import FairShare, Limiter
+from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.providers import dialect_of
 from promptmill.backends.openai.request import RequestEncoder
@@ -47,70 +47,62 @@ def nothing() -> None:
     pass
 
 
-def shares(concurrency: int, *wanted: int | None) -> list[int]:
-    async def share_out() -> list[FairShare]:
-        limiter = a_gate(concurrency)
-        opened = [limiter.opened(nothing) for _ in wanted]
-        for share, items in zip(opened, wanted, strict=True):
-            limiter.want(share, items)
-        await asyncio.sleep(0)
-        return opened
-
-    return [share.most for share in asyncio.run(share_out())]
+async def shares(concurrency: int, *wanted: int | None) -> list[int]:
+    limiter = a_gate(concurrency)
+    opened = [limiter.opened(nothing) for _ in wanted]
+    for share, items in zip(opened, wanted, strict=True):
+        limiter.want(share, items)
+    await asyncio.sleep(0)
+    return [share.most for share in opened]
 
 
-def test_one_call_has_everything():
-    assert shares(64, None) == [64]
+async def test_one_call_has_everything():
+    assert await shares(64, None) == [64]
 
 
-def test_calls_with_much_to_do_share_alike():
-    assert shares(64, None, None, None, None) == [16, 16, 16, 16]
-    assert sum(shares(64, None, None, None)) == 64
+async def test_calls_with_much_to_do_share_alike():
+    assert await shares(64, None, None, None, None) == [16, 16, 16, 16]
+    assert sum(await shares(64, None, None, None)) == 64
 
 
-def test_what_a_small_call_does_not_want_goes_to_the_others():
-    assert shares(64, 8, None) == [8, 56]
-    assert shares(64, 2, None, 40) == [2, 31, 31]
+async def test_what_a_small_call_does_not_want_goes_to_the_others():
+    assert await shares(64, 8, None) == [8, 56]
+    assert await shares(64, 2, None, 40) == [2, 31, 31]
 
 
-def test_every_call_may_send_something():
-    assert min(shares(2, None, None, None, None)) == 1
+async def test_every_call_may_send_something():
+    assert min(await shares(2, None, None, None, None)) == 1
 
 
-def test_a_call_hears_when_its_share_grows():
+async def test_a_call_hears_when_its_share_grows():
     heard: list[int] = []
-
-    async def leave_one() -> None:
-        limiter = a_gate(64)
-        stays = limiter.opened(lambda: heard.append(stays.most))
-        leaves = limiter.opened(nothing)
-        await asyncio.sleep(0)
-        assert stays.most == 32
-        heard.clear()
-        limiter.closed(leaves)
-        await asyncio.sleep(0)
-
-    asyncio.run(leave_one())
+    limiter = a_gate(64)
+    stays = limiter.opened(lambda: heard.append(stays.most))
+    leaves = limiter.opened(nothing)
+    await asyncio.sleep(0)
+    assert stays.most == 32
+    heard.clear()
+    limiter.closed(leaves)
+    await asyncio.sleep(0)
     assert heard == [64]
 
 
-def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
-    async def work() -> tuple[bool, bool]:
-        clock, stats = Clock(), CallStats()
-        failed_there, full = (an_endpoint(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
-        limiter = Limiter([failed_there, full], 3, clock)
-        taken = limiter.enter_now(stats, 0, failed_there)
-        assert taken is not None
-        patient = asyncio.ensure_future(limiter.enter(stats, 0, failed_there))
-        await asyncio.sleep(0)
-        async with asyncio.timeout(5):
-            permit = await limiter.enter(stats, 0, None)
-        waited = not patient.done()
-        limiter.leave(taken, stats)
-        async with asyncio.timeout(5):
-            return permit.endpoint_state is failed_there and waited, (await patient).endpoint_state is full
+async def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
+    clock, stats = Clock(), CallStats()
+    failed_there, full = (an_endpoint(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
+    limiter = Limiter([failed_there, full], 3, clock)
+    taken = limiter.enter_now(stats, 0, failed_there)
+    assert taken is not None
+    patient = asyncio.ensure_future(limiter.enter(stats, 0, failed_there))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        permit = await limiter.enter(stats, 0, None)
+    waited = not patient.done()
+    limiter.leave(taken, stats)
+    async with asyncio.timeout(5):
+        result = permit.endpoint_state is failed_there and waited, (await patient).endpoint_state is full
 
-    assert asyncio.run(work()) == (True, True)
+    assert result == (True, True)
 
 
 def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
@@ -137,89 +129,76 @@ def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_
     assert endpoint_state.room(clock.now) == 1
 
 
-def grown(answer_after_s: float, *, busy: bool) -> int:
+async def grown(answer_after_s: float, *, busy: bool) -> int:
     """Return the window after a thousand answers, while the process sends all the time or waits for each answer."""
-
-    async def answers() -> int:
-        clock = Clock()
-        throttle = LoopThrottle(clock)
-        endpoint_state = an_endpoint(throttle, concurrency=256)
-        for _ in range(1000):
-            assert throttle.pass_now()
-            tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.window.size)]
-            if not busy:
-                await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
-                await asyncio.sleep(0)
-            clock.now += answer_after_s
-            for permit in tickets:
-                endpoint_state.succeeded(permit)
-                endpoint_state.leave(permit)
+    clock = Clock()
+    throttle = LoopThrottle(clock)
+    endpoint_state = an_endpoint(throttle, concurrency=256)
+    for _ in range(1000):
+        assert throttle.pass_now()
+        tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.window.size)]
+        if not busy:
+            await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
             await asyncio.sleep(0)
-        return endpoint_state.window.size
-
-    return asyncio.run(answers())
-
-
-def test_the_window_grows_while_the_endpoint_is_waited_for():
-    assert grown(0.05, busy=False) == 256
-
-
-def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
-    assert grown(0.001, busy=True) == 64
-
-
-def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
-    async def busy_for_a_second_then_idle() -> tuple[bool, bool]:
-        clock = Clock()
-        throttle = LoopThrottle(clock)
-        for _ in range(1000):
-            throttle.pass_now()
-            await asyncio.sleep(0)
-            clock.now += 0.001
-        at, idle_s = clock.now, throttle.idle_s(clock.now)
+        clock.now += answer_after_s
+        for permit in tickets:
+            endpoint_state.succeeded(permit)
+            endpoint_state.leave(permit)
         await asyncio.sleep(0)
+    return endpoint_state.window.size
+
+
+async def test_the_window_grows_while_the_endpoint_is_waited_for():
+    assert await grown(0.05, busy=False) == 256
+
+
+async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
+    assert await grown(0.001, busy=True) == 64
+
+
+async def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
+    clock = Clock()
+    throttle = LoopThrottle(clock)
+    for _ in range(1000):
+        throttle.pass_now()
         await asyncio.sleep(0)
-        clock.now += 0.005
-        shortly = throttle.is_limit(at, idle_s)
-        clock.now += 1
-        return shortly, throttle.is_limit(at, idle_s)
-
-    assert asyncio.run(busy_for_a_second_then_idle()) == (True, False)
-
-
-def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
-    async def work() -> None:
-        clock = Clock()
-        endpoint = an_endpoint(LoopThrottle(clock), max_delay=30)
-        limiter, busy, new = Limiter([endpoint], 8, clock), CallStats(), CallStats()
-        permit = limiter.enter_now(busy, 0, None)
-        assert permit is not None
-        busy.requests = 1
-        refusal = PromptmillError(Code.RATE_LIMITED, "no")
-        endpoint.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
-        limiter.leave(permit, busy)
-        assert limiter.enter_now(busy, 0, None) is None, "whoever was refused waits"
-        probe = limiter.enter_now(new, 0, None)
-        assert probe is not None, "whoever was never sent tries"
-        assert limiter.enter_now(CallStats(), 0, None) is None, "one at a time"
-        endpoint.succeeded(probe)
-        limiter.leave(probe, new)
-
-    asyncio.run(work())
+        clock.now += 0.001
+    at, idle_s = clock.now, throttle.idle_s(clock.now)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    clock.now += 0.005
+    shortly = throttle.is_limit(at, idle_s)
+    clock.now += 1
+    assert (shortly, throttle.is_limit(at, idle_s)) == (True, False)
 
 
-def test_nobody_is_refused_who_was_never_sent():
-    async def work() -> None:
-        clock = Clock()
-        endpoint = an_endpoint(LoopThrottle(clock))
-        endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
-        limiter, busy = Limiter([endpoint], 8, clock), CallStats(requests=1)
-        with pytest.raises(PromptmillError):
-            await limiter.enter(busy, 0, None)
-        permit = await limiter.enter(CallStats(), 0, None)
-        assert permit.endpoint_state is endpoint
+async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
+    clock = Clock()
+    endpoint = an_endpoint(LoopThrottle(clock), max_delay=30)
+    limiter, busy, new = Limiter([endpoint], 8, clock), CallStats(), CallStats()
+    permit = limiter.enter_now(busy, 0, None)
+    assert permit is not None
+    busy.requests = 1
+    refusal = PromptmillError(Code.RATE_LIMITED, "no")
+    endpoint.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
+    limiter.leave(permit, busy)
+    assert limiter.enter_now(busy, 0, None) is None, "whoever was refused waits"
+    probe = limiter.enter_now(new, 0, None)
+    assert probe is not None, "whoever was never sent tries"
+    assert limiter.enter_now(CallStats(), 0, None) is None, "one at a time"
+    endpoint.succeeded(probe)
+    limiter.leave(probe, new)
 
-    asyncio.run(work())
+
+async def test_nobody_is_refused_who_was_never_sent():
+    clock = Clock()
+    endpoint = an_endpoint(LoopThrottle(clock))
+    endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+    limiter, busy = Limiter([endpoint], 8, clock), CallStats(requests=1)
+    with pytest.raises(PromptmillError):
+        await limiter.enter(busy, 0, None)
+    permit = await limiter.enter(CallStats(), 0, None)
+    assert permit.endpoint_state is endpoint
 
 
 def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():

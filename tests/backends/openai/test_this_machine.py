@@ -36,8 +36,8 @@ def _in_a_process(upstream, code: str) -> dict:
     return json.loads(done.stdout)
 
 
-def test_a_name_that_does_not_resolve_is_ours_to_say(drive):
-    result = drive(["a", "b", "c"], base_url="http://no-such-host.invalid/v1", retries=2)
+async def test_a_name_that_does_not_resolve_is_ours_to_say(drive):
+    result = await drive(["a", "b", "c"], base_url="http://no-such-host.invalid/v1", retries=2)
     assert result.codes == {"name_resolution"}
     for failure in result.failures.values():
         assert "no-such-host.invalid" in failure.error.message
@@ -46,7 +46,7 @@ def test_a_name_that_does_not_resolve_is_ours_to_say(drive):
     assert result.seconds < within(5)
 
 
-def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, run, monkeypatch):
+async def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, monkeypatch):
     """Not the endpoint's load: the window stays as wide as it was."""
     import asyncio
     import socket
@@ -58,21 +58,16 @@ def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, run, monkeypa
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     prompts = [str(i) for i in range(60)]
-
-    async def work():
-        upstream.reply = late(0.02)
-        async with opened(upstream.url.replace("127.0.0.1", "localhost"), concurrency=16, adaptive=False) as backend:
-            loop = asyncio.get_running_loop()
-            with monkeypatch.context() as patch:
-                patch.setattr(type(loop), "getaddrinfo", failing)
-                asking = asyncio.create_task(ask(backend, prompts))
-                await upstream.reaches(lambda: loops)
-            result = await asking
-            upstream.peak = 0
-            again = await ask(backend, prompts)
-            return result, again
-
-    result, again = run(work())
+    upstream.reply = late(0.02)
+    async with opened(upstream.url.replace("127.0.0.1", "localhost"), concurrency=16, adaptive=False) as backend:
+        loop = asyncio.get_running_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(loop), "getaddrinfo", failing)
+            asking = asyncio.create_task(ask(backend, prompts))
+            await upstream.reaches(lambda: loops)
+        result = await asking
+        upstream.peak = 0
+        again = await ask(backend, prompts)
     assert result.codes <= {"name_resolution"}
     assert again.texts == echoes(prompts)
     assert upstream.peak == 16
@@ -187,10 +182,7 @@ run(work())
         assert seen.sent < 256 << 20
 
 
-def test_loading_sends_nothing(upstream, run):
-    async def work():
-        async with opened(upstream.url):
-            pass
-
-    run(work())
+async def test_loading_sends_nothing(upstream):
+    async with opened(upstream.url):
+        pass
     assert not upstream.connections

@@ -106,26 +106,26 @@ def test_servers_say_how_many_requests_wait(page, waiting):
     assert waiting_in(page) == waiting
 
 
-def test_the_page_of_metrics_is_read_while_a_run_lasts_and_gets_no_key(upstream, drive):
+async def test_the_page_of_metrics_is_read_while_a_run_lasts_and_gets_no_key(upstream, drive):
     upstream.metrics = b"vllm:num_requests_waiting 40.0\n"
     upstream.reply = late(0.6)
     prompts = [str(i) for i in range(400)]
-    result = drive(prompts, api_key="secret")
+    result = await drive(prompts, api_key="secret")
     assert result.texts == echoes(prompts)
     assert upstream.pages
     assert not any("authorization" in page.headers for page in upstream.pages)
 
 
-def test_a_server_without_such_a_page_is_asked_once(upstream, drive):
+async def test_a_server_without_such_a_page_is_asked_once(upstream, drive):
     upstream.reply = late(0.5)
     prompts = [str(i) for i in range(500)]
-    assert drive(prompts).texts == echoes(prompts)
+    assert (await drive(prompts)).texts == echoes(prompts)
     assert len(upstream.pages) <= 1
 
 
-def test_a_bound_that_was_set_is_kept_to(upstream, drive):
+async def test_a_bound_that_was_set_is_kept_to(upstream, drive):
     upstream.reply = late(0.05)
     prompts = [str(i) for i in range(2000)]
-    assert drive(prompts, concurrency=32).texts == echoes(prompts)
+    assert (await drive(prompts, concurrency=32)).texts == echoes(prompts)
     assert upstream.peak == 32
     assert not upstream.pages

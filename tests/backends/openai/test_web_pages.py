@@ -14,19 +14,19 @@ PROMPTS = [str(number) for number in range(300)]
 
 
 @pytest.mark.parametrize("block", [{"concurrency": 8}, {"concurrency": 8, "num_workers": 2, "bulk_threshold": 1}])
-def test_pages_alone_end_the_run_after_a_few(upstream, drive, block):
+async def test_pages_alone_end_the_run_after_a_few(upstream, drive, block):
     upstream.reply = html()
-    result = drive(PROMPTS, retries=5, **block)
+    result = await drive(PROMPTS, retries=5, **block)
     assert len(upstream.seen) <= SEVERAL + 2 * 8
     assert result.codes == {Code.BAD_RESPONSE}
     assert all(failure.concerns_all for failure in result.failures.values())
 
 
-def test_pages_that_stop_coming_cost_no_answer(upstream, drive):
+async def test_pages_that_stop_coming_cost_no_answer(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number < SEVERAL else answer())
-    assert drive(PROMPTS, concurrency=4, retries=5, max_delay=0.02).answered == len(PROMPTS)
+    assert (await drive(PROMPTS, concurrency=4, retries=5, max_delay=0.02)).answered == len(PROMPTS)
 
 
-def test_pages_after_an_answer_are_each_items_own(upstream, drive):
+async def test_pages_after_an_answer_are_each_items_own(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number > 1 and seen.attempt == 1 else answer())
-    assert drive(PROMPTS, concurrency=8, retries=3).answered == len(PROMPTS)
+    assert (await drive(PROMPTS, concurrency=8, retries=3)).answered == len(PROMPTS)
