@@ -341,7 +341,7 @@ def test_a_mistake_in_the_settings_shows_at_once():
         OpenAIAPI("m", api_base="http://localhost:1", thread_num=0)
 
 
-def test_no_object_is_none():
+def test_a_text_without_an_object_gives_none():
     assert object_in("nothing here") is None
 
 

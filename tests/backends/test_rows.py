@@ -115,7 +115,7 @@ def test_a_batch_line_brings_its_own_parameters() -> None:
         ({"body": {**BATCH["body"], "temperature": "hot"}}, "invalid_input", "body.temperature"),  # type: ignore[dict-item]
     ],
 )
-def test_what_a_batch_line_may_not_be(change: dict[str, Any], code: str, said: str) -> None:
+def test_a_batch_line_that_cannot_be_honoured_is_an_error(change: dict[str, Any], code: str, said: str) -> None:
     with pytest.raises(PromptmillError) as caught:
         read("batch", {**BATCH, **change})
     assert caught.value.code == code

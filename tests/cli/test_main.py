@@ -427,7 +427,7 @@ def test_check_finds_nobody_there(promptmill, upstream):
     assert str(upstream.port) in out
 
 
-def test_check_json_of_a_good_configuration(promptmill):
+def test_check_says_in_json_that_a_configuration_is_good(promptmill):
     code, out, _ = promptmill("check", "--json")
     assert code == 0
     assert json.loads(out)["ok"]
@@ -443,7 +443,7 @@ def test_the_command_is_installed_and_says_its_version(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["check", "--help"]])
-def test_help_is_help(promptmill, arguments):
+def test_help_shows_the_usage(promptmill, arguments):
     code, out, err = promptmill(*arguments, config=None)
     assert (code, err) == (0, "")
     assert "usage: promptmill" in out

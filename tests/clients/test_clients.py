@@ -66,7 +66,7 @@ def own():
         ("own", "fastmcp_client", "fastmcp", "4."),
     ],
 )
-def test_a_session_of_an_sdk(request, line, driver, package, version, server, calm, upstream):
+def test_a_session_of_an_sdk_gets_answers_and_errors(request, line, driver, package, version, server, calm, upstream):
     found = _driven(request.getfixturevalue(line), driver, server, calm)
     assert found["version"].startswith(version)
     _checked(found, upstream)
@@ -87,7 +87,7 @@ def test_a_session_of_an_sdk(request, line, driver, package, version, server, ca
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
 
 
-def test_langchain(sdk1, server, calm, upstream):
+def test_langchain_gets_answers_and_errors(sdk1, server, calm, upstream):
     found = _driven(sdk1, "langchain_adapter", server, calm)
     _checked(found, upstream)
     assert found["partly"]["artifact"]["structured_content"]["ans_ls"] == ["echo: hi", ""]
@@ -96,7 +96,7 @@ def test_langchain(sdk1, server, calm, upstream):
     assert json.loads(found["after"]["content"][0]["text"]) == {"ans_ls": ["echo: hi again"]}
 
 
-def test_pydantic_ai(sdk1, server, calm, upstream):
+def test_pydantic_ai_gets_answers_and_errors(sdk1, server, calm, upstream):
     found = _driven(sdk1, "pydantic_ai_agent", server, calm)
     _checked(found, upstream)
     assert found["partly"]["ans_ls"] == ["echo: hi", ""]
@@ -109,7 +109,7 @@ def test_pydantic_ai(sdk1, server, calm, upstream):
     ("line", "framework"),
     [("agents", "openai_agents"), ("agents", "google_adk"), ("agents", "llama_index"), ("sdk1", "mcp_use")],
 )
-def test_a_framework_for_agents(request, line, framework, server, calm):
+def test_a_framework_for_agents_gets_answers_and_errors(request, line, framework, server, calm):
     python = request.getfixturevalue(line)
     quiet = calm | {"MCP_USE_ANONYMIZED_TELEMETRY": "false", "OTEL_SDK_DISABLED": "true"}
     said = _run([python, DRIVERS / "agent_frameworks.py", framework, *server], quiet).stdout
@@ -130,7 +130,7 @@ def test_every_start_by_the_vercel_ai_sdk_succeeds(npm, server, calm, starts):
     assert [found["answers"] for found in met] == [["echo: hi"]] * starts
 
 
-def test_the_vercel_ai_sdk_over_http(npm, over_http, calm):
+def test_the_vercel_ai_sdk_is_served_over_http(npm, over_http, calm):
     driver = [shutil.which("node"), DRIVERS / "ai_sdk.mjs", npm.parent.parent, 2]
     met = json.loads(_run([*driver, over_http.url], calm).stdout)
     assert [found.get("error") for found in met] == [None, None]
@@ -155,7 +155,7 @@ def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, ups
 
 
 @pytest.mark.parametrize("line", ["sdk1", "own"])
-def test_fastmcp_list_and_call(request, line, server, calm):
+def test_the_command_line_of_fastmcp_lists_and_calls(request, line, server, calm):
     python = request.getfixturevalue(line)
     fastmcp, command = python.with_name("fastmcp"), shlex.join(server)
     listed = json.loads(_run([fastmcp, "list", "--command", command, "--json"], calm).stdout)
@@ -167,7 +167,7 @@ def test_fastmcp_list_and_call(request, line, server, calm):
     assert REASON in failed.stdout + failed.stderr
 
 
-def test_the_inspector_on_the_command_line(npm, server, calm):
+def test_the_inspector_lists_and_calls_on_the_command_line(npm, server, calm):
     inspector = [npm / "mcp-inspector", "--cli", "--method"]
     listed = _run([*inspector, "tools/list", "--strict", "--", *server], calm)  # strict: schemas that any client reads
     assert {tool["name"] for tool in json.loads(listed.stdout)["tools"]} >= TOOLS

@@ -160,7 +160,7 @@ def test_the_file_named_goes_first_then_the_environment_then_the_working_directo
     assert find(None, {}).resolve() == tmp_path / FILE_NAME
 
 
-def test_then_the_folder_of_the_user_then_the_shipped_file(tmp_path, monkeypatch):
+def test_the_folder_of_the_user_comes_next_and_then_the_shipped_file(tmp_path, monkeypatch):
     import platformdirs
 
     monkeypatch.chdir(tmp_path)

@@ -54,7 +54,7 @@ def test_where_the_file_names_no_backend_the_first_model_answers():
     assert (overlaid.name, overlaid.model) == ("fast", "small")
 
 
-def test_default_model_chooses():
+def test_default_model_chooses_which_one_answers():
     configuration = Configuration({"models": {"fast": FAST, "local": LOCAL}, "default_model": "local"})
     assert (configuration.default, configuration.plan.model) == ("local", "/models/own")
 

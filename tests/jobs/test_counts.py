@@ -39,11 +39,11 @@ def test_latencies_of_any_size_are_counted() -> None:
         ("2.5%", 3, 100, True),
     ],
 )
-def test_failure_limits(text: str, failed: int, settled: int, exceeded: bool) -> None:
+def test_a_limit_of_failures_is_a_number_or_a_share(text: str, failed: int, settled: int, exceeded: bool) -> None:
     assert FailureLimit.parse(text).exceeded(failed, settled) is exceeded
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "5 %%", "101%", "1.5"])
-def test_failure_limits_that_cannot_be_read(text: str) -> None:
+def test_a_limit_of_failures_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(PromptmillError, match="neither a number nor a share"):
         FailureLimit.parse(text)

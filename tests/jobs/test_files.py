@@ -200,7 +200,7 @@ def test_log_probabilities_are_a_column_of_a_table(bench: Any) -> None:
 # CSV and Parquet
 
 
-def test_csv_in_and_out(bench: Any) -> None:
+def test_a_csv_is_read_and_written_with_all_its_columns(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes(
         b'\xef\xbb\xbfid,prompt,note\r\n1,"a, b","two\nlines"\r\n\r\n2,c\r\n3,bad,"\xff"\r\n4,d\xc3\xa9,x\r\n'
@@ -237,7 +237,7 @@ def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench: Any) -> None:
     assert (second["note"], second["answer"]) == ("z", "echo: b")
 
 
-def test_csv_with_messages_images_and_semicolons_into_jsonl(bench: Any) -> None:
+def test_a_csv_with_messages_images_and_semicolons_becomes_jsonl(bench: Any) -> None:
     bench.input = bench.path / "in.csv"
     (bench.path / "a.png").write_bytes(PNG)
     conversation = [{"role": "user", "content": "from messages"}]
@@ -285,7 +285,7 @@ def test_parquet_in_and_out_keeps_types(bench: Any) -> None:
     assert rows[6]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
-def test_parquet_with_messages_and_images_into_jsonl(bench: Any) -> None:
+def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

@@ -86,7 +86,7 @@ async def test_no_key_goes_to_a_server_that_was_found(upstream):
 
 
 @pytest.mark.rule("K1")
-def test_it_goes_to_what_the_operator_listed():
+def test_a_key_goes_to_what_the_operator_listed():
     environ = ENVIRONMENT | {"PROMPTMILL_ENDPOINTS": "one.example, two.example:8000"}
     urls = [
         "https://one.example",

@@ -89,7 +89,7 @@ async def test_a_host_that_is_not_listed_does_not(key_sent, far, listed):
     assert await key_sent(block={"base_url": far}, environ=ENVIRONMENT | {"PROMPTMILL_ENDPOINTS": listed}) is None
 
 
-async def test_loopback_gets_it(key_sent, upstream):
+async def test_loopback_gets_the_key(key_sent, upstream):
     assert await key_sent(block={"base_url": upstream.url}, environ=ENVIRONMENT) == f"Bearer {KEY}"
 
 

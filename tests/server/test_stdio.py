@@ -548,7 +548,7 @@ def test_what_is_no_request_does_no_harm(server, line):
         (['{"content": "x"}'], ['echo: {"content": "x"}']),
     ],
 )
-def test_odd_text_is_text(server, prompts, answers):
+def test_odd_text_arrives_as_it_was_sent(server, prompts, answers):
     assert server.answers(*prompts) == answers
 
 

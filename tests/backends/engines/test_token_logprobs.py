@@ -24,7 +24,7 @@ PROMPT = "What is the capital of France? Answer in one word."
         ({"logprobs": 5}, 5),
     ],
 )
-def test_what_is_wanted(extra, found):
+def test_logprobs_are_asked_for_in_either_form(extra, found):
     assert wanted(extra) == found
 
 

@@ -99,27 +99,27 @@ async def test_a_used_up_quota_says_what_to_do(checked, upstream):
     assert "Top up the account" in _failed(await checked())[1]
 
 
-async def test_tls_on_a_plain_port(checked, upstream):
+async def test_tls_on_a_plain_port_is_told_as_that(checked, upstream):
     name, detail = _failed(await checked(upstream.url.replace("http:", "https:")))
     assert name == "TLS"
     assert "speaks plain HTTP, not TLS. Write http:// instead of https://" in detail
 
 
-async def test_plain_http_to_a_port_that_speaks_tls(checked, upstreams):
+async def test_plain_http_to_a_port_that_speaks_tls_is_told_as_that(checked, upstreams):
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(await checked(secure.url.replace("https:", "http:")))
     assert name == "TLS"
     assert "speaks TLS, not plain HTTP. Write https:// instead of http://" in detail
 
 
-async def test_a_proxy_that_says_so_itself(checked, upstream):
+async def test_a_proxy_that_wants_tls_is_named_too(checked, upstream):
     upstream.gets = {"/v1/models": None}
     page = b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>"  # nginx
     upstream.reply = raw(page, code=400)
     assert "Write https://" in _failed(await checked())[1]
 
 
-async def test_a_certificate_signed_by_itself_and_how_to_trust_it(checked, upstreams, monkeypatch):
+async def test_a_certificate_signed_by_itself_is_told_with_how_to_trust_it(checked, upstreams, monkeypatch):
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(await checked(secure.url))
     assert name == "TLS"
@@ -137,14 +137,14 @@ async def test_a_wrong_path_comes_with_the_right_one(checked, upstream):
     assert f"The API is at {upstream.url}: set `base_url` to that." in detail
 
 
-async def test_nobody_there(checked, upstream):
+async def test_a_port_where_nobody_listens_is_told(checked, upstream):
     upstream.vanish()
     name, detail = _failed(await checked())
     assert name == "connection"
     assert "refused the connection" in detail
 
 
-async def test_a_name_that_nobody_knows(checked):
+async def test_a_name_that_nobody_knows_is_told(checked):
     name, detail = _failed(await checked("https://no-such-host.example/v1"))
     assert name == "connection"
     assert "cannot resolve the name" in detail

@@ -87,7 +87,7 @@ def test_a_redirect_says_what_to_write_without_credentials(status: int) -> None:
     assert "very-secret" not in _error(status, b"", Location="https://[::1").hint
 
 
-def test_tls_on_a_plain_port_and_the_other_way_round() -> None:
+def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
     plain.reason = "WRONG_VERSION_NUMBER"
     assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
