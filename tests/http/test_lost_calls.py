@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 
 import pytest
@@ -62,7 +63,9 @@ def gate(upstream):
 def test_the_same_request_after_a_lost_connection_is_paid_for_once(server, upstream, gate, number):
     first = _sent(server, _body("slow", number))
     eventually(lambda: upstream.in_flight == 1)
-    first.sock.shutdown(2)
+    first.sock.shutdown(socket.SHUT_WR)
+    while first.sock.recv(65536):  # until the server has noticed
+        pass
     threading.Timer(0.3, gate.set).start()
     assert _answers(server, _body("slow", number)) == ["echo: slow"]
     assert len(upstream.seen) == 1
