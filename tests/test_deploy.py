@@ -18,6 +18,7 @@ import yaml
 
 from promptmill.cli.main import _parser
 from promptmill.config.loading import Configuration
+from sure import sure
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -29,7 +30,7 @@ def _options(arguments):
 
 def test_the_container_starts_with_options_that_exist_and_copies_files_that_exist():
     text = (DEPLOY / "Dockerfile").read_text()
-    command = json.loads(re.search(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)[1])
+    command = json.loads(sure(re.search(r"^ENTRYPOINT (.+)$", text, re.MULTILINE))[1])
     assert _options(command[1:]).http == "0.0.0.0:8000"
     copied = [line.split()[1] for line in text.splitlines() if line.startswith("COPY") and "--from" not in line]
     assert all((ROOT / path).exists() for path in copied), copied
@@ -52,7 +53,7 @@ def test_compose_and_kubernetes_start_the_server_with_options_that_exist():
 
 
 def test_the_systemd_unit_starts_the_server_with_options_that_exist():
-    command = re.search(r"^ExecStart=(.+)$", (DEPLOY / "promptmill.service").read_text(), re.MULTILINE)[1]
+    command = sure(re.search(r"^ExecStart=(.+)$", (DEPLOY / "promptmill.service").read_text(), re.MULTILINE))[1]
     assert _options(shlex.split(command)[1:]).token_file
 
 

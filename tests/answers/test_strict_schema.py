@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from promptmill.answers.schema import compile_schema
 from promptmill.answers.strict_schema import strict_form
 from shapes import SHAPES
+from sure import sure
 
 
 class Address(BaseModel):
@@ -39,7 +40,7 @@ def _objects(node):
 
 
 def test_in_strict_form_all_fields_are_required_and_no_object_is_open():
-    strict = strict_form(Person.model_json_schema())
+    strict = sure(strict_form(Person.model_json_schema()))
     found = list(_objects(strict))
     assert len(found) == 2
     for node in found:
@@ -53,7 +54,7 @@ def test_in_strict_form_all_fields_are_required_and_no_object_is_open():
 def test_what_satisfies_the_strict_form_satisfies_the_schema_once_nulls_are_left_out():
     schema = compile_schema(Person.model_json_schema())
     answer = '{"name": "Ada", "age": null, "kind": null, "addresses": null, "home": {"street": "x", "zip_code": null}}'
-    compile_schema(strict_form(Person.model_json_schema())).check(answer)
+    compile_schema(sure(strict_form(Person.model_json_schema()))).check(answer)
     checked = schema.check(answer)
     assert not checked.problem
     assert Person.model_validate_json(checked.text).name == "Ada"
@@ -81,7 +82,7 @@ def test_a_recursive_schema_whose_root_is_a_reference_keeps_an_object_at_its_roo
         value: int
         children: list[Node] = []
 
-    strict = strict_form(Node.model_json_schema())
+    strict = sure(strict_form(Node.model_json_schema()))
     assert strict["type"] == "object"
     assert strict["properties"]["value"] == {"type": "integer"}
 
@@ -90,7 +91,7 @@ def test_a_recursive_schema_whose_root_is_a_reference_keeps_an_object_at_its_roo
     "shape", [shape for shape in SHAPES if strict_form(shape.schema)], ids=lambda shape: shape.name
 )
 def test_examples_of_the_strict_form_are_examples_of_the_schema(shape):
-    strict, schema = compile_schema(strict_form(shape.schema)), compile_schema(shape.schema)
+    strict, schema = compile_schema(sure(strict_form(shape.schema))), compile_schema(shape.schema)
     import json
 
     for instance in (shape.good, shape.bad):

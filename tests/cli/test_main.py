@@ -16,6 +16,7 @@ from fakes import KEY
 from promptmill import __version__
 from promptmill.cli import main as cli
 from replies import answer, by_prompt, html, status
+from sure import sure
 
 ROOT = Path(__file__).parents[2]
 
@@ -455,9 +456,9 @@ def test_the_end_of_a_pipe_is_no_traceback(tmp_path, upstream):
     command = [sys.executable, "-m", "promptmill", "generate", "--config", str(ROOT / "parameter.yaml")]
     command += ["--backend", "openai", *(part for value in sets for part in ("--set", value)), *"abcdefgh"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
-        process.stdout.read(10)
-        process.stdout.close()
-        said = process.stderr.read().decode()
+        sure(process.stdout).read(10)
+        sure(process.stdout).close()
+        said = sure(process.stderr).read().decode()
     assert "Traceback" not in said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from promptmill.config.loading import FILE_NAME, HTTP_DEFAULTS, Configuration, Overrides, find
 from promptmill.config.settings import Settings
@@ -77,8 +78,7 @@ def test_a_file_of_the_reference_loads_unchanged(write):
         True,
     )
     assert (blocks.openai.model_name, blocks.openai.base_url) == ("MiniCPM4-8B", ["http://localhost:8000/v1"])
-    assert blocks.openai.api_key is not None
-    assert blocks.openai.api_key.get_secret_value() == "abc"
+    assert blocks.openai.api_key == SecretStr("abc")
     assert (blocks.openai.concurrency, blocks.openai.retries, blocks.openai.base_delay) == (8, 3, 1.0)
     assert (blocks.hf.gpu_ids, blocks.hf.batch_size) == ((2, 3), 8)
     assert settings.sampling_params.given() == {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from promptmill.config import models
 from promptmill.config.loading import Configuration, Overrides
@@ -39,7 +40,7 @@ def test_a_model_has_a_block_of_its_own_and_the_rest_of_the_file():
     plan = configuration.plan_of("fast")
     assert configuration.names == ("default", "fast")
     assert (plan.backend, plan.model, plan.fallback) == ("openai", "small", ["default"])
-    assert plan.settings.backend_configs.openai.api_key.get_secret_value() == "k"
+    assert plan.settings.backend_configs.openai.api_key == SecretStr("k")
     assert plan.settings.sampling_params.given() == {"temperature": 0, "max_tokens": 10}
     assert plan.settings.system_prompt == "Be kind."
     assert (plan.settings.extra_params, plan.settings.price) == ({}, None), "those of another model"

@@ -15,6 +15,8 @@ import pytest
 from piped import eventually
 from replies import answer, by_prompt, hang, late
 from served import VERSION, Served, messages, written
+from sure import sure
+from talk import text
 
 pytestmark = pytest.mark.http
 BOTH = pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28 and 2025-11-25
@@ -145,7 +147,7 @@ async def test_the_client_of_the_sdk_is_served(server):
         await session.initialize()
         result = await session.call_tool("generate", {"prompt_ls": ["x"]})
         assert result.structured_content == {"ans_ls": ["echo: x"]}
-        assert json.loads(result.content[0].text) == {"ans_ls": ["echo: x"]}
+        assert json.loads(text(result)) == {"ans_ls": ["echo: x"]}
 
 
 # At the same time
@@ -191,7 +193,7 @@ class _Hanging:
     def __init__(self, server, headers, message):
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         self.connection.request("POST", "/mcp", json.dumps(message), headers)
-        self.answer = None
+        self.answer: bytes | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -201,7 +203,7 @@ class _Hanging:
 
     def wait(self):
         self._reader.join(30)
-        return messages(self.answer)[-1]
+        return messages(sure(self.answer))[-1]
 
     def drop(self):
         self.connection.sock.shutdown(2)

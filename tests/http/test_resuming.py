@@ -85,8 +85,12 @@ async def test_a_session_cannot_ask_for_the_events_of_another():
     mine, other = SessionEvents(events), SessionEvents(events)
     first = await mine.store_event("1", None)
     sent = []
-    assert await other.replay_events_after(first, sent.append) is None
-    assert await mine.replay_events_after(first, sent.append) == "1"
+
+    async def send(event):
+        sent.append(event)
+
+    assert await other.replay_events_after(first, send) is None
+    assert await mine.replay_events_after(first, send) == "1"
     assert sent == []
 
 

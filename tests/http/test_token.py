@@ -7,6 +7,7 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.http.token import Token, find_token
 from served import TOKEN
+from sure import sure
 
 
 def _opens(*values):
@@ -42,8 +43,8 @@ def test_a_token_is_found_in_the_file_then_the_named_variable_then_the_usual_one
     headers = [(b"authorization", b"Bearer " + TOKEN.encode())]
     other = "another-token-of-some-length"
     for arguments in ((file, None, {}), (None, "MINE", {"MINE": TOKEN, "PROMPTMILL_HTTP_TOKEN": other})):
-        assert find_token(*arguments).opens(headers)
-    assert find_token(None, None, {"PROMPTMILL_HTTP_TOKEN": TOKEN}).opens(headers)
+        assert sure(find_token(*arguments)).opens(headers)
+    assert sure(find_token(None, None, {"PROMPTMILL_HTTP_TOKEN": TOKEN})).opens(headers)
     assert find_token(None, None, {}) is None
 
 

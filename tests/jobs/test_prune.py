@@ -21,6 +21,7 @@ from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
 from replies import answer, hang
+from sure import sure
 
 DAY_S = 86_400
 REMOVING = """
@@ -94,7 +95,7 @@ def test_an_unfinished_job_goes_only_when_asked_for(bench):
 
 def test_a_job_that_runs_is_never_removed(bench):
     old = _finished(bench, "old", 8)
-    lock = Lock.take(old.lock)
+    lock = sure(Lock.take(old.lock))
     try:
         assert prune.prune(JobFolders.from_environ(), 0, unfinished=True) == []
     finally:
@@ -184,7 +185,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
 @pytest.mark.thorough
 def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
     old = _finished(bench, "old", 8)
-    lock = Lock.take(old.lock)
+    lock = sure(Lock.take(old.lock))
     store = old.open()
     ended = threading.Event()
 

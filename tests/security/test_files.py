@@ -23,6 +23,7 @@ from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
+from sure import sure
 from talk import text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
@@ -433,7 +434,7 @@ async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(ser
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"prompt": "hunter2"}\n')
     job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
-    spec = job.spec
+    spec = sure(job.spec)
     for change in ({"input": secret}, {"input": secret, "input_format": "messages"}, {"output": secret}):
         job.open()
         job.put(spec=spec.model_copy(update={**change, "size": secret.stat().st_size}))

@@ -10,6 +10,7 @@ from fakes import openai_configuration
 from piped import Piped
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from sure import sure
 from talk import Talk, text
 
 HIDDEN = {"generation_init", "vllm_shutdown"}
@@ -44,7 +45,7 @@ async def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool)
 
 async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
     said = "".join([tool.model_dump_json() for tool in await locked.client.list_tools()])
-    said += create_server(Service(openai_configuration(upstream.url)), locked=True).instructions
+    said += sure(create_server(Service(openai_configuration(upstream.url)), locked=True).instructions)
     assert "bulk_generate" in said
     assert not {name for name in HIDDEN if name in said}
 

@@ -12,6 +12,7 @@ from PIL import Image
 from fakes import openai_configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from sure import sure
 
 
 @pytest.fixture
@@ -42,11 +43,11 @@ async def test_nothing_is_announced_that_is_not_there(talk):
 
 def test_the_server_has_an_icon_and_a_website(upstream):
     info = create_server(Service(openai_configuration(upstream.url)))._mcp_server.server_info
-    assert info.website_url.startswith("https://")
-    (icon,) = info.icons
+    assert sure(info.website_url).startswith("https://")
+    (icon,) = sure(info.icons)
     data = base64.b64decode(icon.src.removeprefix("data:image/png;base64,"))
     image = Image.open(io.BytesIO(data))
-    assert f"{image.width}x{image.height}" in icon.sizes
+    assert f"{image.width}x{image.height}" in sure(icon.sizes)
 
 
 def test_lists_may_be_kept_but_not_what_is_read(upstream):

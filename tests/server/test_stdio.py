@@ -20,6 +20,7 @@ from everyday import everyday
 from fakes import KEY
 from piped import Piped, eventually
 from replies import answer, by_prompt, hang, late
+from talk import text
 from upstream import Upstream
 
 pytestmark = pytest.mark.stdio
@@ -454,7 +455,7 @@ async def test_the_client_of_the_sdk_is_served(config):
         await session.initialize()
         result = await session.call_tool("generate", {"prompt_ls": ["x"]})
         assert result.structured_content == {"ans_ls": ["echo: x"]}
-        assert result.content[0].text == '{"ans_ls":["echo: x"]}'
+        assert text(result) == '{"ans_ls":["echo: x"]}'
 
 
 # Bad input

@@ -21,7 +21,7 @@ async def _tools(talk):
 
 REQUIRED = ...
 OF_A_CALL = dict.fromkeys(("model", "sampling_params", "answer_schema", "max_cost"))
-TOOLS = {
+TOOLS: dict[str, dict[str, Any]] = {
     "generation_init": {
         "backend_configs": REQUIRED,
         "sampling_params": REQUIRED,
@@ -39,7 +39,7 @@ TOOLS = {
     "multiturn_generate": {"messages": REQUIRED, "system_prompt": "", **OF_A_CALL},
     "vllm_shutdown": {},
 }
-BULK_TOOLS = {
+BULK_TOOLS: dict[str, dict[str, Any]] = {
     "bulk_generate": {
         "input_file": REQUIRED,
         "output_file": REQUIRED,

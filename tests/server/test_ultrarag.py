@@ -21,6 +21,7 @@ from fakes import KEY
 from piped import Piped, eventually
 from promptmill.server import ultrarag
 from replies import hang
+from sure import sure
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "servers" / "generation" / "src" / "generation.py"
@@ -79,8 +80,14 @@ def checkout(tmp_path, upstream, monkeypatch):
     source.mkdir(parents=True)
     shutil.copy(LAUNCHER, source)
     block = {"model_name": "m", "base_url": upstream.url, "api_key": KEY}
-    whole = {"backend": "openai", "backend_configs": {"openai": block}, "system_prompt": "", "image_tag": None}
-    whole |= {"sampling_params": {"max_tokens": 8}, "extra_params": {}}
+    whole = {
+        "backend": "openai",
+        "backend_configs": {"openai": block},
+        "sampling_params": {"max_tokens": 8},
+        "extra_params": {},
+        "system_prompt": "",
+        "image_tag": None,
+    }
     (folder / "servers" / "generation" / "parameter.yaml").write_text(yaml.safe_dump(whole))
     (folder / "promptmill.py").write_text("raise SystemExit('imported from the working directory')")
     (folder / "yaml.py").write_text("raise SystemExit('imported from the working directory')")
@@ -168,9 +175,9 @@ def test_the_launcher_needs_only_the_standard_library_of_python_3_8():
 
 
 def test_where_there_is_no_exec_a_child_has_our_streams_and_its_exit_code_is_ours(monkeypatch, capfd):
-    spec = importlib.util.spec_from_file_location("launcher", LAUNCHER)
+    spec = sure(importlib.util.spec_from_file_location("launcher", LAUNCHER))
     launcher = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launcher)
+    sure(spec.loader).exec_module(launcher)
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # it leaves Ctrl-C to the child
     tied = []
     monkeypatch.setattr(launcher, "tie", tied.append)  # Windows' own calls; elsewhere there is exec

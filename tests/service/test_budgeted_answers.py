@@ -24,6 +24,7 @@ from promptmill.service import call_report
 from promptmill.service.prices import FlatPrice, price_of
 from promptmill.service.service import Service
 from replies import answer, chaos, choose, hang, late, status
+from sure import sure
 
 PRICE = {"input": 10.0, "output": 100.0}
 LIMIT = 0.05
@@ -121,7 +122,7 @@ async def test_a_budget_needs_a_bound_of_answers(opened, upstream):
 def test_prices_are_the_operators_else_those_that_are_listed_and_never_guessed():
     pytest.importorskip("genai_prices")
     plan = openai_plan("https://api.openai.com/v1", model_name="gpt-4o")
-    listed = price_of(plan)
+    listed = sure(price_of(plan))
     assert listed.cost(Usage(1_000_000, 0)) == pytest.approx(2.5)
     assert listed.cost(Usage(1000, 1000, cached_tokens=1000)) == pytest.approx((1.25 + 10) / 1000)
     assert price_of(openai_plan("https://api.openai.com/v1", model_name="no-such-model")) is None

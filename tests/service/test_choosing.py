@@ -108,7 +108,8 @@ async def test_what_was_chosen_is_said_and_never_changed(upstreams, monkeypatch,
         result = await talk("generate", prompt_ls=["x"])
         assert result.structured_content == {"ans_ls": ["echo: x"]}
         assert "Ollama 0.9.0" in result.meta["chosen"]
-        status = (await talk.client.read_resource("promptmill://status"))[0].text
+        (resource,) = await talk.client.read_resource("promptmill://status")
+        status = resource.model_dump()["text"]
         assert "Ollama 0.9.0" in status
         assert '"model": "tiny:1b"' in status
         monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{second.port}")

@@ -12,6 +12,7 @@ import pytest
 
 from promptmill import __version__
 from promptmill.backends.protocol import CallStats, Request
+from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
@@ -74,7 +75,7 @@ class Here:
         async def create(_: Any) -> Any:
             return Echo(lambda key: self._on(key, self), self._most)
 
-        return await self._replica.load(create, None, {}, __version__)
+        return await self._replica.load(create, Configuration({}).plan, {}, __version__)
 
     async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
         await self._or_lost(self._replica.submit(pickle.loads(pickle.dumps(requests)), is_last=is_last))

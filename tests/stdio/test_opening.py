@@ -8,6 +8,7 @@ import pytest
 
 from promptmill.stdio.manifest import Manifest
 from promptmill.stdio.opening import Opening, request_of
+from sure import sure
 
 MODERN = "io.modelcontextprotocol/"
 ENVELOPE = {"_meta": {f"{MODERN}protocolVersion": "2026-07-28", f"{MODERN}clientCapabilities": {}}}
@@ -158,4 +159,4 @@ def test_what_is_no_plain_request_is_none_of_the_opening(line):
 
 
 def test_a_request_may_have_a_text_as_its_id_and_no_params():
-    assert request_of(b' {"id": "a", "method": "ping", "jsonrpc": "2.0"}\r\n')["id"] == "a"
+    assert sure(request_of(b' {"id": "a", "method": "ping", "jsonrpc": "2.0"}\r\n'))["id"] == "a"

@@ -319,8 +319,8 @@ def interim(reply: Reply) -> Reply:
     return hinting
 
 
-def late(seconds: float, reply: Reply | None = None) -> Reply:
-    """Reply after `seconds`."""
+def late(seconds: float | None, reply: Reply | None = None) -> Reply:
+    """Reply after `seconds`; None waits until the client goes away."""
     default = reply or answer()
 
     async def delayed(exchange: Exchange) -> None:

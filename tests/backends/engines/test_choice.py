@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.sampler import SamplerState, choose  # noqa: E402
+from sure import sure  # noqa: E402
 
 
 def scores_of(*shares: float):
@@ -17,7 +18,7 @@ def scores_of(*shares: float):
 
 
 def drawn(choice: SamplerState, scores, times: int = 3000) -> dict[int, float]:
-    counts = Counter(choose(scores.clone(), [choice])[0] for _ in range(times))
+    counts = Counter(sure(choose(scores.clone(), [choice])[0]) for _ in range(times))
     return {token: count / times for token, count in counts.items()}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from promptmill.backends.engines import embedded_model, package_index
 from promptmill.core.errors import PromptmillError
+from sure import sure
 
 
 def silent(text: str) -> None:
@@ -116,7 +117,7 @@ def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_
     )
     environment = {**os.environ, "PROMPTMILL_CACHE": str(target.parent)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as slower:
-        while "Converting" not in slower.stdout.readline():
+        while "Converting" not in sure(slower.stdout).readline():
             assert slower.poll() is None
         (scratch,) = target.parent.iterdir()
         shutil.copytree(usual, tmp_path / "copy")
@@ -124,7 +125,7 @@ def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_
         made = scratch / "model" / "config.json"
         while not made.exists() and slower.poll() is None:
             time.sleep(0.01)
-        assert slower.stdout.read().strip() == str(target)
+        assert sure(slower.stdout).read().strip() == str(target)
     assert slower.returncode == 0
     assert [entry.name for entry in target.parent.iterdir()] == [target.name]
     for name in ("model.safetensors", "chat_template.jinja", "generation_config.json", "tokenizer.json"):

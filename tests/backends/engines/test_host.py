@@ -19,6 +19,7 @@ from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
+from sure import sure
 
 pytestmark = pytest.mark.engine
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -263,7 +264,7 @@ def test_no_engine_outlives_a_killed_server(tiny, python, phase):
         if phase == "importing":
             time.sleep(1.5)
         if phase == "generating":
-            assert parent.stdout.readline() == "loaded\n"
+            assert sure(parent.stdout).readline() == "loaded\n"
             time.sleep(1)
         parent.kill()
     psutil.wait_procs([engine], timeout=3)

@@ -17,6 +17,7 @@ from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import CallStats
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
+from sure import sure
 
 
 class Clock:
@@ -42,13 +43,13 @@ class Bench:
         self.flow = self.stats.flow = CallFlow(self.limiter, self.stats, self.clock)
 
     def fails(self, decision):
-        permit = self.limiter.enter_now(self.stats, 0, None)
+        permit = sure(self.limiter.enter_now(self.stats, 0, None))
         self.stats.refused += decision.kind is FailureKind.LOAD
         self.state.failed(permit, decision, None)
         self.limiter.leave(permit, self.stats)
 
     def answered(self, headers=None):
-        permit = self.limiter.enter_now(self.stats, 0, None)
+        permit = sure(self.limiter.enter_now(self.stats, 0, None))
         self.state.succeeded(permit)
         self.state.heard(headers or {})
         self.limiter.leave(permit, self.stats)
@@ -108,7 +109,7 @@ async def test_an_endpoint_that_is_gone_is_said_with_since_when():
     bench.fails(_gone(8.0))
     assert bench.stats.waiting == "waiting for api.example.com since 0:14, next try in 8 s"
     bench.clock.now += 60
-    permit = bench.limiter.enter_now(bench.stats, 0, None)
+    permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
     assert bench.stats.waiting == "waiting for api.example.com since 1:14, trying now"
     bench.state.succeeded(permit)
     bench.limiter.leave(permit, bench.stats)
@@ -138,7 +139,7 @@ async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_the
     assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
     bench.clock.now += 6
     assert "next try in 3 s" in bench.stats.waiting
-    permit = bench.limiter.enter_now(bench.stats, 0, None)
+    permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
     assert bench.stats.waiting == "", "one of them is being answered"
     bench.limiter.leave(permit, bench.stats)
 

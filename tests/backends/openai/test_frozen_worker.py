@@ -17,6 +17,7 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
 from replies import answer, late
+from sure import sure
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
@@ -24,7 +25,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     upstream: Any, monkeypatch: pytest.MonkeyPatch, closing: Any
 ) -> None:
     # a default is bound when the function is made
-    monkeypatch.setitem(workers.FanOut.__init__.__kwdefaults__, "silence_s", 3.0)
+    monkeypatch.setitem(sure(workers.FanOut.__init__.__kwdefaults__), "silence_s", 3.0)
     upstream.reply = late(0.05, answer())
     service = closing(
         Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))

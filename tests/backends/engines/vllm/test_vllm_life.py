@@ -18,6 +18,7 @@ from processtable import family, gone, ports, taken_ports
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 from promptmill.system.subprocesses import SCRATCH
+from sure import sure
 
 pytestmark = pytest.mark.engine
 ENDLESS = {"ignore_eos": True}
@@ -31,8 +32,8 @@ def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, sma
     async def life():
         host = create(make_vllm_plan(small))
         await host.load(ignore)
-        processes = family(host._process.pid)
-        scratch = Path(psutil.Process(host._process.pid).environ()[SCRATCH])
+        processes = family(sure(host._process).pid)
+        scratch = Path(psutil.Process(sure(host._process).pid).environ()[SCRATCH])
         assert scratch.is_dir()
         running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
         await asyncio.sleep(1)
@@ -58,7 +59,7 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_p
     async def killed():
         host = create(make_vllm_plan(small, max_num_seqs=2))
         await host.load(ignore)
-        processes = family(host._process.pid)
+        processes = family(sure(host._process).pid)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
         running = asyncio.create_task(call.run())
         while not call.source.taken:
@@ -79,7 +80,7 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_p
 
 def test_nothing_outlives_a_killed_server(small, python):
     with engine_parent(python, "vllm", small) as (parent, engine):
-        assert parent.stdout.readline() == "loaded\n"
+        assert sure(parent.stdout).readline() == "loaded\n"
         processes = family(engine.pid)
         time.sleep(1)
         parent.kill()
