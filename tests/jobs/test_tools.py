@@ -230,9 +230,9 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"offset": -1}, "offset is a number; send 0 or more."),
-        ({"limit": 0}, "limit is a number; send 1 or more."),
-        ({"limit": 1001}, "limit is a number; send 1000 or less."),
+        ({"offset": -1}, "offset is -1; send 0 or more."),
+        ({"limit": 0}, "limit is 0; send 1 or more."),
+        ({"limit": 1001}, "limit is 1001; send 1000 or less."),
         ({"limit": "many"}, "limit is a text; send a whole number."),
         ({"limit": 2.5}, "limit is a number; send a whole number."),
     ],
