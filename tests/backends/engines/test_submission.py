@@ -47,7 +47,7 @@ def submitted(closing):
 
 
 def _colours(message):
-    return [picture.getpixel((1, 1)) for picture in pictures(message)]
+    return [picture.getpixel((1, 1)) for picture in pictures(message.get("images", ()))]
 
 
 async def test_text_goes_as_it_is(submitted):
@@ -60,7 +60,7 @@ async def test_text_goes_as_it_is(submitted):
         "sampling": {"max_tokens": 5},
         "extra": {"a": 1},
     }
-    assert pictures(message) == []
+    assert pictures(message.get("images", ())) == []
 
 
 async def test_images_are_numbered_over_the_whole_conversation(submitted, paint):
@@ -125,7 +125,7 @@ async def test_a_turned_photo_arrives_upright(submitted, tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (8, 4), "red").save(tmp_path / "turned.jpg", exif=exif)
     message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "turned.jpg")], None))
-    assert [picture.size for picture in pictures(message)] == [(4, 8)]
+    assert [picture.size for picture in pictures(message.get("images", ()))] == [(4, 8)]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,6 @@ async def test_an_image_that_is_broken_behind_its_header_is_the_items_error(subm
     (tmp_path / "torn.png").write_bytes(whole.getvalue()[:1500])
     message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "torn.png")], None))
     with pytest.raises(PromptmillError) as caught:
-        pictures(message)
+        pictures(message.get("images", ()))
     assert caught.value.code == "invalid_image"
     assert "Image 1 of the prompt" in caught.value.message
