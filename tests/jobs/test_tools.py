@@ -172,7 +172,8 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: A
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await call("bulk_cancel", job_id=job_id)
-        assert (await until(call, job_id, "cancelled"))["alive"] is False
+        while (await until(call, job_id, "cancelled"))["alive"]:  # its last word is written before its lock is let go
+            await asyncio.sleep(0.05)
 
 
 async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, closing: Any) -> None:
