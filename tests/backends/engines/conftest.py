@@ -58,6 +58,14 @@ class Call:
     sink: DictSink = field(default_factory=DictSink)
     stats: CallStats = field(default_factory=CallStats)
 
+    async def begun(self) -> asyncio.Task[list[Outcome]]:
+        """Run it as a task; return that when the first words of an answer have come."""
+        generating = asyncio.Event()
+        self.stats.preview = lambda _: generating.set()
+        running = asyncio.create_task(self.run())
+        await generating.wait()
+        return running
+
     async def run(self) -> list[Outcome]:
         await self.host.run(self.source, self.sink, self.stats)
         return [self.sink.outcomes[key] for key in sorted(self.sink.outcomes)]

@@ -70,8 +70,7 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
         host = create(plan)
         await host.load(ignore)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
-        running = asyncio.create_task(call.run())
-        await asyncio.sleep(1)
+        running = await call.begun()
         os.kill(engine_of(host).pid, signal.SIGKILL)
         with pytest.raises(PromptmillError) as caught:
             await asyncio.wait_for(running, 5)
@@ -93,8 +92,7 @@ def test_closing_ends_the_process_group_and_running_calls(desk, plan):
         host = create(plan)
         await host.load(ignore)
         process = engine_of(host)
-        running = asyncio.create_task(desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).run())
-        await asyncio.sleep(0.5)
+        running = await desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).begun()
         started = time.monotonic()
         await asyncio.gather(host.aclose(), host.aclose())
         taken = time.monotonic() - started
@@ -174,10 +172,7 @@ def test_closing_before_loading_is_no_error(desk, plan):
 def test_cancelling_a_call_frees_its_rows_within_a_second(desk, engine):
     async def cancelled():
         call = desk.call(engine, ["Count to one million in words."] * 40, ENDLESS, max_tokens=2000)
-        running = asyncio.create_task(call.run())
-        while call.stats.in_flight < 8:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(1)  # rows are on their way through the model
+        running = await call.begun()
         started = time.monotonic()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -58,8 +58,7 @@ def test_a_small_call_is_answered_beside_a_huge_one(desk, make_engine, tiny, kin
 
     async def small_beside_huge():
         huge = desk.call(host, ["long " * 4] * 40, {"ignore_eos": True}, max_tokens=400)
-        task = asyncio.create_task(huge.run())
-        await asyncio.sleep(0.5)
+        task = await huge.begun()
         small = await desk.call(host, ["short"] * 2, {"ignore_eos": True}, max_tokens=4).run()
         done = huge.stats.done
         task.cancel()
@@ -89,8 +88,7 @@ def test_more_calls_than_places_take_turns(desk, make_engine, tiny):
 
     async def many():
         slow = [desk.call(host, ["slow"], {"ignore_eos": True}, max_tokens=450) for _ in range(4)]
-        tasks = [asyncio.create_task(call.run()) for call in slow]
-        await asyncio.sleep(0.2)
+        tasks = [await slow[0].begun(), *(asyncio.create_task(call.run()) for call in slow[1:])]
         await desk.call(host, ["quick"], max_tokens=2).run()
         unfinished = sum(not task.done() for task in tasks)
         return unfinished, await asyncio.gather(*tasks)
