@@ -379,7 +379,7 @@ def test_an_answer_without_a_word_is_a_warning_of_check(promptmill, upstream):
     upstream.reply = answer("")
     code, out, _ = promptmill("check")
     assert code == 0
-    assert "warning: the answer is empty" in out
+    assert "warn  answer: it is empty" in out
 
 
 # check

@@ -61,6 +61,8 @@ class Step:
     ok: bool
     detail: str
     code: str = ""
+    warns: bool = False
+    """It works, and not as somebody may think."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,13 +52,14 @@ def check(configuration: Configuration, arguments: argparse.Namespace) -> int:
 
 
 def _print(step: Step) -> None:
-    mark, told = ("ok  " if step.ok else "FAIL"), f"{step.step}: {step.detail}"
+    mark, style = ("FAIL", "bold red") if not step.ok else ("warn", "yellow") if step.warns else ("ok  ", "green")
+    told = f"{step.step}: {step.detail}"
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(highlight=False)
         told = wrapped(f"{mark}  {without_controls(told)}", console.width).removeprefix(mark)
-        console.print(mark, style="green" if step.ok else "bold red", end="")
+        console.print(mark, style=style, end="")
         console.print(told, markup=False, soft_wrap=True)
     else:
         say(f"{mark}  {told}")
@@ -67,7 +68,7 @@ def _print(step: Step) -> None:
 
 def _as_dict(step: Step) -> dict[str, object]:
     found: dict[str, object] = {"step": step.step, "ok": step.ok, "detail": step.detail}
-    return found | {"code": step.code} if step.code else found
+    return found | ({"warning": True} if step.warns else {}) | ({"code": step.code} if step.code else {})
 
 
 async def _try(configuration: Configuration, report: Callable[[Step], None]) -> None:
@@ -79,7 +80,7 @@ async def _try(configuration: Configuration, report: Callable[[Step], None]) -> 
     detail = plan.chosen or f"{plan.backend}, {plan.model or 'no model named'}"
     report(Step("backend", ok=True, detail=detail))
     for warning in plan.warnings:
-        report(Step("warning", ok=True, detail=warning))
+        report(Step("configuration", ok=True, detail=warning, warns=True))
     if not await registry.diagnose(plan, report):
         await _load_and_ask(configuration, report)
 
@@ -105,6 +106,6 @@ async def _load_and_ask(configuration: Configuration, report: Callable[[Step], N
         seconds = time.monotonic() - started
         report(Step("answer", ok=True, detail=f"{tokens} token(s), {seconds:.1f} s with loading"))
         for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
-            report(Step("warning", ok=True, detail=warning))
+            report(Step("answer", ok=True, detail=warning, warns=True))
     finally:
         await service.aclose()

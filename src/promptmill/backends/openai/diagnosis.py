@@ -64,6 +64,9 @@ class _Stages:
     def ok(self, detail: str, name: str = "") -> None:
         self._report(Step(name or self.name, ok=True, detail=redact(detail)))
 
+    def warn(self, detail: str) -> None:
+        self._report(Step(self.name, ok=True, detail=redact(detail), warns=True))
+
     def failed(self, error: PromptmillError, name: str = "") -> None:
         self._report(Step(name or self.name, ok=False, detail=redact(str(error)), code=str(error.code)))
 
@@ -155,7 +158,7 @@ class _Trial:
             return ""
         names = [one.name for one in listed.models]
         near = difflib.get_close_matches(named, names, n=3, cutoff=0.4)
-        stage.ok(f"{named} is not among them: {', '.join(near) or listed or 'none'}")
+        stage.warn(f"{named} is not among them: {', '.join(near) or listed or 'none'}")
         return named
 
     async def _answers(self, model: str) -> None:
@@ -166,7 +169,7 @@ class _Trial:
         request = Request(0, conversation, sampling, self._plan.settings.extra_params)
         encoder = RequestEncoder(endpoint, model, enable_thinking=self._settings.enable_thinking, stream=False)
         for name in encoder.refused(request):
-            stage.ok(f"{endpoint.name} takes no `{name}`; it is left out", "warning")
+            stage.warn(f"{endpoint.name} takes no `{name}`; it is left out")
         started = time.monotonic()
         try:
             reply = await self._pool.send(endpoint, encoder.encode(request, {}))
@@ -186,8 +189,7 @@ class _Trial:
         tokens = answer.usage.completion_tokens
         stage.ok(f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
-            told = f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a model for chats?"
-            stage.ok(told, "warning")
+            stage.warn(f"it is empty (finish_reason {answer.finish_reason}): is {model} a model for chats?")
 
     async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
         """Return the error of the call with a hint that fits what else is known."""
