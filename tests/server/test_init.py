@@ -67,11 +67,9 @@ async def test_a_second_init_starts_from_the_file_again(talk, upstream):
 OPENAI = "backend_configs.openai"
 
 
-def test_another_program_in_the_place_of_a_backend_is_told_before_what_else_is_missing(talk):
-    async def work(talk):
-        return await talk.error("generation_init", backend="ollama")
-
-    assert talk(work).startswith("backend: ollama is not a backend but a server")
+async def test_another_program_in_the_place_of_a_backend_is_told_before_what_else_is_missing(talk):
+    said = await talk.error("generation_init", backend="ollama")
+    assert said.startswith("backend: ollama is not a backend but a server")
 
 
 @pytest.mark.parametrize(
