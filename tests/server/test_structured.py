@@ -44,7 +44,7 @@ async def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_te
 
 async def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
     first, second = [
-        await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": "x"}, ["no"])
+        await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": ["x"]}, ["no"])
     ]
     assert "answer_schema is not a usable JSON Schema" in first
     assert "answer_schema" in second
