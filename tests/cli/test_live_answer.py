@@ -78,7 +78,7 @@ def test_an_answer_that_broke_off_is_begun_again_on_a_new_line(ask, upstream):
     assert ask("x") == (0, "half an\na whole one\n")
 
 
-@pytest.mark.parametrize("arguments", [("--json", "x"), ("x", "y")])
+@pytest.mark.parametrize("arguments", [("--json", "x"), ("Say x.", "Say y.")])
 def test_json_and_several_answers_are_not_streamed(ask, upstream, arguments):
     assert ask(*arguments)[0] == 0
     assert not any("stream" in seen.json for seen in upstream.seen)

@@ -25,6 +25,7 @@ _WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): (.*)", re.DOTALL)
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
 _NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
 _LONGEST_SHOWN = 20
+SCHEMA = "a JSON Schema that every answer must satisfy"
 _INPUTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 

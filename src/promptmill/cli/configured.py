@@ -1,0 +1,60 @@
+"""The configuration that a command line says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promptmill.cli.options import overrides
+from promptmill.core.errors import config_error
+
+if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
+    from promptmill.config.loading import Configuration
+
+
+def configuration_of(arguments: argparse.Namespace) -> Configuration:
+    """Return it: the file with the options above it. Raises `PromptmillError` (`invalid_config`)."""
+    from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+
+    if arguments.backend is not None:
+        from promptmill.service import registry
+
+        registry.check_asked(arguments.backend)
+    return Configuration.load(
+        arguments.config,
+        assignments=arguments.set,
+        backend=arguments.backend,
+        values=lambda raw: overrides(arguments, raw) | _schema(arguments),
+        trust_client=getattr(arguments, "trust_client", False),
+        defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+    )
+
+
+def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
+    """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
+    file: Path | None = getattr(arguments, "schema", None)
+    if file is None:
+        return {}
+    from promptmill.answers.response_format import asking_for
+    from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
+    from promptmill.core.conversation import shape
+
+    if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
+        raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        wrong = "it is not UTF-8 text"
+        if isinstance(error, json.JSONDecodeError):
+            wrong = f"it is not JSON: {why_not_json(error)}"
+        reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else wrong
+        raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
+    if not isinstance(schema, dict):
+        raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
+    if wrong := why_no_schema(schema):
+        raise config_error("--schema", f"{file} {wrong}")
+    compile_schema(schema, str(file))
+    return {("sampling_params", "response_format"): asking_for(schema)}

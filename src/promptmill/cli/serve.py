@@ -1,0 +1,113 @@
+"""`promptmill serve`: its options, and how it starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from promptmill.cli.configured import configuration_of
+from promptmill.cli.options import Parser
+from promptmill.config import environment
+from promptmill.core.errors import config_error
+
+
+def add(commands: Any, shared: Parser) -> None:
+    """Add the command."""
+    serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
+    serve.add_argument(
+        "--trust-client",
+        action="store_true",
+        help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
+    )
+    serve.add_argument(
+        "--locked",
+        action="store_true",
+        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+    )
+    serve.add_argument(
+        "--access-log",
+        action="store_true",
+        help="a line on stderr for each call, and over HTTP for each request; without it only for calls that failed",
+    )
+    serve.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
+    )
+    _add_http_options(serve)
+    serve.set_defaults(unconfigured=_serve)
+
+
+def _add_http_options(serve: argparse.ArgumentParser) -> None:
+    http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
+    http.add_argument("--http", metavar="HOST:PORT", help="serve streamable HTTP at /mcp there instead of stdio")
+    token = http.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help="the environment variable with the bearer token clients send; default: PROMPTMILL_HTTP_TOKEN, if set",
+    )
+    token.add_argument("--token-file", type=Path, metavar="PATH", help="the file that holds the token")
+    http.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
+    )
+    http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 64MiB")
+    http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
+    http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.log_level is None:
+        environment.check_log_level(os.environ)
+    return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
+
+
+def _serve_stdio(arguments: argparse.Namespace) -> int:
+    _refuse_http_options(arguments)
+    if sys.stdin.isatty():
+        print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
+    from promptmill.stdio.front import Front
+
+    front = Front.open(locked=arguments.locked)  # before the imports
+    configuration = configuration_of(arguments)
+    front.configured()
+    from promptmill.server import process
+    from promptmill.system import logs
+
+    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
+    return process.serve_stdio(configuration, front, locked=arguments.locked)
+
+
+def _serve_http(arguments: argparse.Namespace) -> int:
+    configuration = configuration_of(arguments)
+    from promptmill.server import process
+    from promptmill.system import logs
+
+    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
+    if arguments.trust_client:
+        raise config_error(
+            "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
+        )
+    from promptmill.http.options import HttpOptions
+
+    offer = HttpOptions.read(
+        arguments.http,
+        token_file=arguments.token_file,
+        token_env=arguments.token_env,
+        allowed_hosts=arguments.allowed_host,
+        max_body=arguments.max_body,
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        access_log=arguments.access_log,
+        environ=os.environ,
+    )
+    return process.serve_http(configuration, offer)
+
+
+def _refuse_http_options(arguments: argparse.Namespace) -> None:
+    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key"):
+        if getattr(arguments, name):
+            raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")
