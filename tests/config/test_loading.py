@@ -472,6 +472,24 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         ),
         ("concurrency: 8", "concurrency: unknown key; it belongs below backend_configs.openai."),
         ("backend_configs: {openai: {system_prompt: x}}", "it belongs at the top level of the file"),
+        ("backend_configs: {openai: {model: x}}", "openai.model: unknown key; did you mean model_name?"),
+        ("backend_configs: {hf: {model: x}}", "hf.model: unknown key; did you mean model_name_or_path?"),
+        (
+            "backend: ollama\nmodel: qwen3:8b",
+            (
+                "Ollama is an endpoint. In place of both keys: `backend: openai` and `backend_configs: {openai: "
+                "{base_url: localhost:11434, model_name: …}}`"
+            ),
+        ),
+        ("backend: vllm\nmodel: x", "below the backend: `backend_configs: {vllm: {model_name_or_path: …}}`"),
+        (
+            "backend: openai\nopenai: {model_name: x}",
+            "openai: unknown key; it belongs below backend_configs; indent it",
+        ),
+        ("model_list: [{model_name: x}]", "model_list: unknown key; it is LiteLLM's. Here: `models: {NAME: {backend:"),
+        ('sampling_params: {temperature: "0,7"}', "should be a number, not '0,7'; write 0.7."),
+        ("sampling_params: {max_tokens: 1e3}", "should be a whole number, not '1e3'; write 1000."),
+        ("sampling_params: {max_tokens: many}", "should be a whole number, not a text."),
         ("backend_configs: {ollama: {model: x}}", "Ollama is an endpoint: `backend: openai`"),
         ("backend_configs: {hf: {device: gpu}}", "backend_configs.hf.device: is not one of `auto`, `cpu`, `cuda`"),
     ],

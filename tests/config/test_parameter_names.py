@@ -68,6 +68,13 @@ def test_an_engine_takes_sampling_from_the_extra_parameters_which_go_first():
     assert (sampling, extra) == ({"temperature": 0.1, "top_k": 1, "stop": "x"}, {"u": 1})
 
 
+@pytest.mark.parametrize("name", ["max_new_tokens", "num_predict"])
+def test_what_other_programs_call_the_longest_answer_is_told_with_our_name(name):
+    _, extra, warnings = _moved("openai", sampling_params={name: 100})
+    assert extra == {name: 100}
+    assert f"{name} (did you mean max_tokens?) is not known here" in warnings[0]
+
+
 @pytest.mark.parametrize("name", ["OpenAI", "OPENAI", " openai "])
 def test_a_backend_is_named_in_any_case_of_letters(name):
     assert Configuration({"backend": name}).plan.backend == "openai"

@@ -33,7 +33,6 @@ WRONG = [
     "::1:8000",
     "[::1]",
     "[]:1",
-    "a:65536",
     "a:-1",
     "a:8 0",
     "a b:8",
@@ -45,6 +44,11 @@ WRONG += ["http://127.0.0.1:8000", "127.0.0.1:8000/mcp", "u@h:1", "a:\uff11", "a
 def test_what_is_no_address_is_said_with_examples(text):
     with pytest.raises(PromptmillError, match=r"--http: write HOST:PORT, such as 127\.0\.0\.1:8000"):
         Address.parse(text)
+
+
+def test_a_port_that_is_too_high_is_named():
+    with pytest.raises(PromptmillError, match=r"--http: port 65536 is above 65535"):
+        Address.parse("a:65536")
 
 
 def test_loopback_is_told_from_the_rest():

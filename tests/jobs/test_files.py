@@ -312,7 +312,8 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> No
         ("in.jsonl", "out.csv.gz", "The output of a jsonl file ends with .jsonl or .json, not .csv"),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.csv", "out.parquet", "ends with .csv or .tsv or .jsonl or .json"),
-        ("in.parquet", "out.jsonl", "The input is not a valid Parquet file"),
+        ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),
+        ("in.jsonl", "out.xlsx", "Spreadsheets are not written: name the output file out.csv"),
     ],
 )
 def test_files_that_cannot_be_are_said_before_anything_is_spent(
@@ -338,6 +339,22 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(
     assert said in bench.fail(*([] if column is None else ["--prompt-column", column]))
     assert not bench.output.exists()
     assert not list(bench.path.glob("*.promptmill"))
+
+
+@pytest.mark.parametrize("options", [(), ("--prompt-column", "data")])
+def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench: Any, options: tuple[str, ...]) -> None:
+    bench.input = bench.path / "in.json"
+    bench.input.write_text('{"data": [{"prompt": "a"}]}')
+    assert "rows are in the list 'data': save that list alone" in bench.fail(*options)
+    assert not bench.output.exists()
+
+
+def test_a_field_that_is_no_prompt_is_told_by_its_own_name(bench: Any) -> None:
+    bench.write(['{"q": ["a", "b"]}', '{"q": null}', '{"q": "a"}'])
+    bench.run("--prompt-column", "q")
+    said = [row["error"]["message"] for row in bench.answers() if row.get("error")]
+    assert "q is a list of 2" in said[0]
+    assert "its q is null" in said[1]
 
 
 def test_a_prompt_that_says_nothing_is_its_rows_failure_and_not_sent(bench: Any) -> None:

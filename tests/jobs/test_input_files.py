@@ -143,6 +143,7 @@ def test_an_array_is_read_over_any_block_and_its_numbers_stay(tmp_path: Path, mo
         ('[{"prompt": "a"} {"prompt": "b"}]', "a comma or the closing bracket is missing at character 18"),
         ('[{"prompt": "a"},', "ends too early|Expecting value"),
         ('[{"prompt": nonsense, "and": "much more behind it"}]', "at character 13"),
+        ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "holds one JSON object; save the list in 'rows' alone"),
         ('{\n "rows": []\n}', "holds one JSON object; write an array of rows"),
     ],
 )

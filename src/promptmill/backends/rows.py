@@ -108,7 +108,7 @@ def decode_row(
         if prompt_column not in row:
             raise input_error(f"{where} has no field {prompt_column[:60]!r}, which --prompt-column names.")
         row = _with_prompt(row, prompt_column)
-    conversation = _row(row, where, image_tag, position)
+    conversation = _row(row, where, image_tag, position, prompt_column or "")
     own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
     return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
 
@@ -274,7 +274,10 @@ def _is_endpoints(name: str, value: object) -> bool:
     return name == "reasoning" and not isinstance(value, str)
 
 
-def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition) -> Conversation:
+def _row(
+    row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition, column: str = ""
+) -> Conversation:
+    """Return the conversation of a row; `column` is the field that the prompt, or the messages, came from."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
         prompt = str(prompt)
@@ -283,16 +286,16 @@ def _row(row: Mapping[str, Any], where: str, image_tag: str | None, position: Im
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
     if "prompt" in row and "messages" not in row and prompt is None:
-        raise input_error(f"{where}: its prompt is null; write what to ask.")
+        raise input_error(f"{where}: its {column or 'prompt'} is null; write what to ask.")
     if prompt == "" and messages is None and not sources:
-        raise input_error(f"{where}: its prompt is empty; write what to ask.")
+        raise input_error(f"{where}: its {column or 'prompt'} is empty; write what to ask.")
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")
     if prompt is not None:
-        conversation = conversation_from_prompt(prompt, f"{where}: prompt")
+        conversation = conversation_from_prompt(prompt, f"{where}: {column or 'prompt'}")
     else:
-        conversation = _conversation(messages, f"{where}: messages")
+        conversation = _conversation(messages, f"{where}: {column or 'messages'}")
     if not sources:
         return conversation
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import get_args
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +15,7 @@ from promptmill.core.conversation import shape
 from promptmill.core.sampling import Sampling
 
 _MOST_PROBLEMS = 10
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # What other programs call it.
 _ALIASES = {
@@ -23,7 +26,10 @@ _ALIASES = {
     "openai_api_base": "did you mean base_url?",
     "openai_api_key": "did you mean api_key?",
     "key": "did you mean api_key?",
-    "model": "did you mean model_name (openai) or model_name_or_path (hf, vllm, openvino)?",
+    "model_list": (
+        "it is LiteLLM's. Here: `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
+        "model_name: …, api_key_env: …}}}}`."
+    ),
     "max_new_tokens": "did you mean sampling_params.max_tokens?",
     "max_concurrency": "did you mean concurrency?",
     "max_workers": "did you mean num_workers?",
@@ -33,17 +39,20 @@ _ALIASES = {
 }
 
 
-def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
-    """Return what is wrong, key by key, without quoting a value; unknown keys come with the nearest known one.
+_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 
-    `above` is the path of `model` itself.
+
+def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: Mapping[str, Any] = _NOTHING) -> str:
+    """Return what is wrong, key by key, without quoting a value but a number.
+
+    Unknown keys come with the nearest known one. `above` is the path of `model` itself, `raw` what it was made of.
     """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
         location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
-            lines[path] = unknown_key(location, model)
+            lines[path] = unknown_key(location, model, raw)
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
@@ -51,13 +60,23 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "") -> 
             elif problem["type"] == "string_pattern_mismatch":
                 message = f"is not one of {_described(location, model)}".rstrip(".")
             message = _plain(message)
-            got = f", not {shape(problem['input'])}" if problem["type"].endswith(("_type", "_parsing")) else ""
+            got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
                 got += '; remove the "- " before each name below it'
             lines.setdefault(path, f"{message}{got}.")
     told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
     more = len(lines) - len(told)
     return " ".join([*told, f"And {more} more."] if more else told)
+
+
+def _got(value: object, kind: str) -> str:
+    """Return what stands there instead, and how a number is written that only looks like one."""
+    if not isinstance(value, str) or not kind.startswith(("int", "float")) or not _NUMBER.fullmatch(value):
+        return f", not {shape(value)}"
+    number = float(value.replace(",", "."))
+    if kind.startswith("int") and not number.is_integer():
+        return f", not {value}"
+    return f", not {value!r}; write {number:.0f}" if number.is_integer() else f", not {value!r}; write {number!r}"
 
 
 _PLAIN = (
@@ -105,6 +124,8 @@ def _elsewhere(key: str, known: list[str]) -> str:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:
         return "it belongs at the top level of the file."
+    if key in BackendConfigs.model_fields and key not in known:
+        return "it belongs below backend_configs; indent it there."
     blocks = [
         name
         for name, field in BackendConfigs.model_fields.items()
@@ -114,13 +135,33 @@ def _elsewhere(key: str, known: list[str]) -> str:
     return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 
 
-def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
+def _model_key(known: list[str], raw: Mapping[str, Any]) -> str:
+    """Return what is written in place of `model`, among the keys `known` of its block or at the top of `raw`."""
+    if key := next((key for key in ("model_name", "model_name_or_path") if key in known), ""):
+        return f"did you mean {key}?"
+    backend = raw.get("backend")
+    if isinstance(backend, str) and backend.strip().lower() == "ollama":
+        return (
+            "Ollama is an endpoint. In place of both keys: `backend: openai` and `backend_configs: {openai: {base_url: "
+            "localhost:11434, model_name: …}}`."
+        )
+    field = BackendConfigs.model_fields.get(str(backend))
+    block = _model_in(field.annotation) if field else None
+    if block is None:
+        return "did you mean model_name (openai) or model_name_or_path (hf, vllm, openvino), below backend_configs?"
+    key = "model_name" if "model_name" in block.model_fields else "model_name_or_path"
+    return f"the model is named below the backend: `backend_configs: {{{backend}: {{{key}: …}}}}`."
+
+
+def unknown_key(location: list[int | str], model: type[BaseModel], raw: Mapping[str, Any] = _NOTHING) -> str:
     """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
     *parents, key = location
     for parent in parents:
         field = model.model_fields.get(str(parent))  # a name that the user chose is none
         model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
+    if key == "model":
+        return f"unknown key; {_model_key(known, raw)}"
     if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
         return f"unknown key; {hint}"
     meant = {name: name for name in known}

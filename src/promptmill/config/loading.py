@@ -522,6 +522,6 @@ def _validated(raw: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
     except ValidationError as error:
-        raise config_error("", explain(error, Settings)) from None
+        raise config_error("", explain(error, Settings, raw=raw)) from None
     except RecursionError:
         raise config_error("", "The configuration is nested too deeply.") from None

@@ -21,6 +21,8 @@ _BODY = "extra_body"
 # What `enable_thinking` and `reasoning` mean in `extra_params` is the endpoint's affair.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 _MOST_NAMES = 8
+# Names that are not like ours: transformers', Ollama's and llama.cpp's, OpenAI's Responses API's.
+_MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
 def moved(raw: Mapping[str, Any], backend: str, *, lenient: bool = False) -> tuple[dict[str, Any], list[str]]:
@@ -75,6 +77,7 @@ def _listed(names: Iterable[str]) -> str:
     told = []
     for name in names:
         near = _nearest(name)
+        near = near or _MEANT.get(name, "")
         told.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
     more = f", and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
     return ", ".join(told[:_MOST_NAMES]) + more + (" is" if len(told) == 1 else " are")

@@ -72,7 +72,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.NOT_FOUND: _Trait(
         False, "Check `base_url` and `model_name`; `promptmill check` lists the models that are there."
     ),
-    Code.BAD_REQUEST: _Trait(False, "The endpoint refused the request as it is; change what its reason names."),
+    Code.BAD_REQUEST: _Trait(False, "The endpoint does not accept this request: correct what it names above."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
     Code.REQUEST_TOO_LARGE: _Trait(
         False, "Make this one request smaller: a shorter prompt or fewer or smaller images."

@@ -28,8 +28,10 @@ class Address:
     def parse(cls, text: str) -> Address:
         """Read HOST:PORT. Raises `PromptmillError` (`invalid_config`)."""
         found = _FORM.fullmatch(text)
-        if found is None or int(found[3]) > 65_535:
+        if found is None:
             raise config_error("--http", _HOW)
+        if int(found[3]) > 65_535:
+            raise config_error("--http", f"port {found[3]} is above 65535, the highest there is.")
         return cls(found[1] or found[2], int(found[3]))
 
     def bind(self) -> list[socket.socket]:

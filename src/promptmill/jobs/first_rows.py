@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError, input_error
@@ -22,6 +24,7 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
     """
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
+    read: list[Mapping[str, Any]] = []
     block = file.read_at(0, _BYTES)
     lines = block.split(b"\n") if len(block) < _BYTES else block.split(b"\n")[:-1]
     for line in lines[:_LOOKED_AT]:
@@ -31,6 +34,10 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
             continue
         if isinstance(row, dict):
             names |= dict.fromkeys(row)
+            read.append(row)
+    inner = _rows_inside(read[0]) if len(read) == 1 else ""
+    if inner and not (asked - {inner}) & names.keys():
+        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")
     if not names or asked & names.keys():
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])
@@ -43,3 +50,13 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
     if not has_options:
         raise input_error(f"{lacks} Rename {usual or 'the one to ask'} to `prompt` in the file.")
     raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} asks {'it' if usual else 'the one that you name'}.")
+
+
+def _rows_inside(row: Mapping[str, Any]) -> str:
+    """Return the name of the only list of objects in what was read as a row, `""` where there is none."""
+    lists = [
+        name
+        for name, value in row.items()
+        if name not in {"messages", "tools"} and isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    return lists[0][:40] if len(lists) == 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import importlib.util
+import re
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING
@@ -36,6 +37,7 @@ TABLES = CELLS | {"parquet"}
 # Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
 _LOOKED_AT = 100
 _FIRST_BYTES = 1 << 20
+_LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 # How other files begin that people give the name of a text.
 _SIGNS = MappingProxyType(
     {
@@ -67,6 +69,9 @@ def by_suffix(path: Path, role: str) -> str:
     suffix = _plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
+        if suffix.lower() in _SHEETS and role.startswith("output"):
+            named = path.with_suffix(".csv").name
+            raise input_error(f"Spreadsheets are not written: name the {role} {named}, which every spreadsheet opens.")
         if suffix.lower() in _SHEETS:
             raise input_error(f"The {role} {path.name} is a spreadsheet; save it as CSV (or .tsv, .parquet, .jsonl).")
         found = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
@@ -137,6 +142,8 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
     if first.strip() == b"{":
+        if found := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
+            raise input_error(f"{path.name} holds one JSON object; save the list in {found[1].decode()!r} alone.")
         raise input_error(f"{path.name} holds one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
 

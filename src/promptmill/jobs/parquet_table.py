@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import orjson
@@ -14,6 +15,7 @@ from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.records import ANSWER_FIELDS, Record, answer_fields
 
 Answer = Callable[[int], Record | None]  # None leaves the row out
+_MAGIC = b"PAR1"
 _MOST_ROWS = 4096
 _BATCH_BYTES = 1 << 20
 _GROUP_BYTES = 4 << 20
@@ -68,8 +70,15 @@ class ParquetTable:
                 # without a buffer, and with what is read ahead, the column of a whole row group would be in memory
                 file = parquet.ParquetFile(stream if path is None else path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
-                raise input_error(f"The input is not a valid Parquet file: {str(error).splitlines()[0]:.200}") from None
+                raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file
+
+
+def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
+    stream.seek(0)
+    if stream.read(4) != _MAGIC:
+        return f"{path.name} is not a Parquet file; name it by what it holds, such as {path.stem}.csv or .jsonl."
+    return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
 
 
 def _rows_at_once(file: Any, columns: set[str]) -> int:

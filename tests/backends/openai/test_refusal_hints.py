@@ -49,6 +49,21 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
         # Go, net/http/server.go
         (400, b"Client sent an HTTP request to an HTTPS server.\n", "https://"),
+        # vLLM, v1/engine/exceptions.py
+        (500, (b'{"error": {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", '
+         b'"type": "InternalServerError", "code": 500}}'), "own log says why. Restart the server."),
+        # OpenAI, as in evidence.jsonl
+        (403, (b'{"error": {"message": "Project `proj_a` does not have access to model `gpt-5`", '
+         b'"code": "model_not_found"}}'),
+         "may not use this model"),
+        # OpenAI, o3-mini
+        (400, (b'{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model. Use '
+         b'\'max_completion_tokens\' instead.", "param": "max_tokens"}}'), "--set sampling_params.max_tokens=null"),
+        # OpenAI, images; vLLM, whose words are aiohttp's
+        (400, b'{"error": {"message": "Error while downloading http://h/a.png. Upstream status code: 404."}}',
+         "could not fetch the image"),
+        (400, b'{"error": {"message": "404, message=\'Not Found\', url=\'http://h/a.png\'", "code": 400}}',
+         "could not fetch the image"),
         (404, _NGINX, f"Asked was {_URL}. A web interface or"),
         (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
         (200, b"<!doctype html><title>Sign in</title>", f"Asked was {_URL}."),
@@ -72,6 +87,11 @@ def test_a_web_page_is_told_by_its_title() -> None:
     assert "usually ends" not in said.hint
 
 
+def test_a_path_that_a_line_asks_for_and_that_is_not_there_is_named() -> None:
+    hint = _error(404, _NGINX, "http://127.0.0.1:8000/api/v1/embeddings").hint
+    assert hint.endswith("/api/v1/embeddings: the endpoint has no /v1/embeddings, which the line asks for.")
+
+
 def test_a_doubled_path_is_told_and_no_query_is_shown() -> None:
     hint = _error(404, _NGINX, "http://127.0.0.1:8000/v1/v1/chat/completions?key=very-secret").hint
     assert "`/v1` is in it twice." in hint
@@ -93,7 +113,8 @@ def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
     assert "does the port want https://" in unanswered_hint(_ENDPOINT, lost).hint
-    assert unanswered_hint(replace(_ENDPOINT, url="https://h/v1"), lost).hint == lost.hint
+    hint = unanswered_hint(replace(_ENDPOINT, url="https://h/v1"), lost).hint
+    assert "write http:// instead of https:// in `base_url`" in hint
 
 
 def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
@@ -102,3 +123,5 @@ def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
         _ENDPOINT, headers={"Authorization": "Bearer very-secret"}, key_source="LLM_API_KEY in the environment"
     )
     assert refusal_hint(sent, refused, 401).hint == "The key sent is LLM_API_KEY in the environment; correct it."
+    named = replace(sent, secrets=("OPENAI_API_KEY",), key_source="`api_key` of the configuration")
+    assert "write `api_key_env: OPENAI_API_KEY`." in refusal_hint(named, refused, 401).hint

@@ -248,7 +248,9 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
         )
     if status == 401 and endpoint.key_source:
         sent = f"The key sent is {endpoint.key_source}"
-        if endpoint.secrets and pasted_key.is_placeholder(endpoint.secrets[0]):
+        if endpoint.secrets and pasted_key.is_variable(endpoint.secrets[0]):
+            sent += f", which is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
+        elif endpoint.secrets and pasted_key.is_placeholder(endpoint.secrets[0]):
             sent += ", and is the placeholder of an example; put your own key there."
         else:
             sent += "; correct it."
@@ -258,7 +260,11 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
 
 def unanswered_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
     """Return the error of a connection lost to an endpoint that has never answered."""
-    if not endpoint.url.startswith("http:"):
-        return error
-    hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
+    if endpoint.url.startswith("http:"):
+        hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
+    else:
+        hint = (
+            "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "
+            "`base_url`; `promptmill check` finds out."
+        )
     return PromptmillError(error.code, error.message, hint)

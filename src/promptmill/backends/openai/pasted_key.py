@@ -6,6 +6,7 @@ import re
 
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
 _PLACEHOLDER = re.compile(
     r"<.*>|\[.*\]|.*(?:\.\.\.|\u2026).*|(?:sk-)?(?:x{3,}|\*{3,})|(?:sk-)?(?:your|my|insert|replace|paste)[-_ ]?.*"
     r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme|token)",
@@ -29,6 +30,11 @@ def problem(key: str) -> str:
     if not key.isascii() or not key.isprintable():
         return "holds a character that no key can have, such as a curly quote or a dash of a web page; copy it again."
     return ""
+
+
+def is_variable(key: str) -> bool:
+    """Return whether `key` is the name of the environment variable that holds one, such as `OPENAI_API_KEY`."""
+    return _VARIABLE.fullmatch(key) is not None and not key.startswith(("YOUR", "MY_"))
 
 
 def is_placeholder(key: str) -> bool:

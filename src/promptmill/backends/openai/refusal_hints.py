@@ -30,6 +30,16 @@ _LEAVE_OUT = {
 }
 # Ollama's words, PyTorch's, llama.cpp's.
 _NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
+# vLLM's `EngineDeadError`, and what it says of later requests.
+_DEAD_ENGINE = re.compile(
+    r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"
+)
+_NO_MODEL = re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access")
+# OpenAI's; vLLM's own, and aiohttp's inside it.
+_NO_DOWNLOAD = re.compile(
+    r"(?:error|fail\w*|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
+    r"|\b\d{3}, message='[^']*', url="
+)
 _PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
 # Cloudflare's pages to whom it takes for a program.
 _BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
@@ -45,28 +55,52 @@ def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: 
         return "Write https:// instead of http:// in `base_url`."
     if status in {404, 405} and not _ABOUT_MODELS.search(body.words):
         return wrong_address(endpoint)
-    if status == 403 and _BOT_BLOCK.search(body.text):
-        return "A bot block stands before it and not the key is refused; try another network, or ask its operator."
-    if status == 403 and _PLACE.search(body.words):
-        return "The provider refuses this account or place; another key will not help."
-    if status == 403 and _PERMISSION.search(body.words):
-        return "The endpoint knows the key; what is missing is said above."
+    if status == 403:
+        return _forbidden(body)
+    if status in {400, 422}:
+        return _refused(body)
+    if status >= 500 and _DEAD_ENGINE.search(body.text):
+        return "vLLM's engine has stopped: the server's own log says why. Restart the server."
     if status >= 500 and _NO_MEMORY.search(body.text):
         return "The server's machine lacks memory for this model: use a smaller one, or free memory there."
-    if status in {400, 422} and "max_completion_tokens' instead" in body.text:
-        return "Leave `max_tokens` out, and set `extra_params: {max_completion_tokens: N}`."
-    if status in {400, 422} and _MAX_TOKENS.search(body.text):
+    return None
+
+
+def _forbidden(body: ErrorBody) -> str | None:
+    if _BOT_BLOCK.search(body.text):
+        return "A bot block stands before it and not the key is refused; try another network, or ask its operator."
+    if _PLACE.search(body.words):
+        return "The provider refuses this account or place; another key will not help."
+    if _NO_MODEL.search(body.words):
+        return "The key is valid, but its account or project may not use this model: allow it there, or name another."
+    if _PERMISSION.search(body.words):
+        return "The endpoint knows the key; what is missing is said above."
+    return None
+
+
+def _refused(body: ErrorBody) -> str | None:
+    if "max_completion_tokens' instead" in body.text:
+        return (
+            "Set `max_tokens: null` and `extra_params: {max_completion_tokens: N}` (--set "
+            "sampling_params.max_tokens=null --set extra_params.max_completion_tokens=N)."
+        )
+    if _MAX_TOKENS.search(body.text):
         return "Lower `max_tokens`."
-    if status in {400, 422} and (name := _REFUSED_OPTION.search(body.text)):
+    if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]
-    if status in {400, 422} and _NO_IMAGES.search(body.text):
+    if _NO_IMAGES.search(body.text):
         return "Choose a model that reads images, or leave them out."
+    if _NO_DOWNLOAD.search(body.text):
+        return "The endpoint could not fetch the image: correct its URL, or send a file that is here."
     return None
 
 
 def wrong_address(endpoint: Endpoint) -> str:
     """Return what to look at where something answers that is no API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
+    path = urlsplit(url).path
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a batch file says itself what it asks
+        return f"Asked was {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, which the line asks for."
     twice = " `/v1` is in it twice." if "/v1/v1/" in url else ""
     if urlsplit(url).path.endswith(f"/v1{COMPLETIONS}") and not twice:
         return (
