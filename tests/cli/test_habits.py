@@ -88,7 +88,7 @@ def test_a_word_behind_two_dashes_is_no_option():
         (["bulk", "--prompt-colum", "text"], "did you mean --prompt-column?"),
         (["bulk", "--", "--prompt-colum"], "OUTPUT is missing"),
         (["join", "a", "b"], "'b' is an argument too many"),
-        (["install"], "CLIENT is missing"),
+        (["install"], "CLIENT is missing; clients: claude-desktop, claude-code, cursor, "),
     ],
 )
 def test_a_wrong_value_is_told_with_the_option_it_is_of(refused, arguments, said):

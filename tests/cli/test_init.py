@@ -111,10 +111,12 @@ def test_a_file_that_is_there_stays(init, tmp_path):
     assert (tmp_path / "parameter.yaml").read_text() == "backend: hf # mine\n"
 
 
-def test_with_nobody_to_ask_the_option_is_named(init, tmp_path):
-    code, _, err = init()
-    assert code == 2
-    assert "--base-url" in err
+def test_with_nobody_to_ask_the_option_is_named_and_nothing_is_asked(init, tmp_path):
+    code, out, err = init()
+    assert (code, out) == (2, "")
+    assert "stdin is no terminal, so nobody can be asked; say it with --base-url, --provider or" in " ".join(
+        err.split()
+    )
     assert not (tmp_path / "parameter.yaml").exists()
 
 

@@ -55,7 +55,7 @@ def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(promptmill, u
     assert code == 1
     assert "did you mean gpt-5.5? --model NAME chooses it." in err
     _, _, err = promptmill("generate", "--model", "zzz", "x")
-    assert "the endpoint has gpt-5.5, qwen3: name one with --model." in err
+    assert "the endpoint has gpt-5.5, qwen3: name one with --model NAME." in err
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     code, out, err = promptmill("bulk", "in.jsonl", "out.jsonl", "--quiet", "--model", "gpt-55")
     assert code == 1
@@ -367,6 +367,16 @@ def test_a_wrong_setting_is_told_with_the_file_and_its_line(promptmill, tmp_path
         assert "own.yaml, line 5: backend_configs.openai.base_url: is missing" in out + err
 
 
+def test_an_engines_block_that_names_no_model_is_told_by_the_names_that_stand_there(promptmill, tmp_path):
+    text = "backend: vllm\nbackend_configs:\n  vllm:\n    model: a/b\n    max_model_length: 4096\n"
+    (tmp_path / "own.yaml").write_text(text)
+    code, out, err = promptmill("generate", "x", config=tmp_path / "own.yaml")
+    assert (code, out) == (2, "")
+    told = " ".join(err.split())
+    assert "own.yaml, line 4: backend_configs.vllm.model: unknown key; did you mean model_name_or_path?" in told
+    assert "max_model_length: unknown key; did you mean max_model_len?" in told
+
+
 def test_a_wrong_value_of_an_option_is_told_by_the_options_name(promptmill):
     code, _, err = promptmill("generate", "--base-url", "htp://localhost", "x")
     assert (code, err) == (
@@ -557,6 +567,8 @@ def test_the_name_of_no_file_is_a_prompt(promptmill):
     [
         ("gpt-4o", "gpt-4o is a model of OpenAI: add --provider openai (key in OPENAI_API_KEY)"),
         ("qwen3:8b", "qwen3:8b looks like an Ollama model: add --base-url localhost:11434"),
+        ("ollama/qwen3:8b", "is a model of Ollama: add --base-url localhost:11434 --model qwen3:8b"),
+        ("openai/gpt-4o", "gpt-4o is a model of OpenAI: add --provider openai --model gpt-4o (key in OPENAI_API_KEY)"),
         ("model.gguf", "There is no GGUF file at "),
     ],
 )

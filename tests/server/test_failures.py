@@ -56,6 +56,17 @@ async def test_one_bad_item_costs_the_others_nothing(talk, upstream):
     assert orjson.loads(text(result)) == result.structured_content
 
 
+async def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(talk, upstream):
+    upstream.models = ["qwen3-8b"]
+    upstream.reply = status(404, "The model `test-model` does not exist")
+    result = await _generate(talk, "a")
+    assert text(result).endswith(
+        "The endpoint has qwen3-8b: name one with `model_name` (in the configuration, or by generation_init)."
+    )
+    assert "promptmill check" not in text(result)
+    assert codes(result) == {0: "not_found"}
+
+
 async def test_when_nothing_is_answered_the_commonest_reason_comes_first(talk, upstream):
     upstream.reply = by_prompt({"odd": status(404, "no such model")}, status(422, "cannot"))
     result = await _generate(talk, "odd", "a", "b")

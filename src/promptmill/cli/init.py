@@ -73,8 +73,8 @@ def _asked(arguments: argparse.Namespace) -> Answers:
     elif arguments.backend:
         where = "3"
     else:
-        print(_WHERE, end="")
-        where = _ask("1, 2 or 3", "1", "--base-url, --provider or --backend", among=("1", "2", "3"))
+        options = "--base-url, --provider or --backend, such as `promptmill init --base-url localhost:11434`"
+        where = _ask(f"{_WHERE}1, 2 or 3", "1", options, among=("1", "2", "3"))
     if where == "1":
         url = arguments.base_url or _ask("Its address", _LOCAL, "--base-url")
         model = arguments.model or _model_at(url)
@@ -127,20 +127,38 @@ def _provider(arguments: argparse.Namespace) -> Answers:
 def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
     """Ask until there is an answer; where nobody can be asked it is `unasked`. Raises `PromptmillError` without one."""
     while True:
+        asked = f"{question}{f' [{default}]' if default else ''}: "
         try:
-            print(f"{question}{f' [{default}]' if default else ''}: ", end="", flush=True)
-            said = input().strip() or default
+            said = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
         except KeyboardInterrupt:
             print()  # the shell's next prompt begins a line
             raise
         except EOFError:
-            print()
             if unasked is not None:
                 return unasked
-            raise config_error("", f"there is nobody to ask; say it with {option}.") from None
+            why = "there is no answer" if sys.stdin.isatty() else "stdin is no terminal, so nobody can be asked"
+            raise config_error("", f"{why}; say it with {option}.") from None
         if said and (not among or said in among):
             return said
         print(f"Write one of {', '.join(among)}." if among else "It needs one.")
+
+
+def _answer_to(asked: str) -> str:
+    print(asked, end="", flush=True)
+    try:
+        return input()
+    except EOFError:
+        print()
+        raise
+
+
+def _line_for(asked: str) -> str:
+    """Return the next line of a pipe; what is asked is shown with it, and not where nothing comes."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    print(f"{asked}{line.strip()}")
+    return line
 
 
 def written(answers: Answers) -> str:

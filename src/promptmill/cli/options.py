@@ -88,7 +88,8 @@ class Parser(argparse.ArgumentParser):
                 return "OUTPUT is missing", f": promptmill bulk {shlex.quote(named)} answers.jsonl"
             if self._command == "bulk":
                 return "INPUT and OUTPUT are missing", ": promptmill bulk prompts.jsonl answers.jsonl"
-            return f"{missing} is missing", ""
+            known = [str(one) for action in self._actions if action.metavar == missing for one in action.choices or ()]
+            return f"{missing} is missing", f"; {missing.lower()}s: {', '.join(known)}" if known else ""
         (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
         if _is_sampling(name := first.lstrip("-").replace("-", "_")):
             return message, f"; `--set sampling_params.{name}=…` sets it"

@@ -209,6 +209,10 @@ def _message(item: object, where: str) -> Message:
     if not isinstance(item, Mapping):
         raise input_error(f'{where} is {shape(item)}. Send {{"role": "user", "content": "…"}}.')
     role = item.get("role")
+    if role is None and {"from", "value"} <= item.keys():
+        raise input_error(
+            f'{where} has `from` and `value`; write {{"role": "user", "content": "…"}}, the role assistant for gpt.'
+        )
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
         found = "no role" if role is None else f"the role {role!r:.40}" if isinstance(role, str) else shape(role)

@@ -45,6 +45,14 @@ def list_of(value: object, name: str) -> list[Any]:
     return value
 
 
+def turns_of(messages: object) -> list[Any]:
+    """Return the turns that an argument holds; a lone object is a list of one. Raises `PromptmillError`."""
+    turns = list_of(messages, "messages")
+    if isinstance(messages, str) and turns == [messages]:
+        raise input_error('messages is a text; send a list of turns: [{"role": "user", "content": "…"}].')
+    return turns
+
+
 async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
     """Return one conversation for each prompt. Raises `PromptmillError`."""
     return await _read(

@@ -26,6 +26,7 @@ from promptmill.service.registry import check_name
 T = TypeVar("T")
 P = ParamSpec("P")
 _MOST_PROBLEMS = 5
+_IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 _MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
 
 
@@ -148,6 +149,15 @@ def _where(name: str, properties: Mapping[str, Any]) -> str:
         if isinstance(block.annotation, type)
     ):
         return f': it goes into backend_configs, below the backend\'s name, {{"{name}": …}}.'
+    if name in _IMAGES and "multimodal_path" in properties:
+        return (
+            ': images go into multimodal_path, a list of them for each prompt: {"prompt_ls": ["…"], '
+            '"multimodal_path": [["a.png"]]}.'
+        )
+    if name in _IMAGES and "prompt_ls" in properties:
+        return ": multimodal_generate takes images."
+    if name == "messages" and "prompt_ls" in properties:
+        return ": multiturn_generate takes messages."
     near = difflib.get_close_matches(name, properties, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
 

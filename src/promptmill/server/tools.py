@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -14,9 +15,9 @@ from promptmill.answers.schema import compile_schema, why_no_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Outcome
+from promptmill.core.outcome import Failure, Outcome
 from promptmill.server import prompt_lists
 from promptmill.server.arguments import (
     AnswerSchema,
@@ -32,6 +33,7 @@ from promptmill.server.arguments import (
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, first_answers, message_bytes, most_bytes, result_of
 from promptmill.server.tool_errors import tool
+from promptmill.service import call_report, choosing
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
         """
-        conversation = await prompt_lists.conversation(prompt_lists.list_of(messages, "messages"))
+        conversation = await prompt_lists.conversation(prompt_lists.turns_of(messages))
         plan = plan_of_call(service, model, answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
@@ -143,6 +145,29 @@ def plan_of_call(
 
 def _stats(total: int, max_cost: float | None) -> CallStats:
     return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
+
+
+async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
+    """Return the outcomes; the failures of a model that the endpoint lacks say which it has."""
+    lacking = next((one for one in outcomes if _lacks_model(one)), None)
+    if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
+        return outcomes
+    how = "`model_name` (in the configuration, or by generation_init)"
+    if not (meant := await choosing.meant_model(plan, lacking.error, how)):
+        return outcomes
+    hint = f"{meant[0].upper()}{meant[1:]}"
+    return [_hinted(one, hint) if isinstance(one, Failure) and _lacks_model(one) else one for one in outcomes]
+
+
+def _lacks_model(outcome: Outcome) -> bool:
+    usual = PromptmillError(Code.NOT_FOUND, "").hint  # another one is about the address
+    return isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND and outcome.error.hint == usual
+
+
+def _hinted(failure: Failure, hint: str) -> Failure:
+    error = PromptmillError(failure.error.code, failure.error.message, hint)
+    error.said = failure.error.said
+    return replace(failure, error=error)
 
 
 class _Answers:
@@ -196,6 +221,8 @@ class _Answers:
     ) -> ToolResult:
         """Return the result; what the client could not take is kept as a job."""
         any_failure = plan.settings.on_error == "raise"
+        if call_report.failed(outcomes, any_failure=any_failure):
+            outcomes = await _with_models(outcomes, plan)
         result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
         most = most_bytes(ctx, plan)
         if most is None or message_bytes(result) <= most:

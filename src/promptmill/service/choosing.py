@@ -64,17 +64,20 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     return found
 
 
-async def meant_model(plan: ResolvedConfig, error: PromptmillError) -> str:
-    """Return what the endpoint has in place of the model that `error` says it lacks; empty where that is not it."""
+async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "--model NAME") -> str:
+    """Return what the endpoint has in place of the model that `error` says it lacks; empty where that is not it.
+
+    `how` is what names a model.
+    """
     if error.code is not Code.NOT_FOUND or not plan.model:
         return ""
     names = await models_at(plan)
     if not names or plan.model in names:
         return ""
     if near := difflib.get_close_matches(plan.model, names, n=3, cutoff=0.4):
-        return f"did you mean {' or '.join(near)}? --model NAME chooses it."
+        return f"did you mean {' or '.join(near)}? {how} chooses it."
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"the endpoint has {', '.join(names[:_MOST_NAMED])}{more}: name one with --model."
+    return f"the endpoint has {', '.join(names[:_MOST_NAMED])}{more}: name one with {how}."
 
 
 def local_engine() -> str:

@@ -81,6 +81,16 @@ async def test_a_model_that_is_not_listed_may_answer_all_the_same(checked, upstr
     assert steps[4][:2] == ("answer", True)
 
 
+async def test_a_list_of_models_that_is_refused_for_the_key_is_a_warning(upstream, monkeypatch):
+    monkeypatch.setattr(upstream, "choose", lambda seen: status(401, "no entry"))
+    steps = []
+    await diagnose(openai_plan(upstream.url, api_key=None), steps.append)
+    models, said = steps[-2:]
+    assert (models.step, models.ok, models.warns) == ("models", True, True)
+    assert (said.step, said.ok) == ("answer", False)
+    assert "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env" in said.detail
+
+
 @pytest.mark.parametrize("code", [401, 403])
 async def test_no_key_is_only_spoken_of_where_one_was_asked_for(checked, upstream, code):
     upstream.reply = status(code, "no entry")

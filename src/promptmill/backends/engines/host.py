@@ -13,7 +13,7 @@ from typing import Any
 from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.engines.engine_call import Call
 from promptmill.backends.engines.submission import Submissions
-from promptmill.backends.engines.trust import check_arguments, trusts_remote_code
+from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -29,6 +29,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
     """Return the backend of `plan`, not loaded. Raises `PromptmillError` (`invalid_config`)."""
     block = getattr(plan.settings.backend_configs, plan.backend)
     if not block.model_name_or_path:
+        check_written(plan.backend, block.model_extra or {})
         path = f"backend_configs.{plan.backend}.model_name_or_path"
         raise config_error(path, "name a folder, a model hub name, or smollm2-135m-instruct.")
     check_arguments(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from promptmill.config.loading import TRUST_SWITCH, ResolvedConfig
@@ -52,6 +53,22 @@ def check_arguments(plan: ResolvedConfig) -> None:
             raise config_error(
                 f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{TRUST_SWITCH}"
             )
+
+
+def check_written(backend: str, extra: Mapping[str, Any]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) for names in an engine's block that look like others.
+
+    For a block that names no model: what stands there instead tells more than what is missing.
+    """
+    path, told = "", []
+    for name in extra:
+        near = difflib.get_close_matches(name, _BRINGS_NO_CODE, n=1, cutoff=0.8)
+        meant = "model_name_or_path" if name == "model" else near[0] if near else name
+        if meant != name:
+            told.append(f"{f'{name:.60}: ' if path else ''}unknown key; did you mean {meant}?")
+            path = path or f"backend_configs.{backend}.{name:.60}"
+    if told:
+        raise config_error(path, " ".join(told))
 
 
 def trusts_remote_code(plan: ResolvedConfig) -> bool:

@@ -144,7 +144,8 @@ class _Trial:
             if not named:
                 stage.failed(PromptmillError(error.code, error.message, "Name the model: --model NAME."))
                 return ""
-            stage.ok(f"not listed there ({error.message.rstrip('.')})")
+            told = stage.warn if error.code is Code.UNAUTHORIZED else stage.ok
+            told(f"not listed there ({error.message.rstrip('.')})")
             return named
         where = f"{listed.server} has " if listed.server else ""
         model = listed.get(named) if named else listed.only()

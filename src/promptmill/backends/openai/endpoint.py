@@ -244,7 +244,9 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
         return PromptmillError(error.code, error.message, endpoint.key_note)
     if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:
         return PromptmillError(
-            error.code, error.message, "No key was sent: set `api_key_env`, or LLM_API_KEY in the environment."
+            error.code,
+            error.message,
+            "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env or `api_key_env`.",
         )
     if status == 401 and endpoint.key_source:
         sent = f"The key sent is {endpoint.key_source}"
