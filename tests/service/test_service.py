@@ -402,6 +402,15 @@ async def test_when_the_new_one_fails_the_configuration_of_the_old_one_goes_on_s
         assert len(shop.made) == 2
 
 
+async def test_when_the_first_one_fails_the_file_still_says_what_answers(closing):
+    shop = Shop()
+    shop.broken = {"second"}
+    service = closing(_service(shop))
+    with pytest.raises(PromptmillError, match="There is no model second"):
+        await service.init(BESIDE)
+    assert await _ask(service, "a") == ["first: a"]
+
+
 async def test_what_is_refused_before_the_old_one_had_to_leave_leaves_it(closing):
     shop = Shop()
     service = closing(_service(shop))

@@ -65,9 +65,9 @@ class Model:
                 try:
                     await new.wait_ready()
                 except PromptmillError:
-                    if old is not None and self._current in {new, None}:  # else a call loads again already
-                        # refused before the old one had to leave, or gone with it: either way back to what worked
-                        self.plan, self._current = before, None if old.broken else old
+                    if self._current in {new, None}:  # else a call loads again already
+                        # refused before the old one had to leave, or gone with it: either way back to what was said
+                        self.plan, self._current = before, old if old and not old.broken else None
                     raise
                 except asyncio.CancelledError:
                     if not new.awaited:
