@@ -100,3 +100,47 @@ def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() ->
     elsewhere = chosen(raw, "strng", base_url="http://127.0.0.1:1/v1")
     assert elsewhere["backend_configs", "openai", "model_name"] == "strng"
     assert chosen({}, "strng")
+
+
+CORP = {"base_url": "https://api.corp.example/v1", "api_key_env": "CORP_API_KEY", "headers": {"X-Team": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "meant"),
+    [
+        (CORP, {"provider": "ollama"}, ("ollama", [], None, {})),
+        (CORP, {"provider": "ollama", "base_url": "http://b/v1"}, ("ollama", ["http://b/v1"], "CORP_API_KEY", CORP)),
+        (CORP, {"base_url": "http://b/v1"}, (None, ["http://b/v1"], "CORP_API_KEY", CORP)),
+        ({"provider": "mistral", "api_key_env": "K"}, {"base_url": "http://b/v1"}, (None, ["http://b/v1"], None, {})),
+        ({"provider": "mistral", "api_key_env": "K"}, {"provider": "mistral"}, ("mistral", [], "K", {})),
+        ({"provider": "mistral", "api_key_env": "K"}, {"concurrency": 2}, ("mistral", [], "K", {})),
+    ],
+)
+@pytest.mark.parametrize("by_a_call", [False, True])
+def test_another_provider_has_its_own_address_and_takes_no_key_of_the_files(own, given, meant, by_a_call):
+    """Else `--provider ollama` would ask the endpoint of the file, with prompts that are to stay on this machine."""
+    raw = {"backend": "openai", "backend_configs": {"openai": own}}
+
+    def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+        return models.settings_of(raw, backend=None, endpoint=given, model=None, sampling={})
+
+    if by_a_call:
+        plan = Configuration(raw).overlaid(Overrides(backend_configs={"openai": given}))
+    else:
+        plan = Configuration.of(raw, origin="parameter.yaml", values=values).plan
+    block = plan.settings.backend_configs.openai
+    provider, base_url, api_key_env, headers = meant
+    assert (block.provider, block.base_url, block.api_key_env) == (provider, base_url, api_key_env)
+    assert block.headers.keys() == headers.get("headers", {}).keys()
+
+
+def test_an_address_that_is_set_in_full_counts_beside_a_provider():
+    configuration = Configuration.of(
+        {"backend": "openai", "backend_configs": {"openai": CORP}},
+        origin="parameter.yaml",
+        assignments=["backend_configs.openai.base_url=http://b/v1"],
+        values=lambda raw: models.settings_of(
+            raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={}
+        ),
+    )
+    assert configuration.plan.settings.backend_configs.openai.base_url == ["http://b/v1"]

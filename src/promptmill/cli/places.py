@@ -33,6 +33,8 @@ def placed(error: PromptmillError, arguments: argparse.Namespace, configuration:
     argument = _OPTIONS.get(keys[-1], "")
     if getattr(arguments, argument, None) is not None:
         return config_error(f"--{argument.replace('_', '-')}", said)
+    if keys[0] == "backend_configs" and argument == "model" and arguments.backend:
+        return config_error(f"--backend {arguments.backend}", said)
     if any(text.partition("=")[0].strip() == path for text in arguments.set):
         return config_error(f"--set {path}", said)
     line = line_of(Path(configuration.origin), keys)

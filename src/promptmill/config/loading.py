@@ -266,6 +266,8 @@ class Configuration:
                 _put(raw, path, value)
                 if path[0] == "sampling_params":
                     models.leave_to_all(raw, path[1])
+            for assignment in assignments:  # what names a key in full counts, whatever an option means for it
+                _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             expanded = _expanded(raw, environ)
         except RecursionError:  # an alias may stand inside what it stands for
@@ -297,7 +299,8 @@ class Configuration:
                     raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
                 shown = f"{block:.60}"
                 raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
-            mine[block] = {**({} if self._calls_replace else mine.get(block) or {}), **(values or {})}
+            own = {} if self._calls_replace else mine.get(block) or {}
+            mine[block] = {**own, **models.endpoint_over(own, values or {})}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
             if (given := getattr(overrides, key)) or self._calls_replace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.config import backends
@@ -13,6 +14,9 @@ from promptmill.core.sampling import BESIDE
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
+_OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
+    {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
+)
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 
 
@@ -60,6 +64,18 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**raw, **own, **{key: model[key] for key in _OWN if model.get(key) is not None}}
 
 
+def endpoint_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `given`, keys of `openai`, means above those of the file.
+
+    Who names a provider means its address, not the file's, and the other way round: then the file's key and headers
+    are for somebody else. `given` may name both.
+    """
+    provider, address = given.get("provider"), given.get("base_url")
+    other_provider = provider and not address and provider != own.get("provider")
+    other_address = address and not provider and own.get("provider") and not own.get("base_url")
+    return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
+
+
 def settings_of(
     raw: Mapping[str, Any],
     *,
@@ -96,7 +112,8 @@ def settings_of(
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
-    found.update({(*block, key): value for key, value in endpoint.items()})
+    own_block = raw_of(raw, name).get("backend_configs", {}).get(answering) or {}
+    found.update({(*block, key): value for key, value in endpoint_over(own_block, endpoint).items()})
     if model is not None:
         found[*block, record.model_key] = model
     for key, value in sampling.items():

@@ -31,7 +31,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
     if not block.model_name_or_path:
         check_written(plan.backend, block.model_extra or {})
         path = f"backend_configs.{plan.backend}.model_name_or_path"
-        raise config_error(path, "name a folder, a model hub name, or smollm2-135m-instruct.")
+        raise config_error(path, "no model is named; name a folder, a model hub name, or smollm2-135m-instruct.")
     check_arguments(plan)
     options = {
         **block.model_dump(mode="json"),
