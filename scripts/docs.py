@@ -127,7 +127,7 @@ def providers() -> str:
                 "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
                 "In a configuration file, which `promptmill init` writes after three questions:",
                 "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
-                "A row knows more than the address: what its limits, its errors and its reasoning look like, and which parameters "
+                "promptmill knows more about each provider than its address: what its limits, its errors and its reasoning look like, and which parameters "
                 "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`; a server with one "
                 "model needs no `--model`. A provider's key goes to that provider alone "
                 "([which key goes where](configuration.md#which-key-goes-where)).",

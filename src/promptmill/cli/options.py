@@ -172,7 +172,10 @@ def shared_options(*, answering: bool = True) -> Parser:
     if answering:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
         model.add_argument(
-            "-m", "--model", metavar="NAME", help="one of `promptmill models`, or the backend's name of one"
+            "-m",
+            "--model",
+            metavar="NAME",
+            help="a name that `promptmill models` lists, or the backend's own name for a model",
         )
         model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
         model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")

@@ -102,7 +102,7 @@ class OpenAISettings(Block):
     adaptive: bool = Field(True, description="Find out how many requests in flight the endpoint takes.")
     rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
     tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
-    retries: int = Field(5, ge=1, le=100, description="Attempts in all that an item gets for failures of its own.")
+    retries: int = Field(5, ge=1, le=100, description="Attempts per item in all, counting only failures of that item.")
     base_delay: float = Field(1.0, ge=0, description="First wait before trying again, seconds; doubles each time.")
     max_delay: float = Field(30.0, ge=0, description="Longest wait before trying again, seconds.")
     timeout: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(

@@ -183,10 +183,10 @@ BackendName = Annotated[
     null_is(""),
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Which backend answers from now on. Better give it: left out, it is `vllm`, unless the "
-        "configuration names another that runs now and `backend_configs` is about that one alone. "
-        "`openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's machine; `hf`: a "
-        "transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
+        description="Which backend answers from now on. Left out, the configured one stays, unless "
+        "`backend_configs` names another or a call chose another before; then it is `vllm`, as in UltraRAG. "
+        "Better give it. `openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's "
+        "machine; `hf`: a transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],
         json_schema_extra={"enum": sorted(BACKENDS)},
     ),
