@@ -29,6 +29,7 @@ NEXT = """
   {promptmill} generate "What is the capital of Italy?"
   {promptmill} generate --base-url localhost:11434 --model NAME "Hi"
   {promptmill} init      # three questions, and a configuration file
+  echo '{{"prompt": "What is the capital of Japan?"}}' > prompts.jsonl
   {promptmill} bulk prompts.jsonl answers.jsonl
 """
 TURN = {"question": CHAT[-1]["content"], "expect": "London"}

@@ -41,7 +41,7 @@ def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench: Any) ->
     bench.write(['{"prompt": "a"}', '{"prompt": "b"', '{"prompt": "c"}'])
     said = bench.fail(code=1)
     assert "line 2 is not valid JSON" in said
-    assert "mend that in in.jsonl, then the same command with --reuse" in said
+    assert "correct these rows in in.jsonl and run the same command with --reuse" in said
     assert "--retry-failed" not in said
     bench.write([{"prompt": name} for name in "abc"])
     assert "--reuse asks only what is new" in bench.fail("--retry-failed")

@@ -113,7 +113,7 @@ def test_what_a_crash_left_without_a_description_goes_too(bench):
 
 def test_nothing_is_there_to_prune(bench):
     said = subprocess.run(bench.command("--prune", "7d", command="jobs"), capture_output=True, text=True, check=True)
-    assert (said.stdout, said.stderr) == ("", "promptmill: 0 job(s) removed.\n")
+    assert (said.stdout, said.stderr) == ("", "promptmill: 0 jobs removed.\n")
 
 
 def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):

@@ -40,9 +40,25 @@ def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:
     assert json.loads(done.stdout)["done"] == 50
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(50)]
     assert len(bench.upstream.seen) == 50
-    assert "exists; --overwrite replaces it" in join(bench).stderr
+    again = join(bench)
+    assert (again.returncode, "50 rows, 0 failed" in again.stdout, "was there already" in again.stdout) == (
+        0,
+        True,
+        True,
+    )
+    bench.output.write_text("somebody else's\n")
+    assert "--overwrite replaces it" in join(bench).stderr
+    assert bench.output.read_text() == "somebody else's\n"
     assert bench.succeed("--shard", "2/3")["state"] == "finished"
     assert len(bench.upstream.seen) == 50
+
+
+def test_a_shard_without_rows_and_a_single_missing_one_are_told_as_such(bench: Any) -> None:
+    bench.prompts(1)
+    said = [bench.run("--shard", f"{at}/2").stdout for at in (1, 2)]
+    assert "holds no rows; that is all right" in "".join(said)
+    bench.output.with_name("out.jsonl.part-2-of-2").unlink()
+    assert "run it with --shard 2/2" in join(bench).stderr
 
 
 def test_parts_of_another_job_and_a_changed_input_are_refused(bench: Any) -> None:

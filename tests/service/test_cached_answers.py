@@ -205,7 +205,7 @@ async def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, ca
         "oldest_s": 0,
     }
     assert main(["cache", "--config", str(config), "--clear"]) == 0
-    assert capsys.readouterr().out.startswith("1 answer(s) forgotten\n0 answer(s)")
+    assert capsys.readouterr().out.startswith("1 answer forgotten\n0 answers")
 
 
 def test_a_job_takes_answers_from_the_cache(upstream, tmp_path, capsys):

@@ -184,7 +184,7 @@ def load(line: bytes, where: str) -> Any:
         plain = (
             ""
             if line.lstrip()[:1] in {b"{", b"["}
-            else " Write one JSON object per line, or name a file of texts .txt."
+            else " Write one JSON object per line, or, if each line is a prompt, name the file .txt."
         )
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 

@@ -158,7 +158,9 @@ def _kept(job: Job) -> str:
     result, limit = job.folder.result, job.order.limit
     if limit is None or result is None or result.limit == limit:
         return ""
-    return f" Its output holds the first {limit} rows and those behind them, and stays as it is."
+    held = result.limit
+    rows = "all rows" if held is None else "1 row" if held == 1 else f"{held:,} rows"
+    return f" Its output already holds {rows}, and is left unchanged."
 
 
 def _tell(
@@ -266,19 +268,22 @@ def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
     else:
-        print(f"promptmill: {count} answers in {target}.", file=sys.stderr)
+        print(f"promptmill: {count} {'answer' if count == 1 else 'answers'} in {target}.", file=sys.stderr)
     return OK
 
 
 def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
+    was_there = output.exists() and not overwrite
     counts = shards.join(
         JobFolders.from_environ(), output, overwrite=overwrite, passed=written_lines(output.name, sys.stderr)
     )
     if as_json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
     else:
-        say(f"{counts.done} rows, {counts.failed} failed, in {output}.")
+        rows = "1 row" if counts.done == 1 else f"{counts.done} rows"
+        kept = ", which was there already" if was_there else ""
+        say(f"{rows}, {counts.failed} failed, in {output}{kept}.")
     return SOME_FAILED if counts.failed else OK
 
 
@@ -304,5 +309,5 @@ def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     else:
         for job_id in removed:
             say(job_id)
-        print(f"promptmill: {len(removed)} job(s) removed.", file=sys.stderr)
+        print(f"promptmill: {len(removed)} {'job' if len(removed) == 1 else 'jobs'} removed.", file=sys.stderr)
     return OK

@@ -30,8 +30,12 @@ def show(configuration: Configuration, *, clear: bool, as_json: bool) -> int:
         say(orjson.dumps(found).decode())
         return 0
     if clear:
-        say(f"{found.get('cleared', 0)} answer(s) forgotten")
-    say(f"{found['answers']} answer(s), {found['bytes'] / 2**20:.1f} MiB, in {found['path']}")
+        say(f"{_answers(found.get('cleared', 0))} forgotten")
+    say(f"{_answers(found['answers'])}, {found['bytes'] / 2**20:.1f} MiB, in {found['path']}")
     if not wanted:
         say("not in use: set `cache: true`")
     return 0
+
+
+def _answers(count: int) -> str:
+    return "1 answer" if count == 1 else f"{count:,} answers"

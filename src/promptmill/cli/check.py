@@ -77,7 +77,7 @@ async def _try(configuration: Configuration, report: Callable[[Step], None]) -> 
     plan = configuration.plan
     registry.check_name(plan.backend)
     registry.check_key(plan)
-    detail = plan.chosen or f"{plan.backend}, {plan.model or 'no model named'}"
+    detail = plan.chosen.removeprefix("backend ") or f"{plan.backend}, {plan.model or 'no model named'}"
     report(Step("backend", ok=True, detail=detail))
     for warning in plan.warnings:
         report(Step("configuration", ok=True, detail=warning, warns=True))
@@ -98,13 +98,19 @@ async def _load_and_ask(configuration: Configuration, report: Callable[[Step], N
             await asyncio.wait({work}, timeout=_LOOK_S)
             if service.activity not in {told, ""}:
                 told = service.activity
-                report(Step("loading", ok=True, detail=told))
+                report(Step("loading", ok=True, detail=told.removeprefix("Loading ")))
         (outcome,) = work.result()
         if isinstance(outcome, Failure):
             raise outcome.error
         tokens = outcome.usage.completion_tokens
         seconds = time.monotonic() - started
-        report(Step("answer", ok=True, detail=f"{tokens} token(s), {seconds:.1f} s with loading"))
+        report(
+            Step(
+                "answer",
+                ok=True,
+                detail=f"{tokens} {'token' if tokens == 1 else 'tokens'}, {seconds:.1f} s with loading",
+            )
+        )
         for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
             report(Step("answer", ok=True, detail=warning, warns=True))
     finally:

@@ -93,7 +93,7 @@ def _add_jobs(commands: Any, shared: Parser) -> None:
     doing.add_argument(
         "--failed", action="store_true", help="only jobs that failed or have failed rows; with JOB_ID its failed rows"
     )
-    doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (12h, 7d, 2w)")
+    doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
     jobs.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")

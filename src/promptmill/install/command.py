@@ -19,7 +19,10 @@ from promptmill.install.steps import Step
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYS = """\
 No key was written. A program with windows does not see your shell's variables: pass one on by its name with --env NAME,
-or let the configuration file hold `api_key`."""
+or let the configuration file hold `api_key`. A server that takes none needs nothing of this."""
+_KEYS_BY_HAND = """\
+No key was written. A program with windows does not see your shell's variables: put "env": {"LLM_API_KEY": "…"} into the
+entry yourself, or let the configuration file hold `api_key`. A server that takes none needs nothing of this."""
 
 
 def add(commands: Any) -> None:
@@ -65,7 +68,7 @@ def _client(arguments: argparse.Namespace) -> int:
     steps = editor.install(file, client.key, arguments.name, added)
     code = _apply(steps, f"{file} has this entry already.", arguments)
     shown = f"The entry:\n{json.dumps({arguments.name: result}, indent=2, ensure_ascii=False)}"
-    keys = "" if result.get("env") or result.get("env_vars") else _KEYS
+    keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
     print("\n".join(line for line in (shown, *([keys, client.afterwards] if steps else [])) if line))
     return code
 

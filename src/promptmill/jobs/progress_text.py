@@ -14,6 +14,7 @@ import orjson
 from promptmill.core.errors import Code
 from promptmill.core.money import dollars
 from promptmill.jobs import status
+from promptmill.jobs.job_request import PART
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
 
@@ -90,7 +91,7 @@ def summary(
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
     on = _GO_ON.format(", but without --overwrite" if anew else "")
     if state == status.FINISHED and found.get("total") == 0:
-        return f"{lines[0]}: {found['input_file']} holds no rows, and so does the output {found['output_file']}"
+        return f"{lines[0]}: {_without_rows(found)}"
     answered = found.get("done", 0) - found.get("failed", 0)
     if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
         return f"{lines[0]}\n{on}" if again else lines[0]
@@ -126,6 +127,12 @@ def summary(
     return "\n".join(lines)
 
 
+def _without_rows(found: Mapping[str, Any]) -> str:
+    if part := PART.search(found["output_file"]):
+        return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
+    return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+
+
 def _failed(found: Mapping[str, Any]) -> list[str]:
     """Return what to do about failed rows: those of the file are to be mended, others may be asked as they are."""
     errors = found.get("errors", {})
@@ -134,7 +141,7 @@ def _failed(found: Mapping[str, Any]) -> list[str]:
         lines.append("  the failed rows alone are done again with --retry-failed")
     if errors.keys() & _OF_THE_FILE:
         name = Path(found["input_file"]).name
-        lines.append(f"  mend that in {name}, then the same command with --reuse, which asks the mended rows alone")
+        lines.append(f"  correct these rows in {name} and run the same command with --reuse: only they are asked")
         if found["failed"] > 1:
             lines.append("  (--validate in its place lists them and sends nothing)")
     return lines

@@ -7,6 +7,7 @@ A shard is a job of its own over a range of the input's lines: bytes cut at line
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import glob
 import hashlib
 import os
@@ -93,15 +94,13 @@ def join(
 ) -> JobCounts:
     """Write the output of all shards, in input order, there whole or not at all; return its counts.
 
-    `passed` is told how many rows are written.
+    `passed` is told how many rows are written. An output that holds the same already stays.
 
     Raises `PromptmillError` (`invalid_input`) when parts are missing, unfinished or of other jobs, or when the input
     has changed; `storage`.
     """
     target = output.absolute().resolve()
     parts = _parts(folders, target)
-    if target.exists() and not overwrite:
-        raise input_error(f"{target} exists; --overwrite replaces it.")
     spec = parts[0][1]
     try:
         with contextlib.ExitStack() as opened:
@@ -111,7 +110,13 @@ def join(
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
             partial = merge.write(replace(_merge(spec, target, files, lines, stores), passed=passed))
-            merge.publish(partial, target, may_replace=overwrite)
+            if target.exists() and not overwrite:
+                is_same = filecmp.cmp(partial, target, shallow=False)
+                partial.unlink()
+                if not is_same:
+                    raise input_error(f"{target} exists and is not what these parts make; --overwrite replaces it.")
+            else:
+                merge.publish(partial, target, may_replace=overwrite)
             return _counts(stores)
     except merge.Unanswered as missing:
         raise input_error(
@@ -143,9 +148,10 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         )
     (count,) = counts
     if missing := [str(at) for at in range(1, count + 1) if at not in found]:
+        shard = missing[0] if len(missing) == 1 else "I"
         which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
         raise input_error(
-            f"Of the {count} parts of {target.name}, {which} not done yet; run it with --shard I/{count}."
+            f"Of the {count} parts of {target.name}, {which} not done yet; run it with --shard {shard}/{count}."
         )
     parts = []
     for _, path in sorted(found.items()):

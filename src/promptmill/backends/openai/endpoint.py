@@ -16,7 +16,7 @@ from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import dialect_of, preset
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.errors import Code, PromptmillError, config_error, looks_like_key
 
 if TYPE_CHECKING:
     from promptmill.config.loading import ResolvedConfig  # workers need no YAML
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_VARIABLE = re.compile(r"[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
@@ -161,7 +160,7 @@ def _from_environment(
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(
-                f"{_BLOCK}.api_key_env",
+                f"{_block(plan)}.api_key_env",
                 f"{_variable(named)} is not set; `export` it in this shell, or name another.",
             )
         return environ[named], f"{named} in the environment"
@@ -172,9 +171,13 @@ def _from_environment(
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
 
 
+def _block(plan: ResolvedConfig) -> str:
+    return f"models.{plan.name}.openai" if plan.name in plan.operator.models else _BLOCK
+
+
 def _variable(name: str) -> str:
     # a key that somebody took for the name of its variable is not shown
-    return f"the environment variable {name}" if _VARIABLE.fullmatch(name) else "the environment variable that it names"
+    return f"the environment variable {name}" if not looks_like_key(name) else "the environment variable that it names"
 
 
 def _name(name: str, *, of_call: bool) -> str:
