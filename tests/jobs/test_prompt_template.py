@@ -124,9 +124,10 @@ def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
 def test_another_template_is_another_job_unless_it_is_accepted(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
-    assert "another prompt template" in bench.fail("--prompt", "Say {{text}}")
+    assert "was begun with another prompt template" in bench.fail("--prompt", "Say {{text}}")
     bench.succeed("--prompt", "Say {{text}}", "--accept-change")
     assert _prompts(bench) == ["a", "Say bad"]
+    assert "last ran with another prompt template" in bench.fail("--prompt", "{{text}}")
 
 
 def test_the_prompt_may_come_from_a_file(bench):

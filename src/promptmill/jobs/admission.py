@@ -383,11 +383,9 @@ def _differences(begun: JobSpec, now: JobSpec, changed: list[str]) -> str:
 
 def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str], remedy: str) -> PromptmillError:
     names = ", ".join(name.replace("_", " ") for name in changed)
-    told = _differences(begun, now, changed)
-    return input_error(
-        f"Job {begun.job_id} was begun with another {names}{f' ({told})' if told else ''}, and answers are not mixed. "
-        f"{remedy}"
-    )
+    told = f" ({found})" if (found := _differences(begun, now, changed)) else ""
+    ran = "last ran" if begun.changed else "was begun"
+    return input_error(f"Job {begun.job_id} {ran} with another {names}{told}, and answers are not mixed. {remedy}")
 
 
 def changed_input(spec: JobSpec, given: Path | None = None, *, over_mcp: bool = False) -> PromptmillError:
