@@ -152,6 +152,11 @@ def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
         list(bulk_rows.lines(rows))
 
 
+def test_each_row_is_asked_with_a_template(options: dict[str, Any]) -> None:
+    result = promptmill.bulk([{"text": "a"}, {"text": "b"}], prompt_template="Say {{text}}", **options)
+    assert result.answers == ["echo: Say a", "echo: Say b"]
+
+
 def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
         promptmill.bulk(["a"], temprature=1, **options)

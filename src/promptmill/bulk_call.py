@@ -88,9 +88,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkRes
 
     Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names, `tools` and
     `logprobs`; `answer_schema`, a JSON Schema, or a pydantic class, whose instances `answers` then are; `config`, a
-    configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`, `limit`,
-    `prompt_column`, `max_cost`, `max_failures`, `dedupe`, `retry_failed`, …); `progress`: True for lines on stderr,
-    False for none, or what is called with the status several times a second.
+    configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`,
+    `prompt_template` such as "Classify: {{text}}", `limit`, `prompt_column`, `max_cost`, `max_failures`, …);
+    `progress`: True for lines on stderr, False for none, or what is called with the status several times a second.
 
     Raises `PromptmillError` when the job stops. What is answered until then, or until Ctrl-C, is kept: the same call
     goes on with it.
