@@ -129,7 +129,7 @@ class OpenAIAPI:
         `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
         if isinstance(messages, str | Mapping):
-            raise input_error("inputs is one input; send a list of inputs: generate([…]).")
+            raise input_error("messages is one input; send a list of inputs: generate([…]).")
         conversations = [
             conversation_of(item, f"messages[{index}]", self.image_key_name) for index, item in enumerate(messages)
         ]

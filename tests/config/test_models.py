@@ -144,3 +144,10 @@ def test_an_address_that_is_set_in_full_counts_beside_a_provider():
         ),
     )
     assert configuration.plan.settings.backend_configs.openai.base_url == ["http://b/v1"]
+
+
+@pytest.mark.parametrize("blocks", [None, [], {"openai": "localhost:11434"}, {"openai": None}])
+def test_an_endpoint_may_be_chosen_above_a_file_whose_blocks_are_empty_or_wrong(blocks):
+    raw = {"backend": "openai", "backend_configs": blocks}
+    chosen = models.settings_of(raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={})
+    assert chosen["backend_configs", "openai", "provider"] == "ollama"

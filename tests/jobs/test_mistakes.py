@@ -134,3 +134,16 @@ def test_a_shard_beyond_the_last_is_told(tmp_path: Path) -> None:
     order = JobRequest(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl", shard="3/2")
     with pytest.raises(PromptmillError, match="3 is more than 2; the 2 shards are 1/2 to 2/2"):
         _ = order.cut
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [{"role": "user", "content": "hi"}]},
+        {"prompt": "hi", "documents": [{"title": "a"}]},
+    ],
+)
+def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row):
+    bench.write([row])
+    bench.succeed()
+    assert len(bench.answers()) == 1

@@ -409,6 +409,7 @@ async def test_when_the_first_one_fails_the_file_still_says_what_answers(closing
     with pytest.raises(PromptmillError, match="There is no model second"):
         await service.init(BESIDE)
     assert await _ask(service, "a") == ["first: a"]
+    assert shop.made[0].closes, "what could not be loaded holds nothing open"
 
 
 async def test_what_is_refused_before_the_old_one_had_to_leave_leaves_it(closing):

@@ -64,7 +64,7 @@ def refuse_unquoted(prompts: Sequence[str]) -> None:
     Several questions of one word each are seldom meant, and a script's have --json.
     """
     words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
-    if len(words) < (2 if words == list(prompts) else 3):
+    if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):
         return
     whole = " ".join(prompts)
     shown = whole if len(whole) <= _LONGEST_SHOWN else f"{whole[:_LONGEST_SHOWN].rsplit(' ', 1)[0]} …"

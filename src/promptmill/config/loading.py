@@ -300,7 +300,8 @@ class Configuration:
                 shown = f"{block:.60}"
                 raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
             own = {} if self._calls_replace else mine.get(block) or {}
-            mine[block] = {**own, **models.endpoint_over(own, values or {})}
+            has_endpoint = block in BACKENDS and BACKENDS[block].needs_endpoint
+            mine[block] = {**own, **(models.endpoint_over(own, values or {}) if has_endpoint else values or {})}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
             if (given := getattr(overrides, key)) or self._calls_replace:

@@ -112,8 +112,10 @@ def settings_of(
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
-    own_block = raw_of(raw, name).get("backend_configs", {}).get(answering) or {}
-    found.update({(*block, key): value for key, value in endpoint_over(own_block, endpoint).items()})
+    own_blocks = raw_of(raw, name).get("backend_configs")
+    own_block = own_blocks.get(answering) if isinstance(own_blocks, Mapping) else None
+    given = endpoint_over(own_block if isinstance(own_block, Mapping) else {}, endpoint)
+    found.update({(*block, key): value for key, value in given.items()})
     if model is not None:
         found[*block, record.model_key] = model
     for key, value in sampling.items():

@@ -35,7 +35,7 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
         if isinstance(row, dict):
             names |= dict.fromkeys(row)
             read.append(row)
-    inner = _rows_inside(read[0]) if len(read) == 1 else ""
+    inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
     if inner and not (asked - {inner}) & names.keys():
         raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")
     if not names or asked & names.keys():
@@ -57,6 +57,10 @@ def _rows_inside(row: Mapping[str, Any]) -> str:
     lists = [
         name
         for name, value in row.items()
-        if name not in {"messages", "tools"} and isinstance(value, list) and value and isinstance(value[0], dict)
+        if isinstance(value, list)
+        and value
+        and isinstance(value[0], dict)
+        and "role" not in value[0]
+        and name != "tools"
     ]
     return lists[0][:40] if len(lists) == 1 else ""

@@ -29,7 +29,7 @@ class ParquetTable:
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
-        if sys.platform != "win32":  # which has none
+        if sys.platform == "linux":  # where every build of pyarrow's has it
             # keeps the fewest freed pages; what the system's own keeps depends on what was freed before
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa

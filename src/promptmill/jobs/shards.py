@@ -111,8 +111,10 @@ def join(
             lines = opened.enter_context(parts[0][0].lines(files, spec))
             partial = merge.write(replace(_merge(spec, target, files, lines, stores), passed=passed))
             if target.exists() and not overwrite:
-                is_same = filecmp.cmp(partial, target, shallow=False)
-                partial.unlink()
+                try:
+                    is_same = filecmp.cmp(partial, target, shallow=False)
+                finally:
+                    partial.unlink()
                 if not is_same:
                     raise input_error(f"{target} exists and is not what these parts make; --overwrite replaces it.")
             else:

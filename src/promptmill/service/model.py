@@ -64,10 +64,12 @@ class Model:
                 new.start(after=old)
                 try:
                     await new.wait_ready()
-                except PromptmillError:
-                    if self._current in {new, None}:  # else a call loads again already
+                except PromptmillError as error:
+                    is_wanted = old is None and error.code is Code.SHUTDOWN  # freed, and loaded again by the next call
+                    if self._current in {new, None} and not is_wanted:  # else a call loads again already
                         # refused before the old one had to leave, or gone with it: either way back to what was said
                         self.plan, self._current = before, old if old and not old.broken else None
+                        await new.end(error)
                     raise
                 except asyncio.CancelledError:
                     if not new.awaited:

@@ -38,6 +38,7 @@ def test_what_people_write_is_where_is_asked(written, asked):
         ("ws://localhost:8000", "should start with http:// or https://"),
         ("localhost:port/v1", "has 'port' where its port should be, a number"),
         ("http://localhost:80OO/v1", "has '80OO' where its port should be, a number"),
+        ("https://me:hunter2/v1", "base_url: has no number where its port should be"),
         ("http://localhost:800000", "port 800000 is above 65535"),
         ("8000", "did you mean localhost:8000?"),
         ("http://local host:8000", "has a space in it; did you mean http://localhost:8000?"),

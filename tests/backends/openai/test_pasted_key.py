@@ -17,7 +17,6 @@ from promptmill.backends.openai.pasted_key import is_placeholder, problem
         ("export OPENAI_API_KEY=sk-abc", "NAME=KEY"),
         ("OPENAI_API_KEY=sk-abc", "NAME=KEY"),
         ("sk-abc\nsk-def", "more than one line"),
-        ("sk-abc def", "a space"),
         ("sk\u2013abc", "a character that no key can have"),
     ],
 )
@@ -26,7 +25,9 @@ def test_what_came_along_is_told_and_the_key_is_not_shown(key, told):
     assert "abc" not in problem(key)
 
 
-@pytest.mark.parametrize("key", ["sk-abc_DEF-123", "abc==", "gsk_x", "a.b.c", "token-abc123", "EMPTY"])
+@pytest.mark.parametrize(
+    "key", ["sk-abc_DEF-123", "abc==", "gsk_x", "a.b.c", "token-abc123", "EMPTY", "not needed for a local LLM"]
+)
 def test_keys_as_they_are_given_pass(key):
     assert problem(key) == ""
 
@@ -36,6 +37,9 @@ def test_the_placeholder_of_an_example_is_known(key):
     assert is_placeholder(key)
 
 
-@pytest.mark.parametrize("key", ["sk-proj-4fR9aQ", "EMPTY", "hunter2", "sk-or-v1-0f1e2d3c4b5a69788796a5b4c3d2e1f0"])
+@pytest.mark.parametrize(
+    "key",
+    ["sk-proj-4fR9aQ", "EMPTY", "hunter2", "my-prod-8f3a", "team-token", "sk-or-v1-0f1e2d3c4b5a69788796a5b4c3d2e1f0"],
+)
 def test_a_key_is_no_placeholder(key):
     assert not is_placeholder(key)

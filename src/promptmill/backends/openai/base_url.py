@@ -15,6 +15,7 @@ _LIKE = "write it like http://localhost:8000/v1."
 _LONGEST_SHOWN = 100
 # A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
+_LONGEST_PORT = 5
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
 _SCHEME = re.compile(r"(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
 _OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
@@ -104,7 +105,9 @@ def _no_port(url: str, error: ValueError) -> str:
     if found and "out of range" in str(error):
         return f"port {found[1][:12]} is above 65535."
     if found and found[1] and not found[1].isdigit():
-        return f"{_shown(url)}has {redact(found[1])[:20]!r} where its port should be, a number; {_LIKE}"
+        if len(found[1]) > _LONGEST_PORT:  # as a password is that stands before a forgotten @
+            return f"has no number where its port should be; {_LIKE}"
+        return f"{_shown(url)}has {found[1]!r} where its port should be, a number; {_LIKE}"
     return f"{_shown(url)}is not a URL; {_LIKE}"
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
+_VARIABLE = re.compile(r"[A-Z]{1,20}|[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
@@ -131,7 +132,9 @@ def _endpoint(
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         if wrong := pasted_key.problem(key.strip()):
-            where = f"{_BLOCK}.api_key" if configured else f"the key in the environment variable {source.split()[0]}"
+            where = (
+                f"{_block(plan)}.api_key" if configured else f"the key in the environment variable {source.split()[0]}"
+            )
             raise config_error(where, wrong) if configured else config_error("", f"{where} {wrong}")
         key = key.strip()
         azure = (url.hostname or "").endswith(".openai.azure.com")
@@ -177,7 +180,8 @@ def _block(plan: ResolvedConfig) -> str:
 
 def _variable(name: str) -> str:
     # a key that somebody took for the name of its variable is not shown
-    return f"the environment variable {name}" if not looks_like_key(name) else "the environment variable that it names"
+    shows = _VARIABLE.fullmatch(name) and not looks_like_key(name)
+    return f"the environment variable {name}" if shows else "the environment variable that it names"
 
 
 def _name(name: str, *, of_call: bool) -> str:
@@ -257,6 +261,8 @@ def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pro
             sent += f", which is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
         elif endpoint.secrets and pasted_key.is_placeholder(endpoint.secrets[0]):
             sent += ", and is the placeholder of an example; put your own key there."
+        elif endpoint.secrets and " " in endpoint.secrets[0]:
+            sent += ", and holds a space, which keys seldom have; copy it again."
         else:
             sent += "; correct it."
         return PromptmillError(error.code, error.message, sent)
@@ -267,6 +273,8 @@ def unanswered_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillErr
     """Return the error of a connection lost to an endpoint that has never answered."""
     if endpoint.url.startswith("http:"):
         hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
+    elif not endpoint.own:  # nobody is to send a key in clear
+        return error
     else:
         hint = (
             "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "

@@ -8,8 +8,9 @@ _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
 _PLACEHOLDER = re.compile(
-    r"<.*>|\[.*\]|.*(?:\.\.\.|\u2026).*|(?:sk-)?(?:x{3,}|\*{3,})|(?:sk-)?(?:your|my|insert|replace|paste)[-_ ]?.*"
-    r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme|token)",
+    r"<.*>|\[.*\]|.*(?:\.\.\.|\u2026).*|(?:sk-)?(?:x{3,}|\*{3,})"
+    r"|(?:sk-)?(?:your|my|insert|replace|paste)[-_ ].*(?:key|token|secret|here)"
+    r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme)",
     re.IGNORECASE,
 )
 
@@ -25,8 +26,6 @@ def problem(key: str) -> str:
         return "holds a whole assignment, NAME=KEY; keep only what is behind the equals sign."
     if "\n" in key or "\r" in key:
         return "holds more than one line; keep the key alone."
-    if re.search(r"\s", key):
-        return "holds a space, which no key has; copy it again."
     if not key.isascii() or not key.isprintable():
         return "holds a character that no key can have, such as a curly quote or a dash of a web page; copy it again."
     return ""
