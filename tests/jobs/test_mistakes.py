@@ -137,13 +137,13 @@ def test_a_shard_beyond_the_last_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "options"),
     [
-        {"prompt": [{"role": "user", "content": "hi"}]},
-        {"prompt": "hi", "documents": [{"title": "a"}]},
+        ({"chat": [{"role": "user", "content": "hi"}]}, ["--prompt-column", "chat"]),
+        ({"question": "hi", "documents": [{"title": "a"}]}, ["--prompt-column", "question"]),
     ],
 )
-def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row):
+def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row, options):
     bench.write([row])
-    bench.succeed()
-    assert len(bench.answers()) == 1
+    bench.succeed(*options)
+    assert [found["answer"] for found in bench.answers()] == ["echo: hi"]
