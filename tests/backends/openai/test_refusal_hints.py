@@ -113,8 +113,9 @@ def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
     assert "does the port want https://" in unanswered_hint(_ENDPOINT, lost).hint
-    hint = unanswered_hint(replace(_ENDPOINT, url="https://h/v1"), lost).hint
-    assert "write http:// instead of https:// in `base_url`" in hint
+    far = replace(_ENDPOINT, url="https://h/v1")
+    assert "write http:// instead of https:// in `base_url`" in unanswered_hint(replace(far, own=True), lost).hint
+    assert "http://" not in unanswered_hint(far, lost).hint, "a key is not to go to a provider in clear"
 
 
 def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
