@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -46,6 +47,7 @@ class Model:
         if self.reads_images:
             self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
+        self._renewing = threading.Lock()  # prompts are prepared in other threads
         self.pipeline = self._made()
         defaults = self.defaults()
         own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
@@ -54,7 +56,8 @@ class Model:
 
     def defaults(self) -> Any:
         """Return the model's own `GenerationConfig`, each time a new one."""
-        return self.pipeline.get_config()
+        with self._renewing:
+            return self.pipeline.get_config()
 
     def add(self, number: int, row: Row) -> Any:
         """Give the pipeline a row, whose images it looks at in here; return its `GenerationHandle`.
@@ -69,8 +72,9 @@ class Model:
 
     def renew(self) -> None:
         """Make the pipeline again."""
-        self.pipeline = None
-        self.pipeline = self._made()
+        with self._renewing:
+            self.pipeline = None  # frees its memory first
+            self.pipeline = self._made()
 
     def _made(self) -> Any:
         scheduling = openvino_genai.SchedulerConfig()
