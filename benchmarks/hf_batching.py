@@ -14,7 +14,7 @@ from benchmarks.alone import alone
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Completion, Outcome
@@ -30,7 +30,7 @@ def _ignore(text: str) -> None:
     del text
 
 
-class _Source:
+class _Source(Source):
     def __init__(self, requests: list[Request]) -> None:
         self._requests = requests
 

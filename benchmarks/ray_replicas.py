@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
-from promptmill.backends.protocol import Backend, CallStats, Request
+from promptmill.backends.protocol import Backend, CallStats, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import PromptmillError
@@ -28,7 +28,7 @@ from promptmill.service.replicas import Replicas
 ROWS, HF_ROWS, HANDED_OUT = 4_000, 128, 100_000
 
 
-class Rows:
+class Rows(Source):
     """So many prompts as a source, and the sink that counts their answers."""
 
     def __init__(self, count: int, max_tokens: int | None = None) -> None:

@@ -92,7 +92,6 @@ async def test_answered_rows_are_skipped_and_retryable_failures_bring_their_atte
         "prompt 4",
     ]
     assert [refs.attempts(row) for row, *_ in places] == [3, 0, 0]
-    assert refs.kind == "jsonl"
     assert refs.path.read_bytes() == content
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from promptmill import __version__
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
@@ -104,7 +104,7 @@ class Here:
         self.die()
 
 
-class Rows:
+class Rows(Source):
     """So many rows as a source, and the sink of their outcomes."""
 
     def __init__(self, count: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -68,11 +68,12 @@ class Shop:
         return self.made[plan.name]
 
 
-class Rows:
+class Rows(Source):
     """A file's source: its requests name models."""
 
+    reading = RowReader("jsonl")
+
     def __init__(self, *asked):
-        self.reading = RowReader("jsonl")
         self.requests = [
             Request(key, conversation_from_prompt(f"{key}", "p"), Sampling(), {} if name is None else {"model": name})
             for key, name in enumerate(asked)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Outcome
@@ -34,7 +34,7 @@ def engine_parent(
         yield parent, psutil.Process(int(parent.stdout.readline()))
 
 
-class _Endless:
+class _Endless(Source):
     async def take(self, n: int) -> list[Request]:
         long = Sampling(max_tokens=400), {"ignore_eos": True}
         return [Request(i, conversation_from_prompt("a", ""), *long) for i in range(n)]

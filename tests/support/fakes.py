@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Request, Source
 from promptmill.config.loading import Configuration, ResolvedConfig
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.outcome import Outcome
@@ -15,7 +15,7 @@ from promptmill.core.sampling import Sampling
 KEY = "test-key-0123456789abcdef"
 
 
-class ListSource:
+class ListSource(Source):
     """Requests for `prompts`, keyed by index. `taken` counts those handed out."""
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from promptmill.core.conversation import Conversation
@@ -37,8 +38,52 @@ _CUT_WHILE_REASONING = (
 )
 
 
+class Reading(Protocol):
+    """How lines of a file become requests."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling parameters of lines that have none of their own."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Whether an answer is wanted with all that the endpoint says beside it."""
+        ...
+
+
 class Source(Protocol):
-    """Where requests come from."""
+    """Where requests come from, and what is known of them before they are taken."""
+
+    @property
+    def size(self) -> int:
+        """The length of all texts together, in characters; 0 where it is not known."""
+        return 0
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """The sampling parameters of all requests, where they share them."""
+        return None
+
+    @property
+    def reading(self) -> Reading | None:
+        """How lines of a file become these requests; None where they are no lines."""
+        return None
+
+    @property
+    def path(self) -> Path | None:
+        """The file whose lines they are, where it may be read beside the source."""
+        return None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is known that nothing was taken yet."""
+        return False
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether what it still brings is little, for which no workers are worth their start."""
+        return False
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests, `[]` at the end and from then on."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Request, Source
+from promptmill.backends.rows import RowReader
 from promptmill.jobs.source import FileSource
 
 _AT_ONCE = 1024
@@ -148,7 +149,7 @@ def _storage(error: sqlite3.OperationalError) -> OSError:
     return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error))
 
 
-class DedupedSource:
+class DedupedSource(Source):
     """A source without the rows that ask what another row asks.
 
     It has no `take_refs`: to know what a line asks, it has to be read here.
@@ -159,10 +160,14 @@ class DedupedSource:
 
         Those that were first in an `earlier` round are left out.
         """
-        self.reading = source.reading
         self._earlier = earlier
         self._source = source
         self._asked = asked
+
+    @property
+    def reading(self) -> RowReader:
+        """How lines of the file become requests."""
+        return self._source.reading
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests that nobody made before."""

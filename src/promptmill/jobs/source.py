@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure, Outcome
@@ -40,11 +40,14 @@ class Rows:
     """Whether no further row is to be taken."""
 
 
-class FileSource:
+class FileSource(Source):
     """Reads in a thread, one block of lines ahead of what was taken. A line that is wrong is settled here.
 
-    `path` and `kind` are for those who read the file themselves by `take_refs`; `reading` says how.
+    Whoever reads the file without it asks for `take_refs`; `reading` says how.
     """
+
+    untouched = True
+    held = ""
 
     def __init__(
         self,
@@ -61,15 +64,11 @@ class FileSource:
         `settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on. `reused` is told
         how many rows got an answer that was set aside; None when none is. `everything` brings answered rows as well.
         """
-        self.path = rows_.file.shared_path() or rows_.path
-        self.reading = rows_.reading
-        self.kind = rows_.reading.kind
         self.taken = taken
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
-        self.untouched = True
-        """Whether nothing was taken yet."""
+        self._path = rows_.file.shared_path() or rows_.path
         self._rows = rows_
         self._reused = reused
         self._everything = everything
@@ -78,6 +77,16 @@ class FileSource:
         self._lines = Lines(rows_.file, *rows_.first)
         self._ready: deque[tuple[Line, Taken]] = deque()
         self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def reading(self) -> RowReader:
+        """How its lines become requests."""
+        return self._rows.reading
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests."""
@@ -169,7 +178,7 @@ class FileSource:
                 digest = (
                     None
                     if settled or line.data is None
-                    else rows.digest(self.kind, line.data, self.reading.prompt_column)
+                    else rows.digest(self.reading.kind, line.data, self.reading.prompt_column)
                 )
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
         return found if self._reused is None else self._without_reused(found, self._reused)
@@ -187,5 +196,5 @@ class FileSource:
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:
-            raise input_error(f"{rows.place(self.kind, line.row)} is longer than 256 MiB.")
+            raise input_error(f"{rows.place(self.reading.kind, line.row)} is longer than 256 MiB.")
         return self.reading.request(line.row, line.data, attempts)

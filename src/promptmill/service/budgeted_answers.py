@@ -92,7 +92,7 @@ class _Call(WrappedCall):
     @property
     def is_rest(self) -> bool:
         """Whether what it brings now is little, for which no workers are worth their start."""
-        return self._goes_on or getattr(self._source, "is_rest", False)
+        return self._goes_on or self._source.is_rest
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests that there is room for; `[]` when there is none, until `goes_on`."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Request, Sink, Source
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.core.sampling import Sampling
 
 
-class ListSource:
+class ListSource(Source):
     """The conversations of a call, in order. Items that are errors already are passed over."""
 
     def __init__(
@@ -24,10 +24,14 @@ class ListSource:
     ) -> None:
         self._items = items
         self._system_prompt = system_prompt
-        self.sampling = sampling
-        """Of all requests."""
+        self._sampling = sampling
         self._extra = extra
         self._next = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling parameters of all requests."""
+        return self._sampling
 
     @property
     def size(self) -> int:
@@ -47,12 +51,12 @@ class ListSource:
             item = self._items[self._next]
             if isinstance(item, Conversation):
                 conversation = item.with_system(self._system_prompt)
-                requests.append(Request(self._next, conversation, self.sampling, self._extra))
+                requests.append(Request(self._next, conversation, self._sampling, self._extra))
             self._next += 1
         return requests
 
 
-class ListSink:
+class ListSink(Sink):
     """Outcomes by position."""
 
     def __init__(self, size: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptmill import __version__
-from promptmill.backends.protocol import Backend, CallStats, RateLimited, Request
+from promptmill.backends.protocol import Backend, CallStats, RateLimited, Request, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Outcome
@@ -34,7 +34,7 @@ class Report:
 
 
 @dataclass(slots=True)
-class _Hand:
+class _Hand(Source, Sink):
     """What a replica holds, as the source and the sink of its backend's run."""
 
     queue: deque[Request] = field(default_factory=deque)

@@ -236,6 +236,8 @@ class RoutedCall:
 class _Part(WrappedCall):
     """What one model has of a call: the source and the sink of its runs."""
 
+    is_rest = False
+
     def __init__(self, call: RoutedCall, name: str, *, is_first: bool) -> None:
         of_call = call.stats
         stats = CallStats(
@@ -252,7 +254,6 @@ class _Part(WrappedCall):
         self.takes = False
         """Whether a run of the model asks for more."""
         self.is_rest = not is_first
-        """Whether what it brings is little, for which no workers are worth their start."""
         self.moved: Counter[str] = Counter()
         """Failures, by code, whose requests went on to another model."""
         self._call = call
@@ -295,9 +296,7 @@ class _Part(WrappedCall):
 
 async def names_models(source: Source) -> bool:
     """Return whether requests of `source` may name a model: those of files, in a field `model`."""
-    if getattr(source, "reading", None) is None:
-        return False
-    return await may_mention(source, [b'"model"'])
+    return source.reading is not None and await may_mention(source, [b'"model"'])
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:

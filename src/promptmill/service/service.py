@@ -315,7 +315,7 @@ class Service:
                 await loaded.run(source, sink, stats)
             except PromptmillError as error:
                 # one that had died before this call is no reason to fail
-                if error.code is not Code.ENGINE_DIED or last_try or not getattr(source, "untouched", False):
+                if error.code is not Code.ENGINE_DIED or last_try or not source.untouched:
                     raise
             else:
                 return

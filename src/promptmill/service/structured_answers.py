@@ -48,12 +48,12 @@ class _Open:
 class _Call(WrappedCall):
     """Source and sink around a call's own. Requests without a schema pass by."""
 
+    is_rest = False
+
     def __init__(self, source: Source, sink: Sink, stats: CallStats, schemas: SchemaCache, retries: int) -> None:
         self.waiting: deque[_Open] = deque()
         """To be asked again."""
         self.ended = False
-        self.is_rest = False
-        """Whether what it brings now is little, for which no workers are worth their start."""
         super().__init__(source, sink, stats)
         self._schemas = schemas
         self._retries = retries

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.backends.protocol import CallStats, Reading, Sink, Source
 from promptmill.core.sampling import Sampling
 
 RunCall: TypeAlias = Callable[[Source, Sink, CallStats], Coroutine[Any, Any, None]]
@@ -15,7 +15,7 @@ RunCall: TypeAlias = Callable[[Source, Sink, CallStats], Coroutine[Any, Any, Non
 _BLOCK = 1 << 20
 
 
-class WrappedCall:
+class WrappedCall(Source, Sink):
     """Source and sink around a call's own; what is known of the source stays known."""
 
     def __init__(self, source: Source, sink: Sink, stats: CallStats) -> None:
@@ -24,23 +24,22 @@ class WrappedCall:
     @property
     def size(self) -> int:
         """The length of all texts together, where the source knows it."""
-        return getattr(self._source, "size", 0)
+        return self._source.size
 
     @property
     def sampling(self) -> Sampling | None:
         """The sampling parameters of all requests, where they share them."""
-        return getattr(self._source, "sampling", None)
+        return self._source.sampling
 
     @property
-    def reading(self) -> Any:
-        """How the source reads its lines, where it reads any."""
-        return getattr(self._source, "reading", None)
+    def reading(self) -> Reading | None:
+        """How lines of a file become these requests; None where they are no lines."""
+        return self._source.reading
 
 
 async def may_mention(source: Source, names: Iterable[bytes]) -> bool:
     """Return whether the file behind `source` may hold one of `names`."""
-    path = getattr(source, "path", None)
-    return path is None or await asyncio.to_thread(mentions, path, names)
+    return source.path is None or await asyncio.to_thread(mentions, source.path, names)
 
 
 def mentions(path: Path, names: Iterable[bytes]) -> bool:

@@ -75,7 +75,7 @@ class WrappedBackend:
                 await asyncio.to_thread(self._cache.close)
 
     async def _one_text_or_more(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """What checks and counts answers costs nothing where there is nothing to check."""
+        """Run a call, with what checks and counts answers around it only where some request asks for that."""
         run = self._one_text if await _asks_for_one_text(source) else self._more
         await run(source, sink, stats)
 
@@ -87,8 +87,8 @@ class WrappedBackend:
 
 async def _asks_for_one_text(source: Source) -> bool:
     """Return whether no request of `source` asks for several answers or for JSON; one that does not say may."""
-    reading = getattr(source, "reading", None)
-    sampling = getattr(source, "sampling", None) if reading is None else reading.sampling
+    reading = source.reading
+    sampling = source.sampling if reading is None else reading.sampling
     if sampling is None or sampling.n is not None or sampling.response_format is not None:
         return False
     return reading is None or not await may_mention(source, _MORE)

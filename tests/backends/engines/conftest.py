@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.outcome import Completion, Outcome
@@ -23,7 +23,7 @@ from promptmill.core.sampling import Sampling
 EMBEDDED = "smollm2-135m-instruct"
 
 
-class ListSource:
+class ListSource(Source):
     """Requests of a list; remembers how many were taken."""
 
     def __init__(self, requests: list[Request]) -> None:

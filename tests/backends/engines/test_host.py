@@ -16,7 +16,7 @@ import pytest
 from busy import within
 from engine_parent import engine_parent
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import CallStats, Source
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from sure import sure
@@ -332,7 +332,7 @@ def test_attempts_made_before_are_counted(desk, engine):
 
 
 def test_an_error_of_the_source_ends_the_call_alone(desk, engine):
-    class Broken:
+    class Broken(Source):
         async def take(self, n):
             raise OSError("disk gone")
 

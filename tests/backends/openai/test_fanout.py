@@ -17,7 +17,7 @@ from driving import ask, echoes, opened
 from fakes import KEY, DictSink, ListSource
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.conversation import Conversation, Message, conversation_from_prompt
 from promptmill.core.errors import Code
@@ -141,7 +141,7 @@ async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
         for i, name in enumerate(["a.png", "none.png"])
     ]
 
-    class Source:
+    class Items(Source):
         async def take(self, n):
             taken, items[:] = items[:n], items[n:]
             return taken
@@ -153,13 +153,13 @@ async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
             outcomes[key] = outcome
 
     async with opened(upstream.url, **BULK) as backend:
-        await backend.run(Source(), Sink(), CallStats(total=2))
+        await backend.run(Items(), Sink(), CallStats(total=2))
     assert outcomes[0].text == "echo: p 0"
     assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert outcomes[1].error.code == Code.INVALID_IMAGE
 
 
-class Listed:
+class Listed(Source):
     """A source of requests, as it brings them when a file has to be read before it is known what it asks."""
 
     def __init__(self, *requests):
@@ -217,18 +217,17 @@ async def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream):
 
 
 async def test_rows_of_a_file_are_read_where_they_lie(upstream, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
     refs, offset = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+    for number, line in enumerate(rows.read_bytes().splitlines(keepends=True)):
         refs.append((number, offset, len(line)))
         offset += len(line)
 
-    class Rows:
+    class Rows(Source):
         reading = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
-
-        def __init__(self):
-            self.path = path
+        path = rows
+        held = ""
 
         async def take(self, n):
             raise AssertionError("the parent parses nothing")

@@ -136,7 +136,7 @@ class OpenAIBackend:
             lambda: ImageEncoder(self._rules, self._fetcher),
             stats,
             unsupported_is_error=self._unsupported_is_error,
-            whole=getattr(getattr(source, "reading", None), "whole", False),
+            whole=source.reading is not None and source.reading.whole,
         )
         try:
             await Run(
@@ -154,13 +154,13 @@ class OpenAIBackend:
 
     def _is_worth_workers(self, source: Source, stats: CallStats) -> bool:
         """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
-        if getattr(source, "is_rest", False):
+        if source.is_rest:
             return False
         if (stats.total or 0) >= self._settings.bulk_threshold:
             return True
         if isinstance(source, MappedSource):
             return self._settings.num_workers is not None or source.path.stat().st_size >= _LARGE_BYTES
-        return getattr(source, "size", 0) >= _LARGE_BYTES
+        return source.size >= _LARGE_BYTES
 
     async def aclose(self) -> None:
         """End running calls and close all connections."""

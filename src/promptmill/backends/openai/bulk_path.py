@@ -67,7 +67,7 @@ class Bulk:
                 for endpoint in self._endpoints
             ],
             "path": str(source.path),
-            "held": getattr(source, "held", ""),
+            "held": source.held,
             "reading": _reading(source.reading),
             "allowed_roots": None if self._rules.allowed_roots is None else list(map(str, self._rules.allowed_roots)),
             "max_image_pixels": self._rules.max_pixels,

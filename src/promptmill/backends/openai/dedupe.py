@@ -9,7 +9,7 @@ from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.outcome import NO_USAGE, Failure, Outcome
 
 
-class _Listed:
+class _Listed(Source):
     def __init__(self, requests: list[Request]) -> None:
         self._requests = requests
 
@@ -18,7 +18,7 @@ class _Listed:
         return taken
 
 
-class Dedupe:
+class Dedupe(Source, Sink):
     """Source and sink around a call's own. Only requests at temperature 0 are told apart by what they ask.
 
     `fingerprint` must be equal for requests that would be sent alike. A request answered through another one has

@@ -40,8 +40,20 @@ class Ref(NamedTuple):
 class MappedSource(Protocol):
     """A source whose payloads lie in a file, one row each, which workers read by themselves as `reading` says."""
 
-    path: Path
-    reading: RowReader
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def reading(self) -> RowReader:
+        """How its lines become requests."""
+        ...
+
+    @property
+    def held(self) -> str:
+        """How the names of images begin that lie in the file themselves; `""` for none."""
+        ...
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
         """Return `(key, offset, length)` of up to `n` rows, `[]` at the end and from then on."""
@@ -80,7 +92,7 @@ class Spool:
             raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        whole = getattr(getattr(source, "reading", None), "whole", False)
+        whole = source.reading is not None and source.reading.whole
         if first:
             self.reading = RowReader("messages", first[0].sampling, first[0].extra, whole=whole)
         else:

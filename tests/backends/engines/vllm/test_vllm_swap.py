@@ -14,9 +14,9 @@ from fastmcp.client.transports import StdioTransport
 
 from piped import eventually
 from processtable import gone, ports, taken_ports
+from promptmill.backends.engines import hardware
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
-from promptmill.service import room
 from promptmill.service.service import Service
 from talk import Talk, codes
 
@@ -125,7 +125,7 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
 
 
 def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(monkeypatch):
-    monkeypatch.setattr(room, "_free_memory", lambda: 0)  # so that the old engine has to leave first
+    monkeypatch.setattr(hardware, "free_memory", lambda: 0)  # so that the old engine has to leave first
     block = {"model_name_or_path": EMBEDDED, "max_num_seqs": 2, "max_model_len": 512}
     sampling = {"temperature": 0, "max_tokens": 12}
     raw = {"backend": "vllm", "backend_configs": {"vllm": block}, "sampling_params": sampling}
