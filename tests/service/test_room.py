@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from promptmill.backends.engines import hardware
 from promptmill.config.loading import Configuration
 from promptmill.service import room
 
@@ -28,7 +29,7 @@ def model(tmp_path, monkeypatch):
     """A model of so many bytes on a machine with so much free memory and no accelerator."""
 
     def of(size: int, free: int | None, *, accelerator: bool = False):
-        monkeypatch.setattr(room, "_free_memory", lambda: free)
+        monkeypatch.setattr(hardware, "free_memory", lambda: free)
         monkeypatch.setattr(room, "_has_accelerator", lambda: accelerator)
         with (tmp_path / "model.safetensors").open("wb") as file:
             file.truncate(size)
@@ -57,5 +58,5 @@ def test_an_accelerator_is_not_shared_without_gpu_ids(model):
 
 
 def test_free_memory_is_read_where_the_system_tells_it():
-    free = room._free_memory()
+    free = hardware.free_memory()
     assert free is None or free > 2**20

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill.backends.engines import embedded_model
+from promptmill.backends.engines import embedded_model, hardware
 from promptmill.config.loading import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 
 if TYPE_CHECKING:
     from promptmill.service.loaded_backend import LoadedBackend
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 # Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
@@ -89,7 +88,7 @@ def _has_accelerator() -> bool:
 
 
 def _enough_memory(model: str) -> bool:
-    weights, free = _weights(model), _free_memory()
+    weights, free = _weights(model), hardware.free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
 
 
@@ -97,16 +96,4 @@ def _weights(model: str) -> int:
     """Return the bytes of a model's weights, 0 where they are not known."""
     if model == embedded_model.NAME:
         return embedded_model.WEIGHTS_BYTES
-    folder = Path(model)
-    return sum(file.stat().st_size for pattern in _WEIGHTS for file in folder.glob(pattern)) if folder.is_dir() else 0
-
-
-def _free_memory() -> int | None:
-    """Return the bytes that may be taken without harm, or None where that is not known."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    return hardware.weights(Path(model))

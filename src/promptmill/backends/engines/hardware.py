@@ -21,10 +21,9 @@ def cores() -> int:
 
 def free_memory() -> int | None:
     """Return the bytes of main memory that this process may still take; None where nobody can tell."""
-    psutil = _psutil()
-    if psutil is None:
+    free = _available_memory()
+    if free is None:
         return None
-    free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
         limit = int((CGROUP / "memory.max").read_text())
         free = min(free, limit - int((CGROUP / "memory.current").read_text()))
@@ -32,9 +31,18 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path) -> int:
-    """Return the bytes of the weights in a model's folder."""
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return sum(file.stat().st_size for file in files)
+    """Return the bytes of the weights in a model's folder, 0 where there are none."""
+    kinds = ([*folder.glob(pattern)] for pattern in ("*.safetensors", "*.bin", "*.gguf"))
+    return sum(file.stat().st_size for file in next(filter(None, kinds), []))
+
+
+def _available_memory() -> int | None:
+    with contextlib.suppress(OSError):  # Linux
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    psutil = _psutil()
+    return None if psutil is None else int(psutil.virtual_memory().available)
 
 
 def _psutil() -> Any:
