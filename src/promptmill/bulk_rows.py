@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
 
 _AT_ONCE = 1024
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY

@@ -13,9 +13,9 @@ from promptmill.core.conversation import (
     check_encodable,
     conversation_from_messages,
     conversation_from_prompt,
-    shape,
 )
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import shape
 
 
 def _one(item):

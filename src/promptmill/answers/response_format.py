@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
 
 _AN_OBJECT: Mapping[str, Any] = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'

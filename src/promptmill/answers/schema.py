@@ -30,15 +30,8 @@ _SAYING = frozenset(
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
     | {"propertyNames", "prefixItems", "contains", "minProperties", "maxProperties", "minItems", "maxItems"}
     | {"uniqueItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum"}
-    | {
-        "exclusiveMaximum",
-        "multipleOf",
-        "definitions",
-        "dependentRequired",
-        "dependentSchemas",
-        "json_schema",
-        "schema",
-    }
+    | {"exclusiveMaximum", "multipleOf", "dependentRequired", "dependentSchemas", "definitions"}
+    | {"json_schema", "schema"}
 )
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from promptmill.config.backends import OTHER_PATHS
-from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
 _UPPER = re.compile(r"(?<=[a-z])([A-Z])")

@@ -11,9 +11,9 @@ import orjson
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
-from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 
 # `reasoning` is also what an answer has, and outputs are inputs of the next run.
 _SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n"}

@@ -29,10 +29,10 @@ from promptmill.core.conversation import (
     ImagePosition,
     conversation_from_messages,
     conversation_from_prompt,
-    shape,
 )
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 from promptmill.images import load as images
 
 PROBLEM = "promptmill:problem"

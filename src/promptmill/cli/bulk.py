@@ -18,6 +18,7 @@ from promptmill.cli.jobs_table import print_jobs
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import counted
 from promptmill.jobs import admission, detached, given_rows, prune, shards, status
 from promptmill.jobs import export as exporting
 from promptmill.jobs.admission import Job
@@ -159,7 +160,7 @@ def _kept(job: Job) -> str:
     if limit is None or result is None or result.limit == limit:
         return ""
     held = result.limit
-    rows = "all rows" if held is None else "1 row" if held == 1 else f"{held:,} rows"
+    rows = "all rows" if held is None else counted(held, "row")
     return f" Its output already holds {rows}, and is left unchanged."
 
 
@@ -268,7 +269,7 @@ def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
     else:
-        print(f"promptmill: {count} {'answer' if count == 1 else 'answers'} in {target}.", file=sys.stderr)
+        print(f"promptmill: {counted(count, 'answer')} in {target}.", file=sys.stderr)
     return OK
 
 
@@ -281,9 +282,8 @@ def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
     else:
-        rows = "1 row" if counts.done == 1 else f"{counts.done} rows"
         kept = ", which was there already" if was_there else ""
-        say(f"{rows}, {counts.failed} failed, in {output}{kept}.")
+        say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
     return SOME_FAILED if counts.failed else OK
 
 
@@ -309,5 +309,5 @@ def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     else:
         for job_id in removed:
             say(job_id)
-        print(f"promptmill: {len(removed)} {'job' if len(removed) == 1 else 'jobs'} removed.", file=sys.stderr)
+        print(f"promptmill: {counted(len(removed), 'job')} removed.", file=sys.stderr)
     return OK

@@ -8,6 +8,7 @@ import orjson
 
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
+from promptmill.core.wording import counted
 from promptmill.service.answer_cache import AnswerCache, path_of
 
 
@@ -30,12 +31,8 @@ def show(configuration: Configuration, *, clear: bool, as_json: bool) -> int:
         say(orjson.dumps(found).decode())
         return 0
     if clear:
-        say(f"{_answers(found.get('cleared', 0))} forgotten")
-    say(f"{_answers(found['answers'])}, {found['bytes'] / 2**20:.1f} MiB, in {found['path']}")
+        say(f"{counted(found.get('cleared', 0), 'answer')} forgotten")
+    say(f"{counted(found['answers'], 'answer')}, {found['bytes'] / 2**20:.1f} MiB, in {found['path']}")
     if not wanted:
         say("not in use: set `cache: true`")
     return 0
-
-
-def _answers(count: int) -> str:
-    return "1 answer" if count == 1 else f"{count:,} answers"

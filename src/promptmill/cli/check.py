@@ -19,6 +19,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError, redact, without_controls
 from promptmill.core.outcome import Failure
+from promptmill.core.wording import counted
 from promptmill.service import choosing, registry
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -104,13 +105,7 @@ async def _load_and_ask(configuration: Configuration, report: Callable[[Step], N
             raise outcome.error
         tokens = outcome.usage.completion_tokens
         seconds = time.monotonic() - started
-        report(
-            Step(
-                "answer",
-                ok=True,
-                detail=f"{tokens} {'token' if tokens == 1 else 'tokens'}, {seconds:.1f} s with loading",
-            )
-        )
+        report(Step("answer", ok=True, detail=f"{counted(tokens, 'token')}, {seconds:.1f} s with loading"))
         for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
             report(Step("answer", ok=True, detail=warning, warns=True))
     finally:

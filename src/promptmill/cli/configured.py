@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptmill.cli.options import overrides
+from promptmill.cli.options import overrides, text_of
 from promptmill.core.errors import config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
@@ -40,18 +40,14 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
         return {}
     from promptmill.answers.response_format import asking_for
     from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
-    from promptmill.core.conversation import shape
+    from promptmill.core.wording import shape
 
     if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
         raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
     try:
-        schema = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        wrong = "it is not UTF-8 text"
-        if isinstance(error, json.JSONDecodeError):
-            wrong = f"it is not JSON: {why_not_json(error)}"
-        reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else wrong
-        raise config_error("--schema", f"{file} cannot be read: {reason}.") from None
+        schema = json.loads(text_of("--schema", file))
+    except json.JSONDecodeError as error:
+        raise config_error("--schema", f"{file} cannot be read: it is not JSON: {why_not_json(error)}.") from None
     if not isinstance(schema, dict):
         raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
     if wrong := why_no_schema(schema):

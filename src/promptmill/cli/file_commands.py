@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptmill.cli.configured import configuration_of
-from promptmill.cli.options import SCHEMA, Parser, amount, at_least_one, is_url
+from promptmill.cli.options import SCHEMA, Parser, amount, at_least_one, is_url, text_of
 from promptmill.core.errors import config_error
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
@@ -184,11 +184,7 @@ def _template(arguments: argparse.Namespace) -> str | None:
     file: Path | None = arguments.prompt_file
     if file is None:
         return str(arguments.prompt) if arguments.prompt is not None else None
-    try:
-        return file.read_text(encoding="utf-8-sig").removesuffix("\n")
-    except (OSError, ValueError) as error:
-        reason = f"{error.strerror}; check the path" if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise config_error("--prompt-file", f"{file} cannot be read: {reason}.") from None
+    return text_of("--prompt-file", file).removesuffix("\n")
 
 
 def _join(arguments: argparse.Namespace) -> int:

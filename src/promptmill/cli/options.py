@@ -29,6 +29,17 @@ SCHEMA = "a JSON Schema that every answer must satisfy"
 _INPUTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
+def text_of(option: str, file: Path) -> str:
+    """Return what the file of an option holds. Raises `PromptmillError` (`invalid_config`)."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = f"{error.strerror}; check the path"
+    except ValueError:
+        reason = "it is not UTF-8 text"
+    raise config_error(option, f"{file} cannot be read: {reason}.")
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors name the nearest option or command."""
 

@@ -11,10 +11,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
-from promptmill.core.conversation import shape
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 
 _MOST_PROBLEMS = 10
+_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # What other programs call it.
@@ -37,9 +38,6 @@ _ALIASES = {
     "tensor_parallel": "did you mean gpu_ids, or tensor_parallel_size of vllm?",
     "ollama": _OLLAMA,
 }
-
-
-_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 
 
 def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: Mapping[str, Any] = _NOTHING) -> str:

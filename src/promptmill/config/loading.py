@@ -19,9 +19,9 @@ from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import parsed, read
 from promptmill.config.parameter_names import moved
 from promptmill.config.settings import Block, Settings
-from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import BESIDE, Sampling
+from promptmill.core.wording import shape
 
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 FILE_NAME = "parameter.yaml"
@@ -300,8 +300,10 @@ class Configuration:
                 shown = f"{block:.60}"
                 raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
             own = {} if self._calls_replace else mine.get(block) or {}
-            has_endpoint = block in BACKENDS and BACKENDS[block].needs_endpoint
-            mine[block] = {**own, **(models.endpoint_over(own, values or {}) if has_endpoint else values or {})}
+            added = values or {}
+            if block in BACKENDS and BACKENDS[block].needs_endpoint:
+                added = models.endpoint_over(own, added)
+            mine[block] = {**own, **added}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
             if (given := getattr(overrides, key)) or self._calls_replace:

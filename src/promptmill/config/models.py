@@ -99,7 +99,8 @@ def settings_of(
     elif of_backend and name != DEFAULT:
         found["default_model",] = name = DEFAULT
     is_named = name in named(raw)
-    own = str(raw_of(raw, name).get("backend") or Settings.model_fields["backend"].default)
+    model_raw = raw_of(raw, name)
+    own = str(model_raw.get("backend") or Settings.model_fields["backend"].default)
     chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
     if chosen != own:
         found["backend",] = chosen
@@ -112,7 +113,7 @@ def settings_of(
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
-    own_blocks = raw_of(raw, name).get("backend_configs")
+    own_blocks = model_raw.get("backend_configs")
     own_block = own_blocks.get(answering) if isinstance(own_blocks, Mapping) else None
     given = endpoint_over(own_block if isinstance(own_block, Mapping) else {}, endpoint)
     found.update({(*block, key): value for key, value in given.items()})

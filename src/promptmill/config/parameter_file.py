@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from promptmill.config import yaml_problems
-from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.wording import shape
 
 _MOST_NODES = 100_000
 

@@ -76,8 +76,7 @@ def _nearest(name: str) -> str:
 def _listed(names: Iterable[str]) -> str:
     told = []
     for name in names:
-        near = _nearest(name)
-        near = near or _MEANT.get(name, "")
+        near = _nearest(name) or _MEANT.get(name, "")
         told.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
     more = f", and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
     return ", ".join(told[:_MOST_NAMES]) + more + (" is" if len(told) == 1 else " are")

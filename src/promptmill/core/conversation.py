@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import shape
 
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
@@ -277,27 +278,6 @@ def _text(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     raise input_error(f"{where} is {shape(value)}, not a text.")
-
-
-def shape(value: object) -> str:
-    """Return what kind of thing `value` is in a few words, never what it says."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a text"
-        case list() | tuple():
-            return f"a list of {len(value)}"
-        case Mapping() if not value:
-            return "an object without keys"
-        case Mapping():
-            names = ", ".join(f"{key!r:.40}" for key in list(value)[:6])
-            return f"an object with the keys {names}{', …' if len(value) > 6 else ''}"
-    return f"a {type(value).__name__}"
 
 
 def check_encodable(conversation: Conversation) -> None:

@@ -13,10 +13,10 @@ from promptmill.core.conversation import (
     Part,
     TextPart,
     conversation_from_messages,
-    shape,
 )
 from promptmill.core.errors import input_error
 from promptmill.core.held_image import HeldImage, is_bare_base64, is_image
+from promptmill.core.wording import shape
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.wording import shape
 from promptmill.install.steps import Step, backup_of, keep, remove, write
 
 

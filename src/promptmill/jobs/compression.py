@@ -26,8 +26,13 @@ def reader(stream: IO[bytes], kind: str) -> IO[bytes]:
 
 @contextmanager
 def writer(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
-    """Give a file whose content is written to `out`, compressed; `out` stays open. Equal content gives equal bytes."""
-    if kind == "gz":
+    """Give a file whose content is written to `out`, compressed as `kind` says; `out` stays open.
+
+    Equal content gives equal bytes. `""` gives `out` itself.
+    """
+    if not kind:
+        yield out
+    elif kind == "gz":
         with gzip.GzipFile("", "wb", _LEVEL, out, mtime=0) as packed:
             yield cast("IO[bytes]", packed)
     else:

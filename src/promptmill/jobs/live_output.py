@@ -46,8 +46,7 @@ class LiveOutput:
 
         def write() -> None:
             try:
-                kind = formats.compression_of(job.spec.output)
-                with compression.writer(out, kind) if kind else contextlib.nullcontext(out) as content:
+                with compression.writer(out, formats.compression_of(job.spec.output)) as content:
 
                     def flush() -> None:
                         content.flush()

@@ -170,8 +170,7 @@ def write(merge: Merge) -> Path:
     try:
         mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
-            kind = formats.compression_of(merge.target)
-            with compression.writer(out, kind) if kind else contextlib.nullcontext(out) as content:
+            with compression.writer(out, formats.compression_of(merge.target)) as content:
                 write_rows(merge, content)
             out.flush()
             os.fsync(out.fileno())

@@ -240,9 +240,8 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
         ) from None
     try:
         if not spec.spooled and file.stamp()[0] != spec.size:
-            raise admission.changed_input(
-                spec, over_mcp=True
-            )  # else answers would stand beside rows that did not ask for them
+            # else answers would stand beside rows that did not ask for them
+            raise admission.changed_input(spec, over_mcp=True)
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

@@ -17,9 +17,9 @@ from promptmill.core.conversation import (
     ImagePosition,
     conversation_from_messages,
     conversation_from_prompt,
-    shape,
 )
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _FEW = 500  # half a millisecond

@@ -18,9 +18,9 @@ from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
-from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 from promptmill.service.registry import check_name
 
 T = TypeVar("T")
@@ -128,15 +128,20 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
         elif isinstance(value, list | dict):
-            kinds = [kind["type"] for kind in (properties[name], *properties[name].get("anyOf", ())) if "type" in kind]
+            kinds = _kinds(properties[name])
             if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
                 lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
     return _joined(lines)
 
 
 def _kind(argument: Mapping[str, Any]) -> str:
-    kinds = [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
+    kinds = _kinds(argument)
     return "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
+
+
+def _kinds(argument: Mapping[str, Any]) -> list[str]:
+    """Return the JSON types that an argument may have."""
+    return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
 
 
 def _where(name: str, properties: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
 
 _ROLES = frozenset({"user", "assistant", "system"})
 _AT_LEAST_ONE = ("concurrency", "retries")

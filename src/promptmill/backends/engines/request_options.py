@@ -6,8 +6,8 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.engines.fallback_template import NO_TEMPLATE
-from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.wording import shape
 
 CHARACTERS_PER_TOKEN = 16
 """More than texts have, so that what is longer is known to be too long from its beginning."""

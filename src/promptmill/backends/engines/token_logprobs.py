@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
 
 NAMES = frozenset({"logprobs", "top_logprobs"})
 """The names in `extra_params` that ask for it."""

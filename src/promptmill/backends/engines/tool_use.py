@@ -11,8 +11,8 @@ import jinja2
 import jinja2.meta
 
 from promptmill.backends.engines.tool_calls import Form, Tools, call_of, form_of, read_calls
-from promptmill.core.conversation import shape
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import shape
 
 NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 """The names in `extra_params` that speak of tools."""

@@ -10,6 +10,7 @@ from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code
+from promptmill.core.wording import counted
 
 # A shorter wait is over before anybody has read of it.
 _SHORTEST_S = 1.0
@@ -110,4 +111,4 @@ class CallFlow:
 
     def _so_far(self) -> str:
         refused = self._stats.refused
-        return f" ({refused:,} {'refusal' if refused == 1 else 'refusals'} so far)" if refused else ""
+        return f" ({counted(refused, 'refusal')} so far)" if refused else ""

@@ -26,6 +26,7 @@ from promptmill.backends.protocol import Request, Step
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.wording import counted
 
 IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
@@ -188,7 +189,7 @@ class _Trial:
             return
         answer = told_apart(found)
         tokens = answer.usage.completion_tokens
-        stage.ok(f"{tokens} token{'' if tokens == 1 else 's'} in {seconds:.2f} s")
+        stage.ok(f"{counted(tokens, 'token')} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
             stage.warn(f"it is empty (finish_reason {answer.finish_reason}): is {model} a model for chats?")
 

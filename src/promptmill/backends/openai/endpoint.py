@@ -132,10 +132,9 @@ def _endpoint(
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         if wrong := pasted_key.problem(key.strip()):
-            where = (
-                f"{_block(plan)}.api_key" if configured else f"the key in the environment variable {source.split()[0]}"
-            )
-            raise config_error(where, wrong) if configured else config_error("", f"{where} {wrong}")
+            if configured:
+                raise config_error(f"{_block(plan)}.api_key", wrong)
+            raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
         azure = (url.hostname or "").endswith(".openai.azure.com")
         headers |= {"api-key": key} if azure else {"Authorization": f"Bearer {key}"}

@@ -102,7 +102,7 @@ def wrong_address(endpoint: Endpoint) -> str:
     if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a batch file says itself what it asks
         return f"Asked was {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, which the line asks for."
     twice = " `/v1` is in it twice." if "/v1/v1/" in url else ""
-    if urlsplit(url).path.endswith(f"/v1{COMPLETIONS}") and not twice:
+    if path.endswith(f"/v1{COMPLETIONS}") and not twice:
         return (
             f"Asked was {redact(url)}. A web interface or another program may be there; `promptmill check` looks for "
             "the API, which has a path or port of its own."

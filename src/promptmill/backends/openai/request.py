@@ -15,9 +15,10 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of, with_words
 from promptmill.backends.openai.provider_profile import translate
 from promptmill.backends.protocol import Request
-from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable, shape
+from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})

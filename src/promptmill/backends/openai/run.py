@@ -122,7 +122,7 @@ class Run(Generic[TaskT]):
         self._closed = False
         self._answered = False
         self._held: HeldRefusals[Item[TaskT]] | None = None
-        """There once something failed."""
+        """Made when something first fails."""
         self._flow = CallFlow(limiter, stats, time.monotonic)
 
     async def run(self) -> None:

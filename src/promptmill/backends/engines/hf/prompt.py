@@ -33,8 +33,8 @@ from promptmill.backends.engines.request_options import (
 from promptmill.backends.engines.texts import Texts
 from promptmill.backends.engines.tool_calls import rendered
 from promptmill.backends.engines.tool_use import ToolReader
-from promptmill.core.conversation import shape
 from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
 TAKES = frozenset(

@@ -12,8 +12,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from promptmill.backends.engines.request_options import DEFAULT_MAX_TOKENS, LONGEST, longest_answer, special_tokens
-from promptmill.core.conversation import shape
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import shape
 
 SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
