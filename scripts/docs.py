@@ -1,4 +1,4 @@
-"""Write the reference pages in docs/ from settings, error codes and provider rows themselves; a test compares them."""
+"""Write the reference pages in docs/ from settings, error codes and provider profiles themselves; a test compares them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.backends.openai.providers import DIALECTS
+from promptmill.backends.openai.providers import PROFILES
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -114,14 +114,14 @@ _JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "wor
 def providers() -> str:
     """Return docs/providers.md."""
     rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
-    for row in DIALECTS:
-        url = f"`{row.base_url}`" if row.base_url else "yours, as `base_url`"
-        rows.append(f"| `{row.name}` | {url} | {f'`{row.key_env}`' if row.key_env else 'none needed'} |")
+    for profile in PROFILES:
+        url = f"`{profile.base_url}`" if profile.base_url else "yours, as `base_url`"
+        rows.append(f"| `{profile.name}` | {url} | {f'`{profile.key_env}`' if profile.key_env else 'none needed'} |")
     return (
         "\n\n".join(
             [
                 "# A provider, with your key",
-                "Put the key into the variable that the provider's row names, and name provider and model:",
+                "Put the key into the variable that the provider's row below names, and name provider and model:",
                 "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
                 'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
                 "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
@@ -156,9 +156,14 @@ def provider_rows() -> str:
         "| `provider` | thinking off | JSON | web images | leaves out | its page | read |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in DIALECTS:
-        cells = [f"`{row.name}`", _THINKING[row.thinking], _JSON[row.json_form], "yes" if row.images == "url" else "no"]
-        cells += [", ".join(f"`{name}`" for name in sorted(row.refused)), row.page, row.read]
+    for profile in PROFILES:
+        cells = [
+            f"`{profile.name}`",
+            _THINKING[profile.thinking],
+            _JSON[profile.json_form],
+            "yes" if profile.images == "url" else "no",
+        ]
+        cells += [", ".join(f"`{name}`" for name in sorted(profile.refused)), profile.page, profile.read]
         rows.append(f"| {' | '.join(cells)} |")
     return (
         "\n\n".join(

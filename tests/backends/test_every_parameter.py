@@ -11,7 +11,7 @@ import pytest
 import promptmill
 from promptmill.backends.engines.request_options import template_options
 from promptmill.backends.openai.provider_profile import ProviderProfile, translate
-from promptmill.backends.openai.providers import DIALECTS, PLAIN
+from promptmill.backends.openai.providers import PLAIN, PROFILES
 from promptmill.config.backends import BACKENDS
 from promptmill.core.sampling import Sampling
 
@@ -65,7 +65,7 @@ def test_every_backend_is_looked_at_here():
     assert {*ENGINE_NAMES, "openai"} == BACKENDS.keys()
 
 
-@pytest.mark.parametrize("profile", [PLAIN, *DIALECTS], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [PLAIN, *PROFILES], ids=lambda profile: profile.name)
 def test_a_provider_is_sent_each_parameter_or_refuses_it_by_name(profile: ProviderProfile):
     for model in ("m", "gpt-5-mini", "o3", "deepseek-reasoner", "grok-4", "claude-opus-4-7", "kimi-k2.5"):
         for name in {*Sampling.model_fields, "brand_new"} - OURS:

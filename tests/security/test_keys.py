@@ -17,13 +17,13 @@ import pytest
 from fakes import KEY
 from promptmill.backends.openai.choice import choose
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.providers import DIALECTS, dialect_named
+from promptmill.backends.openai.providers import PROFILES, profile_named
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
 from talk import sent, serving, text
 
-KNOWN = sorted({host for dialect in DIALECTS if dialect.public for host in dialect.hosts})
+KNOWN = sorted({host for dialect in PROFILES if dialect.public for host in dialect.hosts})
 ENVIRONMENT = {"OPENAI_API_KEY": KEY, "OTHER_SECRET": KEY}
 
 
@@ -75,7 +75,7 @@ def test_it_goes_to_known_providers_and_to_this_machine(url):
 async def test_no_key_goes_to_a_server_that_was_found(upstream):
     block = {"api_key": KEY, "headers": {"X-Secret": KEY}}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openai": block}})
-    row = replace(dialect_named("vllm"), base_url=upstream.url)
+    row = replace(profile_named("vllm"), base_url=upstream.url)
     choice = await choose(configuration, ENVIRONMENT, [row])
     plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
     (endpoint,) = endpoints(plan, ENVIRONMENT)

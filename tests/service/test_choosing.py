@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from promptmill.backends.openai.choice import _ollama_url, choose
-from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import CallStats, Choice
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -24,7 +24,7 @@ def auto(**block):
 
 def row(name, upstream, *, public=False):
     """The row of a server or provider, at `upstream`."""
-    return replace(dialect_named(name), base_url=upstream.url, hosts=(), public=public)
+    return replace(profile_named(name), base_url=upstream.url, hosts=(), public=public)
 
 
 async def test_a_server_that_runs_here_is_chosen_with_its_model(upstream):

@@ -47,8 +47,8 @@ class Reading(Protocol):
         ...
 
     @property
-    def whole(self) -> bool:
-        """Whether an answer is wanted with all that the endpoint says beside it."""
+    def keep_raw(self) -> bool:
+        """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
         ...
 
 

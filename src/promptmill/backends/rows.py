@@ -204,8 +204,8 @@ class RowReader:
     """The only one that a row can ask for; `""` where the endpoint has several."""
     paths: frozenset[str] = frozenset()
     """Which requests other than those for a chat a Batch line may make."""
-    whole: bool = False
-    """Whether an answer is wanted with all that the endpoint says beside it."""
+    keep_raw: bool = False
+    """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""

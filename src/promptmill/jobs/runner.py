@@ -331,7 +331,7 @@ class Runner:
             self._foreign_folder(),
             "" if plan.record.any_model else plan.model or plan.backend,
             plan.record.other_paths,
-            whole=job.spec.input_format == "batch",
+            keep_raw=job.spec.input_format == "batch",
             image_position=settings.image_position,
             prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
         )

@@ -89,7 +89,7 @@ class CachedAnswers:
         for call, request in flight.followers:
             call.arrived.put_nowait((request, outcome if isinstance(outcome, Completion) else None))
 
-    def key(self, request: Request, *, whole: bool) -> bytes | None:
+    def key(self, request: Request, *, keep_raw: bool) -> bytes | None:
         """Return what tells the request apart from all that may be answered otherwise, None if it is not cached."""
         sampling = request.sampling
         if not self._everything and sampling.temperature != 0:
@@ -99,7 +99,7 @@ class CachedAnswers:
             return None  # there may be another image tomorrow
         try:
             digest = hashlib.blake2b(self._of_plan, digest_size=24)
-            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), whole, request.path)
+            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), keep_raw, request.path)
             digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
             for source in sources:
                 if source[:5].lower() != "data:":
@@ -133,7 +133,7 @@ class _Call(WrappedCall):
         self._ended = False
         self._to_keep: list[tuple[bytes, bytes]] = []
         self._keeping: asyncio.Task[None] | None = None
-        self._whole = getattr(self.reading, "whole", False)
+        self._keep_raw = self.reading is not None and self.reading.keep_raw
 
     async def take(self, n: int) -> list[Request]:
         """Return requests that nobody has answered and nobody is asking."""
@@ -199,7 +199,7 @@ class _Call(WrappedCall):
         return new
 
     def _keys(self, requests: list[Request]) -> list[bytes | None]:
-        return [self._owner.key(request, whole=self._whole) for request in requests]
+        return [self._owner.key(request, keep_raw=self._keep_raw) for request in requests]
 
     async def _settle(self, key: int, answer: Completion) -> None:
         cost = None if self._stats.cost is None else 0.0

@@ -103,5 +103,5 @@ def addresses(plan: ResolvedConfig) -> list[str]:
     urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
     if urls or not provider:
         return urls
-    url = importlib.import_module("promptmill.backends.openai.providers").preset(provider).base_url
+    url = importlib.import_module("promptmill.backends.openai.providers").profile_of(provider).base_url
     return [url] if url else []

@@ -11,7 +11,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import CallStats
@@ -33,7 +33,7 @@ class Bench:
     def __init__(self, **limits):
         self.clock = Clock()
         url = "https://api.example.com/v1/chat/completions"
-        endpoint = Endpoint(url, "api.example.com", {}, (), dialect_of(urlsplit(url)))
+        endpoint = Endpoint(url, "api.example.com", {}, (), profile_at(urlsplit(url)))
         encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
         # delays of nothing: what is waited for is what the endpoint asks for
         settings = OpenAISettings(base_delay=0)
@@ -133,7 +133,7 @@ async def test_a_rate_of_ones_own_is_told():
 
 async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them():
     bench = Bench()
-    decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
+    decision = RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
     bench.flow.put_back(bench.state, decision, 9.0)
     bench.flow.put_back(bench.state, decision, 5.0)
     assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
@@ -157,6 +157,6 @@ async def test_what_has_never_answered_is_told_from_the_first_retry_on():
 
 async def test_a_wait_below_a_second_is_told_too():
     bench = Bench()
-    decision = RetryDecision(FailureKind.CHANCE, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
+    decision = RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
     bench.flow.put_back(bench.state, decision, 0.4)
     assert bench.stats.waiting == "500 from api.example.com: server error, next try within a second"

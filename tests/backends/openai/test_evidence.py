@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 
 from promptmill.answers.reasoning import told_apart
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import PLAIN, dialect_named
+from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.outcome import Completion
@@ -30,7 +30,7 @@ _NOW = re.compile(r"\$NOW_(MS|S|UTC)\+(\d+)")
 _LONGEST_WAIT_S = 300.0  # ten times the default `max_delay`: nobody sits out more
 
 _KINDS = {
-    "retry": {FailureKind.CHANCE, FailureKind.LOAD, FailureKind.LOST},
+    "retry": {FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST},
     "item": {FailureKind.ITEM},
     "endpoint": {FailureKind.ENDPOINT},
 }
@@ -52,7 +52,7 @@ def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision
     """Return what the response of a row is taken for."""
     body = row["body"] if isinstance(row["body"], str) else orjson.dumps(row["body"]).decode()
     headers = {name: _dated(value) for name, value in row.get("headers", {}).items()}
-    profile = profile or dialect_named(_NAMES.get(row["provider"], row["provider"]))
+    profile = profile or profile_named(_NAMES.get(row["provider"], row["provider"]))
     endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile)
     found = read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
     return told_apart(found) if isinstance(found, Completion) else found

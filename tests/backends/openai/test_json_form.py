@@ -8,7 +8,7 @@ import pytest
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of
-from promptmill.backends.openai.providers import PLAIN, dialect_named
+from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import Conversation, Message
@@ -34,19 +34,19 @@ def test_a_host_that_is_not_listed_gets_the_schema_as_it_is():
 
 
 def test_openai_gets_the_strict_form():
-    schema = _sent(dialect_named("openai"))["response_format"]["json_schema"]["schema"]
+    schema = _sent(profile_named("openai"))["response_format"]["json_schema"]["schema"]
     assert (schema["required"], schema["additionalProperties"]) == (["n"], False)
 
 
 def test_what_strict_mode_cannot_say_goes_without_strict():
     wanted = asking_for({"type": "object", "additionalProperties": {"type": "integer"}})
-    sent = _sent(dialect_named("openai"), wanted=wanted)["response_format"]["json_schema"]
+    sent = _sent(profile_named("openai"), wanted=wanted)["response_format"]["json_schema"]
     assert sent == {**wanted["json_schema"], "strict": False}
 
 
 @pytest.mark.parametrize("name", ["deepseek", "groq", "dashscope"])
 def test_providers_with_json_mode_alone_get_it_and_the_schema_in_words(name):
-    body = _sent(dialect_named(name))
+    body = _sent(profile_named(name))
     assert body["response_format"] == {"type": "json_object"}
     assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
     assert '"integer"' in body["messages"][0]["content"]
@@ -54,7 +54,7 @@ def test_providers_with_json_mode_alone_get_it_and_the_schema_in_words(name):
 
 
 def test_anthropics_endpoint_which_ignores_response_format_is_told_in_words_alone():
-    body = _sent(dialect_named("anthropic"), ("system", "Be brief."), ("user", "Hi"))
+    body = _sent(profile_named("anthropic"), ("system", "Be brief."), ("user", "Hi"))
     assert "response_format" not in body
     assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"].startswith("Be brief.\n\nAnswer with JSON alone")

@@ -8,11 +8,11 @@ import orjson
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.response import read_payload, read_response
 from promptmill.backends.openai.retry import RetryDecision
 
-ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), dialect_named("plain"))
+ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}
 SUMS = {"prompt_tokens": 24, "completion_tokens": 12, "total_tokens": 36}
 DETAILS = {"prompt_tokens_details": {"cached_tokens": 8}, "completion_tokens_details": {"reasoning_tokens": 5}}

@@ -10,7 +10,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.run import Run
 from promptmill.backends.protocol import CallStats
 from promptmill.config.settings import OpenAISettings
@@ -42,7 +42,7 @@ class Sender:
 async def test_it_costs_no_other_item():
     settings = OpenAISettings()
     chance, throttle = random.Random(1), LoopThrottle(time.monotonic)
-    endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), dialect_named("plain"))
+    endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
     states = endpoint_states([endpoint], "m", settings, throttle, chance)
     sink, stats = DictSink(), CallStats(total=5)
     await Run(

@@ -13,7 +13,7 @@ from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.error_words import Cause
 from promptmill.backends.openai.provider_profile import translate
-from promptmill.backends.openai.providers import DIALECTS, PLAIN, _codes, dialect_named, listed
+from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -23,7 +23,7 @@ def _plan(**block):
     return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
 
 
-@pytest.mark.parametrize("row", [row for row in DIALECTS if row.base_url], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in PROFILES if row.base_url], ids=lambda row: row.name)
 def test_a_provider_is_its_address_and_its_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
     assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
@@ -37,9 +37,9 @@ def test_there_are_presets_for_the_large_ones_and_the_local_servers():
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
-    assert all(row.page and row.read for row in DIALECTS)
-    assert all(dt.date.fromisoformat(row.read) for row in DIALECTS if row.read)
-    assert sum(bool(row.read) for row in DIALECTS) >= 24
+    assert all(row.page and row.read for row in PROFILES)
+    assert all(dt.date.fromisoformat(row.read) for row in PROFILES if row.read)
+    assert sum(bool(row.read) for row in PROFILES) >= 24
 
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
@@ -84,7 +84,7 @@ def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another
     ],
 )
 def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
-    assert translate(dialect_named(name), "m", {"enable_thinking": thinking}) == (body, [])
+    assert translate(profile_named(name), "m", {"enable_thinking": thinking}) == (body, [])
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
     ],
 )
 def test_thinking_that_cannot_be_switched_off_is_said_and_never_a_silent_nothing(name, model):
-    assert translate(dialect_named(name), model, {"enable_thinking": False}) == ({}, ["enable_thinking"])
-    assert translate(dialect_named(name), model, {"enable_thinking": True}) == ({}, [])
+    assert translate(profile_named(name), model, {"enable_thinking": False}) == ({}, ["enable_thinking"])
+    assert translate(profile_named(name), model, {"enable_thinking": True}) == ({}, [])
 
 
 @pytest.mark.parametrize("model", ["MiniMax-M3", "kimi-k2.6", "gemini-2.5-flash", "x-non-thinking", "qwen3-8b"])
 def test_thinking_of_other_models_can_be_switched(model):
     for name in ("minimax", "kimi", "google", "vllm"):
-        assert translate(dialect_named(name), model, {"enable_thinking": False})[1] == []
+        assert translate(profile_named(name), model, {"enable_thinking": False})[1] == []
 
 
 async def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(upstream):
@@ -154,6 +154,6 @@ def test_a_body_without_a_message_shows_its_code() -> None:
     ],
 )
 def test_a_model_that_refuses_to_be_told_a_temperature_is_told_none(name, model, taken):
-    body, refused = translate(dialect_named(name), model, {"temperature": 0, "max_tokens": 5})
+    body, refused = translate(profile_named(name), model, {"temperature": 0, "max_tokens": 5})
     assert ("temperature" in body, refused) == (taken, [] if taken else ["temperature"])
     assert 5 in body.values()

@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint, refusal_hint, unanswered_hint
-from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
 from promptmill.core.errors import Code, PromptmillError
 
 _URL = "http://127.0.0.1:8000/v1/chat/completions"
-_ENDPOINT = Endpoint(_URL, "127.0.0.1:8000", {}, (), dialect_of(urlsplit(_URL)))
+_ENDPOINT = Endpoint(_URL, "127.0.0.1:8000", {}, (), profile_at(urlsplit(_URL)))
 _NGINX = b"<html>\r\n<head><title>404 Not Found</title></head>\r\n<body><hr><center>nginx/1.24.0</center></body></html>"
 
 

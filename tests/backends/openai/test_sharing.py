@@ -12,7 +12,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.providers import dialect_of
+from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import CallStats
@@ -33,7 +33,7 @@ class Clock:
 def an_endpoint(throttle: LoopThrottle, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
-    endpoint = Endpoint(url, "localhost", {}, (), dialect_of(urlsplit(url)))
+    endpoint = Endpoint(url, "localhost", {}, (), profile_at(urlsplit(url)))
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
     return EndpointState(endpoint, encoder, settings, throttle, random.Random(1))
 

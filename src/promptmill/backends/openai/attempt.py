@@ -68,15 +68,15 @@ class LocalSender:
         stats: CallStats,
         *,
         unsupported_is_error: bool,
-        whole: bool = False,
+        keep_raw: bool = False,
     ) -> None:
-        """`image_encoder` makes one for the first image. `whole`: answers come with their details."""
+        """`image_encoder` makes one for the first image. `keep_raw`: answers come with their details."""
         self._pool = pool
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None
-        self._scope = stats
+        self._stats = stats
         self._unsupported_is_error = unsupported_is_error
-        self._whole = whole
+        self._keep_raw = keep_raw
 
     def size(self, task: Request) -> int:
         """Return a rough four bytes a token; what was really used is charged afterwards."""
@@ -102,8 +102,8 @@ class LocalSender:
             text = f"{endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
-            self._scope.warn(f"{text}; it was left out.")
-        preview = self._scope.preview
+            self._stats.warn(f"{text}; it was left out.")
+        preview = self._stats.preview
         if prepared and endpoint.profile.images == "data" and self._passes_on(task.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
@@ -119,10 +119,10 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return decide_on_exception(error, endpoint)
-        found = read_response(reply.status, reply.headers, reply.body, endpoint, whole=self._whole)
+        found = read_response(reply.status, reply.headers, reply.body, endpoint, keep_raw=self._keep_raw)
         if isinstance(found, RetryDecision):
             if preview is not None and reply.status in {400, 422}:
-                self._scope.preview = None  # it may be the streaming that is refused
+                self._stats.preview = None  # it may be the streaming that is refused
                 return await self.send(task, endpoint_state, prepared, fresh=fresh)
             return found
         if reply.headers.hold_zero():
@@ -131,7 +131,7 @@ class LocalSender:
             return found
         answer = told_apart(found)
         if problem := unanswered(answer):
-            kind = FailureKind.CHANCE if answer.finish_reason is None else FailureKind.ITEM
+            kind = FailureKind.TRANSIENT if answer.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=answer.usage)
         return answer
 

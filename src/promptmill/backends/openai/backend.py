@@ -136,7 +136,7 @@ class OpenAIBackend:
             lambda: ImageEncoder(self._rules, self._fetcher),
             stats,
             unsupported_is_error=self._unsupported_is_error,
-            whole=source.reading is not None and source.reading.whole,
+            keep_raw=source.reading is not None and source.reading.keep_raw,
         )
         try:
             await Run(

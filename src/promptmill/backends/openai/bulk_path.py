@@ -61,7 +61,7 @@ class Bulk:
                     "name": endpoint.name,
                     "headers": dict(endpoint.headers),
                     "secrets": endpoint.secrets,
-                    "dialect": endpoint.profile.name,
+                    "profile": endpoint.profile.name,
                     "key_note": endpoint.key_note,
                 }
                 for endpoint in self._endpoints
@@ -86,7 +86,7 @@ def _reading(reading: RowReader) -> dict[str, Any]:
         "image_tag": reading.image_tag,
         "image_position": reading.image_position,
         "folder": reading.folder,
-        "whole": reading.whole,
+        "keep_raw": reading.keep_raw,
         "prompt_column": reading.prompt_column,
     }
 
@@ -96,7 +96,7 @@ class _Refusal:
 
     def __init__(self, sink: Sink, stats: CallStats) -> None:
         self._sink = sink
-        self._scope = stats
+        self._stats = stats
 
     async def __call__(self, request: Request) -> None:
         try:
@@ -106,4 +106,4 @@ class _Refusal:
             error = reason
         failure = Failure(error)
         await self._sink.put(request.key, failure)
-        self._scope.settle(failure)
+        self._stats.settle(failure)

@@ -15,7 +15,7 @@ from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.model_list import ModelList, read_models
 from promptmill.backends.openai.provider_profile import ProviderProfile
-from promptmill.backends.openai.providers import DIALECTS
+from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.openai.transport import Pool, trust_of_environment
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration, ResolvedConfig
@@ -102,7 +102,7 @@ def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A row that may be chosen. `values` is what the `openai` block then says."""
+    """An endpoint that may be chosen. `values` is what the `openai` block then says."""
 
     name: str
     values: Mapping[str, Any]
@@ -113,7 +113,7 @@ class _Candidate:
 async def choose(
     configuration: Configuration,
     environ: Mapping[str, str] = os.environ,
-    rows: Sequence[ProviderProfile] = DIALECTS,
+    profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> Choice:
     """Return the first endpoint that works, with the reasons against those before it; nothing when there is none.
 
@@ -122,12 +122,12 @@ async def choose(
     """
     block = configuration.plan.settings.backend_configs.openai
     against: list[str] = []
-    providers = _providers(configuration, environ, rows)
+    providers = _providers(configuration, environ, profiles)
     if not block.model_name and providers:
         names = ", ".join(candidate.name for candidate in providers)
         against.append(f"{names}: a key is set, but `{_BLOCK}.model_name` names no model")
         providers = []
-    groups = [(_local(configuration, environ, rows), _LOCAL_S), (providers, _PROVIDER_S)]
+    groups = [(_local(configuration, environ, profiles), _LOCAL_S), (providers, _PROVIDER_S)]
     if block.base_url or block.provider:
         groups.insert(0, ([_candidate(configuration, "the endpoint of the configuration", {})], _PROVIDER_S))
     async with connected(configuration.plan) as pool:
@@ -162,18 +162,18 @@ def _judged(
 
 
 def _local(
-    configuration: Configuration, environ: Mapping[str, str], rows: Sequence[ProviderProfile]
+    configuration: Configuration, environ: Mapping[str, str], profiles: Sequence[ProviderProfile]
 ) -> list[_Candidate]:
     """Return the servers that may run on this machine, at their usual addresses."""
     found = []
-    for row in rows:
-        if row.public or not row.base_url:
+    for profile in profiles:
+        if profile.public or not profile.base_url:
             continue
-        url = row.base_url
-        if row.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
+        url = profile.base_url
+        if profile.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
             url = _ollama_url(named)
-        values = {"base_url": [url], "provider": row.name, **_NOTHING_OF_ANOTHER}
-        found.append(_candidate(configuration, row.name, values, is_local=True))
+        values = {"base_url": [url], "provider": profile.name, **_NOTHING_OF_ANOTHER}
+        found.append(_candidate(configuration, profile.name, values, is_local=True))
     return found
 
 
@@ -189,12 +189,16 @@ def _ollama_url(named: str) -> str:
 
 
 def _providers(
-    configuration: Configuration, environ: Mapping[str, str], rows: Sequence[ProviderProfile]
+    configuration: Configuration, environ: Mapping[str, str], profiles: Sequence[ProviderProfile]
 ) -> list[_Candidate]:
     return [
-        _candidate(configuration, row.name, {"provider": row.name, "base_url": [row.base_url], **_NOTHING_OF_ANOTHER})
-        for row in rows
-        if row.public and row.base_url and environ.get(row.key_env, "").strip()
+        _candidate(
+            configuration,
+            profile.name,
+            {"provider": profile.name, "base_url": [profile.base_url], **_NOTHING_OF_ANOTHER},
+        )
+        for profile in profiles
+        if profile.public and profile.base_url and environ.get(profile.key_env, "").strip()
     ]
 
 

@@ -36,7 +36,7 @@ class Dedupe(Source, Sink):
     ) -> None:
         """`last`: a failure is shared, whatever it is."""
         self._last = last
-        self._source, self._sink, self._scope = source, sink, stats
+        self._source, self._sink, self._stats = source, sink, stats
         self._fingerprint = fingerprint
         self._first: dict[int, bytes] = {}
         self._waiting: dict[bytes, list[Request]] = {}
@@ -69,7 +69,7 @@ class Dedupe(Source, Sink):
         """Return the same for the requests whose like failed in a way that may pass; None when there are none."""
         if not self._left:
             return None
-        return Dedupe(_Listed(self._left), self._sink, self._scope, self._fingerprint, last=True)
+        return Dedupe(_Listed(self._left), self._sink, self._stats, self._fingerprint, last=True)
 
     async def _is_known(self, request: Request) -> bool:
         if request.extra.get("temperature", request.sampling.temperature) != 0:
@@ -88,4 +88,4 @@ class Dedupe(Source, Sink):
     async def _follow(self, key: int, outcome: Outcome) -> None:
         copy = replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE)
         await self._sink.put(key, copy)
-        self._scope.settle(copy)
+        self._stats.settle(copy)

@@ -83,8 +83,8 @@ class _Trial:
         stage.host = endpoint.name
 
     async def run(self) -> None:
-        stage, row = self._stage, self._endpoint.profile
-        known = f" ({row.name})" if row.name != "plain" else ""
+        stage, profile = self._stage, self._endpoint.profile
+        known = f" ({profile.name})" if profile.name != "plain" else ""
         stage.ok(f"{urlunsplit(self._url._replace(query=''))}{known}", "URL")
         if not await self._connects():
             return

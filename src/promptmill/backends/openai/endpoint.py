@@ -1,4 +1,4 @@
-"""URL, key and dialect of one endpoint, and which key may go where."""
+"""URL, key and provider profile of one endpoint, and which key may go where."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from promptmill.backends.openai import pasted_key
 from promptmill.backends.openai.base_url import COMPLETIONS, is_address, is_near, parsed
 from promptmill.backends.openai.provider_profile import ProviderProfile
-from promptmill.backends.openai.providers import dialect_of, preset
+from promptmill.backends.openai.providers import profile_at, profile_of
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, looks_like_key
@@ -74,7 +74,7 @@ def _keys(settings: OpenAISettings) -> list[str]:
 
 def _asked(settings: OpenAISettings) -> list[str]:
     urls = _urls(settings)
-    if not urls and settings.provider and (hosts := _row(settings.provider).hosts):
+    if not urls and settings.provider and (hosts := _named_profile(settings.provider).hosts):
         raise config_error(
             f"{_BLOCK}.base_url",
             f"is missing: {settings.provider} has an address for each customer, "
@@ -89,16 +89,16 @@ def _asked(settings: OpenAISettings) -> list[str]:
 
 
 def _urls(settings: OpenAISettings) -> list[str]:
-    """Return where requests go: `base_url`, else the address of `provider`'s row."""
+    """Return where requests go: `base_url`, else the address of `provider`'s profile."""
     if settings.base_url or settings.provider is None:
         return settings.base_url
-    base_url = _row(settings.provider).base_url
+    base_url = _named_profile(settings.provider).base_url
     return [base_url] if base_url else []
 
 
-def _row(provider: str) -> ProviderProfile:
+def _named_profile(provider: str) -> ProviderProfile:
     try:
-        return preset(provider)
+        return profile_of(provider)
     except KeyError as error:
         raise config_error(f"{_BLOCK}.provider", f"unknown provider; {error.args[0]}") from None
 
@@ -108,11 +108,11 @@ def _endpoint(
 ) -> Endpoint:
     """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
     settings = plan.settings.backend_configs.openai
-    host_row = dialect_of(url)
-    profile = _row(settings.provider) if settings.provider else host_row
+    host_profile = profile_at(url)
+    profile = _named_profile(settings.provider) if settings.provider else host_profile
     named = named or plan.trust_client
     for_environment = (
-        named or (host_row.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
+        named or (host_profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
     key, source, note = "", "", ""
     if configured:
@@ -120,7 +120,7 @@ def _endpoint(
             key, source = configured, "`api_key` of the configuration"
         else:
             note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
-    elif found := _from_environment(settings, plan, environ, host_row):
+    elif found := _from_environment(settings, plan, environ, host_profile):
         if plan.keyless:
             note = "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
         elif for_environment:
@@ -152,9 +152,9 @@ def _endpoint(
 
 
 def _from_environment(
-    settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_row: ProviderProfile
+    settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_profile: ProviderProfile
 ) -> tuple[str, str] | None:
-    """Return the key that the environment holds for an endpoint on a host of `host_row`, and where it is."""
+    """Return the key that the environment holds for an endpoint on a host of `host_profile`, and where it is."""
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
@@ -166,8 +166,8 @@ def _from_environment(
                 f"{_variable(named)} is not set; `export` it in this shell, or name another.",
             )
         return environ[named], f"{named} in the environment"
-    if settings.provider and host_row.key_env and (key := environ.get(host_row.key_env, "").strip()):
-        return key, f"{host_row.key_env} in the environment"  # a provider's own variable, and its own host
+    if settings.provider and host_profile.key_env and (key := environ.get(host_profile.key_env, "").strip()):
+        return key, f"{host_profile.key_env} in the environment"  # a provider's own variable, and its own host
     usual = [name for name in USUAL_KEYS if environ.get(name)]
     over = f" (which goes before {usual[1]})" if usual[1:] else ""
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None

@@ -1,4 +1,4 @@
-"""What the words and codes of refusals mean, whoever says them. A provider's own come first: see its row.
+"""What the words and codes of refusals mean, whoever says them. A provider's own come first: see its profile.
 
 Evidence: tests/backends/openai/evidence.jsonl, each body with its source. Every pattern is searched in lower case.
 """

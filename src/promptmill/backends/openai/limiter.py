@@ -49,7 +49,7 @@ def _nobody() -> None:
 
 
 class Limiter:
-    """Hands out tickets: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
+    """Hands out permits: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
 
     Calls that keep to their `FairShare` seldom have to wait for one.
     """
@@ -132,14 +132,14 @@ class Limiter:
         return max(1, min(self._concurrency, size))
 
     def enter_now(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit | None:
-        """Return a ticket if there is a free place that nobody waits for.
+        """Return a permit if there is a free place that nobody waits for.
 
         `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
         """
         return None if self._waiting else self._admit(stats, tokens, avoid, self._clock())
 
     async def enter(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit:
-        """Wait for a ticket. Raises the endpoints' error when nothing can be hoped for from any of them.
+        """Wait for a permit. Raises the endpoints' error when nothing can be hoped for from any of them.
 
         Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
         """
@@ -211,10 +211,10 @@ class Limiter:
                 self._wake_later(now)
 
     def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
-        """Hand out one ticket, or forget a call in which nobody waits any more; False when there is nothing to do.
+        """Hand out one permit, or forget a call in which nobody waits any more; False when there is nothing to do.
 
         Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
-        endpoints to be avoided for which there is no ticket at `now`.
+        endpoints to be avoided for which there is no permit at `now`.
         """
         waiting, alone = self._waiting.items(), len(self.endpoint_states) == 1
         for key, (stats, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):

@@ -32,7 +32,7 @@ def _no_causes() -> Mapping[str, Cause]:
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One row. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
+    """One provider. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
 
     `thinking` says where `enable_thinking` goes (`type_object`: `thinking: {type: enabled}`; `effort`: off is
     `reasoning_effort: none`), `json_form` how JSON is asked for. `reasoning_models` names models
@@ -56,7 +56,7 @@ class ProviderProfile:
     page: str = ""
     """Where the provider itself says so."""
     read: str = ""
-    """The day on which the row was last compared with that page."""
+    """The day on which the profile was last compared with that page."""
     images: Literal["url", "data"] = "url"
     """Whether it fetches images from the web, or takes them only in the request."""
     thinking_on: str = "enabled"

@@ -1,8 +1,8 @@
-"""Providers and servers, one row each: `provider: NAME` takes one, and an endpoint's host or port finds its own.
+"""Providers and servers, one profile each: `provider: NAME` takes one, an endpoint's host or port finds its own.
 
 `page` is the provider's own page on it, `read` the day on which address, key and switches were last compared with what
 it says.
-A host that is not listed gets everything as it was given. No row has a default model: those outlive no year.
+A host that is not listed gets everything as it was given. No profile has a default model: those outlive no year.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _DASHSCOPE: Mapping[str, Cause] = MappingProxyType(
     {"throttling.": Cause.RATE, "allocated quota exceeded": Cause.RATE, "error-code#token-limit": Cause.RATE}
 )
 
-DIALECTS = (
+PROFILES = (
     _OPENAI,
     # not public: anyone can have a host there, so no key goes to it unasked
     replace(
@@ -479,10 +479,10 @@ _TELLING = len("code=12345")
 
 
 def _agreed() -> Mapping[str, Cause]:
-    """Return the codes that no two rows read differently and that are too long to be anything else."""
+    """Return the codes that no two profiles read differently and that are too long to be anything else."""
     found: dict[str, Cause] = {}
     differing: set[str] = set()
-    for profile in DIALECTS:
+    for profile in PROFILES:
         for code, cause in profile.codes.items():
             if found.setdefault(code, cause) is not cause or len(code) < _TELLING:
                 differing.add(code)
@@ -496,10 +496,10 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def dialect_of(url: SplitResult) -> ProviderProfile:
-    """Return the dialect of the endpoint at `url`, by its host or well-known local port."""
+def profile_at(url: SplitResult) -> ProviderProfile:
+    """Return the profile of the endpoint at `url`, by its host or well-known local port."""
     host, port = url.hostname or "", url.port
-    for profile in DIALECTS:
+    for profile in PROFILES:
         if any(host == known or host.endswith("." + known) for known in profile.hosts):
             return profile
         if port in profile.ports:
@@ -507,25 +507,25 @@ def dialect_of(url: SplitResult) -> ProviderProfile:
     return PLAIN
 
 
-def dialect_named(name: str) -> ProviderProfile:
-    """Return the dialect called `name`."""
-    return next((profile for profile in DIALECTS if profile.name == name), PLAIN)
+def profile_named(name: str) -> ProviderProfile:
+    """Return the profile called `name`; `PLAIN` for an unknown one."""
+    return next((profile for profile in PROFILES if profile.name == name), PLAIN)
 
 
-def preset(name: str) -> ProviderProfile:
-    """Return the row that `provider: NAME` means. Raises `KeyError` with what to write instead."""
+def profile_of(name: str) -> ProviderProfile:
+    """Return the profile that `provider: NAME` means. Raises `KeyError` with what to write instead."""
     wanted = name.strip().lower()
-    found = dialect_named(_ALIASES.get(wanted, wanted))
+    found = profile_named(_ALIASES.get(wanted, wanted))
     if found is PLAIN:
-        known = [profile.name for profile in DIALECTS]
+        known = [profile.name for profile in PROFILES]
         near = difflib.get_close_matches(wanted, [*known, *_ALIASES], n=1, cutoff=0.5)
         raise KeyError(f"did you mean {near[0]}?" if near else f"known providers: {', '.join(known)}.")
     return found
 
 
 def listed(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str, str, bool]]:
-    """Return `(name, base URL, variable of the key, whether it is set)` of each row."""
+    """Return `(name, base URL, variable of the key, whether it is set)` of each profile."""
     return [
         (profile.name, profile.base_url, profile.key_env, bool(environ.get(profile.key_env, "").strip()))
-        for profile in DIALECTS
+        for profile in PROFILES
     ]

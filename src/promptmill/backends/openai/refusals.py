@@ -95,8 +95,8 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
     if cause is Cause.RATE:
         return RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, message), wait_s)
     if not meant:
-        return RetryDecision(FailureKind.CHANCE, PromptmillError(Code.BAD_RESPONSE, message), wait_s)
-    kind = FailureKind.LOST if meant == 503 else FailureKind.CHANCE
+        return RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.BAD_RESPONSE, message), wait_s)
+    kind = FailureKind.LOST if meant == 503 else FailureKind.TRANSIENT
     code = Code.TIMEOUT if meant == 408 else Code.SERVER_ERROR
     return RetryDecision(kind, PromptmillError(code, message), wait_s)
 

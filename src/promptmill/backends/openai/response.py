@@ -35,18 +35,18 @@ _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tp
 
 
 def read_response(
-    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool = False
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, `whole` with its details, or what the response means instead."""
+    """Return the answer in a response, with `keep_raw` all of its fields, or what the response means instead."""
     try:
         body = body.removeprefix(codecs.BOM_UTF8)
         try:
             payload = orjson.loads(body)
         except orjson.JSONDecodeError:
             payload = None
-        if status == 200 and not whole and type(payload) is dict and (completion := _ordinary(payload)) is not None:
+        if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
             return completion
-        return _read(status, headers, body, payload, endpoint, whole=whole)
+        return _read(status, headers, body, payload, endpoint, keep_raw=keep_raw)
     except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
         return _unreadable(endpoint, "what cannot be read", b"")
 
@@ -86,14 +86,14 @@ def _text_of_other(payload: Mapping[str, Any]) -> str:
 
 
 def _read(
-    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, whole: bool
+    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, keep_raw: bool
 ) -> Completion | RetryDecision:
     if 200 <= status < 300:
         if payload is None and is_stream(headers.get("Content-Type", ""), body):
-            return _read_stream(headers, body, endpoint, whole=whole)
+            return _read_stream(headers, body, endpoint, keep_raw=keep_raw)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
-            return read_payload(payload, headers, endpoint, whole=whole)
+            return read_payload(payload, headers, endpoint, keep_raw=keep_raw)
         text = body.strip()
         if not text or text[:1] in b"<{[":
             return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
@@ -147,15 +147,15 @@ def _unwrapped(payload: Any) -> Any:
 
 
 def _read_stream(
-    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, whole: bool
+    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
 ) -> Completion | RetryDecision:
     try:
-        return read_payload(_assembled(body), headers, endpoint, whole=whole)
+        return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
     except CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
         )
-        return RetryDecision(FailureKind.CHANCE, error)
+        return RetryDecision(FailureKind.TRANSIENT, error)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
 
@@ -164,16 +164,15 @@ def _assembled(body: bytes) -> dict[str, Any]:
     try:
         return assemble(body)
     except orjson.JSONDecodeError:
-        whole: dict[str, Any] = lenient_json.mended(
-            assemble(body, lenient_json.load)
-        )  # only now: halves may have come apart
-        return whole
+        # mended when it is complete: the halves of a surrogate pair may have come apart
+        completion: dict[str, Any] = lenient_json.mended(assemble(body, lenient_json.load))
+        return completion
 
 
 def read_payload(
-    payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, whole: bool = False
+    payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion object, `whole` with its details, or what it means instead.
+    """Return the answer in a chat completion object, with `keep_raw` all of its fields, or what it means instead.
 
     Its text is what the endpoint gave; reasoning in it is told apart by `answers.reasoning`.
     """
@@ -198,7 +197,7 @@ def read_payload(
         return _filtered(endpoint, usage)
     if ending is Ending.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
-        return RetryDecision(FailureKind.CHANCE, error, usage=usage)
+        return RetryDecision(FailureKind.TRANSIENT, error, usage=usage)
     text, reasoning = read_message(message)
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
@@ -217,7 +216,7 @@ def read_payload(
         reasoning,
         tool_calls,
         logprobs=logprobs if isinstance(logprobs, dict) else None,
-        details=details_of(payload, choice, message) if whole else None,
+        details=details_of(payload, choice, message) if keep_raw else None,
     )
 
 
@@ -274,7 +273,7 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else found}.",
         wrong_address(endpoint) if page else None,
     )
-    return RetryDecision(FailureKind.CHANCE, error, status=200 if page else 0)
+    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0)
 
 
 def _page(body: bytes) -> str:
@@ -290,4 +289,4 @@ def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:
 
 def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:
     error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
-    return RetryDecision(FailureKind.CHANCE, error, usage=usage)
+    return RetryDecision(FailureKind.TRANSIENT, error, usage=usage)

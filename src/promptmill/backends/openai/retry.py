@@ -28,7 +28,7 @@ class FailureKind(Enum):
 
     ITEM = auto()
     """The item's: final."""
-    CHANCE = auto()
+    TRANSIENT = auto()
     """Nobody's: try again, counted against `retries`."""
     LOAD = auto()
     """The endpoint is busy (429): put the item back, shrink the window."""
@@ -103,4 +103,4 @@ def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     )
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
-    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.CHANCE, error)
+    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)

@@ -103,7 +103,7 @@ class Run(Generic[TaskT]):
         sender: Sender[TaskT],
         chance: random.Random,
     ) -> None:
-        self._source, self._sink, self._scope = source, sink, stats
+        self._source, self._sink, self._stats = source, sink, stats
         self._settings = settings
         self._most_workers = concurrency
         self._limiter, self._sender, self._chance = limiter, sender, chance
@@ -128,7 +128,7 @@ class Run(Generic[TaskT]):
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
         self._share = self._limiter.opened(self._employ)
-        self._scope.flow = self._flow
+        self._stats.flow = self._flow
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
@@ -139,7 +139,7 @@ class Run(Generic[TaskT]):
             raise group.exceptions[0] from None
         finally:
             self._closed = True
-            self._scope.flow = None
+            self._stats.flow = None
             self._limiter.closed(self._share)
 
     def _employ(self) -> None:
@@ -195,7 +195,7 @@ class Run(Generic[TaskT]):
         """Make one attempt and settle the item or put it back."""
         if self._held is not None and self._held.ended:
             return await self._fail(item, self._held.ended, concerns_all=True)
-        limiter, sender, stats, task = self._limiter, self._sender, self._scope, item.task
+        limiter, sender, stats, task = self._limiter, self._sender, self._stats, item.task
         try:
             preparing = sender.prepare(task)
             prepared = NOTHING if preparing is None else await preparing
@@ -262,9 +262,9 @@ class Run(Generic[TaskT]):
         if limit_s is not None and now >= item.since + limit_s:
             raise _too_slow(limit_s)
         item.attempts += 1
-        self._scope.requests += 1
+        self._stats.requests += 1
         if item.attempts > 1:
-            self._scope.retries += 1
+            self._stats.retries += 1
         try:
             if limit_s is None:
                 return await self._send(item, permit, prepared)
@@ -280,9 +280,9 @@ class Run(Generic[TaskT]):
 
     def _not_sent(self, item: Item[TaskT]) -> None:
         """Take back an attempt that was counted and not made."""
-        self._scope.retries -= item.attempts > 1
+        self._stats.retries -= item.attempts > 1
         item.attempts -= 1
-        self._scope.requests -= 1
+        self._stats.requests -= 1
 
     async def _send(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
@@ -303,7 +303,7 @@ class Run(Generic[TaskT]):
             return False
         if decision.kind is FailureKind.OURS:
             return True
-        self._scope.refused += decision.kind is FailureKind.LOAD
+        self._stats.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.serial
         forgiven = endpoint_state.failed(permit, decision, before)
@@ -356,8 +356,8 @@ class Run(Generic[TaskT]):
         if held.ended_by(decision):
             await self._release(held)
             return await self._fail(item, error, concerns_all=True)
-        self._scope.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
-        self._scope.completion_tokens += decision.usage.completion_tokens
+        self._stats.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
+        self._stats.completion_tokens += decision.usage.completion_tokens
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the smaller window is wait enough
@@ -398,7 +398,7 @@ class Run(Generic[TaskT]):
 
     async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
         await self._sink.put(item.task.key, outcome)
-        self._scope.settle(outcome)
+        self._stats.settle(outcome)
         self._open -= 1
         if self._share.wanted is not None:
             self._limiter.want(self._share, self._open)

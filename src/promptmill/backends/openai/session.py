@@ -84,7 +84,7 @@ class Session:
             response = await asyncio.wait_for(posting, begins_s)
             async with response:
                 try:
-                    body = await _whole(response.content, told)
+                    body = await _read(response.content, told)
                 except TooLargeError:
                     response.close()
                     raise
@@ -105,7 +105,7 @@ class Session:
         await self._session.close()
 
 
-async def _whole(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
+async def _read(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
     """Return the body, of which `told` gets each piece. After a `TooLargeError` the connection is of no more use."""
     chunks: list[bytes] = []
     size = 0

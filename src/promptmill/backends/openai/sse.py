@@ -43,7 +43,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
 
     Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for invalid JSON.
     """
-    whole: dict[str, Any] = {}
+    completion: dict[str, Any] = {}
     message: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
     calls: dict[int, dict[str, Any]] = {}
@@ -59,7 +59,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
             raise ValueError("an event is not a JSON object")
         if event.get("error") or ("choices" not in event and event.get("object") == "error"):
             return event
-        whole = {**event, "usage": event.get("usage") or whole.get("usage")}
+        completion = {**event, "usage": event.get("usage") or completion.get("usage")}
         for choice in event.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
@@ -72,7 +72,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
     if calls:
         message["tool_calls"] = [calls[index] for index in sorted(calls)]
     choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
-    return {**whole, "object": "chat.completion", "choices": [choice] if message or finish else []}
+    return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
 
 def _events(body: bytes) -> Iterator[bytes]:

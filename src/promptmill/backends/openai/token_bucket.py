@@ -13,7 +13,7 @@ class TokenBucket:
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
-        self._whole = self._rate = per_minute / 60
+        self._full_rate = self._rate = per_minute / 60
         self._most = max(1.0, self._rate / 4)
         self._level = self._most
         self._at = now
@@ -21,8 +21,8 @@ class TokenBucket:
     def lease(self, share: float, now: float) -> None:
         """Let through only this part, of 1, from now on; what is saved up shrinks to the same part."""
         self.wait_s(now)
-        self._level = min(self._level, max(1.0, self._whole / 4) * share)
-        self._rate = self._whole * share
+        self._level = min(self._level, max(1.0, self._full_rate / 4) * share)
+        self._rate = self._full_rate * share
         self._most = max(1.0, self._rate / 4)
 
     def wait_s(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""One worker of the fan-out: `python -m promptmill.backends.openai.worker`, started and spoken to by `fanout`."""
+"""One worker of the fan-out: `python -m promptmill.backends.openai.worker`, started and spoken to by `workers`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.providers import dialect_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.spool import MappedFile, Ref
 from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
 from promptmill.backends.openai.workers import packed_result
@@ -44,13 +44,13 @@ class Worker:
     """Makes the attempts it is told to and reports what came of them, in frames of whatever is ready together."""
 
     def __init__(self, job: Mapping[str, Any], outgoing: asyncio.WriteTransport) -> None:
-        """`job` is `fanout.FanOut`'s first message."""
+        """`job` is `workers.FanOut`'s first message."""
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
         self._file = MappedFile(Path(job["path"]))
         self._held: str = job["held"]
         self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
-        self._scope = CallStats()
+        self._stats = CallStats()
         self._told: set[str] = set()
         chance = random.Random()  # noqa: S311 (an endpoint state wants one; decisions are made elsewhere)
         throttle = LoopThrottle(time.monotonic)
@@ -65,9 +65,9 @@ class Worker:
         self._sender = LocalSender(
             pool,
             lambda: ImageEncoder(rules, fetcher, kept_bytes=_KEPT_BYTES),
-            self._scope,
+            self._stats,
             unsupported_is_error=job["unsupported"] == "error",
-            whole=self._reading.whole,
+            keep_raw=self._reading.keep_raw,
         )
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._results: list[tuple[Any, ...]] = []
@@ -116,7 +116,7 @@ class Worker:
         results, self._results = self._results, []
         if self._outgoing.is_closing():  # the parent is gone, and the end of its pipe is about to be read
             return
-        warnings = [warning for warning in self._scope.warnings if warning not in self._told]
+        warnings = [warning for warning in self._stats.warnings if warning not in self._told]
         self._told.update(warnings)
         try:
             frame = frames.packed({"type": "results", "results": results, "warnings": warnings})
@@ -142,7 +142,7 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
         fields["name"],
         fields["headers"],
         tuple(fields["secrets"]),
-        dialect_named(fields["dialect"]),
+        profile_named(fields["profile"]),
         fields["key_note"],
     )
 

@@ -1,12 +1,12 @@
 """The bulk path: worker processes that read, encode, send and parse, while this process decides and counts.
 
-Gate, windows, rates, retries and every item's ledger stay here, so they are global by construction: a worker is told to
+Limits, rates, retries and every item's ledger stay here, so they are global by construction: a worker is told to
 make one attempt at the payload at an offset of a file that it maps, and says what came of it. A worker that dies costs
 its attempts in flight, nothing else.
 
 To a worker:
 
-    {"type": "job", …}                                             first, once: see `bulk.Bulk`
+    {"type": "job", …}                                             first, once: see `bulk_path.Bulk`
     {"type": "send", "items": [[id, endpoint, fresh, key, offset, length], …]}
     {"type": "cancel", "ids": […]}
 
@@ -14,7 +14,7 @@ From a worker:
 
     {"type": "ready"}
     {"type": "alive"}                                              every few seconds, so that a frozen one is found out
-    {"type": "results", "results": [[id, "answer" | "verdict" | "error", …], …], "warnings": […]}
+    {"type": "results", "results": [[id, "answer" | "failure" | "error", …], …], "warnings": […]}
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FanOut:
         self._count = workers
         self._silence_s = silence_s
         self._per_worker = per_worker
-        self._scope = stats
+        self._stats = stats
         try:
             self._job = frames.packed({"type": "job", "alive_s": silence_s / 6, **job})
         except TypeError:
@@ -212,7 +212,7 @@ class FanOut:
     def _hear(self, worker: _Worker, message: frames.Frame) -> None:
         worker.answered = True
         for warning in message["warnings"]:
-            self._scope.warn(warning)
+            self._stats.warn(warning)
         for number, kind, *fields in message["results"]:
             attempt = worker.attempts.pop(number, None)
             if attempt is None or attempt.done():
@@ -220,7 +220,7 @@ class FanOut:
             if kind == "error":
                 attempt.set_exception(frames.unpacked_error(fields[0]))
             else:
-                attempt.set_result(unpacked_completion(fields) if kind == "answer" else unpacked_verdict(fields))
+                attempt.set_result(unpacked_completion(fields) if kind == "answer" else unpacked_decision(fields))
 
     def _bury(self, worker: _Worker) -> None:
         gone = RetryDecision(
@@ -248,7 +248,7 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
         )
     usage = result.usage
     return (
-        "verdict",
+        "failure",
         result.kind.name,
         frames.packed_error(result.error),
         result.wait_s,
@@ -269,7 +269,7 @@ def unpacked_completion(fields: list[Any]) -> Completion:
     return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs, details=details)
 
 
-def unpacked_verdict(fields: list[Any]) -> RetryDecision:
-    """Return the verdict that `packed_result` wrote."""
+def unpacked_decision(fields: list[Any]) -> RetryDecision:
+    """Return the decision that `packed_result` wrote."""
     kind, error, wait_s, stale, status, *counts = fields
     return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, Usage(*counts), status)
