@@ -311,8 +311,8 @@ def engine(tmp_path):
     return file
 
 
-def _is_generating(server):
-    messages = [params["message"] for _, params in server.progress("p")]
+def _is_generating(server, call="p"):
+    messages = [params["message"] for _, params in server.progress(call)]
     loading = [message for message in messages if "0 of 4" not in message]
     return bool(loading) and "0 of 4" in messages[-1]
 
@@ -352,16 +352,16 @@ def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
         right = server.answers(question)
 
         _sampling(server, temperature=0, max_tokens=4000)  # minutes of work
-        cancelled = server.call("generate", prompt_ls=[endless] * 4)
-        time.sleep(1)
+        cancelled = server.call("generate", prompt_ls=[endless] * 4, progress="first")
+        eventually(lambda: _is_generating(server, "first"))
         server.notify("notifications/cancelled", requestId=cancelled)
         _sampling(server, temperature=0, max_tokens=4)
         assert server.result(server.call("generate", prompt_ls=[question]), 15)["structuredContent"]["ans_ls"] == right
         (child,) = server.family()
 
         _sampling(server, temperature=0, max_tokens=4000)
-        running = server.call("generate", prompt_ls=[endless] * 4)
-        time.sleep(1)
+        running = server.call("generate", prompt_ls=[endless] * 4, progress="second")
+        eventually(lambda: _is_generating(server, "second"))
         assert server.result(server.call("vllm_shutdown"), 5)["content"] == []
         codes = {entry["code"] for entry in server.result(running, 5)["structuredContent"]["errors"]}
         assert codes == {"shutdown"}

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import time
 
+import aiohttp
 import pytest
+from multidict import CIMultiDict
+from yarl import URL
 
 from busy import within
 from driving import ask, echoes, opened
 from fakes import DictSink, ListSource
+from promptmill.backends.openai.route import Route
+from promptmill.backends.openai.session import Session
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
@@ -43,10 +50,32 @@ async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     assert all(seen.left for seen in upstream.seen[:8])
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancellation_that_meets_the_head_of_a_response_counts(monkeypatch, closing, turns):
+    head = asyncio.get_running_loop().create_future()
+
+    async def post(_session, _url, **_request):
+        await head
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(aiohttp.ClientSession, "post", post)
+    session = closing(Session(1, 10, 10, ssl.create_default_context()))
+    route = Route(URL("http://127.0.0.1:1"), CIMultiDict(), None)
+    task = asyncio.create_task(session.post(route, [b"{}"], 2, None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    head.set_result(None)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancelled = task.cancel()
+    with pytest.raises(asyncio.CancelledError if cancelled else AttributeError):
+        await task
+
+
 @pytest.mark.parametrize("reply", [status(429, retry_after="1"), status(500), status(503)])
 async def test_cancelling_ends_all_waiting_too(upstream, reply):
     upstream.reply = reply
-    async with opened(upstream.url, retries=100, base_delay=0.3, max_delay=2) as backend:
+    async with opened(upstream.url, retries=100, base_delay=0.05, max_delay=0.2) as backend:
         task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
         await upstream.reaches(lambda: upstream.seen)
         await asyncio.sleep(0.1)
@@ -55,7 +84,7 @@ async def test_cancelling_ends_all_waiting_too(upstream, reply):
             await task
         await asyncio.sleep(0.1)  # what was on its way may still arrive
         sent = len(upstream.seen)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.3)
         assert len(upstream.seen) == sent
 
 

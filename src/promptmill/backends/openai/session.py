@@ -81,7 +81,8 @@ class Session:
                 proxy_headers=route.proxy_headers,
             )
             begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
-            response = await asyncio.wait_for(posting, begins_s)
+            async with asyncio.timeout(begins_s):  # `wait_for` of Python 3.11 loses a cancellation that meets the head
+                response = await posting
             async with response:
                 try:
                     body = await _read(response.content, told)
