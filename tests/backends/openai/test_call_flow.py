@@ -40,7 +40,7 @@ class Bench:
         self.state = EndpointState(endpoint, encoder, settings, LoopThrottle(self.clock), random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
         self.stats = CallStats(total=10)
-        self.flow = self.stats.flow = CallFlow(self.limiter, self.stats, self.clock)
+        self.flow = CallFlow(self.limiter, self.stats, self.clock, self.clock())
 
     def fails(self, decision):
         permit = sure(self.limiter.enter_now(self.stats, 0, None))
@@ -65,27 +65,29 @@ def _gone(wait_s=None):
 
 async def test_a_rate_limit_is_said_with_its_wait_and_how_often():
     bench = Bench()
-    assert bench.stats.waiting == ""
+    assert bench.flow.waiting() == ""
     for _ in range(7):
         bench.state.forgive()
         bench.fails(_refusal(12.0))
-    assert bench.stats.waiting == "429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)"
+    assert bench.flow.waiting() == "429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)"
     bench.clock.now += 4
-    assert "next try in 8 s" in bench.stats.waiting
+    assert "next try in 8 s" in bench.flow.waiting()
     bench.clock.now += 8
     bench.answered()
-    assert bench.stats.waiting == ""
+    assert bench.flow.waiting() == ""
 
 
 async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_that_ends():
     bench = Bench()
     bench.limiter.enter_now(bench.stats, 0, None)
     bench.clock.now += 9
-    assert bench.stats.waiting == "", "answers may take as long"
+    assert bench.flow.waiting() == "", "answers may take as long"
     bench.clock.now += 2
-    assert bench.stats.waiting == ("no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)")
+    assert bench.flow.waiting() == (
+        "no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)"
+    )
     bench.stats.done += 1
-    assert bench.stats.waiting == "", "others are answered"
+    assert bench.flow.waiting() == "", "others are answered"
 
 
 async def test_a_server_of_ones_own_that_never_answered_may_be_loading():
@@ -93,33 +95,33 @@ async def test_a_server_of_ones_own_that_never_answered_may_be_loading():
     bench.state.endpoint = replace(bench.state.endpoint, own=True)
     bench.limiter.enter_now(bench.stats, 0, None)
     bench.clock.now += 11
-    assert "it may still be loading the model" in bench.stats.waiting
+    assert "it may still be loading the model" in bench.flow.waiting()
     bench.answered()
     bench.limiter.enter_now(bench.stats, 0, None)
     bench.clock.now += 11
-    assert "loading" not in bench.stats.waiting
+    assert "loading" not in bench.flow.waiting()
 
 
 async def test_an_endpoint_that_is_gone_is_said_with_since_when():
     bench = Bench()
     bench.answered()
     bench.fails(_gone())
-    assert bench.stats.waiting == "", "a connection lost between requests is no outage"
+    assert bench.flow.waiting() == "", "a connection lost between requests is no outage"
     bench.clock.now += 14
     bench.fails(_gone(8.0))
-    assert bench.stats.waiting == "waiting for api.example.com since 0:14, next try in 8 s"
+    assert bench.flow.waiting() == "waiting for api.example.com since 0:14, next try in 8 s"
     bench.clock.now += 60
     permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
-    assert bench.stats.waiting == "waiting for api.example.com since 1:14, trying now"
+    assert bench.flow.waiting() == "waiting for api.example.com since 1:14, trying now"
     bench.state.succeeded(permit)
     bench.limiter.leave(permit, bench.stats)
-    assert bench.stats.waiting == ""
+    assert bench.flow.waiting() == ""
 
 
 async def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal():
     bench = Bench()
     bench.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"})
-    assert bench.stats.waiting == "api.example.com has used up its limit for now, next request in 20 s"
+    assert bench.flow.waiting() == "api.example.com has used up its limit for now, next request in 20 s"
 
 
 async def test_a_rate_of_ones_own_is_told():
@@ -128,7 +130,7 @@ async def test_a_rate_of_ones_own_is_told():
         if permit := bench.limiter.enter_now(bench.stats, 0, None):
             bench.state.succeeded(permit)
             bench.limiter.leave(permit, bench.stats)
-    assert "`rpm` or `tpm` allows the next request in" in bench.stats.waiting
+    assert "`rpm` or `tpm` allows the next request in" in bench.flow.waiting()
 
 
 async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_them():
@@ -136,11 +138,11 @@ async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_the
     decision = RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.SERVER_ERROR, "no"), status=502)
     bench.flow.put_back(bench.state, decision, 9.0)
     bench.flow.put_back(bench.state, decision, 5.0)
-    assert bench.stats.waiting == "502 from api.example.com: server error, next try in 5 s"
+    assert bench.flow.waiting() == "502 from api.example.com: server error, next try in 5 s"
     bench.clock.now += 6
-    assert "next try in 3 s" in bench.stats.waiting
+    assert "next try in 3 s" in bench.flow.waiting()
     permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
-    assert bench.stats.waiting == "", "one of them is being answered"
+    assert bench.flow.waiting() == "", "one of them is being answered"
     bench.limiter.leave(permit, bench.stats)
 
 
@@ -151,7 +153,7 @@ async def test_the_flow_ends_with_the_run(drive):
 async def test_what_has_never_answered_is_told_from_the_first_retry_on():
     bench = Bench()
     bench.fails(_gone())
-    assert bench.stats.waiting.startswith("api.example.com: cannot be reached, ")
+    assert bench.flow.waiting().startswith("api.example.com: cannot be reached, ")
     bench.state.forgive()
 
 
@@ -159,4 +161,4 @@ async def test_a_wait_below_a_second_is_told_too():
     bench = Bench()
     decision = RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
     bench.flow.put_back(bench.state, decision, 0.4)
-    assert bench.stats.waiting == "500 from api.example.com: server error, next try within a second"
+    assert bench.flow.waiting() == "500 from api.example.com: server error, next try within a second"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.pasted_key import is_placeholder, problem
+from promptmill.backends.openai.endpoint import is_placeholder_key, key_problem
 
 
 @pytest.mark.parametrize(
@@ -21,20 +21,20 @@ from promptmill.backends.openai.pasted_key import is_placeholder, problem
     ],
 )
 def test_what_came_along_is_told_and_the_key_is_not_shown(key, told):
-    assert told in problem(key)
-    assert "abc" not in problem(key)
+    assert told in key_problem(key)
+    assert "abc" not in key_problem(key)
 
 
 @pytest.mark.parametrize(
     "key", ["sk-abc_DEF-123", "abc==", "gsk_x", "a.b.c", "token-abc123", "EMPTY", "not needed for a local LLM"]
 )
 def test_keys_as_they_are_given_pass(key):
-    assert problem(key) == ""
+    assert key_problem(key) == ""
 
 
 @pytest.mark.parametrize("key", ["sk-...", "<YOUR_KEY>", "your-api-key-here", "sk-xxxxx", "YOUR_API_KEY", "sk-…"])
 def test_the_placeholder_of_an_example_is_known(key):
-    assert is_placeholder(key)
+    assert is_placeholder_key(key)
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_the_placeholder_of_an_example_is_known(key):
     ["sk-proj-4fR9aQ", "EMPTY", "hunter2", "my-prod-8f3a", "team-token", "sk-or-v1-0f1e2d3c4b5a69788796a5b4c3d2e1f0"],
 )
 def test_a_key_is_no_placeholder(key):
-    assert not is_placeholder(key)
+    assert not is_placeholder_key(key)

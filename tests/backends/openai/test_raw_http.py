@@ -12,7 +12,7 @@ import pytest
 from yarl import URL
 
 from promptmill.backends.openai.http_connection import HttpResponse, Target
-from promptmill.backends.openai.raw_http import RawHttpClient
+from promptmill.backends.openai.transport import RawHttpClient
 from promptmill.backends.openai.transport_errors import (
     InvalidResponseError,
     SilenceTimeoutError,

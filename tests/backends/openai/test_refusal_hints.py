@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from promptmill.backends.openai.endpoint import Endpoint, refusal_hint, unanswered_hint
+from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import profile_at
+from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
 from promptmill.core.errors import Code, PromptmillError
@@ -112,10 +113,10 @@ def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     plain.reason = "WRONG_VERSION_NUMBER"
     assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
-    assert "does the port want https://" in unanswered_hint(_ENDPOINT, lost).hint
+    assert "does the port want https://" in with_scheme_hint(_ENDPOINT, lost).hint
     far = replace(_ENDPOINT, url="https://h/v1")
-    assert "write http:// instead of https:// in `base_url`" in unanswered_hint(replace(far, own=True), lost).hint
-    assert "http://" not in unanswered_hint(far, lost).hint, "a key is not to go to a provider in clear"
+    assert "write http:// instead of https:// in `base_url`" in with_scheme_hint(replace(far, own=True), lost).hint
+    assert "http://" not in with_scheme_hint(far, lost).hint, "a key is not to go to a provider in clear"
 
 
 def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
@@ -123,6 +124,6 @@ def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
     sent = replace(
         _ENDPOINT, headers={"Authorization": "Bearer very-secret"}, key_source="LLM_API_KEY in the environment"
     )
-    assert refusal_hint(sent, refused, 401).hint == "The key sent is LLM_API_KEY in the environment; correct it."
+    assert with_key_hint(sent, refused, 401).hint == "The key sent is LLM_API_KEY in the environment; correct it."
     named = replace(sent, secrets=("OPENAI_API_KEY",), key_source="`api_key` of the configuration")
-    assert "write `api_key_env: OPENAI_API_KEY`." in refusal_hint(named, refused, 401).hint
+    assert "write `api_key_env: OPENAI_API_KEY`." in with_key_hint(named, refused, 401).hint

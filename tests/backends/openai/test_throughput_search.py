@@ -9,8 +9,7 @@ import pytest
 
 from driving import echoes
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
-from promptmill.backends.openai.server_load import waiting_in
-from promptmill.backends.openai.throughput_search import ThroughputSearch
+from promptmill.backends.openai.throughput_search import ThroughputSearch, waiting_in
 from replies import late
 from simulation import BatchingServer, Call, Endpoint
 

@@ -10,6 +10,7 @@ from promptmill.answers.reasoning import told_apart, unanswered
 from promptmill.backends.openai.endpoint import elsewhere
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
+from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.response import read_other_response, read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_on_exception
 from promptmill.backends.openai.stream_preview import StreamPreview
@@ -64,6 +65,7 @@ class LocalSender:
     def __init__(
         self,
         pool: Pool,
+        throttle: LoopThrottle,
         image_encoder: Callable[[], ImageEncoder],
         stats: CallStats,
         *,
@@ -71,7 +73,7 @@ class LocalSender:
         keep_raw: bool = False,
     ) -> None:
         """`image_encoder` makes one for the first image. `keep_raw`: answers come with their details."""
-        self._pool = pool
+        self._pool, self._throttle = pool, throttle
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None
         self._stats = stats
@@ -114,19 +116,21 @@ class LocalSender:
         told = None
         if preview is not None:
             told = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
+        if not self._throttle.pass_now():
+            await self._throttle.turn()
         try:
-            reply = await self._pool.send(endpoint, body, fresh=fresh, told=told)
+            response = await self._pool.send(endpoint, body, fresh=fresh, told=told)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return decide_on_exception(error, endpoint)
-        found = read_response(reply.status, reply.headers, reply.body, endpoint, keep_raw=self._keep_raw)
+        found = read_response(response.status, response.headers, response.body, endpoint, keep_raw=self._keep_raw)
         if isinstance(found, RetryDecision):
-            if preview is not None and reply.status in {400, 422}:
+            if preview is not None and response.status in {400, 422}:
                 self._stats.preview = None  # it may be the streaming that is refused
                 return await self.send(task, endpoint_state, prepared, fresh=fresh)
             return found
-        if reply.headers.hold_zero():
-            endpoint_state.heard(reply.headers)
+        if response.headers.hold_zero():
+            endpoint_state.heard(response.headers)
         if task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)
@@ -148,14 +152,16 @@ class LocalSender:
     ) -> Completion | RetryDecision:
         """Post a request that is none for a chat as it is, and keep its response as it is."""
         endpoint = elsewhere(endpoint_state.endpoint, task.path)
+        if not self._throttle.pass_now():
+            await self._throttle.turn()
         try:
-            reply = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, NOTHING), fresh=fresh)
+            response = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, NOTHING), fresh=fresh)
         except Exception as error:  # noqa: BLE001 (as above)
             without_frames(error)
             return decide_on_exception(error, endpoint)
-        found = read_other_response(reply.status, reply.headers, reply.body, endpoint)
+        found = read_other_response(response.status, response.headers, response.body, endpoint)
         if isinstance(found, Completion):
-            endpoint_state.heard(reply.headers)
-        elif found.kind is FailureKind.ENDPOINT and reply.status in {404, 405}:
+            endpoint_state.heard(response.headers)
+        elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, which says nothing about chats
         return found

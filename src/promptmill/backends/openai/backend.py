@@ -16,9 +16,8 @@ from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.run import Run
-from promptmill.backends.openai.server_load import watch_servers
 from promptmill.backends.openai.spool import MappedSource
-from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -53,12 +52,13 @@ class OpenAIBackend:
         self._pool: Pool | None = None
         self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
+        self._throttle = LoopThrottle(time.monotonic)
         self._endpoint_states: list[EndpointState] = []
         self._runs: set[asyncio.Task[None]] = set()
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._closed = False
         self._concurrency = self._settings.concurrency
-        self._bulk: Bulk | None = None
+        self._workers = 1
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""
@@ -66,14 +66,13 @@ class OpenAIBackend:
         settings = self._settings
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
-        workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-        if workers > 1 and not settings.dedupe:
-            self._bulk = Bulk(self._plan, self._endpoints, self._rules, workers, self._concurrency)
-        clock, chance = time.monotonic, random.Random()  # noqa: S311 (jitter)
-        throttle = LoopThrottle(clock)
-        self._endpoint_states = endpoint_states(self._endpoints, self._model, settings, throttle, chance)
-        self._limiter = Limiter(self._endpoint_states, self._concurrency, clock, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency, trust_of_environment, throttle)
+        if not settings.dedupe:
+            self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
+        chance = random.Random()  # noqa: S311 (jitter)
+        states = endpoint_states(self._endpoints, self._model, settings, self._throttle, chance)
+        self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
+        self._endpoint_states = states
+        self._pool = Pool(settings, self._concurrency)
 
     def lease(self, share: float) -> None:
         """Use no more than this part of `rpm` and `tpm` from now on; it is loaded."""
@@ -95,8 +94,9 @@ class OpenAIBackend:
         else:
             work = self._run(source, sink, stats, self._limiter, self._pool)
         task = asyncio.ensure_future(work)
-        if not self._runs and any(state.search for state in self._endpoint_states):
-            self._watch = asyncio.ensure_future(watch_servers(self._pool, self._endpoint_states))
+        if not self._runs:
+            searched = [state for state in self._endpoint_states if state.search is not None]
+            self._watches = [asyncio.create_task(state.watch_load(self._pool)) for state in searched]
         self._runs.add(task)
         try:
             await task
@@ -107,8 +107,9 @@ class OpenAIBackend:
         finally:
             self._runs.discard(task)
             task.cancel()
-            if not self._runs and self._watch is not None:
-                self._watch.cancel()
+            if not self._runs:
+                for watch in self._watches:
+                    watch.cancel()
 
     async def _run_deduped(self, deduped: Dedupe | None, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         while deduped is not None:
@@ -117,8 +118,9 @@ class OpenAIBackend:
 
     async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
         settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
-        if self._bulk is not None and self._is_worth_workers(source, stats):
-            async with self._bulk.opened(source, sink, stats) as (refs, fan_out):
+        if self._workers > 1 and self._is_worth_workers(source, stats):
+            bulk = Bulk(self._plan, self._endpoints, self._rules, self._workers, self._concurrency)
+            async with bulk.opened(source, sink, stats) as (refs, fan_out):
                 concurrency = min(self._concurrency, fan_out.capacity)
                 await Run(
                     refs,
@@ -133,6 +135,7 @@ class OpenAIBackend:
             return
         sender = LocalSender(
             pool,
+            self._throttle,
             lambda: ImageEncoder(self._rules, self._fetcher),
             stats,
             unsupported_is_error=self._unsupported_is_error,

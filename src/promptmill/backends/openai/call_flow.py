@@ -28,16 +28,12 @@ _WORDS = {
 class CallFlow:
     """One call's. Times are seconds of `clock`."""
 
-    def __init__(self, limiter: Limiter, stats: CallStats, clock: Callable[[], float]) -> None:
+    def __init__(self, limiter: Limiter, stats: CallStats, clock: Callable[[], float], since: float) -> None:
+        """`since`: when the call began."""
         self._limiter, self._stats, self._clock = limiter, stats, clock
         self._last: tuple[EndpointState, RetryDecision] | None = None
         self._due: list[float] = []
-        self._done, self._quiet_since = stats.done, clock()
-
-    @property
-    def window(self) -> int:
-        """How many requests the endpoints are given at once, all calls together."""
-        return self._limiter.room
+        self._done, self._quiet_since = 0, since
 
     def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
         """Note that an item is sent again after `wait_s`."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
-from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.model_list import ModelList, read_models
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import PROFILES
-from promptmill.backends.openai.transport import Pool, trust_of_environment
+from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -32,7 +30,7 @@ _NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api
 @contextlib.asynccontextmanager
 async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
     """Give connections for a few questions to the plan's endpoints."""
-    pool = Pool(plan.settings.backend_configs.openai, 16, trust_of_environment, LoopThrottle(time.monotonic))
+    pool = Pool(plan.settings.backend_configs.openai, 16)
     try:
         yield pool
     finally:

@@ -13,15 +13,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.answers.reasoning import told_apart
 from promptmill.backends.openai.choice import connected, which_models
-from promptmill.backends.openai.endpoint import Endpoint, endpoints, refusal_hint
+from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.model_list import ModelList, base_url, read_models
-from promptmill.backends.openai.refusal_hints import SPOKE_TLS
+from promptmill.backends.openai.refusal_hints import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
-from promptmill.backends.openai.route import proxy_of
+from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.tls_errors import plain_port, tls_error, tls_port
-from promptmill.backends.openai.transport import Pool, trust_of_environment
+from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
@@ -174,17 +174,17 @@ class _Trial:
             stage.warn(f"{endpoint.name} takes no `{name}`; it is left out")
         started = time.monotonic()
         try:
-            reply = await self._pool.send(endpoint, encoder.encode(request, {}))
+            response = await self._pool.send(endpoint, encoder.encode(request, {}))
         except Exception as error:  # noqa: BLE001 (whatever the way there brings)
             found: Any = decide_on_exception(error, endpoint)
         else:
-            found = read_response(reply.status, reply.headers, reply.body, endpoint)
+            found = read_response(response.status, response.headers, response.body, endpoint)
         seconds = time.monotonic() - started
         if isinstance(found, RetryDecision):
             if _REASONING_STARTED in found.error.message:
                 stage.ok(f"{model} began to reason in {seconds:.2f} s; it needs a larger `max_tokens` than 1")
                 return
-            hinted = refusal_hint(endpoint, found.error, found.status)
+            hinted = with_key_hint(endpoint, found.error, found.status)
             stage.failed(await self._with_hint(hinted, found, model))
             return
         answer = told_apart(found)

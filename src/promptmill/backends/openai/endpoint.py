@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from promptmill.backends.openai import pasted_key
 from promptmill.backends.openai.base_url import COMPLETIONS, is_address, is_near, parsed
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import profile_at, profile_of
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.errors import Code, PromptmillError, config_error, looks_like_key
+from promptmill.core.errors import config_error, looks_like_key
 
 if TYPE_CHECKING:
     from promptmill.config.loading import ResolvedConfig  # workers need no YAML
@@ -30,6 +29,16 @@ _FRAMING = frozenset(
 )
 # Behind one address several servers may listen; the operator's key is for the one that the operator named.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
+# Keys as people paste them.
+_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
+_ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
+_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
+_PLACEHOLDER = re.compile(
+    r"<.*>|\[.*\]|.*(?:\.\.\.|\u2026).*|(?:sk-)?(?:x{3,}|\*{3,})"
+    r"|(?:sk-)?(?:your|my|insert|replace|paste)[-_ ].*(?:key|token|secret|here)"
+    r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ def _endpoint(
     of_call = "headers" in plan.from_call and not plan.trust_client
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
-        if wrong := pasted_key.problem(key.strip()):
+        if wrong := key_problem(key.strip()):
             if configured:
                 raise config_error(f"{_block(plan)}.api_key", wrong)
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
@@ -239,44 +248,27 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
     return bool(listed & {url.hostname, url.netloc.lower()})
 
 
-def refusal_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
-    """Return the error of a refusal with what the reader should know about the key that was or was not sent.
-
-    401 and 403 alone are about a missing one: what other statuses say about an account, they say to a key.
-    """
-    if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
-        return error
-    if endpoint.key_note:
-        return PromptmillError(error.code, error.message, endpoint.key_note)
-    if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:
-        return PromptmillError(
-            error.code,
-            error.message,
-            "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env or `api_key_env`.",
-        )
-    if status == 401 and endpoint.key_source:
-        sent = f"The key sent is {endpoint.key_source}"
-        if endpoint.secrets and pasted_key.is_variable(endpoint.secrets[0]):
-            sent += f", which is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
-        elif endpoint.secrets and pasted_key.is_placeholder(endpoint.secrets[0]):
-            sent += ", and is the placeholder of an example; put your own key there."
-        elif endpoint.secrets and " " in endpoint.secrets[0]:
-            sent += ", and holds a space, which keys seldom have; copy it again."
-        else:
-            sent += "; correct it."
-        return PromptmillError(error.code, error.message, sent)
-    return error
+def key_problem(key: str) -> str:
+    """Return what is wrong with a key, already stripped, that no endpoint can have given like this; `""` if nothing."""
+    if key[:1] in _QUOTES or key[-1:] in _QUOTES:
+        curly = " of a web page" if not key[0].isascii() or not key[-1].isascii() else ""
+        return f"has quotes{curly} around it that are not part of the key; remove them."
+    if re.match(r"bearer\s", key, re.IGNORECASE):
+        return "begins with `Bearer `, which is not part of the key and is sent anyway; leave it out."
+    if _ASSIGNED.match(key):
+        return "holds a whole assignment, NAME=KEY; keep only what is behind the equals sign."
+    if "\n" in key or "\r" in key:
+        return "holds more than one line; keep the key alone."
+    if not key.isascii() or not key.isprintable():
+        return "holds a character that no key can have, such as a curly quote or a dash of a web page; copy it again."
+    return ""
 
 
-def unanswered_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
-    """Return the error of a connection lost to an endpoint that has never answered."""
-    if endpoint.url.startswith("http:"):
-        hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
-    elif not endpoint.own:  # nobody is to send a key in clear
-        return error
-    else:
-        hint = (
-            "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "
-            "`base_url`; `promptmill check` finds out."
-        )
-    return PromptmillError(error.code, error.message, hint)
+def names_key_variable(key: str) -> bool:
+    """Return whether `key` is the name of the environment variable that holds one, such as `OPENAI_API_KEY`."""
+    return _KEY_VARIABLE.fullmatch(key) is not None and not key.startswith(("YOUR", "MY_"))
+
+
+def is_placeholder_key(key: str) -> bool:
+    """Return whether `key` is what an example shows in a key's place, such as `sk-...` or `YOUR_API_KEY`."""
+    return len(key) < 60 and _PLACEHOLDER.fullmatch(key) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
-from promptmill.backends.openai.throughput_search import ThroughputSearch
+from promptmill.backends.openai.throughput_search import Pages, ThroughputSearch, waiting_at
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -23,6 +24,7 @@ _LONGEST_HEADER_WAIT_S = 60.0
 # prompts does so once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
+_LOAD_PERIOD_S = 1.0
 # What a server of one's own may be given to compute together, where no `concurrency` was set.
 _MOST_OWN = 1024
 
@@ -151,6 +153,15 @@ class EndpointState:
             may_grow=window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s),
         )
         return now
+
+    async def watch_load(self, pages: Pages) -> None:
+        """Tell the search once a second how many requests wait at the server, until it does not say so any more."""
+        while self.search is not None:
+            await asyncio.sleep(_LOAD_PERIOD_S)
+            waiting = await waiting_at(pages, self.endpoint.url)
+            if waiting is None:
+                return
+            self.search.waits(waiting, self.in_flight)
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Count a failure; return whether it is the endpoint's affair and does not count against the item.

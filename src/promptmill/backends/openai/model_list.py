@@ -16,7 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from promptmill.backends.openai.base_url import COMPLETIONS
-from promptmill.backends.openai.endpoint import Endpoint, refusal_hint
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.refusal_hints import with_key_hint
 from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.backends.openai.retry import decide_on_exception
 from promptmill.core.errors import Code, PromptmillError, without_controls
@@ -85,7 +86,7 @@ async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
     payload = _json(body)
     entries = _entries(payload) if 200 <= status < 300 else None
     if status in {401, 403}:
-        raise refusal_hint(endpoint, classify_refusal(status, headers, payload or _text(body), endpoint).error, status)
+        raise with_key_hint(endpoint, classify_refusal(status, headers, payload or _text(body), endpoint).error, status)
     if not endpoint.own:
         if entries is None:
             raise _no_list(endpoint, status)

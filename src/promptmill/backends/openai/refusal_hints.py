@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from promptmill.backends.openai.base_url import COMPLETIONS
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint import Endpoint, is_placeholder_key, names_key_variable
 from promptmill.backends.openai.error_body import ErrorBody
-from promptmill.core.errors import redact
+from promptmill.core.errors import Code, PromptmillError, redact
 
 # What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
@@ -64,6 +64,49 @@ def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: 
     if status >= 500 and _NO_MEMORY.search(body.text):
         return "The server's machine lacks memory for this model: use a smaller one, or free memory there."
     return None
+
+
+def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
+    """Return the error of a refusal with what the reader should know about the key that was or was not sent.
+
+    401 and 403 alone are about a missing one: what other statuses say about an account, they say to a key.
+    """
+    if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
+        return error
+    if endpoint.key_note:
+        return PromptmillError(error.code, error.message, endpoint.key_note)
+    if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:
+        return PromptmillError(
+            error.code,
+            error.message,
+            "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env or `api_key_env`.",
+        )
+    if status == 401 and endpoint.key_source:
+        sent = f"The key sent is {endpoint.key_source}"
+        if endpoint.secrets and names_key_variable(endpoint.secrets[0]):
+            sent += f", which is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
+        elif endpoint.secrets and is_placeholder_key(endpoint.secrets[0]):
+            sent += ", and is the placeholder of an example; put your own key there."
+        elif endpoint.secrets and " " in endpoint.secrets[0]:
+            sent += ", and holds a space, which keys seldom have; copy it again."
+        else:
+            sent += "; correct it."
+        return PromptmillError(error.code, error.message, sent)
+    return error
+
+
+def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
+    """Return the error of a connection lost to an endpoint that has never answered."""
+    if endpoint.url.startswith("http:"):
+        hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
+    elif not endpoint.own:  # nobody is to send a key in clear
+        return error
+    else:
+        hint = (
+            "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "
+            "`base_url`; `promptmill check` finds out."
+        )
+    return PromptmillError(error.code, error.message, hint)
 
 
 def _forbidden(body: ErrorBody) -> str | None:

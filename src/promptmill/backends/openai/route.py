@@ -1,8 +1,10 @@
-"""The way to an endpoint: what does not change from request to request."""
+"""The way to an endpoint, which does not change from request to request: proxy, address, whom to trust."""
 
 from __future__ import annotations
 
 import base64
+import os
+import ssl
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.request import getproxies, proxy_bypass
@@ -48,3 +50,16 @@ def proxy_of(url: str, *, trust_env: bool) -> URL | None:
     if not named:
         return None
     return URL(named if "://" in named else f"http://{named}")
+
+
+def trust_of_environment() -> ssl.SSLContext:
+    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do.
+
+    Blocks for some 50 ms.
+    """
+    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
+    context.set_alpn_protocols(["http/1.1"])
+    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
+    for path in named[:1]:
+        context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
+    return context

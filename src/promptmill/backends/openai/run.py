@@ -9,15 +9,16 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.attempt import NOTHING, Sender
 from promptmill.backends.openai.call_flow import CallFlow
-from promptmill.backends.openai.endpoint import refusal_hint, unanswered_hint
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.held import HeldRefusals
 from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.refusals import until
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.protocol import CallStats, Sink
@@ -123,12 +124,12 @@ class Run(Generic[TaskT]):
         self._answered = False
         self._held: HeldRefusals[Item[TaskT]] | None = None
         """Made when something first fails."""
-        self._flow = CallFlow(limiter, stats, time.monotonic)
+        self._began = time.monotonic()
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
         self._share = self._limiter.opened(self._employ)
-        self._stats.flow = self._flow
+        self._stats.flow = self
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
@@ -141,6 +142,20 @@ class Run(Generic[TaskT]):
             self._closed = True
             self._stats.flow = None
             self._limiter.closed(self._share)
+
+    @property
+    def window(self) -> int:
+        """How many requests the endpoints are given at once, all calls together."""
+        return self._limiter.room
+
+    def waiting(self) -> str:
+        """Return why nothing goes on just now and until when, empty while something does."""
+        return self._flow.waiting()
+
+    @cached_property
+    def _flow(self) -> CallFlow:
+        """Made when something is first put back, or when somebody first asks."""
+        return CallFlow(self._limiter, self._stats, time.monotonic, self._began)
 
     def _employ(self) -> None:
         """Have one more worker for every item that waits for one (all others are busy), up to the share."""
@@ -323,9 +338,9 @@ class Run(Generic[TaskT]):
     def _judged(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
         """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
         if decision.error.code is Code.UNAUTHORIZED:
-            return replace(decision, error=refusal_hint(endpoint_state.endpoint, decision.error, decision.status))
+            return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
         if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.successes:
-            return replace(decision, error=unanswered_hint(endpoint_state.endpoint, decision.error))
+            return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
         limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
             return until(decision, time.time())

@@ -2,10 +2,16 @@
 
 A server that batches continuously seldom refuses. Up to a point more in flight is more answers per second; beyond it
 each answer only takes longer. The window is doubled while that pays, then set to where the gain ended, and from there
-a little more is tried now and then.
+a little more is tried now and then. Where the server publishes how many requests wait inside it, that is heeded, too:
+vLLM always does (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp when started with a switch, as Prometheus
+text at `/metrics` beside the API.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Protocol
+from urllib.parse import urlsplit
 
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
 
@@ -17,6 +23,14 @@ _STEP = 0.1
 _FEWEST_ANSWERS = 32
 _LONGEST_REST = 32
 _BUSY = 0.8
+_PAGE_S = 1.0
+_LARGEST_PAGE = 4 * 1024 * 1024
+# A sample of the text format: name, perhaps labels, value. One line per engine or model, to be added up.
+_WAITING = re.compile(
+    rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
+    rb"(?:\{[^\n}]*\})? +([0-9.eE+]+)(?: .*)?$",
+    re.MULTILINE,
+)
 
 
 class ThroughputSearch:
@@ -95,3 +109,27 @@ class ThroughputSearch:
 
     def _wider(self, level: float) -> float:
         return 2 * level if self._doubling else max(level + 1, level * (1 + self._step))
+
+
+class Pages(Protocol):
+    """What fetches a page."""
+
+    async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
+        """Return the body of a page; None for whatever goes wrong."""
+        ...
+
+
+def waiting_in(page: bytes) -> float | None:
+    """Return how many requests wait according to a page of metrics; None where it does not say."""
+    found = _WAITING.findall(page)
+    try:
+        return sum(map(float, found)) if found else None
+    except ValueError:
+        return None
+
+
+async def waiting_at(pages: Pages, url: str) -> float | None:
+    """Return how many requests wait inside the server that `url` is of; None where it does not say."""
+    parts = urlsplit(url)
+    page = await pages.get(f"{parts.scheme}://{parts.netloc}/metrics", _LARGEST_PAGE, _PAGE_S)
+    return None if page is None else waiting_in(page)

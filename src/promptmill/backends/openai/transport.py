@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
+import socket
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import aiohappyeyeballs
 from multidict import CIMultiDict
 from yarl import URL
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.http_connection import HttpResponse
-from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.raw_http import RawHttpClient
-from promptmill.backends.openai.route import Route, route_to
+from promptmill.backends.openai.http_connection import Answer, Connection, HttpResponse, Target
+from promptmill.backends.openai.loop_throttle import ANSWERS_PER_TURN
+from promptmill.backends.openai.route import Route, route_to, trust_of_environment
+from promptmill.backends.openai.transport_errors import (
+    ConnectTimeoutError,
+    SilenceTimeoutError,
+    TransportError,
+    of_connecting,
+)
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.limits import descriptors
 
@@ -27,31 +34,25 @@ if TYPE_CHECKING:
 LARGEST_DIRECT_REQUEST = 1024 * 1024
 # Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
 _SPARE_DESCRIPTORS = 64
+# uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
+KEEPALIVE_S = 4.0
+_NAMES_KEPT_S = 300
+# RFC 8305, section 5: how long an address may take before the next is tried beside it.
+_HAPPY_EYEBALLS_S = 0.25
 
 
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
-    def __init__(
-        self,
-        settings: OpenAISettings,
-        connections: int,
-        trust: Callable[[], ssl.SSLContext],
-        throttle: LoopThrottle,
-    ) -> None:
-        """Open nothing yet; must be made on the event loop. `connections` is the most at a time.
-
-        `trust` is `trust_of_environment`.
-        """
+    def __init__(self, settings: OpenAISettings, connections: int) -> None:
+        """Open nothing yet; must be made on the event loop. `connections` is the most at a time."""
         self._connect_s, self._silence_s = settings.timeout
         limit = settings.max_connections or connections
-        self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust)
+        self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment)
         self._limit = limit
-        self._trust = trust
         self._session: asyncio.Future[Session] | None = None
         self._trust_env = settings.trust_env
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
-        self._throttle = throttle
 
     async def send(
         self,
@@ -67,8 +68,6 @@ class Pool:
 
         Raises `TransportError` and what the system raises.
         """
-        if not self._throttle.pass_now():
-            await self._throttle.turn()
         route = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
@@ -87,8 +86,8 @@ class Pool:
         try:
             async with asyncio.timeout(timeout_s):
                 page, session = URL(url), await self._opened()
-                reply = await session.get(Route(page, CIMultiDict(), None), page, largest)
-                return reply.body if reply.status == 200 else None
+                response = await session.get(Route(page, CIMultiDict(), None), page, largest)
+                return response.body if response.status == 200 else None
         except Exception:  # noqa: BLE001 (a page that nobody needs)
             return None
 
@@ -106,7 +105,7 @@ class Pool:
 
     async def _open(self) -> Session:
         trust, module = await asyncio.gather(
-            asyncio.to_thread(self._trust),
+            asyncio.to_thread(trust_of_environment),
             asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.session"),
         )
         session: Session = module.Session(self._limit, self._connect_s, self._silence_s, trust)
@@ -120,17 +119,195 @@ class Pool:
             await session.aclose()
 
 
-def trust_of_environment() -> ssl.SSLContext:
-    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do.
+class RawHttpClient:
+    """HTTP/1.1 connections of our own that are kept, at most so many together. Times are seconds.
 
-    Blocks for some 50 ms.
+    A request costs far less here than over aiohttp's session. Silence is looked for in all connections together.
     """
-    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
-    context.set_alpn_protocols(["http/1.1"])
-    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
-    for path in named[:1]:
-        context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
-    return context
+
+    def __init__(self, limit: int, connect_s: float, silence_s: float, trust: Callable[[], ssl.SSLContext]) -> None:
+        """Must be made on the event loop. `trust` makes the context for TLS; it may block and is called in a thread."""
+        self._loop = asyncio.get_running_loop()
+        self.clock = self._loop.time
+        self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
+        self._trust = trust
+        self._context: asyncio.Future[ssl.SSLContext] | None = None
+        self._open: set[Connection] = set()
+        self._connecting = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._watch: asyncio.TimerHandle | None = None
+        self._arrived: deque[tuple[Answer, HttpResponse | Exception]] = deque()
+        self._period_s = min(1.0, silence_s / 4)
+        self._closed = False
+
+    async def post(self, target: Target, pieces: Sequence[bytes], length: int, *, fresh: bool = False) -> HttpResponse:
+        """Post a body of these pieces, on a new connection if `fresh`.
+
+        Raises `TransportError` and what the system raises.
+        """
+        connection = None if fresh else self._idle(target)
+        if connection is None:
+            connection = await self._new(target, fresh=fresh)
+            connection.keep = not fresh
+        answer: asyncio.Future[HttpResponse] = self._loop.create_future()
+        connection.send(pieces, length, answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if connection.answer is answer:
+                connection.close()
+            raise
+
+    def _idle(self, target: Target) -> Connection | None:
+        idle = target.idle
+        oldest = self.clock() - KEEPALIVE_S
+        while idle:
+            connection = idle.pop()
+            if connection.closed:
+                continue
+            if connection.at >= oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def _new(self, target: Target, *, fresh: bool) -> Connection:
+        """Return a new connection, or one that became idle while there was room for none."""
+        while len(self._open) + self._connecting >= self._limit:
+            if not self._close_an_idle_one():
+                waiter = self._loop.create_future()
+                self._waiting.append(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    if not waiter.cancelled():  # the place is somebody else's
+                        self._wake()
+                    raise
+                if not fresh and (connection := self._idle(target)) is not None:
+                    return connection
+        self._connecting += 1
+        try:
+            return await self._connected(target)
+        finally:
+            self._connecting -= 1
+            self._wake()
+
+    async def _connected(self, target: Target) -> Connection:
+        try:
+            async with asyncio.timeout(self._connect_s):
+                context = await self._tls() if target.secure else None
+                addresses = await self._resolved(target)
+                try:
+                    sock = await aiohappyeyeballs.start_connection(
+                        addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1, loop=self._loop
+                    )
+                except OSError as error:
+                    target.resolved_at = 0.0
+                    raise of_connecting(error) from error
+                connection = Connection(self, target)
+                try:
+                    await self._loop.create_connection(
+                        lambda: connection,
+                        sock=sock,
+                        ssl=context,
+                        server_hostname=target.host if context else None,
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+        except TimeoutError as error:
+            raise ConnectTimeoutError(f"within {self._connect_s:g} s") from error
+        connection.at = self.clock()
+        self._open.add(connection)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._period_s, self._look)
+        if self._closed or connection.closed:
+            connection.close()
+            raise TransportError("closed")
+        return connection
+
+    async def _resolved(self, target: Target) -> Sequence[aiohappyeyeballs.AddrInfoType]:
+        now = self.clock()
+        if not target.addresses or now > target.resolved_at + _NAMES_KEPT_S:
+            target.addresses = await self._loop.getaddrinfo(
+                target.host, target.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )
+            target.resolved_at = now
+        return target.addresses
+
+    async def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = asyncio.ensure_future(asyncio.to_thread(self._trust))
+        return await asyncio.shield(self._context)
+
+    def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
+        """Hand out a result soon: a few in each turn of the loop, so that others have theirs, however many came."""
+        if not self._arrived:
+            self._loop.call_soon(self._hand_out)
+        self._arrived.append((answer, result))
+
+    def _hand_out(self) -> None:
+        arrived = self._arrived
+        for _ in range(min(ANSWERS_PER_TURN, len(arrived))):
+            answer, result = arrived.popleft()
+            if answer.done():  # whoever waited was cancelled
+                continue
+            if isinstance(result, HttpResponse):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+        if arrived:
+            self._loop.call_soon(self._hand_out)
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection whose request was answered."""
+        connection.target.idle.append(connection)
+        if self._waiting:
+            self._wake()
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is closed."""
+        self._open.discard(connection)
+        if self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def _close_an_idle_one(self) -> bool:
+        for connection in self._open:
+            if connection.answer is None and connection in connection.target.idle:
+                connection.close()
+                return True
+        return False
+
+    def _look(self) -> None:
+        """Look for silence, and for connections that were idle for too long."""
+        self._watch = None
+        now = self.clock()
+        for connection in tuple(self._open):
+            quiet_s = now - connection.at
+            if connection.answer is None:
+                if quiet_s > KEEPALIVE_S:
+                    connection.close()
+            elif quiet_s > self._silence_s:
+                connection.fail(SilenceTimeoutError(f"for {self._silence_s:g} s"))
+        if self._open and not self._closed:
+            self._watch = self._loop.call_later(self._period_s, self._look)
+
+    def close(self) -> None:
+        """Close all connections, those with a request in flight too."""
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+        for connection in tuple(self._open):
+            if connection.answer is not None:
+                connection.fail(TransportError("closed"))
+            else:
+                connection.close()
 
 
 def room_for_connections(wanted: int) -> int:

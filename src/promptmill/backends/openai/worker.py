@@ -23,7 +23,7 @@ from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.spool import MappedFile, Ref
-from promptmill.backends.openai.transport import Pool, room_for_connections, trust_of_environment
+from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import packed_result
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
@@ -61,9 +61,10 @@ class Worker:
         memory = DecodeMemory(job["max_image_memory"])
         rules = ImageRules(None if roots is None else tuple(map(Path, roots)), job["max_image_pixels"], memory)
         fetcher = WebImages() if job["fetch_images"] else None
-        pool = Pool(settings, room_for_connections(settings.concurrency), trust_of_environment, throttle)
+        pool = Pool(settings, room_for_connections(settings.concurrency))
         self._sender = LocalSender(
             pool,
+            throttle,
             lambda: ImageEncoder(rules, fetcher, kept_bytes=_KEPT_BYTES),
             self._stats,
             unsupported_is_error=job["unsupported"] == "error",
