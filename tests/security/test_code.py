@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from driving import ask, opened
+from everyday import everyday
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
@@ -85,7 +86,7 @@ class _Evil:
 
 @pytest.mark.rule("C2")
 @pytest.mark.engine
-@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("trusted", everyday([False, True], False))
 async def test_weights_that_are_a_pickle_are_not_run(tmp_path, trusted):
     """A model folder whose weights would make a folder, and whose code would make another, if they were run."""
     torch = pytest.importorskip("torch")
@@ -181,7 +182,10 @@ def test_a_call_may_repeat_what_the_operator_said_and_a_trusted_one_may_say_all(
 
 
 @pytest.mark.rule("C8")
-@pytest.mark.parametrize(("command", "trusted"), [("script", True), ("mcp", False), ("fastmcp", False)])
+@pytest.mark.parametrize(
+    ("command", "trusted"),
+    everyday([("script", True), ("mcp", False), ("fastmcp", False)], ("script", True), ("fastmcp", False)),
+)
 def test_the_launch_file_trusts_a_client_only_when_it_is_run_as_pipelines_run_it(tmp_path, command, trusted):
     """`mcp install` writes `mcp run` into the configuration of whatever client there is."""
     launcher = tmp_path / "servers" / "generation" / "src" / "generation.py"

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from everyday import everyday
 from fuzzing import SEED, TRACE
 from piped import eventually
 from promptmill.config.loading import HTTP_DEFAULTS
@@ -54,7 +55,7 @@ def server(_lasting, upstream):
 
 
 @pytest.mark.rule("H1")
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+@pytest.mark.parametrize("address", everyday(["0.0.0.0:0", "[::]:0"], "0.0.0.0:0"))
 def test_beyond_loopback_it_does_not_start_without_a_token(upstream, tmp_path, address):
     command = [sys.executable, "-m", "promptmill", "serve", "--config", str(written(tmp_path, upstream.url))]
     done = subprocess.run([*command, "--http", address], capture_output=True, text=True, timeout=60, check=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from everyday import everyday
 from fakes import KEY
 from piped import Piped, eventually
 from replies import answer, attempts, by_prompt, closed, raw, reset, status
@@ -50,7 +51,7 @@ PROMPTS = [f"{PROMPT} {how}" for how in ("ok", "400", "500", "reset", "closed", 
 
 
 @pytest.mark.rule("L1")
-@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("how", everyday(["option", "environment"], "environment"))
 def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream, how):
     upstream.reply = attempts(status(502, "bad gateway"), answer(ANSWER))
     options = ["--log-level", "debug"] if how == "option" else []
@@ -68,7 +69,7 @@ def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream
 
 @pytest.mark.rule("L1")
 @pytest.mark.stdio
-@pytest.mark.parametrize("level", ["WARNING", "INFO", "DEBUG"])
+@pytest.mark.parametrize("level", everyday(["WARNING", "INFO", "DEBUG"], "DEBUG"))
 def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level):
     with Piped(config, environ={"FASTMCP_LOG_LEVEL": level}) as server:
         server.initialize()

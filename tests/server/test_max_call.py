@@ -14,6 +14,7 @@ import pytest
 import yaml
 from fastmcp import Client
 
+from everyday import everyday
 from fakes import openai_configuration
 from piped import Piped, eventually
 from promptmill.backends.protocol import CallStats
@@ -99,7 +100,7 @@ async def test_a_call_that_ends_in_time_is_as_without_a_limit(serve, upstream):
     assert not _folders()
 
 
-@pytest.mark.parametrize("tool", ["generate", "multimodal_generate", "multiturn_generate"])
+@pytest.mark.parametrize("tool", everyday(["generate", "multimodal_generate", "multiturn_generate"], "generate"))
 async def test_nothing_done_yet_is_no_error_and_says_so(serve, upstream, tool):
     upstream.reply = late(2.0, answer())
     calls: dict[str, dict[str, Any]] = {

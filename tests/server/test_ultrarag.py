@@ -187,6 +187,7 @@ def test_where_there_is_no_exec_a_child_has_our_streams_and_its_exit_code_is_our
     assert len(tied) == 1
 
 
+@pytest.mark.thorough
 def test_a_wrong_parameter_file_ends_it_with_the_key_and_strange_keys_do_not(checkout, foreign_python):
     file = checkout / "servers" / "generation" / "parameter.yaml"
     file.write_text(file.read_text() + "my_prompt: Be brief.\n")
