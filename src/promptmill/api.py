@@ -17,8 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.response_format import asking_for
-from promptmill.answers.schema import compile_schema
+from promptmill.answers.schema import asking_for, compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 
 from pydantic import TypeAdapter, ValidationError
 
-from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_messages

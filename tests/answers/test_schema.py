@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from promptmill.answers.response_format import asking_for, schema_of
-from promptmill.answers.schema import SchemaCache, compile_schema
+from promptmill.answers.schema import SchemaCache, asking_for, compile_schema, schema_of
 from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 

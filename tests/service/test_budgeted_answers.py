@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fakes import openai_configuration, openai_plan
-from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import CallStats
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration

@@ -1,4 +1,4 @@
-"""JSON Schema of an answer: compiled once, checked for every answer."""
+"""JSON Schema of an answer: what `response_format` asks for, compiled once, checked for every answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from promptmill.answers import repair
-from promptmill.answers.response_format import schema_of
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import shape
 
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _MOST_PROBLEMS = 3
@@ -33,6 +33,10 @@ _SAYING = frozenset(
     | {"exclusiveMaximum", "multipleOf", "dependentRequired", "dependentSchemas", "definitions"}
     | {"json_schema", "schema"}
 )
+
+# platform.openai.com/docs/guides/structured-outputs
+_AN_OBJECT: Mapping[str, Any] = {"type": "object"}
+_FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
 
 class Checked(NamedTuple):
@@ -209,6 +213,31 @@ def why_not_json(error: json.JSONDecodeError) -> str:
     elif "delimiter" in error.msg:
         what = "a comma or a closing bracket is missing" if "," in error.msg else "a colon is missing"
     return f"line {error.lineno}, column {error.colno}: {what}"
+
+
+def asking_for(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `response_format` that asks for answers that satisfy `schema`."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+
+
+def schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the schema that answers must satisfy, None where `wanted` asks for no JSON.
+
+    JSON mode asks for any object. Forms of other kinds (`structural_tag`, …) are the engine's or endpoint's own.
+    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
+    """
+    kind = (wanted or {}).get("type")
+    if wanted is None or kind not in {"json_object", "json_schema"}:
+        return None
+    if kind == "json_object":
+        return _AN_OBJECT
+    block = wanted.get("json_schema")
+    if not isinstance(block, Mapping):
+        raise input_error(f"response_format.json_schema is {shape(block)}; send {_FORM}.")
+    schema = block.get("schema")
+    if not isinstance(schema, Mapping):
+        raise input_error(f"response_format.json_schema.schema is {shape(schema)}; send {_FORM}.")
+    return schema
 
 
 class SchemaCache:

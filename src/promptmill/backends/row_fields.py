@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import asking_for
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import Sampling
 from promptmill.core.wording import shape

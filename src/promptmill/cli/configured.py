@@ -38,8 +38,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     file: Path | None = getattr(arguments, "schema", None)
     if file is None:
         return {}
-    from promptmill.answers.response_format import asking_for
-    from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
+    from promptmill.answers.schema import asking_for, compile_schema, why_no_schema, why_not_json
     from promptmill.core.wording import shape
 
     if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)

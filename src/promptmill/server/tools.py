@@ -10,8 +10,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 
-from promptmill.answers.response_format import asking_for
-from promptmill.answers.schema import compile_schema, why_no_schema
+from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import ResolvedConfig
 from promptmill.core.conversation import Conversation

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import asking_for
 from promptmill.core.outcome import Completion
 from shapes import SHAPES
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from promptmill.backends.engines.finished_answer import parted
-from promptmill.backends.engines.tool_calls import BARE_FORM, form_of, read_calls, rendered
+from promptmill.backends.engines.chat_template import rendered
+from promptmill.backends.engines.growing_answer import parted
+from promptmill.backends.engines.tool_calls import BARE_FORM, form_of, read_calls
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import Code, PromptmillError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from promptmill.answers.response_format import asking_for
+from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.json_form import asked_of
 from promptmill.backends.openai.providers import PLAIN, profile_named

@@ -20,7 +20,7 @@ From the engine:
 
 `error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and
 `{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG, JPEG, WebP or GIF: see
-`pictures`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
+`image_decoding`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ class Channel:
                 self._outgoing.flush()
         except OSError:  # the server is gone
             subprocesses.end_own_group()
+
+    def progress(self, text: str) -> None:
+        """Say what is being done while the model loads."""
+        self.send({"type": "progress", "text": text})
 
     def leave_to_parent(self) -> None:
         """Let go of both pipes in a forked child, which would keep them open, and end with the parent."""

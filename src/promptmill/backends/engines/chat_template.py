@@ -1,10 +1,10 @@
-"""A model's chat template, rendered without transformers, as transformers does it."""
+"""Chat templates: turns → the text of a prompt, also for models without a template."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -12,6 +12,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptmill.core.errors import PromptmillError, input_error, redact
+
+NO_TEMPLATE = (
+    "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "
+    "`Assistant: …`. For chats use an instruction-tuned model."
+)
 
 
 class ChatTemplate:
@@ -63,3 +70,79 @@ def _raise(message: str) -> NoReturn:
 
 def _now(form: str) -> str:
     return dt.datetime.now().astimezone().strftime(form)
+
+
+def prompt_text(
+    turns: list[dict[str, Any]],
+    template: str | None,
+    render: Callable[[list[dict[str, Any]]], str],
+    warnings: list[str],
+) -> tuple[str, bool]:
+    """Return the prompt of `turns`, and whether the tokenizer should add its own special tokens to it.
+
+    `template` is the model's, None for one that has none; `render` applies it. Raises `PromptmillError`
+    (`invalid_input`) for a conversation that it refuses.
+    """
+    if template is None:
+        warnings.append(NO_TEMPLATE)
+        return plain_text(turns), True
+    if "developer" not in template:  # OpenAI's newer word for it, which most templates do not know
+        turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
+    try:
+        return rendered(render, turns), False
+    except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
+        raise _refused(error) from None
+
+
+def _refused(error: Exception) -> PromptmillError:
+    reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
+    return input_error(
+        f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
+        "Change the order or the roles of the turns, or `chat_template_kwargs`.",
+    )
+
+
+def rendered(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+    """Return what `render` makes of `turns`, whose calls have JSON texts as arguments, as OpenAI writes them.
+
+    Most chat templates take objects; those that join texts, as DeepSeek's do, get the texts.
+    """
+    with_objects = [
+        {**turn, "tool_calls": list(_with_objects(turn["tool_calls"]))}
+        if isinstance(turn.get("tool_calls"), list)
+        else turn
+        for turn in turns
+    ]
+    try:
+        return render(with_objects)
+    except TypeError:
+        return render(turns)
+
+
+def _with_objects(calls: Sequence[Any]) -> Iterator[Any]:
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+            yield call
+            continue
+        try:
+            arguments = json.loads(function["arguments"] or "{}")
+        except ValueError:  # what a model wrote that was no JSON
+            arguments = function["arguments"]
+        yield {**call, "function": {**function, "arguments": arguments}}
+
+
+def text_turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `message` as templates of models that read only text take it: its content is one text."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content)
+    return {**message, "content": content or ""}
+
+
+def plain_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Return the prompt of `turns`, whose contents are texts."""
+    if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
+        return "\n\n".join(turn["content"] for turn in turns if turn["content"])
+    names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}
+    return "\n\n".join([*(names.get(turn["role"], "") + turn["content"] for turn in turns), "Assistant:"])

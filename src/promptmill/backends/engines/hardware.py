@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ def free_memory() -> int | None:
     return free
 
 
-def weights(folder: Path) -> int:
-    """Return the bytes of the weights in a model's folder, 0 where there are none."""
-    kinds = ([*folder.glob(pattern)] for pattern in ("*.safetensors", "*.bin", "*.gguf"))
-    return sum(file.stat().st_size for file in next(filter(None, kinds), []))
+def weights(model: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
+    """Return the bytes of the weights in a model's file or folder, there of the first of `kinds`; 0 without any."""
+    if model.is_file():
+        return model.stat().st_size
+    found = ([*model.glob(kind)] for kind in kinds)
+    return sum(file.stat().st_size for file in next(filter(None, found), []))
 
 
 def _available_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""The images of a submitted request, as the engines' processors take them."""
+"""The images of a submitted request, as the engines' processors take them, and what may be wrong with their places."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, input_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,3 +44,20 @@ def _on_white(image: Image) -> Image:
         return image.convert("RGB")
     upper = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+
+
+def mark_in_text(mark: str) -> PromptmillError:
+    """Return the error of a prompt whose own text holds `mark`, what stands for an image to its model."""
+    return input_error(
+        f"The prompt's own text holds {mark}, which stands for an image to this model; "
+        "write it in another way, or make it the `image_tag`."
+    )
+
+
+def misplaced(found: int, images: int) -> PromptmillError:
+    """Return the error of a prompt of `images` of which the chat template left `found`."""
+    return PromptmillError(
+        Code.UNSUPPORTED,
+        f"The model's chat template has a place for {found} of the prompt's {images} images.",
+        "Put the images into user turns, or use another model.",
+    )

@@ -1,39 +1,88 @@
-"""From messages to sequences that wait for their turn, off the thread that computes."""
+"""From messages to rows that wait for their turn, off the thread that computes."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, NoReturn, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Generic, NoReturn, TypeVar
 
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.growing_answer import GrowingAnswer
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.system.frames import Frame, packed_error
 
-_Sequence = TypeVar("_Sequence")
-_Sequence_contra = TypeVar("_Sequence_contra", contravariant=True)
+R = TypeVar("R", bound=GrowingAnswer)
 
 
-class Waiting(Protocol[_Sequence_contra]):
-    """Where sequences wait."""
+class WaitingRows(Generic[R]):
+    """Rows that wait for their turn, by run: one thread prepares and adds them, another takes and computes them."""
 
-    def add(self, sequence: _Sequence_contra, /) -> None:
-        """Put a new sequence behind the others of its run."""
-        ...
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: dict[int, deque[R]] = {}
+        """The run that was served longest ago first."""
+        self._cancelled: set[int] = set()
+
+    def add(self, row: R) -> None:
+        """Put a new row behind the others of its run."""
+        with self._changed:
+            if row.run not in self._cancelled:
+                self._waiting.setdefault(row.run, deque()).append(row)
+                self._changed.notify()
+
+    def put_back(self, row: R) -> None:
+        """Put a row that ran already before the others of its run."""
+        with self._changed:
+            if row.run not in self._cancelled:
+                self._waiting.setdefault(row.run, deque()).appendleft(row)
+
+    def next_row(self, running: Mapping[int, int], free: int) -> R | None:
+        """Take the next row of the run that has the fewest `running`; None when there is none, or no place.
+
+        `free` places are for all; a run that has nothing running gets one beyond them.
+        """
+        with self._changed:
+            run = self._next_run(running)
+            if run is None or (free <= 0 and running.get(run, 0)):
+                return None
+            row = self._waiting[run].popleft()
+            self._served(run)
+            return row
+
+    def _next_run(self, running: Mapping[int, int]) -> int | None:
+        return min(self._waiting, key=lambda run: running.get(run, 0), default=None)
+
+    def _served(self, run: int) -> None:
+        """Put a run behind those that have as few rows running."""
+        if rows := self._waiting.pop(run):
+            self._waiting[run] = rows
 
     def cancel(self, run: int) -> None:
-        """Forget the run's sequences, now and later."""
-        ...
+        """Forget the run's rows, now and later."""
+        with self._changed:
+            self._cancelled.add(run)
+            self._waiting.pop(run, None)
+            self._changed.notify()
+
+    def is_cancelled(self, run: int) -> bool:
+        """Return whether nobody waits for this run any more."""
+        return run in self._cancelled
+
+    def wait(self) -> None:
+        """Return when there may be something to do."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
 
 
-class Intake(Generic[_Sequence]):
-    """Messages in, sequences out to those that wait: one thread reads, another prepares, run by run in turn.
+class Intake(Generic[R]):
+    """Messages in, rows out to those that wait: one thread reads, another prepares, run by run in turn.
 
     Two, so that a cancellation is heard while a prompt of megabytes is tokenized.
     """
 
-    def __init__(self, prepare: Callable[[Frame], _Sequence], waiting: Waiting[_Sequence], channel: Channel) -> None:
+    def __init__(self, prepare: Callable[[Frame], R], waiting: WaitingRows[R], channel: Channel) -> None:
         self._prepare = prepare
         self._waiting = waiting
         self._channel = channel

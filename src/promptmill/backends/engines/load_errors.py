@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.model_location import load_failure
-from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.system.installation import adding
 
 _AGAIN = "Get the model's files again."
 NO_WRITER = ("The model is of a kind that does not generate text.", "Choose a text generation model.")
@@ -27,8 +29,16 @@ _KNOWN = {
 """What transformers says, to what people can use."""
 
 
-def in_known_words(text: str) -> PromptmillError | None:
-    """Return the error that `text`, an exception's, stands for; None when nobody has met it yet."""
+def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
+    """Return the error that `text`, an exception's, stands for; None when nobody has met it yet.
+
+    `trusted`: the model's own code may run.
+    """
+    if "trust_remote_code" in text and not trusted:
+        return load_failure(
+            "The model brings Python code of its own, which is not run unless the operator allows it.",
+            "If you trust its author, set `trust_remote_code: true` in the configuration file.",
+        )
     found = next((words for sign, words in _KNOWN.items() if sign in text), None)
     return load_failure(*found) if found else None
 
@@ -40,6 +50,15 @@ def first_sentence(error: Exception | str) -> str:
     return f"{sentence}."
 
 
+def missing_package(error: Exception | str, extra: str) -> PromptmillError:
+    """Return the error of a model that needs a package which is not installed, as `error` of an import says."""
+    return PromptmillError(
+        Code.MISSING_DEPENDENCY,
+        f"The model needs a package that is not installed: {first_sentence(error)}",
+        f"{adding(extra)}, or install the package that is named.",
+    )
+
+
 def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillError:
     """Return the error of `gpu_ids` of which only `present` are there; `why` goes into its sentence."""
     named = ", ".join(map(str, gpu_ids))
@@ -49,9 +68,11 @@ def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillEr
     )
 
 
-def too_large(needed: float, free: float) -> PromptmillError:
-    """Return the error of a model whose weights do not fit into main memory (bytes)."""
-    return load_failure(
-        f"The model needs {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.",
-        "Use a smaller model, `dtype: bfloat16`, or a machine with more memory.",
-    )
+def check_memory(weights: float) -> None:
+    """Raise when `weights` (bytes) surely do not fit into main memory; the system would kill the process halfway."""
+    free = hardware.free_memory()
+    if free is not None and weights > free:
+        raise load_failure(
+            f"The model needs {weights / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.",
+            "Use a smaller model, `dtype: bfloat16`, or a machine with more memory.",
+        )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.backends.engines import embedded_model, hosted_models
+from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
@@ -19,6 +19,18 @@ from promptmill.system.safe_open import home_expanded
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
 _BACKENDS = {"cpu": "openvino"}  # by their extras, where those have other names
+# How a provider's own models begin, with the provider's name, its row in the table of providers and its key.
+_HOSTED = (
+    (r"gpt-(?!oss|neo|j)|chatgpt-|o[134](-|$)", "OpenAI", "openai", "OPENAI_API_KEY"),
+    (r"claude-", "Anthropic", "anthropic", "ANTHROPIC_API_KEY"),
+    (r"gemini-", "Google", "google", "GEMINI_API_KEY"),
+    (r"(mistral|codestral|ministral|pixtral|magistral)-.*latest$", "Mistral", "mistral", "MISTRAL_API_KEY"),
+    (r"deepseek-(chat|reasoner)$", "DeepSeek", "deepseek", "DEEPSEEK_API_KEY"),
+)
+# LiteLLM writes PROVIDER/MODEL; of the hub's owners only `openai` has such a name.
+_PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
+_OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
+_OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +115,25 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     if _looks_local(name):
         what = "GGUF file" if path.suffix == ".gguf" else "model folder"
         raise load_failure(f"There is no {what} at {path.absolute()}.", "Check the path.")
-    if hosted := hosted_models.advice(name):
+    if hosted := _hosted(name):
         raise load_failure(*hosted)
     if not _HUB_NAME.fullmatch(name):
         raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.", _NAME_IT)
+    return None
+
+
+def _hosted(name: str) -> tuple[str, str] | None:
+    """Return whose model `name` is and what to do for it, None for a name that may be a model of the hub."""
+    prefix, _, own = name.partition("/")
+    if prefix in _OLLAMA_PREFIXES and own:
+        return f"{name} is a model of Ollama:", f"add --base-url localhost:11434 --model {own}"
+    if prefix in _PREFIXES and (found := _hosted(own)) and "--provider" in found[1]:
+        return found[0], found[1].replace(" (", f" --model {own} (", 1)
+    for form, owner, provider, key_env in _HOSTED:
+        if re.match(form, name):
+            return f"{name} is a model of {owner}:", f"add --provider {provider} (key in {key_env})"
+    if _OLLAMA.fullmatch(name):
+        return f"{name} looks like an Ollama model:", "add --base-url localhost:11434"
     return None
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.engines.fallback_template import NO_TEMPLATE
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.backends.engines.chat_template import NO_TEMPLATE
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 CHARACTERS_PER_TOKEN = 16
@@ -71,6 +71,11 @@ def template_options(
     return {"add_generation_prompt": True, **options}
 
 
+def is_known_format(wanted: Mapping[str, Any] | None) -> bool:
+    """Return whether `response_format` is one of OpenAI's."""
+    return (wanted or {}).get("type", "text") in {"text", "json_object", "json_schema"}
+
+
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
@@ -106,13 +111,15 @@ def refuse(warnings: Iterable[str]) -> None:
         raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
 
 
-def refused_by_template(error: Exception) -> PromptmillError:
-    """Return the error of a conversation for which the chat template raised `error`."""
-    reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
-    return input_error(
-        f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
-        "Change the order or the roles of the turns, or `chat_template_kwargs`.",
-    )
+def check_length(text: str, context: int | None, encode: Callable[[str], Sequence[int]]) -> None:
+    """Raise `PromptmillError` (`context_length`) for a text whose beginning alone is too long.
+
+    Megabytes take seconds and gigabytes to split into tokens.
+    """
+    if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
+        found = len(encode(text[:enough]))
+        if found > context:
+            raise too_long(f"at least {found}", context)
 
 
 def too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -237,33 +237,3 @@ def call_of(name: str, arguments: object) -> dict[str, Any]:
         "type": "function",
         "function": {"name": name, "arguments": written},
     }
-
-
-def rendered(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
-    """Return what `render` makes of `turns`, whose calls have JSON texts as arguments, as OpenAI writes them.
-
-    Most chat templates take objects; those that join texts, as DeepSeek's do, get the texts.
-    """
-    with_objects = [
-        {**turn, "tool_calls": list(_with_objects(turn["tool_calls"]))}
-        if isinstance(turn.get("tool_calls"), list)
-        else turn
-        for turn in turns
-    ]
-    try:
-        return render(with_objects)
-    except TypeError:
-        return render(turns)
-
-
-def _with_objects(calls: Sequence[Any]) -> Iterator[Any]:
-    for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-            yield call
-            continue
-        try:
-            arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:  # what a model wrote that was no JSON
-            arguments = function["arguments"]
-        yield {**call, "function": {**function, "arguments": arguments}}

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from promptmill.answers.response_format import schema_of
+from promptmill.answers.schema import schema_of
 from promptmill.answers.strict_schema import strict_form
 from promptmill.core.conversation import Conversation, Message
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.backends.engines.fallback_template import NO_TEMPLATE
+from promptmill.backends.engines.chat_template import NO_TEMPLATE
 
 pytestmark = pytest.mark.engine
 PROMPTS = ["one", "two words", "three", "x"]

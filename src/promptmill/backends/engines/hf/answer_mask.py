@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptmill.answers.response_format import schema_of
+from promptmill.answers.schema import schema_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 

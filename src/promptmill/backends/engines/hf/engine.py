@@ -18,14 +18,10 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
     """
-
-    def report(text: str) -> None:
-        channel.send({"type": "progress", "text": text})
-
     gc.disable()  # a fifth of the time to import torch and transformers: nothing of them is garbage
     _set_up_libraries()
-    location = locate(options["model_name_or_path"], options["gguf_file"], report, _require_packages)
-    report("Starting transformers")
+    location = locate(options["model_name_or_path"], options["gguf_file"], channel.progress, _require_packages)
+    channel.progress("Starting transformers")
     # torch and transformers, only now that there is something to load
     from promptmill.backends.engines.hf.decoder import Decoder
     from promptmill.backends.engines.hf.generate_loop import GenerateLoop
@@ -34,7 +30,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.hf.room import room_for
     from promptmill.backends.engines.hf.schedule import Schedule
 
-    model = load_model(location, options, report)
+    model = load_model(location, options, channel.progress)
     schedule = Schedule(model.border)
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, schedule, channel)

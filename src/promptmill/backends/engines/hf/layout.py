@@ -1,4 +1,4 @@
-"""Chat template input layouts: messages as text, or as lists of text and image parts."""
+"""How the chat template of a model that reads images takes a turn: as a text, or as a list of text and image parts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 _BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that no template has of its own
-
-
-class TextLayout:
-    """For models that read only text: a turn is one text."""
-
-    def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `message` as the template takes it."""
-        content = message["content"]
-        if isinstance(content, list):
-            content = "\n".join(part["text"] for part in content)
-        return {**message, "content": content or ""}
 
 
 class ImageLayout:

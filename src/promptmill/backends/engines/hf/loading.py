@@ -20,10 +20,16 @@ from transformers.utils import logging
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.hf import attention
 from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.load_errors import NO_WRITER, first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.load_errors import (
+    NO_WRITER,
+    check_memory,
+    first_sentence,
+    in_known_words,
+    missing_gpus,
+    missing_package,
+)
 from promptmill.backends.engines.model_location import Location, load_failure
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.system.installation import adding
+from promptmill.core.errors import PromptmillError
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
@@ -166,14 +172,11 @@ def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
 
 
 def _check_memory(location: Location, device: str, dtype: torch.dtype, config: Any) -> None:
-    """Raise when the weights surely do not fit into main memory; the system would kill the process halfway."""
-    free = hardware.free_memory()
-    if device != "cpu" or free is None or location.folder is None or location.gguf_file is not None:
+    """Raise when the weights surely do not fit into main memory."""
+    if device != "cpu" or location.folder is None or location.gguf_file is not None:
         return
     own = getattr(config, "dtype", None)
-    needed = hardware.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1)
-    if needed > free:
-        raise too_large(needed, free)
+    check_memory(hardware.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1))
 
 
 def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
@@ -185,14 +188,6 @@ def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
             "Use a smaller model, `dtype: bfloat16`, `device: cpu`, or several GPUs with `gpu_ids`.",
         )
     if isinstance(error, ImportError):
-        return PromptmillError(
-            Code.MISSING_DEPENDENCY,
-            f"The model needs a package that is not installed: {first_sentence(error)}",
-            f"{adding('hf')}, or install the package that is named.",
-        )
-    if "trust_remote_code" in text and not options["trust_remote_code"]:
-        return load_failure(
-            "The model brings Python code of its own, which is not run unless the operator allows it.",
-            "If you trust its author, set `trust_remote_code: true` in the configuration file.",
-        )
-    return in_known_words(text) or load_failure(f"transformers cannot load the model: {first_sentence(error)}")
+        return missing_package(error, "hf")
+    known = in_known_words(text, trusted=options["trust_remote_code"])
+    return known or load_failure(f"transformers cannot load the model: {first_sentence(error)}")

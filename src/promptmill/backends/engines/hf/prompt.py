@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.backends.engines import token_logprobs, tool_use
-from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.hf.answer_mask import AnswerMasks
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
-from promptmill.backends.engines.hf.layout import ImageLayout, TextLayout
+from promptmill.backends.engines.hf.layout import ImageLayout
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
-    CHARACTERS_PER_TOKEN,
     DEFAULT_MAX_TOKENS,
     LONGEST,
+    check_length,
     draws,
     empty_prompt,
+    is_known_format,
     longest_answer,
     not_known,
     refuse,
-    refused_by_template,
     special_tokens,
     split_stops,
     template_options,
@@ -31,7 +31,6 @@ from promptmill.backends.engines.request_options import (
     warn_of_left_out,
 )
 from promptmill.backends.engines.texts import Texts
-from promptmill.backends.engines.tool_calls import rendered
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
@@ -71,10 +70,10 @@ class PromptBuilder:
         self._masks = AnswerMasks(model.tokenizer, model.ends)
         self._vision = model.vision
         self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
-        self._layout: TextLayout | ImageLayout = TextLayout()
+        self._turn = text_turn
         if model.vision is not None:
             self._template = self._template or _template(model.tokenizer)
-            self._layout = ImageLayout(model.tokenizer, self._template, model.vision.mark)
+            self._turn = ImageLayout(model.tokenizer, self._template, model.vision.mark).turn
         self._tool_template = _template(model.tokenizer, "tool_use") or self._template
         self._tools = ToolReader(self._tool_template)
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
@@ -135,7 +134,7 @@ class PromptBuilder:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
         left_out = not_known(extra, _KNOWN | as_it_is)
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES)
-        if sampling.get("response_format", {}).get("type", "text") not in {"text", "json_object", "json_schema"}:
+        if not is_known_format(sampling.get("response_format")):
             left_out.append("response_format")
         warn_of_left_out(left_out, "hf", warnings)
         return options
@@ -144,23 +143,13 @@ class PromptBuilder:
         self, messages: list[dict[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
-        turns = [self._layout.turn(message) for message in messages]
         template = self._tool_template if "tools" in options else self._template
-        if template is None:
-            warnings.append(NO_TEMPLATE)
-            return plain_text(turns), True
-        for turn in turns:
-            if turn["role"] == "developer" and "developer" not in template:
-                turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
 
         def render(turns: list[dict[str, Any]]) -> str:
             text: str = self._tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options)
             return text
 
-        try:
-            return rendered(render, turns), False
-        except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
-            raise refused_by_template(error) from None
+        return prompt_text(list(map(self._turn, messages)), template, render, warnings)
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
         """Return how the row chooses: what the request says, else the model's generation defaults."""
@@ -188,7 +177,7 @@ class PromptBuilder:
 
     def _encoded(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
         """Return the prompt's tokens, and what it shows when it has images."""
-        self._check_length(text, special=special)
+        check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
         images = pictures(message.get("images", ()))
         image_inputs = None
         if images and self._vision is not None:
@@ -201,14 +190,6 @@ class PromptBuilder:
         if not tokens:
             raise empty_prompt()
         return tokens, image_inputs
-
-    def _check_length(self, text: str, *, special: bool) -> None:
-        context = self._model.context
-        if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
-            # megabytes take seconds and gigabytes to split: if their beginning is too long, they are
-            found = len(self._tokens(text[:enough], special=special))
-            if found > context:
-                raise too_long(f"at least {found}", context)
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.waiting_rows import WaitingRows
+from promptmill.backends.engines.intake import WaitingRows
 
 _SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
 
@@ -17,14 +18,6 @@ class Schedule(WaitingRows[RunningSequence]):
         """A row that may come to more than `border` tokens is computed by itself."""
         super().__init__()
         self._border = border
-        self._served: dict[int, int] = {}
-        self._turn = 0
-
-    def cancel(self, run: int) -> None:
-        """Forget the run's rows, now and later."""
-        with self._changed:
-            super().cancel(run)
-            self._served.pop(run, None)
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
         """Return how many rows that run has running which waits with the fewest; None when no run waits."""
@@ -51,23 +44,19 @@ class Schedule(WaitingRows[RunningSequence]):
         taken: list[RunningSequence] = []
         counts = dict(running)
         with self._changed:
-            while self._waiting and len(taken) < most:
-                run = min(self._waiting, key=lambda run: (counts.get(run, 0), self._served.get(run, 0)))
-                row = self._next(run, taken, most_tokens)
+            while len(taken) < most and (run := self._next_run(counts)) is not None:
+                row = self._fitting(self._waiting[run], taken, most_tokens)
                 if row is None:
                     break
                 taken.append(row)
                 counts[run] = counts.get(run, 0) + 1
-                self._turn += 1
-                self._served[run] = self._turn
-                if not self._waiting[run]:
-                    del self._waiting[run]
-            self._served = {run: turn for run, turn in self._served.items() if run in self._waiting or run in counts}
+                self._served(run)
         return taken
 
-    def _next(self, run: int, taken: list[RunningSequence], most_tokens: int) -> RunningSequence | None:
-        """Take the run's first row that goes together with `taken`."""
-        queue = self._waiting[run]
+    def _fitting(
+        self, queue: deque[RunningSequence], taken: list[RunningSequence], most_tokens: int
+    ) -> RunningSequence | None:
+        """Take the first row of `queue` that goes together with `taken`."""
         if not taken:
             return queue.popleft()
         if self._is_alone(taken[0]):

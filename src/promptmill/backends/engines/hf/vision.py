@@ -9,7 +9,8 @@ import torch
 from transformers import AutoProcessor, processing_utils
 
 from promptmill.backends.engines.hf.image_inputs import ImageInputs
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
+from promptmill.core.errors import Code, PromptmillError, redact
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,16 +84,7 @@ class Vision:
         """Refuse a wrong number of marks; processors and models would fail late, or give images to the wrong places."""
         if self.mark is None or (found := text.count(self.mark)) == images:
             return
-        if found > images:
-            raise input_error(
-                f"The prompt's own text holds {self.mark}, which stands for an image to this model; "
-                "write it in another way, or make it the `image_tag`."
-            )
-        raise PromptmillError(
-            Code.UNSUPPORTED,
-            f"The model's chat template has a place for {found} of the prompt's {images} images.",
-            "Put the images into user turns, or use another model.",
-        )
+        raise mark_in_text(self.mark) if found > images else misplaced(found, images)
 
 
 def _mark(processor: Any) -> str | None:

@@ -11,9 +11,9 @@ from openvino_genai import GenerationFinishReason, GenerationStatus
 
 from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.intake import WaitingRows
 from promptmill.backends.engines.openvino.loading import Model, last_sentence
 from promptmill.backends.engines.openvino.row import Row
-from promptmill.backends.engines.openvino.waiting import FairRows
 from promptmill.backends.engines.request_options import too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
@@ -21,13 +21,12 @@ _MISHAPS = 2  # a row that was there when this many steps failed is told so
 
 
 class Decoder:
-    """Keeps up to `rows` rows in the pipeline, which decides which of them each step computes."""
+    """Keeps as many rows as the model takes in the pipeline, which decides which of them each step computes."""
 
-    def __init__(self, model: Model, waiting: FairRows, channel: Channel, rows: int) -> None:
+    def __init__(self, model: Model, waiting: WaitingRows[Row], channel: Channel) -> None:
         self._model = model
         self._waiting = waiting
         self._channel = channel
-        self._most = rows
         self._running: list[Row] = []
         self._numbers = 0
         self._good_schemas: set[str] = set()
@@ -58,8 +57,8 @@ class Decoder:
         """Give the pipeline the next rows. One with a schema that is new comes alone: a bad one breaks the step."""
         while not any(self._is_on_trial(row) for row in self._running):
             running = Counter(row.run for row in self._running)
-            free = self._most - len(self._running)
-            row = self._waiting.take(running, free) if free > -self._most else None
+            free = self._model.rows - len(self._running)
+            row = self._waiting.next_row(running, free) if free > -self._model.rows else None
             if row is None:
                 return
             row.started = row.started or time.monotonic()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.intake import Intake
+from promptmill.backends.engines.intake import Intake, WaitingRows
 from promptmill.backends.engines.openvino.location import find
 
 
@@ -16,23 +15,18 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
     """
-
-    def report(text: str) -> None:
-        channel.send({"type": "progress", "text": text})
-
-    path = find(options, report)
+    path = find(options, channel.progress)
     # openvino, only now that there is something to load
     from promptmill.backends.engines.openvino.decoder import Decoder
-    from promptmill.backends.engines.openvino.loading import load_model, weight_bytes
+    from promptmill.backends.engines.openvino.loading import load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
-    from promptmill.backends.engines.openvino.waiting import FairRows
+    from promptmill.backends.engines.openvino.row import Row
 
-    rows = hardware.batch_rows("cpu", weight_bytes(path) // 2)
-    model = load_model(path, options, rows, report)
-    waiting = FairRows()
+    model = load_model(path, options, channel.progress)
+    waiting: WaitingRows[Row] = WaitingRows()
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, waiting, channel)
-    decoder = Decoder(model, waiting, channel, rows)
+    decoder = Decoder(model, waiting, channel)
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * rows, "images": model.reads_images})
+    channel.send({"type": "loaded", "window": 2 * model.rows, "images": model.reads_images})
     decoder.run()

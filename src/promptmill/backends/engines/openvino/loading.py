@@ -16,7 +16,7 @@ import openvino_genai
 
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.image_decoding import pictures
-from promptmill.backends.engines.load_errors import too_large
+from promptmill.backends.engines.load_errors import check_memory
 from promptmill.backends.engines.model_location import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
@@ -36,11 +36,13 @@ _LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts,
 class Model:
     """A model's tokenizer and pipeline. A pipeline that once failed in a step is broken; `renew` makes another."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], rows: int) -> None:
-        """`path` is a GGUF file or a folder; `rows` are computed together, and as many more at most."""
+    def __init__(self, path: Path, options: Mapping[str, Any], parameters: int) -> None:
+        """`path` is a GGUF file or a folder, of a model of so many `parameters`."""
         self._path = path
         self._options = options
-        self._rows = rows
+        self._parameters = parameters
+        self.rows = hardware.batch_rows("cpu", parameters)
+        """How many are computed together; there may be as many more."""
         self._tokenizer = openvino_genai.Tokenizer(path)
         self.tokenizer = Tokenizer(self._tokenizer)
         self.reads_images = (path / WITH_IMAGES).is_file()
@@ -78,9 +80,8 @@ class Model:
 
     def _made(self) -> Any:
         scheduling = openvino_genai.SchedulerConfig()
-        scheduling.max_num_seqs = 2 * self._rows
-        parameters = weight_bytes(self._path) // 2
-        scheduling.max_num_batched_tokens = max(2 * self._rows, hardware.prompt_chunk("cpu", parameters))
+        scheduling.max_num_seqs = 2 * self.rows
+        scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
         properties: dict[str, Any] = {
@@ -96,17 +97,16 @@ class Model:
         return openvino_genai.ContinuousBatchingPipeline(self._path, self._tokenizer, scheduling, "CPU", **properties)
 
 
-def load_model(path: Path, options: Mapping[str, Any], rows: int, report: Callable[[str], None]) -> Model:
+def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], None]) -> Model:
     """Load the model at `path` as `options` (the `openvino` block) say.
 
     Raises `PromptmillError` (`engine_load_failed`) in a sentence that says what to do.
     """
-    free = hardware.free_memory()
-    if free is not None and (needed := weight_bytes(path)) > free:
-        raise too_large(needed, free)
+    weights = hardware.weights(path, ("*.bin",))
+    check_memory(weights)
     report(f"Loading {Path(options['model_name_or_path']).name} with OpenVINO")
     try:
-        return Model(path, options, rows)
+        return Model(path, options, weights // 2)
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (OpenVINO raises RuntimeError for all that may be wrong)
@@ -125,12 +125,6 @@ def last_sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or [type(error).__name__]
     return redact(said[-1])[:200].rstrip(".")
-
-
-def weight_bytes(path: Path) -> int:
-    """Return the size of the weights."""
-    files = [path] if path.is_file() else path.glob("*.bin")
-    return sum(file.stat().st_size for file in files)
 
 
 def _cache_gb() -> int:

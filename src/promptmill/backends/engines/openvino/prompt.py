@@ -10,32 +10,30 @@ from typing import Any
 import jinja2
 import openvino_genai
 
+from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import token_logprobs, tool_use
-from promptmill.backends.engines.chat_template import ChatTemplate
-from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.model_location import load_failure
-from promptmill.backends.engines.openvino.layout import PlainTexts, TaggedImages
+from promptmill.backends.engines.openvino.layout import TaggedImages
 from promptmill.backends.engines.openvino.loading import Model
 from promptmill.backends.engines.openvino.row import Row, Sight
 from promptmill.backends.engines.request_options import (
-    CHARACTERS_PER_TOKEN,
     DEFAULT_MAX_TOKENS,
     LONGEST,
+    check_length,
     draws,
     empty_prompt,
+    is_known_format,
     longest_answer,
     not_known,
     refuse,
-    refused_by_template,
     split_stops,
     template_options,
     too_long,
     warn_of_left_out,
 )
 from promptmill.backends.engines.texts import Texts
-from promptmill.backends.engines.tool_calls import rendered
 from promptmill.backends.engines.tool_use import ToolReader
-from promptmill.core.errors import input_error
 from promptmill.system.frames import Frame
 
 TAKES = frozenset(
@@ -46,7 +44,6 @@ TAKES = frozenset(
 )
 """The sampling parameters that this engine maps."""
 _EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *token_logprobs.NAMES})
-_ANY_OBJECT = '{"type": "object"}'
 _GREEDY_BELOW = 1e-5
 _NOT_SAID = 2**64 - 1
 _UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
@@ -75,13 +72,18 @@ class PromptBuilder:
         """
         warnings: list[str] = []
         sampling, extra = message["sampling"], message["extra"]
+        if self._tags is not None:
+            self._tags.check([message["messages"], extra])
         left_out = not_known(extra, _EXTRA)
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         wanted = sampling.get("response_format")
         if (tools := self._tools.use(extra, message["messages"])) is not None:
             options["tools"] = tools.offered
             wanted = tools.response_format
-        schema = _schema(wanted, left_out)
+        if not is_known_format(wanted):
+            left_out.append("response_format")
+        found = schema_of(wanted)
+        schema = None if found is None else json.dumps(found)
         top_logprobs = token_logprobs.wanted(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # of each place it tells the chosen token's alone
@@ -131,27 +133,17 @@ class PromptBuilder:
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
-        turns = (self._tags or PlainTexts()).turns(messages)
+        turns = list(map(text_turn if self._tags is None else self._tags.turn, messages))
         template = self._template
         if template is None:
-            warnings.append(NO_TEMPLATE)
-            return plain_text(turns), True
-        for turn in turns:
-            if turn["role"] == "developer" and "developer" not in template.source:
-                turn["role"] = "system"  # OpenAI's newer word for it, which most templates do not know
-        try:
-            return rendered(lambda turns: template.render(turns, options), turns), False
-        except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
-            raise refused_by_template(error) from None
+            return prompt_text(turns, None, str, warnings)
+        return prompt_text(turns, template.source, lambda turns: template.render(turns, options), warnings)
 
     def _encoded(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
         """Return the tokens of the prompt's text; an image has at least one more."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
-        if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
-            found = len(self._model.tokenizer.encode(text[:enough], special=special))
-            if found > context:
-                raise too_long(f"at least {found}", context)
+        check_length(text, context, lambda beginning: self._model.tokenizer.encode(beginning, special=special))
         tokens = self._model.tokenizer.encode(text, special=special)
         used = len(tokens) + images
         if context is not None and used >= context:
@@ -191,20 +183,3 @@ class PromptBuilder:
             None if schema is None else openvino_genai.StructuredOutputConfig(json_schema=schema)
         )
         return config
-
-
-def _schema(wanted: Mapping[str, Any] | None, left_out: list[str]) -> str | None:
-    """Return the JSON schema that OpenAI's `response_format` asks for."""
-    match wanted:
-        case None | {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return _ANY_OBJECT
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return json.dumps(schema)
-        case {"type": "json_schema"}:
-            raise input_error(
-                'response_format needs {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}.'
-            )
-    left_out.append("response_format")
-    return None

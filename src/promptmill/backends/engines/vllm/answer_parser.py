@@ -10,9 +10,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines import token_logprobs
-from promptmill.backends.engines.finished_answer import finished, parted
-from promptmill.backends.engines.growing_answer import BROKEN
-from promptmill.backends.engines.reasoning_markers import ReasoningMarkers
+from promptmill.backends.engines.growing_answer import BROKEN, finished, parted
+from promptmill.backends.engines.texts import ReasoningMarkers
 from promptmill.backends.engines.vllm.arguments import unfit_parser
 from promptmill.backends.engines.vllm.prompt import Prepared
 from promptmill.core.errors import Code, PromptmillError

@@ -28,19 +28,15 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) when it cannot be loaded.
     """
-
-    def report(text: str) -> None:
-        channel.send({"type": "progress", "text": text})
-
     if isinstance(token := options.get("hf_token"), str):
         os.environ["HF_TOKEN"] = token  # vLLM gives the argument to some of the hub's clients only
-    location = locate(options["model_name_or_path"], None, report, _require_packages)
+    location = locate(options["model_name_or_path"], None, channel.progress, _require_packages)
     fresh = "torch" not in sys.modules
     on_cpu = "cpu" in check_version()
     if location.gguf_file is not None:
         check_gguf(on_cpu=on_cpu)
     _set_up_libraries(on_cpu=on_cpu)
-    report("Starting vLLM")
+    channel.progress("Starting vLLM")
     from promptmill.backends.engines.vllm.stderr_tee import StderrTee
 
     heard = StderrTee()
@@ -48,7 +44,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.vllm.loading import load_engine
     from promptmill.backends.engines.vllm.requests import RequestRunner
 
-    engine = load_engine(location, options, heard, report, channel.leave_to_parent if fresh else None)
+    engine = load_engine(location, options, heard, channel.progress, channel.leave_to_parent if fresh else None)
     runtime.run(RequestRunner(engine, options, channel).run())
 
 

@@ -16,12 +16,17 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.load_errors import first_sentence, in_known_words, missing_gpus, too_large
+from promptmill.backends.engines.load_errors import (
+    check_memory,
+    first_sentence,
+    in_known_words,
+    missing_gpus,
+    missing_package,
+)
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.backends.engines.vllm.arguments import engine_arguments, unfit_parser
 from promptmill.backends.engines.vllm.stderr_tee import StderrTee
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.system.installation import adding
+from promptmill.core.errors import PromptmillError
 
 _CACHED_TOKENS = 64 * 1024  # that a CPU's cache has room for, or one longest prompt
 _LEAST_CACHE = 256 << 20
@@ -89,12 +94,9 @@ def _check_gpus(gpu_ids: list[int] | None) -> None:
 
 
 def _check_memory(location: Location) -> None:
-    """Raise when the weights surely do not fit into main memory; the system would kill the process halfway."""
-    free = hardware.free_memory()
-    if free is None or location.folder is None or location.gguf_file is not None:
-        return
-    if (needed := hardware.weights(location.folder)) > free:
-        raise too_large(needed, free)
+    """Raise when the weights surely do not fit into main memory."""
+    if location.folder is not None and location.gguf_file is None:
+        check_memory(hardware.weights(location.folder))
 
 
 def _size_cache(config: Any) -> None:
@@ -118,20 +120,11 @@ def _explained(error: Exception, heard: StderrTee, options: Mapping[str, Any]) -
             kind, text = reason
         elif status:
             text = f"vLLM's engine process ended: {status[0]}"
-    if "trust_remote_code" in text and not options["trust_remote_code"]:
-        return load_failure(
-            "The model brings Python code of its own, which is not run unless the operator allows it.",
-            "If you trust its author, set `trust_remote_code: true` in the configuration file.",
-        )
     if options.get("reasoning_parser") and any(sign in text for sign in _UNFIT_PARSER_SIGNS):
         return unfit_parser(_validation(error) or text)
     if kind in {"ImportError", "ModuleNotFoundError"}:
-        return PromptmillError(
-            Code.MISSING_DEPENDENCY,
-            f"The model needs a package that is not installed: {first_sentence(text)}",
-            f"{adding('vllm')}, or install the package that is named.",
-        )
-    if (known := in_known_words(text)) is not None:
+        return missing_package(text, "vllm")
+    if (known := in_known_words(text, trusted=options["trust_remote_code"])) is not None:
         return known
     said = _validation(error) or f"{text or kind}"
     if any(sign in said for sign in _MEMORY_SIGNS) or kind in {"OutOfMemoryError", "MemoryError"}:

@@ -14,7 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.backends.engines import token_logprobs, tool_use
-from promptmill.backends.engines.fallback_template import NO_TEMPLATE, plain_text
+from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
     empty_prompt,
@@ -174,15 +174,13 @@ class PromptBuilder:
 
 def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
     content = message["content"]
-    if isinstance(content, list):
-        if all(part["type"] == "text" for part in content):
-            content = "\n".join(part["text"] for part in content)
-        else:
-            content = [
-                part if part["type"] == "text" else {"type": "image_pil", "image_pil": images[part["index"]]}
-                for part in content
-            ]
-    return {**message, "content": content or ""}
+    if not isinstance(content, list) or all(part["type"] == "text" for part in content):
+        return text_turn(message)
+    parts = [
+        part if part["type"] == "text" else {"type": "image_pil", "image_pil": images[part["index"]]}
+        for part in content
+    ]
+    return {**message, "content": parts}
 
 
 def _refused(error: Exception) -> PromptmillError:

@@ -11,7 +11,14 @@ import pydantic
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from promptmill.backends.engines.request_options import DEFAULT_MAX_TOKENS, LONGEST, longest_answer, special_tokens
+from promptmill.answers.schema import schema_of
+from promptmill.backends.engines.request_options import (
+    DEFAULT_MAX_TOKENS,
+    LONGEST,
+    longest_answer,
+    special_tokens,
+    split_stops,
+)
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import shape
 
@@ -53,16 +60,13 @@ class SamplingMap:
         values = self._defaults | given
         values |= {name: sampling[name] for name in SAME_NAME if name in sampling}
         stops = sampling.get("stop") or _stops(given.get("stop"))
-        if "" in stops:
-            warnings.append("An empty stop string was left out.")
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
         longest = longest_answer(sampling, extra) or self._defaults.get("max_tokens") or DEFAULT_MAX_TOKENS
         values["max_tokens"] = min(longest, room)
-        values["stop"] = [stop for stop in stops if stop and stop not in self._special]
-        ends = [self._special[stop] for stop in stops if stop in self._special]
+        # vLLM strips special tokens from the text in which it looks for stop strings
+        values["stop"], ends = split_stops(stops, self._special, warnings)
         try:
-            # vLLM strips special tokens from the text in which it looks for stop strings
             values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
             params = _ADAPTER.validate_python(values)
         except (pydantic.ValidationError, VLLMValidationError, TypeError, ValueError) as error:
@@ -82,19 +86,15 @@ def _stops(given: object) -> list[str]:
 def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_out: list[str]) -> Any:
     """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for an older name of it."""
     given = {new: extra[old] for old, new in _GUIDED.items() if extra.get(old) is not None}
-    match wanted:
-        case None | {"type": "text"}:
-            return given or None
-        case {"type": "json_object"}:
-            return given | {"json_object": True}
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return given | {"json": schema}
-        case {"type": "json_schema"}:
-            raise input_error(
-                'response_format needs {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}.'
-            )
-        case {"type": "structural_tag"}:
-            return given | {"structural_tag": json.dumps(wanted)}
+    kind = (wanted or {}).get("type")
+    if wanted is None or kind == "text":
+        return given or None
+    if kind == "json_object":
+        return given | {"json_object": True}
+    if kind == "structural_tag":
+        return given | {"structural_tag": json.dumps(wanted)}
+    if (schema := schema_of(wanted)) is not None:
+        return given | {"json": schema}
     left_out.append("response_format")
     return given or None
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from promptmill.backends.engines.openvino.row import Row
-from promptmill.backends.engines.openvino.waiting import FairRows
+from promptmill.backends.engines.growing_answer import GrowingAnswer
+from promptmill.backends.engines.intake import WaitingRows
 from promptmill.backends.engines.texts import Texts
 
 
-def row(run: int, number: int) -> Row:
-    return Row(run=run, number=number, prompt=[1], limit=5, ends=frozenset(), texts=Texts(None), config=None)
+def row(run: int, number: int) -> GrowingAnswer:
+    return GrowingAnswer(run=run, number=number, prompt=[1], limit=5, ends=frozenset(), texts=Texts(None))
 
 
-def waiting(*runs: int) -> FairRows:
-    rows = FairRows()
+def waiting(*runs: int) -> WaitingRows[GrowingAnswer]:
+    rows: WaitingRows[GrowingAnswer] = WaitingRows()
     for number, run in enumerate(runs):
         rows.add(row(run, number))
     return rows
 
 
-def taken(rows: FairRows, running: dict[int, int], free: int) -> tuple[int, int] | None:
-    found = rows.take(running, free)
+def taken(rows: WaitingRows[GrowingAnswer], running: dict[int, int], free: int) -> tuple[int, int] | None:
+    found = rows.next_row(running, free)
     return None if found is None else (found.run, found.number)
 
 
