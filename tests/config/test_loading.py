@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from promptmill.config.loading import FILE_NAME, HTTP_DEFAULTS, Configuration, Overrides, find
+from promptmill.config.loading import HTTP_DEFAULTS, Configuration, Overrides
+from promptmill.config.parameter_file import FILE_NAME, find
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
 

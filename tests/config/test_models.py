@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def test_default_model_chooses_which_one_answers():
 
 def test_a_model_whose_variable_is_not_set_costs_the_others_nothing():
     raw = {"models": {"local": LOCAL, "fast": {"openai": {"base_url": "${NOT_SET_HERE}", "model_name": "x"}}}}
-    configuration = Configuration.of(raw, origin="file")
+    configuration = Configuration.load(Path("file"), content=raw)
     assert configuration.plan.name == "local"
     with pytest.raises(PromptmillError, match=r"models\.fast: .*NOT_SET_HERE is not set"):
         configuration.plan_of("fast")
@@ -127,7 +128,7 @@ def test_another_provider_has_its_own_address_and_takes_no_key_of_the_files(own,
     if by_a_call:
         plan = Configuration(raw).overlaid(Overrides(backend_configs={"openai": given}))
     else:
-        plan = Configuration.of(raw, origin="parameter.yaml", values=values).plan
+        plan = Configuration.load(Path("parameter.yaml"), content=raw, values=values).plan
     block = plan.settings.backend_configs.openai
     provider, base_url, api_key_env, headers = meant
     assert (block.provider, block.base_url, block.api_key_env) == (provider, base_url, api_key_env)
@@ -135,9 +136,9 @@ def test_another_provider_has_its_own_address_and_takes_no_key_of_the_files(own,
 
 
 def test_an_address_that_is_set_in_full_counts_beside_a_provider():
-    configuration = Configuration.of(
-        {"backend": "openai", "backend_configs": {"openai": CORP}},
-        origin="parameter.yaml",
+    configuration = Configuration.load(
+        Path("parameter.yaml"),
+        content={"backend": "openai", "backend_configs": {"openai": CORP}},
         assignments=["backend_configs.openai.base_url=http://b/v1"],
         values=lambda raw: models.settings_of(
             raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={}

@@ -20,7 +20,8 @@ from fastmcp.exceptions import ToolError
 
 from fakes import openai_configuration
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
-from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.loading import Configuration
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Completion
 from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.lock import Lock

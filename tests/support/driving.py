@@ -10,7 +10,7 @@ from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
 from promptmill.backends.protocol import Backend, CallStats
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service import registry

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.protocol import Request, Source
-from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.loading import Configuration
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.outcome import Outcome
 from promptmill.core.sampling import Sampling

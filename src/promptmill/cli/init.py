@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from promptmill.cli.terminal import say
 from promptmill.config import backends
-from promptmill.config.loading import FILE_NAME, Configuration
+from promptmill.config.loading import Configuration
+from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.service import choosing, registry
 from promptmill.system import runtime

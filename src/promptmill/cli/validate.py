@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from promptmill.cli.terminal import say
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.money import dollars
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.validation import check

@@ -1,9 +1,12 @@
-"""Variables of the environment that are ours, and those that look as if they should be."""
+"""Variables of the environment: those that are ours, and those that a configuration names as `${NAME}`."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from promptmill.core.errors import config_error
 from promptmill.system import logs
@@ -19,6 +22,7 @@ _KNOWN = tuple(
     )
 )
 _NEAR = 0.88  # PROMPTMILL_PROVIDER, which a file of the user's may read, is none
+_NAMED = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
 
 
 def misspelled(environ: Mapping[str, str]) -> list[str]:
@@ -39,3 +43,78 @@ def check_log_level(environ: Mapping[str, str]) -> None:
             logs.LEVEL,
             f"{level[:20]!r} is no level; write {', '.join(logs.LEVELS[:-1])} or {logs.LEVELS[-1]}.",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unset:
+    """Stands where `${name}` could not be read; an error only when the block is used."""
+
+    name: str
+
+
+def expanded(value: Any, environ: Mapping[str, str]) -> Any:
+    """Return what a configuration holds with `${NAME}` replaced; see `without_unset` for variables that are not set."""
+    if isinstance(value, dict):
+        return {key: expanded(inner, environ) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [expanded(inner, environ) for inner in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    for found in _NAMED.finditer(value):
+        if not _is_literal(found) and found[1] not in environ and not found[2]:
+            return _Unset(found[1])
+    return _NAMED.sub(
+        lambda found: found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or "", value
+    )
+
+
+def _is_literal(found: re.Match[str]) -> bool:
+    return found[0].startswith("$$")
+
+
+def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Return what `expanded` gave, without unset variables of blocks other than that of `backend`.
+
+    Raises `PromptmillError` (`invalid_config`) for one that is in use.
+    """
+    blocks, named = raw.get("backend_configs"), raw.get("models")
+    if isinstance(blocks, dict):
+        raw = {**raw, "backend_configs": {name: _pruned(block, name, backend) for name, block in blocks.items()}}
+    if isinstance(named, dict):  # the one in use stands above them, too
+        raw = {**raw, "models": {name: _emptied(model) for name, model in named.items()}}
+    _refuse_unset(raw, "")
+    return raw
+
+
+def _emptied(value: Any) -> Any:
+    """Return `value` without what holds unset variables."""
+    if isinstance(value, Mapping):
+        return {key: _emptied(inner) for key, inner in value.items() if not isinstance(inner, _Unset)}
+    if isinstance(value, list):
+        return [_emptied(inner) for inner in value if not isinstance(inner, _Unset)]
+    return value
+
+
+def _pruned(block: Any, name: str, backend: str) -> Any:
+    if name == backend or not isinstance(block, dict):
+        return block
+    return {key: value for key, value in block.items() if not _holds_unset(value)}
+
+
+def _holds_unset(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, _Unset)
+
+
+def _refuse_unset(value: Any, path: str) -> None:
+    if isinstance(value, _Unset):
+        raise config_error(
+            path, f"the environment variable {value.name} is not set: `export {value.name}=…` in this shell."
+        )
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unset(inner, f"{path}[{index}]")

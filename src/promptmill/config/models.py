@@ -1,16 +1,22 @@
-"""Models by name: what the configuration is for each of them, and which one somebody chooses beside the file."""
+"""Models by name: what the configuration comes to for each of them, and which one somebody chooses beside the file."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
 from promptmill.config import backends
-from promptmill.config.settings import ModelSettings, Settings
+from promptmill.config.backends import AUTO, BackendRecord
+from promptmill.config.explain import explain
+from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.errors import PromptmillError, config_error, input_error
-from promptmill.core.sampling import BESIDE
+from promptmill.core.sampling import BESIDE, Sampling
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
@@ -18,6 +24,104 @@ _OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
     {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
+_MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """What to load and how to run it.
+
+    `from_call` names the keys of the chosen backend's block that a call set; `operator` is the configuration without
+    the call, from which it is decided what a call may use (keys, headers, remote code).
+    """
+
+    settings: Settings
+    operator: Settings
+    from_call: frozenset[str] = frozenset()
+    trust_client: bool = False
+    warnings: tuple[str, ...] = ()
+    """What is not done exactly as written."""
+    chosen: str = ""
+    """What was found out because the configuration leaves it open, and why: the backend, the model."""
+    keyless: bool = False
+    """Whether the endpoint was found and not named by the operator, so that no key from the environment goes there."""
+    name: str = DEFAULT
+    """The model's name, by which calls and rows ask for it."""
+    file: Settings | None = None
+    """The whole file's settings, where those of `operator` are one model's of it."""
+
+    @cached_property
+    def fallback(self) -> list[str]:
+        """The names of the models that answer, in this order, what this one cannot."""
+        model = self.operator.models.get(self.name)
+        return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
+
+    @cached_property
+    def backend(self) -> str:
+        """The chosen backend's name."""
+        return self.settings.backend
+
+    @cached_property
+    def record(self) -> BackendRecord:
+        """What is known of the chosen backend."""
+        return backends.record(self.backend)
+
+    @cached_property
+    def block(self) -> Block | None:
+        """The chosen backend's settings, None for `auto` and for a name that there is none of."""
+        return getattr(self.settings.backend_configs, self.backend, None)
+
+    @cached_property
+    def model(self) -> str:
+        """The model that the chosen backend's block names; `""` when it names none."""
+        return getattr(self.block, self.record.model_key, None) or ""
+
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether something has to be found out before it can be used: the backend, the model."""
+        return self.backend == AUTO or (bool(self.record.choice) and not self.model)
+
+    @cached_property
+    def operator_model(self) -> str:
+        """The model that the configuration names for the chosen backend."""
+        return replace(self, settings=self.operator).model
+
+    def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
+
+        Tools and `logprobs` are taken here too. Raises `PromptmillError` (`invalid_config`).
+        """
+        if not changes:
+            return self
+        check_size(changes)
+        beside = {name: value for name, value in changes.items() if name in BESIDE}
+        changes = {name: value for name, value in changes.items() if name not in beside}
+        try:
+            sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
+        except ValidationError as error:
+            raise config_error("", explain(error, Sampling, "sampling_params.")) from None
+        extra = {**self.settings.extra_params, **beside} if beside else self.settings.extra_params
+        changed = {"sampling_params": sampling, "extra_params": extra}
+        return replace(self, settings=self.settings.model_copy(update=changed))
+
+    @cached_property
+    def capped(self) -> ResolvedConfig:
+        """The plan of a call that asks for no sampling parameters of its own: within `client_limits`."""
+        return self.within_limits({})
+
+    def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
+        """Return the plan of a call that asked for the sampling parameters `asked`, within `client_limits`.
+
+        Raises `PromptmillError` (`invalid_config`) when it asked for more.
+        """
+        limits = self.operator.client_limits
+        most, sampling = limits.max_tokens, self.settings.sampling_params
+        if self.trust_client or most is None or (sampling.max_tokens or most + 1) <= most:
+            return self
+        if asked.get("max_tokens") is not None:
+            raise config_error("sampling_params.max_tokens", f"a call may ask for at most {most} here.")
+        capped = sampling.model_copy(update={"max_tokens": most})
+        return replace(self, settings=self.settings.model_copy(update={"sampling_params": capped}))
 
 
 def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -160,3 +264,22 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
     ordered = [*near, *(other for other in known if other not in near)]
     return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."
+
+
+def check_size(given: Any) -> None:
+    """Raise `PromptmillError` (`invalid_config`) when a call brings too many values."""
+    if _has_more_values(given, _MOST_VALUES):
+        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
+
+
+def _has_more_values(value: Any, most: int) -> bool:
+    """Return whether `value` holds more than `most` values, without looking at more of them than that."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping | list | tuple):
+            if len(waiting) + len(value) > most:
+                return True
+            most -= len(value)
+            waiting += value.values() if isinstance(value, Mapping) else value
+    return False

@@ -1,8 +1,9 @@
-"""Read a YAML file strictly and in bounded memory."""
+"""The configuration file: found, and read strictly and in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from promptmill.config import yaml_problems
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import shape
 
+FILE_NAME = "parameter.yaml"
+_VARIABLE = "PROMPTMILL_CONFIG"
 _MOST_NODES = 100_000
 
 
@@ -51,6 +54,31 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
             size += sum(_written_out(inner, known) for pair in node.value for inner in pair)
         known[id(node)] = size
     return known[id(node)]
+
+
+def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
+    named = path or (Path(environ[_VARIABLE]).expanduser() if environ.get(_VARIABLE) else None)
+    if named is not None and not named.is_file():
+        where = "" if path else _VARIABLE
+        if (named / FILE_NAME).is_file():
+            raise config_error(where, f"{named} is a folder; name the file in it: {named / FILE_NAME}.")
+        file = named / FILE_NAME if named.is_dir() else named
+        raise config_error(
+            where,
+            f"There is no configuration file at {file.absolute()}; correct the path, or have `promptmill init -o "
+            f"{file}` write one.",
+        )
+    if named is not None:
+        return named
+    import platformdirs
+
+    here = Path(__file__).parents[1]
+    shipped = [here / FILE_NAME, here.parent.parent / FILE_NAME]  # in a wheel, in a checkout
+    for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *shipped):
+        if candidate.is_file():
+            return candidate
+    raise config_error("", f"There is no {FILE_NAME}; name one with --config.")
 
 
 def parsed(text: str) -> Any:

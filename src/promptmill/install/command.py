@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill.config import loading
+from promptmill.config import loading, parameter_file
 from promptmill.core.errors import config_error, looks_like_key
 from promptmill.install import codex, json_file, ultrarag
 from promptmill.install.clients import CLIENTS, Client, entry
@@ -101,9 +101,9 @@ def _named_configuration(given: Path | None) -> Path | None:
 
     Raises `PromptmillError` when the file is not there or wrong.
     """
-    found = loading.find(given)
+    found = parameter_file.find(given)
     loading.Configuration.load(found)
-    depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(loading.FILE_NAME)
+    depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(parameter_file.FILE_NAME)
     return found if depends else None
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from promptmill.config.loading import ResolvedConfig
-from promptmill.config.models import DEFAULT
+from promptmill.config.models import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.jobs import disk, first_rows, formats, input_files, status
 from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images import load as images

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import admission, disk, runner_payload
 from promptmill.jobs.admission import Job

@@ -8,7 +8,7 @@ import signal
 from dataclasses import replace
 from typing import Any
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.runner import Runner

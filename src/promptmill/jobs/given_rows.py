@@ -18,7 +18,7 @@ from typing import IO
 
 import orjson
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import admission, disk
 from promptmill.jobs.job_folders import JobFolders

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome

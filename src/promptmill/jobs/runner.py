@@ -13,7 +13,7 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.jobs import admission, disk, formats, merge, row_ids, shards, status

@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, SecretStr
 
-from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.loading import Configuration
+from promptmill.config.models import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.jobs.foreground import creating
 from promptmill.jobs.job_folders import JobFolders

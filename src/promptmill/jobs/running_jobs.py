@@ -12,7 +12,7 @@ from typing import Any, Literal
 import orjson
 
 from promptmill.backends import rows
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import admission, detached, formats, input_files, status, validation
 from promptmill.jobs.admission import Job

@@ -10,7 +10,7 @@ from typing import Any
 
 from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage

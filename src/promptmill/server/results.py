@@ -11,7 +11,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ResourceLink, TextContent
 
 from promptmill.backends.protocol import CallStats
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Outcome
 from promptmill.http.json_response_workaround import ONE_PIECE
 from promptmill.service import call_report

@@ -12,7 +12,7 @@ from mcp_types import ToolAnnotations
 
 from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
 from promptmill.backends.protocol import CallStats
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget
@@ -139,7 +139,8 @@ def plan_of_call(
             raise input_error(f"answer_schema {wrong}")
         compile_schema(answer_schema)
         changes["response_format"] = asking_for(answer_schema)
-    return service.offered_plan(model).with_sampling(changes).within_limits(changes)
+    plan = service.offered_plan(model)
+    return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
 
 
 def _stats(total: int, max_cost: float | None) -> CallStats:

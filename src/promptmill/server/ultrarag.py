@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.config import parameter_file
-from promptmill.config.loading import FILE_NAME, Configuration
+from promptmill.config.loading import Configuration
+from promptmill.config.parameter_file import FILE_NAME
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
@@ -56,25 +57,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
-    """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `config.find` finds.
+    """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `parameter_file.find` finds.
 
     Pipelines may keep values of their own there, to be named as `$key` in a step: such keys are told and left alone.
     """
-    file = folder / FILE_NAME
-    if not file.is_file():
-        if not trust_client:
-            return Configuration.load()
-        return Configuration.load(trust_client=True, calls_replace=True, defaults=_DEFAULTS)
-    found = parameter_file.read(file)
-    mine = {key: value for key, value in found.items() if key in Settings.model_fields}
-    if others := sorted(map(str, found.keys() - mine.keys())):
-        log = logging.getLogger(__name__)
-        log.warning("%s: %s: no keys of promptmill, left to the pipeline", file, ", ".join(others))
+    file, mine = folder / FILE_NAME, None
+    if file.is_file():
+        found = parameter_file.read(file)
+        mine = {key: value for key, value in found.items() if key in Settings.model_fields}
+        if others := sorted(map(str, found.keys() - mine.keys())):
+            log = logging.getLogger(__name__)
+            log.warning("%s: %s: no keys of promptmill, left to the pipeline", file, ", ".join(others))
+        if trust_client:  # a pipeline brings these two with each call, also when they are to be none
+            mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
+    path = None if mine is None else file
     if not trust_client:
-        return Configuration.of(mine, origin=str(file))
-    # a pipeline brings these two with each call, also when they are to be none
-    mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
-    return Configuration.of(mine, origin=str(file), trust_client=True, calls_replace=True, defaults=_DEFAULTS)
+        return Configuration.load(path, content=mine)
+    return Configuration.load(path, content=mine, trust_client=True, calls_replace=True, defaults=_DEFAULTS)
 
 
 def _extended(server: FastMCP, service: Service) -> None:

@@ -15,8 +15,7 @@ from fastmcp.tools import Tool
 from mcp_types import ListToolsRequest, ToolAnnotations
 from pydantic import Field
 
-from promptmill.config import loading as config
-from promptmill.config.parameter_file import read
+from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.server.tool_errors import tool
 
 # What a pipeline gives to each tool; parameters of ours are left at their defaults.
@@ -41,7 +40,7 @@ def add_build(server: FastMCP) -> None:
     )
     async def build(
         parameter_file: Annotated[
-            str, Field(description=f"The server's {config.FILE_NAME}.", examples=["servers/generation/parameter.yaml"])
+            str, Field(description=f"The server's {FILE_NAME}.", examples=["servers/generation/parameter.yaml"])
         ],
     ) -> None:
         """Write `server.yaml` beside the parameter file: for each tool what it takes from where, and what it gives."""

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.outcome import Failure, Outcome, Usage

@@ -11,7 +11,7 @@ from dataclasses import replace
 import orjson
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Outcome
 from promptmill.images import load as images

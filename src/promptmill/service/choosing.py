@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS
-from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.loading import Configuration
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 
 _EMBEDDED = "smollm2-135m-instruct"

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.service.wrappers import WrappedBackend

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from promptmill.backends.protocol import Request
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.outcome import Usage

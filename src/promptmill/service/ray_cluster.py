@@ -14,7 +14,7 @@ from typing import Any
 from promptmill import __version__
 from promptmill.backends.protocol import Backend, Request
 from promptmill.config.environment import USUAL_KEYS
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.service import registry
 from promptmill.service.rate_leases import LostError

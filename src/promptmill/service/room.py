@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptmill.backends.engines import embedded_model, hardware
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.model import NotLoadedError
@@ -321,6 +321,6 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
     return replace(
         request,
         conversation=conversation,
-        sampling=now.within_limits({}).settings.sampling_params.model_copy(update=own),
+        sampling=now.capped.settings.sampling_params.model_copy(update=own),
         extra={**theirs.extra_params, **extra},
     )

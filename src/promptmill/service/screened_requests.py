@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service.wrapped_call import RunCall, WrappedCall

@@ -11,8 +11,8 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.backends import AUTO
-from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
-from promptmill.config.models import DEFAULT, unknown_model
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.models import DEFAULT, ResolvedConfig, unknown_model
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from promptmill.backends.protocol import Backend, CallStats, Sink, Source
 from promptmill.config.backends import BACKENDS
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.money import Budget
 from promptmill.service.answer_cache import AnswerCache, path_of
 from promptmill.service.budgeted_answers import BudgetedAnswers, unknown_price

@@ -15,7 +15,8 @@ import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import CallStats, Request, Source
-from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling

@@ -15,7 +15,7 @@ from promptmill.backends.engines.engine_call import Call
 from promptmill.backends.engines.submission import Submissions
 from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
 from promptmill.backends.protocol import CallStats, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.images.load import ImageRules
 from promptmill.images.web import WebImages

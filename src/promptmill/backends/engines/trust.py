@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.config.loading import TRUST_SWITCH, ResolvedConfig
+from promptmill.config.loading import TRUST_SWITCH
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import config_error
 
 # vLLM's arguments that a call may set: numbers, switches and names out of a closed list, which change how much, how

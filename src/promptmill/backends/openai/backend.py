@@ -19,7 +19,7 @@ from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.spool import MappedSource
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.protocol import CallStats, Sink, Source
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.images.load import ImageRules
 from promptmill.images.web import WebImages

@@ -11,7 +11,7 @@ from promptmill.backends.openai.spool import MappedSource, Refs, Spool
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.backends.rows import RowReader
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Failure

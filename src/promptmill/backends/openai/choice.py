@@ -16,7 +16,8 @@ from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
-from promptmill.config.loading import Configuration, ResolvedConfig
+from promptmill.config.loading import Configuration
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 
 _BLOCK = "backend_configs.openai"

@@ -23,7 +23,7 @@ from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.tls_errors import plain_port, tls_error, tls_port
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Request, Step
-from promptmill.config.loading import ResolvedConfig
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.wording import counted

@@ -18,7 +18,7 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import config_error, looks_like_key
 
 if TYPE_CHECKING:
-    from promptmill.config.loading import ResolvedConfig  # workers need no YAML
+    from promptmill.config.models import ResolvedConfig  # workers need no YAML
 
 _BLOCK = "backend_configs.openai"
 _SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.config.loading import Configuration, Overrides, ResolvedConfig
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 
 HERE = Path(__file__).parent
