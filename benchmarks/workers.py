@@ -25,7 +25,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.outcome import Completion
 from promptmill.core.sampling import Sampling
-from promptmill.service.lists import ListSink, ListSource
+from promptmill.service.list_call import ListSink, ListSource
 
 _IMAGES = 160
 _CPU_IMAGES = 1_000  # a worker that never saw an image imports Pillow first, 50 ms

@@ -25,7 +25,7 @@ from promptmill.core.datastudio_inputs import conversation_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.core.sampling import Sampling
-from promptmill.service.lists import ListSink
+from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 

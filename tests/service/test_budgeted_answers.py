@@ -20,7 +20,7 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Usage
-from promptmill.service import call_report
+from promptmill.service import list_call
 from promptmill.service.prices import FlatPrice, price_of
 from promptmill.service.service import Service
 from replies import answer, chaos, choose, hang, late, status
@@ -217,7 +217,7 @@ async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(
     expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.prompt_tokens, stats.completion_tokens))
     assert stats.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
     assert outcome.cost == pytest.approx(stats.cost)
-    assert call_report.columns([outcome])["costs"] == [pytest.approx(stats.cost)]
+    assert list_call.columns([outcome])["costs"] == [pytest.approx(stats.cost)]
 
 
 async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(opened, upstream):

@@ -22,8 +22,8 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.service import call_report, choosing, registry
-from promptmill.service.lists import ListSink
+from promptmill.service import choosing, list_call, registry
+from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -150,7 +150,7 @@ def generate(
     if not as_json:
         for warning in (*stats.warnings, *_empty(outcomes), *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
-        if failed := call_report.summary(outcomes):
+        if failed := list_call.summary(outcomes):
             say(f"promptmill: {failed}", sys.stderr, wrap=True)
             first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
             if meant := runtime.run(choosing.meant_model(configuration.plan, first)):
@@ -162,12 +162,12 @@ def generate(
 
 def _as_json(outcomes: Sequence[Outcome], stats: CallStats) -> str:
     """Return the result as over MCP."""
-    found: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}
-    if several := call_report.several(outcomes):
+    found: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
+    if several := list_call.several(outcomes):
         found["answers"] = several
-    if errors := call_report.errors(outcomes):
+    if errors := list_call.errors(outcomes):
         found["errors"] = errors
-    meta = call_report.totals(stats) | call_report.columns(outcomes)
+    meta = list_call.totals(stats) | list_call.columns(outcomes)
     return orjson.dumps(found | {"_meta": meta}).decode()
 
 

@@ -14,7 +14,7 @@ from promptmill.backends.protocol import CallStats
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Outcome
 from promptmill.http.json_response_workaround import ONE_PIECE
-from promptmill.service import call_report
+from promptmill.service import list_call
 
 # TypeScript's SDK ends a session over stdio at a message of 10 MiB, and httpx2, on which Python's SDK stands, an event
 # stream at an event of 1 MiB. The answers have been paid for then. Who is at the other end cannot be known, so the size
@@ -93,17 +93,17 @@ def result_of(
     outcomes: Sequence[Outcome], stats: CallStats, *, any_failure: bool, job_id: str | None = None
 ) -> ToolResult:
     """Return the result of a call; `job_id` names the job that its deferred items go on as."""
-    structured: dict[str, Any] = {"ans_ls": call_report.answers(outcomes)}
-    meta = call_report.totals(stats) | call_report.columns(outcomes)
-    if several := call_report.several(outcomes):
+    structured: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
+    meta = list_call.totals(stats) | list_call.columns(outcomes)
+    if several := list_call.several(outcomes):
         structured["answers"] = several
-    if errors := call_report.errors(outcomes):
+    if errors := list_call.errors(outcomes):
         structured["errors"] = errors
     if job_id is not None:
         structured["job_id"] = meta["job_id"] = job_id
-    failed = call_report.failed(outcomes, any_failure=any_failure)
+    failed = list_call.failed(outcomes, any_failure=any_failure)
     # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
-    texts = [call_report.summary(outcomes) if failed else orjson.dumps(structured).decode()]
+    texts = [list_call.summary(outcomes) if failed else orjson.dumps(structured).decode()]
     if job_id is not None:
         texts.append(_goes_on(outcomes, job_id))
     content = [TextContent(type="text", text=text) for text in texts]
@@ -111,7 +111,7 @@ def result_of(
 
 
 def _goes_on(outcomes: Sequence[Outcome], job_id: str) -> str:
-    left = call_report.deferred(outcomes)
+    left = list_call.deferred(outcomes)
     return (
         f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
         f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '

@@ -32,7 +32,7 @@ from promptmill.server.arguments import (
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, first_answers, message_bytes, most_bytes, result_of
 from promptmill.server.tool_errors import tool
-from promptmill.service import call_report, choosing
+from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class _Answers:
     ) -> ToolResult:
         """Return the result; what the client could not take is kept as a job."""
         any_failure = plan.settings.on_error == "raise"
-        if call_report.failed(outcomes, any_failure=any_failure):
+        if list_call.failed(outcomes, any_failure=any_failure):
             outcomes = await _with_models(outcomes, plan)
         result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
         most = most_bytes(ctx, plan)

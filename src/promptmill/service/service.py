@@ -18,7 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
-from promptmill.service.lists import ListSink, ListSource
+from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.loaded_backend import Create, LoadedBackend
 from promptmill.service.model import Model, NotLoadedError
 from promptmill.service.room import Room

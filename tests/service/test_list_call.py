@@ -1,4 +1,4 @@
-"""Outcomes → what a caller is told."""
+"""What a caller is told of a call over a list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
-from promptmill.service import call_report
+from promptmill.service import list_call
 
 GOOD = Completion("Paris.", "stop", Usage(5, 2), attempts=2, latency_s=0.5)
 BAD = Failure(PromptmillError(Code.TIMEOUT, "h was silent."), 3, 1.5)
@@ -16,41 +16,41 @@ FILTERED = Failure(PromptmillError(Code.CONTENT_FILTER, "h filtered this answer.
 
 def test_a_failed_item_is_an_empty_answer_and_an_entry_of_its_own():
     outcomes: list[Outcome] = [GOOD, BAD, GOOD]
-    assert call_report.answers(outcomes) == ["Paris.", "", "Paris."]
-    assert call_report.errors(outcomes) == [
+    assert list_call.answers(outcomes) == ["Paris.", "", "Paris."]
+    assert list_call.errors(outcomes) == [
         {"index": 1, "code": "timeout", "message": str(BAD.error), "retryable": True, "attempts": 3}
     ]
-    assert call_report.errors([GOOD]) == []
+    assert list_call.errors([GOOD]) == []
 
 
 def test_the_commonest_reason_comes_first():
-    assert call_report.summary([GOOD, FILTERED, BAD, BAD]) == (
+    assert list_call.summary([GOOD, FILTERED, BAD, BAD]) == (
         f"2 of 4 failed with timeout: {BAD.error} 1 of 4 failed with content_filter: {FILTERED.error}"
     )
-    assert call_report.summary([BAD]) == f"timeout: {BAD.error}"
-    assert call_report.summary([GOOD]) == ""
-    assert call_report.summary([]) == ""
+    assert list_call.summary([BAD]) == f"timeout: {BAD.error}"
+    assert list_call.summary([GOOD]) == ""
+    assert list_call.summary([]) == ""
 
 
 def test_a_summary_stays_short_however_many_reasons_there_are():
     outcomes = [Failure(PromptmillError(code, "it broke.")) for code in Code if code is not Code.DEFERRED]
-    summary = call_report.summary(outcomes)
+    summary = list_call.summary(outcomes)
     assert summary.count("failed with") == 3
     assert f"and {len(outcomes) - 3} more" in summary
 
 
 def test_what_goes_on_as_a_job_has_not_failed():
     deferred, wrong = Failure(PromptmillError(Code.DEFERRED, "later")), Failure(PromptmillError(Code.TLS, "no"))
-    assert not call_report.failed([deferred], any_failure=True)
-    assert not call_report.failed([deferred, wrong], any_failure=False)
-    assert call_report.failed([deferred, wrong], any_failure=True)
-    assert call_report.summary([deferred, wrong]) == f"1 of 2 failed with tls: {wrong.error}"
-    assert call_report.deferred([deferred, wrong]) == 1
-    assert [entry["code"] for entry in call_report.errors([deferred, wrong])] == ["deferred", "tls"]
+    assert not list_call.failed([deferred], any_failure=True)
+    assert not list_call.failed([deferred, wrong], any_failure=False)
+    assert list_call.failed([deferred, wrong], any_failure=True)
+    assert list_call.summary([deferred, wrong]) == f"1 of 2 failed with tls: {wrong.error}"
+    assert list_call.deferred([deferred, wrong]) == 1
+    assert [entry["code"] for entry in list_call.errors([deferred, wrong])] == ["deferred", "tls"]
 
 
 def test_columns_have_one_entry_per_item_in_order():
-    columns = call_report.columns([GOOD, FILTERED])
+    columns = list_call.columns([GOOD, FILTERED])
     assert columns == {
         "finish_reason": ["stop", None],
         "usage": [{"prompt_tokens": 5, "completion_tokens": 2}, {"prompt_tokens": 4, "completion_tokens": 0}],
@@ -61,16 +61,16 @@ def test_columns_have_one_entry_per_item_in_order():
 
 def test_rare_columns_are_there_when_some_item_has_them():
     calls = ({"id": "c1"},)
-    columns = call_report.columns([GOOD, Completion("x", reasoning="because"), Completion("", tool_calls=calls)])
+    columns = list_call.columns([GOOD, Completion("x", reasoning="because"), Completion("", tool_calls=calls)])
     assert columns["reasoning"] == [None, "because", None]
     assert columns["tool_calls"] == [None, None, [{"id": "c1"}]]
     assert "logprobs" not in columns
-    assert call_report.columns([GOOD, Completion("x", logprobs={"content": []})])["logprobs"] == [None, {"content": []}]
+    assert list_call.columns([GOOD, Completion("x", logprobs={"content": []})])["logprobs"] == [None, {"content": []}]
 
 
 @pytest.mark.parametrize(("items", "there"), [(0, True), (1000, True), (1001, False)])
 def test_columns_are_left_out_of_large_calls(items, there):
-    assert bool(call_report.columns([GOOD] * items)) is there
+    assert bool(list_call.columns([GOOD] * items)) is there
 
 
 def test_totals_count_tokens_over_time():
@@ -78,7 +78,7 @@ def test_totals_count_tokens_over_time():
     for outcome in (GOOD, FILTERED):
         stats.settle(outcome)
     stats.requests, stats.retries, stats.started = 4, 2, stats.started - 10
-    totals = call_report.totals(stats)
+    totals = list_call.totals(stats)
     assert {name: totals[name] for name in ("requests", "retries", "prompt_tokens", "completion_tokens")} == {
         "requests": 4,
         "retries": 2,
@@ -94,7 +94,7 @@ def test_warnings_are_told_once_each_in_order():
     stats = CallStats()
     for warning in ("b", "a", "b"):
         stats.warn(warning)
-    assert call_report.totals(stats)["warnings"] == ["b", "a"]
+    assert list_call.totals(stats)["warnings"] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_warnings_are_told_once_each_in_order():
     ],
 )
 def test_a_call_failed_when_nothing_was_answered_or_any_failure_counts(outcomes, any_failure, failed):
-    assert call_report.failed(outcomes, any_failure=any_failure) is failed
+    assert list_call.failed(outcomes, any_failure=any_failure) is failed
