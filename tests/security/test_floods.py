@@ -17,7 +17,7 @@ from fakes import openai_configuration
 from piped import Piped
 from promptmill.core.errors import PromptmillError
 from promptmill.server import prompt_lists
-from promptmill.server.tool_errors import PlainArguments
+from promptmill.server.tool_calls import PlainArguments
 from served import Served, written
 from talk import serving, text
 from upstream import Upstream

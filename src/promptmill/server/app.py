@@ -13,10 +13,9 @@ from mcp_types import Icon, ResourcesCapability, ServerCapabilities, ToolsCapabi
 
 from promptmill import __version__
 from promptmill.server.bulk_tools import add_bulk_tools, board_of
-from promptmill.server.call_log import CallLog
 from promptmill.server.engine_tools import add_engine_tools
 from promptmill.server.status import add_status
-from promptmill.server.tool_errors import PlainArguments
+from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tools import add_answer_tools
 from promptmill.service.service import Service
 

@@ -25,7 +25,7 @@ from promptmill.server.arguments import (
     null_is,
 )
 from promptmill.server.results import most_bytes, page
-from promptmill.server.tool_errors import tool
+from promptmill.server.tool_calls import tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
 

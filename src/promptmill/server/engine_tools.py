@@ -13,7 +13,7 @@ from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.server.arguments import DEFAULT_BACKEND, BackendConfigs, BackendName, ExtraParams, SamplingParams, Sent
 from promptmill.server.progress import with_progress
-from promptmill.server.tool_errors import tool
+from promptmill.server.tool_calls import tool
 from promptmill.service.service import Service
 
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."

@@ -31,7 +31,7 @@ from promptmill.server.arguments import (
 )
 from promptmill.server.progress import with_progress
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, first_answers, message_bytes, most_bytes, result_of
-from promptmill.server.tool_errors import tool
+from promptmill.server.tool_calls import tool
 from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
 

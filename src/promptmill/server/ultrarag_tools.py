@@ -16,7 +16,7 @@ from mcp_types import ListToolsRequest, ToolAnnotations
 from pydantic import Field
 
 from promptmill.config.parameter_file import FILE_NAME, read
-from promptmill.server.tool_errors import tool
+from promptmill.server.tool_calls import tool
 
 # What a pipeline gives to each tool; parameters of ours are left at their defaults.
 _TOOLS = {

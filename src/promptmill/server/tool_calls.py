@@ -1,12 +1,15 @@
-"""Tool errors: our errors and invalid arguments as messages."""
+"""What every call of a tool passes: its arguments checked, our errors as the protocol's, and a line in the log."""
 
 from __future__ import annotations
 
-import difflib
+import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from fastmcp import FastMCP
@@ -17,16 +20,17 @@ from mcp_types import CallToolRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.config.backends import AUTO
-from promptmill.config.settings import BackendConfigs
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.sampling import Sampling
-from promptmill.core.wording import shape
+from promptmill.server import argument_errors
 from promptmill.service.registry import check_name
+from promptmill.system.logs import CALLS
 
 T = TypeVar("T")
 P = ParamSpec("P")
-_MOST_PROBLEMS = 5
-_IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
+_log = logging.getLogger(CALLS)
+_OK, _CANCELLED = "code=ok", "code=cancelled"
+_STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
+_LONGEST_NAME = 40
 _MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
 
 
@@ -64,7 +68,61 @@ def _flowing(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
-_WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
+class CallLog(Middleware):
+    """One log line per call: who called what, and how it ended. Failures are warnings, the rest shows where asked."""
+
+    async def on_call_tool(
+        self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
+    ) -> ToolResult:
+        """Log the call, whatever becomes of it."""
+        began, end = time.monotonic(), f"code={Code.INTERNAL}"
+        try:
+            result = await call_next(context)
+            end = _end_of(result)
+        except CodedToolError as error:
+            end = f"code={error.code}"
+            raise
+        except asyncio.CancelledError:
+            end = _CANCELLED
+            raise
+        finally:
+            _log.log(
+                logging.INFO if end.startswith((_OK, _CANCELLED)) else logging.WARNING,
+                "tool=%s client=%s %s seconds=%.3f",
+                _name(context.message.name),
+                _client(context),
+                end,
+                time.monotonic() - began,
+            )
+        return result
+
+
+def _end_of(result: ToolResult) -> str:
+    structured = result.structured_content or {}
+    answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
+    codes = Counter(error["code"] for error in errors if isinstance(errors, list))  # those of a job are counts by code
+    deferred = codes.pop(Code.DEFERRED, 0)
+    parts = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]
+    if answers is not None:
+        parts.append(f"items={len(answers)} failed={codes.total()}")
+    if deferred:
+        parts.append(f"deferred={deferred}")
+    return " ".join(parts)
+
+
+def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
+    """Return NAME/VERSION as the client gives them, over HTTP with the address that it called from."""
+    request = context.fastmcp_context.request_context if context.fastmcp_context else None
+    if request is None:
+        return "-"
+    params = request.session.client_params
+    client = f"{_name(params.client_info.name)}/{_name(params.client_info.version)}" if params else "-"
+    caller = request.request.client if request.request is not None else None
+    return f"{client}@{caller.host}" if caller else client
+
+
+def _name(text: str) -> str:
+    return _STRANGE.sub("_", text[:_LONGEST_NAME]) or "-"
 
 
 class PlainArguments(Middleware):
@@ -97,7 +155,7 @@ class PlainArguments(Middleware):
             return await call_next(context)
         except ValidationError as error:
             cause = error.__cause__
-            wrong = _wrong_arguments(cause) if isinstance(cause, PydanticValidationError) else ""
+            wrong = argument_errors.wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
             raise CodedToolError(wrong) from None
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
@@ -116,86 +174,24 @@ class PlainArguments(Middleware):
 
 
 def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    properties: dict[str, Any] = schema.get("properties", {})
     if not schema:
         return ""  # whoever knows the tool says that it is not there
+    properties: dict[str, Any] = schema.get("properties", {})
     lines = [
-        f"{name} is missing; send {_kind(properties.get(name, {}))}."
+        argument_errors.missing(name, _kinds(properties.get(name, {})))
         for name in schema.get("required", ())
         if name not in arguments
     ]
     for name, value in arguments.items():
         if name not in properties:
-            lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
+            lines.append(argument_errors.unknown(name, properties))
         elif isinstance(value, list | dict):
             kinds = _kinds(properties[name])
             if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
-                lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
-    return _joined(lines)
-
-
-def _kind(argument: Mapping[str, Any]) -> str:
-    kinds = _kinds(argument)
-    return "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
+                lines.append(argument_errors.of_another_kind(name, value, kinds[0]))
+    return argument_errors.joined(lines) if lines else ""
 
 
 def _kinds(argument: Mapping[str, Any]) -> list[str]:
     """Return the JSON types that an argument may have."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
-
-
-def _where(name: str, properties: Mapping[str, Any]) -> str:
-    """Return where an argument goes that a tool does not have by itself, or which one was meant."""
-    if name in Sampling.model_fields and "sampling_params" in properties:
-        return f': it goes into sampling_params, {{"{name}": …}}.'
-    if "backend_configs" in properties and any(
-        name in block.annotation.model_fields
-        for block in BackendConfigs.model_fields.values()
-        if isinstance(block.annotation, type)
-    ):
-        return f': it goes into backend_configs, below the backend\'s name, {{"{name}": …}}.'
-    if name in _IMAGES and "multimodal_path" in properties:
-        return (
-            ': images go into multimodal_path, a list of them for each prompt: {"prompt_ls": ["…"], '
-            '"multimodal_path": [["a.png"]]}.'
-        )
-    if name in _IMAGES and "prompt_ls" in properties:
-        return ": multimodal_generate takes images."
-    if name == "messages" and "prompt_ls" in properties:
-        return ": multiturn_generate takes messages."
-    near = difflib.get_close_matches(name, properties, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
-
-
-def _joined(lines: Sequence[str]) -> str:
-    more = len(lines) - _MOST_PROBLEMS
-    return " ".join([*lines[:_MOST_PROBLEMS], f"And {more} more."] if more > 0 else lines)
-
-
-def _wrong_arguments(error: PydanticValidationError) -> str:
-    lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        name, *inner = problem["loc"] or ("arguments",)
-        place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
-        expected = _expected(problem["type"], problem.get("ctx", {}))
-        given = problem["input"]
-        is_number = problem["type"].endswith("_than_equal")
-        lines.setdefault(place, f"is {f'{given:g}' if is_number else shape(given)}; {expected}")
-    return _joined([f"{place:.100} {text}" for place, text in lines.items()])
-
-
-def _expected(problem: str, bounds: Mapping[str, object]) -> str:
-    if problem in {"list_type", "dict_type"}:
-        return f"send a{' list' if problem == 'list_type' else 'n object'}."
-    match problem:
-        case "string_type":
-            return "send a text."
-        case "greater_than_equal":
-            return f"send {bounds['ge']} or more."
-        case "less_than_equal":
-            return f"send {bounds['le']} or less."
-        case "int_type" | "int_parsing" | "int_from_float":
-            return "send a whole number."
-        case "bool_type" | "bool_parsing":
-            return "send true or false."
-    return "see the tool's input schema."
