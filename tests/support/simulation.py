@@ -1,4 +1,4 @@
-"""A call over one endpoint in simulated time: the window is real, everything else is events in a heap.
+"""A call over one endpoint in simulated time: the limit is real, everything else is events in a heap.
 
 seconds = Call(5000, AdaptiveLimit(512), Endpoint(2.0, "together")).run()
 """
@@ -134,11 +134,11 @@ class Call:
     """So many prompts, sent as `run.Run` sends them: what was refused goes to the back of the queue."""
 
     def __init__(
-        self, prompts: int, window: AdaptiveLimit, endpoint: Endpoint | BatchingServer, *, seed: int = 1
+        self, prompts: int, limit: AdaptiveLimit, endpoint: Endpoint | BatchingServer, *, seed: int = 1
     ) -> None:
         self.now = 0.0
         self.sent = self.refusals = self.done = 0
-        self.window = window
+        self.limit = limit
         self._prompts, self._fresh = prompts, prompts
         self._back: deque[list[int]] = deque()
         self._endpoint = endpoint
@@ -165,8 +165,8 @@ class Call:
         return self.now
 
     def _send(self) -> None:
-        window = self.window
-        while self._in_flight < window.size and (self._fresh or self._back):
+        limit = self.limit
+        while self._in_flight < limit.size and (self._fresh or self._back):
             if self._back and (self.sent % 2 or not self._fresh):
                 item = self._back.popleft()
             else:
@@ -174,14 +174,14 @@ class Call:
                 item = [0]
             self._in_flight += 1
             self.sent += 1
-            self._endpoint.arrive(self, item, window.taken(self._in_flight), self.now)
-        if window.may_double and self._in_flight >= window.size and not self._watched:
+            self._endpoint.arrive(self, item, limit.taken(self._in_flight), self.now)
+        if limit.may_double and self._in_flight >= limit.size and not self._watched:
             self._watched = True
-            self.at(QUIET_S, self._quiet, window.round_number)
+            self.at(QUIET_S, self._quiet, limit.round_number)
 
     def _quiet(self, round_number: int) -> None:
         self._watched = False
-        self.window.stayed_quiet(round_number)
+        self.limit.stayed_quiet(round_number)
         self._send()
 
     def answered(self, item: list[int], round_number: int, sent_at: float, tokens: int = 0) -> None:
@@ -193,7 +193,7 @@ class Call:
             self.search.answered(round_number, self._in_flight, self.now - sent_at, tokens)
         self._in_flight -= 1
         self._answer_s += 0.1 * (self.now - sent_at - self._answer_s)
-        self.window.accepted(round_number)
+        self.limit.accepted(round_number)
         self._send()
 
     def refused(self, item: list[int], round_number: int, sent_at: float) -> None:
@@ -201,7 +201,7 @@ class Call:
         del sent_at
         self.refusals += 1
         self._in_flight -= 1
-        self.window.refused(round_number)
+        self.limit.refused(round_number)
         item[0] += 1
         wait_s = 0.0
         if item[0] > 1:

@@ -1,4 +1,4 @@
-"""The adaptive window in simulated time: how fast it is beside one that was set by hand, and what it provokes."""
+"""The adaptive limit in simulated time: how fast it is beside one that was set by hand, and what it provokes."""
 
 from __future__ import annotations
 
@@ -85,23 +85,23 @@ def test_a_limit_that_changes_is_followed(before, after):
 
 
 def test_where_nothing_is_taken_any_more_it_begins_again_with_one():
-    window = AdaptiveLimit(256)
-    for number in [window.taken(number) for number in range(1, 65)]:
-        window.refused(number)
-    assert window.size == 1
+    limit = AdaptiveLimit(256)
+    for number in [limit.taken(number) for number in range(1, 65)]:
+        limit.refused(number)
+    assert limit.size == 1
     sizes = []
     for _ in range(6):
-        for number in [window.taken(number) for number in range(1, window.size + 1)]:
-            window.accepted(number)
-        sizes.append(window.size)
+        for number in [limit.taken(number) for number in range(1, limit.size + 1)]:
+            limit.accepted(number)
+        sizes.append(limit.size)
     assert sizes == [2, 4, 8, 16, 32, 64]
 
 
 def test_a_call_that_needs_little_does_not_make_it_grow():
-    window = AdaptiveLimit(512)
+    limit = AdaptiveLimit(512)
     for _ in range(1000):
-        window.accepted(window.taken(1))
-    assert window.size == 64
+        limit.accepted(limit.taken(1))
+    assert limit.size == 64
 
 
 def test_answers_that_come_together_find_it_full_as_often_as_single_ones():
@@ -117,7 +117,7 @@ def test_answers_that_come_together_find_it_full_as_often_as_single_ones():
 
 
 def test_a_fixed_window_stays():
-    window = AdaptiveLimit(10, adaptive=False)
-    window.refused(window.taken(1))
-    window.accepted(window.taken(10))
-    assert window.size == 10
+    limit = AdaptiveLimit(10, adaptive=False)
+    limit.refused(limit.taken(1))
+    limit.accepted(limit.taken(10))
+    assert limit.size == 10

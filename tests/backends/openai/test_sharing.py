@@ -130,13 +130,13 @@ def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_
 
 
 async def grown(answer_after_s: float, *, busy: bool) -> int:
-    """Return the window after a thousand answers, while the process sends all the time or waits for each answer."""
+    """Return the limit after a thousand answers, while the process sends all the time or waits for each answer."""
     clock = Clock()
     throttle = LoopThrottle(clock)
     endpoint_state = an_endpoint(throttle, concurrency=256)
     for _ in range(1000):
         assert throttle.pass_now()
-        tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.window.size)]
+        tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.limit.size)]
         if not busy:
             await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
             await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def grown(answer_after_s: float, *, busy: bool) -> int:
             endpoint_state.succeeded(permit)
             endpoint_state.leave(permit)
         await asyncio.sleep(0)
-    return endpoint_state.window.size
+    return endpoint_state.limit.size
 
 
 async def test_the_window_grows_while_the_endpoint_is_waited_for():
@@ -214,7 +214,7 @@ def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
     ill.succeeded(begun)
     ill.leave(begun)
 
-    assert not ill.ailing
+    assert not ill.is_down
     permit = limiter.enter_now(stats, 1, avoid=well)
     assert permit is not None
     assert permit.endpoint_state is well

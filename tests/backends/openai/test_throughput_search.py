@@ -22,9 +22,9 @@ LENGTHS: dict[str, Tokens] = {
 
 
 def searching(prompts: int, server: Endpoint | BatchingServer) -> Call:
-    window = AdaptiveLimit(64)
-    call = Call(prompts, window, server)
-    call.search = ThroughputSearch(window, 1024)
+    limit = AdaptiveLimit(64)
+    call = Call(prompts, limit, server)
+    call.search = ThroughputSearch(limit, 1024)
     return call
 
 
@@ -44,38 +44,38 @@ def test_a_server_that_saturates_at_200_is_given_200(tokens):
 def test_a_small_server_is_not_flooded():
     found = searching(3000, BatchingServer(8, 0.02, LENGTHS["like lengths"]))
     found.run()
-    assert found.window.size <= 80
+    assert found.limit.size <= 80
 
 
 def test_a_large_server_gets_more_than_64():
     found = searching(20_000, BatchingServer(2000, 0.02, LENGTHS["like lengths"]))
     found.run()
-    assert found.window.size >= 900
+    assert found.limit.size >= 900
 
 
 def test_a_limit_of_the_server_is_kept_to_as_well():
     call = searching(5000, Endpoint(0.5, limit=100))
     call.run()
     assert call.refusals / call.sent < 0.05
-    assert 85 <= call.window.size <= 115
+    assert 85 <= call.limit.size <= 115
 
 
 def test_a_call_with_little_to_do_says_nothing_about_the_server():
-    window = AdaptiveLimit(64)
-    search = ThroughputSearch(window, 1024)
+    limit = AdaptiveLimit(64)
+    search = ThroughputSearch(limit, 1024)
     for _ in range(1000):
-        search.answered(window.taken(2), 2, 1.0, 100)
-    assert window.most == 64
+        search.answered(limit.taken(2), 2, 1.0, 100)
+    assert limit.most == 64
 
 
 def test_what_waits_at_the_server_is_not_sent_for_now():
-    window = AdaptiveLimit(64)
-    search = ThroughputSearch(window, 1024)
+    limit = AdaptiveLimit(64)
+    search = ThroughputSearch(limit, 1024)
     search.waits(0, 64)
-    assert window.size == 64
+    assert limit.size == 64
     for waiting in (24, 20, 10):  # it takes a while until fewer are in flight
         search.waits(waiting, 40 + waiting)
-        assert window.size == 40
+        assert limit.size == 40
 
 
 # As the servers' own documentation shows them

@@ -1,11 +1,11 @@
 """Adaptive concurrency limit of one endpoint.
 
 Doubles per round trip until refusals come more often than an endpoint's everyday ones do. Then it holds still at what
-the endpoint took: if refusals stop, the limit is found, and from then on the window only tries a little more now and
-then; if they go on at the same rate, they have nothing to do with the window, and it grows again.
+the endpoint took: if refusals stop, the endpoint's own limit is found, and from then on a little more is tried now and
+then; if they go on at the same rate, they have nothing to do with what is in flight, and the limit grows again.
 
 Each refusal closes one place at once and answers reopen closed places, so nothing storms while that is being decided.
-The doubling at the start is TCP's slow start (V. Jacobson, 1988). That a smaller window must be seen to help before it
+The doubling at the start is TCP's slow start (V. Jacobson, 1988). That a lower limit must be seen to help before it
 is believed is what keeps random refusals, which shared providers give, from costing speed.
 """
 
@@ -17,15 +17,16 @@ from collections import deque
 # A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
 QUIET_S = 0.2
 _START = 64
-# While the window doubles, this share of refusals is borne before it is asked what they come from …
+# While the limit doubles, this share of refusals is borne before it is asked what they come from …
 _BORNE = 0.1
 # … and beyond this share they are never taken for everyday ones.
 _MOST_EVERYDAY = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial is over when the share of before would have brought this many refusals, or after so many windows' worth.
+# A trial is over when the share of before would have brought this many refusals, or after so many limits' worth
+# of answers.
 _TELLING = 8
-_TRIAL_WINDOWS = 4
+_TRIAL_LIMITS = 4
 _LONGEST_REST = 32
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
@@ -58,22 +59,22 @@ class AdaptiveLimit:
     """
 
     def __init__(self, most: int, *, adaptive: bool = True) -> None:
-        """`most` is the configured bound; without `adaptive` the window stays there."""
+        """`most` is the configured bound; without `adaptive` the limit stays there."""
         self._most = most
         self._adaptive = adaptive
-        self._goal = float(min(most, _START) if adaptive else most)
-        self._size = self._goal  # the goal less the places that refusals closed
-        self._proven = self._goal  # the last goal at which nothing was amiss
-        self._found = 0.0  # the endpoint's limit; 0: none was met
+        self._limit = float(min(most, _START) if adaptive else most)
+        self._size = self._limit  # the limit less the places that refusals closed
+        self._proven = self._limit  # the last limit at which nothing was amiss
+        self._found = 0.0  # the endpoint's own limit; 0: none was met
         self._ramping = adaptive
-        self._everyday = 0.0  # the share of refusals that is not the window's doing
+        self._everyday = 0.0  # the share of refusals that what is in flight does not bring about
         self.round_number = 0
-        self._used = -2  # the last round in which the window was full
+        self._used = -2  # the last round in which all places were taken
         self._rounds = deque([_Count()], _KEPT_ROUNDS)
         self._lag = 0  # rounds that ended before a refusal of a request of theirs came
-        self._level, self._level_from = _Count(), 0  # all since the window was last changed
+        self._level, self._level_from = _Count(), 0  # all since the limit was last changed
         self._trial: _Count | None = None  # what led to it
-        self._trial_goal = self._goal  # where to return to
+        self._trial_limit = self._limit  # where to return to
         self._trial_from = 0
         self._in_a_row = 0  # refusals without an answer between
         self._step = 1.0
@@ -92,21 +93,21 @@ class AdaptiveLimit:
 
     @most.setter
     def most(self, most: int) -> None:
-        untroubled = self._trial is None and not self._found and self._goal == self._most
+        untroubled = self._trial is None and not self._found and self._limit == self._most
         self._most = most
-        self._goal = float(most) if untroubled or not self._adaptive else min(self._goal, most)
-        self._size = self._proven = self._goal
+        self._limit = float(most) if untroubled or not self._adaptive else min(self._limit, most)
+        self._size = self._proven = self._limit
         self._next_level()
 
     @property
     def may_grow(self) -> bool:
         """Whether it is below its bound and allowed to change."""
-        return self._adaptive and self._goal < self._most
+        return self._adaptive and self._limit < self._most
 
     @property
     def may_double(self) -> bool:
         """Whether `stayed_quiet` may make it wider."""
-        return self._ramping and self._trial is None and self._goal < self._most and self._in_a_row < _TELLING
+        return self._ramping and self._trial is None and self._limit < self._most and self._in_a_row < _TELLING
 
     @property
     def _in_use(self) -> bool:
@@ -122,9 +123,9 @@ class AdaptiveLimit:
         return self.round_number
 
     def stayed_quiet(self, round_number: int) -> None:
-        """Note that the window has been full since `round_number` for `QUIET_S` without an end of that round."""
+        """Note that all places have been taken since `round_number` for `QUIET_S` without an end of that round."""
         if self.may_double and round_number == self.round_number and not self._rounds[-1].exceeds(self._borne):
-            self._widen(self._goal)
+            self._widen(self._limit)
             self._next_round()
 
     def accepted(self, round_number: int, *, may_grow: bool = True) -> None:
@@ -133,10 +134,10 @@ class AdaptiveLimit:
             return
         self._in_a_row = 0
         if may_grow and self.may_double and self._in_use:
-            self._widen(1)  # one more per answer doubles the window per round trip
-        if self._size < self._goal:
-            closed = self._goal - self._size
-            self._size += min(closed, 2 * closed / self._goal + self._everyday)
+            self._widen(1)  # one more per answer doubles the limit per round trip
+        if self._size < self._limit:
+            closed = self._limit - self._size
+            self._size += min(closed, 2 * closed / self._limit + self._everyday)
         if self._trial is not None and round_number >= self._level_from:
             self._level.answered += 1
         if round_number == self.round_number and self._rounds[-1].sent >= 0.5 * self._size:
@@ -153,12 +154,12 @@ class AdaptiveLimit:
             return None
         self._size = max(1.0, self._size - 1)
         self._in_a_row += 1
-        if self._size == 1.0 < self._goal and self._in_a_row >= _TELLING:
+        if self._size == 1.0 < self._limit and self._in_a_row >= _TELLING:
             return self._start_over()
         if round_number >= self._level_from:
             self._level.refused += 1
         elif self._trial is not None:  # sent before the trial: part of what led to it
-            self._goal = min(self._goal, self._size)
+            self._limit = min(self._limit, self._size)
             self._trial.refused += round_number >= self._trial_from
             return None
         if self._trial is not None:
@@ -184,15 +185,15 @@ class AdaptiveLimit:
 
     def _start_over(self) -> None:
         """Begin again with one request: nothing is taken at all, as beyond a limit per minute."""
-        self._goal = self._size = self._proven = 1.0
+        self._limit = self._size = self._proven = 1.0
         self._ramping, self._trial, self._found = True, None, 0.0
         self._next_level()
 
     def _widen(self, by: float) -> None:
-        self._goal = min(self._most, self._goal + by)
-        self._size = min(self._goal, self._size + by)
+        self._limit = min(self._most, self._limit + by)
+        self._size = min(self._limit, self._size + by)
         self._level, self._level_from = _Count(), self.round_number + 1
-        if self._goal > 2 * self._found:
+        if self._limit > 2 * self._found:
             self._ramping = True
 
     def _next_round(self) -> None:
@@ -205,9 +206,9 @@ class AdaptiveLimit:
         self._level, self._level_from = _Count(), self.round_number
 
     def _try_less(self, factor: float) -> None:
-        """Hold still with a smaller window, to see whether that makes refusals rarer."""
-        self._trial, self._trial_from, self._trial_goal = self._level, self._level_from, self._goal
-        self._goal = self._size = max(1.0, self._size * factor)
+        """Hold still with a lower limit, to see whether that makes refusals rarer."""
+        self._trial, self._trial_from, self._trial_limit = self._level, self._level_from, self._limit
+        self._limit = self._size = max(1.0, self._size * factor)
         self._next_level()
 
     def _judge(self, *, answered: bool) -> None:
@@ -216,32 +217,32 @@ class AdaptiveLimit:
         assert before is not None
         if now.exceeds(_MOST_EVERYDAY, 2):
             return self._try_less(_CUT)
-        if now.refused >= 0.6 * _TELLING and (now.share >= 0.5 * before.share or self._trial_goal <= self._goal):
+        if now.refused >= 0.6 * _TELLING and (now.share >= 0.5 * before.share or self._trial_limit <= self._limit):
             return self._found_everyday(now, before)
         if not answered:  # more refusals of what was sent with these may be on their way
             return None
         likely = before.refused / (before.sent + 100)  # it is the highest of many, so somewhat less
-        if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_WINDOWS * self._goal + _TELLING):
+        if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
             return None
         if now.refused > 0.3 * now.sent * likely:
             return self._found_everyday(now, before) if now.share >= 0.5 * likely else self._try_less(_GENTLE_CUT)
         self._ramping = False
-        self._found = self._proven = self._goal
+        self._found = self._proven = self._limit
         return self._tire()
 
     def _found_everyday(self, now: _Count, before: _Count) -> None:
-        """Refusals do not come from the window: go back to where it was."""
+        """Refusals do not come from what is in flight: go back to where the limit was."""
         if before.share <= _MOST_EVERYDAY:
             now.sent += before.sent
             now.refused += before.refused
         self._everyday = max(self._everyday, now.share)
-        self._size = self._goal = self._trial_goal
+        self._size = self._limit = self._trial_limit
         self._trial = None
         self._next_level()
 
     def _tire(self) -> None:
         """Rest for longer than the last time, then try a little more."""
-        self._step = max(1.0, _FIRST_STEP * self._goal)
+        self._step = max(1.0, _FIRST_STEP * self._limit)
         self._rest = self._rests
         self._rests = min(_LONGEST_REST, 2 * self._rests)
         self._trial = None
@@ -259,13 +260,13 @@ class AdaptiveLimit:
                     self._everyday = self._level.share
                 return self._next_level()
         elif self._level.refused > everyday * self._level.sent + 2 * math.sqrt(everyday * self._level.sent):
-            self._goal = self._proven
-            self._size = min(self._size, self._goal)
+            self._limit = self._proven
+            self._size = min(self._size, self._limit)
             return self._tire()
         elif may_grow and self._in_use and self.may_grow and self.round_number >= self._level_from + self._lag:
-            if self._goal > self._proven:
+            if self._limit > self._proven:
                 self._rests = 2
-                self._step = min(self._goal, 2 * self._step)
-            self._proven = self._goal
+                self._step = min(self._limit, 2 * self._step)
+            self._proven = self._limit
             self._widen(self._step)
         return self._next_round()

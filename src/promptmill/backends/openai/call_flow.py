@@ -50,16 +50,16 @@ class CallFlow:
         """
         now = self._clock()
         states = [state for state in self._limiter.endpoint_states if not state.blocked]
-        if not states or any(state.room(now) > 0 and not state.ailing for state in states):
+        if not states or any(state.room(now) > 0 and not state.is_down for state in states):
             if states and self._stats.in_flight:
                 return self._without_answers(states, now)
             return self._between_attempts(now) if states else ""
-        if self._stats.in_flight and not all(state.ailing for state in states):
+        if self._stats.in_flight and not all(state.is_down for state in states):
             return self._without_answers(states, now)
         state = min(states, key=lambda state: state.paused_until)
         left_s = state.paused_until - now
         failure, since = state.last_failure, state.trouble_since
-        if not state.ailing or failure is None or since is None:
+        if not state.is_down or failure is None or since is None:
             allows = f"{state.endpoint.name} has used up its limit for now"
             return f"{allows}, next request in {left_s:.0f} s" if left_s >= _SHORTEST_S else ""
         is_new = not state.successes

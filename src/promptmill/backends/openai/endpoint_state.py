@@ -39,7 +39,7 @@ class Permit:
         self.at = at
         self.idle_s = idle_s
         self.serial = endpoint_state.serial
-        self.round_number = endpoint_state.window.taken(endpoint_state.in_flight)
+        self.round_number = endpoint_state.limit.taken(endpoint_state.in_flight)
         self.outage = endpoint_state.outage
         self.successes = endpoint_state.successes
 
@@ -65,11 +65,11 @@ class EndpointState:
         self.number = number
         self.endpoint = endpoint
         self.encoder = encoder
-        self.window = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
-        self.search = ThroughputSearch(self.window, _MOST_OWN) if _is_searched(settings, endpoint) else None
+        self.limit = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
+        self.search = ThroughputSearch(self.limit, _MOST_OWN) if _is_searched(settings, endpoint) else None
         self.in_flight = 0
         self.watched = False
-        """Whether somebody will look whether the full window stays without a refusal."""
+        """Whether somebody will look whether the limit is reached and stays without a refusal."""
         self.answer_s = 0.0
         """How long answers have lately taken; 0: none yet."""
         self.answered = False
@@ -106,7 +106,7 @@ class EndpointState:
             return 0
         if self._strikes:
             return 0 if self._probe else 1
-        return self.window.size - self.in_flight
+        return self.limit.size - self.in_flight
 
     @property
     def may_be_probed(self) -> bool:
@@ -140,17 +140,17 @@ class EndpointState:
         self.successes += 1
         self._strikes = self._losses = self._refused_in_row = 0
         self.suspected = None
-        self._probe = None  # one that hangs is in nobody's way when it is needed again
+        self._probe = None  # so that another can be sent while this one hangs
         self.trouble_since = None
         now = self._clock()
         answer_s = now - permit.at
         self.answer_s += _FADING * (answer_s - self.answer_s) if self.answer_s else answer_s
         if self.search is not None:
             self.search.answered(permit.round_number, self.in_flight, answer_s, tokens)
-        window = self.window
-        window.accepted(
+        limit = self.limit
+        limit.accepted(
             permit.round_number,
-            may_grow=window.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s),
+            may_grow=limit.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s),
         )
         return now
 
@@ -166,45 +166,31 @@ class EndpointState:
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Count a failure; return whether it is the endpoint's affair and does not count against the item.
 
-        `failed_before` is `serial` at the item's previous failure here. From the second failure on, a lost connection
-        is the item's only if a request sent after the first was answered: an endpoint that drains before it goes still
-        answers older ones for a while.
+        `failed_before` is `serial` at the item's previous failure here.
         """
-        now = self._clock()
         self.last_failure = decision
         if self.trouble_since is None:
-            self.trouble_since = now
-        alone = self.successes == permit.successes if failed_before is None else self.newest_success <= failed_before
-        fresh = permit.outage == self.outage
-        self._losses += decision.kind is FailureKind.LOST
-        if decision.kind is FailureKind.ENDPOINT:
-            self._refused(decision.error)
-            return True
-        if decision.kind is FailureKind.LOAD:
-            self.rejections += 1
-            self.window.refused(permit.round_number)
-            if alone and fresh and self.in_flight <= 1:  # else those that it works on show that it is not all too much
-                pause = backoff_s(self._strikes + 1, self._settings.base_delay, self._settings.max_delay, self._chance)
-                self._strike(now, max(pause, self.wished(decision)))
-            return True
-        if decision.kind is FailureKind.LOST and alone:
-            refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
-            self._listened = self._listened or not refused
-            if fresh:
-                self._refusals = self._refusals + 1 if refused else 0
-                # the first probe goes at once: a connection closed between requests is not an outage
-                base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
-                pause = backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0
-                self._strike(now, max(pause, self.wished(decision)))
-            return self.answered or (refused and self._listened)
-        # several lost without a success between are the endpoint's loss, whoever was answered just before
-        return decision.kind is FailureKind.LOST and self._losses > 1 and self.answered
+            self.trouble_since = self._clock()
+        match decision.kind:
+            case FailureKind.ENDPOINT:
+                self._refused(decision.error)
+                return True
+            case FailureKind.LOAD:
+                self._overloaded(permit, decision, failed_before)
+                return True
+            case FailureKind.LOST:
+                return self._lost(permit, decision, failed_before)
+        return False
 
-    def heard(self, headers: Mapping[str, str]) -> None:
-        """Send nothing while the headers of an answer say that the minute's limit is used up, before it is refused."""
-        wait_s = exhausted_s(headers)
-        if wait_s and wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
-            self.paused_until = max(self.paused_until, self._clock() + wait_s)
+    def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
+        """Return whether nothing was answered since `permit` was given.
+
+        From the item's second failure here on, only answers to requests count that were sent after the first: an
+        endpoint that drains before it goes still answers older ones for a while.
+        """
+        if failed_before is None:
+            return self.successes == permit.successes
+        return self.newest_success <= failed_before
 
     def _refused(self, error: PromptmillError) -> None:
         """Count a refusal that would concern all: it does where nothing was ever answered, or after many in a row."""
@@ -215,16 +201,57 @@ class EndpointState:
         elif not self.answered:
             self.suspected = error
 
+    def _overloaded(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> None:
+        """Lower the limit for a refusal for load; pause the endpoint if it takes nothing at all."""
+        self.rejections += 1
+        self.limit.refused(permit.round_number)
+        if (
+            self._nothing_succeeded(permit, failed_before)
+            and permit.outage == self.outage
+            and self.in_flight <= 1  # else those that it works on show that it is not all too much
+        ):
+            base, cap = self._settings.base_delay, self._settings.max_delay
+            self._strike(decision, backoff_s(self._strikes + 1, base, cap, self._chance))
+
+    def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
+        """Pause the endpoint for a lost or refused connection, if nothing was answered meanwhile.
+
+        Returns whether it does not count against the item.
+        """
+        self._losses += 1
+        if not self._nothing_succeeded(permit, failed_before):
+            # several lost without a success between are the endpoint's loss, whoever was answered just before
+            return self._losses > 1 and self.answered
+        refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
+        self._listened = self._listened or not refused
+        if permit.outage == self.outage:
+            self._refusals = self._refusals + 1 if refused else 0
+            # the first probe goes at once: a connection closed between requests is not an outage
+            base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
+            self._strike(decision, backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0)
+        return self.answered or (refused and self._listened)
+
+    def _strike(self, decision: RetryDecision, pause_s: float) -> None:
+        self._strikes += 1
+        self.outage += 1
+        self.paused_until = self._clock() + max(pause_s, self.honoured_wait_s(decision))
+
+    def heard(self, headers: Mapping[str, str]) -> None:
+        """Send nothing while the headers of an answer say that the minute's limit is used up, before it is refused."""
+        wait_s = exhausted_s(headers)
+        if wait_s and wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
+            self.paused_until = max(self.paused_until, self._clock() + wait_s)
+
     @property
-    def ailing(self) -> bool:
+    def is_down(self) -> bool:
         """Whether the endpoint is being probed, or is not to be used at all."""
         return self._strikes > 0 or self.blocked is not None
 
-    def is_out(self, now: float) -> bool:
-        """Return whether it is ailing, or asked for a pause that an answer to an earlier request did not take back."""
-        return self.ailing or now < self.paused_until
+    def is_unavailable(self, now: float) -> bool:
+        """Return whether it is down, or asked for a pause that an answer to an earlier request did not take back."""
+        return self.is_down or now < self.paused_until
 
-    def wished(self, decision: RetryDecision) -> float:
+    def honoured_wait_s(self, decision: RetryDecision) -> float:
         """Return the wait that the endpoint asked for, as far as it is honoured, in seconds."""
         return min(decision.wait_s or 0.0, self.longest_wait_s)
 
@@ -238,13 +265,8 @@ class EndpointState:
         """How long it may be silent before an attempt is given up."""
         return self._settings.timeout[1]
 
-    def _strike(self, now: float, pause_s: float) -> None:
-        self._strikes += 1
-        self.outage += 1
-        self.paused_until = now + pause_s
-
-    def decision(self) -> PromptmillError | None:
-        """Return why nothing more should be hoped from this endpoint, or None while there is hope."""
+    def unusable(self) -> PromptmillError | None:
+        """Return the error that makes this endpoint unusable, or None."""
         if self.blocked or self.trouble_since is None or self.last_failure is None:
             return self.blocked
         never = not self.answered and not self._listened and self._refusals >= self._settings.retries

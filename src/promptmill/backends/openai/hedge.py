@@ -6,9 +6,10 @@ import asyncio
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any
 
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
+from promptmill.backends.openai.item import Item
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.retry import RetryDecision
 from promptmill.backends.protocol import CallStats
@@ -22,12 +23,6 @@ _MOST_TWINS = 0.05
 
 Result = Completion | RetryDecision
 Send = Callable[[EndpointState], Awaitable[Result]]
-
-
-class Counted(Protocol):
-    """An item with its ledger of attempts."""
-
-    attempts: int
 
 
 class Hedge:
@@ -46,7 +41,7 @@ class Hedge:
         times = self._sorted
         return _TIMES * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST else None
 
-    async def send(self, item: Counted, permit: Permit, tokens: int, send: Send) -> tuple[Result, Permit]:
+    async def send(self, item: Item[Any], permit: Permit, tokens: int, send: Send) -> tuple[Result, Permit]:
         """Return what came of `send`, or of its twin if that answered first, and the permit of that one.
 
         What `send` raises goes through; the twin's failures are told to its endpoint alone.
@@ -78,7 +73,9 @@ class Hedge:
                 task.cancel()
             await asyncio.gather(*losers, return_exceptions=True)
 
-    async def _twin(self, item: Counted, slow: EndpointState, tokens: int, send: Send) -> tuple[Result, Permit] | None:
+    async def _twin(
+        self, item: Item[Any], slow: EndpointState, tokens: int, send: Send
+    ) -> tuple[Result, Permit] | None:
         """Send once more, elsewhere if there is another endpoint; None if that brings no answer."""
         try:
             permit = await self._limiter.enter(self._stats, tokens, slow)

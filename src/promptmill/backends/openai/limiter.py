@@ -122,12 +122,12 @@ class Limiter:
 
     @property
     def room(self) -> int:
-        """How many requests the endpoints' windows and `concurrency` let be in flight together."""
+        """How many requests the endpoints' limits and `concurrency` let be in flight together."""
         endpoint_states = self.endpoint_states
         size = (
-            endpoint_states[0].window.size
+            endpoint_states[0].limit.size
             if len(endpoint_states) == 1
-            else sum(endpoint_state.window.size for endpoint_state in endpoint_states if not endpoint_state.blocked)
+            else sum(state.limit.size for state in endpoint_states if not state.blocked)
         )
         return max(1, min(self._concurrency, size))
 
@@ -143,7 +143,7 @@ class Limiter:
 
         Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
         """
-        if error := self._hopeless():
+        if error := self._unusable():
             if _has_sent(stats):
                 raise error
             self._forgive()
@@ -164,21 +164,21 @@ class Limiter:
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
         stats.in_flight -= 1
-        self._share_out_soon()  # once per turn: the endpoints' windows may have changed
+        self._share_out_soon()  # once per turn: the endpoints' limits may have changed
         if self._waiting:
             self.serve()
 
-    def only(self, endpoint_state: EndpointState) -> bool:
-        """Return whether no other endpoint than `endpoint_state` can be hoped for."""
-        return all(other.decision() is not None for other in self.endpoint_states if other is not endpoint_state)
+    def only(self, state: EndpointState) -> bool:
+        """Return whether no other endpoint than `state` can be hoped for."""
+        return all(other.unusable() is not None for other in self.endpoint_states if other is not state)
 
-    def elsewhere(self, endpoint_state: EndpointState) -> bool:
-        """Return whether another endpoint than `endpoint_state` is well."""
+    def elsewhere(self, state: EndpointState) -> bool:
+        """Return whether another endpoint than `state` is well."""
         now = self._clock()
         return any(
-            not other.is_out(now) and other.decision() is None
+            not other.is_unavailable(now) and other.unusable() is None
             for other in self.endpoint_states
-            if other is not endpoint_state
+            if other is not state
         )
 
     def lease(self, share: float) -> None:
@@ -202,7 +202,7 @@ class Limiter:
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
             pass
         if self._waiting:
-            if error := self._hopeless():
+            if error := self._unusable():
                 self._refuse_all(error)
                 if self._waiting:
                     self._forgive()
@@ -243,10 +243,10 @@ class Limiter:
         if self._in_flight >= self._concurrency:
             return None
         endpoint_states = self.endpoint_states
-        endpoint_state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
-        if endpoint_state is None:
+        state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
+        if state is None:
             return None
-        if endpoint_state.room(now) <= 0 and (_has_sent(stats) or not endpoint_state.may_be_probed):
+        if state.room(now) <= 0 and (_has_sent(stats) or not state.may_be_probed):
             return None
         if self._requests or self._tokens:
             if self.rate_wait_s(now) > 0:
@@ -257,16 +257,16 @@ class Limiter:
                 self._tokens.take(tokens)
         self._in_flight += 1
         stats.in_flight += 1
-        permit = endpoint_state.enter(now)
-        window = endpoint_state.window
-        if window.may_double and endpoint_state.in_flight >= window.size and not endpoint_state.watched:
-            endpoint_state.watched = True
-            asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, endpoint_state, permit.round_number)
+        permit = state.enter(now)
+        limit = state.limit
+        if limit.may_double and state.in_flight >= limit.size and not state.watched:
+            state.watched = True
+            asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, state, permit.round_number)
         return permit
 
-    def _widen_if_quiet(self, endpoint_state: EndpointState, round_number: int) -> None:
-        endpoint_state.watched = False
-        endpoint_state.window.stayed_quiet(round_number)
+    def _widen_if_quiet(self, state: EndpointState, round_number: int) -> None:
+        state.watched = False
+        state.limit.stayed_quiet(round_number)
         if self.room != self._capacity:
             self._share_out_soon()
         if self._waiting:
@@ -274,31 +274,27 @@ class Limiter:
 
     def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
         """Return the endpoint with the most room; `avoid` only when all others are out and none may be probed now."""
-        others = [
-            endpoint_state
-            for endpoint_state in self.endpoint_states
-            if endpoint_state is not avoid and endpoint_state.decision() is None
-        ]
-        best = max(others, key=lambda endpoint_state: endpoint_state.room(now), default=avoid)
-        if avoid is None or best is None or best.room(now) > 0 or avoid.decision() is not None:
+        others = [state for state in self.endpoint_states if state is not avoid and state.unusable() is None]
+        best = max(others, key=lambda state: state.room(now), default=avoid)
+        if avoid is None or best is None or best.room(now) > 0 or avoid.unusable() is not None:
             return best
-        return avoid if all(endpoint_state.is_out(now) for endpoint_state in others) else best
+        return avoid if all(state.is_unavailable(now) for state in others) else best
 
     def rate_wait_s(self, now: float) -> float:
         """Return the seconds until `rpm` and `tpm` allow another request."""
         return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
 
-    def _hopeless(self) -> PromptmillError | None:
+    def _unusable(self) -> PromptmillError | None:
         error = None
-        for endpoint_state in self.endpoint_states:
-            error = endpoint_state.decision()
+        for state in self.endpoint_states:
+            error = state.unusable()
             if error is None:
                 return None
         return error
 
     def _forgive(self) -> None:
-        for endpoint_state in self.endpoint_states:
-            endpoint_state.forgive()
+        for state in self.endpoint_states:
+            state.forgive()
 
     def _refuse_all(self, error: PromptmillError) -> None:
         """Refuse all who wait, but for calls that have sent nothing yet."""
@@ -311,11 +307,7 @@ class Limiter:
 
     def _wake_later(self, now: float) -> None:
         """Come back when the next pause or the rate's wait is over; a place given back wakes by itself."""
-        times = [
-            endpoint_state.paused_until - now
-            for endpoint_state in self.endpoint_states
-            if endpoint_state.paused_until > now
-        ]
+        times = [state.paused_until - now for state in self.endpoint_states if state.paused_until > now]
         if (rate := self.rate_wait_s(now)) > 0:
             times.append(rate)
         if self._timer:

@@ -31,7 +31,7 @@ class FailureKind(Enum):
     TRANSIENT = auto()
     """Nobody's: try again, counted against `retries`."""
     LOAD = auto()
-    """The endpoint is busy (429): put the item back, shrink the window."""
+    """The endpoint is busy (429): put the item back, lower the limit."""
     LOST = auto()
     """The endpoint may be gone (lost or refused connection, 503)."""
     OURS = auto()

@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
 from promptmill.backends.openai.attempt import NOTHING, Sender
 from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.held import HeldRefusals
+from promptmill.backends.openai.item import Item, TaskT
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.refusals import until
@@ -28,29 +29,7 @@ from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usag
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
 _HARD_CAP = 5
-# An item that is refused for load while so many others are answered for each one refused is itself what is refused:
-# by chance that would happen to one in a million items, five times in a row.
-_SUCCESSES_PER_REFUSAL = 10
-
-
 _LOG = logging.getLogger(__name__)
-
-
-class Task(Protocol):
-    """What is to be done: a `Request`, or a reference to one."""
-
-    @property
-    def key(self) -> int:
-        """The caller's."""
-        ...
-
-    @property
-    def attempts(self) -> int:
-        """Made by an earlier run."""
-        ...
-
-
-TaskT = TypeVar("TaskT", bound=Task)
 
 
 class Tasks(Protocol[TaskT]):
@@ -59,34 +38,6 @@ class Tasks(Protocol[TaskT]):
     async def take(self, n: int) -> list[TaskT]:
         """Return up to `n` tasks."""
         ...
-
-
-class Item(Generic[TaskT]):
-    """A task on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
-
-    __slots__ = (
-        "attempts",
-        "counted",
-        "failed_at",
-        "failed_serial",
-        "first_refusal",
-        "refusals",
-        "since",
-        "stale",
-        "task",
-    )
-
-    def __init__(self, task: TaskT) -> None:
-        self.task = task
-        self.attempts = task.attempts
-        self.counted = 0
-        self.refusals = 0
-        self.first_refusal = (0, 0)
-        """`successes` and `rejections` of the endpoint when it first refused the item for load."""
-        self.failed_at: EndpointState | None = None
-        self.failed_serial = 0
-        self.stale = False
-        self.since = 0.0
 
 
 class Run(Generic[TaskT]):
@@ -202,7 +153,7 @@ class Run(Generic[TaskT]):
             self._ended = not tasks
             self._open += len(tasks)
             self._limiter.want(self._share, None if len(tasks) == wanted else self._open)
-            self._fresh.extend([Item(task) for task in tasks])
+            self._fresh.extend([Item(task, task.attempts) for task in tasks])
         if self._workers:
             self._employ()
 
@@ -230,18 +181,23 @@ class Run(Generic[TaskT]):
                 await sender.wait_ready()
                 now = time.monotonic()
             item.since = item.since or now
-            if self._plain:
-                item.attempts += 1
-                stats.requests += 1
-                stats.retries += item.attempts > 1
-                answering = permit
-                try:
+            if not self._plain:
+                self._check_time(item, now)
+            item.attempts += 1
+            stats.requests += 1
+            stats.retries += item.attempts > 1
+            try:
+                if self._plain:
+                    answering = permit
                     result = await sender.send(task, endpoint_state, prepared, fresh=item.stale)
-                except PromptmillError:  # what is wrong with it showed before anything was sent
-                    self._not_sent(item)
-                    raise
-            else:
-                result, answering = await self._attempt(item, permit, prepared)
+                else:
+                    result, answering = await self._send_bounded(item, permit, prepared)
+            except PromptmillError as error:
+                if error.code is not Code.ITEM_TIMEOUT:  # what is wrong with it showed before anything was sent
+                    stats.requests -= 1
+                    stats.retries -= item.attempts > 1
+                    item.attempts -= 1
+                raise
         except PromptmillError as error:
             limiter.leave(permit, stats)
             return await self._fail(item, error)
@@ -265,50 +221,28 @@ class Run(Generic[TaskT]):
         limiter.leave(permit, stats)
         return await self._after_failure(item, permit, result, counts=counts)
 
-    async def _attempt(
-        self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
-    ) -> tuple[Completion | RetryDecision, Permit]:
-        """Send once, within `item_timeout`; return what came of it, and the permit of what brought it.
-
-        Raises only what ends the item (`item_timeout`, what is wrong with it) or the worker.
-        """
-        now = time.monotonic()
+    def _check_time(self, item: Item[TaskT], now: float) -> None:
         limit_s = self._settings.item_timeout
         if limit_s is not None and now >= item.since + limit_s:
             raise _too_slow(limit_s)
-        item.attempts += 1
-        self._stats.requests += 1
-        if item.attempts > 1:
-            self._stats.retries += 1
-        try:
-            if limit_s is None:
-                return await self._send(item, permit, prepared)
-            try:
-                async with asyncio.timeout(item.since + limit_s - now):
-                    return await self._send(item, permit, prepared)
-            except TimeoutError:
-                raise _too_slow(limit_s) from None
-        except PromptmillError as error:
-            if error.code is not Code.ITEM_TIMEOUT:
-                self._not_sent(item)
-            raise
 
-    def _not_sent(self, item: Item[TaskT]) -> None:
-        """Take back an attempt that was counted and not made."""
-        self._stats.retries -= item.attempts > 1
-        item.attempts -= 1
-        self._stats.requests -= 1
-
-    async def _send(
+    async def _send_bounded(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
     ) -> tuple[Completion | RetryDecision, Permit]:
-        if self._hedge is None:
-            return await self._sender.send(item.task, permit.endpoint_state, prepared, fresh=item.stale), permit
+        """Send once, within `item_timeout`, perhaps with a twin; return what came of it and the permit of which one."""
 
         def send(endpoint_state: EndpointState) -> Awaitable[Completion | RetryDecision]:
             return self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
 
-        return await self._hedge.send(item, permit, self._sender.size(item.task), send)
+        limit_s = self._settings.item_timeout
+        left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                if self._hedge is None:
+                    return await send(permit.endpoint_state), permit
+                return await self._hedge.send(item, permit, self._sender.size(item.task), send)
+        except TimeoutError:
+            raise _too_slow(limit_s or 0) from None
 
     def _blame(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
         """Tell the endpoint's state; return whether the failure is not held against the item."""
@@ -322,18 +256,7 @@ class Run(Generic[TaskT]):
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.serial
         forgiven = endpoint_state.failed(permit, decision, before)
-        return self._is_load(item, endpoint_state) if decision.kind is FailureKind.LOAD else forgiven
-
-    @staticmethod
-    def _is_load(item: Item[TaskT], endpoint_state: EndpointState) -> bool:
-        """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""
-        if not item.refusals or item.failed_at is not endpoint_state:
-            item.refusals = 0
-            item.first_refusal = endpoint_state.successes, endpoint_state.rejections
-            return True
-        successes, rejections = item.first_refusal
-        others = endpoint_state.rejections - rejections - item.refusals
-        return endpoint_state.successes - successes <= _SUCCESSES_PER_REFUSAL * others
+        return item.is_refused_for_load(endpoint_state) if decision.kind is FailureKind.LOAD else forgiven
 
     def _judged(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
         """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
@@ -373,18 +296,8 @@ class Run(Generic[TaskT]):
             return await self._fail(item, error, concerns_all=True)
         self._stats.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
         self._stats.completion_tokens += decision.usage.completion_tokens
-        wait_s = 0.0
-        if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # the first time the smaller window is wait enough
-                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
-                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._chance)
-            item.refusals += 1
-        elif (
-            counts and not endpoint_state.ailing and not decision.stale
-        ):  # else the pauses between its probes are wait enough
-            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
-        if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
-            wait_s = max(wait_s, endpoint_state.wished(decision))
+        wait_s = self._wait_s(item, endpoint_state, decision, counts=counts)
+        item.refusals += decision.kind is FailureKind.LOAD
         what = f"{decision.status} {error.code}" if decision.status else error.code
         _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
@@ -396,6 +309,23 @@ class Run(Generic[TaskT]):
             self._waiting += 1
             asyncio.get_running_loop().call_later(wait_s, self._return, item)
         return None
+
+    def _wait_s(
+        self, item: Item[TaskT], endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool
+    ) -> float:
+        """Return how long an item that is put back waits by itself, beside its endpoint's pauses."""
+        settings = self._settings
+        wait_s = 0.0
+        if decision.kind is FailureKind.LOAD:
+            if item.refusals:  # the first time the lower limit is wait enough
+                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._chance)
+        elif counts and not endpoint_state.is_down and not decision.stale:
+            # an endpoint that is down pauses between its probes, which is wait enough
+            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
+        if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
+            wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
+        return wait_s
 
     def _return(self, item: Item[TaskT]) -> None:
         self._waiting -= 1

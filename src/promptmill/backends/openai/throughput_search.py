@@ -1,7 +1,7 @@
 """How many requests in flight keep a server of one's own busy, found out from how much it answers per second.
 
 A server that batches continuously seldom refuses. Up to a point more in flight is more answers per second; beyond it
-each answer only takes longer. The window is doubled while that pays, then set to where the gain ended, and from there
+each answer only takes longer. The limit is doubled while that pays, then set to where the gain ended, and from there
 a little more is tried now and then. Where the server publishes how many requests wait inside it, that is heeded, too:
 vLLM always does (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp when started with a switch, as Prometheus
 text at `/metrics` beside the API.
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
 
-# Doubling the window must bring this share of what a server with time to spare would bring …
+# Doubling the limit must bring this share of what a server with time to spare would bring …
 _PAYS = 0.7
 # … and a small step this share of its size.
 _PAYS_STILL = 0.4
@@ -34,21 +34,21 @@ _WAITING = re.compile(
 
 
 class ThroughputSearch:
-    """Sets the bound of `window`, from its size when this begins up to `most`.
+    """Sets the bound of `limit`, from its size when this begins up to `most`.
 
     What is answered per second is by Little's law what is in flight, divided by how long an answer takes. Where the
     server says how many tokens an answer has, the time is that of a token, whatever the lengths of the answers.
     """
 
-    def __init__(self, window: AdaptiveLimit, most: int) -> None:
-        self._window = window
+    def __init__(self, limit: AdaptiveLimit, most: int) -> None:
+        self._limit = limit
         self._most = most
         self._doubling = True
         self._base: tuple[float, float] | None = None  # the best level so far: (in flight, answered per second)
         self._step = _STEP
         self._rest = 0  # levels' worth of answers before the next try
         self._rests = 2
-        self._begin(window.size)
+        self._begin(limit.size)
 
     def answered(self, round_number: int, in_flight: int, answer_s: float, tokens: int) -> None:
         """Count an answer, perhaps of so many tokens, that came while `in_flight` requests were out, itself included.
@@ -61,7 +61,7 @@ class ThroughputSearch:
         self._in_flight += in_flight
         self._seconds += answer_s
         self._tokens += tokens or 1
-        if self._answers >= max(_FEWEST_ANSWERS, self._window.most):
+        if self._answers >= max(_FEWEST_ANSWERS, self._limit.most):
             self._decide()
 
     def waits(self, waiting: float, in_flight: int) -> None:
@@ -70,24 +70,24 @@ class ThroughputSearch:
             self._doubling = False
             self._base = None
             self._step = _STEP
-            self._begin(min(self._window.most, max(in_flight / 2, in_flight - waiting)))
+            self._begin(min(self._limit.most, max(in_flight / 2, in_flight - waiting)))
 
     def _begin(self, most: float) -> None:
         """Go to a level and see what it brings."""
-        self._window.most = max(1, min(self._most, round(most)))
-        self._since = self._window.round_number
+        self._limit.most = max(1, min(self._most, round(most)))
+        self._since = self._limit.round_number
         self._answers = self._in_flight = self._tokens = 0
         self._seconds = 0.0
 
     def _decide(self) -> None:
         level = self._in_flight / self._answers
-        if level < _BUSY * self._window.most or self._seconds <= 0:  # too little to do: this says nothing
-            return self._begin(self._window.most)
+        if level < _BUSY * self._limit.most or self._seconds <= 0:  # too little to do: this says nothing
+            return self._begin(self._limit.most)
         rate = level * self._tokens / self._seconds
         if self._base is None or self._rest:
             self._rest = max(0, self._rest - 1)
             self._base = level, rate
-            return self._begin(self._window.most if self._rest else self._wider(level))
+            return self._begin(self._limit.most if self._rest else self._wider(level))
         base_level, base_rate = self._base
         if level <= base_level:
             self._base = level, rate
