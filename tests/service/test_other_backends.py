@@ -80,6 +80,13 @@ async def test_a_backend_of_another_package_answers_over_mcp(site):
     assert "cannot take top_p" in str(result.meta), "what it does not take is named"
 
 
+async def test_what_a_record_says_holds_for_a_backend_of_ours_too(site, monkeypatch):
+    monkeypatch.setattr("promptmill.service.loaded_backend.BACKENDS", {"toy": backends.record("toy")})
+    async with serving(configured(sampling_params={"top_p": 0.5})) as talk:
+        result = await talk("generate", prompt_ls=["you"])
+    assert "cannot take top_p" in str(result.meta)
+
+
 async def test_images_do_not_reach_a_backend_that_reads_text(site):
     async with serving(configured()) as talk:
         found = await talk("multimodal_generate", multimodal_path=[["a.png"], []], prompt_ls=["look", "listen"])

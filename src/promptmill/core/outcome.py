@@ -36,7 +36,7 @@ NO_USAGE = Usage()
 class Completion:
     """An answer. `text` never holds reasoning; `finish_reason` is OpenAI's word (`stop`, `length`, `tool_calls`).
 
-    Whoever gets one leaves it as it is. It is not frozen because that makes one of so many fields six times as dear.
+    Never changed once it is passed on. Not frozen: with so many fields that is six times slower to make.
     """
 
     text: str

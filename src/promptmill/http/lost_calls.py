@@ -1,4 +1,4 @@
-"""Calls without a session whose connection broke: the same request again joins the one that is there."""
+"""Calls whose connection broke: a client that sends the same request again rejoins the call that is still running."""
 
 from __future__ import annotations
 

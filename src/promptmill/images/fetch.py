@@ -127,7 +127,9 @@ def _check(url: str) -> None:
     except ValueError:
         host = None
     if not host:
-        raise _refused("there")
+        raise PromptmillError(
+            Code.INVALID_IMAGE, "The image's URL cannot be fetched.", "It begins with http:// or https://."
+        )
     with contextlib.suppress(ValueError):  # a name: the resolver checks what it stands for
         if not is_public(host):
             raise _refused(host)

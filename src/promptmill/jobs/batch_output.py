@@ -9,12 +9,39 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import provider_of
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.records import Record
 
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-_FINISH_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
-_INVALID_ARGUMENT, _INTERNAL = 3, 13  # of google.rpc.Code
+_ANTHROPIC_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+_GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
+# Each code as Anthropic's error type (`ErrorType` of its SDK) and as a number of google.rpc.Code.
+_THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
+_ERRORS: Mapping[str, tuple[str, int]] = {
+    Code.INVALID_INPUT: _THE_REQUEST,
+    Code.INVALID_CONFIG: _THE_REQUEST,
+    Code.INVALID_IMAGE: _THE_REQUEST,
+    Code.UNSUPPORTED: _THE_REQUEST,
+    Code.BAD_REQUEST: _THE_REQUEST,
+    Code.CONTEXT_LENGTH: _THE_REQUEST,
+    Code.REQUEST_TOO_LARGE: _THE_REQUEST,
+    Code.CONTENT_FILTER: _THE_REQUEST,
+    Code.UNAUTHORIZED: ("authentication_error", 16),
+    Code.INSUFFICIENT_QUOTA: ("billing_error", 8),
+    Code.BUDGET: ("billing_error", 8),
+    Code.NOT_FOUND: ("not_found_error", 5),
+    Code.RATE_LIMITED: ("rate_limit_error", 8),
+    Code.TIMEOUT: ("timeout_error", 4),
+    Code.ITEM_TIMEOUT: ("timeout_error", 4),
+    Code.DEADLINE: ("timeout_error", 4),
+    Code.UNREACHABLE: ("api_error", 14),
+    Code.CONNECTION_LOST: ("api_error", 14),
+    Code.NAME_RESOLUTION: ("api_error", 14),
+}
 
 
 def batch_output(
@@ -107,20 +134,23 @@ def _openai_message(record: Record, extras: Mapping[str, Any], details: Mapping[
 def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
     """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
     if record.code is not None:
-        said = record.extras.get("response")
-        kind = "invalid_request_error" if said is None or said["status_code"] < 500 else "api_error"
+        kind, _ = _ERRORS.get(record.code, _THE_SERVICE)
         return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
     content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
-    for call in record.extras.get("tool_calls", ()):
+    calls = record.extras.get("tool_calls", ())
+    for call in calls:
         name, given = _called(call)
         content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
+    finish_reason = record.finish_reason or "stop"
+    if calls and finish_reason == "stop":  # what some servers say with calls in the message
+        finish_reason = "tool_calls"
     message = {
         "id": f"msg_{number}",
         "type": "message",
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": _STOP_REASONS.get(record.finish_reason or "stop", "end_turn"),
+        "stop_reason": _ANTHROPIC_REASONS.get(finish_reason, "end_turn"),
         "stop_sequence": None,
         "usage": {"input_tokens": record.prompt_tokens, "output_tokens": record.completion_tokens},
     }
@@ -130,8 +160,8 @@ def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
 def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
     """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
     if record.code is not None:
-        invalid = record.code in {"invalid_input", "unsupported", "bad_request", "invalid_image"}
-        return {"error": {"code": _INVALID_ARGUMENT if invalid else _INTERNAL, "message": record.text}}
+        _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
+        return {"error": {"code": number_of_code, "message": record.text}}
     parts: list[dict[str, Any]] = [{"text": record.text}] if record.text else []
     for call in record.extras.get("tool_calls", ()):
         name, given = _called(call)
@@ -141,7 +171,7 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
         "candidates": [
             {
                 "content": {"parts": parts, "role": "model"},
-                "finishReason": _FINISH_REASONS.get(record.finish_reason or "stop", "OTHER"),
+                "finishReason": _GEMINI_REASONS.get(record.finish_reason or "stop", "OTHER"),
                 "index": 0,
             }
         ],

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from promptmill.config.backends import BACKENDS
+from promptmill.core.sampling import Sampling
 from promptmill.server.prompt_lists import as_list_or_object
 
 _PART = {
@@ -155,8 +156,7 @@ SamplingParams = Annotated[
     Loose,
     Field(
         description="How answers are sampled; {} keeps the configured parameters, anything else replaces them all. "
-        "Names: temperature, top_p, max_tokens, stop, seed, presence_penalty, frequency_penalty, response_format, "
-        "reasoning_effort, top_k, min_p, repetition_penalty, enable_thinking.",
+        f"Names: {', '.join(Sampling.model_fields)}.",
         examples=[{"temperature": 0, "max_tokens": 256}, {}],
     ),
 ]

@@ -209,7 +209,7 @@ class WrappedBackend:
         (`storage`).
         """
         plan = self._plan
-        if plan.backend not in BACKENDS:
+        if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
             self._one_text = ScreenedRequests(self._one_text, plan).run
         self._price = await asyncio.to_thread(price_of, plan)
         if self._price is not None:

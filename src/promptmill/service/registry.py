@@ -21,16 +21,20 @@ def check_name(name: str) -> None:
     if not is_named(name):
         rows = {row[0]: row[1] for row in providers() if row[0] not in BACKENDS}
         shown = f"{redact(name):.40}"
-        if near := difflib.get_close_matches(name.lower(), rows, n=1):
+        known = [*BACKENDS, *installed(), AUTO]
+        plain = name.lower()
+        if plain in {"transformers", "huggingface", "hugging-face"}:
+            raise config_error("backend", f"there is no backend {shown}; did you mean hf?")
+        meant = [] if plain in rows else difflib.get_close_matches(plain, known, n=1)
+        if not meant and (near := difflib.get_close_matches(plain, rows, n=1)):
             kind = "server" if rows[near[0]].startswith("http://") else "provider"
             raise config_error(
                 "backend",
                 f"{shown} is not a backend but a {kind}, which the backend openai asks: `backend: openai` and "
                 f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
             )
-        known = [*BACKENDS, *installed(), AUTO]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        said = f"did you mean {near[0]}?" if near else f"known backends: {', '.join(known)}."
+        meant = meant or difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+        said = f"did you mean {meant[0]}?" if meant else f"known backends: {', '.join(known)}."
         raise config_error("backend", f"there is no backend {shown}; {said}")
 
 

@@ -1,4 +1,4 @@
-"""The calls on another package's backend: what it does not take is named, and every request gets an outcome."""
+"""Calls on a backend that leaves it to its record what it takes: the rest is named, and every request is settled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OURS = frozenset({"reasoning"})  # read by promptmill, whoever answers
 
 
 class ScreenedRequests:
-    """Calls on another package's backend, which may break its word: see `Backend.run`."""
+    """Calls on a backend that takes less, or on another package's, which may break its word: see `Backend.run`."""
 
     def __init__(self, run: RunCall, plan: ResolvedConfig) -> None:
         self._run = run

@@ -25,7 +25,7 @@ _COUNTS = (
 
 
 class ServiceStats:
-    """Counts by reading the scopes, so that a call pays nothing for being counted."""
+    """Counts by reading each call's `CallStats`, so that a call pays nothing for being counted."""
 
     def __init__(self) -> None:
         self.started = time.time()

@@ -2,7 +2,8 @@
 
 A row of `evidence.jsonl`: `provider`, `status`, `headers`, `body` (JSON, or text as it came), and what it `means`:
 `retry` (after `wait_s` where one is asked for), `item` (final, for this one alone), `endpoint` (for all: key, account,
-model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`.
+model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`. `code` is our code, where that
+matters; `source` where the body was seen; `host` stands where only the profile of that host can explain it.
 """
 
 from __future__ import annotations

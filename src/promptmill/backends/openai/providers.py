@@ -18,7 +18,7 @@ from urllib.parse import SplitResult
 from promptmill.backends.openai.error_words import Cause
 from promptmill.backends.openai.provider_profile import ProviderProfile
 
-_VLLM_ONLY = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+_NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
 
 
 def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
@@ -37,7 +37,7 @@ _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_pe
 _OPENAI = ProviderProfile(
     "openai",
     ("api.openai.com",),
-    refused=_VLLM_ONLY,
+    refused=_NOT_OPENAIS,
     thinking="refused",
     json_form="strict",
     reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
@@ -69,7 +69,7 @@ PROFILES = (
         "mistral",
         ("api.mistral.ai",),
         renamed=MappingProxyType({"seed": "random_seed"}),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
         codes=_codes("code", RATE="1300 3505", MODEL="1500"),
         base_url="https://api.mistral.ai/v1",
@@ -80,7 +80,7 @@ PROFILES = (
     ProviderProfile(
         "groq",
         ("api.groq.com",),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="object",
         base_url="https://api.groq.com/openai/v1",
@@ -91,7 +91,7 @@ PROFILES = (
     ProviderProfile(
         "google",
         ("generativelanguage.googleapis.com",),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="effort",
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
@@ -212,7 +212,7 @@ PROFILES = (
     ProviderProfile(
         "anthropic",
         ("api.anthropic.com",),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="words",
         # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
@@ -226,7 +226,7 @@ PROFILES = (
     ProviderProfile(
         "deepseek",
         ("api.deepseek.com",),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="type_object",
         json_form="object",
         base_url="https://api.deepseek.com/v1",
@@ -237,7 +237,7 @@ PROFILES = (
     ProviderProfile(
         "xai",
         ("api.x.ai",),
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
         base_url="https://api.x.ai/v1",
         key_env="XAI_API_KEY",
@@ -247,7 +247,7 @@ PROFILES = (
     ProviderProfile(
         "cerebras",
         ("api.cerebras.ai",),
-        refused=_VLLM_ONLY | {"frequency_penalty", "presence_penalty"},
+        refused=_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"},
         thinking="refused",
         json_form="strict",
         base_url="https://api.cerebras.ai/v1",
@@ -326,7 +326,7 @@ PROFILES = (
         key_env="COHERE_API_KEY",
         page="docs.cohere.com/docs/compatibility-api",
         read="2026-11-21",
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
     ),
     ProviderProfile(
@@ -361,7 +361,7 @@ PROFILES = (
         key_env="GITHUB_TOKEN",
         page="docs.github.com/en/github-models/quickstart",
         read="2026-11-21",
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="refused",
     ),
     ProviderProfile(
@@ -371,7 +371,7 @@ PROFILES = (
         key_env="MOONSHOT_API_KEY",
         page="platform.kimi.ai/docs/guide/use-kimi-vision-model",
         read="2026-11-21",
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="type_object",
         always_thinking=re.compile(r"kimi-k3|kimi-k2\.7-code"),
         # "invalid temperature: only 1 is allowed for this model": platform.kimi.ai/docs/api/models-overview
@@ -387,7 +387,7 @@ PROFILES = (
         key_env="ARK_API_KEY",
         page="www.volcengine.com/docs/82379/1263482",
         read="2026-11-21",
-        refused=_VLLM_ONLY,
+        refused=_NOT_OPENAIS,
         thinking="type_object",
     ),
     ProviderProfile(

@@ -26,9 +26,10 @@ from promptmill.backends.openai.refusal_hints import hint_of
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 
-# Beside 429 and 5xx: 420 and 498 are some providers' 429 and 503, 424 is TGI's and Azure's word for a broken backend,
-# 444, 460 and 499 are written by balancers whose own client went away.
-_RETRIED = frozenset({408, 409, 420, 423, 424, 425, 444, 460, 498, 499})
+_RATE_LIMITS = frozenset({420, 429})  # 420 is the same to some
+# Beside these and 5xx: 498 is some providers' 503, 424 is TGI's and Azure's word for a broken backend, 444, 460 and 499
+# are written by balancers whose own client went away.
+_RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
@@ -125,7 +126,7 @@ def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
 
 def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
     """Return why `status` was sent; 0 stands for a body that is an error and names no status."""
-    if status == 429:
+    if status in _RATE_LIMITS:
         return _limit(body, wait_s)
     if status == 402:
         return Cause.QUOTA
@@ -156,7 +157,7 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
 
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
-    """Return what a 429 is about: one request, minutes, a day or money."""
+    """Return what a rate limit is about: one request, minutes, a day or money."""
     enough = NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE

@@ -1,4 +1,4 @@
-"""Classify failures: retry or not, after how long, and whom it affects. Decisions only, no waiting."""
+"""What a failure is about, what a broken connection means, and how long to back off. Decisions only, no waiting."""
 
 from __future__ import annotations
 
