@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,7 +28,6 @@ from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-T = TypeVar("T")
 AnswerType: TypeAlias = Mapping[str, Any] | type[BaseModel]
 """What answers must be: a JSON Schema, or the pydantic class that they become instances of."""
 _FAIL_MESSAGE = "Failed to obtain answer via API."
@@ -203,7 +201,7 @@ class OpenAIAPI:
     def _outcomes(
         self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], sink: ListSink, *, shared: bool
     ) -> list[Outcome]:
-        return run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
+        return runtime.run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
     def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
         """Return the answers that there are, `fail_msg` for the others."""
@@ -379,31 +377,6 @@ def object_in(text: str) -> dict[str, Any] | None:
         return None
     found = repair_json(text[start : end + 1], return_objects=True)
     return found if isinstance(found, dict) else None
-
-
-def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end, in a thread of its own where this one runs an event loop already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return runtime.run(work)
-    stop: list[Callable[[], object]] = []
-
-    async def stoppable() -> T:
-        running, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        stop.append(lambda: running.call_soon_threadsafe(task.cancel))
-        return await work
-
-    with ThreadPoolExecutor(1, thread_name_prefix="promptmill") as thread:
-        result = thread.submit(runtime.run, stoppable())
-        try:
-            return result.result()
-        except KeyboardInterrupt:
-            if stop and not result.done():
-                with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
-                    stop[0]()
-            raise
 
 
 __all__ = ["InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

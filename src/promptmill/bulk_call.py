@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.api import AnswerType, run_anywhere, with_schema
+from promptmill.api import AnswerType, with_schema
 from promptmill.bulk_rows import Offsets, joined, lines
 from promptmill.config import models
 from promptmill.config.loading import Configuration
@@ -36,6 +36,7 @@ from promptmill.jobs.records import Record, answer_fields
 from promptmill.jobs.runner import Runner, Watch
 from promptmill.jobs.status import Progress
 from promptmill.service.service import Service
+from promptmill.system import runtime
 
 _KEPT = "What is answered is kept: the same call goes on with it."
 _OF_THE_ENDPOINT = ("base_url", "provider", "api_key")
@@ -95,7 +96,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkRes
     Raises `PromptmillError` when the job stops. What is answered until then, or until Ctrl-C, is kept: the same call
     goes on with it.
     """
-    return run_anywhere(bulk_async(rows, output, **options))
+    return runtime.run_anywhere(bulk_async(rows, output, **options))
 
 
 async def bulk_async(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
@@ -132,7 +133,7 @@ def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Gener
 
     def run() -> None:
         try:
-            run_anywhere(work())
+            runtime.run_anywhere(work())
             found.put((None, None))
         except BaseException as error:  # noqa: BLE001 (raised where the rows are taken)
             found.put((None, error))

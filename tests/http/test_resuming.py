@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from piped import eventually
-from promptmill.http.event_store import Events, SessionEvents
+from promptmill.http.sessions import Events, SessionEvents
 from replies import answer
 from served import messages
 

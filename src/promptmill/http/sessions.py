@@ -1,17 +1,21 @@
-"""The sessions of clients over HTTP: how many, for how long, and which one goes when there are too many."""
+"""The sessions of clients over HTTP: how many, for how long, and their last events for those whose connection broke."""
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import secrets
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
-from mcp.server.streamable_http import EventStore, StreamableHTTPServerTransport
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-
-from promptmill.http.event_store import Events, SessionEvents
+from mcp_types import JSONRPCMessage, JSONRPCResponse
 
 IDLE_S = 1800.0
 # A client that ended without saying so leaves its session behind: some 40 KiB, for half an hour.
 MOST_SESSIONS = 2000
+_MOST_EVENT_BYTES = 64 << 20
+_EACH = 1024  # what an event takes beside its texts
 
 
 class Sessions(StreamableHTTPSessionManager):
@@ -51,3 +55,72 @@ class Sessions(StreamableHTTPSessionManager):
             transport = self._server_instances.pop(session_id)
             assert transport.idle_scope is not None
             transport.idle_scope.cancel()  # ends its message loop, which then discards the session
+
+
+class _Event(NamedTuple):
+    stream: str
+    message: JSONRPCMessage | None
+    size: int
+
+
+class Events:
+    """Events by id, of all sessions; the oldest go when there are more than `most_bytes` of them.
+
+    A library's store would write each as JSON and read it again; here a message is kept as it is.
+    """
+
+    def __init__(self, most_bytes: int = _MOST_EVENT_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._events: OrderedDict[str, _Event] = OrderedDict()
+
+    def add(self, event_id: str, stream: str, message: JSONRPCMessage | None) -> None:
+        """Keep an event, the newest one."""
+        event = _Event(stream, message, _size(message))
+        self._events[event_id] = event
+        self._bytes += event.size
+        while self._bytes > self._most_bytes and len(self._events) > 1:
+            _, oldest = self._events.popitem(last=False)
+            self._bytes -= oldest.size
+
+    def after(self, event_id: str) -> tuple[str, list[tuple[str, JSONRPCMessage]]] | None:
+        """Return an event's stream and what followed in it; None when it is not known (any more)."""
+        event = self._events.get(event_id)
+        if event is None:
+            return None
+        younger = itertools.dropwhile(lambda item: item[0] != event_id, self._events.items())
+        next(younger)
+        found = [(name, later.message) for name, later in younger if later.stream == event.stream]
+        return event.stream, [(name, message) for name, message in found if message is not None]
+
+
+class SessionEvents(EventStore):
+    """One session's part of `Events`: nobody else's events can be asked for with its ids, or end up in its streams."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._session = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        """Keep an event of a stream of the session; return its id."""
+        event_id = f"{self._session}-{next(self._numbers)}"
+        self._events.add(event_id, f"{self._session}:{stream_id}", message)
+        return event_id
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        """Send what followed the event in its stream; return the stream, None when the session has no such event."""
+        found = self._events.after(last_event_id) if last_event_id.startswith(f"{self._session}-") else None
+        if found is None:
+            return None
+        stream, events = found
+        for event_id, message in events:
+            await send_callback(EventMessage(message, event_id))
+        return stream.removeprefix(f"{self._session}:")
+
+
+def _size(message: JSONRPCMessage | None) -> int:
+    """Return about what a message takes in memory: a result is large by its texts, which the structure repeats."""
+    if not isinstance(message, JSONRPCResponse) or not isinstance(content := message.result.get("content"), list):
+        return _EACH
+    return _EACH + 2 * sum(len(block.get("text", "")) for block in content if isinstance(block, dict))

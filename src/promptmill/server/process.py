@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.config.loading import Configuration
 from promptmill.service.service import Service
 from promptmill.stdio.front import ENDING_SIGNALS, Front
-from promptmill.system.limits import descriptors
-from promptmill.system.runtime import run, stay_responsive
+from promptmill.system.runtime import descriptors, run, stay_responsive
 
 if TYPE_CHECKING:
     from fastmcp import FastMCP

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill.system.limits import CGROUP, usable_cores
+from promptmill.system.runtime import CGROUP, usable_cores
 
 _PER_CORE = 64e9  # multiply-adds a second and core that a current CPU really does in these models' products
 

@@ -23,7 +23,7 @@ from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.images.load import ImageRules
 from promptmill.images.web import WebImages
-from promptmill.system.limits import usable_cores
+from promptmill.system.runtime import usable_cores
 
 _LARGE_BYTES = 256 * 1024 * 1024
 _MOST_WORKERS = 8

@@ -25,7 +25,7 @@ from promptmill.backends.openai.transport_errors import (
     of_connecting,
 )
 from promptmill.config.settings import OpenAISettings
-from promptmill.system.limits import descriptors
+from promptmill.system.runtime import descriptors
 
 if TYPE_CHECKING:
     from promptmill.backends.openai.session import Session
