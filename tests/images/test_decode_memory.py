@@ -8,8 +8,7 @@ from typing import Literal
 import pytest
 from PIL import Image
 
-from promptmill.images.decode_memory import DecodeMemory
-from promptmill.images.load import ImageRules, load_image
+from promptmill.images.load import DecodeMemory, ImageRules, load_image
 
 
 def test_who_needs_more_than_is_free_waits_until_it_is():

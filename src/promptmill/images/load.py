@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import os
 import re
+import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,22 +19,60 @@ from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.held_image import HeldImage, is_bare_base64
-from promptmill.images.decode_memory import DEFAULT_BYTES, DecodeMemory
-from promptmill.images.held import encoded
+from promptmill.images.conversion import encoded, needs_rewriting, rewritten
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
-_WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
-_ORIENTATION = 0x0112
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_QUOTE = 80
 _LARGEST_FILE = 256 * 1024 * 1024
 _BYTES_PER_PIXEL = 12  # as it was, turned or converted, and as it is written
+
+DEFAULT_BYTES = 1 << 30
+"""The memory that images may take together while they are decoded."""
+_LARGE = 32 << 20
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
+class DecodeMemory:
+    """Bytes that decoding may take at a time. Threads wait their turn; an image above the limit is decoded alone."""
+
+    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+        self.limit = limit
+        self._free = limit
+        self._turn = threading.Lock()  # first come, first served: a large image waits no longer than those before it
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes are free and hold them for the block. Blocks: call it off the event loop."""
+        held = min(size, self.limit)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= held)
+            self._free -= held
+        if size >= _LARGE:
+            _map_large_blocks()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += held
+                self._changed.notify()
+
+
+def _map_large_blocks() -> None:
+    """Have glibc map blocks of 4 MiB and more one by one, which go back to the system when they are freed.
+
+    By itself it stops that after the first large one, and keeps up to 64 MiB for each thread that has freed some.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +233,10 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         "Make it smaller.",
                     )
                 media_type = _FORMATS[_kind(image)]
-                if media_type and not _needs_rewriting(image):
+                if media_type and not needs_rewriting(image):
                     return ImageFile(data, media_type)
                 with rules.memory.reserved(width * height * _BYTES_PER_PIXEL):
-                    return ImageFile(_rewritten(image), "image/png")
+                    return ImageFile(rewritten(image), "image/png")
     except PromptmillError:
         raise
     except Image.DecompressionBombError:  # Pillow looks at twice its own bound before ours can
@@ -209,51 +251,6 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
 def _kind(image: Image) -> str:
     """Return one of the formats. MPO (multi-picture JPEG, as phones write) counts as JPEG."""
     return "JPEG" if image.format == "MPO" else image.format or ""
-
-
-def _needs_rewriting(image: Image) -> bool:
-    animated = getattr(image, "is_animated", False) and image.format != "MPO"
-    if animated or image.mode not in _WEB_MODES:
-        return True
-    # reading EXIF parses the file only where there is some
-    return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
-
-
-def _rewritten(image: Image) -> bytes:
-    from PIL import ImageOps
-
-    image.seek(0)
-    upright = ImageOps.exif_transpose(image)
-    image.close()  # frees its pixels; what still refers to it does so in a circle, until the collector comes
-    changed = _in_web_mode(upright)
-    out = io.BytesIO()
-    changed.save(out, "PNG", compress_level=1)
-    upright.close()
-    changed.close()
-    return out.getvalue()
-
-
-def _in_web_mode(image: Image) -> Image:
-    if image.mode.startswith(("I", "F")):
-        return to_eight_bits(image)
-    if image.mode not in _WEB_MODES or image.mode in {"P", "PA"}:
-        return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
-    return image
-
-
-def to_eight_bits(image: Image) -> Image:
-    """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
-    if image.mode in {"I;16", "I;16L", "I;16B"}:  # the upper byte of each pixel, without its detour over 32 bits
-        from PIL.Image import frombytes
-
-        return frombytes("L", image.size, image.tobytes()[0 if image.mode == "I;16B" else 1 :: 2])
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value / 256).convert("L")
-    low, high = image.getextrema()
-    span = float(high) - float(low)  # type: ignore[arg-type]
-    scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
-    offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
-    return image.point(lambda value: value * scale + offset).convert("L")
 
 
 def _unusable(message: str, hint: str | None = None) -> PromptmillError:

@@ -19,7 +19,7 @@ from promptmill.backends.protocol import Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.held_image import HeldImage
-from promptmill.images.held import encoded
+from promptmill.images.conversion import encoded
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
 
