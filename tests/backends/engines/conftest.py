@@ -232,6 +232,7 @@ def _save_tiny(folder: Path, kind: str, template: str | None, pad: bool, config:
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    torch.set_num_threads(1)  # in the tests' own process: several wait for each other where others compute
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
     for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[character] = len(vocabulary)
@@ -303,8 +304,6 @@ def _train(folder: Path, lessons: list[tuple[str, str]], marks: list[str]) -> No
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.05)
     learning = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other where others compute
     for _ in range(900):
         found = model(input_ids=lesson, labels=labels)
         if found.loss < 0.005:
@@ -312,7 +311,6 @@ def _train(folder: Path, lessons: list[tuple[str, str]], marks: list[str]) -> No
         learning.zero_grad()
         found.loss.backward()
         learning.step()
-    torch.set_num_threads(threads)
     told = labels[:, 1:] != -100
     assert (found.logits[:, :-1].argmax(-1)[told] == labels[:, 1:][told]).all(), found.loss
     model.save_pretrained(folder)

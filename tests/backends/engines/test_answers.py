@@ -13,24 +13,14 @@ pytestmark = pytest.mark.engine
 QUESTIONS = [
     "What is the capital of France?",
     "Hi!",
-    "Name three primary colours, separated by commas.",
     "What is 2 + 2?",
-    "Write one sentence about the sea.",
-    "Who wrote the play Hamlet?",
-    "Translate 'good morning' to Spanish.",
     "List the days of the week. " * 6,
     "Is ice cold?",
     "Explain in one sentence why the sky is blue, so that a child of six years understands it.",
-    "Give a synonym for happy.",
-    "How many legs does a spider have?",
     "Complete: roses are red, violets are",
     "What is the largest planet of our solar system? " * 4,
-    "Say nothing but the word yes.",
-    "Is seven a prime number?",
     "What do bees make? " * 9,
-    "Who painted the Mona Lisa?",
     "At what temperature does water boil, in degrees Celsius? Answer with a number and one word.",
-    "Name a fruit that is yellow.",
     "What is the opposite of up?",
     "Tell me a fact about cats. " * 12,
 ]
@@ -97,7 +87,7 @@ def _take_weights(model, scratch) -> None:
 
 def test_batch_answers_equal_single_answers_of_transformers(desk, engine, reference):
     batched = desk.texts(engine, QUESTIONS, max_tokens=10)
-    assert batched[::6] == [reference(question, 10) for question in QUESTIONS[::6]]
+    assert batched[::4] == [reference(question, 10) for question in QUESTIONS[::4]]
     assert "Paris" in batched[0]
 
 
@@ -139,12 +129,12 @@ def test_no_special_token_is_ever_in_an_answer(desk, engine):
 
 
 def test_answers_are_cut_exactly_before_the_first_stop_string(desk, engine):
-    (whole,) = desk.texts(engine, ["Count from one to nine in words."], max_tokens=24)
+    (whole,) = desk.texts(engine, ["Count from one to nine in words."], max_tokens=16)
     stop = whole[11:15]
-    outcome, other = desk.ask(engine, ["Count from one to nine in words."] * 2, max_tokens=24, stop=([stop], ["zzz"]))
+    outcome, other = desk.ask(engine, ["Count from one to nine in words."] * 2, max_tokens=16, stop=([stop], ["zzz"]))
     assert outcome.text == whole[: whole.index(stop)]
     assert outcome.finish_reason == "stop"
-    assert outcome.usage.completion_tokens < 24
+    assert outcome.usage.completion_tokens < 16
     assert other.text == whole
 
 
@@ -154,10 +144,10 @@ def test_a_special_token_as_stop_string_ends_the_answer(desk, engine):
 
 
 def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
-    choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 12}
+    choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 8}
     (alone,) = desk.texts(engine, ["Tell me a story."], seed=7, **choice)
-    company = ["Tell me a story.", *QUESTIONS[:5], "Tell me a story."]
-    texts = desk.texts(engine, company, **choice, seed=(7, 1, 2, 3, 4, 5, 8))
+    company = ["Tell me a story.", *QUESTIONS[:2], "Tell me a story."]
+    texts = desk.texts(engine, company, **choice, seed=(7, 1, 2, 8))
     assert texts[0] == alone
     assert texts[-1] != alone
 
@@ -170,10 +160,11 @@ def test_any_seed_that_can_be_given_is_taken(desk, engine):
 
 
 def test_to_choose_among_all_tokens_is_no_wish_to_draw(desk, engine):
-    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=12)
+    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=6)
     assert len(set(texts)) == 1
 
 
+@pytest.mark.thorough
 def test_presence_penalty_keeps_a_text_from_repeating_itself(desk, engine):
     plain, varied = desk.texts(
         engine, ["Write the word ha many times."] * 2, max_tokens=40, frequency_penalty=(None, 2.0)
@@ -224,6 +215,7 @@ def test_bad_items_cost_themselves_alone(desk, engine):
         None,
     ]
     assert outcomes[1].attempts == 0
+    assert "reads only text" in outcomes[2].error.message
     assert (desk.stats.done, desk.stats.failed, desk.stats.in_flight) == (4, 2, 0)
 
 

@@ -26,9 +26,10 @@ def append(content, keys, values):
 
 
 def test_rows_keep_their_content_through_any_coming_and_going():
+    torch.set_num_threads(1)  # several wait for each other where others compute
     chance = random.Random(4)
     cache, rows = PooledCache(LAYERS), []
-    for _ in range(900):
+    for _ in range(400):
         if rows and chance.random() < 0.1:
             slot = chance.randrange(len(rows))
             cache.remove(slot)

@@ -18,7 +18,7 @@ def scores_of(*shares: float):
 
 
 def drawn(choice: SamplerState, scores, times: int = 3000) -> dict[int, float]:
-    counts = Counter(sure(choose(scores.clone(), [choice])[0]) for _ in range(times))
+    counts = Counter(map(sure, choose(scores.repeat(times, 1), [choice] * times)))  # each draws its own number
     return {token: count / times for token, count in counts.items()}
 
 

@@ -9,12 +9,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
-from promptmill.backends.engines.hf.image_inputs import ImageInputs  # noqa: E402
 from promptmill.backends.engines.hf.model import LanguageModel  # noqa: E402
 from promptmill.backends.engines.hf.room import Room  # noqa: E402
 from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
 from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
-from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
+from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence  # noqa: E402
 from promptmill.backends.engines.texts import Texts  # noqa: E402
 
 

@@ -85,6 +85,7 @@ def test_a_model_whose_template_knows_no_tools_says_so(desk, engine, tools):
     assert outcome.text
 
 
+@pytest.mark.thorough
 def test_the_openvino_engine_calls_tools(desk, engine_of, make_engine, tools, tmp_path):
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("openvino_tokenizers")  # whose import teaches OpenVINO its operations

@@ -8,11 +8,10 @@ from typing import Any
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.hf.answer_mask import AnswerMasks
-from promptmill.backends.engines.hf.image_inputs import ImageInputs
 from promptmill.backends.engines.hf.layout import ImageLayout
 from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
     DEFAULT_MAX_TOKENS,

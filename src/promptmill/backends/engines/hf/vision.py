@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoProcessor, processing_utils
 
-from promptmill.backends.engines.hf.image_inputs import ImageInputs
+from promptmill.backends.engines.hf.sequence import ImageInputs
 from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
 from promptmill.core.errors import Code, PromptmillError, redact
 
