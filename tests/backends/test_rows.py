@@ -7,22 +7,21 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.rows import RowReader, decode, decode_row, place
+from promptmill.backends.rows import RowReader
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
 
 
 def read(kind: str, row: Any, **options: Any) -> Any:
-    """Decode a row given as JSON or text."""
-    line = row if isinstance(row, bytes) else json.dumps(row).encode()
-    return (decode_row if kind in {"jsonl", "table"} else decode)(kind, line, place(kind, 6), **options)
+    """Return what a row asks that is given as JSON or text."""
+    return RowReader(kind, **options).read(6, row if isinstance(row, bytes) else json.dumps(row).encode())
 
 
 def test_a_prompt_is_a_user_turn() -> None:
     conversation, sampling, extra = read("jsonl", {"prompt": "hello", "id": 3})
     assert conversation.as_messages() == [{"role": "user", "content": "hello"}]
-    assert (dict(sampling), dict(extra)) == ({}, {})
+    assert (sampling.given(), extra) == ({}, {})
 
 
 def test_messages_are_a_conversation() -> None:
@@ -187,8 +186,8 @@ def test_a_rows_own_parameters_lie_over_the_jobs() -> None:
 
 def test_cells_of_a_table_hold_numbers_and_json_as_text() -> None:
     row = {"prompt": "a", "temperature": "0.7", "max_tokens": "10", "seed": 3.0, "stop": '["x", "y"]', "tools": "[{}]"}
-    _, own, body = read("table", row)
-    assert own == {"temperature": 0.7, "max_tokens": 10, "seed": 3, "stop": ["x", "y"]}
+    _, sampling, body = read("table", row)
+    assert sampling.given() == {"temperature": 0.7, "max_tokens": 10, "seed": 3, "stop": ["x", "y"]}
     assert body == {"tools": [{}]}
 
 

@@ -154,7 +154,7 @@ def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_en
     ]
     lines = [{"custom_id": path, "method": "POST", "url": f"/v1/{path}", "body": body} for path, body in bodies]
     bench.write(lines)
-    bench.fail(code=1, num_workers=workers)
+    bench.fail(code=1, num_workers=workers, **({"bulk_threshold": 1} if workers > 1 else {}))
     sent = {seen.target.rpartition("/v1/")[2]: seen.json for seen in bench.upstream.seen}
     assert sent == dict(bodies)
     embedding, completion_, response, score = bench.answers()

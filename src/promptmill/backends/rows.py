@@ -5,7 +5,8 @@
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own (see `row_fields`); others pass by |
 | `batch` | a line of a provider's Batch file, see `batch_lines` |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
-| `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared; or `{"problem"}` |
+| `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared |
+| `messages` | `{"path", "extra"}`: another request of the endpoint's than one for a chat; or `{"problem"}` |
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
-Decoded: TypeAlias = tuple[Conversation, Sampling | None, Mapping[str, Any]]
-Own: TypeAlias = tuple[Conversation, Mapping[str, Any], Mapping[str, Any]]
+Asked: TypeAlias = tuple[Conversation, Sampling, Mapping[str, Any]]
 
 
 def place(kind: str, row: int) -> str:
@@ -63,54 +63,6 @@ def place(kind: str, row: int) -> str:
 def row_word(kind: str) -> str:
     """Return what people call a row of a file of this kind."""
     return "row" if kind == "table" else "line"
-
-
-def decode(kind: str, line: bytes, where: str) -> Decoded:
-    """Return the conversation of a line that is a whole request, its sampling and its extra parameters.
-
-    Sampling None: the line brings no parameters, those of the job count, extra ones as well. A `batch` line always
-    brings its own, and the job's do not count. `where` names the line in errors (see `place`). Raises
-    `PromptmillError` (`invalid_input`, `unsupported`) naming it.
-    """
-    value = _object(line, where)
-    if kind == "messages":
-        if "problem" in value:
-            raise input_error(f"{where}: {value['problem']}")
-        conversation, own = _conversation(value["messages"], where), value.get("sampling")
-        return conversation, None if own is None else Sampling.model_validate(own), value.get("extra", _NOTHING)
-    return _batch(value, where)
-
-
-def decode_row(
-    kind: str,
-    line: bytes,
-    where: str,
-    *,
-    system_prompt: str = "",
-    image_tag: str | None = None,
-    position: ImagePosition = "after",
-    model: str = "",
-    prompt_column: str | None = None,
-) -> Own:
-    """Return the conversation of a plain row, and what it wants other than the job's sampling and extra parameters.
-
-    Its own system prompt replaces `system_prompt`; `model` is the only one there is; `prompt_column` is the field that
-    is asked. Raises as `decode` does.
-    """
-    row = load(line, where)
-    if kind == "table" and isinstance(row, str):
-        raise input_error(f"{where}: {row}")
-    if not isinstance(row, dict):
-        raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
-    if PROBLEM in row:
-        raise input_error(f"{where}: {row[PROBLEM]}")
-    if prompt_column is not None:
-        if prompt_column not in row:
-            raise input_error(f"{where} has no field {prompt_column[:60]!r}, which --prompt-column names.")
-        row = _with_prompt(row, prompt_column)
-    conversation = _row(row, where, image_tag, position, prompt_column or "")
-    own, body = own_parameters(row, where, model) if len(row) > 1 else (_NOTHING, _NOTHING)
-    return conversation.with_system(own_system_prompt(row, where) or system_prompt), own, body
 
 
 def as_it_was(line: bytes) -> bytes:
@@ -214,13 +166,13 @@ class RowReader:
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""
-        other = _other_request(line, place(self.kind, row)) if self.kind == "batch" and self.paths else None
-        if other is not None and other.path in self.paths:
+        other = self._other_request(row, line)
+        if other is not None:
             return Request(row, _NO_CONVERSATION, _NO_SAMPLING, other.body, attempts, other.path)
         conversation, sampling, extra = self.read(row, line)
         return Request(row, conversation, sampling, extra, attempts)
 
-    def read(self, row: int, line: bytes) -> tuple[Conversation, Sampling, Mapping[str, Any]]:
+    def read(self, row: int, line: bytes) -> Asked:
         """Return conversation, sampling and extra parameters of line `row` (from 0).
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
@@ -229,29 +181,59 @@ class RowReader:
         if self.models and (other := self._named(line)) is not None:
             conversation, sampling, extra = self.models[other].read(row, line)
             return conversation, sampling, {**extra, "model": other}
-        if self.kind in {"jsonl", "table"}:
-            conversation, own, body = decode_row(
-                self.kind,
-                line,
-                where,
-                system_prompt=self.system_prompt,
-                image_tag=self.image_tag,
-                position=self.image_position,
-                model=self.model,
-                prompt_column=self.prompt_column,
-            )
-            if self.folder:
-                conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
-            sampling = self.sampling.model_copy(update=dict(own)) if own else self.sampling
-            return conversation, sampling, {**self.extra, **body} if body else self.extra
-        conversation, brought, extra = decode(self.kind, line, where)
-        sampling = self.sampling if brought is None else brought
-        if brought is None:
-            extra = self.extra
-        elif brought.reasoning is None and self.sampling.reasoning is not None:
-            sampling = brought.model_copy(update={"reasoning": self.sampling.reasoning})
+        is_plain = self.kind in {"jsonl", "table"}
+        conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
+        return conversation, sampling, extra
+
+    def _other_request(self, row: int, line: bytes) -> BatchLine | None:
+        """Return the request of a line that is none for a chat; None for one that is, or that cannot be read."""
+        if self.kind == "messages" and line.startswith(b'{"path":'):
+            written = orjson.loads(line)
+            return BatchLine(written["path"], written["extra"])
+        if self.kind != "batch" or not self.paths or _FOR_CHAT.search(line):
+            return None
+        where = place(self.kind, row)
+        try:
+            asked = batch_lines.read(_object(line, where), where)
+        except PromptmillError:
+            return None
+        return asked if asked.path in self.paths else None
+
+    def _plain_row(self, line: bytes, where: str) -> Asked:
+        """Return what a row asks that has a prompt, or messages, and perhaps parameters over the job's."""
+        row = load(line, where)
+        if self.kind == "table" and isinstance(row, str):
+            raise input_error(f"{where}: {row}")
+        if not isinstance(row, dict):
+            raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
+        if PROBLEM in row:
+            raise input_error(f"{where}: {row[PROBLEM]}")
+        column = self.prompt_column
+        if column is not None:
+            if column not in row:
+                raise input_error(f"{where} has no field {column[:60]!r}, which --prompt-column names.")
+            row = _with_prompt(row, column)
+        conversation = _row(row, where, self.image_tag, self.image_position, column or "")
+        own, body = own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
+        conversation = conversation.with_system(own_system_prompt(row, where) or self.system_prompt)
+        sampling = self.sampling.model_copy(update=dict(own)) if own else self.sampling
+        return conversation, sampling, {**self.extra, **body} if body else self.extra
+
+    def _request_line(self, line: bytes, where: str) -> Asked:
+        """Return what a line asks that is a whole request; a Batch line brings all of its parameters itself."""
+        value = _object(line, where)
+        if self.kind == "batch":
+            conversation, sampling, extra = _batch(value, where)
+        else:
+            if "problem" in value:
+                raise input_error(f"{where}: {value['problem']}")
+            conversation, sampling, extra = _conversation(value["messages"], where), self.sampling, self.extra
+            if (own := value.get("sampling")) is not None:
+                sampling, extra = Sampling.model_validate(own), value.get("extra", _NOTHING)
+        if sampling.reasoning is None and self.sampling.reasoning is not None:
+            sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         return conversation.with_system(self.system_prompt), sampling, extra
 
     def _named(self, line: bytes) -> str | None:
@@ -318,18 +300,7 @@ def _conversation(messages: object, where: str) -> Conversation:
     return conversation_from_messages(messages, where)
 
 
-def _other_request(line: bytes, where: str) -> BatchLine | None:
-    """Return the request of a Batch line that is none for a chat, None for one that is, or that cannot be read."""
-    if _FOR_CHAT.search(line):
-        return None
-    try:
-        asked = batch_lines.read(_object(line, where), where)
-    except PromptmillError:
-        return None
-    return asked if asked.path != batch_lines.CHAT else None
-
-
-def _batch(row: Mapping[str, Any], where: str) -> Decoded:
+def _batch(row: Mapping[str, Any], where: str) -> Asked:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
         able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"

@@ -166,7 +166,7 @@ def of_output(path: Path, input_format: str) -> str:
 
 
 def row_kind(input_format: str) -> str:
-    """Return the kind that `rows.decode` reads the rows of this format as."""
+    """Return the kind that `rows.RowReader` reads the rows of this format as."""
     return input_format if input_format in LINES else "table"
 
 

@@ -135,7 +135,9 @@ class Spool:
     async def _written(self, request: Request) -> tuple[int, int, int] | None:
         conversation = request.conversation.with_sources(lambda source: self._stored.get(source, source))
         value: dict[str, Any] = {"messages": conversation.as_messages()}
-        if request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
+        if request.path:
+            value = {"path": request.path, "extra": dict(request.extra)}
+        elif request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
             value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
         try:
             row = orjson.dumps(value) + b"\n"
