@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import tempfile
 import time
@@ -74,7 +73,6 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
             concurrency=fan_out.capacity,
             limiter=limiter,
             sender=fan_out,
-            chance=random.Random(1),
         )
         await run.run()
         seconds, cpu = time.perf_counter() - began, _cpu(processes) - cpu

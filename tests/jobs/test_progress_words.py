@@ -14,7 +14,7 @@ GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
 
 class Flow:
-    window = 16
+    limit = 16
 
     def __init__(self, waiting=""):
         self._waiting = waiting

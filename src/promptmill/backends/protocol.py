@@ -29,7 +29,7 @@ class Request:
     extra: Mapping[str, Any] = field(default_factory=dict)
     attempts: int = 0
     path: str = ""
-    """Another request of the endpoint's than one for a chat, such as `/embeddings`; `extra` is all of its body."""
+    """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
 
 
 _CUT_WHILE_REASONING = (
@@ -67,7 +67,7 @@ class Source(Protocol):
 
     @property
     def reading(self) -> Reading | None:
-        """How lines of a file become these requests; None where they are no lines."""
+        """How lines of a file become these requests; None where they do not come from lines."""
         return None
 
     @property
@@ -127,7 +127,7 @@ class Flow(Protocol):
     """How the requests of a call fare, for those who show it."""
 
     @property
-    def window(self) -> int:
+    def limit(self) -> int:
         """How many requests may be in flight now."""
         ...
 

@@ -6,7 +6,7 @@
 | `batch` | a line of a provider's Batch file, see `batch_lines` |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
 | `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared |
-| `messages` | `{"path", "extra"}`: another request of the endpoint's than one for a chat; or `{"problem"}` |
+| `messages` | `{"path", "extra"}`: a request for another path than chats; or `{"problem"}` |
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class RowReader:
         return conversation, sampling, extra
 
     def _other_request(self, row: int, line: bytes) -> BatchLine | None:
-        """Return the request of a line that is none for a chat; None for one that is, or that cannot be read."""
+        """Return the request of a line for another path than chats; None for a chat, or an unreadable line."""
         if self.kind == "messages" and line.startswith(b'{"path":'):
             written = orjson.loads(line)
             return BatchLine(written["path"], written["extra"])

@@ -127,7 +127,7 @@ class Progress:
             **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
             **({"written": self.written} if self.state == MERGING else {}),
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
-            **({"window": self.stats.flow.window} if self.stats.flow is not None and self.state == RUNNING else {}),
+            **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
             **({"refused": self.stats.refused} if self.stats.refused else {}),
             **({"waiting": waiting} if waiting else {}),
             "rows_per_second": round(rate, 2),

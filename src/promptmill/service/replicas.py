@@ -167,7 +167,7 @@ class _Run:
     # What those who watch the call see, see `protocol.Flow`
 
     @property
-    def window(self) -> int:
+    def limit(self) -> int:
         """How many requests the replicas can hold."""
         return sum(len(place.hand) + self._wants(place) for place in self._places if place.ready)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 
 from fakes import DictSink, ListSource
@@ -41,9 +40,9 @@ class Sender:
 
 async def test_it_costs_no_other_item():
     settings = OpenAISettings()
-    chance, throttle = random.Random(1), LoopThrottle(time.monotonic)
+    throttle = LoopThrottle(time.monotonic)
     endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
-    states = endpoint_states([endpoint], "m", settings, throttle, chance)
+    states = endpoint_states([endpoint], "m", settings, throttle)
     sink, stats = DictSink(), CallStats(total=5)
     await Run(
         ListSource(["x"] * 5),
@@ -53,7 +52,6 @@ async def test_it_costs_no_other_item():
         concurrency=2,
         limiter=Limiter(states, 2, time.monotonic, tpm=1_000_000),
         sender=Sender(),
-        chance=chance,
     ).run()
     outcomes = sink.outcomes
     failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 
-from promptmill.backends.openai.attempt import LocalSender
 from promptmill.backends.openai.bulk_path import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
@@ -16,6 +14,7 @@ from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.run import Run
+from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.spool import MappedSource
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.protocol import CallStats, Sink, Source
@@ -68,8 +67,7 @@ class OpenAIBackend:
         self._concurrency = min(wanted, room_for_connections(wanted))
         if not settings.dedupe:
             self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-        chance = random.Random()  # noqa: S311 (jitter)
-        states = endpoint_states(self._endpoints, self._model, settings, self._throttle, chance)
+        states = endpoint_states(self._endpoints, self._model, settings, self._throttle)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
         self._endpoint_states = states
         self._pool = Pool(settings, self._concurrency)
@@ -117,20 +115,13 @@ class OpenAIBackend:
             deduped = deduped.again()
 
     async def _run(self, source: Source, sink: Sink, stats: CallStats, limiter: Limiter, pool: Pool) -> None:
-        settings, chance = self._settings, random.Random()  # noqa: S311 (jitter)
+        settings = self._settings
         if self._workers > 1 and self._is_worth_workers(source, stats):
             bulk = Bulk(self._plan, self._endpoints, self._rules, self._workers, self._concurrency)
             async with bulk.opened(source, sink, stats) as (refs, fan_out):
                 concurrency = min(self._concurrency, fan_out.capacity)
                 await Run(
-                    refs,
-                    sink,
-                    stats,
-                    settings=settings,
-                    concurrency=concurrency,
-                    limiter=limiter,
-                    sender=fan_out,
-                    chance=chance,
+                    refs, sink, stats, settings=settings, concurrency=concurrency, limiter=limiter, sender=fan_out
                 ).run()
             return
         sender = LocalSender(
@@ -143,14 +134,7 @@ class OpenAIBackend:
         )
         try:
             await Run(
-                source,
-                sink,
-                stats,
-                settings=settings,
-                concurrency=self._concurrency,
-                limiter=limiter,
-                sender=sender,
-                chance=chance,
+                source, sink, stats, settings=settings, concurrency=self._concurrency, limiter=limiter, sender=sender
             ).run()
         finally:
             sender.close()

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.spool import MappedSource, Refs, Spool
+from promptmill.backends.openai.spool import MappedSource, Refs, Refuse, Spool
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.backends.rows import RowReader
@@ -40,7 +40,7 @@ class Bulk:
         if isinstance(source, MappedSource):
             mapped: MappedSource = source
         else:
-            mapped = spool = Spool(source, await source.take(_FIRST), _Refusal(sink, stats))
+            mapped = spool = Spool(source, await source.take(_FIRST), _refusal(sink, stats))
         try:
             per_worker = self._settings.worker_concurrency or max(1, -(-self._settings.concurrency // self._workers))
             async with FanOut(self._workers, per_worker, stats, self._job(mapped)) as fan_out:
@@ -91,19 +91,17 @@ def _reading(reading: RowReader) -> dict[str, Any]:
     }
 
 
-class _Refusal:
-    """Settles a request that cannot be written down."""
+def _refusal(sink: Sink, stats: CallStats) -> Refuse:
+    """Return what settles a request that cannot be written down."""
 
-    def __init__(self, sink: Sink, stats: CallStats) -> None:
-        self._sink = sink
-        self._stats = stats
-
-    async def __call__(self, request: Request) -> None:
+    async def refuse(request: Request) -> None:
         try:
             check_encodable(request.conversation)
             error = input_error("The request holds a value that JSON cannot carry, or is nested too deeply.")
         except PromptmillError as reason:
             error = reason
         failure = Failure(error)
-        await self._sink.put(request.key, failure)
-        self._stats.settle(failure)
+        await sink.put(request.key, failure)
+        stats.settle(failure)
+
+    return refuse

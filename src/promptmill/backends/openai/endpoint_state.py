@@ -57,7 +57,7 @@ class EndpointState:
         encoder: RequestEncoder,
         settings: OpenAISettings,
         throttle: LoopThrottle,
-        chance: random.Random,
+        rng: random.Random | None = None,
         *,
         number: int = 0,
     ) -> None:
@@ -87,7 +87,7 @@ class EndpointState:
         """Why it may have to be blocked: refused before it ever answered, while others are still on their way."""
         self._settings = settings
         self._clock = throttle.clock
-        self._chance = chance
+        self._rng = rng or random.Random()  # noqa: S311 (jitter)
         self._throttle = throttle
         self._strikes = 0
         self._losses = 0  # lost connections since the last success
@@ -211,7 +211,7 @@ class EndpointState:
             and self.in_flight <= 1  # else those that it works on show that it is not all too much
         ):
             base, cap = self._settings.base_delay, self._settings.max_delay
-            self._strike(decision, backoff_s(self._strikes + 1, base, cap, self._chance))
+            self._strike(decision, backoff_s(self._strikes + 1, base, cap, self._rng))
 
     def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Pause the endpoint for a lost or refused connection, if nothing was answered meanwhile.
@@ -228,7 +228,7 @@ class EndpointState:
             self._refusals = self._refusals + 1 if refused else 0
             # the first probe goes at once: a connection closed between requests is not an outage
             base, cap = self._settings.base_delay, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S)
-            self._strike(decision, backoff_s(self._strikes, base, cap, self._chance) if self._strikes else 0.0)
+            self._strike(decision, backoff_s(self._strikes, base, cap, self._rng) if self._strikes else 0.0)
         return self.answered or (refused and self._listened)
 
     def _strike(self, decision: RetryDecision, pause_s: float) -> None:
@@ -294,7 +294,7 @@ def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> i
 
 
 def endpoint_states(
-    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, throttle: LoopThrottle, chance: random.Random
+    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, throttle: LoopThrottle
 ) -> list[EndpointState]:
     """Return the state of each of `endpoints`, by whose place in the list processes name it to each other."""
     return [
@@ -303,7 +303,6 @@ def endpoint_states(
             RequestEncoder(endpoint, model, enable_thinking=settings.enable_thinking, stream=settings.stream),
             settings,
             throttle,
-            chance,
             number=number,
         )
         for number, endpoint in enumerate(endpoints)

@@ -1,4 +1,4 @@
-"""Twins for stragglers: a request that takes far longer than others is sent once more, and the first answer counts."""
+"""Hedged requests: one that takes far longer than others is sent a second time, and the first answer counts."""
 
 from __future__ import annotations
 

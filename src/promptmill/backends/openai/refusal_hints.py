@@ -139,7 +139,7 @@ def _refused(body: ErrorBody) -> str | None:
 
 
 def wrong_address(endpoint: Endpoint) -> str:
-    """Return what to look at where something answers that is no API."""
+    """Return what to look at where something other than the API answers."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
     if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a batch file says itself what it asks

@@ -1,4 +1,4 @@
-"""What a reply that is no answer means: tried again or not, after how long, and whom it concerns."""
+"""Classify error responses: retried or not, after how long, and whom they affect."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _ENDPOINTS = {
 def classify_refusal(
     status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint, now: float | None = None
 ) -> RetryDecision:
-    """Return what a reply with `status` and parsed body `payload` (or its text) means; `now` is Unix time in seconds.
+    """Return what a response with `status` and parsed body `payload` (or its text) means; `now` is Unix time.
 
     A status below 300 is one whose body says that there is no answer.
     """

@@ -54,7 +54,7 @@ def read_response(
 def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
-    """Return the response to a request that is none for a chat: its text, where it has one, and all of it as it is."""
+    """Return the response to a request for another path than chats: its text, if it has one, and its payload."""
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -57,12 +57,12 @@ class RetryDecision:
     status: int = 0
 
 
-def backoff_s(failures: int, base_s: float, cap_s: float, chance: random.Random) -> float:
+def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) -> float:
     """Return the seconds to wait after `failures` (from 1) in a row: exponential, capped, full jitter.
 
     Source: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
     """
-    return chance.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
+    return rng.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
 
 
 def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:

@@ -12,16 +12,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Generic, Protocol
 
-from promptmill.backends.openai.attempt import NOTHING, Sender
 from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.hedge import Hedge
-from promptmill.backends.openai.held import HeldRefusals
+from promptmill.backends.openai.held_refusals import HeldRefusals
 from promptmill.backends.openai.item import Item, TaskT
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.refusals import until
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.sender import NOTHING, Sender
 from promptmill.backends.protocol import CallStats, Sink
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, internal_error
@@ -53,12 +53,13 @@ class Run(Generic[TaskT]):
         concurrency: int,
         limiter: Limiter,
         sender: Sender[TaskT],
-        chance: random.Random,
+        rng: random.Random | None = None,
     ) -> None:
         self._source, self._sink, self._stats = source, sink, stats
         self._settings = settings
         self._most_workers = concurrency
-        self._limiter, self._sender, self._chance = limiter, sender, chance
+        self._limiter, self._sender = limiter, sender
+        self._rng = rng or random.Random()  # noqa: S311 (jitter)
         self._hedge = Hedge(limiter, stats) if settings.hedge else None
         self._plain = self._hedge is None and settings.item_timeout is None
         """Whether an attempt is one request, however long it takes."""
@@ -95,7 +96,7 @@ class Run(Generic[TaskT]):
             self._limiter.closed(self._share)
 
     @property
-    def window(self) -> int:
+    def limit(self) -> int:
         """How many requests the endpoints are given at once, all calls together."""
         return self._limiter.room
 
@@ -319,10 +320,10 @@ class Run(Generic[TaskT]):
         if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the lower limit is wait enough
                 base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
-                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._chance)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
             # an endpoint that is down pauses between its probes, which is wait enough
-            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._chance)
+            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s

@@ -107,7 +107,7 @@ class Session:
 
 
 async def _read(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
-    """Return the body, of which `told` gets each piece. After a `TooLargeError` the connection is of no more use."""
+    """Return the body, of which `told` gets each piece. After a `TooLargeError` the connection cannot be used again."""
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():

@@ -8,7 +8,6 @@ _PIPES = private_pipes() if __name__ == "__main__" else None  # before an import
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from promptmill.backends.openai.attempt import NOTHING, LocalSender
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.providers import profile_named
+from promptmill.backends.openai.sender import NOTHING, LocalSender
 from promptmill.backends.openai.spool import MappedFile, Ref
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import packed_result
@@ -51,10 +50,9 @@ class Worker:
         self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
         self._stats = CallStats()
         self._told: set[str] = set()
-        chance = random.Random()  # noqa: S311 (an endpoint state wants one; decisions are made elsewhere)
         throttle = LoopThrottle(time.monotonic)
         self._endpoint_states = endpoint_states(
-            list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle, chance
+            list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle
         )
         roots = job["allowed_roots"]
         memory = DecodeMemory(job["max_image_memory"])

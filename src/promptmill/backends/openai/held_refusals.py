@@ -1,4 +1,4 @@
-"""Refusals of a call of which it is not known yet whether they are the items' own or the endpoint's."""
+"""Refusals that are held back until it is known whether the items or the endpoint brought them about."""
 
 from __future__ import annotations
 

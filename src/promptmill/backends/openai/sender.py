@@ -29,7 +29,7 @@ class Sender(Protocol[TaskT_contra]):
 
     @property
     def ready(self) -> bool:
-        """Whether an attempt can begin at once; else `wait_ready` comes first, which is no part of it."""
+        """Whether an attempt can begin at once; else `wait_ready` comes first, which does not count as part of it."""
         ...
 
     async def wait_ready(self) -> None:
@@ -150,7 +150,7 @@ class LocalSender:
     async def _send_elsewhere(
         self, task: Request, endpoint_state: EndpointState, *, fresh: bool
     ) -> Completion | RetryDecision:
-        """Post a request that is none for a chat as it is, and keep its response as it is."""
+        """Post the body of a request for another path than chats, and keep its response, both unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, task.path)
         if not self._throttle.pass_now():
             await self._throttle.turn()
