@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -247,11 +247,20 @@ def _other_backend(name: str) -> str:
     return name
 
 
+def _keys(block: object) -> object:
+    return {} if block is None else block
+
+
+_OtherBlocks: TypeAlias = dict[
+    Annotated[str, AfterValidator(_other_backend)], Annotated[OtherSettings, BeforeValidator(_keys)]
+]
+
+
 class BackendConfigs(Block):
     """One block per backend; only the chosen one must be complete."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
-    __pydantic_extra__: dict[Annotated[str, AfterValidator(_other_backend)], OtherSettings]
+    __pydantic_extra__: _OtherBlocks
 
     openai: OpenAISettings = OpenAISettings()
     hf: HFSettings = HFSettings()
@@ -263,7 +272,7 @@ class ModelSettings(Block):
     """One of several models: a backend's block of its own, and what differs from the rest of the file."""
 
     model_config = BackendConfigs.model_config
-    __pydantic_extra__: dict[Annotated[str, AfterValidator(_other_backend)], OtherSettings]
+    __pydantic_extra__: _OtherBlocks
 
     backend: str | None = Field(None, description="Which backend answers; default: the one whose block is here.")
     openai: OpenAISettings | None = Field(None, description="As `backend_configs.openai`, of which it takes nothing.")
@@ -392,15 +401,9 @@ class Settings(Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_means_default(cls, data: Any) -> Any:
-        """Read `key:` without a value as the default, as people write it in YAML."""
-        if not isinstance(data, dict):
+    def _inline_reasoning(cls, data: Any) -> Any:
+        """Have `reasoning` of the file hold for sampling parameters that say nothing of it."""
+        if not isinstance(data, dict) or data.get("reasoning") != "inline":
             return data
-        blocks = data.get("backend_configs")
-        if isinstance(blocks, dict):
-            data = {**data, "backend_configs": {name: {} if block is None else block for name, block in blocks.items()}}
-        data = {key: value for key, value in data.items() if value is not None}
-        sampling = data.get("sampling_params", {})
-        if data.get("reasoning") == "inline" and isinstance(sampling, dict):
-            data["sampling_params"] = {"reasoning": "inline"} | sampling
-        return data
+        sampling = data.get("sampling_params") or {}
+        return {**data, "sampling_params": {"reasoning": "inline"} | sampling} if isinstance(sampling, dict) else data

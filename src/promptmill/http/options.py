@@ -79,7 +79,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """An offer with its sockets open. `greeting` says where, to people."""
+    """The options with their sockets open. `greeting` says where, to people."""
 
     sockets: list[socket.socket]
     rules: Rules
@@ -89,24 +89,24 @@ class BoundServer:
 
 
 @contextlib.contextmanager
-def opened(offer: HttpOptions) -> Iterator[BoundServer]:
-    """Listen as `offer` says, until the block ends.
+def opened(options: HttpOptions) -> Iterator[BoundServer]:
+    """Listen as `options` say, until the block ends.
 
     Raises `PromptmillError` (`invalid_config`) when that cannot be, or other machines could call without a token.
     """
-    sockets = offer.address.bind()
+    sockets = options.address.bind()
     try:
-        if offer.token is None and not is_loopback(sockets):
+        if options.token is None and not is_loopback(sockets):
             raise config_error(
                 "--http",
-                f"{offer.address} can be reached from other machines, so a token is needed: put it into the "
+                f"{options.address} can be reached from other machines, so a token is needed: put it into the "
                 f"environment variable {VARIABLE}, or name another with --token-env, or a file with --token-file. "
                 f"{HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
-        where = url(offer.address, sockets, tls=offer.tls is not None)
-        who = "for whoever has the token" if offer.token else "for every program on this machine; no token is set"
-        rules = Rules(HostAllowlist(offer.address, sockets, offer.allowed_hosts), offer.token, offer.max_body)
-        yield BoundServer(sockets, rules, offer.tls, offer.access_log, f"serving MCP at {where}, {who}")
+        where = url(options.address, sockets, tls=options.tls is not None)
+        who = "for whoever has the token" if options.token else "for every program on this machine; no token is set"
+        rules = Rules(HostAllowlist(options.address, sockets, options.allowed_hosts), options.token, options.max_body)
+        yield BoundServer(sockets, rules, options.tls, options.access_log, f"serving MCP at {where}, {who}")
     finally:
         for listener in sockets:
             listener.close()

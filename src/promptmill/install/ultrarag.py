@@ -20,13 +20,13 @@ _PLACE = b'INTERPRETER = ""'
 _OURS = b"PROMPTMILL_PYTHON"  # nobody else's generation.py speaks of it
 
 
-def install(checkout: Path, *, interpreter: str = sys.executable) -> list[Step]:
-    """Return the steps that put our launcher, which hands over to `interpreter`, into `checkout`; none if it is there.
+def install(checkout: Path) -> list[Step]:
+    """Return the steps that put our launcher, which hands over to this Python, into `checkout`; none if it is there.
 
     Raises `PromptmillError` when that is not a checkout of UltraRAG.
     """
     launcher = _launcher_in(checkout)
-    ours = launch_file().read_bytes().replace(_PLACE, f"INTERPRETER = {interpreter!a}".encode(), 1)
+    ours = launch_file().read_bytes().replace(_PLACE, f"INTERPRETER = {sys.executable!a}".encode(), 1)
     steps = [] if _is_ours(launcher) else [keep_at(_backup_of(launcher), launcher)]
     return steps if launcher.read_bytes() == ours else [*steps, write(launcher, ours)]
 

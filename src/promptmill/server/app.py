@@ -12,7 +12,7 @@ from mcp.server.caching import CacheHint
 from mcp_types import Icon, ResourcesCapability, ServerCapabilities, ToolsCapability
 
 from promptmill import __version__
-from promptmill.server.bulk_tools import add_bulk_tools, board_of
+from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
 from promptmill.server.engine_tools import add_engine_tools
 from promptmill.server.status import add_status
 from promptmill.server.tool_calls import CallLog, PlainArguments
@@ -80,7 +80,7 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         middleware=[CallLog(), PlainArguments()],
         dereference_schemas=False,  # what a schema refers to stands in it
     )
-    running_jobs = board_of(service)
+    running_jobs = running_jobs_of(service)
     if not locked:
         add_engine_tools(mcp, service)
     add_answer_tools(mcp, service, running_jobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,18 +92,15 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 _SEVERAL = _object({**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}})  # each as one alone
 
 
-def board_of(service: Service, *, default_roots: Sequence[Path] | None = None) -> Callable[[], RunningJobs]:
-    """Return what gives the board of the server's jobs, made on the first use: servers start often, jobs do not.
+def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
+    """Return what gives the jobs that the server runs, made on the first use: servers start often, jobs do not.
 
-    Files are read and written inside `allowed_roots`; when that is not set inside `default_roots`, None for the
-    working directory.
+    Files are read and written inside `allowed_roots`; when that is not set, inside the working directory.
     """
 
     def roots() -> list[Path]:
         named = service.plan.settings.allowed_roots
-        if named is None:
-            return [Path.cwd()] if default_roots is None else [root.resolve() for root in default_roots]
-        return [Path(root).expanduser().resolve() for root in named]
+        return [Path.cwd()] if named is None else [Path(root).expanduser().resolve() for root in named]
 
     @functools.cache
     def running_jobs() -> RunningJobs:

@@ -45,15 +45,15 @@ def serve_stdio(
     return run(_serve_stdio(configuration, front, extend, locked=locked))
 
 
-def serve_http(configuration: Configuration, offer: HttpOptions) -> int:
+def serve_http(configuration: Configuration, options: HttpOptions) -> int:
     """Serve over HTTP until a signal comes (exit code 128 + its number; it does not return then).
 
     Raises `PromptmillError` (`invalid_config`) when that cannot be listened on, or not without a token.
     """
     from promptmill.http.options import opened
 
-    with opened(offer) as opening:
-        return run(_serve_http(configuration, opening))
+    with opened(options) as bound:
+        return run(_serve_http(configuration, bound))
 
 
 async def _serve_stdio(
@@ -93,21 +93,21 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
             gc.collect()
 
 
-async def _serve_http(configuration: Configuration, opening: BoundServer) -> int:
+async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
     from promptmill.server import create_server
 
     service = Service(configuration)
-    app = App(create_server(service, locked=True), opening.rules)
+    app = App(create_server(service, locked=True), bound.rules)
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
-    server = listener(app, connections=connections, tls=opening.tls, access_log=opening.access_log)
+    server = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
-    serving = asyncio.ensure_future(server.serve(opening.sockets))
+    serving = asyncio.ensure_future(server.serve(bound.sockets))
     tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
-    print(f"promptmill: {opening.greeting}", file=sys.stderr, flush=True)
+    print(f"promptmill: {bound.greeting}", file=sys.stderr, flush=True)
     await signals.wait_for_one_or(serving)
     tidying.cancel()
 

@@ -74,10 +74,10 @@ def describe(service: Service) -> dict[str, Any]:
 class _Shown:
     """Values of a plan's settings as anybody may read them."""
 
-    def __init__(self, plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, plan: ResolvedConfig) -> None:
         self._plan, self._settings = plan, plan.settings
         named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
-        variables = [environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
+        variables = [os.environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
         self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:

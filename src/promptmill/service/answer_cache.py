@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 """
 
 
-def default_path(environ: Mapping[str, str] = os.environ) -> Path:
+def default_path() -> Path:
     """Return where answers are kept unless the configuration names a place: beside our other caches."""
-    if named := environ.get("PROMPTMILL_CACHE"):
+    if named := os.environ.get("PROMPTMILL_CACHE"):
         return Path(named).expanduser() / "answers" / FILE_NAME
     import platformdirs
 

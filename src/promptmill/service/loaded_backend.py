@@ -114,7 +114,7 @@ class LoadedBackend:
             self._idle(self)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call on the loaded backend. Raises why the slot was ended, or what the backend raises."""
+        """Run a call on the loaded backend. Raises why it was ended, or what the backend raises."""
         if self._ending:
             raise self._ending
         assert self._backend is not None

@@ -12,15 +12,8 @@ from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code
 
 _COUNTS = (
-    "done",
-    "failed",
-    "requests",
-    "retries",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached",
-    "repaired",
-    "asked_again",
+    *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
+    *("cached", "repaired", "asked_again"),
 )
 
 
