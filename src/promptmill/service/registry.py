@@ -98,7 +98,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
 
 def providers() -> list[tuple[str, str, str, bool]]:
     """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
-    module = importlib.import_module("promptmill.backends.openai.providers")
+    module = importlib.import_module("promptmill.backends.openai.provider_lookup")
     return cast("list[tuple[str, str, str, bool]]", module.listed())
 
 
@@ -107,5 +107,5 @@ def addresses(plan: ResolvedConfig) -> list[str]:
     urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
     if urls or not provider:
         return urls
-    url = importlib.import_module("promptmill.backends.openai.providers").profile_of(provider).base_url
+    url = importlib.import_module("promptmill.backends.openai.provider_lookup").profile_of(provider).base_url
     return [url] if url else []

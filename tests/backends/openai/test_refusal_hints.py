@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import profile_at
+from promptmill.backends.openai.provider_lookup import profile_at
 from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, decide_on_exception

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.base_url import COMPLETIONS, is_address, is_near, parsed
+from promptmill.backends.openai.provider_lookup import profile_at, profile_of
 from promptmill.backends.openai.provider_profile import ProviderProfile
-from promptmill.backends.openai.providers import profile_at, profile_of
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import config_error, looks_like_key

@@ -32,7 +32,7 @@ def _has_sent(stats: CallStats) -> bool:
 
 
 class FairShare:
-    """A call's part of what may be in flight: a hint how many of its items to have on their way, at least 1."""
+    """A call's fair share of the concurrency limit: a hint how many of its items to have on their way, at least 1."""
 
     __slots__ = ("grown", "most", "wanted")
 

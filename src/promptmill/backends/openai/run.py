@@ -41,7 +41,7 @@ class Tasks(Protocol[TaskT]):
 
 
 class Run(Generic[TaskT]):
-    """The life of one `Backend.run`: as many workers as its share of the limiter, items put back wait without one."""
+    """One `Backend.run`: runs up to its share of workers; items that wait to be sent again hold none."""
 
     def __init__(
         self,
@@ -80,12 +80,12 @@ class Run(Generic[TaskT]):
 
     async def run(self) -> None:
         """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
-        self._share = self._limiter.opened(self._employ)
+        self._share = self._limiter.opened(self._start_workers)
         self._stats.flow = self
         try:
             async with asyncio.TaskGroup() as self._group:
                 await self._take()
-                self._employ()
+                self._start_workers()
                 if self._open or not self._ended:
                     await self._finished.wait()
         except BaseExceptionGroup as group:
@@ -109,8 +109,8 @@ class Run(Generic[TaskT]):
         """Made when something is first put back, or when somebody first asks."""
         return CallFlow(self._limiter, self._stats, time.monotonic, self._began)
 
-    def _employ(self) -> None:
-        """Have one more worker for every item that waits for one (all others are busy), up to the share."""
+    def _start_workers(self) -> None:
+        """Start a worker for every item that waits for one (all others are busy), up to the share."""
         if self._closed:
             return
         most = min(self._share.most, self._most_workers)
@@ -156,7 +156,7 @@ class Run(Generic[TaskT]):
             self._limiter.want(self._share, None if len(tasks) == wanted else self._open)
             self._fresh.extend([Item(task, task.attempts) for task in tasks])
         if self._workers:
-            self._employ()
+            self._start_workers()
 
     async def _advance(self, item: Item[TaskT]) -> None:  # noqa: PLR0912, PLR0915 (a call per step costs more)
         """Make one attempt and settle the item or put it back."""
@@ -217,8 +217,8 @@ class Run(Generic[TaskT]):
                     await self._fail(refused, decision.error, decision.usage)
             result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
             return await self._settle(item, result)
-        result = self._judged(result, endpoint_state)
-        counts = not self._blame(item, permit, result)
+        result = self._explained(result, endpoint_state)
+        counts = self._counts(item, permit, result)
         limiter.leave(permit, stats)
         return await self._after_failure(item, permit, result, counts=counts)
 
@@ -245,21 +245,23 @@ class Run(Generic[TaskT]):
         except TimeoutError:
             raise _too_slow(limit_s or 0) from None
 
-    def _blame(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
-        """Tell the endpoint's state; return whether the failure is not held against the item."""
+    def _counts(self, item: Item[TaskT], permit: Permit, decision: RetryDecision) -> bool:
+        """Tell the endpoint's state of a failure; return whether it counts against the item's `retries`."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
             endpoint_state.succeeded(permit)  # it answered; what it said concerns this item alone
-            return False
-        if decision.kind is FailureKind.OURS:
             return True
+        if decision.kind is FailureKind.OURS:
+            return False
         self._stats.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.serial
         forgiven = endpoint_state.failed(permit, decision, before)
-        return item.is_refused_for_load(endpoint_state) if decision.kind is FailureKind.LOAD else forgiven
+        if decision.kind is FailureKind.LOAD:
+            return not item.is_refused_for_load(endpoint_state)
+        return not forgiven
 
-    def _judged(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
+    def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
         """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
@@ -331,7 +333,7 @@ class Run(Generic[TaskT]):
     def _return(self, item: Item[TaskT]) -> None:
         self._waiting -= 1
         self._back.append(item)
-        self._employ()
+        self._start_workers()
 
     async def _release(self, held: HeldRefusals[Item[TaskT]]) -> None:
         for item, decision, concerns_all in held.release():

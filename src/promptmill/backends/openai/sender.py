@@ -113,13 +113,13 @@ class LocalSender:
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
         body = encoder.encode(task, prepared, stream=preview is not None)
-        told = None
+        on_data = None
         if preview is not None:
-            told = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
+            on_data = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
         if not self._throttle.pass_now():
             await self._throttle.turn()
         try:
-            response = await self._pool.send(endpoint, body, fresh=fresh, told=told)
+            response = await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return decide_on_exception(error, endpoint)

@@ -64,9 +64,9 @@ class Session:
         )
 
     async def post(
-        self, route: Route, pieces: list[bytes], length: int, told: Callable[[bytes], None] | None
+        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
     ) -> HttpResponse:
-        """Post a body of these pieces; `told` gets each piece of the response's body as it comes.
+        """Post a body of these pieces; `on_data` gets each piece of the response's body as it comes.
 
         The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
         life, without end.
@@ -85,7 +85,7 @@ class Session:
                 response = await posting
             async with response:
                 try:
-                    body = await _read(response.content, told)
+                    body = await _read(response.content, on_data)
                 except TooLargeError:
                     response.close()
                     raise
@@ -106,8 +106,8 @@ class Session:
         await self._session.close()
 
 
-async def _read(content: aiohttp.StreamReader, told: Callable[[bytes], None] | None) -> bytes:
-    """Return the body, of which `told` gets each piece. After a `TooLargeError` the connection cannot be used again."""
+async def _read(content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None) -> bytes:
+    """Return the body, of which `on_data` gets each piece; after a `TooLargeError` the connection is unusable."""
     chunks: list[bytes] = []
     size = 0
     while not content.at_eof():
@@ -116,8 +116,8 @@ async def _read(content: aiohttp.StreamReader, told: Callable[[bytes], None] | N
         if size > LARGEST_BODY:
             raise TooLargeError(f"more than {LARGEST_BODY} bytes")
         chunks.append(chunk)
-        if told is not None:
-            told(chunk)
+        if on_data is not None:
+            on_data(chunk)
     return b"".join(chunks)
 
 

@@ -60,21 +60,21 @@ class Pool:
         body: bytes | list[bytes],
         *,
         fresh: bool = False,
-        told: Callable[[bytes], None] | None = None,
+        on_data: Callable[[bytes], None] | None = None,
     ) -> HttpResponse:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
-        `told` gets each piece of the response's body as it comes.
+        `on_data` gets each piece of the response's body as it comes.
 
         Raises `TransportError` and what the system raises.
         """
         route = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
-        if route.target is not None and length <= LARGEST_DIRECT_REQUEST and told is None:
+        if route.target is not None and length <= LARGEST_DIRECT_REQUEST and on_data is None:
             return await self._client.post(route.target, pieces, length, fresh=fresh)
         session = await self._opened()
-        return await session.post(route, pieces, length, told)
+        return await session.post(route, pieces, length, on_data)
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> HttpResponse:
         """Return a page of `endpoint`'s host, asked for with its key. Raises as `send`."""

@@ -1,4 +1,4 @@
-"""`provider: NAME`: a row brings its address, its key and what it takes."""
+"""`provider: NAME`: a profile brings its address, its key and what it takes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.error_words import Cause
+from promptmill.backends.openai.provider_lookup import PLAIN, listed, profile_named
 from promptmill.backends.openai.provider_profile import translate
-from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named
+from promptmill.backends.openai.providers import PROFILES, _codes
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -32,7 +33,7 @@ def test_a_provider_is_its_address_and_its_key(row):
         assert endpoint.headers["Authorization"] == "Bearer the-key"
 
 
-def test_there_are_presets_for_the_large_ones_and_the_local_servers():
+def test_there_are_profiles_of_the_large_ones_and_the_local_servers():
     names = {name for name, base_url, _, _ in listed({}) if base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
