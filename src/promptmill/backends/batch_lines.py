@@ -1,4 +1,4 @@
-"""Lines of Batch files as providers have them, each as a request in OpenAI's form.
+"""Lines of the Batch files of several providers as requests in OpenAI's form.
 
 | whose | a line |
 |---|---|

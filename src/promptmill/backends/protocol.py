@@ -1,4 +1,4 @@
-"""The one shape of data: requests are pulled from a source, outcomes are pushed into a sink."""
+"""The interface of backends: requests are pulled from a source, outcomes are pushed into a sink."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Source(Protocol):
 
     @property
     def is_rest(self) -> bool:
-        """Whether what it still brings is little, for which no workers are worth their start."""
+        """Whether little is left in it, too little to start workers for."""
         return False
 
     async def take(self, n: int) -> list[Request]:
@@ -107,7 +107,7 @@ class Step:
     detail: str
     code: str = ""
     warns: bool = False
-    """It works, and not as somebody may think."""
+    """It works, but perhaps not as expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Choice:
 
 
 class Flow(Protocol):
-    """How the requests of a call fare, for those who show it."""
+    """The state of a call's requests, for progress displays."""
 
     @property
     def limit(self) -> int:
@@ -152,13 +152,13 @@ class CallStats:
     """Requests that an endpoint refused for load."""
     in_flight: int = 0
     flow: Flow | None = None
-    """There while requests are sent to endpoints."""
+    """Set while requests are sent to endpoints."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
     """What the call has cost so far; None where nobody knows the price."""
     priced: Usage = NO_USAGE
-    """The tokens that `cost` is of, those of answers that are about to be settled included."""
+    """The tokens that `cost` covers, including answers that are about to be settled."""
     budget: Budget | None = None
     """What the call may cost at most."""
     model: str = ""
@@ -166,7 +166,7 @@ class CallStats:
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0
-    """Structured answers whose writing was corrected."""
+    """Structured answers whose JSON was repaired."""
     asked_again: int = 0
     """Structured answers that were asked for once more."""
     started: float = field(default_factory=time.monotonic)

@@ -23,7 +23,7 @@ IMAGES = ("image", "images")
 _SCHEMA = "answer_schema"
 _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_SAMPLING, *_BODY, *_SYSTEM, *IMAGES})
-"""All fields that say what a row asks; every other one is the caller's own and passes by."""
+"""All fields that say what a row asks; every other one is the caller's own and is ignored."""
 
 # The first bytes of images, in base64; shorter texts are paths.
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]*={0,2}", re.ASCII)

@@ -37,7 +37,7 @@ from promptmill.core.wording import shape
 from promptmill.images import load as images
 
 PROBLEM = "promptmill:problem"
-"""The only field of a line that stands for a row which cannot be asked, and says why."""
+"""The only field of a line that stands for an unusable row; it says why."""
 ROW = "promptmill:row"
 """The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
 BOM = b"\xef\xbb\xbf"
@@ -153,16 +153,16 @@ class RowReader:
     folder: str = ""
     """Where relative image paths start; `""` for the working directory."""
     model: str = ""
-    """The only one that a row can ask for; `""` where the endpoint has several."""
+    """The only model that a row can name; `""` where the endpoint has several."""
     paths: frozenset[str] = frozenset()
-    """Which requests other than those for a chat a Batch line may make."""
+    """The paths other than chats that a Batch line may request."""
     keep_raw: bool = False
     """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
     models: Mapping[str, RowReader] = field(default_factory=dict)
-    """How rows are read that name another model, by its name."""
+    """How rows that name another model are read, by its name."""
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""

@@ -33,7 +33,7 @@ _FIRST_STEP = 0.02
 
 
 class _Count:
-    """Requests sent with one question in mind, and what came of them."""
+    """Requests sent in one round or trial, and how many of them were answered or refused."""
 
     __slots__ = ("answered", "refused", "sent")
 
@@ -88,7 +88,7 @@ class AdaptiveLimit:
 
     @property
     def most(self) -> int:
-        """The bound; may be changed at any time."""
+        """The upper bound of the limit; may be changed at any time."""
         return self._most
 
     @most.setter
@@ -106,7 +106,7 @@ class AdaptiveLimit:
 
     @property
     def may_double(self) -> bool:
-        """Whether `stayed_quiet` may make it wider."""
+        """Whether `stayed_quiet` may raise it."""
         return self._ramping and self._trial is None and self._limit < self._most and self._in_a_row < _TELLING
 
     @property
@@ -129,7 +129,7 @@ class AdaptiveLimit:
             self._next_round()
 
     def accepted(self, round_number: int, *, may_grow: bool = True) -> None:
-        """Count an answer. Without `may_grow` more in flight would be of no use."""
+        """Count an answer. Without `may_grow`, more in flight would not help."""
         if not self._adaptive:
             return
         self._in_a_row = 0
@@ -184,7 +184,7 @@ class AdaptiveLimit:
         return max(self._everyday, _BORNE)
 
     def _start_over(self) -> None:
-        """Begin again with one request: nothing is taken at all, as beyond a limit per minute."""
+        """Begin again with one request: everything is refused, as beyond a limit per minute."""
         self._limit = self._size = self._proven = 1.0
         self._ramping, self._trial, self._found = True, None, 0.0
         self._next_level()
@@ -206,13 +206,13 @@ class AdaptiveLimit:
         self._level, self._level_from = _Count(), self.round_number
 
     def _try_less(self, factor: float) -> None:
-        """Hold still with a lower limit, to see whether that makes refusals rarer."""
+        """Try a lower limit for a while, to see whether refusals become rarer."""
         self._trial, self._trial_from, self._trial_limit = self._level, self._level_from, self._limit
         self._limit = self._size = max(1.0, self._size * factor)
         self._next_level()
 
     def _judge(self, *, answered: bool) -> None:
-        """End the trial when it has told what it can."""
+        """End the trial once it has shown whether the lower limit helps."""
         now, before = self._level, self._trial
         assert before is not None
         if now.exceeds(_MOST_EVERYDAY, 2):
@@ -231,7 +231,7 @@ class AdaptiveLimit:
         return self._tire()
 
     def _found_everyday(self, now: _Count, before: _Count) -> None:
-        """Refusals do not come from what is in flight: go back to where the limit was."""
+        """Go back to the limit before the trial: the refusals do not depend on it."""
         if before.share <= _MOST_EVERYDAY:
             now.sent += before.sent
             now.refused += before.refused
@@ -249,7 +249,7 @@ class AdaptiveLimit:
         self._next_level()
 
     def _round_over(self, *, may_grow: bool) -> None:
-        """Go on near a limit that was found: rest, or try more, twice as much after each round that went well."""
+        """Go on near the limit that was found: rest, or raise it, by twice as much after each round that went well."""
         everyday = self._everyday
         if self._rest > 0:
             self._rest -= 1

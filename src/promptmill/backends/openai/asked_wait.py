@@ -1,4 +1,4 @@
-"""How long a refusal asks to wait, wherever it says so: headers, fields of the body, words.
+"""How long an error response asks to wait: in its headers, in fields of its body, or in words.
 
 Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's
 `RetryInfo`, OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has each.
@@ -63,7 +63,7 @@ _NONSENSE_S = 100 * 365 * 86400.0
 
 
 def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float | None = None) -> float | None:
-    """Return the seconds that a reply asks to wait, or None when it asks for none.
+    """Return the seconds that a response asks to wait, or None when it asks for none.
 
     `payload` is the parsed body, `text` what it says in words, `now` the time in seconds since 1970.
     """

@@ -1,4 +1,4 @@
-"""What people write as `base_url`: the URL that is meant, or which slip it is and how it is mended."""
+"""Parse `base_url` as people write it; for a mistake, say what was probably meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bulk path: a call that worker processes answer, and the payload they get."""
+"""The bulk path: a call answered by worker processes, and the job description they get."""
 
 from __future__ import annotations
 

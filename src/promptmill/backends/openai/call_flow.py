@@ -1,4 +1,4 @@
-"""How the requests of a call fare at its endpoints, and why they wait, in words for people who watch."""
+"""Why a call is waiting, and until when, in words for progress displays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 class CallFlow:
-    """One call's. Times are seconds of `clock`."""
+    """Explains the waits of one call. Times are seconds of `clock`."""
 
     def __init__(self, limiter: Limiter, stats: CallStats, clock: Callable[[], float], since: float) -> None:
         """`since`: when the call began."""

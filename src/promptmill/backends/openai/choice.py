@@ -1,4 +1,4 @@
-"""What `backend: auto` and a missing `model_name` mean: the endpoint and the model that are there."""
+"""Find the endpoint for `backend: auto`, and the model where `model_name` is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api
 
 @contextlib.asynccontextmanager
 async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
-    """Give connections for a few questions to the plan's endpoints."""
+    """Open connections for a few requests to the plan's endpoints."""
     pool = Pool(plan.settings.backend_configs.openai, 16)
     try:
         yield pool

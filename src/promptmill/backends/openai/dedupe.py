@@ -19,7 +19,7 @@ class _Listed(Source):
 
 
 class Dedupe(Source, Sink):
-    """Source and sink around a call's own. Only requests at temperature 0 are told apart by what they ask.
+    """Source and sink around a call's own. Only requests at temperature 0 are deduplicated.
 
     `fingerprint` must be equal for requests that would be sent alike. A request answered through another one has
     `attempts` 0 and no usage, so that totals count what was really spent.
@@ -52,7 +52,7 @@ class Dedupe(Source, Sink):
         return []
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Settle `key` and those that asked the same."""
+        """Settle `key` and the requests that are identical to it."""
         await self._sink.put(key, outcome)
         print_ = self._first.pop(key, None)
         if print_ is None:

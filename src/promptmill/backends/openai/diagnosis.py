@@ -1,4 +1,4 @@
-"""What works at the endpoints of a configuration and what does not: one attempt at each stage, told as it happens."""
+"""`promptmill check`: try each endpoint of a configuration, stage by stage, and report what works."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s
 
 
 class _Stages:
-    """Reports the stage that has begun."""
+    """Reports the outcome of the current stage."""
 
     def __init__(self, report: Callable[[Step], None]) -> None:
         self._report = report

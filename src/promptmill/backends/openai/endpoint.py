@@ -43,7 +43,7 @@ _PLACEHOLDER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go. `headers` hold the key; `secrets` are what no message may show.
+    """Where requests go. `headers` hold the key; `secrets` must not appear in any message.
 
     `key_note` says why no key is sent although there is one; it is told when the endpoint refuses. `own`: on this
     machine or in the network around it, so most likely a server of the operator's own.

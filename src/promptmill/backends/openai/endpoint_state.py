@@ -30,7 +30,7 @@ _MOST_OWN = 1024
 
 
 class Permit:
-    """The right to send one request to `endpoint_state`, and what it looked like then."""
+    """The right to send one request to `endpoint_state`, with a snapshot of its counters."""
 
     __slots__ = ("at", "endpoint_state", "idle_s", "outage", "round_number", "serial", "successes")
 
@@ -61,7 +61,7 @@ class EndpointState:
         *,
         number: int = 0,
     ) -> None:
-        """`number` is the endpoint's place in `base_url`, by which processes name it to each other."""
+        """`number` is the endpoint's place in `base_url`, by which processes refer to it."""
         self.number = number
         self.endpoint = endpoint
         self.encoder = encoder
@@ -69,15 +69,15 @@ class EndpointState:
         self.search = ThroughputSearch(self.limit, _MOST_OWN) if _is_searched(settings, endpoint) else None
         self.in_flight = 0
         self.watched = False
-        """Whether somebody will look whether the limit is reached and stays without a refusal."""
+        """Whether a check is scheduled that raises the limit if it is reached without a refusal."""
         self.answer_s = 0.0
-        """How long answers have lately taken; 0: none yet."""
+        """Moving average of the time to an answer; 0: none yet."""
         self.answered = False
         self.successes = 0
         self.serial = 0
         """Requests sent so far."""
         self.newest_success = 0
-        """The serial of the request sent last of those that were answered."""
+        """The highest serial of a request that was answered."""
         self.rejections = 0
         """How many requests were refused for load so far."""
         self.outage = 0
@@ -97,7 +97,7 @@ class EndpointState:
         self._refused_as: Code | None = None
         self._probe: Permit | None = None
         self.trouble_since: float | None = None
-        """When it failed first since the last success."""
+        """When the first failure since the last success was."""
         self.last_failure: RetryDecision | None = None
 
     def room(self, now: float) -> int:
@@ -114,7 +114,7 @@ class EndpointState:
         return self._strikes > 0 and not (self._probe or self.blocked or self.suspected)
 
     def enter(self, now: float) -> Permit:
-        """Take a place."""
+        """Take a place for one request."""
         self.in_flight += 1
         self.serial += 1
         permit = Permit(self, now, self._throttle.idle_s(now))
@@ -131,7 +131,7 @@ class EndpointState:
             self.blocked, self.suspected = self.suspected, None
 
     def succeeded(self, permit: Permit, tokens: int = 0) -> float:
-        """Count a reply that shows the endpoint is well, perhaps with an answer of so many tokens; before `leave`.
+        """Count a response that shows that the endpoint works; `tokens` is the length of its answer. Before `leave`.
 
         Returns when that was.
         """
@@ -193,7 +193,7 @@ class EndpointState:
         return self.newest_success <= failed_before
 
     def _refused(self, error: PromptmillError) -> None:
-        """Count a refusal that would concern all: it does where nothing was ever answered, or after many in a row."""
+        """Count a refusal that would concern all: believed where nothing was ever answered, or after many in a row."""
         self._refused_in_row = self._refused_in_row + 1 if error.code is self._refused_as else 1
         self._refused_as = error.code
         if self._refused_in_row >= SEVERAL:
@@ -244,7 +244,7 @@ class EndpointState:
 
     @property
     def is_down(self) -> bool:
-        """Whether the endpoint is being probed, or is not to be used at all."""
+        """Whether the endpoint is being probed, or blocked."""
         return self._strikes > 0 or self.blocked is not None
 
     def is_unavailable(self, now: float) -> bool:
@@ -257,7 +257,7 @@ class EndpointState:
 
     @property
     def longest_wait_s(self) -> float:
-        """The longest wait that is sat out; an endpoint that asks for a longer one is given up."""
+        """The longest wait that is honoured; an endpoint that asks for a longer one is given up."""
         return 10 * self._settings.max_delay
 
     @property

@@ -42,7 +42,7 @@ class ErrorBody:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status that the body names, for a reply that has another one."""
+        """The HTTP status that the body names, where it differs from that of the response."""
         for name in _NUMBERED:
             if 400 <= (number := self.numbers.get(name, 0)) < 600:
                 return number

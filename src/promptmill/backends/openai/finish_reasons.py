@@ -1,4 +1,4 @@
-"""Why an answer ended, by the many words for it, in OpenAI's few.
+"""Map the finish reasons of all providers to OpenAI's.
 
 Sources: the providers' API references; Gemini's and Cohere's own words come through gateways unchanged.
 """

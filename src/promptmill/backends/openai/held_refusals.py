@@ -17,7 +17,7 @@ _OWN = frozenset(
 
 
 class HeldRefusals(Generic[ItemT]):
-    """An item that is refused for the key's or the model's sake waits here until one that was sent later is answered.
+    """An item refused because of the key or the model waits here until one that was sent later is answered.
 
     Then the refusal was its own. What was sent before it and is answered after it says nothing about the key now.
 
@@ -56,7 +56,7 @@ class HeldRefusals(Generic[ItemT]):
         return self.ended is not None
 
     def hold(self, item: ItemT, permit: Permit, decision: RetryDecision) -> bool:
-        """Keep a failure of what `permit` sent; return whether it is now known whose those kept are."""
+        """Keep a failure of what `permit` sent; return whether it is now known what caused those kept."""
         self._held.append((item, permit, decision))
         if permit.endpoint_state.blocked:
             self.ended = permit.endpoint_state.blocked

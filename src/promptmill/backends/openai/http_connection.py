@@ -66,7 +66,7 @@ class Headers(Mapping[str, str]):
 
 
 class HttpResponse(NamedTuple):
-    """A whole response."""
+    """A complete response."""
 
     status: int
     headers: Headers
@@ -105,7 +105,7 @@ class Target:
 
 
 class Owner(Protocol):
-    """Who keeps connections."""
+    """The owner of connections."""
 
     clock: Callable[[], float]
 
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         self.at = 0.0
         """When something was last sent or received."""
         self.answer: Answer | None = None
-        """Who waits for the response."""
+        """The future that the response is for; None between requests."""
         self.closed = False
         self.keep = True
         self._owner = owner
@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
             transport.writelines([head, *pieces])
 
     def close(self) -> None:
-        """Close at once; nobody is told."""
+        """Close at once, without a result for `answer`."""
         self.keep = False
         self.answer = None
         if self._transport is not None and not self.closed:

@@ -17,12 +17,12 @@ class Task(Protocol):
 
     @property
     def key(self) -> int:
-        """The caller's."""
+        """The caller's key for it."""
         ...
 
     @property
     def attempts(self) -> int:
-        """Made by an earlier run."""
+        """How often it was sent by an earlier run."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How an endpoint is asked for JSON: the form of `response_format` that its provider knows, and words for the rest."""
+"""How an endpoint is asked for JSON: by the `response_format` that its provider supports, else in words."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class _Waiter(NamedTuple):
 
 
 def _in_flight(entry: tuple[int, tuple[CallStats, deque[_Waiter]]]) -> tuple[int, int]:
-    """Return what the order of calls goes by: among those with as many in flight, one that has sent less goes first."""
+    """Return the sort key of a waiting call: fewest in flight first, then fewest sent."""
     stats = entry[1][0]
     return stats.in_flight, stats.requests
 
@@ -37,7 +37,7 @@ class FairShare:
     __slots__ = ("grown", "most", "wanted")
 
     def __init__(self, most: int, grown: Callable[[], None]) -> None:
-        """`grown` is told when `most` has become more."""
+        """`grown` is called when `most` has grown."""
         self.most = most
         self.grown = grown
         self.wanted: int | None = None
@@ -67,7 +67,7 @@ class Limiter:
         self._concurrency = concurrency
         self._clock = clock
         self.counts_tokens = tpm is not None
-        """Whether the sizes of requests are of any use."""
+        """Whether the sizes of requests are needed."""
         self._requests = TokenBucket(rpm, clock()) if rpm else None
         self._tokens = TokenBucket(tpm, clock()) if tpm else None
         self._in_flight = 0
@@ -139,7 +139,7 @@ class Limiter:
         return None if self._waiting else self._admit(stats, tokens, avoid, self._clock())
 
     async def enter(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit:
-        """Wait for a permit. Raises the endpoints' error when nothing can be hoped for from any of them.
+        """Wait for a permit. Raises the endpoints' error when all of them are unusable.
 
         Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
         """
@@ -169,11 +169,11 @@ class Limiter:
             self.serve()
 
     def only(self, state: EndpointState) -> bool:
-        """Return whether no other endpoint than `state` can be hoped for."""
+        """Return whether all endpoints but `state` are unusable."""
         return all(other.unusable() is not None for other in self.endpoint_states if other is not state)
 
     def elsewhere(self, state: EndpointState) -> bool:
-        """Return whether another endpoint than `state` is well."""
+        """Return whether another endpoint than `state` is available."""
         now = self._clock()
         return any(
             not other.is_unavailable(now) and other.unusable() is None
@@ -211,7 +211,7 @@ class Limiter:
                 self._wake_later(now)
 
     def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
-        """Hand out one permit, or forget a call in which nobody waits any more; False when there is nothing to do.
+        """Hand out one permit, or drop a call that has no more waiters; False when there is nothing to do.
 
         Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
         endpoints to be avoided for which there is no permit at `now`.
@@ -273,7 +273,7 @@ class Limiter:
             self.serve()
 
     def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
-        """Return the endpoint with the most room; `avoid` only when all others are out and none may be probed now."""
+        """Return the endpoint with the most room; `avoid` only when all others are unavailable."""
         others = [state for state in self.endpoint_states if state is not avoid and state.unusable() is None]
         best = max(others, key=lambda state: state.room(now), default=avoid)
         if avoid is None or best is None or best.room(now) > 0 or avoid.unusable() is not None:

@@ -18,7 +18,7 @@ _SATURATED = 0.8
 
 
 class LoopThrottle:
-    """Lets at most `_PER_TURN` items begin in one turn of the event loop, over all calls, and sees how busy that is.
+    """Lets at most `_PER_TURN` items begin in one turn of the event loop, over all calls, and measures its load.
 
     Times are seconds of `clock`.
     """
@@ -44,13 +44,13 @@ class LoopThrottle:
         return True
 
     async def turn(self) -> None:
-        """Wait for a turn that has room."""
+        """Wait for a turn with room."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
 
     def idle_s(self, now: float) -> float:
-        """Return for how long nothing was to be sent, of all the time until `now`."""
+        """Return for how many seconds until `now` there was nothing to send."""
         return self._idle_s if self._ticking else self._idle_s + now - self._since
 
     def is_limit(self, since: float, idle_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""The text of a message and the thinking beside it, in all the places where endpoints put them."""
+"""The text and the reasoning of a message, wherever endpoints put them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def is_thinking(part: Any) -> bool:
-    """Return whether a part of a content list is thinking aloud."""
+    """Return whether a part of a content list is reasoning."""
     return isinstance(part, dict) and (part.get("type") in _THINKING_PARTS or part.get("thought") is True)
 
 

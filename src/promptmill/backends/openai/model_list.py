@@ -1,4 +1,4 @@
-"""Which models an endpoint has, and which server it is where it is one of the operator's own.
+"""The models of an endpoint, and the name of the server if it is one of the operator's own.
 
 Forms: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`, llama.cpp `GET /props` (tools/server/README.md),
 Ollama `GET /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models`
@@ -40,7 +40,7 @@ class ListedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """The models of one endpoint; `server` names the program, such as `Ollama 0.9.0`, where it can be found out."""
+    """The models of one endpoint; `server` names the program, such as `Ollama 0.9.0`, where it is known."""
 
     models: tuple[ListedModel, ...]
     server: str = ""
@@ -63,7 +63,7 @@ class ModelList:
 
 
 class Pages(Protocol):
-    """What fetches pages of an endpoint, with its key."""
+    """Fetches pages of an endpoint, with its key."""
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and body. Raises what a transport and the system raise."""
@@ -77,7 +77,7 @@ def base_url(endpoint: Endpoint) -> str:
 
 
 async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
-    """Return the models at `endpoint`. Raises `PromptmillError` with why they cannot be had."""
+    """Return the models at `endpoint`. Raises `PromptmillError` with why they cannot be listed."""
     base = base_url(endpoint)
     try:
         status, headers, body = await pages.page(endpoint, f"{base}/models", _LARGEST_PAGE)

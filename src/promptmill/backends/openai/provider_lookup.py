@@ -1,4 +1,4 @@
-"""Which provider's profile is meant: by an endpoint's host or port, or by name."""
+"""Look up the provider profile of an endpoint: by host or port, or by name."""
 
 from __future__ import annotations
 

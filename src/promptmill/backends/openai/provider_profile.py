@@ -54,7 +54,7 @@ class ProviderProfile:
     key_env: str = ""
     """The variable that usually holds its key; that key goes to its own hosts alone."""
     page: str = ""
-    """Where the provider itself says so."""
+    """The provider's own documentation of this."""
     read: str = ""
     """The day on which the profile was last compared with that page."""
     images: Literal["url", "data"] = "url"
@@ -62,11 +62,11 @@ class ProviderProfile:
     thinking_on: str = "enabled"
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
-    """Its models whose thinking cannot be switched off, beside those that are so everywhere."""
+    """Its models whose thinking cannot be switched off, beside those of every provider."""
     codes: Mapping[str, Cause] = field(default_factory=_no_causes)
     """What its own error codes mean: `field=number`, or a word in lower case as `code` or `type` holds it → cause."""
     phrases: Mapping[str, Cause] = field(default_factory=_no_causes)
-    """What its own words mean, in lower case, where they differ from everybody's."""
+    """What its own words mean, in lower case, where other providers mean something else."""
 
     def always_thinks(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""

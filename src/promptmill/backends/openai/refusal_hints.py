@@ -1,4 +1,4 @@
-"""What to do about a refusal, where its status and body say more than its code."""
+"""Hints for error responses whose status and body say more than their code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|terri
 
 
 def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
-    """Return what to do about a reply with `status`, None where its code says all there is."""
+    """Return what to do about a response with `status`; None where its code says it all."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)
     if any(words in body.text for words in SPOKE_TLS) and endpoint.url.startswith("http:"):
@@ -139,7 +139,7 @@ def _refused(body: ErrorBody) -> str | None:
 
 
 def wrong_address(endpoint: Endpoint) -> str:
-    """Return what to look at where something other than the API answers."""
+    """Return what to check where something other than the API answers."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
     if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a batch file says itself what it asks

@@ -103,7 +103,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
 
 
 def until(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` with an error that says when its wait, which nobody sits out, is over. `now` is Unix time."""
+    """Return `decision` as final, with a hint that says when its wait will be over. `now` is Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600

@@ -26,12 +26,12 @@ _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class _Head(NamedTuple):
-    """What is alike in all requests with the same parameters."""
+    """The part of a body that all requests with the same parameters share."""
 
     text: bytes
     refused: list[str]
     words: str
-    """What the model is told beside the conversation."""
+    """Instructions to add to the conversation."""
     parameters: tuple[Sampling, Mapping[str, Any]]
 
 

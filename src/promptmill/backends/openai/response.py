@@ -29,7 +29,7 @@ _ERROR_FIELDS = frozenset(
     {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
 )
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
-"""Fields of a message that say nothing more about one with text."""
+"""Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
@@ -106,7 +106,7 @@ def _read(
 
 
 def _ordinary(payload: dict[str, Any]) -> Completion | None:
-    """Return the answer in an object as most are, all text and nothing beside it; None for any other.
+    """Return the answer in an object of the usual form, text and nothing else; None for any other.
 
     `read_payload` would find the same and takes four times as long.
     """
@@ -129,7 +129,7 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
 
 
 def _unwrapped(payload: Any) -> Any:
-    """Return the completion or error in what gateways wrap around it: a list, a string of JSON, another object."""
+    """Unwrap a completion or error from what gateways put around it: a list, a JSON string, another object."""
     if isinstance(payload, str):
         payload = _loosely(payload.encode("utf-8", "replace"))
     if isinstance(payload, list) and len(payload) == 1:
@@ -246,7 +246,7 @@ def _usage(usage: Any) -> Usage:
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
-    """Return a count that is told apart; DeepSeek has that of cached tokens beside the sums."""
+    """Return a count of the usage details; DeepSeek has its cached tokens beside the sums."""
     details = usage.get(group)
     return _count(details.get(name)) if isinstance(details, dict) else 0
 
@@ -277,7 +277,7 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
 
 
 def _page(body: bytes) -> str:
-    """Return what a web page is called in a message, with its title, by which people know it."""
+    """Return how a message refers to a web page: by its title, if it has one."""
     title = " ".join(without_controls(read_error(_text(body)).shown).split())[:60]
     return f"a web page ({title})" if title else "a web page"
 

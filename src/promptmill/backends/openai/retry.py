@@ -27,17 +27,17 @@ class FailureKind(Enum):
     """What a failure affects."""
 
     ITEM = auto()
-    """The item's: final."""
+    """The item alone: final."""
     TRANSIENT = auto()
-    """Nobody's: try again, counted against `retries`."""
+    """This attempt alone: try again, counted against `retries`."""
     LOAD = auto()
     """The endpoint is busy (429): put the item back, lower the limit."""
     LOST = auto()
     """The endpoint may be gone (lost or refused connection, 503)."""
     OURS = auto()
-    """Our own process's that made the attempt: put the item back."""
+    """The worker process that made the attempt: put the item back."""
     ENDPOINT = auto()
-    """All items', if others are refused alike: the key's, the account's, the model's, the host's."""
+    """The key, the account, the model or the host, and so all items, if others are refused alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The way to an endpoint, which does not change from request to request: proxy, address, whom to trust."""
+"""The route to an endpoint, the same for all requests: address, proxy, certificate authorities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptmill.backends.openai.http_connection import Target
 
 
 class Route(NamedTuple):
-    """Without a `target` only the session can send."""
+    """The route to one endpoint; without a `target` only the session can send."""
 
     url: URL
     headers: CIMultiDict[str]
@@ -27,7 +27,7 @@ class Route(NamedTuple):
 
 
 def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
-    """Return the way to `endpoint`, with `trust_env` through the proxy that the environment names for it.
+    """Return the route to `endpoint`, with `trust_env` through the proxy that the environment names for it.
 
     aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a
     .netrc entry for the host would clash with the key.

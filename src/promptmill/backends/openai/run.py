@@ -75,11 +75,11 @@ class Run(Generic[TaskT]):
         self._closed = False
         self._answered = False
         self._held: HeldRefusals[Item[TaskT]] | None = None
-        """Made when something first fails."""
+        """Created at the first failure."""
         self._began = time.monotonic()
 
     async def run(self) -> None:
-        """Work until the source is at its end and every item has its outcome. Raises what the source raises."""
+        """Work until the source ends and every item has its outcome. Raises what the source raises."""
         self._share = self._limiter.opened(self._start_workers)
         self._stats.flow = self
         try:
@@ -106,7 +106,7 @@ class Run(Generic[TaskT]):
 
     @cached_property
     def _flow(self) -> CallFlow:
-        """Made when something is first put back, or when somebody first asks."""
+        """Created when an item is first put back, or when somebody first asks."""
         return CallFlow(self._limiter, self._stats, time.monotonic, self._began)
 
     def _start_workers(self) -> None:
@@ -230,7 +230,7 @@ class Run(Generic[TaskT]):
     async def _send_bounded(
         self, item: Item[TaskT], permit: Permit, prepared: Mapping[str, bytes]
     ) -> tuple[Completion | RetryDecision, Permit]:
-        """Send once, within `item_timeout`, perhaps with a twin; return what came of it and the permit of which one."""
+        """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
 
         def send(endpoint_state: EndpointState) -> Awaitable[Completion | RetryDecision]:
             return self._sender.send(item.task, endpoint_state, prepared, fresh=item.stale)
@@ -262,7 +262,7 @@ class Run(Generic[TaskT]):
         return not forgiven
 
     def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
-        """Return `decision` with what is known here: the key that was sent, and how long a wait is sat out."""
+        """Return `decision` with hints on the key that was sent, the scheme of the URL, or a wait that is too long."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
         if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.successes:

@@ -1,4 +1,4 @@
-"""One attempt at a request, in this process or a worker."""
+"""Senders: they make one attempt at a request, in this process or a worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sender(Protocol[TaskT_contra]):
         ...
 
     def prepare(self, task: TaskT_contra) -> Awaitable[Mapping[str, bytes]] | None:
-        """Return what `send` needs and no place at the endpoint should wait for; None for `NOTHING`, as mostly.
+        """Return what `send` needs and should not hold a place at the endpoint; mostly None, for `NOTHING`.
 
         The awaitable raises the task's own error.
         """
@@ -72,7 +72,7 @@ class LocalSender:
         unsupported_is_error: bool,
         keep_raw: bool = False,
     ) -> None:
-        """`image_encoder` makes one for the first image. `keep_raw`: answers come with their details."""
+        """`image_encoder` makes one for the first image. `keep_raw`: answers keep the endpoint's other fields."""
         self._pool, self._throttle = pool, throttle
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None

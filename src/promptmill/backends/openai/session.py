@@ -32,7 +32,7 @@ _SLOWEST_UPLOAD_BYTES_S = 50_000
 
 
 class _Pieces(aiohttp.Payload):
-    """A body that lies in several places; aiohttp's own payloads would copy it into one."""
+    """A body in several pieces; aiohttp's own payloads would copy them into one."""
 
     _value: list[bytes]
 

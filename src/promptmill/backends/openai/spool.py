@@ -52,7 +52,7 @@ class MappedSource(Protocol):
 
     @property
     def held(self) -> str:
-        """How the names of images begin that lie in the file themselves; `""` for none."""
+        """The prefix of the names of images stored in the file itself; `""` for none."""
         ...
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
@@ -103,7 +103,7 @@ class Spool:
         self._end = 0
         self._before: dict[int, int] = {}
         self.held = f"spool-{secrets.token_hex(8)}:"
-        """How the names of images begin that lie in the file themselves: then come offset and length."""
+        """The prefix of the names of images stored in the file itself; offset and length follow."""
         self._stored: dict[str, str] = {}
 
     async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
@@ -179,7 +179,7 @@ def _no_room(error: OSError) -> PromptmillError:
 
 
 def _unnamed(path: Path, descriptor: int) -> Path:
-    """Take the name away where the file can be found without one: then it is gone with this process, even a killed one.
+    """Unlink the file and reach it through /proc (Linux): it is gone when this process ends, even if it is killed.
 
     Linux alone has such a place; the workers, of the same user, open it there.
     """

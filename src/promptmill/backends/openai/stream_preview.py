@@ -1,4 +1,4 @@
-"""The text of an answer while its events arrive, for people who watch."""
+"""The text of an answer while its events arrive, for live displays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from promptmill.backends.openai.message_text import read_message
 
 
 class StreamPreview:
-    """Reads the pieces of a stream as they come. What it cannot read it passes over: the whole is read again later."""
+    """Reads the pieces of a stream as they come. Unreadable ones are skipped: the full body is read again later."""
 
     def __init__(self, show: Callable[[str], None], *, inline: bool) -> None:
         """`show` is told the text so far; with `inline` reasoning is part of it."""

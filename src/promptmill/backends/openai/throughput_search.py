@@ -1,4 +1,4 @@
-"""How many requests in flight keep a server of one's own busy, found out from how much it answers per second.
+"""How many requests in flight keep a server of one's own busy, found from the answers per second.
 
 A server that batches continuously seldom refuses. Up to a point more in flight is more answers per second; beyond it
 each answer only takes longer. The limit is doubled while that pays, then set to where the gain ended, and from there
@@ -112,7 +112,7 @@ class ThroughputSearch:
 
 
 class Pages(Protocol):
-    """What fetches a page."""
+    """Fetches web pages."""
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page; None for whatever goes wrong."""

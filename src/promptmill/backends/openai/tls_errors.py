@@ -1,4 +1,4 @@
-"""What is wrong with TLS on the way to an endpoint, in words."""
+"""Errors of TLS handshakes, explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One attempt at a time to an endpoint: over our own connections, or over aiohttp's session where that can more."""
+"""One attempt at a time to an endpoint: over our own connections, or over aiohttp's session where more is needed."""
 
 from __future__ import annotations
 

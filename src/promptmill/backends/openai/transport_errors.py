@@ -1,4 +1,4 @@
-"""Ways in which one attempt brings no whole response, each with its code; either transport raises these.
+"""Errors of one attempt that brought no complete response, each with its code; both transports raise them.
 
 What the system raises (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may come as it is.
 """
@@ -26,13 +26,13 @@ class StaleError(TransportError):
 
 
 class ConnectTimeoutError(TransportError):
-    """No connection; its text says within which time."""
+    """No connection in time; its text says within which."""
 
     code = Code.TIMEOUT
 
 
 class SilenceTimeoutError(TransportError):
-    """Nothing came; its text says for how long."""
+    """Nothing was received; its text says for how long."""
 
     code = Code.TIMEOUT
 
@@ -60,7 +60,7 @@ class TooLargeError(InvalidResponseError):
 
 
 class InvalidURLError(TransportError):
-    """The URL cannot be asked."""
+    """The URL cannot be requested."""
 
     code = Code.INVALID_CONFIG
 

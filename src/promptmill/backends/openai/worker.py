@@ -39,7 +39,7 @@ _KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there
 
 
 class Worker:
-    """Makes the attempts it is told to and reports what came of them, in frames of whatever is ready together."""
+    """Makes the attempts it is told to and reports their results, batched into frames."""
 
     def __init__(self, job: Mapping[str, Any], outgoing: asyncio.WriteTransport) -> None:
         """`job` is `workers.FanOut`'s first message."""
@@ -170,7 +170,7 @@ async def _tell_alive(outgoing: asyncio.WriteTransport, every_s: float) -> None:
 
 
 def main() -> None:
-    """Run the worker; ends without ceremony, the operating system closes what is open."""
+    """Run the worker; exits without clean-up, the operating system closes what is open."""
     assert _PIPES is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     try:

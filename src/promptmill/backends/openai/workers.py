@@ -38,7 +38,7 @@ _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072
 # A worker that ends this often before it has answered anything will not do better the next time.
 _FALSE_STARTS = 3
 SILENCE_S = 30.0
-"""A worker that says nothing for so long is stopped, or hangs on a drive that does not answer."""
+"""A worker that is silent for so long is frozen, or hangs on a drive that does not answer."""
 
 
 class _Worker:
