@@ -13,7 +13,8 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from promptmill.core.errors import PromptmillError, input_error, redact
+from promptmill.backends.engines.load_errors import first_line
+from promptmill.core.errors import PromptmillError, input_error
 
 NO_TEMPLATE = (
     "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "
@@ -95,9 +96,8 @@ def prompt_text(
 
 
 def _refused(error: Exception) -> PromptmillError:
-    reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
     return input_error(
-        f"The model's chat template refused this conversation: {reason.rstrip('.')}.",
+        f"The model's chat template refused this conversation: {first_line(error)}.",
         "Change the order or the roles of the turns, or `chat_template_kwargs`.",
     )
 

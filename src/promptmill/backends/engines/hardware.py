@@ -31,11 +31,9 @@ def free_memory() -> int | None:
     return free
 
 
-def weights(model: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the bytes of the weights in a model's file or folder, there of the first of `kinds`; 0 without any."""
-    if model.is_file():
-        return model.stat().st_size
-    found = ([*model.glob(kind)] for kind in kinds)
+def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
+    """Return the bytes of the weights in a model's folder, of the first of `kinds` that is there; 0 without any."""
+    found = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, found), []))
 
 

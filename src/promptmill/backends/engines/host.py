@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from promptmill.backends.engines.embedded_model import cache_folder
-from promptmill.backends.engines.engine_call import Call
-from promptmill.backends.engines.submission import Submissions
+from promptmill.backends.engines.engine_call import Call, Submissions
 from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
 from promptmill.backends.protocol import CallStats, Sink, Source
 from promptmill.config.models import ResolvedConfig

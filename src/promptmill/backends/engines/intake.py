@@ -9,7 +9,8 @@ from typing import Generic, NoReturn, TypeVar
 
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.growing_answer import GrowingAnswer
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.load_errors import first_line
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame, packed_error
 
 R = TypeVar("R", bound=GrowingAnswer)
@@ -107,9 +108,8 @@ class Intake(Generic[R]):
                 self._waiting.add(self._prepare(message))
             except Exception as error:  # noqa: BLE001 (this item's alone)
                 if not isinstance(error, PromptmillError):
-                    reason = redact((str(error).splitlines() or [""])[0])[:200]
                     error = PromptmillError(
-                        Code.INTERNAL, f"The prompt could not be prepared: {type(error).__name__}: {reason}"
+                        Code.INTERNAL, f"The prompt could not be prepared: {type(error).__name__}: {first_line(error)}"
                     )
                 self._channel.send(
                     {"type": "outcome", "run": message["run"], "id": message["id"], "error": packed_error(error)}

@@ -1,4 +1,4 @@
-"""Turn library errors about a failed model load into one actionable sentence."""
+"""What libraries say of a failure, in words that people can use."""
 
 from __future__ import annotations
 
@@ -45,9 +45,16 @@ def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
 
 def first_sentence(error: Exception | str) -> str:
     """Return the first sentence of what an exception says."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    sentence = redact(line.split(". ")[0])[:300].rstrip(".")
-    return f"{sentence}."
+    return f"{redact(_line(error).split('. ')[0])[:300].rstrip('.')}."
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of what an exception says, without its full stop; its kind when it says nothing."""
+    return redact(_line(error))[:200].rstrip(".")
+
+
+def _line(error: BaseException | str) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def missing_package(error: Exception | str, extra: str) -> PromptmillError:

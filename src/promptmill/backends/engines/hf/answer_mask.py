@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from promptmill.answers.schema import schema_of
+from promptmill.backends.engines.load_errors import first_line
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 
@@ -63,7 +64,7 @@ class AnswerMasks:
         if problem := matcher.validate_grammar(grammar, self._vocabulary):
             raise PromptmillError(
                 Code.UNSUPPORTED,
-                f"The hf backend cannot hold answers to this schema: {problem.splitlines()[0][:200].rstrip('.')}.",
+                f"The hf backend cannot hold answers to this schema: {first_line(problem)}.",
                 "Simplify the schema, or choose another backend.",
             )
         if len(self._grammars) >= _MOST_GRAMMARS:
@@ -80,10 +81,9 @@ def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
     try:
         return LLTokenizer(backend.to_str(), n_vocab=len(tokenizer), eos_token=ends[0] if ends else None)
     except Exception as error:  # noqa: BLE001 (of native code, for vocabularies it cannot read)
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise PromptmillError(
             Code.UNSUPPORTED,
-            f"The hf backend cannot hold this model's answers to a schema: {reason.rstrip('.')}.",
+            f"The hf backend cannot hold this model's answers to a schema: {first_line(error)}.",
             "Choose another model or backend.",
         ) from None
 

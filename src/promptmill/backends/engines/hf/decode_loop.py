@@ -14,7 +14,8 @@ from promptmill.backends.engines.hf.model import LanguageModel
 from promptmill.backends.engines.hf.sampler import choose
 from promptmill.backends.engines.hf.schedule import Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.load_errors import first_line
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame
 
 _RECOVERY = 512  # steps without running out of memory after which one more row is tried
@@ -150,9 +151,8 @@ def _explained(error: Exception) -> PromptmillError:
         return error
     if _is_out_of_memory(error):
         return PromptmillError(Code.OUT_OF_MEMORY, "The device's memory ran out while this answer was computed.")
-    reason = redact((str(error).splitlines() or [""])[0])[:200]
     return PromptmillError(
         Code.INTERNAL,
-        f"The model failed on this prompt: {type(error).__name__}: {reason}",
+        f"The model failed on this prompt: {type(error).__name__}: {first_line(error)}",
         "Check that the model's files belong together, and try another `dtype` or `device`.",
     )

@@ -10,7 +10,8 @@ from transformers import AutoProcessor, processing_utils
 
 from promptmill.backends.engines.hf.sequence import ImageInputs
 from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.backends.engines.load_errors import first_line
+from promptmill.core.errors import Code, PromptmillError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,10 +68,9 @@ class Vision:
                 text=[text], images=images, add_special_tokens=special, return_tensors="pt", padding=False
             )
         except Exception as error:  # noqa: BLE001 (StopIteration, IndexError and whatever a processor raises)
-            reason = redact((str(error).splitlines() or [""])[0])[:200]
             raise PromptmillError(
                 Code.INVALID_IMAGE,
-                f"The model's processor cannot take this prompt's images: {type(error).__name__}: {reason}",
+                f"The model's processor cannot take this prompt's images: {type(error).__name__}: {first_line(error)}",
                 "Send images of another size or fewer of them.",
             ) from None
         data = dict(made)

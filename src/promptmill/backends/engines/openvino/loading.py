@@ -102,7 +102,7 @@ def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], N
 
     Raises `PromptmillError` (`engine_load_failed`) in a sentence that says what to do.
     """
-    weights = hardware.weights(path, ("*.bin",))
+    weights = path.stat().st_size if path.is_file() else hardware.weights(path, ("*.bin",))
     check_memory(weights)
     report(f"Loading {Path(options['model_name_or_path']).name} with OpenVINO")
     try:

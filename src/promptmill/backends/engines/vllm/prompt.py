@@ -16,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.image_decoding import pictures
+from promptmill.backends.engines.load_errors import first_line
 from promptmill.backends.engines.request_options import (
     empty_prompt,
     not_known,
@@ -25,7 +26,7 @@ from promptmill.backends.engines.request_options import (
 )
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
 from promptmill.backends.engines.vllm.sampling import SAME_NAME, SamplingMap, known_names
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.system.frames import Frame
 
 TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
@@ -184,8 +185,7 @@ def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
 
 
 def _refused(error: Exception) -> PromptmillError:
-    reason = redact((str(error).splitlines() or [type(error).__name__])[0])[:200].rstrip(".")
     return input_error(
-        f"vLLM cannot make a prompt of this conversation: {reason}.",
+        f"vLLM cannot make a prompt of this conversation: {first_line(error)}.",
         "Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",
     )

@@ -17,10 +17,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.growing_answer import PREVIEW_EVERY_S
+from promptmill.backends.engines.load_errors import first_line
 from promptmill.backends.engines.vllm.answer_parser import AnswerParser, outcome
 from promptmill.backends.engines.vllm.embeddings import Embedder
 from promptmill.backends.engines.vllm.prompt import PromptBuilder
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.system.frames import Frame, packed_error
 
 _LOOK_S = 0.2  # between two looks whether vLLM's processes live
@@ -142,7 +143,7 @@ def _explained(error: Exception) -> PromptmillError:
     if isinstance(error, PromptmillError):
         return error
     cause = error.__cause__ or error  # vLLM wraps what it did not expect
-    reason = redact((str(cause).splitlines() or [""])[0])[:200].rstrip(".")
+    reason = first_line(cause)
     if isinstance(error, VLLMClientError | ValueError):
         return input_error(f"vLLM refused the request: {reason}.")
     return PromptmillError(Code.INTERNAL, f"vLLM failed on this request: {type(cause).__name__}: {reason}.")
