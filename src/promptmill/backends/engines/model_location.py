@@ -39,6 +39,8 @@ class Format:
 
     files: tuple[str, ...]
     advice: str
+    embedded: embedded_model.Conversion = embedded_model.TRANSFORMERS
+    """How the embedded model comes into this format."""
 
 
 TRANSFORMERS = Format(
@@ -99,7 +101,7 @@ def locate(
     if here is not None:
         return here
     if name == embedded_model.NAME:
-        return Location(str(embedded_model.model_folder(report)))
+        return Location(str(embedded_model.model_folder(report, form.embedded)))
     _check_hub(name, form.files if gguf_file is None else (gguf_file,), form.advice)
     return Location(name, gguf_file)
 

@@ -20,7 +20,12 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     """
     gc.disable()  # a fifth of the time to import torch and transformers: nothing of them is garbage
     _set_up_libraries()
-    location = locate(options["model_name_or_path"], options["gguf_file"], channel.progress, _require_packages)
+    location = locate(
+        options["model_name_or_path"],
+        options["gguf_file"],
+        channel.progress,
+        lambda: require_packages("hf", "torch", "transformers"),
+    )
     channel.progress("Starting transformers")
     # torch and transformers, only now that there is something to load
     from promptmill.backends.engines.hf.decoder import Decoder
@@ -46,10 +51,6 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     channel.route(intake.handle)
     channel.send({"type": "loaded", "window": 2 * room.rows, "images": model.vision is not None})
     loop.run()
-
-
-def _require_packages() -> None:
-    require_packages("hf", "torch", "transformers")
 
 
 def _set_up_libraries() -> None:

@@ -22,8 +22,6 @@ ADVICE = (
 WITH_IMAGES = "openvino_language_model.xml"
 """The graph of a model that reads images; beside it stand those for images and for the words of its text."""
 _BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
-IR = Format(("openvino_model.xml", WITH_IMAGES), ADVICE)
-"""OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
 
 
 def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
@@ -32,9 +30,6 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     name, gguf_file = options["model_name_or_path"], options["gguf_file"]
-    if name == embedded_model.NAME:
-        _require()
-        return embedded_model.model_folder(report, _EMBEDDED)
     folder = home_expanded(name)
     is_ir = any((folder / file).is_file() for file in IR.files)
     if gguf_file is None and not is_ir and (folder / "config.json").is_file():
@@ -112,5 +107,9 @@ def _convert(source: Path, target: Path) -> None:
     (target / "config.json").write_text(json.dumps({"max_position_embeddings": context}), encoding="utf-8")
 
 
-_EMBEDDED = embedded_model.Form("openvino-1", "config.json", "ten seconds", _convert)
-"""As this engine takes the embedded model."""
+IR = Format(
+    ("openvino_model.xml", WITH_IMAGES),
+    ADVICE,
+    embedded_model.Conversion("openvino-1", "config.json", "ten seconds", _convert),
+)
+"""OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""

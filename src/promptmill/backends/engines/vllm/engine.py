@@ -30,7 +30,12 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     """
     if isinstance(token := options.get("hf_token"), str):
         os.environ["HF_TOKEN"] = token  # vLLM gives the argument to some of the hub's clients only
-    location = locate(options["model_name_or_path"], None, channel.progress, _require_packages)
+    location = locate(
+        options["model_name_or_path"],
+        None,
+        channel.progress,
+        lambda: require_packages("vllm", "vllm", "torch", "transformers"),
+    )
     fresh = "torch" not in sys.modules
     on_cpu = "cpu" in check_version()
     if location.gguf_file is not None:
@@ -46,10 +51,6 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     engine = load_engine(location, options, heard, channel.progress, channel.leave_to_parent if fresh else None)
     runtime.run(RequestRunner(engine, options, channel).run())
-
-
-def _require_packages() -> None:
-    require_packages("vllm", "vllm", "torch", "transformers")
 
 
 def check_version() -> str:
