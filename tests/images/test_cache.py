@@ -34,7 +34,7 @@ async def test_images_that_cannot_be_read_are_forgotten_as_others_are(tmp_path):
     for number in range(1000):
         with pytest.raises(PromptmillError, match="no image file"):
             await image_cache.read(str(tmp_path / f"{number}.png"))
-    assert len(image_cache._image_cache) < 300
+    assert len(image_cache._readings) < 300
 
 
 async def test_who_gives_up_does_not_take_the_reading_from_the_others(picture):

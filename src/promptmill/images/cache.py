@@ -33,17 +33,17 @@ class ImageCache:
         self._rules = rules
         self._encode = encode
         self._fetch = fetch
-        self._image_cache: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
         self._threads: ThreadPoolExecutor | None = None  # our own: images may wait for memory, nobody else should
 
     async def read(self, source: str) -> bytes:
         """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
-        reading = self._image_cache.get(source)
+        reading = self._readings.get(source)
         if reading is None:
             reading = asyncio.ensure_future(self._read(source))
-            self._image_cache[source] = reading
+            self._readings[source] = reading
             reading.add_done_callback(functools.partial(self._remember, source))
         return await asyncio.shield(reading)  # another item may be waiting for the same file
 
@@ -59,16 +59,16 @@ class ImageCache:
 
     def _remember(self, read: str, reading: asyncio.Future[bytes]) -> None:
         self._kept += _size(read, reading)
-        while self._kept > self._kept_bytes and len(self._image_cache) > 1:
-            source, oldest = next(iter(self._image_cache.items()))
+        while self._kept > self._kept_bytes and len(self._readings) > 1:
+            source, oldest = next(iter(self._readings.items()))
             if not oldest.done():
                 break
-            del self._image_cache[source]
+            del self._readings[source]
             self._kept -= _size(source, oldest)
 
     def close(self) -> None:
         """Stop what is still being read or fetched."""
-        for reading in self._image_cache.values():
+        for reading in self._readings.values():
             reading.cancel()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
