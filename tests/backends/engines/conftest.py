@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import byte_model
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import CallStats, Request, Source
 from promptmill.config.loading import Configuration, Overrides
@@ -210,7 +210,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         name = f"{kind}-{template}-{pad}-{sorted(config.items())}"
         if name not in made:
             made[name] = tmp_path_factory.mktemp(kind)
-            _save_tiny(made[name], kind, template, pad, config)
+            byte_model.save(made[name], kind, template, pad=pad, **config)
         return made[name]
 
     return make
@@ -227,93 +227,14 @@ def chat_template() -> str:
     return CHAT
 
 
-def _save_tiny(folder: Path, kind: str, template: str | None, pad: bool, config: dict[str, Any]) -> None:
-    import torch
-    import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    torch.set_num_threads(1)  # in the tests' own process: several wait for each other where others compute
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    for character in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocabulary[character] = len(vocabulary)
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    padding = {"pad_token": "<pad>"} if pad else {}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", **padding
-    )
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    sizes = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 4, "bos_token_id": 1, "eos_token_id": 2}
-    if kind != "Mamba":
-        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128, "head_dim": 16}
-    torch.manual_seed(0)
-    made = getattr(transformers, f"{kind}Config")(**{**sizes, "max_position_embeddings": 512, **config})
-    model = getattr(transformers, f"{kind}ForCausalLM")(made).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.25)  # far enough apart that rounding never decides
-    model.generation_config.eos_token_id = 2
-    model.generation_config.pad_token_id = 0 if pad else None
-    model.save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
-def speaker(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str]], Path]:
+def speaker() -> Callable[[str, list[str]], Path]:
     """Make small models that learnt one answer by heart, whatever they are asked; `marks` are special tokens in it."""
-    made: dict[str, Path] = {}
 
     def make(answer: str, marks: list[str]) -> Path:
-        if answer not in made:
-            folder = made[answer] = tmp_path_factory.mktemp("speaker") / "model"
-            shutil.copytree(tiny(template="<s>", head_dim=32), folder)
-            _teach(folder, answer, marks)
-        return made[answer]
+        return byte_model.taught("<s>", [("<s>", answer)], marks)
 
     return make
-
-
-def _teach(folder: Path, answer: str, marks: list[str]) -> None:
-    _train(folder, [("<s>", answer)], marks)
-
-
-def _train(folder: Path, lessons: list[tuple[str, str]], marks: list[str]) -> None:
-    """Have the small model in `folder` learn what to answer to each prompt; `marks` become special tokens."""
-    import torch
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([transformers.AddedToken(mark, special=True) for mark in marks])
-    tokenizer.save_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    read = [(tokens(prompt), tokens(f"{answer}</s>")) for prompt, answer in lessons]
-    longest = max(len(prompt) + len(answer) for prompt, answer in read)
-    lesson = torch.tensor([prompt + answer + [0] * (longest - len(prompt) - len(answer)) for prompt, answer in read])
-    labels = torch.full_like(lesson, -100)
-    for row, (prompt, answer) in enumerate(read):
-        labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.05)
-    learning = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(900):
-        found = model(input_ids=lesson, labels=labels)
-        if found.loss < 0.005:
-            break
-        learning.zero_grad()
-        found.loss.backward()
-        learning.step()
-    told = labels[:, 1:] != -100
-    assert (found.logits[:, :-1].argmax(-1)[told] == labels[:, 1:][told]).all(), found.loss
-    model.save_pretrained(folder)
 
 
 TOOL_TEMPLATE = (
@@ -347,16 +268,13 @@ def tools() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def caller(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def caller() -> Path:
     """A small model that learnt to call a tool, to call it twice, and to say what came of it."""
-    folder = tmp_path_factory.mktemp("caller") / "model"
-    shutil.copytree(tiny(template=TOOL_TEMPLATE, head_dim=32), folder)
     lessons = [(_ASKED.format(city), _CALL.format(city)) for city in ("Rome", "Paris")]
     lessons.append((_ASKED.format("Both"), "Both." + _CALL.format("Rome") + _CALL.format("Paris")))
     lessons += [(_TOLD.format(degrees), f"It is {degrees}.") for degrees in ("18", "25")]
     lessons.append((_ASKED.format("Hi"), "Hello."))
-    _train(folder, lessons, ["<tool_call>", "</tool_call>"])
-    return folder
+    return byte_model.taught(TOOL_TEMPLATE, lessons, ["<tool_call>", "</tool_call>"])
 
 
 @pytest.fixture(scope="session")

@@ -73,15 +73,15 @@ def test_a_call_that_is_cut_stays_text(desk, calling, tools):
     assert cut.text.startswith('<tool_call>{"name"')
 
 
-def test_a_model_whose_template_knows_no_tools_says_so(desk, engine, tools):
+def test_a_model_whose_template_knows_no_tools_says_so(desk, tiny_engine, tools):
     called = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}
     turns = [{"role": "user", "content": "Hi"}, {**called, "content": ""}, {"role": "tool", "content": "1"}]
-    for outcome in [*desk.ask(engine, ["Hi!"], {"tools": tools}), *desk.ask(engine, [turns])]:
+    for outcome in [*desk.ask(tiny_engine, ["Hi!"], {"tools": tools}), *desk.ask(tiny_engine, [turns])]:
         assert isinstance(outcome, Failure)
         assert outcome.error.code is Code.UNSUPPORTED
         assert "tools" in outcome.error.message
         assert outcome.usage.prompt_tokens == 0
-    (outcome,) = desk.ask(engine, ["Hi!"], {"tools": tools, "tool_choice": "none"}, max_tokens=3)
+    (outcome,) = desk.ask(tiny_engine, ["Hi!"], {"tools": tools, "tool_choice": "none"}, max_tokens=3)
     assert outcome.text
 
 
