@@ -1,4 +1,4 @@
-"""A model by its name: its plan, and the backend that is loaded for it."""
+"""The models by name: the plan of each, and the backend that is loaded for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,55 @@ from typing import Any
 
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import Budget
 from promptmill.service import registry
-from promptmill.service.loaded_backend import LoadedBackend, identity_of
-from promptmill.service.room import fits_beside
+from promptmill.service.loaded_backend import Create, LoadedBackend, identity_of
+from promptmill.service.room import Room, fits_beside
+
+
+class Models:
+    """The models of a process, each made when it is first asked for. Engines among them share its machine."""
+
+    def __init__(self, create: Create, drain_s: float, budget: Budget | None) -> None:
+        """`create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed."""
+        self._create, self._drain_s, self._budget = create, drain_s, budget
+        self._by_name: dict[str, Model] = {}
+        self._room = Room(
+            lambda: [loaded for model in self._by_name.values() for loaded in model.backends], self._unload
+        )
+
+    def get(self, name: str) -> Model | None:
+        """Return the model `name`, None before it was asked for."""
+        return self._by_name.get(name)
+
+    def add(self, name: str, plan: ResolvedConfig) -> Model:
+        """Return a new model, for which nothing is loaded yet."""
+        model = self._by_name[name] = Model(plan, self._new)
+        return model
+
+    @property
+    def activity(self) -> str:
+        """What is being done before calls can run, in a few words; empty when nothing."""
+        return next((model.activity for model in self._by_name.values() if model.activity), "")
+
+    def let_go(self, wanted: Callable[[ResolvedConfig], bool]) -> list[LoadedBackend]:
+        """Return the backends whose plan is `wanted`, for their end; a later call loads again."""
+        return [loaded for model in self._by_name.values() for loaded in model.let_go(wanted)]
+
+    def _backends(self) -> list[LoadedBackend]:
+        return [loaded for model in self._by_name.values() for loaded in model.backends]
+
+    def _new(self, plan: ResolvedConfig) -> LoadedBackend:
+        room = self._room.made if plan.record.is_engine else None
+        return LoadedBackend(plan, self._create, self._drain_s, self._budget, room=room, idle=self._leave)
+
+    async def _unload(self, loaded: LoadedBackend) -> None:
+        for model in [*self._by_name.values()]:
+            await model.unload(loaded)
+
+    def _leave(self, loaded: LoadedBackend) -> None:
+        for model in self._by_name.values():
+            model.leave(loaded)
 
 
 class Model:

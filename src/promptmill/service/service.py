@@ -1,10 +1,11 @@
-"""Owns the models: load, swap, run, close."""
+"""The service: owns the models, runs calls on them, and counts what became of those."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,13 +20,15 @@ from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
 from promptmill.service.list_call import ListSink, ListSource
-from promptmill.service.loaded_backend import Create, LoadedBackend
-from promptmill.service.model import Model, NotLoadedError
-from promptmill.service.room import Room
+from promptmill.service.loaded_backend import Create
+from promptmill.service.model import Model, Models, NotLoadedError
 from promptmill.service.routing import RoutedCall, names_models
-from promptmill.service.stats import ServiceStats
 
 _DRAIN_S = 30.0
+_COUNTS = (
+    *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
+    *("cached", "repaired", "asked_again"),
+)
 
 
 class Service:
@@ -44,13 +47,12 @@ class Service:
         `create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed.
         """
         self._configuration = configuration
-        self._create = create
-        self._drain_s = drain_s
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
         """What all calls together may cost."""
         self.calls = ServiceStats()
-        self._models = {configuration.default: Model(plan or configuration.plan, self._new)}
+        self._models = Models(create, drain_s, self.budget)
+        self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
         self._closed = False
 
@@ -109,7 +111,7 @@ class Service:
     @property
     def activity(self) -> str:
         """What is being done before calls can run, in a few words; empty when nothing."""
-        return next((model.activity for model in self._models.values() if model.activity), "")
+        return self._models.activity
 
     @property
     def state(self) -> str:
@@ -238,25 +240,15 @@ class Service:
     async def shutdown_engine(self) -> None:
         """Free the engines and their memory; connections have nothing to free. A later call loads again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
-        engines = [
-            loaded for model in self._models.values() for loaded in model.let_go(lambda plan: plan.record.is_engine)
-        ]
+        engines = self._models.let_go(lambda plan: plan.record.is_engine)
         await asyncio.gather(*(engine.end(reason) for engine in engines))
 
     async def aclose(self) -> None:
         """End everything; running calls end with code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        everything = [loaded for model in self._models.values() for loaded in model.let_go(lambda _: True)]
+        everything = self._models.let_go(lambda _: True)
         await asyncio.gather(*(loaded.end(reason) for loaded in everything), return_exceptions=True)
-
-    @property
-    def _backends(self) -> list[LoadedBackend]:
-        return [loaded for model in self._models.values() for loaded in model.backends]
-
-    @functools.cached_property
-    def _room(self) -> Room:
-        return Room(lambda: self._backends, self._unload)
 
     @contextlib.contextmanager
     def _counted(self, plan: ResolvedConfig, stats: CallStats) -> Iterator[None]:
@@ -276,21 +268,11 @@ class Service:
         configuration = self._configuration
         if not name or (name == DEFAULT and name not in configuration.names):
             name = configuration.default
-        if name not in self._models:
-            if name not in configuration.names:
-                raise unknown_model(name, configuration.names)
-            self._models[name] = Model(configuration.plan_of(name), self._new)
-        return self._models[name]
-
-    def _new(self, plan: ResolvedConfig) -> LoadedBackend:
-        room = self._room.made if plan.record.is_engine else None
-        return LoadedBackend(plan, self._create, self._drain_s, self.budget, room=room, idle=self._leave)
-
-    async def _unload(self, loaded: LoadedBackend) -> None:
-        await self._model(loaded.plan.name).unload(loaded)
-
-    def _leave(self, loaded: LoadedBackend) -> None:
-        self._model(loaded.plan.name).leave(loaded)
+        if (model := self._models.get(name)) is not None:
+            return model
+        if name not in configuration.names:
+            raise unknown_model(name, configuration.names)
+        return self._models.add(name, configuration.plan_of(name))
 
     async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the model of `plan`, and on those that its requests name or that stand in for it."""
@@ -324,3 +306,59 @@ class Service:
 def too_long(limit_s: float | None) -> PromptmillError:
     """Return why the rest of a call was left that took longer than `call_timeout`."""
     return PromptmillError(Code.DEADLINE, f"The call took longer than `call_timeout` ({limit_s:g} s).")
+
+
+class ServiceStats:
+    """Counts by reading each call's `CallStats`, so that a call pays nothing for being counted."""
+
+    def __init__(self) -> None:
+        self.started = time.time()
+        self._number = 0
+        self._running: dict[int, CallStats] = {}
+        self._ended: Counter[str] = Counter()
+        self._codes: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def counted(self, stats: CallStats) -> Iterator[None]:
+        """Count the call of `stats`, in progress until the end of the block."""
+        self._number = number = self._number + 1
+        self._running[number] = stats
+        try:
+            yield
+        finally:
+            del self._running[number]
+            self._ended.update(_counts(stats))
+            self._codes.update(stats.codes)
+
+    def unanswered(self, code: Code, count: int) -> None:
+        """Count items that were left when something ended their call."""
+        self._ended["done"] += count
+        self._ended["failed"] += count
+        self._codes[str(code)] += count
+
+    def in_progress(self) -> list[dict[str, Any]]:
+        """Return how far each running call is, the oldest first. `total` is None when nobody knows."""
+        now = time.monotonic()
+        return [
+            {
+                "done": stats.done,
+                "total": stats.total,
+                "failed": stats.failed,
+                "in_flight": stats.in_flight,
+                "seconds": round(now - stats.started, 1),
+            }
+            for stats in self._running.values()
+        ]
+
+    def totals(self) -> dict[str, Any]:
+        """Return the sums over all calls since the start, running ones included. `errors` counts failures by code."""
+        sums, codes = Counter(self._ended), Counter(self._codes)
+        for stats in self._running.values():
+            sums.update(_counts(stats))
+            codes.update(stats.codes)
+        counts = {"calls": self._number} | {name: sums[name] for name in _COUNTS}
+        return counts | {"errors": dict(codes.most_common())}
+
+
+def _counts(stats: CallStats) -> dict[str, int]:
+    return {name: getattr(stats, name) for name in _COUNTS}
