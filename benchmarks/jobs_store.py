@@ -25,8 +25,8 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
 from promptmill.jobs.answering import Answering
-from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.records import JobCounts
 from promptmill.jobs.source import FileSource, Rows
 from promptmill.jobs.store import NEVER, JobStore
 from promptmill.service.service import Service

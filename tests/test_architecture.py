@@ -173,7 +173,7 @@ def test_the_first_answer_of_a_server_waits_for_no_large_import():
 import sys
 from promptmill.cli import main
 from promptmill.stdio import front
-main._parser(serving=True)
+main.parser_of(["serve"])
 print(*sorted(sys.modules))
 """
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

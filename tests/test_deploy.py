@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from promptmill.cli.main import _parser
+from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
 from sure import sure
 
@@ -25,7 +25,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def _options(arguments):
-    return _parser().parse_args(arguments)
+    return parser_of().parse_args(arguments)
 
 
 def test_the_container_starts_with_options_that_exist_and_copies_files_that_exist():

@@ -35,7 +35,7 @@ def test_every_command_of_a_page_has_options_that_exist(page, capsys):
     for words in commands(page):
         code = 0
         try:
-            cli._parser().parse_args(words)
+            cli.parser_of().parse_args(words)
         except SystemExit as stopped:
             code = int(stopped.code or 0)
         assert code == 0, (words, capsys.readouterr().err)

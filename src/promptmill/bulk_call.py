@@ -27,13 +27,12 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.jobs import admission, status
 from promptmill.jobs.admission import Job
-from promptmill.jobs.foreground import without_own_dedupe
+from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.given_rows import GivenRows
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.progress_text import progress_lines
 from promptmill.jobs.records import Record, answer_fields
 from promptmill.jobs.runner import Runner, Watch
+from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.status import Progress
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -198,7 +197,7 @@ class _Call:
         """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
         folders = JobFolders.from_environ()
         job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, folders)
-        service = Service(self.configuration, plan=without_own_dedupe(self.configuration.plan))
+        service = Service(self.configuration, plan=job.plan)
         try:
             if job.finished:
                 for record in job.folder.store.records():

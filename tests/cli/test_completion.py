@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.cli.completion import SHELLS, script
-from promptmill.cli.main import _parser
+from promptmill.cli.main import parser_of
 
 BASH = (
     'source ./script; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"'
@@ -48,14 +48,14 @@ def test_tab_completes(folder, command, words, expected):
     shell = command[0]
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not here")
-    (folder / "script").write_text(script(_parser(), shell))
+    (folder / "script").write_text(script(parser_of(), shell))
     done = subprocess.run([*command, words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.stdout.split("\t")[0].strip().rstrip("/") == expected.rstrip("/"), done.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_shell_has_a_script(shell):
-    written = script(_parser(), shell)
+    written = script(parser_of(), shell)
     assert "promptmill" in written
     if shell == "zsh" and shutil.which(shell):
         assert subprocess.run(["zsh", "-n"], input=written, text=True, check=False).returncode == 0

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+import killed
 from busy import within
 from fakes import KEY
 from promptmill.cli import main as cli
 from promptmill.jobs import status
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.records import Record
 from replies import answer, late
 from upstream import Upstream
@@ -61,14 +62,14 @@ class Bench:
         return [sys.executable, "-m", "promptmill", command, *files, "--config", str(config), *arguments]
 
     def start(
-        self, *arguments: str, env: dict[str, str] | None = None, preexec_fn: Any = None, **block: Any
+        self, *arguments: str, killed_at: str = "", preexec_fn: Any = None, **block: Any
     ) -> subprocess.Popen[str]:
-        """Start `promptmill bulk`."""
+        """Start `promptmill bulk`; `killed_at` is a point where it ends itself with SIGKILL."""
+        python, *command = self.command(*arguments, **block)
         process = subprocess.Popen(
-            self.command(*arguments, **block),
+            [python, killed.__file__, killed_at, *command[2:]] if killed_at else [python, *command],
             cwd=self.path,
             preexec_fn=preexec_fn,  # noqa: PLW1509 (it calls setrlimit and nothing else)
-            env={**os.environ, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,18 +78,24 @@ class Bench:
         return process
 
     def run(
-        self, *arguments: str, env: dict[str, str] | None = None, preexec_fn: Any = None, **block: Any
+        self, *arguments: str, killed_at: str = "", preexec_fn: Any = None, apart: bool = False, **block: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run `promptmill bulk` to its end: in this process, where a start takes no time, unless it needs its own."""
-        if env is None and preexec_fn is None:
-            return self._run_here(self.command(*arguments, **block))
-        process = self.start(*arguments, env=env, preexec_fn=preexec_fn, **block)
+        if not killed_at and preexec_fn is None and not apart:
+            return self.here(self.command(*arguments, **block))
+        process = self.start(*arguments, killed_at=killed_at, preexec_fn=preexec_fn, **block)
         out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def _run_here(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def jobs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `promptmill jobs` in this process."""
+        return self.here(self.command(*arguments, command="jobs"))
+
+    def here(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command line of promptmill's in this process."""
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-        with contextlib.chdir(self.path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        told = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+        with contextlib.chdir(self.path), mock.patch.dict(os.environ), told[0], told[1]:
             try:
                 code = cli.main(command[command.index("promptmill") + 1 :])
             except SystemExit as stopped:

@@ -17,18 +17,6 @@ from replies import answer, choose, late, status
 LOST = 32 + 16  # in flight at a kill, and not written yet
 
 
-def jobs(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `promptmill jobs`."""
-    return subprocess.run(
-        bench.command(*arguments, command="jobs"),
-        cwd=bench.path,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
 def test_validate_checks_every_row_and_spends_nothing(bench: Any) -> None:
     bench.write(
         [
@@ -247,24 +235,24 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
 
 
 def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
-    assert "there are no jobs" in jobs(bench).stderr
+    assert "there are no jobs" in bench.jobs().stderr
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(1000)
     process = bench.start()
     bench.wait(lambda: len(bench.upstream.seen) > 100)
     job_id = bench.folder.job_id
-    listed = json.loads(jobs(bench, "--json").stdout)["jobs"]
+    listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
-    assert " in flight" in jobs(bench, job_id).stdout
-    cancelled = json.loads(jobs(bench, job_id, "--cancel", "--json").stdout)
+    assert " in flight" in bench.jobs(job_id).stdout
+    cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     bench.wait(lambda: bench.upstream.in_flight == 0)
     assert process.wait(5) == 1
-    assert f"{job_id}: cancelled" in jobs(bench, job_id).stdout
-    assert f"job {job_id} was not running" in jobs(bench, job_id, "--cancel").stderr
-    assert jobs(bench, "no-such-job").returncode == 2
-    assert jobs(bench, "../../etc").returncode == 2
-    assert jobs(bench, "--cancel").returncode == 2
+    assert f"{job_id}: cancelled" in bench.jobs(job_id).stdout
+    assert f"job {job_id} was not running" in bench.jobs(job_id, "--cancel").stderr
+    assert bench.jobs("no-such-job").returncode == 2
+    assert bench.jobs("../../etc").returncode == 2
+    assert bench.jobs("--cancel").returncode == 2
     bench.upstream.reply = answer()
     bench.succeed()
 
@@ -272,9 +260,9 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
 def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     bench.prompts(2)
     bench.succeed()
-    assert jobs(bench, bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
-    assert jobs(bench, "--prune", "7d", "--set", "no.such.key=1").returncode == 0
-    refused = jobs(bench, bench.folder.job_id, "--resume", "--set", "no.such.key=1")
+    assert bench.jobs(bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
+    assert bench.jobs("--prune", "7d", "--set", "no.such.key=1").returncode == 0
+    refused = bench.jobs(bench.folder.job_id, "--resume", "--set", "no.such.key=1")
     assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr
 
 
@@ -293,7 +281,7 @@ def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
     bench.wait(lambda: bench.folder.status.get("state") == "running")
     process.kill()
     process.communicate()
-    found = json.loads(jobs(bench, bench.folder.job_id, "--json").stdout)
+    found = json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)
     assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
@@ -56,20 +57,8 @@ class Asked:
             store.write([record_of(row, Completion(f"A{row}")) for row in range(len(self.lines))])
             target = self._folder / name
             kind = formats.of_output(target, self.format)
-            found = merge.write(
-                Merge(
-                    "job-0123456789",
-                    self.files,
-                    self._rows,
-                    self.format,
-                    kind,
-                    target,
-                    merge.Answers(store.records()),
-                    "m",
-                    0,
-                    None,
-                )
-            )
+            answers = merge.Answers(store)
+            found = merge.write(Merge(spec_of(self.format), self.files, self._rows, answers, target, kind))
         return found.read_bytes()
 
 

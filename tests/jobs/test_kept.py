@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs import crash
 from replies import answer, by_prompt, choose, late, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -79,7 +78,7 @@ def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench: Any)
     bench.prompts(20)
     bench.fail(code=1)
     made = bench.output.read_bytes()
-    assert bench.run("--retry-failed", env={crash.VARIABLE: "merging"}).returncode == -signal.SIGKILL
+    assert bench.run("--retry-failed", killed_at="merging").returncode == -signal.SIGKILL
     assert "holds more rows than --limit 5 asks for" in bench.fail("--limit", "5")
     assert bench.output.read_bytes() == made
     bench.fail(code=1)
@@ -101,7 +100,7 @@ def test_an_answered_row_behind_the_limit_is_not_forgotten(bench: Any) -> None:
 def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(bench: Any, point: str) -> None:
     bench.prompts(16)
     bench.output.write_text("to be replaced")
-    assert bench.run("--overwrite", env={crash.VARIABLE: point}).returncode == -signal.SIGKILL
+    assert bench.run("--overwrite", killed_at=point).returncode == -signal.SIGKILL
     bench.wait(lambda: not bench.upstream.open)
     assert bench.output.read_text() == "to be replaced"
     answered = len(bench.records())
@@ -115,7 +114,7 @@ def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(b
 def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: Any) -> None:
     bench.prompts(16)
     bench.output.write_text("to be replaced")
-    assert bench.run("--overwrite", env={crash.VARIABLE: "merging"}).returncode == -signal.SIGKILL
+    assert bench.run("--overwrite", killed_at="merging").returncode == -signal.SIGKILL
     bench.output.write_text("precious")
     said = bench.fail()
     assert "is not this job's own output; move it away to go on with job" in said
@@ -141,7 +140,7 @@ def test_an_interrupted_overwrite_says_how_to_go_on_with_what_is_answered(bench:
 def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 3": status(500)}, answer())
     bench.prompts(20)
-    assert bench.run(env={crash.VARIABLE: "after-rename"}).returncode == -signal.SIGKILL
+    assert bench.run(killed_at="after-rename").returncode == -signal.SIGKILL
     sent = len(bench.upstream.seen)
     result = bench.run("--json")
     found = json.loads(result.stdout)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.jobs import merge
 from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.merge import Merge
 from promptmill.jobs.records import record_of
+from promptmill.jobs.spec import OutputRecord
 from promptmill.jobs.spool import Halted
 from promptmill.jobs.store import JobStore
 
@@ -27,8 +29,8 @@ def plan(tmp_path: Path) -> Iterator[Merge]:
         InputFiles([Part(tmp_path / "in.jsonl")]),
     )
     store.write([record_of(row, Completion(f"answer {row}")) for row in (2, 0, 1)])
-    answers, target = merge.Answers(store.records()), tmp_path / "out.jsonl"
-    yield Merge("job-0123456789", file, file.first, "jsonl", "jsonl", target, answers, "m", 0, None)
+    answers, target = merge.Answers(store), tmp_path / "out.jsonl"
+    yield Merge(spec_of("jsonl"), file, file.first, answers, target, "jsonl")
     store.close()
     file.close()
 
@@ -37,7 +39,7 @@ def test_the_output_has_the_inputs_order_and_appears_by_a_rename(plan: Merge) ->
     partial = merge.write(plan)
     assert not plan.target.exists()
     assert partial.parent == plan.target.parent
-    before = merge.described(partial, None)
+    before = OutputRecord.of(partial, None)
     merge.publish(partial, plan.target, may_replace=False)
     assert before.is_still(plan.target)
     assert [line[:14] for line in plan.target.read_text().splitlines()] == [f'{{"prompt": "{name}"' for name in "abc"]
@@ -51,12 +53,12 @@ def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Mer
     sound = [record_of(row, Completion(f"answer {row}")) for row in range(3)]
     store.write([sound[0], sound[1]._replace(text="flipped"), sound[2]])
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store.records())))
+        merge.write(replace(plan, answers=merge.Answers(store)))
     assert store.drop_unsound() == 1
     with pytest.raises(merge.Unanswered):
-        merge.write(replace(plan, answers=merge.Answers(store.records())))
+        merge.write(replace(plan, answers=merge.Answers(store)))
     store.close()
-    assert not merge.beside(plan.target, plan.job_id).exists()
+    assert not merge.beside(plan.target, plan.spec.job_id).exists()
 
 
 def test_a_merge_that_nobody_wants_any_more_leaves_nothing(plan: Merge) -> None:
@@ -64,7 +66,7 @@ def test_a_merge_that_nobody_wants_any_more_leaves_nothing(plan: Merge) -> None:
     halt.set()
     with pytest.raises(Halted):
         merge.write(replace(plan, halt=halt))
-    assert not merge.beside(plan.target, plan.job_id).exists()
+    assert not merge.beside(plan.target, plan.spec.job_id).exists()
 
 
 def test_a_name_that_is_taken_is_not_taken_away(plan: Merge) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.prompt_template import PromptTemplate
+from promptmill.jobs.spec import JobRequest
 
 
 def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any) -> None:

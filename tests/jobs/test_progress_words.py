@@ -7,7 +7,7 @@ import pytest
 from promptmill.backends.protocol import CallStats
 from promptmill.cli.progress_display import _BAR, _said
 from promptmill.jobs import status
-from promptmill.jobs.counts import JobCounts
+from promptmill.jobs.records import JobCounts
 from promptmill.jobs.status import MERGING, RUNNING, Progress
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"

@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from promptmill.jobs import crash
 from replies import answer, late
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -68,7 +67,7 @@ def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -
             process.send_signal(signal.SIGKILL)
             process.communicate()
         else:
-            process = bench.start(env={crash.VARIABLE: f"{point}:{number}"})
+            process = bench.start(killed_at=f"{point}:{number}")
             process.communicate(timeout=180)
         assert process.returncode == -signal.SIGKILL, f"{point}:{number} ended with {process.returncode}"
         kills += 1
@@ -77,7 +76,7 @@ def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -
 
     for point, number in END_KILLS:
         seen_before = len(upstream.seen)
-        process = bench.start(env={crash.VARIABLE: f"{point}:{number}"})
+        process = bench.start(killed_at=f"{point}:{number}")
         process.communicate(timeout=180)
         assert process.returncode == -signal.SIGKILL, f"{point}:{number} ended with {process.returncode}"
         kills += 1

@@ -15,11 +15,10 @@ import pytest
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import admission, crash, prune, status
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs import admission, prune, status
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.spec import JobRequest
 from replies import answer, hang
 from sure import sure
 
@@ -29,7 +28,7 @@ import sys
 from pathlib import Path
 from promptmill.jobs import prune
 from promptmill.jobs.folder import Folder
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
 folders = JobFolders(Path(sys.argv[1]), beside_outputs=True)
 while True:
     prune.prune(folders, 0, unfinished=True)
@@ -70,7 +69,7 @@ def test_what_is_no_age_says_how_to_write_one(text):
 
 def test_finished_jobs_older_than_that_go_and_their_outputs_stay(bench):
     old, young = _finished(bench, "old", 8), _finished(bench, "young", 6)
-    found = subprocess.run(bench.command("--prune", "7d", "--json", command="jobs"), capture_output=True, check=True)
+    found = bench.jobs("--prune", "7d", "--json")
     assert json.loads(found.stdout) == {"removed": [old.job_id]}
     assert not old.path.exists()
     assert young.path.exists()
@@ -112,7 +111,7 @@ def test_what_a_crash_left_without_a_description_goes_too(bench):
 
 
 def test_nothing_is_there_to_prune(bench):
-    said = subprocess.run(bench.command("--prune", "7d", command="jobs"), capture_output=True, text=True, check=True)
+    said = bench.jobs("--prune", "7d")
     assert (said.stdout, said.stderr) == ("", "promptmill: 0 jobs removed.\n")
 
 
@@ -130,7 +129,7 @@ def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):
 
 def test_what_a_killed_job_left_beside_its_output_goes_with_it(bench):
     bench.prompts(5)
-    bench.run(env={crash.VARIABLE: "merging:2"})
+    bench.run(killed_at="merging:2")
     assert len(list(bench.path.glob(".*.partial"))) == 1
     assert prune.prune(JobFolders.from_environ(), 0, unfinished=True) == [bench.folder.job_id]
     assert not list(bench.path.glob(".*.partial"))
@@ -143,7 +142,7 @@ def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench)
     order = JobRequest(input=bench.input, output=bench.output)
     removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(folders.root)])
     try:
-        for _ in range(200):
+        for _ in range(60):
             job = admission.admit(order, plan, folders)
             try:
                 time.sleep(0.0003)
@@ -196,7 +195,7 @@ def test_a_status_that_is_written_at_that_moment_does_not_disturb(bench):
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)
         try:
-            for _ in range(2000):
+            for _ in range(200):
                 assert prune.prune(JobFolders.from_environ(), DAY_S, unfinished=True) == []
         finally:
             ended.set()

@@ -77,7 +77,7 @@ def test_cancelling_frees_all_replicas_at_once(bench: Any, cluster: Any) -> None
     bench.wait(lambda: not replicas(), 2)
     assert process.returncode == 143
     bench.upstream.reply = answer()
-    assert bench.succeed(*on(cluster, "--replicas", "2"), env={})["done"] == 5000
+    assert bench.succeed(*on(cluster, "--replicas", "2"), apart=True)["done"] == 5000
 
 
 def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: P
         return found
 
     bench.command = with_hf
-    found = bench.succeed(*on(cluster, "--replicas", "2"), env={})
+    found = bench.succeed(*on(cluster, "--replicas", "2"), apart=True)
     assert (found["done"], found["failed"], found["completion_tokens"]) == (len(rows), 0, 4 * len(rows))
     assert all(row["answer"] for row in bench.answers())
     bench.wait(lambda: not replicas(), 10)
@@ -103,7 +103,7 @@ def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: P
 def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_it(bench: Any, cluster: Any) -> None:
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(2000)
-    job_id = json.loads(bench.run(*on(cluster, "--replicas", "2", "--detach", "--json"), env={}).stdout)["job_id"]
+    job_id = json.loads(bench.run(*on(cluster, "--replicas", "2", "--detach", "--json"), apart=True).stdout)["job_id"]
     bench.wait(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > 50, 120)
     bench.run(job_id, "--cancel", command="jobs")
     bench.wait(lambda: not replicas() and not bench.status()["alive"], 30)
@@ -119,4 +119,4 @@ def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_i
 
 def test_a_cluster_that_is_not_there_is_told(bench: Any) -> None:
     bench.prompts(1)
-    assert "no Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9", env={})
+    assert "no Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9", apart=True)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.protocol import CallStats
-from promptmill.jobs import crash
-from promptmill.jobs.counts import JobCounts
+from promptmill.jobs.records import JobCounts
 from promptmill.jobs.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, status
 
@@ -268,7 +267,7 @@ def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point
     bench.prompts(50)
     bench.succeed("--limit", "10")
     for _ in range(2 if point != "after-rename" else 1):
-        assert bench.run(env={crash.VARIABLE: point}).returncode == -signal.SIGKILL
+        assert bench.run(killed_at=point).returncode == -signal.SIGKILL
     bench.succeed()
     assert len(bench.answers()) == len(bench.upstream.seen) == 50
     bench.output.write_text("precious")

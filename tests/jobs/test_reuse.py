@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 from typing import Any
 
 import pytest
 
 from replies import answer, by_prompt, choose, late, status
-
-
-def jobs(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `promptmill jobs`."""
-    command = bench.command(*arguments, command="jobs")
-    return subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=60, check=False)
 
 
 def halfway(bench: Any, rows: int = 40) -> None:
@@ -32,13 +25,13 @@ def halfway(bench: Any, rows: int = 40) -> None:
 def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:
     halfway(bench)
     done = {record.row for record in bench.records()}
-    exported = jobs(bench, str(bench.output), "--export", "some.jsonl")
+    exported = bench.jobs(str(bench.output), "--export", "some.jsonl")
     assert exported.returncode == 0, exported.stderr
     rows = [json.loads(line) for line in (bench.path / "some.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"r{at}" for at in sorted(done)]
     assert all(row["answer"] == f"echo: {row['prompt']}" for row in rows)
-    assert "exists" in jobs(bench, bench.folder.job_id, "--export", "some.jsonl").stderr
-    jobs(bench, bench.folder.job_id, "--export", "all.jsonl", "--all")
+    assert "exists" in bench.jobs(bench.folder.job_id, "--export", "some.jsonl").stderr
+    bench.jobs(bench.folder.job_id, "--export", "all.jsonl", "--all")
     rows = [json.loads(line) for line in (bench.path / "all.jsonl").read_text().splitlines()]
     assert len(rows) == 40
     assert {row["error"]["code"] for row in rows if row["error"]} == {"deferred"}
@@ -50,7 +43,7 @@ def test_tables_are_exported_without_the_rows_that_failed(bench: Any) -> None:
     bench.input.write_text("prompt,k\na,1\nb,2\nc,3\n")
     bench.output = bench.path / "out.csv"
     bench.fail(code=1)
-    assert jobs(bench, str(bench.output), "--export", "some.csv").returncode == 0
+    assert bench.jobs(str(bench.output), "--export", "some.csv").returncode == 0
     with (bench.path / "some.csv").open() as file:
         assert [(row["k"], row["answer"]) for row in csv.DictReader(file)] == [("1", "echo: a"), ("3", "echo: c")]
 
@@ -173,11 +166,11 @@ def test_a_job_moves_with_its_files(bench: Any) -> None:
     bench.path.rename(moved)
     bench.path, bench.input, bench.output = moved, moved / "in.jsonl", moved / "out.jsonl"
     assert bench.folder.job_id == job_id
-    found = json.loads(jobs(bench, "out.jsonl", "--json").stdout)
+    found = json.loads(bench.jobs("out.jsonl", "--json").stdout)
     assert (found["job_id"], found["input_file"]) == (job_id, str(bench.input))
     bench.succeed()
     assert len(bench.upstream.seen) == sent + 40 - done
-    assert json.loads(jobs(bench, "--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
+    assert json.loads(bench.jobs("--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
 
 
 def test_a_state_folder_holds_the_job_instead(bench: Any) -> None:
@@ -187,5 +180,5 @@ def test_a_state_folder_holds_the_job_instead(bench: Any) -> None:
     (folder,) = (bench.path / "state" / "jobs").iterdir()
     assert (folder / "job.db").exists()
     assert "finished already" in bench.run("--state", "state").stderr
-    listed = jobs(bench, "--state", "state")
+    listed = bench.jobs("--state", "state")
     assert folder.name in listed.stdout

@@ -20,7 +20,7 @@ from promptmill.jobs.disk import RandomFile
 def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `promptmill join` on the bench's output."""
     command = [sys.executable, "-m", "promptmill", "join", str(bench.output), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return bench.here(command)
 
 
 def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:

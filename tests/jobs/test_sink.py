@@ -9,9 +9,9 @@ import pytest
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.counts import JobCounts
-from promptmill.jobs.job_request import FailureLimit
+from promptmill.jobs.records import JobCounts
 from promptmill.jobs.sink import StoreSink, Taken
+from promptmill.jobs.spec import FailureLimit
 from promptmill.jobs.store import JobStore
 
 

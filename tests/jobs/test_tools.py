@@ -23,7 +23,7 @@ from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Completion
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.server import create_server
@@ -279,7 +279,7 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
         while (await call("bulk_status", job_id=started["job_id"]))["done"] < 300:
             await asyncio.sleep(0.05)
         await call("bulk_cancel", job_id=started["job_id"])
-    bench.succeed(env={})  # a process of its own, because a loop runs here
+    bench.succeed(apart=True)  # a process of its own, because a loop runs here
     assert len(bench.upstream.seen) <= 600 + 32 + 64
     assert len(bench.answers()) == 600
 

@@ -20,7 +20,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs import disk, merge
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure

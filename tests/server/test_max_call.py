@@ -21,7 +21,7 @@ from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion
 from promptmill.jobs import status as job_status
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status

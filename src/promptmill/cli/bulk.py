@@ -1,46 +1,164 @@
-"""`promptmill bulk` and `promptmill jobs`."""
+"""`promptmill bulk`: a file answered into another, in the foreground, through pipes, or detached."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 import os
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import CallStats
-from promptmill.cli import progress_display
-from promptmill.cli.jobs_table import print_jobs
+from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, text_of
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.wording import counted
-from promptmill.jobs import admission, detached, given_rows, prune, shards, status
-from promptmill.jobs import export as exporting
+from promptmill.jobs import admission, detached, given_rows, status
 from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import Folder, stamp
-from promptmill.jobs.foreground import creating, until_ended, without_own_dedupe
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.given_rows import GivenRows
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.live_output import LiveOutput
-from promptmill.jobs.progress_text import summary, written_lines
-from promptmill.jobs.runner import Runner
-from promptmill.service import choosing
+from promptmill.jobs.progress_text import progress_events, progress_lines, summary
+from promptmill.jobs.runner import Runner, Watch, until_ended
+from promptmill.jobs.spec import JobRequest, stamp
+from promptmill.service import choosing, registry
+from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
-_CANCEL_WAIT_S = 3.0
-_FOLLOW_S = 1.0
-_FAILURES_SHOWN = 20
 
 
-def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
+def add_options(bulk: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(bulk)
+    bulk.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders, patterns, URLs; several; -",
+    )
+    bulk.add_argument(
+        "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
+    )
+    bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
+    bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")
+    asked = bulk.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
+    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
+    asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
+    bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    bulk.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
+    bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
+    bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
+    bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
+    bulk.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
+    bulk.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
+    bulk.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
+    bulk.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
+    bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
+    bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
+    bulk.add_argument("--retry-truncated", action="store_true", help="do rows again that max_tokens cut short")
+    bulk.add_argument(
+        "--reuse",
+        nargs="?",
+        const="",
+        metavar="JOB",
+        help="take INPUT as it is now and ask only what is new in it; JOB: use the answers of another job or output",
+    )
+    bulk.add_argument("--accept-change", action="store_true", help="go on under other settings, noted in later rows")
+    bulk.add_argument("--replace", action="store_true", help="replace OUTPUT, whatever it is, and go on with the job")
+    bulk.add_argument("--overwrite", action="store_true", help="forget all answers and replace OUTPUT, whatever it is")
+    bulk.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
+    bulk.add_argument("--quiet", action="store_true", help="show no progress")
+    bulk.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
+    bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
+    bulk.add_argument("--json", action="store_true", help="print the result as JSON")
+    bulk.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    if any(map(is_url, [*arguments.input, arguments.output])):
+        from promptmill.cli import remote
+
+        return remote.bulk(arguments, configuration, _run_files)
+    return _run_files(arguments, configuration)
+
+
+def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
+
+    if not arguments.validate:
+        registry.check_key(configuration.plan)
+    # a shell leaves a quoted ~ alone
+    inputs, output = [Path(name).expanduser() for name in arguments.input], Path(arguments.output).expanduser()
+    order = JobRequest(
+        input=inputs[0].absolute(),
+        more=[path.absolute() for path in inputs[1:]],
+        output=output,
+        prompt_template=_template(arguments),
+        prompt_column=arguments.prompt_column,
+        id_column=arguments.id_column,
+        system_prompt=arguments.system,
+        limit=arguments.limit,
+        max_failures=arguments.max_failures,
+        max_cost=arguments.max_cost,
+        dedupe=arguments.dedupe,
+        overwrite=arguments.overwrite,
+        replace=arguments.replace,
+        retry_failed=arguments.retry_failed,
+        retry_truncated=arguments.retry_truncated,
+        reuse=arguments.reuse == "",
+        reuse_from=other,
+        accept_change=arguments.accept_change,
+        shard=arguments.shard,
+        ray=_replication(arguments),
+    )
+    if Path("-") in {output, *inputs}:
+        if arguments.detach or arguments.validate or arguments.shard or (Path("-") in inputs and inputs[1:]):
+            raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
+        return _piped(
+            configuration,
+            order,
+            input_format=arguments.input_format,
+            output_format=arguments.output_format,
+            as_json=arguments.json,
+            quiet=arguments.quiet,
+        )
+    if arguments.validate:
+        from promptmill.cli import validate
+
+        return validate.run(configuration.plan, order, as_json=arguments.json)
+    if arguments.detach:
+        return _detach(configuration, order, as_json=arguments.json)
+    return run(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
+
+
+def _replication(arguments: argparse.Namespace) -> RayCluster | None:
+    """Return what `--ray` and the options beside it say, None without it. Raises `PromptmillError`."""
+    if arguments.ray is not None:
+        return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
+    if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
+        raise config_error("--replicas", "and --num-gpus, --num-cpus go with --ray ADDRESS alone.")
+    return None
+
+
+def _template(arguments: argparse.Namespace) -> str | None:
+    """Return what `--prompt` or `--prompt-file` says. Raises `PromptmillError`."""
+    file: Path | None = arguments.prompt_file
+    if file is None:
+        return str(arguments.prompt) if arguments.prompt is not None else None
+    return text_of("--prompt-file", file).removesuffix("\n")
+
+
+def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
     """Start a job in a process of its own, or go on with it."""
     configuration = _decided(configuration)
     folders = JobFolders.from_environ()
@@ -48,14 +166,14 @@ def detach(configuration: Configuration, order: JobRequest, *, as_json: bool) ->
     try:
         if not job.finished:
             status.write_starting(job.folder)
-            detached.start(job, configuration.plan, folders)
+            detached.start(job, folders)
     finally:
         job.close()
-    _tell(status.read(job.folder), as_json=as_json)
+    tell(status.read(job.folder), as_json=as_json)
     return OK
 
 
-def piped(
+def _piped(
     configuration: Configuration,
     order: JobRequest,
     *,
@@ -64,7 +182,7 @@ def piped(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Run a job whose input or output, named `-`, is standard input or output. Returns as `bulk` does.
+    """Run a job whose input or output, named `-`, is standard input or output. Returns as `run` does.
 
     Its answers are printed as they come, in input order; those of a table, whose columns depend on all of them, at its
     end. What is said of it goes to stderr. A job that stops is gone on with when the same rows come again.
@@ -78,7 +196,7 @@ def piped(
         given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
         order = order.model_copy(update={"input": given.input})
     if order.output.name != "-":
-        code = bulk(configuration, order, as_json=as_json, quiet=quiet)
+        code = run(configuration, order, as_json=as_json, quiet=quiet)
         if given is not None and code in {OK, SOME_FAILED}:
             given.forget()
         return code
@@ -89,7 +207,7 @@ def piped(
     output = given.output(plan, order, f".{output_format.lstrip('.')}")
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out)
-        code = bulk(
+        code = run(
             configuration,
             order.model_copy(update={"output": output}),
             as_json=as_json,
@@ -103,7 +221,7 @@ def piped(
     return code
 
 
-def bulk(
+def run(
     configuration: Configuration,
     order: JobRequest,
     *,
@@ -125,17 +243,17 @@ def bulk(
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            _tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
+            tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            found, error, terminated = runtime.run(_bulk(configuration, job, live, as_json=as_json, quiet=quiet))
+            found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            _tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
+            tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
         if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error))):
             found = found | {"reason": f"{error.message} {meant[0].upper()}{meant[1:]}"}
         told = about | found | {"alive": False}
-        _tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
+        tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
     finally:
         job.close()
     if terminated:
@@ -164,7 +282,7 @@ def _kept(job: Job) -> str:
     return f" Its output already holds {rows}, and is left unchanged."
 
 
-def _tell(
+def tell(
     found: Mapping[str, Any],
     folder: Folder | None = None,
     order: JobRequest | None = None,
@@ -183,7 +301,7 @@ def _tell(
     say(summary(found, examples=examples, anew=anew, again=again, output=not on_stderr), stream, wrap=True)
 
 
-async def _bulk(
+async def _job_run(
     configuration: Configuration,
     job: Job,
     live: LiveOutput | None,
@@ -191,123 +309,28 @@ async def _bulk(
     as_json: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    service = Service(configuration, plan=without_own_dedupe(configuration.plan), create=creating(job.order))
+    create = registry.create if job.order.ray is None else job.order.ray.create
+    service = Service(configuration, plan=job.plan, create=create)
     try:
-        with progress_display.watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
+        with _watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch, live=live)
             return await until_ended(runner)
     finally:
         await service.aclose()
 
 
-def jobs(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json: bool) -> int:
-    """Show one job or all, the newest first; `cancel` ends a running one and waits until it has ended."""
-    folders = JobFolders.from_environ()
-    if job_id is None:
-        if cancel:
-            print("promptmill: name the job to cancel; `promptmill jobs` lists them.", file=sys.stderr)
-            return USAGE
-        found = status.read_all(folders.all())
-        if only_failed:
-            found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
-        if as_json:
-            say(orjson.dumps({"jobs": found}).decode())
-        elif found:
-            print_jobs(found)
-        else:
-            print("promptmill: there are no jobs.", file=sys.stderr)
-        return OK
-    job = folders.at(job_id)
-    if only_failed:
-        return _failures(job, as_json=as_json)
-    if cancel and job.request_cancel():
-        job.wait_for_end(_CANCEL_WAIT_S)
-    elif cancel:
-        print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
-    _tell(status.read(job), job, as_json=as_json)
-    return OK
+@contextlib.contextmanager
+def _watching(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
+    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
+    stream = sys.stderr
+    if quiet:
+        yield None
+    elif as_json:
+        yield progress_events(stream)
+    elif stream.isatty():
+        from promptmill.cli.progress_display import bars
 
-
-def _failures(job: Folder, *, as_json: bool) -> int:
-    """Print the rows that failed: the first ones, all of them as JSON."""
-    count = status.read(job).get("failed", 0)
-    found = status.failures(job, count if as_json else _FAILURES_SHOWN)
-    if as_json:
-        say(orjson.dumps({"job_id": job.job_id, "failed": found}).decode())
-        return OK
-    for one in found:
-        say(f"row {one['row']}  {one['code']}: {one['message']}", wrap=True)
-    if count > len(found):
-        say(f"… and {count - len(found):,} more; --json shows all.")
-    elif not found:
-        print(f"promptmill: no row of {job.job_id} failed.", file=sys.stderr)
-    return OK
-
-
-def follow(job_id: str | None, *, as_json: bool) -> int:
-    """Show how far a job is, every second until nobody runs it any more."""
-    if job_id is None:
-        print("promptmill: name the job to follow; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    job, told = JobFolders.from_environ().at(job_id), ""
-    while (found := status.read(job))["alive"]:
-        line = f"{found['state']}, {status.line(found)}"
-        if line != told and not as_json:
-            print(line, file=sys.stderr, flush=True)
-        told = line
-        time.sleep(_FOLLOW_S)
-    _tell(found, job, as_json=as_json)
-    return OK if found["state"] == status.FINISHED and not found.get("failed") else SOME_FAILED
-
-
-def export(job_id: str | None, target: Path, *, everything: bool, as_json: bool) -> int:
-    """Write the answers of a job in any state to a file."""
-    if job_id is None:
-        print("promptmill: name the job whose answers to write; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    count = exporting.export(JobFolders.from_environ().at(job_id), target, failures=everything)
-    if as_json:
-        say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
+        with bars(stream) as watch:
+            yield watch
     else:
-        print(f"promptmill: {counted(count, 'answer')} in {target}.", file=sys.stderr)
-    return OK
-
-
-def join(output: Path, *, overwrite: bool, as_json: bool) -> int:
-    """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
-    was_there = output.exists() and not overwrite
-    counts = shards.join(
-        JobFolders.from_environ(), output, overwrite=overwrite, passed=written_lines(output.name, sys.stderr)
-    )
-    if as_json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
-    else:
-        kept = ", which was there already" if was_there else ""
-        say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
-    return SOME_FAILED if counts.failed else OK
-
-
-def resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
-    """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `bulk` does."""
-    if job_id is None:
-        print("promptmill: name the job to go on with; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    job = JobFolders.from_environ().at(job_id)
-    spec = job.spec
-    assert spec is not None
-    found = {"input": spec.input, "output": spec.output}  # where they are now
-    order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
-    order = order.model_copy(update={"by_id": True})
-    return bulk(configuration, order, as_json=as_json)
-
-
-def forget(age: str, *, unfinished: bool, as_json: bool) -> int:
-    """Remove old jobs and say which."""
-    removed = prune.prune(JobFolders.from_environ(), prune.age_s(age), unfinished=unfinished)
-    if as_json:
-        say(orjson.dumps({"removed": removed}).decode())
-    else:
-        for job_id in removed:
-            say(job_id)
-        print(f"promptmill: {counted(len(removed), 'job')} removed.", file=sys.stderr)
-    return OK
+        yield progress_lines(job_id, stream)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import orjson
 
 from promptmill.backends.protocol import CallStats, Step
+from promptmill.cli.options import Parser, add_shared
 from promptmill.cli.other_ways import explained
 from promptmill.cli.places import placed
 from promptmill.cli.terminal import say, wrapped
@@ -27,7 +28,14 @@ from promptmill.system import runtime
 _LOOK_S = 0.2
 
 
-def check(configuration: Configuration, arguments: argparse.Namespace) -> int:
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(parser)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(command=check)
+
+
+def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Try what the configuration says, with a one-token call at the end. Returns 0, or 2 when something fails.
 
     `arguments` are those of the command line, `json` among them.

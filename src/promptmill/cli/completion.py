@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from promptmill.cli.options import Parser
+from promptmill.cli.terminal import say
+
 SHELLS = {
     "bash": 'eval "$(promptmill completion bash)" in ~/.bashrc',
     "zsh": 'eval "$(promptmill completion zsh)" in ~/.zshrc, behind compinit',
@@ -21,6 +24,21 @@ SHELLS = {
 
 _PATHS = ("input", "output", "image")  # paths that may be something else as well
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(["to have it in every shell:", *(f"  {shell:12}{how}" for shell, how in SHELLS.items())])
+    parser.add_argument("shell", choices=list(SHELLS))
+    parser.set_defaults(unconfigured=_print)
+
+
+def _print(arguments: argparse.Namespace) -> int:
+    from promptmill.cli.main import parser_of
+
+    say(script(parser_of(), arguments.shell))
+    return 0
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import re
@@ -16,7 +17,7 @@ import orjson
 
 from promptmill.backends.protocol import CallStats
 from promptmill.cli.live_answer import LiveAnswer
-from promptmill.cli.options import stdin_text
+from promptmill.cli.options import SCHEMA, Parser, add_shared, stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -35,6 +36,35 @@ _BAR = 10  # leaves room for why nothing goes on
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(parser)
+    parser.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
+    parser.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
+    parser.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
+    parser.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    if not arguments.json:
+        refuse_unquoted(arguments.prompt)
+    refuse_mistaken(arguments.prompt, images=bool(arguments.image))
+    prompts = read_prompts(arguments.prompt, lines=arguments.lines)
+    return generate(
+        configuration,
+        [prompt_with_images(prompt, arguments.image) for prompt in prompts],
+        system_prompt=arguments.system,
+        as_json=arguments.json,
+        output=arguments.output,
+    )
 
 
 def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from promptmill.cli import check
+from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.loading import Configuration
@@ -38,8 +39,16 @@ class Answers(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
-    """Ask what the options leave open, write the file, and `check` it. Returns the exit code of the check.
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
+    parser.add_argument("--force", action="store_true", help="replace the file if there is one")
+    parser.set_defaults(unconfigured=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Ask what the options leave open, write the file, and check it. Returns the exit code of the check.
 
     Raises `PromptmillError` (`invalid_config`): the file exists, or nobody is there to ask.
     """
@@ -54,7 +63,8 @@ def run(arguments: argparse.Namespace, check: Callable[[Path], int]) -> int:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
     say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
     sys.stdout.flush()
-    code = check(file)
+    checked = argparse.Namespace(config=file, backend=None, set=arguments.set, json=False)
+    code = check.check(checked, configuration_of(checked))
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')

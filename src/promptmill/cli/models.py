@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+
 import orjson
 
+from promptmill.cli.options import Parser, add_shared
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.service.service import Service
 
 
-def show(configuration: Configuration, *, as_json: bool) -> int:
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(parser, answering=False)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(command=_show)
+
+
+def _show(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Print the models of the configuration, the one that answers where none is named first. Returns 0."""
     service = Service(configuration)
     found = service.described(service.models)
-    if as_json:
+    if arguments.json:
         say(orjson.dumps(found).decode())
         return 0
     for model in found:

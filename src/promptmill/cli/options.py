@@ -1,20 +1,25 @@
-"""Options that several commands share, and a parser that names the nearest option for an unknown one."""
+"""Options that several commands share, the configuration that they say, and a parser that names the nearest option."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import itertools
+import json
+import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import config_error, looks_like_key, redact
+
+if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
+    from promptmill.config.loading import Configuration
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
@@ -172,9 +177,8 @@ def _variable(text: str) -> str:
     return text
 
 
-def shared_options(*, answering: bool = True) -> Parser:
-    """Return the parent parser of commands that need the configuration; `answering`: model and sampling, too."""
-    parser = Parser(add_help=False)
+def add_shared(parser: Parser, *, answering: bool = True) -> None:
+    """Add the options of commands that need the configuration; `answering`: model and sampling, too."""
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
     parser.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
     parser.add_argument(
@@ -196,10 +200,49 @@ def shared_options(*, answering: bool = True) -> Parser:
         model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")
         model.add_argument("--max-tokens", type=at_least_one, metavar="N", help="longest answer, in tokens")
         model.add_argument("--concurrency", type=at_least_one, metavar="N", help="most requests in flight")
-    return parser
 
 
-def overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def configuration_of(arguments: argparse.Namespace) -> Configuration:
+    """Return it: the file with the options above it. Raises `PromptmillError` (`invalid_config`)."""
+    from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+
+    if arguments.backend is not None:
+        from promptmill.service import registry
+
+        registry.check_asked(arguments.backend)
+    return Configuration.load(
+        arguments.config,
+        assignments=arguments.set,
+        backend=arguments.backend,
+        values=lambda raw: _overrides(arguments, raw) | _schema(arguments),
+        trust_client=getattr(arguments, "trust_client", False),
+        defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+    )
+
+
+def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
+    """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
+    file: Path | None = getattr(arguments, "schema", None)
+    if file is None:
+        return {}
+    from promptmill.answers.schema import asking_for, compile_schema, why_no_schema, why_not_json
+    from promptmill.core.wording import shape
+
+    if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
+        raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
+    try:
+        schema = json.loads(text_of("--schema", file))
+    except json.JSONDecodeError as error:
+        raise config_error("--schema", f"{file} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+    if not isinstance(schema, dict):
+        raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
+    if wrong := why_no_schema(schema):
+        raise config_error("--schema", f"{file} {wrong}")
+    compile_schema(schema, str(file))
+    return {("sampling_params", "response_format"): asking_for(schema)}
+
+
+def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Return the settings that the shared options name, by their paths; `raw` is the file's content.
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.

@@ -1,14 +1,12 @@
-"""Progress bars of a running job on a terminal; elsewhere a line every few seconds."""
+"""The progress bar of a running job on a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from typing import TextIO
 
 from promptmill.jobs import status
-from promptmill.jobs.progress_text import progress_events, progress_lines
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.status import Progress
 
@@ -16,22 +14,8 @@ _BAR = 12  # beside it, 80 columns have room for why a job waits
 
 
 @contextlib.contextmanager
-def watching(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
-    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
-    stream = sys.stderr
-    if quiet:
-        yield None
-    elif as_json:
-        yield progress_events(stream)
-    elif stream.isatty():
-        with _bars(stream) as watch:
-            yield watch
-    else:
-        yield progress_lines(job_id, stream)
-
-
-@contextlib.contextmanager
-def _bars(stream: TextIO) -> Iterator[Watch]:
+def bars(stream: TextIO) -> Iterator[Watch]:
+    """Give what shows a job's progress as a bar on the terminal `stream`."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn
     from rich.progress import Progress as Bars

@@ -9,12 +9,17 @@ from pathlib import Path
 
 from promptmill.cli.bulk import TRY_AGAIN
 from promptmill.cli.options import is_url
+from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.remote_files import RemoteOutput, fetched
 
 
-def bulk(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+def bulk(
+    arguments: argparse.Namespace,
+    configuration: Configuration,
+    run: Callable[[argparse.Namespace, Configuration], int],
+) -> int:
     """Fetch inputs, `run` the job on copies, and put its output where it belongs; returns as `run` does."""
 
     def say(text: str) -> None:
@@ -42,9 +47,9 @@ def bulk(arguments: argparse.Namespace, run: Callable[[argparse.Namespace], int]
         print(f"promptmill: {error}", file=sys.stderr)
         return TRY_AGAIN
     if output is None:
-        return run(arguments)
+        return run(arguments, configuration)
     arguments.output = str(output.local)
-    code = run(arguments)
+    code = run(arguments, configuration)
     made = folders.of(Path(arguments.input[0]), output.local).result
     if arguments.validate or made is None or not made.finished or not made.is_still(output.local):
         return code

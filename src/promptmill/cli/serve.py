@@ -6,17 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
-from promptmill.cli.configured import configuration_of
-from promptmill.cli.options import Parser
+from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.config import environment
 from promptmill.core.errors import config_error
 
 
-def add(commands: Any, shared: Parser) -> None:
-    """Add the command."""
-    serve = commands.add_parser("serve", parents=[shared], help="serve MCP over stdio, or over HTTP with --http")
+def add_options(serve: Parser) -> None:
+    """Add the options of the command."""
+    add_shared(serve)
     serve.add_argument(
         "--trust-client",
         action="store_true",

@@ -12,7 +12,7 @@ import orjson
 from promptmill.cli.terminal import say
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.money import dollars
-from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.validation import check
 from promptmill.service.registry import addresses
 from promptmill.system.installation import command_for

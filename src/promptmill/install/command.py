@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import config_error, looks_like_key
@@ -25,12 +24,11 @@ No key was written. A program with windows does not see your shell's variables: 
 entry yourself, or let the configuration file hold `api_key`. A server that takes none needs nothing of this."""
 
 
-def add(commands: Any) -> None:
-    """Add the command `install` to the subparsers `commands`. Its parsers set `unconfigured`."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command `install`. Its parsers set `unconfigured`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dry-run", action="store_true", help="say what would be done and do nothing")
     shared.add_argument("--undo", action="store_true", help="take it out again")
-    parser = commands.add_parser("install", help="add promptmill to a client's configuration")
     targets = parser.add_subparsers(required=True, metavar="CLIENT")
     for client in CLIENTS:
         target = targets.add_parser(client.name, parents=[shared], help=f"add an entry to {client.title}")

@@ -7,29 +7,31 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-from pydantic import BaseModel
-
-from promptmill.config.models import DEFAULT, ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
-from promptmill.jobs import disk, first_rows, formats, input_files, status
-from promptmill.jobs.folder import Folder, JobSpec, OutputRecord, stamp
-from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import changes, disk, first_rows, formats, input_files, status
+from promptmill.jobs.folder import Folder, JobFolders
+from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.lock import Lock
 from promptmill.jobs.prompt_template import PromptTemplate
+from promptmill.jobs.spec import (
+    WHOLE_REQUESTS,
+    JobRequest,
+    JobSpec,
+    OutputRecord,
+    digest,
+    fingerprint,
+    other_models,
+    stamp,
+)
 from promptmill.jobs.store import ANSWERED, DamagedError
 from promptmill.service import registry
-from promptmill.system.safe_open import NoFileError, OutsideError
 
-_WHOLE = frozenset({"batch", "messages"})
 _ONCE = MappingProxyType(
     {
         **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
@@ -38,8 +40,6 @@ _ONCE = MappingProxyType(
     }
 )
 """What an order says for this time alone; going on with the job by its id does the rest again."""
-_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
-"""Of a model's block, what decides about its answers."""
 _TRIES = 100
 
 
@@ -103,7 +103,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     formats.by_suffix(order.whole_output, "output file")
     formats.check_installed(order.whole_output, *(part.path for part in parts))
     with contextlib.ExitStack() as opened:
-        file = open_input(parts, known=folder.spec is not None)
+        file = input_files.opened(parts, known=folder.spec is not None)
         opened.callback(file.close)
         try:
             wanted = _spec(folder, (source, target), file, plan, order)
@@ -130,13 +130,21 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
         except DamagedError:
             raise _damaged(folder, order) from None
         folders.register(folder)
+        if getattr(plan.block, "dedupe", False):
+            plan, order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
         job = Job(folder, spec, order, plan, file, lock, begun.input if begun is not None else None)
         if job.has_output:  # else it is checked when it runs
             check_content(job, threading.Event())
-        if getattr(plan.block, "dedupe", False):
-            job.order = order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return job
+
+
+def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
+    """Return `plan` without the backend's `dedupe`, which remembers every answer: a job has its own, on disk."""
+    assert plan.block is not None
+    block = plan.block.model_copy(update={"dedupe": False})
+    configs = plan.settings.backend_configs.model_copy(update={plan.backend: block})
+    return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
 
 
 def _open_database(folder: Folder, order: JobRequest) -> None:
@@ -152,11 +160,8 @@ def _open_database(folder: Folder, order: JobRequest) -> None:
 
 
 def _damaged(folder: Folder, order: JobRequest) -> PromptmillError:
-    return input_error(f"The database {folder.database} is damaged beyond reading. {_anew(over_mcp=order.over_mcp)}")
-
-
-def _anew(*, over_mcp: bool) -> str:
-    return "`resume: false` starts anew." if over_mcp else "--overwrite starts anew."
+    anew = changes.start_anew(over_mcp=order.over_mcp)
+    return input_error(f"The database {folder.database} is damaged beyond reading. {anew}")
 
 
 def _locked(folder: Folder) -> Lock | None:
@@ -183,10 +188,10 @@ def _spec(
     source, target = paths
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else formats.of_input(file)
-    if order.prompt_column is not None and input_format in {"batch", "messages"}:
+    if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
         raise input_error("--prompt-column goes with rows, not with a file of whole requests.")
     if order.prompt_template is not None:
-        if input_format in {"batch", "messages"}:
+        if input_format in WHOLE_REQUESTS:
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
         PromptTemplate(order.prompt_template)
     elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
@@ -194,7 +199,7 @@ def _spec(
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
-    settings["prompt_template"] = _digest(order.prompt_template)
+    settings["prompt_template"] = digest(order.prompt_template)
     if order.shard is not None and input_format == "messages":
         raise input_error("--shard goes with files of rows, not with a call's.")
     return JobSpec(
@@ -216,7 +221,7 @@ def _spec(
             for name, value in plan.settings.sampling_params.given().items()
             if isinstance(value, bool | int | float | str)
         },
-        models=_other_models(plan),
+        models=other_models(plan),
         backend=plan.backend,
         model=plan.model,
         created=int(time.time()),
@@ -230,7 +235,7 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
         return
     made = folder.result
     if made is None or not made.is_own(wanted.output):
-        raise _foreign(wanted, folder.spec, order)
+        raise changes.foreign_output(wanted, folder.spec, order)
 
 
 def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSpec:
@@ -239,12 +244,12 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     begun, made = folder.spec, folder.result
     kept = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
     is_begun = begun is not None and begun.sha256 is not None  # answers come after the input was read through
-    changed = [] if begun is None else _changed_settings(begun, wanted, folder)
+    changed = [] if begun is None else changes.changed_settings(begun, wanted, folder)
     there = stamp(wanted.output)
     replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     is_other = begun is not None and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns)
     if begun is not None and changed and order.by_id:
-        raise _other_settings(
+        raise changes.other_settings(
             begun, wanted, changed, "Give the options or the configuration file that it was begun with."
         )
     is_nothing = folder.store.is_empty or _has_nothing(folder)
@@ -257,8 +262,8 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
         raise _damaged(folder, order)
     if changed and not order.accept_change:
         accept = "" if order.over_mcp else "--accept-change goes on and notes it in every later row; "
-        remedy = f"Set it as it was to go on; {accept}{_anew(over_mcp=order.over_mcp)}"
-        raise _other_settings(begun, wanted, changed, remedy)
+        remedy = f"Set it as it was to go on; {accept}{changes.start_anew(over_mcp=order.over_mcp)}"
+        raise changes.other_settings(begun, wanted, changed, remedy)
     if order.replace and (made is None or not made.is_own(wanted.output)):
         made = replaceable
     if order.reuse and is_other:
@@ -267,9 +272,9 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
         folder.store.begin_reuse()
     else:
         if begun.input_format != wanted.input_format or begun.size != wanted.size:
-            raise changed_input(begun, wanted.input, over_mcp=order.over_mcp)
+            raise changes.changed_input(begun, wanted.input, over_mcp=order.over_mcp)
         if made is not None:
-            _check_limit(made, wanted.output, order)
+            changes.check_limit(made, wanted.output, order)
         spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output", "models")})
         is_again = order.retry_failed or order.retry_truncated or bool(changed)
     if made is not None and is_again:
@@ -308,20 +313,6 @@ def _other_prompts(wanted: JobSpec) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ("prompt_column", "prompt_template", "spooled", "lines")}
 
 
-def open_input(parts: Sequence[Part], *, known: bool) -> InputFiles:
-    """Return the input's files, open; `known`: a job with them was begun. Raises `PromptmillError`."""
-    source = parts[0].path
-    try:
-        return InputFiles(parts)
-    except (NoFileError, OutsideError):  # outside: it became a link just now
-        raise input_error(f"{source} is not a regular file.") from None
-    except FileNotFoundError as error:
-        gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
-        raise input_error(f"There is no input file {error.filename or source}. {gone}") from None
-    except OSError as error:
-        raise input_error(f"{source} cannot be read: {disk.why(error)}.") from None
-
-
 def _check_output_folder(target: Path) -> None:
     if not target.parent.is_dir():
         raise input_error(f"There is no folder {target.parent} for the output; make it first.")
@@ -330,77 +321,6 @@ def _check_output_folder(target: Path) -> None:
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
-
-
-def _foreign(wanted: JobSpec, begun: JobSpec | None, order: JobRequest) -> PromptmillError:
-    """Return the error of an output that somebody else made."""
-    said = f"{wanted.output} exists and is not this job's own output; "
-    if begun is None:
-        overwrite = "" if order.over_mcp else "; --overwrite replaces it"
-        return input_error(f"{said}name another file, or move it away{overwrite}.")
-    overwrite = "" if order.over_mcp else " (--overwrite replaces it, but asks everything anew)"
-    return input_error(f"{said}move it away to go on with job {wanted.job_id}{overwrite}.")
-
-
-def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
-    if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
-        return
-    limit = "`limit`" if order.over_mcp else "--limit"
-    if not made.finished or order.retry_failed or not made.is_still(output):
-        raise input_error(
-            f"{output} holds more rows than {limit} {order.limit} asks for, and would lose them. "
-            f"Leave {limit} out, or name another output."
-        )
-
-
-def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
-    """Return the names of the settings that are not those that the job's answers were made with."""
-    found = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
-    if begun.prompt_column != now.prompt_column:
-        found.append("prompt_column")
-    others = {name for name, value in now.models.items() if begun.models.get(name, value) != value}
-    return found + [f"models.{name}" for name in sorted(others & folder.store.answering_models())] if others else found
-
-
-def _differences(begun: JobSpec, now: JobSpec, changed: list[str]) -> str:
-    """Return what was and is, of what the job's description holds as it is."""
-    pairs = [
-        (name.replace("_", " "), getattr(begun, name), getattr(now, name))
-        for name in ("model", "backend", "prompt_column", "prompt_template")
-        if name in changed
-    ]
-    if "sampling" in changed and begun.sampling is not None and now.sampling is not None:
-        names = dict.fromkeys([*begun.sampling, *now.sampling])
-        pairs += [(name, begun.sampling.get(name), now.sampling.get(name)) for name in names]
-    return ", ".join(
-        f"{name} was {'not set' if was is None else f'{was!r:.60}'}, now {'not set' if is_ is None else f'{is_!r:.60}'}"
-        for name, was, is_ in pairs
-        if was != is_
-    )
-
-
-def _other_settings(begun: JobSpec, now: JobSpec, changed: list[str], remedy: str) -> PromptmillError:
-    names = ", ".join(name.replace("_", " ") for name in changed)
-    told = f" ({found})" if (found := _differences(begun, now, changed)) else ""
-    ran = "last ran" if begun.changed else "was begun"
-    return input_error(f"Job {begun.job_id} {ran} with another {names}{told}, and answers are not mixed. {remedy}")
-
-
-def changed_input(spec: JobSpec, given: Path | None = None, *, over_mcp: bool = False) -> PromptmillError:
-    """Return the error of an input that is not what the job was begun with; `given`: the one that is named now."""
-    anew = _anew(over_mcp=over_mcp)
-    if given is not None and given != spec.input:
-        same = given.name == spec.input.name  # a copy of what a URL names, or a file of that name in another folder
-        what = (
-            f"another {given.name}, or it has changed since: {spec.input}" if same else f"another input, {spec.input}"
-        )
-        reuse = "" if over_mcp else f"--reuse takes from it what {given.name} asks as well; "
-        return input_error(f"{spec.output} is the output of {what}; name another output. {reuse}{anew}")
-    reuse = "" if over_mcp else "--reuse asks only what is new in it; "
-    return input_error(
-        f"{spec.input} has changed since job {spec.job_id} was begun. Put it back to go on; {reuse}{anew}"
-    )
 
 
 def check_content(job: Job, halt: threading.Event) -> None:
@@ -413,20 +333,20 @@ def check_content(job: Job, halt: threading.Event) -> None:
     found_stamp = job.input.stamp()
     if spec.sha256 is not None and found_stamp in {(spec.size, spec.mtime_ns), job.seen}:
         return
-    digest, lines = hashlib.sha256(), 0
+    sha256, lines = hashlib.sha256(), 0
     offset, last = 0, b"\n"
     while block := job.input.read_at(offset, min(1 << 20, spec.size - offset)):
-        digest.update(block)
+        sha256.update(block)
         lines += block.count(b"\n")
         offset, last = offset + len(block), block[-1:]
         if halt.is_set():
             return
-    found = digest.hexdigest()
+    found = sha256.hexdigest()
     if offset != spec.size or spec.sha256 not in {None, found}:
         if job.begun_with not in {None, spec.input}:
             spec = spec.model_copy(update={"input": job.begun_with})
             job.folder.put(spec=spec)
-        raise changed_input(spec, job.spec.input, over_mcp=job.order.over_mcp)
+        raise changes.changed_input(spec, job.spec.input, over_mcp=job.order.over_mcp)
     job.seen = found_stamp
     if found_stamp[0] != spec.size:
         job.input.end = spec.size
@@ -435,55 +355,3 @@ def check_content(job: Job, halt: threading.Event) -> None:
         spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
     job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": found_stamp[1]})
     job.folder.put(spec=job.spec)
-
-
-def system_prompt(plan: ResolvedConfig, given: str, input_format: str) -> str:
-    """Return what stands above every row: the given prompt, else the configured one.
-
-    A line of a Batch file or of a call's rest is a whole request, which only a given prompt changes.
-    """
-    return given or ("" if input_format in _WHOLE else plan.settings.system_prompt)
-
-
-def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> dict[str, str]:
-    """Return digests of what decides about answers; what each line brings itself is part of the input."""
-    settings = plan.settings
-    above = system_prompt(plan, given_prompt, input_format)
-    found = {"model": _digest(plan.model), "system_prompt": _digest(above), "backend": _digest(plan.backend)}
-    if plan.record.needs_endpoint:
-        found["endpoint"] = _digest(getattr(plan.block, "base_url", None))
-        found["enable_thinking"] = _digest(getattr(plan.block, "enable_thinking", None))
-    if input_format not in _WHOLE:
-        found["sampling"] = _digest(settings.sampling_params.given(), settings.extra_params)
-        found["image_tag"] = _digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
-    return found
-
-
-def _other_models(plan: ResolvedConfig) -> dict[str, str]:
-    """Return digests of what decides about the answers of the other models of the file, by their names."""
-    file = plan.file or plan.operator
-    blocks: dict[str, tuple[str, object, Any]] = {
-        name: (model.backend or "", getattr(model, model.backend or "", None), model)
-        for name, model in file.models.items()
-    }
-    blocks.setdefault(DEFAULT, (file.backend, getattr(file.backend_configs, file.backend, None), file))
-    return {
-        name: _digest(
-            backend,
-            block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
-            {**file.sampling_params.given(), **own.sampling_params.given()},
-            own.extra_params,
-            own.system_prompt if own.system_prompt is not None else file.system_prompt,
-            own.image_tag or file.image_tag,
-        )
-        for name, (backend, block, own) in blocks.items()
-        if name != plan.name
-    }
-
-
-def _digest(*values: object) -> str:
-    try:
-        text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # orjson's error is one
-        raise unwritable_parameters() from None
-    return hashlib.sha256(text).hexdigest()[:16]

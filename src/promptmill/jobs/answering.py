@@ -10,11 +10,11 @@ from pathlib import Path
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome
-from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.duplicates import DedupedSource, FirstSeen
-from promptmill.jobs.job_request import FailureLimit
+from promptmill.jobs.records import JobCounts
 from promptmill.jobs.sink import StoreSink, Taken
 from promptmill.jobs.source import FileSource, Rows
+from promptmill.jobs.spec import FailureLimit
 from promptmill.service.service import Service
 
 _AT_ONCE = 256

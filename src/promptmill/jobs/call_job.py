@@ -20,13 +20,12 @@ from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules
-from promptmill.jobs import admission, disk, status
+from promptmill.jobs import disk, status
 from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import JobSpec
+from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.spec import JobRequest, JobSpec, fingerprint
 
 _BUFFER = 1 << 20
 _FORMAT = "messages"
@@ -65,7 +64,7 @@ def write(
                 mtime_ns=mtime_ns,
                 sha256=digest,
                 lines=len(items),
-                fingerprint=admission.fingerprint(plan, "", _FORMAT),
+                fingerprint=fingerprint(plan, "", _FORMAT),
                 backend=plan.backend,
                 model=plan.model,
                 created=int(time.time()),

@@ -11,23 +11,31 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import orjson
+from pydantic import BaseModel, SecretStr
+
+from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
+from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs import admission, disk, runner_payload
+from promptmill.jobs import admission, disk
 from promptmill.jobs.admission import Job
-from promptmill.jobs.foreground import until_ended, without_own_dedupe
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.folder import JobFolders
+from promptmill.jobs.lock import Lock
 from promptmill.jobs.progress_text import progress_lines, summary
-from promptmill.jobs.runner import Runner
+from promptmill.jobs.runner import Runner, until_ended
+from promptmill.jobs.spec import JobRequest
+from promptmill.service import registry
 from promptmill.service.service import Service
 from promptmill.system import logs, runtime
 
 _LONGEST_LOG = 1 << 20
 
 
-def start(job: Job, plan: ResolvedConfig, folders: JobFolders) -> None:
+def start(job: Job, folders: JobFolders) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     Raises `PromptmillError` (`storage`).
@@ -38,7 +46,7 @@ def start(job: Job, plan: ResolvedConfig, folders: JobFolders) -> None:
     order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
-    told = runner_payload.pack(without_own_dedupe(plan), order, folders, inherited)
+    told = _packed(job.plan, order, folders, inherited)
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
@@ -75,6 +83,65 @@ def _popen(log: int, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=log, stderr=log, **options)  # noqa: S603
 
 
+def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None) -> bytes:
+    """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
+    value = {
+        "settings": _plain(plan.settings),
+        "operator": _plain(plan.operator),
+        "from_call": sorted(plan.from_call),
+        "trust_client": plan.trust_client,
+        "chosen": plan.chosen,
+        "keyless": plan.keyless,
+        "name": plan.name,
+        "file": None if plan.file is None else _plain(plan.file),
+        "order": order.model_dump(mode="json"),
+        "root": str(folders.root),
+        "beside_outputs": folders.beside_outputs,
+        "lock": lock,
+    }
+    return orjson.dumps(value, default=_revealed)
+
+
+def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
+    """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
+    value = orjson.loads(data)
+    operator = Settings.model_validate(value["operator"])
+    file = value["file"]
+    raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
+    order = JobRequest.model_validate(value["order"])
+    settings = Settings.model_validate(value["settings"])
+    plan = ResolvedConfig(
+        settings,
+        operator,
+        frozenset(value["from_call"]),
+        value["trust_client"],
+        chosen=value["chosen"],
+        keyless=value["keyless"],
+        name=value["name"],
+        file=None if file is None else Settings.model_validate(file),
+    )
+    create = registry.create if order.ray is None else order.ray.create
+    service = Service(Configuration(raw, trust_client=value["trust_client"]), plan=plan, create=create)
+    lock = None if value["lock"] is None else Lock.adopt(value["lock"])
+    folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
+    return service, order, folders, lock
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    # what was not given stays so: some keys mean something by being there
+    return settings.model_dump(exclude_unset=True)
+
+
+def _revealed(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise TypeError
+
+
 async def _run(job: Job, service: Service) -> None:
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
@@ -92,7 +159,7 @@ def main() -> int:
     told = sys.stdin.buffer.read()
     sys.stdin.close()
     logs.to_stderr()
-    service, order, folders, lock = runner_payload.unpack(told)
+    service, order, folders, lock = _unpacked(told)
     try:
         job = admission.admit(order, service.plan, folders, lock)
         if (job.spec.input, job.spec.output) != (order.input, order.output):

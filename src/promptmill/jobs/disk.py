@@ -1,4 +1,4 @@
-"""Files as jobs need them: private, read by offset, replaced whole. Platform differences stay here."""
+"""Files as jobs need them: private, read by offset or by lines, replaced whole. Platform differences stay here."""
 
 from __future__ import annotations
 
@@ -11,33 +11,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from promptmill.system.safe_open import open_regular
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 PUBLIC_FILE = 0o666  # less what the user's umask takes away
+LONGEST_LINE = 256 * 1024 * 1024
+_BLOCK = 128 * 1024
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
 _NETWORK = frozenset(
     {
-        *(
-            "nfs",
-            "nfs4",
-            "cifs",
-            "smb3",
-            "smbfs",
-            "lustre",
-            "ceph",
-            "gpfs",
-            "beegfs",
-            "afs",
-            "9p",
-            "virtiofs",
-            "glusterfs",
-        )
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "gpfs", "beegfs", "afs", "9p"),
+        *("virtiofs", "glusterfs"),
     }
 )
 
@@ -56,7 +45,7 @@ class RandomFile:
     def given(cls, path: Path) -> RandomFile:
         """Return the file at `path` for reading: a regular one, that very one, no link anywhere on its way.
 
-        Raises what `guarded.open_regular` raises.
+        Raises what `safe_open.open_regular` raises.
         """
         file = cls.__new__(cls)
         file.end = None
@@ -122,6 +111,80 @@ class _Stream(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+class Line(NamedTuple):
+    """Line `row` (from 0) without its line feed. `data` is None when it is longer than `LONGEST_LINE`."""
+
+    row: int
+    offset: int
+    length: int
+    data: bytes | None
+
+    @property
+    def blank(self) -> bool:
+        """Whether it holds nothing but white space: no row, though it counts as a line."""
+        return self.data is not None and (not self.length or self.data.isspace())
+
+
+class Lines:
+    """Reads on from the beginning, or from a line whose place is known. Blocks: call it off the event loop."""
+
+    def __init__(self, file: RandomFile, row: int = 0, offset: int = 0) -> None:
+        self._file = file
+        self._row = row
+        self._offset = offset
+
+    def read(self) -> list[Line]:
+        """Return the next lines, about 128 KiB of them and at least one; `[]` at the end."""
+        block = self._file.read_at(self._offset, _BLOCK)
+        end = block.rfind(b"\n") + 1
+        if not end:
+            return self._read_long(block) if block else []
+        found = []
+        row, offset = self._row, self._offset
+        for data in block[: end - 1].split(b"\n"):
+            length = len(data)
+            found.append(Line(row, offset, length, data))
+            row += 1
+            offset += length + 1
+        self._row, self._offset = row, offset
+        return found
+
+    def skip(self, rows: int) -> None:
+        """Go on `rows` lines further down, as fast as the disk allows."""
+        while rows > 0 and (block := self._file.read_at(self._offset, _BLOCK)):
+            count = block.count(b"\n")
+            if count > rows:
+                end = 0
+                for _ in range(rows):
+                    end = block.index(b"\n", end) + 1
+                self._row, self._offset = self._row + rows, self._offset + end
+                return
+            if not count:
+                self._read_long(block)
+                rows -= 1
+                continue
+            self._row += count
+            self._offset += block.rfind(b"\n") + 1
+            rows -= count
+
+    def _read_long(self, block: bytes) -> list[Line]:
+        """Return the one line that begins here and is not over within a block, or is the last one."""
+        parts: list[bytes] = []
+        length = 0
+        while block and (stop := block.find(b"\n")) < 0:
+            length += len(block)
+            if length <= LONGEST_LINE:
+                parts.append(block)
+            block = self._file.read_at(self._offset + length, _BLOCK * 8)
+        if block:
+            parts.append(block[:stop])
+            length += stop
+        line = Line(self._row, self._offset, length, b"".join(parts) if length <= LONGEST_LINE else None)
+        self._row += 1
+        self._offset += length + bool(block)
+        return [line]
 
 
 def created(path: Path, mode: int = PRIVATE_FILE) -> int:

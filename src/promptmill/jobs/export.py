@@ -5,11 +5,30 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import admission, disk, formats, merge
+from promptmill.core.outcome import Failure
+from promptmill.jobs import changes, disk, formats, input_files, merge
 from promptmill.jobs.folder import Folder
-from promptmill.jobs.store import DamagedError
+from promptmill.jobs.records import Record, record_of
+from promptmill.jobs.store import DamagedError, JobStore
+
+_UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
+
+
+class PartialAnswers(merge.Answers):
+    """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
+
+    def __init__(self, store: JobStore, *, failures: bool) -> None:
+        super().__init__(store)
+        self._failures = failures
+
+    def find(self, row: int) -> Record | None:
+        """Return the record of `row`, None when it is to be left out."""
+        try:
+            record = self.of(row)
+        except merge.Unanswered:
+            return record_of(row, _UNANSWERED) if self._failures else None
+        return record if self._failures or record.code is None else None
 
 
 def export(folder: Folder, target: Path, *, failures: bool) -> int:
@@ -26,31 +45,15 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         raise input_error(f"{target} exists; name another file.")
     output_format = formats.of_output(target, spec.input_format)
     formats.check_installed(target, *(part.path for part in spec.parts))
-    file = admission.open_input(spec.parts, known=True)
+    file = input_files.opened(spec.parts, known=True)
     try:
         if file.stamp()[0] < spec.size:
-            raise admission.changed_input(spec)
+            raise changes.changed_input(spec)
         if len(spec.parts) == 1:
             file.end = spec.size  # what was appended since is none of the job's
         with folder.reading() as store, folder.lines(file, spec) as lines:
-            answers = merge.PartialAnswers(store, failures=failures)
-            extra = store.rare_fields() if output_format in formats.TABLES else ()
-            partial = merge.write(
-                merge.Merge(
-                    spec.job_id,
-                    file,
-                    lines,
-                    spec.input_format,
-                    output_format,
-                    target,
-                    answers,
-                    spec.model,
-                    spec.created,
-                    None,
-                    extra,
-                    takes_model=backends.record(spec.backend).any_model,
-                )
-            )
+            answers = PartialAnswers(store, failures=failures)
+            partial = merge.write(merge.Merge(spec, file, lines, answers, target, output_format))
             try:
                 merge.publish(partial, target, may_replace=False)
             finally:

@@ -6,12 +6,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.backends import rows
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import input_error
+from promptmill.jobs import formats
 from promptmill.jobs.input_files import InputFiles
 
-_LOOKED_AT = 100
-_BYTES = 1 << 20
 # What people call it who wrote the file for something else; the first that there is gets named.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
@@ -25,16 +23,11 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
     read: list[Mapping[str, Any]] = []
-    block = file.read_at(0, _BYTES)
-    lines = block.split(b"\n") if len(block) < _BYTES else block.split(b"\n")[:-1]
-    for line in lines[:_LOOKED_AT]:
-        try:
-            row = rows.load(line, "") if line.strip() else None
-        except PromptmillError:  # which its own reading says better
-            continue
-        if isinstance(row, dict):
-            names |= dict.fromkeys(row)
-            read.append(row)
+    for row in formats.first_objects(file):
+        names |= dict.fromkeys(row)
+        read.append(row)
+        if len(read) > 1 and asked & names.keys():
+            return
     inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
     if inner and not (asked - {inner}) & names.keys():
         raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")

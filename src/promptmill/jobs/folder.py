@@ -14,107 +14,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, lock
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.store import DamagedError, JobStore, salvage
+from promptmill.jobs.salvage import salvage
+from promptmill.jobs.spec import JobRequest, JobSpec, OutputRecord
+from promptmill.jobs.store import DamagedError, JobStore
 
 Model = TypeVar("Model", bound=BaseModel)
 SUFFIX = ".promptmill"
 _PAUSE_S = 0.05
-
-
-class JobSpec(BaseModel):
-    """What a job is. `fingerprint` tells model, sampling and prompts apart without showing them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    job_id: str
-    input: Path
-    output: Path
-    files: list[Part] = []
-    """Those of the input where it is a folder, a pattern or several paths; else `input` is the only one."""
-    input_format: str
-    output_format: str
-    spooled: bool = False
-    """Whether its rows are written out as lines before they are asked, see `spool`."""
-    prompt_column: str | None = None
-    prompt_template: str | None = None
-    shard: str | None = None
-    """Which range of the input it is, `3/16`; its output is a part file then."""
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
-    lines: int | None = None
-    """Lines of the input (CSV, Parquet: its rows), once it was read through."""
-    sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are one value, to say what has changed; None in jobs of older releases."""
-    fingerprint: dict[str, str]
-    models: dict[str, str] = {}
-    """The same of the other models that rows may name, and that stand in."""
-    backend: str
-    model: str
-    created: int
-    changed: list[str] = []
-    """Settings that are not what they were when the job began, see `--accept-change`."""
-    working_folder: Path | None = None
-    """Where relative image paths start, from wherever the job is taken up again."""
-
-    @property
-    def parts(self) -> list[Part]:
-        """The files of the input."""
-        return self.files or [Part(self.input)]
-
-    @property
-    def of_call(self) -> bool:
-        """Whether the job is the rest of a call: its input and output lie in its folder."""
-        return self.input_format == "messages"
-
-
-class OutputRecord(BaseModel):
-    """A file that a job made, as the file system showed it then."""
-
-    model_config = ConfigDict(frozen=True)
-
-    size: int
-    mtime_ns: int
-    limit: int | None
-    """How many rows of the input it holds; None for all, 0 for another one's file that may be replaced."""
-    finished: bool = True
-    """False when the job was begun anew since, or its failures were."""
-    replaces: tuple[int, int] | None = None
-    """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
-
-    def holds(self, limit: int | None) -> bool:
-        """Return whether the first `limit` rows are in it, None for all."""
-        return self.limit is None or (limit is not None and limit <= self.limit)
-
-    def is_still(self, path: Path) -> bool:
-        """Return whether the file at `path` is that file, untouched."""
-        return stamp(path) == (self.size, self.mtime_ns)
-
-    def is_own(self, path: Path) -> bool:
-        """Return whether the file at `path` is that file or the one it was to replace, untouched."""
-        found = stamp(path)
-        return found is not None and found in {(self.size, self.mtime_ns), self.replaces}
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Return `(size in bytes, time of the last change in ns)` of the file at `path`, None when there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
+_MOST_NAMED = 5
+_POINTER = ".path"
 
 
 class Folder:
@@ -272,3 +194,118 @@ def new_id(target: Path) -> str:
     """Return the id of the job that is begun with this output."""
     slug = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+
+class JobFolders:
+    """The folders of all jobs of this user.
+
+    A job lies beside its output, and under `root` is only a file `<job_id>.path` that says where; a call that became a
+    job has no such place and lies under `root` itself. So do all jobs where the operator named a folder for them.
+    """
+
+    def __init__(self, root: Path, *, beside_outputs: bool = False) -> None:
+        self.root = root
+        self.beside_outputs = beside_outputs
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
+        """Return those under `PROMPTMILL_STATE`, where it is set; else beside outputs."""
+        if named := environ.get("PROMPTMILL_STATE"):
+            return cls(Path(named).expanduser().absolute() / "jobs")
+        import platformdirs
+
+        return cls(platformdirs.user_state_path("promptmill") / "jobs", beside_outputs=True)
+
+    def of(self, source: Path, target: Path) -> Folder:
+        """Return the folder of the job with output `target`, resolved like `source`; it need not exist."""
+        if (own := self.owner(source)) is not None and target == own.answers.resolve():
+            return own
+        if self.beside_outputs:
+            return Folder(target.with_name(target.name + SUFFIX))
+        return Folder(self.root / new_id(target))
+
+    def owner(self, path: Path) -> Folder | None:
+        """Return the folder of the call's job that `path`, resolved, is the input or output of."""
+        folder = Folder(self.root / path.parent.name)
+        is_own = path.parent.parent == self.root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
+        return folder if is_own and folder.prompts.exists() else None
+
+    def of_call(self, job_id: str) -> Folder:
+        """Return the folder for a call that becomes a job."""
+        return Folder(self.root / job_id)
+
+    def register(self, folder: Folder) -> None:
+        """Have a job that lies beside its output found by its id, as far as the user's folder can be written."""
+        if folder.output_beside is None:
+            return
+        with contextlib.suppress(OSError):
+            disk.make_private_folder(self.root)
+            pointer = self.root / f"{folder.job_id}{_POINTER}"
+            beside = pointer.with_suffix(".new")
+            beside.write_text(str(folder.path.resolve()), encoding="utf-8")
+            beside.chmod(disk.PRIVATE_FILE)
+            disk.replace(beside, pointer)
+
+    def unregister(self, folder: Folder) -> None:
+        """Have a job that is to be removed found no more."""
+        if folder.output_beside is not None:
+            with contextlib.suppress(OSError):
+                (self.root / f"{folder.job_id}{_POINTER}").unlink(missing_ok=True)
+
+    def find(self, job_id: str) -> Folder:
+        """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
+        if _ID.fullmatch(job_id):
+            for folder in (Folder(self.root / job_id), self._pointed_at(self.root / f"{job_id}{_POINTER}")):
+                if folder is not None and (spec := folder.spec) is not None and spec.job_id == job_id:
+                    return folder
+        raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+
+    def at(self, text: str) -> Folder:
+        """Return the folder of the job with this id, or with this output. Raises as `find` does."""
+        if not _ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
+            target = Path(text).absolute().resolve()
+            folder = self.of(target, target)
+            if folder.spec is not None:
+                return folder
+        try:
+            return self.find(text)
+        except PromptmillError as error:
+            near = [name for path in self.paths() if (name := path.stem).startswith(f"{text}-")] if text else []
+            meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()
+            raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
+
+    def _names(self) -> str:
+        """Return which jobs there are, the newest first."""
+        names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return f"jobs here: {', '.join(names[:_MOST_NAMED])}{more}." if names else "there are no jobs here."
+
+    def all(self) -> Iterator[Folder]:
+        """Yield the folders of all jobs that are where they were, by name. Raises `PromptmillError` (`storage`)."""
+        for path in self.paths():
+            folder = self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
+            if folder is not None and folder.spec is not None:
+                yield folder
+
+    def paths(self) -> list[Path]:
+        """Return what lies in the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+        try:
+            return sorted(self.root.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise PromptmillError(
+                Code.STORAGE, f"The folder of jobs {self.root} cannot be read: {disk.why(error)}.", ""
+            ) from None
+
+    def folder_at(self, path: Path) -> Folder | None:
+        """Return the folder that an entry of `paths` stands for, None when it is gone."""
+        return self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
+
+    @staticmethod
+    def _pointed_at(pointer: Path) -> Folder | None:
+        try:
+            path = Path(pointer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return Folder(path) if path.is_absolute() and path.name.endswith(SUFFIX) and path.is_dir() else None

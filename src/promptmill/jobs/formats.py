@@ -1,13 +1,19 @@
-"""Which format a file has, and which outputs an input can have."""
+"""Which format a file has, how it is compressed, and which outputs an input can have."""
 
 from __future__ import annotations
 
 import codecs
+import gzip
 import importlib.util
+import io
+import itertools
 import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
@@ -34,10 +40,10 @@ LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
 TABLES = CELLS | {"parquet"}
-# Lines looked at to tell a Batch API file from plain rows: the first that is an object decides.
-_LOOKED_AT = 100
+_LOOKED_AT = 100  # lines
 _FIRST_BYTES = 1 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
+_LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
 # How other files begin that people give the name of a text.
 _SIGNS = MappingProxyType(
     {
@@ -119,16 +125,19 @@ def _is_batch(files: InputFiles) -> bool:
     with files.stream() as stream:
         if is_array(files.parts[0].path, stream):
             return False
+    return any(is_batch(value) for value in itertools.islice(first_objects(files), 1))
+
+
+def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:
+    """Yield the objects that the first lines hold; lines that cannot be read are left out."""
     with files.stream() as stream:
         for _ in range(_LOOKED_AT):
-            line = stream.readline(_FIRST_BYTES)
             try:
-                value = rows.load(line.strip(), "")
+                value = rows.load(stream.readline(_FIRST_BYTES).strip(), "")
             except PromptmillError:
                 continue
             if isinstance(value, dict):
-                return is_batch(value)
-    return False
+                yield value
 
 
 def is_array(path: Path, stream: IO[bytes]) -> bool:
@@ -177,3 +186,83 @@ def check_installed(*paths: Path) -> None:
         if needed is not None and importlib.util.find_spec("pyarrow") is None:
             name = "Parquet" if needed == ".parquet" else needed
             raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need pyarrow.", adding("files"))
+
+
+def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
+    """Return what the compressed `stream` holds; several members or frames count as one."""
+    if kind == "gz":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream, mode="rb"))
+    import pyarrow as pa
+
+    return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
+
+
+@contextmanager
+def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
+    """Give a file whose content is written to `out`, compressed as `kind` says; `out` stays open.
+
+    Equal content gives equal bytes. `""` gives `out` itself.
+    """
+    if not kind:
+        yield out
+    elif kind == "gz":
+        with gzip.GzipFile("", "wb", _LEVEL, out, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
+    else:
+        import pyarrow as pa
+
+        with pa.CompressedOutputStream(pa.PythonFile(_Unclosed(out), "w"), "zstd") as packed:
+            yield packed
+
+
+@contextmanager
+def compression_errors(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a compressed file into a `PromptmillError` (`invalid_input`) that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _broken(path, error) from None
+    except OSError as error:
+        if error.errno is None:  # pyarrow's; those of the disk have a number
+            raise _broken(path, error) from None
+        raise
+
+
+def _broken(path: Path, error: Exception) -> PromptmillError:
+    return input_error(f"{path.name} is not a whole {path.suffix} file: {str(error).splitlines()[0]:.200}.")
+
+
+class _Readable(io.RawIOBase):
+    """A stream of pyarrow's as a file of Python's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Unclosed:
+    """A file that stays open when whoever writes into it is done."""
+
+    closed = False
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+
+    def write(self, data: Any) -> int:
+        return self._out.write(data)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def tell(self) -> int:
+        return self._out.tell()
+
+    def close(self) -> None:
+        """Leave it open."""

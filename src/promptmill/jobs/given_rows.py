@@ -20,9 +20,9 @@ import orjson
 
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import admission, disk
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
+from promptmill.jobs import disk
+from promptmill.jobs.folder import JobFolders
+from promptmill.jobs.spec import JobRequest, fingerprint
 
 _SNIFFED = 4096
 _NAME = "rows"
@@ -100,7 +100,7 @@ def root_of(folders: JobFolders) -> Path:
 
 def output_beside(folder: Path, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
     """Return a name in `folder` for the answers to rows that are asked in this way."""
-    settings = admission.fingerprint(plan, order.system_prompt, "jsonl")
+    settings = fingerprint(plan, order.system_prompt, "jsonl")
     asked = [settings, order.prompt_column, order.prompt_template, order.limit]
     digest = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     return folder / f"answers-{digest}{suffix}"

@@ -15,8 +15,9 @@ from typing import IO
 from urllib.parse import unquote
 
 from promptmill.core.errors import input_error
-from promptmill.jobs import compression, formats
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs import formats
+from promptmill.jobs.disk import RandomFile, why
+from promptmill.system.safe_open import NoFileError, OutsideError
 
 FILE_COLUMN = "source_file"
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -139,8 +140,8 @@ class InputFiles:
         if not kind:
             yield stream
             return
-        with compression.errors(part.path):
-            stream = compression.reader(stream, kind)
+        with formats.compression_errors(part.path):
+            stream = formats.decompressed(stream, kind)
             if not seekable:
                 yield stream
                 return
@@ -167,3 +168,17 @@ class InputFiles:
 
     def _stats(self) -> list[os.stat_result]:
         return [part.path.stat() for part in self.parts]
+
+
+def opened(parts: Sequence[Part], *, known: bool) -> InputFiles:
+    """Return the input's files, open; `known`: a job with them was begun. Raises `PromptmillError`."""
+    source = parts[0].path
+    try:
+        return InputFiles(parts)
+    except (NoFileError, OutsideError):  # outside: it became a link just now
+        raise input_error(f"{source} is not a regular file.") from None
+    except FileNotFoundError as error:
+        gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
+        raise input_error(f"There is no input file {error.filename or source}. {gone}") from None
+    except OSError as error:
+        raise input_error(f"{source} cannot be read: {why(error)}.") from None

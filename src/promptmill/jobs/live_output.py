@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import compression, disk, formats, merge
+from promptmill.jobs import disk, formats, merge
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder
@@ -46,7 +46,7 @@ class LiveOutput:
 
         def write() -> None:
             try:
-                with compression.writer(out, formats.compression_of(job.spec.output)) as content:
+                with formats.compressed(out, formats.compression_of(job.spec.output)) as content:
 
                     def flush() -> None:
                         content.flush()
@@ -93,7 +93,7 @@ class LiveAnswers(merge.Answers):
 
     def __init__(self, folder: Folder, replaced: set[int]) -> None:
         """`replaced`: rows whose record is about to be replaced."""
-        super().__init__(iter(()))
+        super().__init__()
         self._folder = folder
         self._replaced = replaced
         self.before_waiting: Callable[[], None] | None = None

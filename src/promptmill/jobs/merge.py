@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,33 +15,30 @@ from typing import IO, Any
 
 from promptmill.backends import rows as rows_
 from promptmill.config import backends
-from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Failure
-from promptmill.jobs import cell_table, compression, crash, disk, formats, parquet_table
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs import cell_table, disk, formats, parquet_table
 from promptmill.jobs.admission import Job
 from promptmill.jobs.batch_output import batch_output
 from promptmill.jobs.cell_table import CellTable
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.disk import Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
-from promptmill.jobs.folder import OutputRecord, stamp
 from promptmill.jobs.input_files import InputFiles
-from promptmill.jobs.lines import Lines
 from promptmill.jobs.parquet_table import ParquetTable
 from promptmill.jobs.records import (
     ANSWER_FIELDS,
+    RARE_FIELDS,
     Record,
     answer_fields,
     cells,
     jsonl_line,
     plain_line,
-    record_of,
 )
+from promptmill.jobs.spec import JobSpec
 from promptmill.jobs.spool import Halted
 from promptmill.jobs.store import JobStore
 
 _BUFFER = 1 << 20
 _DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
-_UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
 class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
@@ -50,11 +48,18 @@ class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
 class Answers:
     """The records of a job, for rows that come in their order."""
 
-    def __init__(self, records: Iterator[Record]) -> None:
-        self._records = records
+    def __init__(self, *stores: JobStore) -> None:
+        """`stores` have the records, each those behind the ones of the store before."""
+        self._stores = stores
+        self._records = itertools.chain.from_iterable(store.records() for store in stores)
         self._next = next(self._records, None)
         self.rows = 0
         """The first of so many rows (of the input, blank lines included) were asked for."""
+
+    def rare_fields(self) -> tuple[str, ...]:
+        """Return which of `RARE_FIELDS` some answer has."""
+        found = {name for store in self._stores for name in store.rare_fields()}
+        return tuple(name for name in RARE_FIELDS if name in found)
 
     def find(self, row: int) -> Record | None:
         """Return the record of `row`, None when it is to be left out. Raises `Unanswered`."""
@@ -71,51 +76,29 @@ class Answers:
         return record
 
 
-class PartialAnswers(Answers):
-    """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
-
-    def __init__(self, store: JobStore, *, failures: bool) -> None:
-        super().__init__(store.records())
-        self._failures = failures
-
-    def find(self, row: int) -> Record | None:
-        """Return the record of `row`, None when it is to be left out."""
-        try:
-            record = self.of(row)
-        except Unanswered:
-            return record_of(row, _UNANSWERED) if self._failures else None
-        return record if self._failures or record.code is None else None
-
-
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What is put together. `most` rows at most; `extra` names answer columns that tables get beside the usual ones."""
+    """What is put together: the rows of the job that `spec` describes, with their answers, into `target`."""
 
-    job_id: str
+    spec: JobSpec
     input: InputFiles
     lines: RandomFile
     """The rows as lines: the input's own, or those that were made of them."""
-    input_format: str
-    output_format: str
-    target: Path
     answers: Answers
-    model: str
-    created: int
-    most: int | None
-    extra: tuple[str, ...] = ()
+    target: Path
+    output_format: str
+    most: int | None = None
+    """How many rows at most."""
     ids: CustomIds | None = None
     """Notes the ids of a Batch file."""
     halt: threading.Event | None = None
     """Set by those who want no output any more."""
     passed: Callable[[int], None] | None = None
     """Told how many rows have been looked at."""
-    takes_model: bool = True
-    """Whether a line of a Batch file was answered by the model that it names."""
 
     def answer(self, row: int) -> Record | None:
         """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
         record = self.answers.find(row)
-        crash.point("merging")
         if self.passed is not None:
             self.passed(row + 1)
         if self.halt is not None and self.halt.is_set():
@@ -123,23 +106,9 @@ class Merge:
         return record
 
 
-def of_job(job: Job, lines: RandomFile, answers: Answers, extra: tuple[str, ...] = ()) -> Merge:
+def of_job(job: Job, lines: RandomFile, answers: Answers) -> Merge:
     """Return what becomes the output of `job`, whose rows are `lines`."""
-    spec = job.spec
-    return Merge(
-        spec.job_id,
-        job.input,
-        lines,
-        spec.input_format,
-        spec.output_format,
-        spec.output,
-        answers,
-        spec.model,
-        spec.created,
-        job.order.limit,
-        extra,
-        takes_model=backends.record(spec.backend).any_model,
-    )
+    return Merge(job.spec, job.input, lines, answers, job.spec.output, job.spec.output_format, job.order.limit)
 
 
 def check_folder(target: Path) -> None:
@@ -166,11 +135,11 @@ def write(merge: Merge) -> Path:
     Raises `Unanswered`, `Halted`, `OSError`; nothing is left behind then.
     """
     check_folder(merge.target)
-    partial = beside(merge.target, merge.job_id)
+    partial = beside(merge.target, merge.spec.job_id)
     try:
-        mode = disk.PRIVATE_FILE if merge.input_format == "messages" else disk.PUBLIC_FILE
+        mode = disk.PRIVATE_FILE if merge.spec.of_call else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
-            with compression.writer(out, formats.compression_of(merge.target)) as content:
+            with formats.compressed(out, formats.compression_of(merge.target)) as content:
                 write_rows(merge, content)
             out.flush()
             os.fsync(out.fileno())
@@ -185,17 +154,17 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
     """Write the rows of `merge` with their answers into `out`. Raises as `write` does."""
     most = 1 << 62 if merge.most is None else merge.most
     if merge.output_format == "parquet":
-        parquet_table.write(merge.input, out, merge.answer, merge.extra, most=most)
+        parquet_table.write(merge.input, out, merge.answer, merge.answers.rare_fields(), most=most)
         return
     if merge.output_format in formats.CELLS:
-        _write_cells(CellTable(merge.input, merge.input_format), out, merge, most)
+        _write_cells(CellTable(merge.input, merge.spec.input_format), out, merge, most)
         return
-    if merge.input_format in formats.LINES:
+    if merge.spec.input_format in formats.LINES:
         lines = _lines(merge, most)
-    elif merge.input_format == "parquet":
+    elif merge.spec.input_format == "parquet":
         lines = _answered(_parquet_rows(ParquetTable(merge.input)), merge, most)
     else:
-        lines = _answered(_cell_rows(CellTable(merge.input, merge.input_format)), merge, most)
+        lines = _answered(_cell_rows(CellTable(merge.input, merge.spec.input_format)), merge, most)
     if merge.output_format == "json":
         separator = b"[\n"
         for line in lines:
@@ -232,9 +201,9 @@ def _cell_rows(table: CellTable) -> Iterator[dict[str, Any]]:
 
 def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> None:
     """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
-    names = ANSWER_FIELDS + merge.extra
+    names = ANSWER_FIELDS + merge.answers.rare_fields()
     kept = [at for at, name in enumerate(table.header) if name not in names]
-    delimiter = table.delimiter if merge.output_format == merge.input_format else _DELIMITERS[merge.output_format]
+    delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
     writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
     writer.writerow([table.header[at] for at in kept] + list(names))
     for number, row in enumerate(table.rows()):
@@ -253,7 +222,8 @@ def _created(path: Path, mode: int) -> int:
 
 
 def _lines(merge: Merge, most: int) -> Iterator[bytes]:
-    lines, rows = Lines(merge.lines), 0
+    spec, lines, rows = merge.spec, Lines(merge.lines), 0
+    takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
     while block := lines.read():
         for line in block:
             if line.blank:
@@ -265,28 +235,20 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
             if record is None:
                 continue
             data = rows_.as_it_was(data)
-            if merge.input_format == "batch":
+            if spec.input_format == "batch":
                 found = batch_output(
                     data,
                     record,
-                    job_id=merge.job_id,
-                    model=merge.model,
-                    created=merge.created,
-                    takes_model=merge.takes_model,
+                    job_id=spec.job_id,
+                    model=spec.model,
+                    created=spec.created,
+                    takes_model=takes_model,
                 )
                 if merge.ids is not None and isinstance(found.get("custom_id"), str):
                     merge.ids.note(found["custom_id"], line.row)
                 yield plain_line(found)
             else:
                 yield jsonl_line(data, record)
-
-
-def described(partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:
-    """Return what the file system says about the output, which stays true when it is renamed over its `own` old one."""
-    status = partial.stat()
-    return OutputRecord(
-        size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit, replaces=None if own is None else stamp(own)
-    )
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:

@@ -14,8 +14,8 @@ import orjson
 from promptmill.core.errors import Code
 from promptmill.core.money import dollars
 from promptmill.jobs import status
-from promptmill.jobs.job_request import PART
 from promptmill.jobs.runner import Watch
+from promptmill.jobs.spec import PART
 from promptmill.jobs.status import Progress
 
 _LINE_EVERY_S = 5.0

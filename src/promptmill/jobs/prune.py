@@ -10,9 +10,8 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, merge, status
-from promptmill.jobs.folder import Folder
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.given_rows import GivenRows
-from promptmill.jobs.job_folders import JobFolders
 from promptmill.jobs.lock import Lock
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -22,9 +22,9 @@ import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import disk
-from promptmill.jobs.folder import stamp
+from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.given_rows import root_of
-from promptmill.jobs.job_folders import JobFolders
+from promptmill.jobs.spec import stamp
 from promptmill.system.installation import adding
 
 # Where an object is there whole or not at all; elsewhere it gets its name at the end.

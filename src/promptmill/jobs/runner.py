@@ -5,31 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
-from promptmill.jobs import admission, disk, formats, merge, row_ids, shards, status
+from promptmill.jobs import admission, disk, merge, row_ids, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
-from promptmill.jobs.cancellation import Cancellation, JobStopped
-from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.live_output import LiveOutput
-from promptmill.jobs.output_writer import OutputWriter
-from promptmill.jobs.source import Rows
+from promptmill.jobs.records import JobCounts
+from promptmill.jobs.source import Rows, row_reader
+from promptmill.jobs.spec import OutputRecord
 from promptmill.jobs.spool import spool
 from promptmill.jobs.status import Progress
 from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
 from promptmill.service.service import Service
 
+T = TypeVar("T")
 Watch = Callable[[Progress], None]
 _LOOK_S = 0.2
 _STATUS_S = 1.0
@@ -37,7 +40,17 @@ _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at leas
 # A record that turns out damaged when the output is written is done again, but not without end.
 _ROUNDS = 3
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
+_LEAVING_S = 60.0
 _GO_ON = "Run the command again: what can be read of it is kept."
+
+
+class JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)
+    """The job's new `state`, and why when it is an `error`."""
+
+    def __init__(self, state: str, error: PromptmillError | None = None) -> None:
+        super().__init__(state)
+        self.state = state
+        self.error = error
 
 
 class Runner:
@@ -67,16 +80,16 @@ class Runner:
         self._before_output = before_output
         self._live = live
         self._told = told if live is None else live.told
-        self._ending = Cancellation()
+        self._working: asyncio.Task[None] | None = None
+        self._stopped: JobStopped | None = None
+        self._halt = threading.Event()
+        """Set when a thread is to leave what it does."""
         self._is_leaving = False
-        self._first = (0, 0)
-        self._lines: int | None = None
+        self._range: shards.Range | None = None
         self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
-        self._earlier = job.folder.status
-        self._counted = False
-        self.progress.follow(self._earlier)
+        self.progress.follow(job.folder.status)
 
     async def run(self) -> dict[str, Any]:
         """Run until the output is there or something ends it; returns the final status.
@@ -85,9 +98,10 @@ class Runner:
         this task is ended, `interrupted`. Whatever happens, what is answered is kept, and the job can be run again.
         """
         progress = self.progress
+        self._working = asyncio.ensure_future(self._work())
         looking_after = asyncio.ensure_future(self._look_after())
         try:
-            await self._work()
+            await self._until_stopped(self._working)
             progress.state = status.FINISHED
         except JobStopped as ended:
             self.error, progress.state = ended.error, ended.state
@@ -104,7 +118,39 @@ class Runner:
             looking_after.cancel()
             await asyncio.wait({looking_after})
             self._close()
-        return self.found()
+        return self.progress.as_dict()
+
+    async def _until_stopped(self, working: asyncio.Task[None]) -> None:
+        """Wait for the work. Raises `JobStopped` with the first reason to end it before it is done."""
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            working.cancel()
+            await asyncio.wait({working})
+            raise
+        try:
+            working.result()
+        except BaseException:
+            if self._stopped is None:
+                raise
+            raise self._stopped from None
+
+    def _stop(self, stopped: JobStopped) -> None:
+        """End the run early; the first reason counts."""
+        if self._stopped is None and self._working is not None:
+            self._stopped = stopped
+            self._working.cancel()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run what blocks in a thread; when the run ends before, `_halt` asks it to leave, and it is waited for."""
+        thread = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            self._halt.set()
+            await asyncio.wait({thread})
+            thread.cancelled() or thread.exception()  # of no interest any more
+            raise
 
     def leave(self) -> bool:
         """Take no more rows and end as `interrupted` when those in flight are answered; return whether any are."""
@@ -115,13 +161,6 @@ class Runner:
     def _leaving(self) -> str:
         left = self.progress.stats.in_flight
         return f"finishing {left} in flight; Ctrl-C again stops at once" if self._is_leaving else ""
-
-    def found(self) -> dict[str, Any]:
-        """Return the status; until the answers are counted, the counts are those that the run before left."""
-        found = self.progress.as_dict()
-        if not self._counted:
-            found |= {name: self._earlier[name] for name in status.COUNTS if name in self._earlier}
-        return found
 
     def _close(self) -> None:
         if self.progress.stats.budget is not None:
@@ -134,8 +173,6 @@ class Runner:
 
     async def _work(self) -> None:
         job = self._job
-        opened: RandomFile | None = None
-        rows: RandomFile | None = None
         try:
             if job.has_output:  # ended between the output's rename and its last words
                 merge.discard(job.spec.output, job.spec.job_id)
@@ -143,25 +180,25 @@ class Runner:
                 self.progress.total = self.progress.counts.done
                 return
             self._enter(status.STARTING, "reading the input")
-            await self._ending.or_left(lambda: admission.check_content(job, self._ending.halt))
-            lines, path = await self._ending.or_left(self._open_lines)
-            opened = lines
-            rows = await self._ending.or_left(lambda: self._cut(lines))
-            await self._ending.or_left(self._check_ids)
-            await self._rounds(lines, rows, path)
+            await self._in_thread(lambda: admission.check_content(job, self._halt))
+            with contextlib.ExitStack() as opened:
+                lines, path = await self._in_thread(self._open_lines)
+                if job.spec.spooled:
+                    opened.callback(lines.close)
+                rows, self._range = await self._in_thread(lambda: shards.cut(job, lines))
+                if rows is not lines:
+                    opened.callback(rows.close)
+                await self._in_thread(self._check_ids)
+                await self._rounds(lines, rows, path)
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
             raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
         except OSError as error:
-            raise JobStopped(status.STOPPED, _unusable(error)) from None
+            unusable = f"A file of the job cannot be used: {disk.why(error)}."
+            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
         except DamagedError:
-            said = f"The job's database {job.folder.database} is damaged."
-            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, said, _GO_ON)) from None
-        finally:
-            if opened is not None and job.spec.spooled:
-                opened.close()
-            if rows is not None and rows is not opened:
-                rows.close()
+            damaged = f"The job's database {job.folder.database} is damaged."
+            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
 
     async def _rounds(self, lines: RandomFile, rows: RandomFile, path: Path) -> None:
         """Have the rows answered and the output written, again where records turn out to be damaged."""
@@ -179,12 +216,12 @@ class Runner:
                         await self._before_output()
                     if await self._merge(lines):
                         if live is not None:
-                            await self._ending.or_left(functools.partial(live.wait, self._ending.halt))
-                        await self._ending.or_left(self._job.folder.store.end_reuse)
+                            await self._in_thread(functools.partial(live.wait, self._halt))
+                        await self._in_thread(self._job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
                 except DamagedError:
-                    await self._ending.or_left(self._job.folder.salvage)
+                    await self._in_thread(self._job.folder.salvage)
                     self.progress.notes.append(_SALVAGED)
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
@@ -203,7 +240,7 @@ class Runner:
                 job.input,
                 spec.input_format,
                 folder.rows,
-                self._ending.halt,
+                self._halt,
                 prompt_column=spec.prompt_column,
                 prompt_template=spec.prompt_template,
             )
@@ -217,30 +254,11 @@ class Runner:
         if name is not None and job.folder.store.is_empty:
             row_ids.check(job.input, job.spec.input_format, name, job.folder.duplicates)
 
-    def _cut(self, lines: RandomFile) -> RandomFile:
-        """Return the file of lines, from `_first` to its end those of the job's shard."""
-        job, cut = self._job, self._job.order.cut
-        if cut is None:
-            return lines
-        size = lines.stamp()[0] if job.spec.spooled else job.spec.size
-        file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
-        found = shards.range_of(file, size, *cut)
-        file.end, self._first, self._lines = found.end, (found.row, found.offset), found.lines
-        return file
-
     async def _count(self, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
-        self.progress.counts = counts = await self._ending.or_left(lambda: store.counts(again))
-        if not self._counted:
-            self._counted = True
-            if self._earlier.get("state") in status.ALIVE:  # it was killed, and what it showed last is not all
-                self.progress.cost_at_least(await self._ending.or_left(store.cost))
-            sent = self._earlier.get("requests")
-            self.progress.unsettled_before = (
-                max(0, sent - counts.requests - store.requests_set_aside) if type(sent) is int else 0
-            )
+        await self._in_thread(lambda: self.progress.count(store, again))
 
     @property
     def again(self) -> str:
@@ -251,7 +269,7 @@ class Runner:
 
     async def _drop_unsound(self) -> None:
         store = self._job.folder.store
-        if damaged := await self._ending.or_left(store.drop_unsound):
+        if damaged := await self._in_thread(store.drop_unsound):
             self.progress.notes.append(
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are done again."
             )
@@ -259,7 +277,7 @@ class Runner:
     async def _answer(self, lines: RandomFile, path: Path) -> None:
         """Have every unanswered row answered and recorded."""
         progress, limit = self.progress, self._job.order.limit
-        total = self._job.spec.lines if self._lines is None else self._lines
+        total = self._job.spec.lines if self._range is None else self._range.lines
         progress.total = total if limit is None or total is None else min(limit, total)
         progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
@@ -267,7 +285,7 @@ class Runner:
         self._limit_cost()
         syncing = asyncio.ensure_future(self._sync())
         try:
-            seen = await self._ending.or_done(self._answering(lines, path).run())
+            seen = await self._answering(lines, path).run()
             progress.total = progress.total if self._is_leaving else seen
         finally:
             syncing.cancel()
@@ -292,10 +310,8 @@ class Runner:
         now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reading = self._reader(plan)
-        others = {name: self._service.plan_of(name) for name in self._service.usable}
-        if len(others) > 1:
-            reading = replace(reading, models={name: self._reader(other) for name, other in others.items()})
+        readers = {name: self._reader(self._service.plan_of(name)) for name in self._service.usable}
+        reading = replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
         return Answering(
             self._service,
             Rows(
@@ -306,7 +322,7 @@ class Runner:
                 self.again,
                 job.order.limit,
                 self._guard,
-                self._first,
+                (0, 0) if self._range is None else (self._range.row, self._range.offset),
                 lambda: self._is_leaving,
             ),
             self.progress.counts,
@@ -320,46 +336,66 @@ class Runner:
         )
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
-        """Return how rows become requests to the model of `plan`."""
-        job, settings = self._job, plan.settings
-        return RowReader(
-            formats.row_kind(job.spec.input_format),
-            settings.sampling_params,
-            settings.extra_params,
-            admission.system_prompt(plan, job.order.system_prompt, job.spec.input_format),
-            settings.image_tag,
-            self._foreign_folder(),
-            "" if plan.record.any_model else plan.model or plan.backend,
-            plan.record.other_paths,
-            keep_raw=job.spec.input_format == "batch",
-            image_position=settings.image_position,
-            prompt_column=job.spec.prompt_column if job.spec.input_format == "jsonl" else None,
+        job, spec = self._job, self._job.spec
+        return row_reader(
+            plan,
+            spec.input_format,
+            system_prompt=job.order.system_prompt,
+            prompt_column=spec.prompt_column,
+            begun_in=spec.working_folder,
         )
 
-    def _foreign_folder(self) -> str:
-        """Return the folder where the job was begun, `""` when it is this process's own."""
-        begun_in = self._job.spec.working_folder
-        return "" if begun_in is None or begun_in == Path.cwd() else str(begun_in)
-
     async def _merge(self, lines: RandomFile) -> bool:
-        """Write the output and give it its name; False when some row turns out to have no answer after all."""
+        """Write the output and give it its name; False when some row turns out to have no answer after all.
+
+        No file is left when it raises.
+        """
         self._enter(status.MERGING, "writing the output")
-        delivery = OutputWriter(self._job, lines, self._ending, self._guard, self.progress.pass_row)
-        counts = await delivery.run(self.progress.notes)
-        if counts is not None:
-            self.progress.counts, self.progress.is_counted = counts, True
-        return counts is not None
+        job, spec, folder = self._job, self._job.spec, self._job.folder
+        self._guard()
+        try:
+            partial, counts = await self._in_thread(lambda: self._written(lines))
+        except merge.Unanswered:
+            return False
+        except BaseException:  # it may have been written whole at that very moment
+            merge.discard(spec.output, spec.job_id)
+            raise
+        made = folder.result
+        is_own = made is not None and made.is_own(spec.output)
+        folder.put(output=OutputRecord.of(partial, job.order.limit, spec.output if is_own else None))
+        try:
+            merge.publish(partial, spec.output, may_replace=job.order.overwrite or is_own)
+        except (PromptmillError, OSError):
+            partial.unlink(missing_ok=True)
+            raise
+        self.progress.counts, self.progress.is_counted = counts, True
+        return True
+
+    def _written(self, lines: RandomFile) -> tuple[Path, JobCounts]:
+        """Write the output beside its place; return where it lies, and the counts of what is in it."""
+        job, spec, store = self._job, self._job.spec, self._job.folder.store
+        if spec.shard is not None:
+            return shards.write_part(store, spec), store.counts()
+        answers = merge.Answers(store)
+        merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
+        if spec.input_format != "batch":
+            return merge.write(merged), store.counts(before=answers.rows)
+        with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
+            partial = merge.write(replace(merged, ids=ids))
+            if warning := ids.warning:
+                self.progress.notes.append(warning)
+        return partial, store.counts(before=answers.rows)
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
         job = self._job
         if job.input.stamp() not in {(job.spec.size, job.spec.mtime_ns), job.seen}:
-            admission.check_content(job, self._ending.halt)
+            admission.check_content(job, self._halt)
             if job.input.end is not None:
                 self.progress.stats.warn("Lines were appended to the input while the job ran; --reuse does them.")
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._ending.end(JobStopped(status.STOPPED, error))
+        self._stop(JobStopped(status.STOPPED, error))
 
     async def _sync(self) -> None:
         store = self._job.folder.store
@@ -383,7 +419,7 @@ class Runner:
         shown = 0.0
         while True:
             if self._job.folder.cancel.exists():
-                self._ending.end(JobStopped(status.CANCELLED))
+                self._stop(JobStopped(status.CANCELLED))
             if self._job.lock.lost:
                 self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
             if time.monotonic() - shown >= _STATUS_S:
@@ -402,7 +438,7 @@ class Runner:
         if self.progress.state == status.RUNNING:
             self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
         with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
-            self._job.folder.put(status=self.found())
+            self._job.folder.put(status=self.progress.as_dict())
         self._tell()
 
     def _tell(self) -> None:
@@ -411,5 +447,32 @@ class Runner:
                 self._watch(self.progress)
 
 
-def _unusable(error: OSError) -> PromptmillError:
-    return PromptmillError(Code.STORAGE, f"A file of the job cannot be used: {disk.why(error)}.")
+async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
+
+    The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid for. Raises
+    `KeyboardInterrupt` after Ctrl-C.
+    """
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(runner.run())
+    signals: list[int] = []
+
+    def on_signal(number: int) -> None:
+        signals.append(number)
+        if signals == [signal.SIGINT] and runner.leave():
+            loop.call_later(_LEAVING_S, work.cancel)
+        else:
+            work.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, on_signal, number)
+    try:
+        found = await work
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+        found = runner.progress.as_dict()
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+    return found, runner.error, bool(signals)

@@ -14,16 +14,14 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, detached, formats, input_files, status, validation
+from promptmill.jobs import admission, changes, detached, formats, input_files, status, validation
 from promptmill.jobs.admission import Job
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, JobSpec
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.lines import Line, Lines
+from promptmill.jobs.disk import Line, Lines, RandomFile
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.progress_text import progress_lines
 from promptmill.jobs.records import Record, answer_fields
 from promptmill.jobs.runner import Runner
+from promptmill.jobs.spec import JobRequest, JobSpec
 from promptmill.jobs.store import JobStore
 from promptmill.service.service import Service
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
@@ -92,7 +90,7 @@ class RunningJobs:
             status.write_starting(folder)
             held.pop_all()
         if not plan.record.is_engine:
-            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, plan, self.folders))
+            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, self.folders))
             starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
             await asyncio.shield(starting)
         else:
@@ -241,7 +239,7 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
     try:
         if not spec.spooled and file.stamp()[0] != spec.size:
             # else answers would stand beside rows that did not ask for them
-            raise admission.changed_input(spec, over_mcp=True)
+            raise changes.changed_input(spec, over_mcp=True)
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

@@ -11,22 +11,20 @@ import filecmp
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import admission, disk, formats, merge
-from promptmill.jobs.counts import JobCounts
+from promptmill.jobs import changes, disk, formats, input_files, merge
+from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import Folder, JobSpec
+from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.input_files import InputFiles
-from promptmill.jobs.job_folders import JobFolders
-from promptmill.jobs.job_request import PART
-from promptmill.jobs.records import RARE_FIELDS, Record
+from promptmill.jobs.records import JobCounts
+from promptmill.jobs.spec import PART, JobSpec
 from promptmill.jobs.store import DamagedError, JobStore
 
 _BLOCK = 1 << 20
@@ -49,6 +47,18 @@ def range_of(file: RandomFile, size: int, shard: int, count: int) -> Range:
     if end > start and file.read_at(end - 1, 1) != b"\n":
         inside += 1  # the last line of the file
     return Range(before, start, end, inside)
+
+
+def cut(job: Job, lines: RandomFile) -> tuple[RandomFile, Range | None]:
+    """Return the file of `lines`, with the range of the job's shard of it, where it is one; it ends there then."""
+    shard = job.order.cut
+    if shard is None:
+        return lines, None
+    size = lines.stamp()[0] if job.spec.spooled else job.spec.size
+    file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
+    found = range_of(file, size, *shard)
+    file.end = found.end
+    return file, found
 
 
 def _line_start(file: RandomFile, size: int, at: int) -> int:
@@ -104,12 +114,14 @@ def join(
     spec = parts[0][1]
     try:
         with contextlib.ExitStack() as opened:
-            files = admission.open_input(spec.parts, known=True)
+            files = input_files.opened(spec.parts, known=True)
             opened.callback(files.close)
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
-            partial = merge.write(replace(_merge(spec, target, files, lines, stores), passed=passed))
+            output_format = formats.of_output(target, spec.input_format)
+            answers = merge.Answers(*stores)
+            partial = merge.write(merge.Merge(spec, files, lines, answers, target, output_format, passed=passed))
             if target.exists() and not overwrite:
                 try:
                     is_same = filecmp.cmp(partial, target, shallow=False)
@@ -184,33 +196,7 @@ def _check_input(files: InputFiles, spec: JobSpec) -> None:
         digest.update(block)
         offset += len(block)
     if digest.hexdigest() != spec.sha256 or files.stamp()[0] != spec.size:
-        raise admission.changed_input(spec)
-
-
-def _merge(
-    spec: JobSpec, target: Path, files: InputFiles, lines: RandomFile, stores: Sequence[JobStore]
-) -> merge.Merge:
-    output_format = formats.of_output(target, spec.input_format)
-    rare = {name for store in stores for name in store.rare_fields()} if output_format in formats.TABLES else set()
-    return merge.Merge(
-        spec.job_id,
-        files,
-        lines,
-        spec.input_format,
-        output_format,
-        target,
-        merge.Answers(_records(stores)),
-        spec.model,
-        spec.created,
-        None,
-        tuple(name for name in RARE_FIELDS if name in rare),
-        takes_model=backends.record(spec.backend).any_model,
-    )
-
-
-def _records(stores: Sequence[JobStore]) -> Iterator[Record]:
-    for store in stores:
-        yield from store.records()
+        raise changes.changed_input(spec)
 
 
 def _counts(stores: Sequence[JobStore]) -> JobCounts:

@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.jobs import crash
-from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.disk import why
-from promptmill.jobs.job_request import FailureLimit
-from promptmill.jobs.records import record_of
+from promptmill.jobs.records import JobCounts, record_of
+from promptmill.jobs.spec import FailureLimit
 from promptmill.jobs.store import DamagedError, JobStore
 
 _LARGEST_BATCH = 16
@@ -158,9 +156,7 @@ class StoreSink:
         changed = self._changed
         records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest, changed) for row, outcome in batch]
         try:
-            crash.point("before-write")
             self._store.write(records)
-            crash.point("after-write")
         except OSError as error:
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:

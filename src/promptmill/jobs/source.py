@@ -11,15 +11,42 @@ from pathlib import Path
 from promptmill.backends import rows
 from promptmill.backends.protocol import Request, Source
 from promptmill.backends.rows import RowReader
+from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.jobs.disk import RandomFile, why
-from promptmill.jobs.lines import Line, Lines
+from promptmill.jobs import formats
+from promptmill.jobs.disk import Line, Lines, RandomFile, why
 from promptmill.jobs.sink import Taken
+from promptmill.jobs.spec import above_rows
 from promptmill.jobs.store import DamagedError, JobStore
 
 _LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
 Settle = Callable[[int, Outcome], Awaitable[None]]
+
+
+def row_reader(
+    plan: ResolvedConfig,
+    input_format: str,
+    *,
+    system_prompt: str,
+    prompt_column: str | None,
+    begun_in: Path | None = None,
+) -> RowReader:
+    """Return how rows become requests to the model of `plan`; `begun_in` is where relative paths of images start."""
+    settings = plan.settings
+    return RowReader(
+        formats.row_kind(input_format),
+        settings.sampling_params,
+        settings.extra_params,
+        above_rows(plan, system_prompt, input_format),
+        settings.image_tag,
+        "" if begun_in is None or begun_in == Path.cwd() else str(begun_in),
+        "" if plan.record.any_model else plan.model or plan.backend,
+        plan.record.other_paths,
+        keep_raw=input_format == "batch",
+        image_position=settings.image_position,
+        prompt_column=prompt_column if input_format == "jsonl" else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.counts import JobCounts
 from promptmill.jobs.folder import Folder
-from promptmill.jobs.store import DamagedError
+from promptmill.jobs.records import JobCounts
+from promptmill.jobs.store import DamagedError, JobStore
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -48,22 +48,32 @@ class Progress:
         """Requests of earlier runs whose answers nobody waited for any more."""
         self.granted: float | None = None
         """What may have been spent by now, for a budget."""
+        self._earlier: Mapping[str, Any] = {}
+        self._has_counts = False
         self._before: Mapping[str, Any] = {}
         self._began = time.monotonic()
         self._samples: deque[tuple[float, int, int]] = deque()
 
     def follow(self, earlier: Mapping[str, Any]) -> None:
         """Go on from the status that the run before left."""
+        self._earlier = earlier
         seconds = earlier.get("seconds")
         self.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
         self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
         granted = earlier.get("cost_granted")
         self.granted = float(granted) if isinstance(granted, int | float) else None
 
-    def cost_at_least(self, cost: float) -> None:
-        """Take notice of what the rows of earlier runs cost."""
-        if cost > self._before.get("cost", 0.0):
-            self._before = {**self._before, "cost": cost}
+    def count(self, store: JobStore, again: str) -> None:
+        """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
+        counts = store.counts(again)
+        if not self._has_counts:
+            if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
+                cost = max(store.cost(), self._before.get("cost", 0.0))
+                self._before = {**self._before, "cost": cost} if cost else self._before
+            sent = self._earlier.get("requests")
+            if type(sent) is int:
+                self.unsettled_before = max(0, sent - counts.requests - store.requests_set_aside)
+        self.counts, self._has_counts = counts, True
 
     @property
     def cost(self) -> float | None:
@@ -115,6 +125,8 @@ class Progress:
         waiting = self.stats.waiting if self.state == RUNNING else ""
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(CallStats() if self.is_counted else self.stats)
+        # until the answers are counted, those that the run before left
+        left = {} if self._has_counts else {name: self._earlier[name] for name in COUNTS if name in self._earlier}
         return {
             "state": self.state,
             "reason": self.reason,
@@ -136,7 +148,7 @@ class Progress:
             "seconds": round(self.seconds, 2),
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
-        }
+        } | left
 
 
 def write_starting(folder: Folder) -> None:

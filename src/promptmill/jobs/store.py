@@ -17,8 +17,7 @@ process loses nothing that was committed. How a commit reaches the disk depends 
   commit, which waits for the disk. `waits_for_disk` is True then, and whoever writes does so in a thread.
 
 SQLite notices damage to its own structure, but not to what a cell holds. So each answer has a checksum, which is
-checked when the output is written; a row whose record is not sound is asked again. `salvage` copies what can be read
-of a damaged file into a new one.
+checked when the output is written; a row whose record is not sound is asked again. See `salvage` for a damaged file.
 
 The file may lie in a folder that others write to: it is opened without trusting its schema, and refused unless that is
 exactly ours (no views, no triggers).
@@ -40,8 +39,7 @@ from urllib.parse import quote
 import orjson
 
 from promptmill.jobs import disk
-from promptmill.jobs.counts import JobCounts
-from promptmill.jobs.records import RARE_FIELDS, Record
+from promptmill.jobs.records import RARE_FIELDS, JobCounts, Record
 
 _TABLES = {
     "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -59,11 +57,11 @@ _EARLIER = {  # answers of another input, for rows that ask the same
     "earlier_digest": "CREATE INDEX earlier_digest ON earlier (digest)",
 }
 _PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"  # noqa: S608 (question marks)
-_PAGE = 256  # records read at once: a long read would keep the writer waiting
+PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
-_FARTHEST_ROW = 1 << 62
+FARTHEST_ROW = 1 << 62
 _ERRORS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
     sqlite3.SQLITE_BUSY: (errno.EBUSY, "another program keeps it locked"),
@@ -168,12 +166,12 @@ class JobStore:
         """Return every sound record, for a job that fits in memory."""
         return [record for record in self.records() if record.is_sound]
 
-    def page(self, first: int, where: str = "1", most: int = _PAGE) -> list[Record]:
+    def page(self, first: int, where: str = "1", most: int = PAGE) -> list[Record]:
         """Return up to `most` records from row `first` on, by row, sound or not."""
         query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"  # noqa: S608 (ours)
         return list(map(Record._make, self._read(query, first)))
 
-    def counts(self, again: str = NEVER, before: int = _FARTHEST_ROW) -> JobCounts:
+    def counts(self, again: str = NEVER, before: int = FARTHEST_ROW) -> JobCounts:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done."""
         where = "FROM answer WHERE row < ?"
         counts = JobCounts()
@@ -370,35 +368,3 @@ class JobStore:
                 raise DamagedError(str(error)) from None
             number, why = _ERRORS.get(code, (errno.EIO, str(error)))
             raise OSError(number, why, str(self.path)) from None
-
-
-def salvage(path: Path, *, has_locks: bool = True) -> None:
-    """Replace a damaged database by a new one with everything in it that can be read; the caller holds the job's lock.
-
-    Raises `OSError`, `DamagedError` when the file is no database at all.
-    """
-    beside = path.with_name(f"{path.name}.new")
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(beside.name + suffix).unlink(missing_ok=True)
-    with (
-        contextlib.closing(JobStore(path, has_locks=has_locks)) as old,
-        contextlib.closing(JobStore(beside, create=True, has_locks=has_locks)) as new,
-    ):
-        for name in ("spec", "request", "output", "status"):
-            with contextlib.suppress(DamagedError):
-                if (value := old.get(name)) is not None:
-                    new.put(clear=False, **{name: value})
-        first, step, most = 0, 1, _PAGE
-        while first < _FARTHEST_ROW:
-            try:
-                while page := old.page(first, most=most):
-                    new.write([record for record in page if record.is_sound])
-                    first, step = page[-1].row + 1, 1
-                break
-            except DamagedError:
-                if most == 1:
-                    first, step = first + step, step * 2
-                most = 1
-    for suffix in ("-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)  # its last lines would be taken for the new one's
-    disk.replace(beside, path)

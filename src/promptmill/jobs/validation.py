@@ -9,17 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.backends import rows
-from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import admission, formats, input_files, row_ids
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs import formats, input_files, row_ids
+from promptmill.jobs.disk import Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
-from promptmill.jobs.job_request import JobRequest
-from promptmill.jobs.lines import Lines
+from promptmill.jobs.source import row_reader
+from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.spool import spool
 from promptmill.service.prices import price_of
 
@@ -34,7 +33,7 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
     """
     target = order.output.absolute().resolve()
     parts = input_files.find([order.input, *order.more], target)
-    file = admission.open_input(parts, known=False)
+    file = input_files.opened(parts, known=False)
     try:
         input_format = formats.of_input(file)
         formats.of_output(target, input_format)
@@ -72,17 +71,7 @@ def _check_lines(
     file: RandomFile, plan: ResolvedConfig, order: JobRequest, input_format: str, ids: CustomIds | None
 ) -> dict[str, Any]:
     settings = plan.settings
-    system_prompt = admission.system_prompt(plan, order.system_prompt, input_format)
-    reading = RowReader(
-        formats.row_kind(input_format),
-        settings.sampling_params,
-        {},
-        system_prompt,
-        settings.image_tag,
-        model="" if plan.record.any_model else plan.model or plan.backend,
-        paths=plan.record.other_paths,
-        prompt_column=order.prompt_column if input_format == "jsonl" else None,
-    )
+    reading = row_reader(plan, input_format, system_prompt=order.system_prompt, prompt_column=order.prompt_column)
     rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
     count = invalid = pictures = tokens = 0
     problems: list[str] = []

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs import lines as module
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.lines import Line, Lines
+from promptmill.jobs import disk as module
+from promptmill.jobs.disk import Line, Lines, RandomFile
 
 
 def read(path: Path, first: int = 0) -> list[Line]:

@@ -1,0 +1,43 @@
+"""`killed.py POINT[:N] bulk …`: the command line, ended with SIGKILL when it passes a point for the N-th time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from promptmill.cli.main import main
+from promptmill.jobs import merge
+from promptmill.jobs.store import JobStore
+
+
+def passing(function: Callable[..., Any], before: str, after: str = "") -> Callable[..., Any]:
+    """Return `function` between two points, whose names are `before` and `after`."""
+    passed = itertools.count(1)
+
+    def point(name: str) -> None:
+        if name == NAME and next(passed) == NUMBER:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def between(*given: Any, **named: Any) -> Any:
+        point(before)
+        found = function(*given, **named)
+        point(after)
+        return found
+
+    return between
+
+
+if __name__ == "__main__":
+    NAME, _, number = sys.argv[1].partition(":")
+    NUMBER = int(number or 1)
+    for owner, name, points in (
+        (JobStore, "write", ("before-write", "after-write")),
+        (merge.Merge, "answer", ("merging",)),
+        (merge, "publish", ("before-rename", "after-rename")),
+    ):
+        setattr(owner, name, passing(getattr(owner, name), *points))
+    sys.exit(main(sys.argv[2:]))
