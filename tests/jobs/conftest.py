@@ -91,11 +91,11 @@ class Bench:
         """Run `promptmill jobs` in this process."""
         return self.here(self.command(*arguments, command="jobs"))
 
-    def here(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command line of promptmill's in this process."""
+    def here(self, command: list[str], folder: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a command line of promptmill's in this process, in `folder` and with these variables set."""
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
         told = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-        with contextlib.chdir(self.path), mock.patch.dict(os.environ), told[0], told[1]:
+        with contextlib.chdir(folder or self.path), mock.patch.dict(os.environ, environ), told[0], told[1]:
             try:
                 code = cli.main(command[command.index("promptmill") + 1 :])
             except SystemExit as stopped:

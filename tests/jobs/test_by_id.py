@@ -15,14 +15,8 @@ from replies import answer, attempts, choose, late, status
 
 def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Go on with the bench's job from `folder`."""
-    return subprocess.run(
-        bench.command(bench.folder.job_id, "--resume", "--json", *arguments, command="jobs"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    command = bench.command(bench.folder.job_id, "--resume", "--json", *arguments, command="jobs")
+    return bench.here(command, folder)
 
 
 def begin(bench: Any, *arguments: str, **block: Any) -> None:

@@ -48,6 +48,7 @@ else:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="pages pass through Python elsewhere, and are held once more")
 @pytest.mark.parametrize("what", ["spool", "write"])
 def test_parquet_takes_the_memory_of_a_few_pages_however_long_it_is(tmp_path: Path, what: str) -> None:
