@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -42,6 +43,10 @@ class Models:
     def let_go(self, wanted: Callable[[ResolvedConfig], bool]) -> list[LoadedBackend]:
         """Return the backends whose plan is `wanted`, for their end; a later call loads again."""
         return [loaded for model in self._by_name.values() for loaded in model.let_go(wanted)]
+
+    @functools.cached_property
+    def _room(self) -> Room:
+        return Room(self._backends, self._unload)
 
     def _backends(self) -> list[LoadedBackend]:
         return [loaded for model in self._by_name.values() for loaded in model.backends]
