@@ -22,9 +22,6 @@ class Models:
         """`create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed."""
         self._create, self._drain_s, self._budget = create, drain_s, budget
         self._by_name: dict[str, Model] = {}
-        self._room = Room(
-            lambda: [loaded for model in self._by_name.values() for loaded in model.backends], self._unload
-        )
 
     def get(self, name: str) -> Model | None:
         """Return the model `name`, None before it was asked for."""
