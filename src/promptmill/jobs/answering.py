@@ -50,6 +50,7 @@ class Answering:
             changed=self.changed,
             told=self.told,
         )
+        syncing = asyncio.ensure_future(sink.keep_synced())
         try:
             if self.duplicates is None:
                 return await self._all(sink, taken)
@@ -59,7 +60,11 @@ class Answering:
             finally:
                 asked.close()
         finally:
-            await sink.aclose()
+            syncing.cancel()
+            try:
+                await sink.aclose()
+            finally:
+                await asyncio.wait({syncing})
 
     async def _all(self, sink: StoreSink, taken: dict[int, Taken]) -> int:
         source = self._source(sink, taken)

@@ -1,7 +1,8 @@
-"""A call as a job: its prompts on disk, so that any process can take it up."""
+"""A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -18,6 +19,7 @@ import orjson
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Failure, Outcome
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules
 from promptmill.jobs import disk, status
@@ -25,6 +27,8 @@ from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.lock import Lock
+from promptmill.jobs.records import record_of
+from promptmill.jobs.running_jobs import RunningJobs
 from promptmill.jobs.spec import JobRequest, JobSpec, fingerprint
 
 _BUFFER = 1 << 20
@@ -92,6 +96,37 @@ def discard(job: Job) -> None:
     """Remove a job that is not needed after all. Blocks."""
     job.close()
     shutil.rmtree(job.folder.path, ignore_errors=True)
+
+
+async def keep(
+    running_jobs: RunningJobs,
+    items: Sequence[Conversation | PromptmillError],
+    outcomes: Sequence[Outcome],
+    system_prompt: str,
+    plan: ResolvedConfig,
+) -> str:
+    """Return the id of a job with the settled `outcomes` of `items`; it is finished, and its rows can be read.
+
+    Raises `PromptmillError` (`storage`).
+    """
+    rows = [
+        (index, item, outcome)
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+        if isinstance(item, Conversation) and not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
+    ]
+
+    def written() -> Job:
+        job = write([(index, item) for index, item, _ in rows], system_prompt, plan, running_jobs.folders)
+        try:
+            job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
+        except OSError as error:
+            discard(job)
+            raise PromptmillError(Code.STORAGE, f"The answers cannot be kept: {disk.why(error)}.", "") from None
+        return job
+
+    job = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(written)))
+    await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
+    return job.spec.job_id
 
 
 def _write_lines(

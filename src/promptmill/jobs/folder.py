@@ -283,7 +283,7 @@ class JobFolders:
     def all(self) -> Iterator[Folder]:
         """Yield the folders of all jobs that are where they were, by name. Raises `PromptmillError` (`storage`)."""
         for path in self.paths():
-            folder = self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
+            folder = self.folder_at(path)
             if folder is not None and folder.spec is not None:
                 yield folder
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import orjson
-
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.folder import JobFolders
-from promptmill.jobs.spec import JobRequest, fingerprint
+from promptmill.jobs.spec import JobRequest, digest, fingerprint
 
 _SNIFFED = 4096
 _NAME = "rows"
@@ -41,15 +39,15 @@ class GivenRows:
         root = root_of(folders)
         try:
             disk.make_private_folder(root)
-            digest = hashlib.sha256(suffix.encode())
+            content = hashlib.sha256(suffix.encode())
             descriptor, name = tempfile.mkstemp(dir=root)
             beside = Path(name)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     for block in blocks:
-                        digest.update(block)
+                        content.update(block)
                         file.write(block)
-                folder = root / digest.hexdigest()[:20]
+                folder = root / content.hexdigest()[:20]
                 disk.make_private_folder(folder)
                 found = folder / f"{_NAME}{suffix}"
                 if found.exists():  # as it was: its time tells whether a job's input changed
@@ -81,7 +79,9 @@ class GivenRows:
 
     def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
         """Return where the answers go that are wanted in no file: another place for other settings."""
-        return output_beside(self.input.parent, plan, order, suffix)
+        settings = fingerprint(plan, order.system_prompt, "jsonl")
+        asked = digest(settings, order.prompt_column, order.prompt_template, order.limit)
+        return self.input.parent / f"answers-{asked}{suffix}"
 
     def forget(self, output: Path | None = None) -> None:
         """Remove the rows, as their job is done; `output` with its job, if it lies beside them."""
@@ -96,14 +96,6 @@ class GivenRows:
 def root_of(folders: JobFolders) -> Path:
     """Return where rows lie that are in no file of the user's."""
     return folders.root.parent / "given"
-
-
-def output_beside(folder: Path, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
-    """Return a name in `folder` for the answers to rows that are asked in this way."""
-    settings = fingerprint(plan, order.system_prompt, "jsonl")
-    asked = [settings, order.prompt_column, order.prompt_template, order.limit]
-    digest = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-    return folder / f"answers-{digest}{suffix}"
 
 
 def suffix_of(first: bytes) -> str:

@@ -36,7 +36,6 @@ T = TypeVar("T")
 Watch = Callable[[Progress], None]
 _LOOK_S = 0.2
 _STATUS_S = 1.0
-_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
 # A record that turns out damaged when the output is written is done again, but not without end.
 _ROUNDS = 3
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
@@ -125,7 +124,8 @@ class Runner:
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
-            working.cancel()
+            if self._stopped is None:  # else it is ending, which a second time would cut short
+                working.cancel()
             await asyncio.wait({working})
             raise
         try:
@@ -283,13 +283,8 @@ class Runner:
         progress.begin_rates()
         self._enter(status.RUNNING)
         self._limit_cost()
-        syncing = asyncio.ensure_future(self._sync())
-        try:
-            seen = await self._answering(lines, path).run()
-            progress.total = progress.total if self._is_leaving else seen
-        finally:
-            syncing.cancel()
-            await asyncio.wait({syncing})
+        seen = await self._answering(lines, path).run()
+        progress.total = progress.total if self._is_leaving else seen
 
     def _limit_cost(self) -> None:
         """Let the rows cost what is left of the job's budget, where it has one."""
@@ -396,23 +391,6 @@ class Runner:
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(JobStopped(status.STOPPED, error))
-
-    async def _sync(self) -> None:
-        store = self._job.folder.store
-        while True:
-            began = time.monotonic()
-            syncing = asyncio.ensure_future(asyncio.to_thread(store.sync))
-            try:
-                await asyncio.shield(syncing)
-            except asyncio.CancelledError:
-                await asyncio.wait({syncing})  # the database is closed after this
-                syncing.exception()
-                raise
-            except (OSError, DamagedError) as error:
-                said = disk.why(error) if isinstance(error, OSError) else "it is damaged"
-                self._give_up(PromptmillError(Code.STORAGE, f"The job's database {store.path} cannot be kept: {said}."))
-                return
-            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
 
     async def _look_after(self) -> None:
         """Show the progress, and look whether somebody wants the job to end."""

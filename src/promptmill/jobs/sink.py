@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from promptmill.jobs.spec import FailureLimit
 from promptmill.jobs.store import DamagedError, JobStore
 
 _LARGEST_BATCH = 16
+_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
+_DAMAGED = "is damaged. Run the command again: what can be read of it is kept"
 # While a job runs, one latency of so many is enough; all are counted at the end.
 _SAMPLED = 8
 # Never a row's own: the key, the account, the way to the host, the end of the process.
@@ -119,6 +122,23 @@ class StoreSink:
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()
 
+    async def keep_synced(self) -> None:
+        """Bring what is written to the disk itself, at least once a second, until this is cancelled."""
+        while not self._broken:
+            began = time.monotonic()
+            syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
+            try:
+                await asyncio.shield(syncing)
+            except asyncio.CancelledError:
+                await asyncio.wait({syncing})  # the database is closed after this
+                syncing.exception()
+                raise
+            except OSError as error:
+                self._break(f"cannot be kept: {why(error)}")
+            except DamagedError:
+                self._break(_DAMAGED)
+            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
+
     async def aclose(self) -> None:
         """Write what was put."""
         if self._committing is not None:
@@ -160,7 +180,7 @@ class StoreSink:
         except OSError as error:
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:
-            self._break("is damaged. Run the command again: what can be read of it is kept")
+            self._break(_DAMAGED)
 
     def _break(self, reason: str) -> None:
         self._broken = True

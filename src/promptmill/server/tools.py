@@ -189,10 +189,10 @@ class _Answers:
         service = self._service
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
-            from promptmill.jobs import kept_call
+            from promptmill.jobs import call_job
 
             asked = system_prompt or plan.settings.system_prompt
-            return await kept_call.keep(self._running_jobs(), items, outcomes, asked, plan)
+            return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan)
 
         if plan.settings.max_call_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
