@@ -185,8 +185,9 @@ class Runner:
                 lines, path = await self._in_thread(self._open_lines)
                 if job.spec.spooled:
                     opened.callback(lines.close)
-                rows, self._range = await self._in_thread(lambda: shards.cut(job, lines))
-                if rows is not lines:
+                rows, shard = lines, job.order.cut
+                if shard is not None:
+                    rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
                     opened.callback(rows.close)
                 await self._in_thread(self._check_ids)
                 await self._rounds(lines, rows, path)

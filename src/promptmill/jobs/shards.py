@@ -49,14 +49,10 @@ def range_of(file: RandomFile, size: int, shard: int, count: int) -> Range:
     return Range(before, start, end, inside)
 
 
-def cut(job: Job, lines: RandomFile) -> tuple[RandomFile, Range | None]:
-    """Return the file of `lines`, with the range of the job's shard of it, where it is one; it ends there then."""
-    shard = job.order.cut
-    if shard is None:
-        return lines, None
-    size = lines.stamp()[0] if job.spec.spooled else job.spec.size
+def cut(job: Job, shard: tuple[int, int]) -> tuple[RandomFile, Range]:
+    """Return the file of the job's lines, which ends where those of the shard end, and their range. Blocks."""
     file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
-    found = range_of(file, size, *shard)
+    found = range_of(file, file.stamp()[0] if job.spec.spooled else job.spec.size, *shard)
     file.end = found.end
     return file, found
 
