@@ -325,7 +325,9 @@ def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
     assert _problem(write(content)) == f"backend_configs.openai.api_key: {said}"
 
 
-@pytest.mark.parametrize("block", ["api_key: '${X}'", "base_url: ['${X}']", "headers: {a: '${X}'}"])
+@pytest.mark.parametrize(
+    "block", ["api_key: '${X}'", "base_url: ['${X}']", "headers: {a: '${X}'}", "timeout: [5, '${X}']"]
+)
 def test_a_variable_of_a_block_that_is_not_used_may_be_missing(write, block):
     file = write(f"backend: hf\nbackend_configs: {{openai: {{{block}, concurrency: 3}}}}")
     configuration = Configuration.load(file, environ={})

@@ -61,8 +61,9 @@ def test_default_model_chooses_which_one_answers():
     assert (configuration.default, configuration.plan.model) == ("local", "/models/own")
 
 
-def test_a_model_whose_variable_is_not_set_costs_the_others_nothing():
-    raw = {"models": {"local": LOCAL, "fast": {"openai": {"base_url": "${NOT_SET_HERE}", "model_name": "x"}}}}
+@pytest.mark.parametrize("block", [{"base_url": "${NOT_SET_HERE}"}, {"timeout": [5, "${NOT_SET_HERE}"]}])
+def test_a_model_whose_variable_is_not_set_costs_the_others_nothing(block):
+    raw = {"models": {"local": LOCAL, "fast": {"openai": {**block, "model_name": "x"}}}}
     configuration = Configuration.load(Path("file"), content=raw)
     assert configuration.plan.name == "local"
     with pytest.raises(PromptmillError, match=r"models\.fast: .*NOT_SET_HERE is not set"):

@@ -79,7 +79,8 @@ def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
     """
     blocks, named = raw.get("backend_configs"), raw.get("models")
     if isinstance(blocks, dict):
-        raw = {**raw, "backend_configs": {name: _pruned(block, name, backend) for name, block in blocks.items()}}
+        others = {name: _emptied(block) for name, block in blocks.items() if name != backend}
+        raw = {**raw, "backend_configs": {**blocks, **others}}
     if isinstance(named, dict):  # the one in use stands above them, too
         raw = {**raw, "models": {name: _emptied(model) for name, model in named.items()}}
     _refuse_unset(raw, "")
@@ -87,18 +88,12 @@ def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
 
 
 def _emptied(value: Any) -> Any:
-    """Return `value` without what holds unset variables."""
-    if isinstance(value, Mapping):
-        return {key: _emptied(inner) for key, inner in value.items() if not isinstance(inner, _Unset)}
-    if isinstance(value, list):
-        return [_emptied(inner) for inner in value if not isinstance(inner, _Unset)]
-    return value
-
-
-def _pruned(block: Any, name: str, backend: str) -> Any:
-    if name == backend or not isinstance(block, dict):
-        return block
-    return {key: value for key, value in block.items() if not _holds_unset(value)}
+    """Return `value` without the keys of unset variables, and of lists that hold one."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _emptied(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
+    }
 
 
 def _holds_unset(value: Any) -> bool:
