@@ -51,7 +51,7 @@ class Bench:
     def answered(self, headers=None):
         permit = sure(self.limiter.enter_now(self.stats, 0, None))
         self.state.succeeded(permit)
-        self.state.heard(headers or {})
+        self.state.note_headers(headers or {})
         self.limiter.leave(permit, self.stats)
 
 

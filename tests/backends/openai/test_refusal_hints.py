@@ -12,7 +12,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.provider_lookup import profile_at
 from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.response import read_response
-from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
+from promptmill.backends.openai.retry import RetryDecision, classify_exception
 from promptmill.core.errors import Code, PromptmillError
 
 _URL = "http://127.0.0.1:8000/v1/chat/completions"
@@ -111,7 +111,7 @@ def test_a_redirect_says_what_to_write_without_credentials(status: int) -> None:
 def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
     plain.reason = "WRONG_VERSION_NUMBER"
-    assert "Write http:// instead of https://" in decide_on_exception(plain, _ENDPOINT).error.hint
+    assert "Write http:// instead of https://" in classify_exception(plain, _ENDPOINT).error.hint
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
     assert "does the port want https://" in with_scheme_hint(_ENDPOINT, lost).hint
     far = replace(_ENDPOINT, url="https://h/v1")

@@ -18,7 +18,7 @@ from promptmill.backends.openai.model_list import ModelList, base_url, read_mode
 from promptmill.backends.openai.refusal_hints import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
-from promptmill.backends.openai.retry import RetryDecision, decide_on_exception
+from promptmill.backends.openai.retry import RetryDecision, classify_exception
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.tls_errors import plain_port, tls_error, tls_port
 from promptmill.backends.openai.transport import Pool
@@ -114,7 +114,7 @@ class _Trial:
             stage.failed(tls_error(self._endpoint, error))
             return False
         except OSError as error:
-            found = decide_on_exception(error, self._endpoint).error
+            found = classify_exception(error, self._endpoint).error
             if context is not None and found.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
                 found = plain_port(self._endpoint)
             if context is not None and found.code is not Code.TLS:
@@ -176,7 +176,7 @@ class _Trial:
         try:
             response = await self._pool.send(endpoint, encoder.encode(request, {}))
         except Exception as error:  # noqa: BLE001 (whatever the way there brings)
-            found: Any = decide_on_exception(error, endpoint)
+            found: Any = classify_exception(error, endpoint)
         else:
             found = read_response(response.status, response.headers, response.body, endpoint)
         seconds = time.monotonic() - started

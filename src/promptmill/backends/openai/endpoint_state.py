@@ -236,7 +236,7 @@ class EndpointState:
         self.outage += 1
         self.paused_until = self._clock() + max(pause_s, self.honoured_wait_s(decision))
 
-    def heard(self, headers: Mapping[str, str]) -> None:
+    def note_headers(self, headers: Mapping[str, str]) -> None:
         """Send nothing while the headers of an answer say that the minute's limit is used up, before it is refused."""
         wait_s = exhausted_s(headers)
         if wait_s and wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):

@@ -35,7 +35,7 @@ class Headers(Mapping[str, str]):
         self._raw = raw
         self._read: dict[bytes, bytes] | None = None
 
-    def hold_zero(self) -> bool:
+    def any_zero(self) -> bool:
         """Return whether any value is 0, without reading the names."""
         return b"0" in [value.strip() for _, value in self._raw]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from promptmill.backends.openai.adaptive_limit import QUIET_S
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
-from promptmill.backends.openai.token_bucket import TokenBucket
+from promptmill.backends.openai.rate_limits import RateLimits
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 
@@ -68,8 +68,7 @@ class Limiter:
         self._clock = clock
         self.counts_tokens = tpm is not None
         """Whether the sizes of requests are needed."""
-        self._requests = TokenBucket(rpm, clock()) if rpm else None
-        self._tokens = TokenBucket(tpm, clock()) if tpm else None
+        self._rates = RateLimits(rpm, tpm, clock()) if rpm or tpm else None
         self._in_flight = 0
         self._waiting: dict[int, tuple[CallStats, deque[_Waiter]]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -183,17 +182,15 @@ class Limiter:
 
     def lease(self, share: float) -> None:
         """Let through no more than this part of `rpm` and `tpm` from now on."""
-        now = self._clock()
-        for bucket in (self._requests, self._tokens):
-            if bucket is not None:
-                bucket.lease(share, now)
+        if self._rates is not None:
+            self._rates.lease(share, self._clock())
         if self._waiting:
             self.serve()
 
     def settle_tokens(self, difference: int) -> None:
         """Charge what a request really used beyond its estimate."""
-        if self._tokens:
-            self._tokens.take(difference)
+        if self._rates is not None:
+            self._rates.settle_tokens(difference)
 
     def serve(self) -> None:
         """Hand out what is free; called whenever a place, a pause or a rate may have changed."""
@@ -248,13 +245,10 @@ class Limiter:
             return None
         if state.room(now) <= 0 and (_has_sent(stats) or not state.may_be_probed):
             return None
-        if self._requests or self._tokens:
-            if self.rate_wait_s(now) > 0:
+        if self._rates is not None:
+            if self._rates.wait_s(now) > 0:
                 return None
-            if self._requests:
-                self._requests.take(1)
-            if self._tokens:
-                self._tokens.take(tokens)
+            self._rates.take(tokens)
         self._in_flight += 1
         stats.in_flight += 1
         permit = state.enter(now)
@@ -282,7 +276,7 @@ class Limiter:
 
     def rate_wait_s(self, now: float) -> float:
         """Return the seconds until `rpm` and `tpm` allow another request."""
-        return max((bucket.wait_s(now) for bucket in (self._requests, self._tokens) if bucket), default=0.0)
+        return 0.0 if self._rates is None else self._rates.wait_s(now)
 
     def _unusable(self) -> PromptmillError | None:
         error = None

@@ -19,7 +19,7 @@ from promptmill.backends.openai.base_url import COMPLETIONS
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.refusal_hints import with_key_hint
 from promptmill.backends.openai.refusals import classify_refusal
-from promptmill.backends.openai.retry import decide_on_exception
+from promptmill.backends.openai.retry import classify_exception
 from promptmill.core.errors import Code, PromptmillError, without_controls
 
 _LARGEST_PAGE = 8 << 20  # routers list hundreds of models with their descriptions
@@ -82,7 +82,7 @@ async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
     try:
         status, headers, body = await pages.page(endpoint, f"{base}/models", _LARGEST_PAGE)
     except Exception as error:  # noqa: BLE001 (whatever the way there brings)
-        raise decide_on_exception(error, endpoint).error from None
+        raise classify_exception(error, endpoint).error from None
     payload = _json(body)
     entries = _entries(payload) if 200 <= status < 300 else None
     if status in {401, 403}:

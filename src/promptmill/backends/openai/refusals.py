@@ -102,7 +102,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
     return RetryDecision(kind, PromptmillError(code, message), wait_s)
 
 
-def until(decision: RetryDecision, now: float) -> RetryDecision:
+def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
     """Return `decision` as final, with a hint that says when its wait will be over. `now` is Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)

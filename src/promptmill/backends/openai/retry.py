@@ -65,7 +65,7 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
     return rng.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
 
 
-def decide_on_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
+def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return what an attempt that ended in `exc` means."""
     code = code_of(exc)
     if code is Code.TLS:

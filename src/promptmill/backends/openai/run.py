@@ -19,7 +19,7 @@ from promptmill.backends.openai.held_refusals import HeldRefusals
 from promptmill.backends.openai.item import Item, TaskT
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
-from promptmill.backends.openai.refusals import until
+from promptmill.backends.openai.refusals import with_wait_hint
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.sender import NOTHING, Sender
 from promptmill.backends.protocol import CallStats, Sink
@@ -269,7 +269,7 @@ class Run(Generic[TaskT]):
             return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
         limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
-            return until(decision, time.time())
+            return with_wait_hint(decision, time.time())
         return decision
 
     async def _after_failure(self, item: Item[TaskT], permit: Permit, decision: RetryDecision, *, counts: bool) -> None:

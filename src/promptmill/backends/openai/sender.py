@@ -12,7 +12,7 @@ from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.response import read_other_response, read_response
-from promptmill.backends.openai.retry import FailureKind, RetryDecision, decide_on_exception
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.stream_preview import StreamPreview
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
@@ -122,15 +122,15 @@ class LocalSender:
             response = await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
-            return decide_on_exception(error, endpoint)
+            return classify_exception(error, endpoint)
         found = read_response(response.status, response.headers, response.body, endpoint, keep_raw=self._keep_raw)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
                 self._stats.preview = None  # it may be the streaming that is refused
                 return await self.send(task, endpoint_state, prepared, fresh=fresh)
             return found
-        if response.headers.hold_zero():
-            endpoint_state.heard(response.headers)
+        if response.headers.any_zero():
+            endpoint_state.note_headers(response.headers)
         if task.sampling.reasoning == "inline":
             return found
         answer = told_apart(found)
@@ -158,10 +158,10 @@ class LocalSender:
             response = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, NOTHING), fresh=fresh)
         except Exception as error:  # noqa: BLE001 (as above)
             without_frames(error)
-            return decide_on_exception(error, endpoint)
+            return classify_exception(error, endpoint)
         found = read_other_response(response.status, response.headers, response.body, endpoint)
         if isinstance(found, Completion):
-            endpoint_state.heard(response.headers)
+            endpoint_state.note_headers(response.headers)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, which says nothing about chats
         return found

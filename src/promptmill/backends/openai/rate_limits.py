@@ -1,4 +1,4 @@
-"""Token bucket for `rpm` and `tpm`; it may go into debt."""
+"""The rate limits `rpm` and `tpm`: token buckets, which may go into debt."""
 
 from __future__ import annotations
 
@@ -35,3 +35,32 @@ class TokenBucket:
     def take(self, units: float) -> None:
         """Take `units`; a negative number gives back."""
         self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)
+
+
+class RateLimits:
+    """A bucket for `rpm` and one for `tpm`, each where it is set; a request takes from both."""
+
+    def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
+        self._requests = TokenBucket(rpm, now) if rpm else None
+        self._tokens = TokenBucket(tpm, now) if tpm else None
+        self._buckets = [bucket for bucket in (self._requests, self._tokens) if bucket is not None]
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until another request is allowed; 0: now."""
+        return max((bucket.wait_s(now) for bucket in self._buckets), default=0.0)
+
+    def take(self, tokens: int) -> None:
+        """Take a request of an estimated number of tokens."""
+        if self._requests is not None:
+            self._requests.take(1)
+        self.settle_tokens(tokens)
+
+    def settle_tokens(self, difference: int) -> None:
+        """Take the tokens that a request really used beyond its estimate."""
+        if self._tokens is not None:
+            self._tokens.take(difference)
+
+    def lease(self, share: float, now: float) -> None:
+        """Allow no more than this part, of 1, of both from now on."""
+        for bucket in self._buckets:
+            bucket.lease(share, now)
