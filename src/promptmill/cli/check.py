@@ -11,9 +11,8 @@ from collections.abc import Callable
 import orjson
 
 from promptmill.backends.protocol import CallStats, Step
+from promptmill.cli.error_context import explained
 from promptmill.cli.options import Parser, add_shared
-from promptmill.cli.other_ways import explained
-from promptmill.cli.places import placed
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
@@ -52,7 +51,7 @@ def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     try:
         runtime.run(_try(configuration, report))
     except PromptmillError as error:
-        error = explained(placed(error, arguments, configuration), configuration)
+        error = explained(error, arguments, configuration)
         report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
     good = all(step.ok for step in steps)
     if as_json:

@@ -88,11 +88,9 @@ def _configured(arguments: argparse.Namespace) -> int:
     try:
         return command(arguments, configuration)
     except PromptmillError as error:
-        from promptmill.cli.other_ways import explained
-        from promptmill.cli.places import placed
+        from promptmill.cli.error_context import explained
 
-        error = placed(error, arguments, configuration)
-        raise explained(error, configuration, asked_for=arguments.backend) from None
+        raise explained(error, arguments, configuration) from None
 
 
 def parser_of(words: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
