@@ -39,13 +39,10 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
-    """Put an outcome; return whether that came to an end."""
+    """Put an outcome; return whether it was taken, False when the run is to end by it."""
     putting = asyncio.ensure_future(sink.put(row, outcome))
-    await asyncio.wait({putting}, timeout=0.05)
-    done = putting.done()
-    putting.cancel()
     await asyncio.wait({putting})
-    return done
+    return not putting.cancelled()
 
 
 def failure(code: Code, attempts: int) -> Failure:

@@ -145,6 +145,20 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
     assert len(bench.answers()) == 5
 
 
+async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
+    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptmill.jobs.lock._PATIENCE_S", 0.0)
+    bench.prompts(3)
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+    async with tools() as call:
+        await until(call, (await call("bulk_generate", **files))["job_id"], "finished")
+        while (leaving := Lock.take(bench.folder.lock)) is None:
+            await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(0.1, leaving.release)
+        assert (await call("bulk_generate", **files))["state"] == "finished"
+
+
 async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any, tools: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(2000)

@@ -45,7 +45,8 @@ class LostCalls:
             if not delivered and not call.listeners:
                 await asyncio.wait({call.task}, timeout=self._runs_on_s)
         except asyncio.CancelledError:
-            call.abandon()
+            if not call.listeners:
+                call.abandon()
             raise
         if delivered:
             self._forget(key, call)

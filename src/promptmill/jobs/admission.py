@@ -41,6 +41,7 @@ _ONCE = MappingProxyType(
 )
 """What an order says for this time alone; going on with the job by its id does the rest again."""
 _TRIES = 100
+_LEAVES_S = 5.0
 
 
 @dataclass(slots=True)
@@ -165,14 +166,22 @@ def _damaged(folder: Folder, order: JobRequest) -> PromptmillError:
 
 
 def _locked(folder: Folder) -> Lock | None:
-    """Return the lock of the job in `folder`, which is made if need be; None when another process has it."""
-    for _ in range(_TRIES):
+    """Return the lock of the job in `folder`, which is made if need be; None when another process has it.
+
+    A process that has said how the job ended is about to leave, and is waited for.
+    """
+    end, tries = time.monotonic() + _LEAVES_S, _TRIES
+    while True:
         try:
             disk.make_private_folder(folder.path)
-            return Lock.take(folder.lock)
-        except (FileNotFoundError, FileExistsError) as error:  # an old job of these files is removed at this moment
-            why = error
-    raise why
+            lock = Lock.take(folder.lock)
+        except (FileNotFoundError, FileExistsError):  # an old job of these files is removed at this moment
+            tries -= 1
+            if not tries:
+                raise
+            continue
+        if lock is not None or folder.status.get("state") not in status.ENDED or time.monotonic() > end:
+            return lock
 
 
 def _check_is_text(path: Path) -> None:

@@ -99,9 +99,13 @@ class StoreSink:
         self._loop = asyncio.get_running_loop()
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Record the outcome of row `key`. Never returns once the job was given up for this outcome's sake."""
+        """Record the outcome of row `key`.
+
+        Raises `CancelledError` once the job was given up, for this outcome's sake or because nothing can be recorded:
+        whoever was told is cancelling the run.
+        """
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
-            await asyncio.Event().wait()
+            raise asyncio.CancelledError
         self.record(key, outcome)
         if self._store.waits_for_disk:
             if self._committed is None:
@@ -183,9 +187,9 @@ class StoreSink:
             self._break(_DAMAGED)
 
     def _break(self, reason: str) -> None:
-        self._broken = True
         error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.")
         self._loop.call_soon_threadsafe(self._give_up, error)
+        self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
 
     def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
         if self._broken:

@@ -164,7 +164,7 @@ class FileSource(Source):
                 self._ready.extend(await asyncio.shield(ahead))
             except PromptmillError as error:
                 self._give_up(error)
-                await asyncio.Event().wait()  # whoever was told ends this run
+                raise asyncio.CancelledError from None  # whoever was told is cancelling this run
             self._ahead = None if self.exhausted else self._read_ahead()
         return bool(self._ready)
 

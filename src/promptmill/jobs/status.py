@@ -24,6 +24,7 @@ COUNTS = (
 )
 _BESIDE = ("cached", "repaired", "asked_again")
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
+ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
 
 
