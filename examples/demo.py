@@ -26,7 +26,7 @@ CHAT = [
 NEXT = """
 [bold]Next:[/] an answer of the same model, or of a server or a provider of yours
 
-  {promptmill} generate "What is the capital of Italy?"
+  {promptmill} generate "What is the capital of Germany?"
   {promptmill} generate --base-url localhost:11434 --model NAME "Hi"
   {promptmill} init      # three questions, and a configuration file
   echo '{{"prompt": "What is the capital of Japan?"}}' > prompts.jsonl
