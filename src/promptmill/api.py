@@ -135,7 +135,7 @@ class OpenAIAPI:
             outcomes = self._outcomes(conversations, with_schema(kwargs, answer_schema), sink, shared=True)
         except KeyboardInterrupt:
             raise InterruptedCall(self._so_far(sink, answer_schema)) from None
-        return [self._told(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
+        return [self._answer_of(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
 
     def generate_inner(
         self, inputs: Any, *, answer_schema: AnswerType | None = None, **kwargs: Any
@@ -147,7 +147,7 @@ class OpenAIAPI:
         asked = with_schema(kwargs, answer_schema)
         conversation = conversation_of(inputs, "inputs", self.image_key_name)
         (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
-        answer = self._told(outcome, 0, answer_schema)
+        answer = self._answer_of(outcome, 0, answer_schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
             "completion_tokens": outcome.usage.completion_tokens,
@@ -207,7 +207,7 @@ class OpenAIAPI:
         """Return the answers that there are, `fail_msg` for the others."""
         outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
         return [
-            self._told(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
+            self._answer_of(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
             for index, outcome in enumerate(outcomes)
         ]
 
@@ -242,7 +242,7 @@ class OpenAIAPI:
         if tell is not None:
             tell(text)
 
-    def _told(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
+    def _answer_of(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
         if not isinstance(outcome, Completion):
             self._log("error", f"input {index}: {outcome.error.code}: {outcome.error}")
             return self.fail_msg

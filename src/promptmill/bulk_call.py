@@ -213,11 +213,11 @@ class _Call:
     async def _run(self, job: Job, service: Service) -> AsyncGenerator[Record, None]:
         settled: asyncio.Queue[int | None] = asyncio.Queue()
 
-        def told(rows: Sequence[int]) -> None:
+        def recorded(rows: Sequence[int]) -> None:
             for row in rows:
                 settled.put_nowait(row)
 
-        runner = Runner(job, service, watch=self.watch, told=told)
+        runner = Runner(job, service, watch=self.watch, recorded=recorded)
         store = job.folder.store
         for record in store.records(where=f"NOT ({runner.again})"):
             yield record

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import CallStats
-from promptmill.cli.progress_display import _BAR, _said
+from promptmill.cli.progress_display import _BAR, _line
 from promptmill.jobs import status
 from promptmill.jobs.records import JobCounts
 from promptmill.jobs.status import MERGING, RUNNING, Progress
@@ -38,8 +38,8 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
     line = status.line(found)
     assert line == f"120 of 2,000 done, 0 failed, {GONE}"
-    assert _said(progress, 120) == f"0:00, {GONE}, 120 of 2000"
-    assert _said(progress, 80 - _BAR - 7) == f"0:00, {GONE}", "on 80 columns"
+    assert _line(progress, 120) == f"0:00, {GONE}, 120 of 2000"
+    assert _line(progress, 80 - _BAR - 7) == f"0:00, {GONE}", "on 80 columns"
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
@@ -47,7 +47,7 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
     line = status.line(progress.as_dict())
     assert "12 of 16 in flight, 7 refused" in line
     assert " rows/s" in line
-    assert "12 of 16 in flight, 7 refused" in _said(progress, 120)
+    assert "12 of 16 in flight, 7 refused" in _line(progress, 120)
 
 
 def test_a_job_that_has_ended_waits_for_nothing(progress):
@@ -59,4 +59,4 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)
     assert status.line(progress.as_dict()) == "2,000 of 2,000 done, 0 failed, 512 written"
-    assert _said(progress, 120) == "0:00 writing the output, 512 of 2000 rows"
+    assert _line(progress, 120) == "0:00 writing the output, 512 of 2000 rows"

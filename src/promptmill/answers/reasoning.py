@@ -74,7 +74,7 @@ def answer_so_far(text: str) -> str:
     return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
 
 
-def told_apart(completion: Completion) -> Completion:
+def with_reasoning_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
     text = completion.text
     if "<" not in text and "[" not in text and "◁" not in text:  # one of these is in every mark

@@ -178,7 +178,7 @@ class RowReader:
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
         where = place(self.kind, row)
-        if self.models and (other := self._named(line)) is not None:
+        if self.models and (other := self._named_model(line)) is not None:
             conversation, sampling, extra = self.models[other].read(row, line)
             return conversation, sampling, {**extra, "model": other}
         is_plain = self.kind in {"jsonl", "table"}
@@ -236,7 +236,7 @@ class RowReader:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         return conversation.with_system(self.system_prompt), sampling, extra
 
-    def _named(self, line: bytes) -> str | None:
+    def _named_model(self, line: bytes) -> str | None:
         """Return the name of the model that a line names, if it is one of `models`."""
         if b'"model"' not in line:
             return None

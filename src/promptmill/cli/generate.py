@@ -174,9 +174,9 @@ def generate(
         written = True
     elif as_json:
         result = _as_json(outcomes, stats)
-        written = _written(lambda target: say(result, target), output)
+        written = _write(lambda target: say(result, target), output)
     else:
-        written = _written(lambda target: _print_answers(outcomes, target), output)
+        written = _write(lambda target: _print_answers(outcomes, target), output)
     if not as_json:
         for warning in (*stats.warnings, *_empty(outcomes), *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
@@ -201,7 +201,7 @@ def _as_json(outcomes: Sequence[Outcome], stats: CallStats) -> str:
     return orjson.dumps(found | {"_meta": meta}).decode()
 
 
-def _written(write: Callable[[TextIO], None], output: Path | None) -> bool:
+def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
     """Have the answers written to `output`, else to stdout; where that fails, to stdout after all, and return False."""
     if output is None:
         write(sys.stdout)

@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     file: Path = arguments.output or Path(FILE_NAME)
     if file.exists() and not arguments.force:
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
-    answers = _asked(arguments)
+    answers = _answers_from(arguments)
     text = written(answers)
     try:
         file.write_text(text, encoding="utf-8")
@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _asked(arguments: argparse.Namespace) -> Answers:
+def _answers_from(arguments: argparse.Namespace) -> Answers:
     if arguments.base_url:
         where = "1"
     elif arguments.provider:

@@ -67,11 +67,11 @@ def _row(one: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
         (f"{failed:,}", "red" if failed else "dim"),
         (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
-        (without_controls(_shown(one["output_file"])), ""),
+        (without_controls(_relative(one["output_file"])), ""),
     ]
 
 
-def _shown(path: str) -> str:
+def _relative(path: str) -> str:
     """Return a path from the working directory on, where it lies in there."""
     try:
         return str(Path(path).relative_to(Path.cwd()))

@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
             unknown = [word for word in given if re.match("--[a-z]", word) and word.partition("=")[0] not in known]
         options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
         if not options and unknown:
-            return f"{_shown(redact(unknown[0]))!r} is an argument too many", ""
+            return f"{_shorten(redact(unknown[0]))!r} is an argument too many", ""
         if not options:
             missing = message.rpartition(": ")[2]
             if self._command == "bulk" and missing == "OUTPUT":
@@ -119,17 +119,17 @@ class Parser(argparse.ArgumentParser):
         if of not in {"COMMAND", "CLIENT"}:
             return f"{of}: {given[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}", meant
         kind = of.lower()
-        message, listed = f"unknown {kind} {_shown(given)!r}", f"; {kind}s: {', '.join(known)}"
+        message, listed = f"unknown {kind} {_shorten(given)!r}", f"; {kind}s: {', '.join(known)}"
         if kind == "client":
             return message, meant or listed
         if instead := habits.command(given):
             return message, f"; write `{instead}`"
         if " " in given:  # a prompt
-            return message, f"; to have it answered: promptmill generate {_shown(given)!r}"
+            return message, f"; to have it answered: promptmill generate {_shorten(given)!r}"
         return message, meant or f"; to have a text answered: promptmill generate 'PROMPT'{listed}"
 
 
-def _shown(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN].rstrip()}…"
 
 

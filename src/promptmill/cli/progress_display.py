@@ -32,13 +32,13 @@ def bars(stream: TextIO) -> Iterator[Watch]:
 
         def watch(progress: Progress) -> None:
             done = progress.written if progress.state == status.MERGING else progress.counts.done
-            said = _said(progress, max(20, console.width - _BAR - 7))
+            said = _line(progress, max(20, console.width - _BAR - 7))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
         yield watch
 
 
-def _said(progress: Progress, width: int) -> str:
+def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
     elapsed = status.duration(found["seconds"])

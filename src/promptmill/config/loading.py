@@ -80,10 +80,10 @@ class Configuration:
         raw, file = models.raw_of(self._raw, name), None
         if name in models.named(raw):
             whole = {**self._raw, "backend": _backend_of(self._raw)}
-            file, _ = self._settled(whole, str(whole["backend"]))
+            file, _ = self._settings_of(whole, str(whole["backend"]))
         backend = _backend_of(raw)
         try:
-            operator, warnings = self._settled({**raw, "backend": backend}, backend)
+            operator, warnings = self._settings_of({**raw, "backend": backend}, backend)
         except PromptmillError as error:
             raise error if file is None else config_error(f"models.{name}", error.message) from None
         chosen, keyless = (self._chosen, self._keyless) if file is None else ("", False)
@@ -166,7 +166,7 @@ class Configuration:
         raw = models.raw_of(self._raw, self.default)
         raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
         self._check_other_backends(name, overrides)
-        operator, _ = self._settled(raw, name)
+        operator, _ = self._settings_of(raw, name)
         mine = dict(raw.get("backend_configs") or {})
         for block, values in overrides.backend_configs.items():
             if not isinstance(values, Mapping | None):
@@ -184,7 +184,7 @@ class Configuration:
             if (given := getattr(overrides, key)) or self._calls_replace:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
-        settings, warnings = self._settled(raw, name)
+        settings, warnings = self._settings_of(raw, name)
         plan = replace(
             self.plan_of(self.default), settings=settings, operator=operator, from_call=from_call, warnings=warnings
         )
@@ -207,10 +207,10 @@ class Configuration:
             if overrides.backend_configs.get(other) and not self._trust_client:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
-    def _settled(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
+    def _settings_of(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = moved(without_unset(dict(raw), backend), backend, lenient=self._calls_replace)
         if not self._calls_replace:
-            return _validated(placed), tuple(warnings)
+            return _validate(placed), tuple(warnings)
         try:
             return Settings.model_validate(placed), tuple(warnings)
         except ValidationError as error:
@@ -220,7 +220,7 @@ class Configuration:
             placed = _without(placed, place)
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
-        return _validated(placed), tuple(warnings)
+        return _validate(placed), tuple(warnings)
 
 
 def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
@@ -283,7 +283,7 @@ def _put(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
     block[last] = value
 
 
-def _validated(raw: Mapping[str, Any]) -> Settings:
+def _validate(raw: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
     except ValidationError as error:

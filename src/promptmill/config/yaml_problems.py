@@ -17,10 +17,10 @@ def plain(error: yaml.YAMLError, text: str) -> str:
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:
         return "It is not valid YAML."
-    return _no_space(problem, mark.line, text.splitlines()) or _said(error, problem, mark, text)
+    return _no_space(problem, mark.line, text.splitlines()) or _explain(error, problem, mark, text)
 
 
-def _said(error: yaml.YAMLError, problem: str, mark: yaml.Mark, text: str) -> str:
+def _explain(error: yaml.YAMLError, problem: str, mark: yaml.Mark, text: str) -> str:
     """Return what `problem`, which YAML found at `mark`, comes from."""
     began = getattr(error, "context_mark", None) or mark
     lines, here = text.splitlines(), mark.line

@@ -214,7 +214,7 @@ def _plain(send: Send) -> Send:
     """Replace the SDK's validation error, which quotes the body, by a plain one."""
     start: Message | None = None
 
-    async def said(message: Message) -> None:
+    async def wrapped_send(message: Message) -> None:
         nonlocal start
         if message["type"] == "http.response.start" and message["status"] == 400:
             start = message
@@ -227,7 +227,7 @@ def _plain(send: Send) -> Send:
             await send({**held, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
             await send({**message, "body": body})
 
-    return said
+    return wrapped_send
 
 
 def _unquoted(body: bytes) -> bytes:

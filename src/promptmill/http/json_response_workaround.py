@@ -29,7 +29,7 @@ def in_one_piece(send: Send) -> Send:
     """Return `send`, changed to answer with JSON instead of an event stream."""
     framed = False
 
-    async def said(message: Message) -> None:
+    async def wrapped_send(message: Message) -> None:
         nonlocal framed
         if message["type"] == "http.response.start":
             headers = dict(message["headers"])
@@ -40,7 +40,7 @@ def in_one_piece(send: Send) -> Send:
             message = {**message, "body": _response(message["body"])}
         await send(message)
 
-    return said
+    return wrapped_send
 
 
 def _response(events: bytes) -> bytes:

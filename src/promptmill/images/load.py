@@ -117,7 +117,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     turns; anything else stays byte for byte. Raises `PromptmillError` (`invalid_image`).
     """
     if isinstance(source, HeldImage):
-        name, data = "the image in memory", _held(source)
+        name, data = "the image in memory", _encode_held(source)
     elif source[:5].lower() == "data:":
         name, data = _data(source)
     elif is_bare_base64(source):
@@ -127,7 +127,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     return _checked(data, name, rules)
 
 
-def _held(source: HeldImage) -> bytes:
+def _encode_held(source: HeldImage) -> bytes:
     try:
         return encoded(source.image)
     except Exception as error:  # noqa: BLE001 (Pillow's encoders raise nearly anything for what they cannot write)
@@ -143,15 +143,15 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
     except OutsideError:
-        raise _unusable(f"{_shown(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
+        raise _unusable(f"{_shorten(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
     except NoFileError:
         if path.is_dir():
-            raise _unusable(f"{_shown(path)} is a folder.", "Name an image in it.") from None
-        raise _unusable(f"{_shown(path)} is not a regular file.") from None
+            raise _unusable(f"{_shorten(path)} is a folder.", "Name an image in it.") from None
+        raise _unusable(f"{_shorten(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(f"There is no image file at {_shown(path)}.", "Check the path.") from None
+        raise _unusable(f"There is no image file at {_shorten(path)}.", "Check the path.") from None
     except OSError as error:
-        raise _unusable(f"{_shown(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
+        raise _unusable(f"{_shorten(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
     if max(size, len(data)) > _LARGEST_FILE:
         raise _unusable(f"{_whole(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
     return _whole(path), data
@@ -180,7 +180,7 @@ def _local_path(source: str) -> Path:
     return home_expanded(source)
 
 
-def _shown(path: Path) -> str:
+def _shorten(path: Path) -> str:
     """Return a path that may be none, such as base64 without a head: cut where it is long."""
     text = str(path)
     if len(text) > _LONGEST_QUOTE:

@@ -56,16 +56,16 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
         del left[key]
     if not left and not backup_of(file).exists():
         return [remove(file)]
-    return [write(file, _written(text, left))]
+    return [write(file, _dump(text, left))]
 
 
 def _change(file: Path, text: str, content: dict[str, Any], key: str, servers: dict[str, Any]) -> list[Step]:
     if content.get(key, {}) == servers:
         return []
-    return [*keep(file), write(file, _written(text, {**content, key: servers}))]
+    return [*keep(file), write(file, _dump(text, {**content, key: servers}))]
 
 
-def _written(text: str, content: dict[str, Any]) -> bytes:
+def _dump(text: str, content: dict[str, Any]) -> bytes:
     """Return `content` as JSON, indented as `text` is."""
     indent = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
     written = json.dumps(content, indent=indent[1] if indent else 2, ensure_ascii=False)

@@ -33,7 +33,7 @@ class Answering:
     """Where to note what was asked, to ask it once; None to ask everything."""
     give_up: Callable[[PromptmillError], None]
     changed: Sequence[str]
-    told: Callable[[Sequence[int]], None] | None
+    recorded: Callable[[Sequence[int]], None] | None
     """Gets the rows that were recorded."""
     model: str
     """The name of the model that answers rows which name none."""
@@ -48,7 +48,7 @@ class Answering:
             self.give_up,
             failure_limit=self.failure_limit,
             changed=self.changed,
-            told=self.told,
+            recorded=self.recorded,
         )
         syncing = asyncio.ensure_future(sink.keep_synced())
         try:

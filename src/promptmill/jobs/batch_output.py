@@ -59,13 +59,13 @@ def batch_output(
     number = f"{job_id[-10:]}-{record.row + 1}"
     match provider_of(asked):
         case "anthropic":
-            named = _named(asked.get("params"), model, takes_model=takes_model)
+            named = _model_name(asked.get("params"), model, takes_model=takes_model)
             return {"custom_id": asked.get("custom_id"), "result": _of_anthropic(record, number, named)}
         case "gemini":
-            named = _named(asked.get("request"), model, takes_model=takes_model)
+            named = _model_name(asked.get("request"), model, takes_model=takes_model)
             rest = {name: value for name, value in asked.items() if name != "request"}
             return rest | _of_gemini(record, number, named)
-    named = _named(asked.get("body"), model, takes_model=takes_model)
+    named = _model_name(asked.get("body"), model, takes_model=takes_model)
     return {
         "id": f"batch_req_{number}",
         "custom_id": asked.get("custom_id"),
@@ -73,7 +73,7 @@ def batch_output(
     }
 
 
-def _named(body: Any, model: str, *, takes_model: bool) -> str:
+def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
     return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
 
 
@@ -139,7 +139,7 @@ def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
     content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
     calls = record.extras.get("tool_calls", ())
     for call in calls:
-        name, given = _called(call)
+        name, given = _function_call(call)
         content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
     finish_reason = record.finish_reason or "stop"
     if calls and finish_reason == "stop":  # what some servers say with calls in the message
@@ -164,7 +164,7 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
         return {"error": {"code": number_of_code, "message": record.text}}
     parts: list[dict[str, Any]] = [{"text": record.text}] if record.text else []
     for call in record.extras.get("tool_calls", ()):
-        name, given = _called(call)
+        name, given = _function_call(call)
         parts.append({"functionCall": {"name": name, "args": given}})
     prompt, completion = record.prompt_tokens, record.completion_tokens
     response = {
@@ -186,7 +186,7 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
     return {"response": response}
 
 
-def _called(call: Mapping[str, Any]) -> tuple[str, Any]:
+def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the name of the function that is called, and its arguments as an object as far as they are one."""
     function = call.get("function", {})
     text = function.get("arguments") or "{}"

@@ -101,7 +101,7 @@ class Folder:
     @property
     def spec(self) -> JobSpec | None:
         """What the job is, None when there is none or its description is damaged."""
-        spec, target = self._kept("spec", JobSpec), self.output_beside
+        spec, target = self._load("spec", JobSpec), self.output_beside
         if spec is None or target is None or spec.output == target:
             return spec
 
@@ -115,12 +115,12 @@ class Folder:
     @property
     def result(self) -> OutputRecord | None:
         """The output it made last."""
-        return self._kept("output", OutputRecord)
+        return self._load("output", OutputRecord)
 
     @property
     def request(self) -> JobRequest | None:
         """How it was last asked for."""
-        return self._kept("request", JobRequest)
+        return self._load("request", JobRequest)
 
     @property
     def status(self) -> Mapping[str, Any]:
@@ -176,7 +176,7 @@ class Folder:
         with contextlib.closing(RandomFile(self.rows)) as file:
             yield file
 
-    def _kept(self, name: str, model: type[Model]) -> Model | None:
+    def _load(self, name: str, model: type[Model]) -> Model | None:
         try:
             return model.model_validate(self._get(name))
         except ValidationError:

@@ -67,10 +67,10 @@ class LiveOutput:
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
-    def told(self, rows: Sequence[int]) -> None:
+    def recorded(self, rows: Sequence[int]) -> None:
         """Take notice that `rows` were recorded."""
         if self._answers is not None:
-            self._answers.told(rows)
+            self._answers.recorded(rows)
 
     @property
     def has_written(self) -> bool:
@@ -105,20 +105,20 @@ class LiveAnswers(merge.Answers):
     def of(self, row: int) -> Record:
         """Return the record of `row`, once there is one. Raises `Halted`."""
         self.rows = row + 1
-        if (record := self._found(row)) is not None:
+        if (record := self._find(row)) is not None:
             return record
         if self.before_waiting is not None:
             self.before_waiting()
         with self._news:
             self._wanted = row
             while not self._stopped:
-                if (record := self._found(row)) is not None:
+                if (record := self._find(row)) is not None:
                     self._wanted = None
                     return record
                 self._news.wait(_LOOK_S)
         raise Halted
 
-    def told(self, rows: Sequence[int]) -> None:
+    def recorded(self, rows: Sequence[int]) -> None:
         """Take notice that `rows` were recorded."""
         with self._news:
             self._replaced.difference_update(rows)
@@ -131,7 +131,7 @@ class LiveAnswers(merge.Answers):
             self._stopped = True
             self._news.notify()
 
-    def _found(self, row: int) -> Record | None:
+    def _find(self, row: int) -> Record | None:
         """Return the record of `row` if there is a sound one that stays."""
         while self._page and self._page[-1].row < row:
             self._page.pop()

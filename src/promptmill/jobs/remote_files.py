@@ -39,7 +39,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:
     What was fetched before and has not changed is not fetched again. Raises `PromptmillError`.
     """
     with _errors(urls[0]):
-        found = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _found(url)]
+        found = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
         if not found:
             raise input_error(f"There is nothing at {redact(urls[0])}.")
         digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in found])).hexdigest()
@@ -72,8 +72,8 @@ def _fetch(folder: Path, found: Sequence[tuple[tuple[Any, str, str, str], str]],
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _found(url: str) -> Iterator[tuple[Any, str]]:
-    fs, path = _opened(url)
+def _expand(url: str) -> Iterator[tuple[Any, str]]:
+    fs, path = _open(url)
     if glob.has_magic(path):
         yield from ((fs, one) for one in sorted(fs.glob(path)))
     else:
@@ -90,7 +90,7 @@ class RemoteOutput:
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return that of `url`, the same for the same URL. Raises `PromptmillError`."""
-        _, path = _opened(url)
+        _, path = _open(url)
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
@@ -100,7 +100,7 @@ class RemoteOutput:
         """Raise `PromptmillError` (`invalid_input`) when something is there that this did not put there."""
         with _errors(self.url):
             key = self._key()
-        if key is not None and not may_replace and key != (self._told() or {}).get("key"):
+        if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
             raise input_error(
                 f"{redact(self.url)} exists and is not this job's own output; name another, or --replace it."
             )
@@ -108,11 +108,11 @@ class RemoteOutput:
     def deliver(self, say: Say) -> None:
         """Put the file at the URL, at once or not at all, unless it is there. Raises `PromptmillError` (`storage`)."""
         with _errors(self.url):
-            told, made = self._told(), stamp(self.local)
+            told, made = self._read_note(), stamp(self.local)
             if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
                 return
             say(f"writing {redact(self.url)}")
-            fs, path = _opened(self.url)
+            fs, path = _open(self.url)
             protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
             if protocols & _ATOMIC:
                 fs.put_file(str(self.local), path)
@@ -126,7 +126,7 @@ class RemoteOutput:
     def _note(self) -> Path:
         return self.local.with_name("delivered")
 
-    def _told(self) -> dict[str, Any] | None:
+    def _read_note(self) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, orjson.JSONDecodeError):
             found: dict[str, Any] = orjson.loads(self._note.read_bytes())
             return found
@@ -134,7 +134,7 @@ class RemoteOutput:
 
     def _key(self) -> str | None:
         """Return what tells versions of the object apart, None when there is none."""
-        fs, path = _opened(self.url)
+        fs, path = _open(self.url)
         fs.invalidate_cache()
         return _version(fs, path) if fs.exists(path) else None
 
@@ -146,7 +146,7 @@ def _version(fs: Any, path: str) -> str:
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
 
 
-def _opened(url: str) -> tuple[Any, str]:
+def _open(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0].lower()
     extra = "s3" if protocol in {"s3", "s3a"} else "fsspec"
     try:

@@ -63,12 +63,12 @@ class Runner:
         watch: Watch | None = None,
         stats: CallStats | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
-        told: Callable[[Sequence[int]], None] | None = None,
+        recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
     ) -> None:
         """`watch` is shown the progress several times a second; `stats` counts what this run costs.
 
-        `before_output` is waited for when all rows are answered. `told` gets the rows that were recorded.
+        `before_output` is waited for when all rows are answered. `recorded` gets the rows that were recorded.
         `live` writes them while they come.
 
         Needs a running event loop.
@@ -78,7 +78,7 @@ class Runner:
         self._watch = watch
         self._before_output = before_output
         self._live = live
-        self._told = told if live is None else live.told
+        self._recorded = recorded if live is None else live.recorded
         self._working: asyncio.Task[None] | None = None
         self._stopped: JobStopped | None = None
         self._halt = threading.Event()
@@ -327,7 +327,7 @@ class Runner:
             job.folder.duplicates if job.order.dedupe else None,
             self._give_up,
             job.spec.changed,
-            self._told,
+            self._recorded,
             plan.name,
         )
 
@@ -350,7 +350,7 @@ class Runner:
         job, spec, folder = self._job, self._job.spec, self._job.folder
         self._guard()
         try:
-            partial, counts = await self._in_thread(lambda: self._written(lines))
+            partial, counts = await self._in_thread(lambda: self._write_output(lines))
         except merge.Unanswered:
             return False
         except BaseException:  # it may have been written whole at that very moment
@@ -367,7 +367,7 @@ class Runner:
         self.progress.counts, self.progress.is_counted = counts, True
         return True
 
-    def _written(self, lines: RandomFile) -> tuple[Path, JobCounts]:
+    def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
         job, spec, store = self._job, self._job.spec, self._job.folder.store
         if spec.shard is not None:

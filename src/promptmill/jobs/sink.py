@@ -77,12 +77,12 @@ class StoreSink:
         *,
         failure_limit: FailureLimit | None = None,
         changed: Sequence[str] = (),
-        told: Callable[[Sequence[int]], None] | None = None,
+        recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`taken` has the rows on their way; those that are recorded are removed from it.
 
         `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
-        record. `told` gets the rows that were recorded.
+        record. `recorded` gets the rows that were recorded.
         """
         self._store = store
         self._counts = counts
@@ -90,7 +90,7 @@ class StoreSink:
         self._give_up = give_up
         self._failure_limit = failure_limit
         self._changed = changed
-        self._told = told
+        self._recorded = recorded
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
         self._committed: asyncio.Future[None] | None = None
@@ -195,8 +195,8 @@ class StoreSink:
         if self._broken:
             return
         self._counts.done += len(batch)
-        if self._told is not None:
-            self._told([row for row, _ in batch])
+        if self._recorded is not None:
+            self._recorded([row for row, _ in batch])
         for row, outcome in batch:
             self._taken.pop(row, None)
             if isinstance(outcome, Completion):

@@ -67,7 +67,9 @@ def spool(
     return count
 
 
-def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate | None) -> list[tuple[int, str]]:
+def _prompt_columns(
+    names: list[str], prompt_column: str | None, template: PromptTemplate | None
+) -> list[tuple[int, str]]:
     """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`."""
     if template is not None:
         template.check(names)
@@ -75,7 +77,7 @@ def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate
     meant = list(names)
     if prompt_column is not None:
         if prompt_column not in names:
-            raise input_error(f"The input has no column {prompt_column!r}; its columns: {_shown(names)}.")
+            raise input_error(f"The input has no column {prompt_column!r}; its columns: {_list_names(names)}.")
         meant = ["prompt" if name == prompt_column else "" if name in _PROMPTS else name for name in names]
     asked = [(at, name) for at, name in enumerate(meant) if name in NAMES]
     twice = {name for _, name in asked if meant.count(name) > 1}
@@ -85,18 +87,18 @@ def _asked(names: list[str], prompt_column: str | None, template: PromptTemplate
         if not all(map(is_utf8, names)):
             raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}")
         raise input_error(
-            f"The input has no column `prompt` or `messages`; its columns: {_shown(names)}. "
+            f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}. "
             "--prompt-column names the one to ask."
         )
     return asked
 
 
-def _shown(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:10]) or "none"
 
 
 def _cell_lines(table: CellTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
-    asked = _asked(table.header, prompt_column, template)
+    asked = _prompt_columns(table.header, prompt_column, template)
     for row in table.rows():
         found = _cell_row(row, asked) if template is None else _written_out(row, asked, template)
         yield orjson.dumps(_placed(found, row.line) if isinstance(found, str) else found)
@@ -145,7 +147,7 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
 
 def _parquet_lines(table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
     names = table.schema.names
-    asked = {names[at]: name for at, name in _asked(names, prompt_column, template)}
+    asked = {names[at]: name for at, name in _prompt_columns(names, prompt_column, template)}
     for batch in table.batches(list(asked)):
         for found in batch.to_pylist():
             row = {asked[name]: value for name, value in found.items()}

@@ -55,7 +55,7 @@ class PipelineCalls(Middleware):
             result = await call_next(adapted)
             self._tell(name, self._service.plan.warnings if name in _CONFIGURING else ())
             return result
-        async with self._shown(name):
+        async with self._spinner(name):
             result = await call_next(adapted)
         self._tell(name, (result.meta or {}).get("warnings", ()))
         if line := _failures(result.structured_content or {}):
@@ -69,7 +69,7 @@ class PipelineCalls(Middleware):
                 self._write(f"{name}: {warning}")
 
     @contextlib.asynccontextmanager
-    async def _shown(self, name: str) -> AsyncIterator[None]:
+    async def _spinner(self, name: str) -> AsyncIterator[None]:
         showing = asyncio.ensure_future(self._show(name))
         try:
             yield

@@ -63,7 +63,7 @@ class AnswerCache:
         """Return the answers that are known and not too old."""
         found: dict[bytes, bytes] = {}
         since = time.time() - self._most_age_s
-        with self._lock, self._told():
+        with self._lock, self._storage_errors():
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -75,7 +75,7 @@ class AnswerCache:
         """Keep `answers`, and drop the oldest when there are too many."""
         now = time.time()
         rows = [(key, answer, now) for key, answer in answers]
-        with self._lock, self._told():
+        with self._lock, self._storage_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
@@ -88,7 +88,7 @@ class AnswerCache:
 
     def summary(self) -> dict[str, Any]:
         """Return path, number of answers, their size in bytes and the age of the oldest in seconds."""
-        with self._lock, self._told():
+        with self._lock, self._storage_errors():
             count, oldest = self._db.execute("SELECT count(*), min(made) FROM answers").fetchone()
             size = self._bytes()
         age = None if oldest is None else round(time.time() - oldest)
@@ -96,7 +96,7 @@ class AnswerCache:
 
     def clear(self) -> int:
         """Forget everything; return how many answers that were."""
-        with self._lock, self._told():
+        with self._lock, self._storage_errors():
             count: int = self._db.execute("DELETE FROM answers").rowcount
             self._db.execute("VACUUM")
         return count
@@ -120,7 +120,7 @@ class AnswerCache:
                 break
 
     @contextlib.contextmanager
-    def _told(self) -> Any:
+    def _storage_errors(self) -> Any:
         try:
             yield
         except (OSError, sqlite3.Error) as error:

@@ -104,7 +104,7 @@ class Wire:
         """Write `data`, whole lines, except the answers that are hidden."""
         with self._writing:
             if self._hidden:
-                data = self._shown(data)
+                data = self._visible(data)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._write_fd, view) :]
@@ -114,7 +114,7 @@ class Wire:
         with self._writing:
             self._hidden.add(json.dumps(request_id))
 
-    def _shown(self, data: bytes) -> bytes:
+    def _visible(self, data: bytes) -> bytes:
         shown = []
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         for line in lines:

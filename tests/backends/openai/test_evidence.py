@@ -18,7 +18,7 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from promptmill.answers.reasoning import told_apart
+from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.provider_lookup import PLAIN, profile_named
 from promptmill.backends.openai.response import read_response
@@ -56,7 +56,7 @@ def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision
     profile = profile or profile_named(_NAMES.get(row["provider"], row["provider"]))
     endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile)
     found = read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
-    return told_apart(found) if isinstance(found, Completion) else found
+    return with_reasoning_apart(found) if isinstance(found, Completion) else found
 
 
 def check(row: dict[str, Any], found: Completion | RetryDecision) -> None:

@@ -42,17 +42,17 @@ def fetch(package: str, file_name: str, target: Path, progress: Callable[[int], 
                 links = _links(content, answer.headers.get_content_type())
                 base = answer.url
             if (link := links.get(file_name)) is None:
-                reason = f"{_shown(index)} has no {file_name}"
+                reason = f"{_host(index)} has no {file_name}"
                 continue
             with _opened(urllib.parse.urljoin(base, link), "*/*") as answer:
                 _save(answer, target, progress)
         except urllib.error.HTTPError as error:
-            reason = f"{_shown(index)} answered with status {error.code}"
+            reason = f"{_host(index)} answered with status {error.code}"
         except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
             why = getattr(error, "reason", None) or error
-            reason = f"{_shown(index)} cannot be reached ({type(why).__name__})"
+            reason = f"{_host(index)} cannot be reached ({type(why).__name__})"
         except (ValueError, UnicodeError):
-            reason = f"{_shown(index)} sent what is not an index page"
+            reason = f"{_host(index)} sent what is not an index page"
         else:
             return
     raise NotFetchedError(reason)
@@ -158,5 +158,5 @@ def _save(answer: Any, target: Path, progress: Callable[[int], None]) -> None:
             progress(there)
 
 
-def _shown(index: str) -> str:
+def _host(index: str) -> str:
     return urllib.parse.urlsplit(index).hostname or "the package index"

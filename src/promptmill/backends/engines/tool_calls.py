@@ -90,12 +90,12 @@ def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     decoder, at = json.JSONDecoder(), 0
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
-        calls += [_named(call) for call in (value if isinstance(value, list) else [value])]
+        calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
         at += len(text[at:]) - len(text[at:].lstrip(" \n\t;,"))
     return calls
 
 
-def _named(call: Mapping[str, Any]) -> tuple[str, object]:
+def _name_and_arguments(call: Mapping[str, Any]) -> tuple[str, object]:
     inner = call.get("function")
     call = inner if isinstance(inner, dict) else call
     name = call.get("name") or call.get("tool_name") or inner

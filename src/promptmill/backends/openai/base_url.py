@@ -38,14 +38,14 @@ def parsed(url: str) -> SplitResult:
     except ValueError as error:
         raise config_error(WHERE, _no_port(url, error)) from None
     if port == 0 or not parts.hostname:
-        raise config_error(WHERE, f"{_shown(url)}names no {'host' if port else 'port or host'}; {_LIKE}")
+        raise config_error(WHERE, f"{_display(url)}names no {'host' if port else 'port or host'}; {_LIKE}")
     if not _HOST.fullmatch(parts.hostname):
-        raise config_error(WHERE, f"{_shown(url)}names a host that no computer can have; {_LIKE}")
+        raise config_error(WHERE, f"{_display(url)}names a host that no computer can have; {_LIKE}")
     if parts.username is not None or parts.password is not None:
         raise config_error(WHERE, "holds a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
     if (other := _OTHER_API.search(path)) and not path.endswith(COMPLETIONS) and "/v1/" in path:
-        there = _shown(f"{parts.scheme}://{parts.netloc}{path.removesuffix(other[1])}")
+        there = _display(f"{parts.scheme}://{parts.netloc}{path.removesuffix(other[1])}")
         raise config_error(WHERE, f"ends in {other[1]}, which is another request than a chat; write {there.rstrip()}.")
     if not path.endswith(COMPLETIONS):
         path = (path or "/v1") + COMPLETIONS
@@ -79,22 +79,22 @@ def _slip(url: str) -> str:
         )
     if bare := url.strip(_AROUND):
         if bare != url:
-            return f"{_shown(url)}has quotes, brackets or a comma around it that do not belong to it; {_meant(bare)}"
+            return f"{_display(url)}has quotes, brackets or a comma around it that do not belong to it; {_meant(bare)}"
         if re.search(r"\s", url):
-            return f"{_shown(url)}has a space in it; {_meant(''.join(url.split()))}"
+            return f"{_display(url)}has a space in it; {_meant(''.join(url.split()))}"
     if url.isdigit():
         return f"{url[:12]} is a port without a host; did you mean localhost:{url[:12]}?"
     if (scheme := _SCHEME.match(url)) and not re.match(r"https?:\d+(/|$)", url):
         meant = _meant(f"{scheme[1].lower()}://{url[scheme.end() :]}")
-        return f"{_shown(url)}should have :// behind {scheme[1]}; {meant}"
+        return f"{_display(url)}should have :// behind {scheme[1]}; {meant}"
     if twice := re.match(r"https?://(https?(?::/|//).*)", url):
-        return f"{_shown(url)}begins with http twice; {_meant(twice[1])}"
+        return f"{_display(url)}begins with http twice; {_meant(twice[1])}"
     name, colon, rest = url.partition("://")
     if colon and name.lower() not in {"http", "https"}:
         near = difflib.get_close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)
         if near:
-            return f"{_shown(url)}begins with {name[:20]}://; {_meant(f'{near[0]}://{rest}')}"
-        return f"{_shown(url)}should start with http:// or https://; {_LIKE}"
+            return f"{_display(url)}begins with {name[:20]}://; {_meant(f'{near[0]}://{rest}')}"
+        return f"{_display(url)}should start with http:// or https://; {_LIKE}"
     return ""
 
 
@@ -107,15 +107,15 @@ def _no_port(url: str, error: ValueError) -> str:
     if found and found[1] and not found[1].isdigit():
         if len(found[1]) > _LONGEST_PORT:  # as a password is that stands before a forgotten @
             return f"has no number where its port should be; {_LIKE}"
-        return f"{_shown(url)}has {found[1]!r} where its port should be, a number; {_LIKE}"
-    return f"{_shown(url)}is not a URL; {_LIKE}"
+        return f"{_display(url)}has {found[1]!r} where its port should be, a number; {_LIKE}"
+    return f"{_display(url)}is not a URL; {_LIKE}"
 
 
 def _meant(url: str) -> str:
-    return f"did you mean {shown.rstrip()}?" if (shown := _shown(url)) else _LIKE
+    return f"did you mean {shown.rstrip()}?" if (shown := _display(url)) else _LIKE
 
 
-def _shown(url: str) -> str:
+def _display(url: str) -> str:
     """Return a URL and a space, to be followed by what is wrong with it; `""` for one that may hold a password."""
     url = url.partition("?")[0]
     return "" if "@" in url or redact(url) != url else f"{url[:_LONGEST_SHOWN]} "

@@ -67,7 +67,7 @@ class CallFlow:
             return ""
         following = f"next try in {left_s:.0f} s" if left_s >= _SHORTEST_S else "trying now"
         if failure.kind is FailureKind.LOAD or is_new:
-            return f"{self._told(state, failure)}, {following}{self._so_far()}"
+            return f"{self._reason(state, failure)}, {following}{self._so_far()}"
         minutes, seconds = divmod(int(now - since), 60)
         return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
 
@@ -97,10 +97,10 @@ class CallFlow:
             return ""
         left_s = self._due[0] - now
         following = f"in {left_s:.0f} s" if left_s >= _SHORTEST_S else "within a second"
-        return f"{self._told(*self._last)}, next try {following}{self._so_far()}"
+        return f"{self._reason(*self._last)}, next try {following}{self._so_far()}"
 
     @staticmethod
-    def _told(state: EndpointState, failure: RetryDecision) -> str:
+    def _reason(state: EndpointState, failure: RetryDecision) -> str:
         words = _WORDS.get(failure.error.code, str(failure.error.code).replace("_", " "))
         status = f"{failure.status} from " if failure.status else ""
         return f"{status}{state.endpoint.name}: {words}"

@@ -131,15 +131,15 @@ async def choose(
         groups.insert(0, ([_candidate(configuration, "the endpoint of the configuration", {})], _PROVIDER_S))
     async with connected(configuration.plan) as pool:
         for candidates, limit_s in groups:
-            found = await asyncio.gather(*(_asked(pool, candidate, limit_s, environ) for candidate in candidates))
+            found = await asyncio.gather(*(_ask(pool, candidate, limit_s, environ) for candidate in candidates))
             for candidate, answer in zip(candidates, found, strict=True):
-                choice = _judged(candidate, answer, block.model_name, against)
+                choice = _judge(candidate, answer, block.model_name, against)
                 if choice is not None:
                     return choice
     return Choice({}, "", tuple(against), keyless=False)
 
 
-def _judged(
+def _judge(
     candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
 ) -> Choice | None:
     """Return the choice that a candidate is, or note in `against` why it is none."""
@@ -208,7 +208,7 @@ def _candidate(
     return _Candidate(name, values, configuration.settled(put, "", keyless=is_local).plan, is_local)
 
 
-async def _asked(
+async def _ask(
     pool: Pool, candidate: _Candidate, limit_s: float, environ: Mapping[str, str]
 ) -> tuple[Endpoint, ModelList] | PromptmillError:
     try:

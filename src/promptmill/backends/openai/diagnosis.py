@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from promptmill.answers.reasoning import told_apart
+from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.choice import connected, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.model_list import ModelList, base_url, read_models
@@ -187,7 +187,7 @@ class _Trial:
             hinted = with_key_hint(endpoint, found.error, found.status)
             stage.failed(await self._with_hint(hinted, found, model))
             return
-        answer = told_apart(found)
+        answer = with_reasoning_apart(found)
         tokens = answer.usage.completion_tokens
         stage.ok(f"{counted(tokens, 'token')} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":

@@ -69,7 +69,7 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     trusted = {_origin(parsed(url)) for url in _urls(plan.operator.backend_configs.openai)}
     return [
         _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
-        for url in map(parsed, _asked(settings))
+        for url in map(parsed, _required_urls(settings))
         for key in _keys(settings)
     ]
 
@@ -81,7 +81,7 @@ def _keys(settings: OpenAISettings) -> list[str]:
     return [key for key in keys if key.strip()] or [""]
 
 
-def _asked(settings: OpenAISettings) -> list[str]:
+def _required_urls(settings: OpenAISettings) -> list[str]:
     urls = _urls(settings)
     if not urls and settings.provider and (hosts := _named_profile(settings.provider).hosts):
         raise config_error(

@@ -73,7 +73,7 @@ def read_error(payload: Any) -> ErrorBody:
                 codes.add(str(value))
             elif isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
                 numbers[name] = int(value)
-    shown = _shown(payload) or ", ".join(sorted(codes))
+    shown = _message(payload) or ", ".join(sorted(codes))
     return ErrorBody(shown, *_searched(leaves), frozenset(codes), numbers, payload)
 
 
@@ -118,16 +118,16 @@ def _searched(leaves: list[str]) -> tuple[str, str]:
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 
-def _shown(value: Any) -> str:
+def _message(value: Any) -> str:
     """Return the message of a body, which may be nested, as FastAPI's list of what is wrong where."""
     if isinstance(value, dict):
-        found = next((text for name in _MESSAGES if (text := _shown(value.get(name)))), "")
+        found = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
         if not found:
             nested = (value.get(name) for name in ("base_resp", "header", "response", "inner", "body"))
-            found = next((text for inner in nested if (text := _shown(inner))), "")
+            found = next((text for inner in nested if (text := _message(inner))), "")
         raw = value.get("metadata")
-        more = _shown(raw.get("raw")) if isinstance(raw, dict) else _shown(value.get("inner"))
+        more = _message(raw.get("raw")) if isinstance(raw, dict) else _message(value.get("inner"))
         return f"{found}: {more}" if found and more and more != found else found or more
     if isinstance(value, list):
-        return "; ".join(filter(None, map(_shown, value[:20])))
+        return "; ".join(filter(None, map(_message, value[:20])))
     return value.strip() if isinstance(value, str) else ""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from promptmill.answers.reasoning import told_apart, unanswered
+from promptmill.answers.reasoning import unanswered, with_reasoning_apart
 from promptmill.backends.openai.endpoint import elsewhere
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.image_encoder import ImageEncoder
@@ -133,7 +133,7 @@ class LocalSender:
             endpoint_state.note_headers(response.headers)
         if task.sampling.reasoning == "inline":
             return found
-        answer = told_apart(found)
+        answer = with_reasoning_apart(found)
         if problem := unanswered(answer):
             kind = FailureKind.TRANSIENT if answer.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=answer.usage)

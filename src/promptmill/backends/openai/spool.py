@@ -112,7 +112,7 @@ class Spool:
             self._first = []
             try:
                 await self._store_images(requests)
-                refs = [ref for request in requests if (ref := await self._written(request)) is not None]
+                refs = [ref for request in requests if (ref := await self._write(request)) is not None]
                 self._file.flush()
             except OSError as error:
                 raise _no_room(error) from None
@@ -132,7 +132,7 @@ class Spool:
                 self._stored[source] = f"{self.held}{self._end}:{len(data)}"
                 self._end += len(data)
 
-    async def _written(self, request: Request) -> tuple[int, int, int] | None:
+    async def _write(self, request: Request) -> tuple[int, int, int] | None:
         conversation = request.conversation.with_sources(lambda source: self._stored.get(source, source))
         value: dict[str, Any] = {"messages": conversation.as_messages()}
         if request.path:

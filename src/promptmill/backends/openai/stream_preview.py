@@ -23,13 +23,13 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        text = "".join(map(_said, lines))
+        text = "".join(map(_delta, lines))
         if text:
             self._text += text
             self._show(self._text if self._inline else answer_so_far(self._text))
 
 
-def _said(line: bytes) -> str:
+def _delta(line: bytes) -> str:
     """Return what the event in a line adds to the answer."""
     try:
         event = orjson.loads(line.strip().removeprefix(b"data:"))

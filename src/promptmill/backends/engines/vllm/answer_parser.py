@@ -104,11 +104,11 @@ class AnswerParser:
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
-        self._parser = self._named(parser) if parser else None
+        self._parser = self._load_parser(parser) if parser else None
         self._markers = ReasoningMarkers(self._tokenizer)
         self._tool_markers = ReasoningMarkers(self._tokenizer, tool_marks)
 
-    def _named(self, name: str) -> Any:
+    def _load_parser(self, name: str) -> Any:
         from vllm.parser.parser_manager import ParserManager
 
         try:

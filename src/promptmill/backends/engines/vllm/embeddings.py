@@ -56,7 +56,7 @@ class Embedder:
         found = await asyncio.gather(*(self._embedding(one, dimensions) for one in inputs))
         tokens = sum(len(one["prompt_token_ids"]) for one in inputs)
         data = [
-            {"object": "embedding", "index": at, "embedding": _written(vector, encoding)}
+            {"object": "embedding", "index": at, "embedding": _encode(vector, encoding)}
             for at, vector in enumerate(found)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -101,7 +101,7 @@ def _are_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int and token >= 0 for token in value)
 
 
-def _written(vector: Any, encoding: str) -> list[float] | str:
+def _encode(vector: Any, encoding: str) -> list[float] | str:
     """Return a vector as numbers, or as base64 of its 32-bit floats, little-endian."""
     values = vector.float().cpu()
     if encoding == "float":
