@@ -54,7 +54,7 @@ class Answers:
         self._records = itertools.chain.from_iterable(store.records() for store in stores)
         self._next = next(self._records, None)
         self.rows = 0
-        """The first of so many rows (of the input, blank lines included) were asked for."""
+        """How many rows of the input, blank lines included, have been asked for so far."""
 
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""

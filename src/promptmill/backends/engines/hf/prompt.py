@@ -103,7 +103,7 @@ class PromptBuilder:
         warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
         tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
-        choice.constraints = self._model.constraints.of(tokens, limit)
+        choice.constraints = self._model.constraints.processors_for(tokens, limit)
         thinks = text.rstrip().endswith("<think>")
         wanted = sampling.get("response_format")
         choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-_CANDIDATES = 256  # likeliest tokens to look at first; sorting a whole vocabulary for each token would cost more than
-# the model's own step on a small model, and the nucleus nearly always lies within
+# Likeliest tokens to look at first: sorting a whole vocabulary for each token would cost more than a small model's own
+# step, and the nucleus nearly always lies within.
+_CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a temperature that leaves no choice, and divides scores out of the range of float32
 
 

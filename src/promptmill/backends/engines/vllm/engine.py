@@ -37,23 +37,23 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         lambda: require_packages("vllm", "vllm", "torch", "transformers"),
     )
     fresh = "torch" not in sys.modules
-    on_cpu = "cpu" in check_version()
+    on_cpu = "cpu" in supported_version()
     if location.gguf_file is not None:
         check_gguf(on_cpu=on_cpu)
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
     from promptmill.backends.engines.vllm.stderr_tee import StderrTee
 
-    heard = StderrTee()
+    stderr = StderrTee()
     # torch and vllm, only now that there is something to load
     from promptmill.backends.engines.vllm.loading import load_engine
     from promptmill.backends.engines.vllm.requests import RequestRunner
 
-    engine = load_engine(location, options, heard, channel.progress, channel.leave_to_parent if fresh else None)
+    engine = load_engine(location, options, stderr, channel.progress, channel.leave_to_parent if fresh else None)
     runtime.run(RequestRunner(engine, options, channel).run())
 
 
-def check_version() -> str:
+def supported_version() -> str:
     """Return vLLM's version. Raises `PromptmillError` (`engine_load_failed`) for one that is not supported."""
     version = ""
     for name in _DISTRIBUTIONS:
@@ -100,7 +100,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
     }
     if on_cpu:
         # It would leave one core idle, and its threads would spin for long while they wait for each other. Not to spin
-        # at all is worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). The number is GNU's.
+        # at all is worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp reads it.
         defaults |= {"OMP_NUM_THREADS": str(hardware.cores()), "OMP_WAIT_POLICY": "passive"}
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():

@@ -44,7 +44,7 @@ _SMALLER = (
 def load_engine(
     location: Location,
     options: Mapping[str, Any],
-    heard: StderrTee,
+    stderr: StderrTee,
     report: Callable[[str], None],
     leave_to_parent: Callable[[], None] | None,
 ) -> AsyncLLM:
@@ -71,7 +71,7 @@ def load_engine(
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (vLLM and transformers raise nearly everything)
-        raise _explained(error, heard, options) from None
+        raise _explained(error, stderr, options) from None
 
 
 def _fork(leave_to_parent: Callable[[], None]) -> None:
@@ -111,11 +111,11 @@ def _size_cache(config: Any) -> None:
     cache.kv_cache_memory_bytes = int(min(wanted, max(_LEAST_CACHE, free // 2)))
 
 
-def _explained(error: Exception, heard: StderrTee, options: Mapping[str, Any]) -> PromptmillError:
+def _explained(error: Exception, stderr: StderrTee, options: Mapping[str, Any]) -> PromptmillError:
     """Return the error of an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:
-        status, reason = re.search(r"\{.*\}", text), heard.reason()
+        status, reason = re.search(r"\{.*\}", text), stderr.reason()
         if reason is not None:
             kind, text = reason
         elif status:

@@ -24,7 +24,7 @@ from promptmill.backends.engines.vllm.prompt import PromptBuilder
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.system.frames import Frame, packed_error
 
-_LOOK_S = 0.2  # between two looks whether vLLM's processes live
+_LOOK_S = 0.2  # between two checks that vLLM's processes are alive
 
 
 class EngineGoneError(Exception):
