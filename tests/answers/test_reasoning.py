@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.answers.reasoning import split_channels, split_reasoning
+from promptmill.answers.reasoning import opens_reasoning, split_channels, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,9 @@ from promptmill.answers.reasoning import split_channels, split_reasoning
         ("Use <think>tags</think>!", (None, "Use <think>tags</think>!")),
         ("<thinking>a</thinking>", (None, "<thinking>a</thinking>")),
         ("  indented answer", (None, "  indented answer")),
+        ("[THINK]capital?[/THINK]Paris.", ("capital?", "Paris.")),
+        ("<seed:think>capital?</seed:think>Paris.", ("capital?", "Paris.")),
+        ("◁think▷capital?</think>", ("capital?</think>", "")),
     ],
 )
 def test_a_block_at_the_start_is_reasoning(text, split):
@@ -29,10 +32,28 @@ def test_a_block_at_the_start_is_reasoning(text, split):
 
 @pytest.mark.parametrize(
     ("text", "split"),
-    [("capital?</think>Paris.", ("capital?", "Paris.")), ("it never ends", ("it never ends", ""))],
+    [
+        ("capital?</think>Paris.", ("capital?", "Paris.")),
+        ("capital?\n</thought>\n\nParis.", ("capital?", "Paris.")),
+        ("it never ends", ("it never ends", "")),
+    ],
 )
 def test_a_block_that_the_prompt_opened_is_reasoning_too(text, split):
     assert split_reasoning(text, opened=True) == split
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opens"),
+    [
+        ("<|im_start|>assistant\n<think>\n", True),
+        ("[|assistant|]<thought>\n", True),
+        ("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_THINKING|>", True),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+        ("<|im_start|>assistant\n", False),
+    ],
+)
+def test_a_prompt_may_end_inside_reasoning(prompt, opens):
+    assert opens_reasoning(prompt) is opens
 
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"

@@ -9,14 +9,12 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
-TAGS = ("<think>", "</think>")
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
-_OPEN, _CLOSE = TAGS
 _END = re.compile(r"<\|(?:end|return|call)\|>")
 # How models mark their thinking in their text: Qwen, DeepSeek and most; Magistral; Kimi-VL; Seed-OSS; EXAONE and
 # Gemini; OpenThinker; Command A.
 _PAIRS = (
-    TAGS,
+    ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<seed:think>", "</seed:think>"),
@@ -24,6 +22,9 @@ _PAIRS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+TAGS = tuple(tag for pair in _PAIRS for tag in pair)
+_OPENING = tuple(opening for opening, _ in _PAIRS)
+_CLOSING = re.compile("|".join(re.escape(closing) for _, closing in _PAIRS))
 # A closing mark that is meant, not quoted or written about.
 _CLOSES = re.compile(r"(?<![`\"'“])(?:</(?:seed:)?think>|\[/THINK\]|◁/think▷)(?![`\"'”])")
 _PROSE = re.compile(r"(?<=\w) $")
@@ -31,18 +32,31 @@ _WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`.
+    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or another model's marks.
 
-    `opened` says that the prompt itself ended with `<think>`, as some chat templates do. A block that never closes
-    (an answer cut at its length) is all reasoning, and the answer is empty.
+    `opened` says that the prompt itself ended with the opening mark, as some chat templates do. A block that never
+    closes (an answer cut at its length) is all reasoning, and the answer is empty.
     """
-    if not opened:
-        start = text.lstrip()
-        if not start.startswith(_OPEN):
-            return None, text
-        text = start[len(_OPEN) :]
-    thought, _, answer = text.partition(_CLOSE)
-    return thought.strip() or None, answer.lstrip()
+    if opened:
+        closing = _CLOSING.search(text)
+        thought, answer = (text, "") if closing is None else (text[: closing.start()], text[closing.end() :])
+        return thought.strip() or None, answer.lstrip()
+    start = text.lstrip()
+    for opening, closed_by in _PAIRS:
+        if start.startswith(opening):
+            thought, _, answer = start[len(opening) :].partition(closed_by)
+            return thought.strip() or None, answer.lstrip()
+    return None, text
+
+
+def opens_reasoning(prompt: str) -> bool:
+    """Return whether a prompt ends with an opening mark, so that the answer begins inside its reasoning."""
+    return prompt.rstrip().endswith(_OPENING)
+
+
+def closes_reasoning(text: str) -> bool:
+    """Return whether a closing mark is in `text`."""
+    return _CLOSING.search(text) is not None
 
 
 def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
@@ -62,7 +76,7 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     if found is None or (already and found.start()):
         return None, text
     before, behind = start[: found.start()], start[found.end() :]
-    if any(opening in before for opening, _ in _PAIRS) or (_PROSE.search(before) and behind[:1] == " "):
+    if any(opening in before for opening in _OPENING) or (_PROSE.search(before) and behind[:1] == " "):
         return None, text
     return before.strip() or None, behind.lstrip()
 
@@ -70,7 +84,7 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
 def answer_so_far(text: str) -> str:
     """Return what can be shown of an answer of which `text` has come: nothing as long as it may be reasoning."""
     start = text.lstrip("\ufeff \t\r\n")
-    marks = (_CHANNEL, _START, *(opening for opening, _ in _PAIRS))
+    marks = (_CHANNEL, _START, *_OPENING)
     return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
 
 

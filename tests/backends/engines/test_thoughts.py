@@ -42,8 +42,9 @@ def test_a_stop_string_cuts_the_answer_on_its_channel(desk, harmony):
 
 
 @pytest.mark.thorough
-def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker):
-    model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker, opening, closing):
+    model = speaker(f"{opening}A city is meant.{closing}It is <tool>Paris.", [opening, closing, "<tool>"])
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text) == ("A city is meant.", "It is Paris.")
 

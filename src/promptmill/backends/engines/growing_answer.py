@@ -32,7 +32,7 @@ class GrowingAnswer:
     limit: int
     ends: frozenset[int]
     stops: Sequence[str] = ()
-    thinks: bool = False  # the prompt ends inside <think>
+    thinks: bool = False  # the prompt ends inside reasoning
     inline: bool = False  # reasoning stays in the answer's text
     tools: ToolUse | None = None
     logprobs: list[dict[str, Any]] | None = None

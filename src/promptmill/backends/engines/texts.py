@@ -44,5 +44,5 @@ class Texts:
         return text
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
-        """Return `(reasoning, answer)` of a decoded text; `opened` says that the prompt ended inside `<think>`."""
+        """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
         return self._markers.split(text, opened=opened)

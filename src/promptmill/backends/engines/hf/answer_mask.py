@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from promptmill.answers.reasoning import closes_reasoning
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines.load_errors import first_line
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 
 _MOST_GRAMMARS = 64
-_CLOSE = "</think>"
 _TAIL = 12  # tokens in which the end of a reasoning block is looked for
 # Small models write white space without end where a grammar lets them.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
@@ -34,7 +34,7 @@ class AnswerMasks:
     def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
         """Return the mask of an answer in the `response_format` `wanted`, None where it asks for no JSON.
 
-        `thinks`: the answer begins inside `<think>`, and JSON behind it. Raises `PromptmillError` (`unsupported`,
+        `thinks`: the answer begins inside its reasoning, and JSON behind it. Raises `PromptmillError` (`unsupported`,
         `missing_dependency`) for what cannot be held to.
         """
         schema = schema_of(wanted)
@@ -131,7 +131,7 @@ class AnswerMask:
 
     def _begins(self, tokens: list[int]) -> bool:
         """Return whether the reasoning has ended with the last token; the grammar begins behind it."""
-        if _CLOSE not in self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False):
+        if not closes_reasoning(self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)):
             return False
         self._waits, self._followed = False, len(tokens)
         return True

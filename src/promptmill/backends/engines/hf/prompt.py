@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from promptmill.answers.reasoning import opens_reasoning
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.hf.answer_mask import AnswerMasks
@@ -104,7 +105,7 @@ class PromptBuilder:
         tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
-        thinks = text.rstrip().endswith("<think>")
+        thinks = opens_reasoning(text)
         wanted = sampling.get("response_format")
         choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)
         top_logprobs = token_logprobs.wanted(message["extra"])

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import openvino_genai
 
+from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
@@ -115,7 +116,7 @@ class PromptBuilder:
             limit=limit,
             ends=ends,
             stops=stops,
-            thinks=text.rstrip().endswith("<think>"),
+            thinks=opens_reasoning(text),
             inline=sampling.get("reasoning") == "inline",
             live=message.get("live", False) and tools is None,
             tools=tools,

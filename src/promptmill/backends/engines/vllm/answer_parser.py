@@ -19,7 +19,7 @@ from promptmill.system.frames import Frame
 
 
 class MarkReader:
-    """Reads an answer by the marks of `reasoning`: `<think>…</think>`, or the channels of gpt-oss."""
+    """Reads an answer by the marks of `reasoning`: `<think>…</think>` and the like, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
     """What `AsyncLLM.generate` is told of where reasoning ends, behind which a wanted structure begins."""

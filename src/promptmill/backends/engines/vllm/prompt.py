@@ -13,6 +13,7 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.answers.reasoning import opens_reasoning
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.image_decoding import pictures
@@ -46,7 +47,7 @@ class Prepared:
     lora: LoRARequest | None
     template_options: Mapping[str, Any]
     thinks: bool
-    """Whether the prompt ends inside `<think>`."""
+    """Whether the prompt ends inside reasoning."""
     inline: bool = False
     """Whether reasoning stays in the answer's text."""
     tools: ToolUse | None = None
@@ -105,7 +106,7 @@ class PromptBuilder:
         if self._refuse:
             refuse(warnings)
         params.logprobs = token_logprobs.wanted(extra)
-        thinks = self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith("<think>")
+        thinks = opens_reasoning(self._tokenizer.decode(tokens[-_TAIL:]))
         return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline", tools)
 
     def decode(self, tokens: Sequence[int]) -> str:
