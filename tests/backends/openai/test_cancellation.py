@@ -90,6 +90,10 @@ async def test_cancelling_ends_all_waiting_too(upstream, reply):
 
 async def _forgotten(upstream):
     """Begin to count anew, once the endpoint has noticed that nobody waits for what was cancelled."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readline()  # connections are accepted in turn: what was sent before is there now
+    writer.close()
     await upstream.reaches(lambda: not upstream.in_flight)
     upstream.peak = 0
 
