@@ -127,3 +127,8 @@ def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
     assert with_key_hint(sent, refused, 401).hint == "The key sent is LLM_API_KEY in the environment; correct it."
     named = replace(sent, secrets=("OPENAI_API_KEY",), key_source="`api_key` of the configuration")
     assert "write `api_key_env: OPENAI_API_KEY`." in with_key_hint(named, refused, 401).hint
+
+
+@pytest.mark.parametrize("status", [420, 429])
+def test_either_status_of_a_rate_limit_is_one(status: int) -> None:
+    assert _error(status, b'{"error": {"message": "Enhance your calm."}}').code is Code.RATE_LIMITED
