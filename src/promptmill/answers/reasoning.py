@@ -41,12 +41,16 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
         closing = _CLOSING.search(text)
         thought, answer = (text, "") if closing is None else (text[: closing.start()], text[closing.end() :])
         return thought.strip() or None, answer.lstrip()
-    start = text.lstrip()
-    for opening, closed_by in _PAIRS:
+    return _split_block(text.lstrip()) or (None, text)
+
+
+def _split_block(start: str) -> tuple[str | None, str] | None:
+    """Return `(reasoning, answer)` of a text that begins with an opening mark, None for any other."""
+    for opening, closing in _PAIRS:
         if start.startswith(opening):
-            thought, _, answer = start[len(opening) :].partition(closed_by)
+            thought, _, answer = start[len(opening) :].partition(closing)
             return thought.strip() or None, answer.lstrip()
-    return None, text
+    return None
 
 
 def opens_reasoning(prompt: str) -> bool:
@@ -68,10 +72,8 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith((_CHANNEL, _START)):
         return split_channels(start)
-    for opening, closing in _PAIRS:
-        if start.startswith(opening):
-            thought, closed, answer = start[len(opening) :].partition(closing)
-            return thought.strip() or None, _WRAPS.sub("", answer.lstrip()) if closed else ""
+    if (block := _split_block(start)) is not None:
+        return block[0], _WRAPS.sub("", block[1])
     found = _CLOSES.search(start)
     if found is None or (already and found.start()):
         return None, text

@@ -71,6 +71,11 @@ class Source(Protocol):
         return None
 
     @property
+    def keep_raw(self) -> bool:
+        """Whether answers are wanted with all that the endpoint says beside them."""
+        return self.reading is not None and self.reading.keep_raw
+
+    @property
     def path(self) -> Path | None:
         """The file whose lines they are, where it may be read beside the source."""
         return None

@@ -94,7 +94,6 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> int:
     other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
-
     if not arguments.validate:
         registry.check_key(configuration.plan)
     # a shell leaves a quoted ~ alone

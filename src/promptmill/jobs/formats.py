@@ -6,7 +6,6 @@ import codecs
 import gzip
 import importlib.util
 import io
-import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -125,7 +124,8 @@ def _is_batch(files: InputFiles) -> bool:
     with files.stream() as stream:
         if is_array(files.parts[0].path, stream):
             return False
-    return any(is_batch(value) for value in itertools.islice(first_objects(files), 1))
+    first = next(first_objects(files), None)
+    return first is not None and is_batch(first)
 
 
 def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:

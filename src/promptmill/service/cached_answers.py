@@ -133,7 +133,7 @@ class _Call(WrappedCall):
         self._ended = False
         self._to_keep: list[tuple[bytes, bytes]] = []
         self._keeping: asyncio.Task[None] | None = None
-        self._keep_raw = self.reading is not None and self.reading.keep_raw
+        self._keep_raw = source.keep_raw
 
     async def take(self, n: int) -> list[Request]:
         """Return requests that nobody has answered and nobody is asking."""

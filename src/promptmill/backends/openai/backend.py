@@ -130,7 +130,7 @@ class OpenAIBackend:
             lambda: ImageEncoder(self._rules, self._fetcher),
             stats,
             unsupported_is_error=self._unsupported_is_error,
-            keep_raw=source.reading is not None and source.reading.keep_raw,
+            keep_raw=source.keep_raw,
         )
         try:
             await Run(

@@ -92,11 +92,10 @@ class Spool:
             raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        keep_raw = source.reading is not None and source.reading.keep_raw
         if first:
-            self.reading = RowReader("messages", first[0].sampling, first[0].extra, keep_raw=keep_raw)
+            self.reading = RowReader("messages", first[0].sampling, first[0].extra, keep_raw=source.keep_raw)
         else:
-            self.reading = RowReader("messages", keep_raw=keep_raw)
+            self.reading = RowReader("messages", keep_raw=source.keep_raw)
         self._source = source
         self._first = first
         self._refuse = refuse
