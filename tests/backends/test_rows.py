@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.rows import RowReader
+from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
@@ -205,3 +206,65 @@ def test_cells_of_a_table_hold_numbers_and_json_as_text() -> None:
 def test_what_a_row_asks_for_and_cannot_have_is_its_error(given: dict[str, Any], said: str) -> None:
     with pytest.raises(PromptmillError, match=re.escape(said)):
         read("jsonl", {"prompt": "a", **given}, model="loaded")
+
+
+def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
+    asked = {"messages": [{"role": "user", "content": "a"}]} if path.endswith("chat/completions") else {"prompt": "a"}
+    return {"custom_id": "1", "method": "POST", "url": path, "body": {**asked, **body}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("jsonl", {"prompt": "a", "max_tokens": 101}),
+        ("jsonl", {"prompt": "a", "max_completion_tokens": 4000}),
+        ("jsonl", {"prompt": "a", "max_tokens": 1, "max_completion_tokens": 4000}),
+        ("jsonl", {"prompt": "a", "max_completion_tokens": -1_000_000}),
+        ("table", {"prompt": "a", "max_tokens": "101"}),
+        ("batch", _batch_line(max_tokens=101)),
+        ("batch", _batch_line(max_completion_tokens=101)),
+        ("batch", _batch_line(max_new_tokens="101")),
+        ("batch", _batch_line("/v1/completions", max_tokens=101)),
+        ("batch", _batch_line("/v1/responses", max_output_tokens=101)),
+        ("batch", {"key": "1", "request": {"contents": "a", "generationConfig": {"maxOutputTokens": 101}}}),
+        ("batch", {"custom_id": "1", "params": {"max_tokens": 101, "messages": [{"role": "user", "content": "a"}]}}),
+    ],
+)
+def test_a_row_that_asks_for_a_longer_answer_than_a_call_may_fails(kind: str, row: Any) -> None:
+    reader = RowReader(kind, paths=OTHER_PATHS, most_tokens=100)
+    with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens: a row may ask for 1 to 100 tokens here"):
+        reader.request(6, json.dumps(row).encode())
+
+
+def test_the_limit_of_tokens_holds_for_rows_that_name_none() -> None:
+    def body(row: Any, kind: str = "batch", **more: Any) -> dict[str, Any]:
+        asked = RowReader(kind, paths=OTHER_PATHS, most_tokens=100, **more).request(6, json.dumps(row).encode())
+        return {name: value for name, value in {**asked.sampling.given(), **asked.extra}.items() if "tokens" in name}
+
+    assert body(_batch_line()) == {"max_tokens": 100}
+    assert body(_batch_line(max_tokens=None)) == {"max_tokens": 100}
+    assert body(_batch_line(max_completion_tokens=7)) == {"max_completion_tokens": 7}
+    assert body(_batch_line("/v1/completions")) == {"max_tokens": 100}
+    assert body(_batch_line("/v1/responses")) == {"max_output_tokens": 100}
+    assert body(_batch_line("/v1/embeddings", input="a")) == {}
+    assert body({"prompt": "a"}, "jsonl") == {"max_tokens": 100}
+    assert body({"prompt": "a"}, "jsonl", sampling=Sampling(max_tokens=500)) == {"max_tokens": 500}, "the job's own"
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("jsonl", {"prompt": "a", "model": "dear"}),
+        ("batch", _batch_line(model="dear")),
+        ("batch", json.dumps(_batch_line(model="dear")).replace("model", "mode\\u006c").encode()),
+        ("batch", _batch_line(models=["fast", "dear"])),
+        ("batch", _batch_line(model="fast", fallbacks=[{"model": "dear"}])),
+        ("batch", _batch_line("/v1/embeddings", model="dear", input="a")),
+    ],
+)
+def test_a_row_names_only_models_that_a_call_may_choose(kind: str, row: Any) -> None:
+    reader = RowReader(kind, paths=OTHER_PATHS, may_name=frozenset({"fast"}))
+    line = row if isinstance(row, bytes) else json.dumps(row).encode()
+    with pytest.raises(PromptmillError, match="line 7: there is no model 'dear'; models here: fast"):
+        reader.request(6, line)
+    reader.request(6, line.replace(b"dear", b"fast"))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import aclosing
 from typing import Any
 
 import pytest
+from fastmcp import Client
 
+from promptmill.config.loading import Configuration
+from promptmill.server import create_server
+from promptmill.service.service import Service
 from replies import answer, choose, status
 
 
@@ -69,3 +75,43 @@ def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench: A
     assert [row.get("changed") for row in rows] == [None, None, ["models.fast"]]
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["small", "small", "tiny"]
     assert bench.run(*now).returncode == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_rows_of_a_call_keep_to_the_operators_limits(bench: Any, monkeypatch: Any, workers: int) -> None:
+    monkeypatch.chdir(bench.path)
+    block = {"base_url": bench.upstream.url, "num_workers": workers, "bulk_threshold": 1, "retries": 1}
+    models = {
+        "fast": {"openai": {**block, "model_name": "small", "api_key": "k"}},
+        "secret": {"openai": {**block, "model_name": "large", "api_key": "other"}},
+    }
+    limits = {"client_limits": {"models": ["fast"], "max_tokens": 50}}
+    configuration = Configuration({"models": models, "default_model": "fast", **limits})
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"prompt": "b", "model": "fast", "max_tokens": 7},
+        {"prompt": "c", "model": "default"},
+        {"prompt": "d", "model": "secret", "max_tokens": 9},
+        {"prompt": "e", "model": "large"},
+        {"prompt": "f", "max_tokens": 51},
+    ]
+    bench.write(rows)
+    service = Service(configuration)
+    async with aclosing(service), Client(create_server(service)) as client:
+        files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+        checked = (await client.call_tool("bulk_generate", {**files, "validate": True})).structured_content or {}
+        assert (checked["rows"], checked["invalid"]) == (6, 3)
+        await client.call_tool("bulk_generate", files)
+        await asyncio.to_thread(bench.wait, lambda: bench.status()["state"] == "finished")
+    sent = [(seen.prompt, seen.json["model"], seen.json["max_tokens"]) for seen in bench.upstream.seen]
+    assert sorted(sent) == [("a", "small", 50), ("b", "small", 7), ("c", "small", 50)]
+    said = [row["error"]["message"] for row in bench.answers()[3:]]
+    assert "there is no model 'secret'; models here: default, fast" in said[0]
+    assert "there is no model 'large'" in said[1]
+    assert "line 6: max_tokens: a row may ask for 1 to 50 tokens here." in said[2]
+
+
+def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(bench: Any) -> None:
+    bench.write([{"prompt": "a", "model": "another"}])
+    assert bench.run().returncode == 0
+    assert [seen.json["model"] for seen in bench.upstream.seen] == ["another"]

@@ -159,6 +159,7 @@ def test_the_operators_trust_is_for_what_the_operator_named(called, trusted):
         *(("load_format", "pt"), ("logits_processors", ["evil:Processor"]), ("kv_transfer_config", {})),
         *(("reasoning_parser_plugin", "/tmp/evil.py"), ("what_a_later_vllm_adds", 1), ("config_format", "evil")),
         *(("download_dir", "/tmp"), ("generation_config", "/etc"), ("model", "evil/model"), ("Max_Model_Len", 5)),
+        ("lora_modules", {"a": "/home/other/adapter"}),
     ],
 )
 async def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones(name, value):

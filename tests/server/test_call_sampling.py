@@ -58,8 +58,13 @@ async def test_generation_init_keeps_to_the_limits_too(serve):
         allowed = await talk.init(backend_configs={"openai": {"model_name": "cheap"}})
         tokens = await talk.init(sampling_params={"max_tokens": 1000})
         beside = await talk.init(extra_params={"max_completion_tokens": 1000})
+        named = [
+            text(await talk.init(extra_params=asked))
+            for asked in ({"model": "dear"}, {"models": ["cheap", "dear"]}, {"fallbacks": [{"model": "dear"}]})
+        ]
         model, allowed, tokens, beside = text(model), allowed.is_error, text(tokens), text(beside)
     assert model == "backend_configs.openai: a call may choose these models here: cheap."
     assert not allowed
     assert "at most 100" in tokens
     assert beside.startswith("extra_params.max_completion_tokens")
+    assert named == ["extra_params: a call may choose these models here: cheap."] * 3

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -22,6 +23,8 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
+LONGEST = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
+"""What limits the answer of a request for another path than chats."""
 _UPPER = re.compile(r"(?<=[a-z])([A-Z])")
 _OF_NO_EFFECT = frozenset({"metadata", "service_tier", "stream", "safety_settings", "labels", "model"})
 _SAME = frozenset({"temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty"})

@@ -25,6 +25,7 @@ from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
 from promptmill.backends.protocol import Request
 from promptmill.backends.row_fields import NAMES, own_images, own_parameters, own_system_prompt
+from promptmill.config.models import LONGEST_ANSWER, named_models
 from promptmill.core.conversation import (
     Conversation,
     ImagePosition,
@@ -163,12 +164,17 @@ class RowReader:
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """How rows that name another model are read, by its name."""
+    may_name: frozenset[str] | None = None
+    """The models that a row may name, by the operator's `client_limits`; None: any."""
+    most_tokens: int | None = None
+    """The longest answer that a row may ask for, or get, by the same."""
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""
         other = self._other_request(row, line)
         if other is not None:
-            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, other.body, attempts, other.path)
+            body = self._limited_body(other, place(self.kind, row))
+            return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
         conversation, sampling, extra = self.read(row, line)
         return Request(row, conversation, sampling, extra, attempts)
 
@@ -185,7 +191,38 @@ class RowReader:
         conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
+        if self.kind != "messages":  # else a call's, whose limits were checked
+            sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
+
+    def _limited(self, sampling: Sampling, extra: Mapping[str, Any], where: str) -> Sampling:
+        """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that asks for more."""
+        self._check_models(extra, where)
+        most = self.most_tokens
+        if most is None:
+            return sampling
+        asked = {"max_tokens": sampling.max_tokens, **{name: extra[name] for name in extra.keys() & LONGEST_ANSWER}}
+        ours = {"max_tokens": self.sampling.max_tokens, **self.extra}
+        _check_tokens({name: value for name, value in asked.items() if value != ours.get(name)}, most, where)
+        if asked["max_tokens"] is None and asked.get("max_completion_tokens") is None:
+            return sampling.model_copy(update={"max_tokens": most})
+        return sampling
+
+    def _limited_body(self, line: BatchLine, where: str) -> Mapping[str, Any]:
+        """Return the body of a request for another path than chats, within the same limits."""
+        body, most = line.body, self.most_tokens
+        self._check_models(body, where)
+        if most is None:
+            return body
+        _check_tokens({name: body[name] for name in body.keys() & LONGEST_ANSWER}, most, where)
+        name = batch_lines.LONGEST.get(line.path)
+        return body if name is None or body.get(name) is not None else {**body, name: most}
+
+    def _check_models(self, extra: Mapping[str, Any], where: str) -> None:
+        if self.may_name is None or self.may_name >= (named := {*named_models(extra)}):
+            return
+        known = ", ".join(sorted(self.may_name))
+        raise input_error(f"{where}: there is no model {min(named - self.may_name)[:60]!r}; models here: {known:.500}.")
 
     def _other_request(self, row: int, line: bytes) -> BatchLine | None:
         """Return the request of a line for another path than chats; None for a chat, or an unreadable line."""
@@ -249,6 +286,13 @@ class RowReader:
             asked = row.get("body") or row.get("params") or row.get("request")
         name = asked.get("model") if isinstance(asked, dict) else None
         return name if isinstance(name, str) and name in self.models else None
+
+
+def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) where one of the lengths `asked` is none, or above `most`."""
+    for name, value in asked.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise input_error(f"{where}: {name}: a row may ask for 1 to {most} tokens here.")
 
 
 def _is_endpoints(name: str, value: object) -> bool:

@@ -79,8 +79,10 @@ class Configuration:
         """Return the plan of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
         raw, file = models.raw_of(self._raw, name), None
         if name in models.named(raw):
-            whole = {**self._raw, "backend": _backend_of(self._raw)}
-            file, _ = self._settings_of(whole, str(whole["backend"]))
+            named = str(_backend_of(self._raw))
+            # only where the file names one: that decides whether it has a model `default`
+            whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
+            file, _ = self._settings_of(whole, named)
         backend = _backend_of(raw)
         try:
             operator, warnings = self._settings_of({**raw, "backend": backend}, backend)
@@ -253,9 +255,13 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
     if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
         known = ", ".join(limits.models) or "none"
         raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
+    for name in models.named_models(overrides.extra_params):
+        if limits.models is not None and name not in {*limits.models, plan.operator_model}:
+            known = ", ".join(limits.models) or "none"
+            raise config_error("extra_params", f"a call may choose these models here: {known}.")
     if limits.max_tokens is not None:
         plan.within_limits(overrides.sampling_params)
-        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+        for name in models.LONGEST_ANSWER:
             if name in overrides.extra_params:
                 raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
 

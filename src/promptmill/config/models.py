@@ -24,6 +24,8 @@ _OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
     {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
+LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+"""The names under which endpoints and engines take the longest answer, in tokens."""
 _MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
 
 
@@ -264,6 +266,15 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
     ordered = [*near, *(other for other in known if other not in near)]
     return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."
+
+
+def named_models(extra: Mapping[str, Any]) -> list[str]:
+    """Return the models that parameters of a request's body name: `model`, and what routers take as alternatives."""
+    found = [extra.get("model")]
+    for name in ("models", "fallbacks"):  # of OpenRouter and LiteLLM
+        found += others if isinstance(others := extra.get(name), list) else [others]
+    found = [one.get("model") if isinstance(one, Mapping) else one for one in found]
+    return [str(name) for name in found if name is not None]
 
 
 def check_size(given: Any) -> None:

@@ -306,7 +306,8 @@ class Runner:
         now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        readers = {name: self._reader(self._service.plan_of(name)) for name in self._service.usable}
+        offered = [name for name in self._service.usable if name in self._service.offered]
+        readers = {name: self._reader(self._service.plan_of(name).capped) for name in offered}
         reading = replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
         return Answering(
             self._service,
@@ -339,6 +340,7 @@ class Runner:
             system_prompt=job.order.system_prompt,
             prompt_column=spec.prompt_column,
             begun_in=spec.working_folder,
+            may_name=self._service.row_models(plan),
         )
 
     async def _merge(self, lines: RandomFile) -> bool:

@@ -76,7 +76,7 @@ class RunningJobs:
         )
         plan = await self._service.settled(plan or self._service.plan)
         if validate:
-            found = await asyncio.to_thread(validation.check, plan, order)
+            found = await asyncio.to_thread(validation.check, plan, order, self._service.row_models(plan))
             return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found
         job = await self._admitted(order, plan)
         folder = job.folder

@@ -31,8 +31,12 @@ def row_reader(
     system_prompt: str,
     prompt_column: str | None,
     begun_in: Path | None = None,
+    may_name: frozenset[str] | None = None,
 ) -> RowReader:
-    """Return how rows become requests to the model of `plan`; `begun_in` is where relative paths of images start."""
+    """Return how rows become requests to the model of `plan`; `begun_in` is where relative paths of images start.
+
+    `may_name` are the models that a row may name, None: any.
+    """
     settings = plan.settings
     return RowReader(
         formats.row_kind(input_format),
@@ -46,6 +50,8 @@ def row_reader(
         keep_raw=input_format == "batch",
         image_position=settings.image_position,
         prompt_column=prompt_column if input_format == "jsonl" else None,
+        may_name=may_name,
+        most_tokens=None if plan.trust_client else plan.operator.client_limits.max_tokens,
     )
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.backends import rows
+from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
@@ -26,10 +27,10 @@ _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
 
 
-def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
+def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | None = None) -> dict[str, Any]:
     """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens.
 
-    It counts the system prompt, and neither images nor what a chat template adds.
+    It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
     """
     target = order.output.absolute().resolve()
     parts = input_files.find([order.input, *order.more], target)
@@ -56,7 +57,15 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
             if input_format == "batch":
                 ids = CustomIds(Path(name) / "custom_ids")
                 opened.callback(ids.close)
-            found = _check_lines(lines, plan, order, input_format, ids)
+            reading = row_reader(
+                plan,
+                input_format,
+                system_prompt=order.system_prompt,
+                prompt_column=order.prompt_column,
+                may_name=may_name,
+            )
+            rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+            found = {"format": input_format} | _check_lines(lines, reading, rules, order.limit, ids)
             if order.id_column is not None:
                 count, said = row_ids.problems(
                     file, input_format, order.id_column, Path(name) / "ids", _SHOWN - len(found["problems"])
@@ -68,11 +77,8 @@ def check(plan: ResolvedConfig, order: JobRequest) -> dict[str, Any]:
 
 
 def _check_lines(
-    file: RandomFile, plan: ResolvedConfig, order: JobRequest, input_format: str, ids: CustomIds | None
+    file: RandomFile, reading: RowReader, rules: images.ImageRules, limit: int | None, ids: CustomIds | None
 ) -> dict[str, Any]:
-    settings = plan.settings
-    reading = row_reader(plan, input_format, system_prompt=order.system_prompt, prompt_column=order.prompt_column)
-    rules = images.ImageRules.of(settings.allowed_roots, settings.max_image_pixels)
     count = invalid = pictures = tokens = 0
     problems: list[str] = []
     lines = Lines(file)
@@ -80,7 +86,7 @@ def _check_lines(
         for line in block:
             if line.blank:
                 continue
-            if order.limit is not None and count >= order.limit:
+            if limit is not None and count >= limit:
                 break
             count += 1
             try:
@@ -97,7 +103,7 @@ def _check_lines(
                 invalid += 1
                 if len(problems) < _SHOWN:
                     problems.append(str(error))
-        if order.limit is not None and count >= order.limit:
+        if limit is not None and count >= limit:
             break
     if ids is not None:  # OpenAI refuses a file in which one stands twice
         repeated, examples = ids.repeated(_SHOWN - len(problems))
@@ -107,7 +113,6 @@ def _check_lines(
             for row, first in examples
         ]
     return {
-        "format": input_format,
         "rows": count,
         "invalid": invalid,
         "images": pictures,

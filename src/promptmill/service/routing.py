@@ -162,7 +162,7 @@ class RoutedCall:
 
     def _fallback(self, name: str) -> list[str]:
         try:
-            return [other for other in self._plan_of(name).fallback if other in self.names]
+            return self._plan_of(name).fallback
         except PromptmillError:
             return []
 

@@ -83,6 +83,13 @@ class Service:
             return self.models
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
+    def row_models(self, plan: ResolvedConfig) -> frozenset[str] | None:
+        """The models that rows of a file may name in a job on `plan`; None: any that the endpoint has."""
+        allowed = plan.operator.client_limits.models
+        if allowed is None or plan.trust_client:
+            return None
+        return frozenset({*self.offered, *allowed, DEFAULT, plan.model})
+
     def offered_plan(self, name: str | None) -> ResolvedConfig:
         """Return the plan of the model that a client names, or not. Raises as `plan_of` does."""
         if name and name not in {*self.offered, DEFAULT}:
@@ -276,11 +283,12 @@ class Service:
 
     async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the model of `plan`, and on those that its requests name or that stand in for it."""
-        names = frozenset(self.models)
-        if not plan.fallback and (len(names) < 2 or not await names_models(source)):
+        if not plan.fallback and (len(self.models) < 2 or not await names_models(source)):
             await self._run_on(plan.name, source, sink, stats)
             return
-        await RoutedCall(plan.name, self.plan_of, names | {DEFAULT}, self._run_on, source, sink, stats).run()
+        await RoutedCall(
+            plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), self._run_on, source, sink, stats
+        ).run()
 
     async def _run_on(self, name: str, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the model `name`. Raises `NotLoadedError`, or what ended the run."""

@@ -32,6 +32,7 @@ ENGINE_ARGUMENTS = frozenset(
 )
 # With these a call says which model; it may name any, whose own code then does not run.
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
+_OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
     *("trust_remote_code", "gpu_ids", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
 }
@@ -46,7 +47,7 @@ def check_arguments(plan: ResolvedConfig) -> None:
         return
     block, operator = (_given(side, plan.backend) for side in (plan.settings, plan.operator))
     ours = type(getattr(plan.settings.backend_configs, plan.backend)).model_fields
-    allowed = ENGINE_ARGUMENTS | WHICH_MODEL | ours.keys()
+    allowed = ENGINE_ARGUMENTS | WHICH_MODEL | (ours.keys() - _OPERATORS_FOLDERS)
     for name in sorted(plan.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
             near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.8)

@@ -88,6 +88,8 @@ def _reading(reading: RowReader) -> dict[str, Any]:
         "folder": reading.folder,
         "keep_raw": reading.keep_raw,
         "prompt_column": reading.prompt_column,
+        "may_name": None if reading.may_name is None else sorted(reading.may_name),
+        "most_tokens": reading.most_tokens,
     }
 
 

@@ -47,7 +47,11 @@ class Worker:
         self._outgoing = outgoing
         self._file = MappedFile(Path(job["path"]))
         self._held: str = job["held"]
-        self._reading = RowReader(**{**job["reading"], "sampling": Sampling.model_validate(job["reading"]["sampling"])})
+        reading, may_name = job["reading"], job["reading"]["may_name"]
+        named = None if may_name is None else frozenset(may_name)
+        self._reading = RowReader(
+            **{**reading, "sampling": Sampling.model_validate(reading["sampling"]), "may_name": named}
+        )
         self._stats = CallStats()
         self._told: set[str] = set()
         throttle = LoopThrottle(time.monotonic)
