@@ -115,6 +115,16 @@ def test_keys_of_a_pipeline_that_nobody_knows_are_left_out_and_told():
         )
 
 
+def test_a_pipelines_response_format_is_passed_on_and_checks_no_answer():
+    wanted = {"type": "json_object"}
+    file = {**FILE, "sampling_params": {"response_format": wanted}}
+    init = Overrides("openai", {"openai": {"model_name": "n"}}, {"response_format": wanted}, {})
+    for plan in (Configuration(file, calls_replace=True).plan, Configuration(FILE, calls_replace=True).overlaid(init)):
+        assert plan.settings.sampling_params.response_format is None
+        assert plan.settings.extra_params["response_format"] == wanted
+    assert Configuration(file).plan.settings.sampling_params.response_format == wanted
+
+
 def test_names_of_transformers_are_ours():
     block = {"model_name_or_path": "m", "torch_dtype": "torch.float16", "device_map": "cuda:1"}
     found = Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan.settings.backend_configs.hf

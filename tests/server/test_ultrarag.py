@@ -20,7 +20,7 @@ from fastmcp.client.transports import StdioTransport
 from fakes import KEY
 from piped import Piped, eventually
 from promptmill.server import ultrarag
-from replies import hang
+from replies import answer, by_prompt, hang
 from sure import sure
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +120,21 @@ def test_the_keys_of_the_pipelines_environment_reach_an_endpoint_that_only_its_c
         server.result(server.call("generation_init", backend_configs=configs, sampling_params={}, backend="openai"))
         assert server.answers("hi") == ["echo: hi"]
         assert upstream.seen[0].headers["authorization"] == "Bearer key-of-the-pipeline"
+
+
+def test_response_format_is_passed_on_once_and_the_text_comes_back_as_it_is(checkout, foreign_python, upstream):
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    texts = ["Paris.", "", '{"city": ', '```json\n{"city": "Paris"}\n```', '{"town": "Paris"}']
+    upstream.reply = by_prompt({str(number): answer(text) for number, text in enumerate(texts)})
+    configs = {"openai": {"model_name": "m", "base_url": upstream.url}}
+    with _started(foreign_python) as server:
+        server.initialize()
+        init = {"backend_configs": configs, "sampling_params": {"response_format": wanted}, "backend": "openai"}
+        server.result(server.call("generation_init", **init))
+        assert server.answers(*map(str, range(len(texts)))) == texts
+    assert len(upstream.seen) == len(texts)
+    assert all(seen.json["response_format"] == wanted for seen in upstream.seen)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")

@@ -53,8 +53,9 @@ class Configuration:
     ) -> None:
         """`raw` is the file's content with `${…}` expanded.
 
-        `calls_replace`: what a call brings counts instead of the file's, not over it, and keys that nobody knows are
-        left out and told. Raises `PromptmillError` (`invalid_config`).
+        `calls_replace`, for a pipeline: a call's blocks and parameters replace those of the file instead of merging,
+        unknown keys are left out with a warning, and no answer is checked against `response_format`. Raises
+        `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
@@ -210,7 +211,7 @@ class Configuration:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
     def _settings_of(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
-        placed, warnings = moved(without_unset(dict(raw), backend), backend, lenient=self._calls_replace)
+        placed, warnings = moved(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
         if not self._calls_replace:
             return _validate(placed), tuple(warnings)
         try:

@@ -25,12 +25,14 @@ _MOST_NAMES = 8
 _MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
-def moved(raw: Mapping[str, Any], backend: str, *, lenient: bool = False) -> tuple[dict[str, Any], list[str]]:
+def moved(raw: Mapping[str, Any], backend: str, *, of_pipeline: bool = False) -> tuple[dict[str, Any], list[str]]:
     """Return `raw`, the content of a configuration, with every parameter in its place, and what to tell about that.
 
     `sampling_params` that are not ours go to `extra_params`, which count before them. An engine of this machine takes
     ours from `extra_params`, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`, and, unless
-    `lenient`, for a name that is nearly one of ours: what is really meant so goes into `extra_params`.
+    `of_pipeline`, for a name that is nearly one of ours: what is really meant so goes into `extra_params`.
+
+    A pipeline's `response_format` goes to `extra_params` too: the endpoint gets it, no answer is checked against it.
     """
     sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
     if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
@@ -45,7 +47,7 @@ def moved(raw: Mapping[str, Any], backend: str, *, lenient: bool = False) -> tup
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
         for name, instead in left_out.items()
     ]
-    if not lenient and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
+    if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(
             f"sampling_params.{near[0]:.60}",
             f"unknown parameter; did you mean {near[1]}? Under `extra_params` it is sent on as given.",
@@ -57,7 +59,10 @@ def moved(raw: Mapping[str, Any], backend: str, *, lenient: bool = False) -> tup
     if warnings and raw.get("unsupported") == "error":
         raise config_error("", " ".join(warnings))
     passed = {**others, **body, **(extra or {})}
-    for name in ({"n"} if backends.record(backend).needs_endpoint else _SAMPLING) & passed.keys() - _STAY:
+    to_endpoint = backends.record(backend).needs_endpoint
+    if of_pipeline and to_endpoint and (wanted := ours.pop("response_format", None)) is not None:
+        passed.setdefault("response_format", wanted)
+    for name in ({"n"} if to_endpoint else _SAMPLING) & passed.keys() - _STAY:
         ours[name] = passed.pop(name)
     return {**raw, "sampling_params": ours, "extra_params": passed}, warnings
 

@@ -1,6 +1,8 @@
-"""Calls of UltraRAG's client: read as its own generation server reads them, and told on stderr.
+"""Calls of UltraRAG's client: read as its own generation server reads them, and reported on stderr.
 
-Its client keeps the answers of a result and nothing else, so failures, warnings and progress would reach nobody.
+Its client keeps the answers of a result and nothing else, so failures, warnings and progress go to stderr. A tool error
+ends the client's whole run, with the answers of all earlier steps: a call without any answer is one only when the cause
+of a failure affects all items.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, TextIO
 
+import orjson
 from fastmcp.exceptions import ToolError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
 from mcp_types import CallToolRequestParams, TextContent
 
-from promptmill.core.errors import PromptmillError, redact, without_controls
+from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.server import ultrarag_arguments
 from promptmill.service.service import Service
 
@@ -26,16 +29,30 @@ _BAR_EVERY_S = 0.2
 _BAR_CELLS = 24
 _CONFIGURING = frozenset({"build", "generation_init"})
 _ANSWERING = frozenset({"generate", "multimodal_generate", "multiturn_generate"})
+# Key, endpoint, model, configuration, engine: the next item would fail alike.
+_AFFECTS_ALL = frozenset(
+    {
+        *(Code.INVALID_CONFIG, Code.UNSUPPORTED, Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED, Code.ENGINE_DIED),
+        *(Code.UNAUTHORIZED, Code.INSUFFICIENT_QUOTA, Code.BUDGET, Code.NOT_FOUND, Code.RATE_LIMITED),
+        *(Code.UNREACHABLE, Code.TLS, Code.NAME_RESOLUTION, Code.NO_FILE_DESCRIPTORS, Code.STORAGE),
+        *(Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN, Code.INTERNAL),
+    }
+)
+# About the configuration (a parameter that the model refuses, an address that is not the API's) as long as nothing has
+# been answered under it; later about the item.
+_AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 
 class PipelineCalls(Middleware):
-    """Adapts arguments, and writes what the client does not show. A warning is told once."""
+    """Adapts arguments and results, and writes to stderr what the client does not show. A warning is written once."""
 
     def __init__(self, service: Service, stream: TextIO | None = None, every_s: float = _LINE_EVERY_S) -> None:
         self._service = service
         self._stream = stream or sys.stderr
         self._every_s = every_s
         self._told: set[str] = set()
+        self._has_answered = False
+        """Whether a call since the last `generation_init` has had an answer."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -52,6 +69,7 @@ class PipelineCalls(Middleware):
             return ToolResult([TextContent(type="text", text='{"ans_ls":[]}')], answers)
         adapted = context.copy(message=context.message.model_copy(update={"arguments": arguments}))
         if name not in _ANSWERING:
+            self._has_answered = self._has_answered and name not in _CONFIGURING
             result = await call_next(adapted)
             self._tell(name, self._service.plan.warnings if name in _CONFIGURING else ())
             return result
@@ -60,7 +78,19 @@ class PipelineCalls(Middleware):
         self._tell(name, (result.meta or {}).get("warnings", ()))
         if line := _failures(result.structured_content or {}):
             self._write(f"{name}: {line}")
-        return result
+        return self._for_a_run(result)
+
+    def _for_a_run(self, result: ToolResult) -> ToolResult:
+        """Return the result; without any answer it is an error only where a failure affects all items."""
+        structured = result.structured_content or {}
+        codes = {error["code"] for error in structured.get("errors", ())}
+        if not result.is_error:
+            self._has_answered = self._has_answered or len(structured.get("errors", ())) < len(structured["ans_ls"])
+            return result
+        affects_all = _AFFECTS_ALL if self._has_answered else _AFFECTS_ALL_AT_FIRST
+        if self._service.plan.settings.on_error == "raise" or codes & affects_all:
+            return result
+        return ToolResult([TextContent(type="text", text=orjson.dumps(structured).decode())], structured, result.meta)
 
     def _tell(self, name: str, warnings: Iterable[str]) -> None:
         for warning in warnings:
