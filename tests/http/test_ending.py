@@ -120,9 +120,10 @@ def test_it_leaves_no_engine_behind(tmp_path, how):
     pytest.importorskip("torch")
     file = tmp_path / "engine.yaml"
     engine = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}}
-    file.write_text(yaml.safe_dump(engine | {"sampling_params": {"max_tokens": 2000, "temperature": 0}}))
+    endless = {"sampling_params": {"max_tokens": 2000}, "extra_params": {"ignore_eos": True}}
+    file.write_text(yaml.safe_dump(engine | endless))
     with Served(file) as server:
-        _calling(server.session(), *["Count from one to a thousand."] * 4)
+        _calling(server.session(), *["Hi!"] * 4)
         eventually(server.family)
         time.sleep(1)
         _ends(server, how)

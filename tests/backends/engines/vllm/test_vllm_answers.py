@@ -20,6 +20,14 @@ CITY = {
 }
 
 
+ENDLESS = {"ignore_eos": True}
+
+
+def _only(text: str) -> dict[str, Any]:
+    """Return the response format of answers that can only be `text`."""
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": text}}}
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from transformers import AutoTokenizer
@@ -35,14 +43,13 @@ def prompt_tokens(tokenizer):
 
 
 def test_it_answers_through_the_models_own_template(desk, vllm, tokenizer, prompt_tokens):
-    (outcome,) = desk.ask(vllm, ["What is the capital of France?"], max_tokens=20)
-    assert "Paris" in outcome.text
-    assert outcome.finish_reason == "stop"
+    (outcome,) = desk.ask(vllm, ["What is the capital of France?"], {"guided_choice": ["Paris."]}, max_tokens=20)
+    assert (outcome.text, outcome.finish_reason) == ("Paris.", "stop")
     assert outcome.latency_s > 0
     assert desk.stats.warnings == {}
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     assert outcome.usage.prompt_tokens == prompt_tokens(turns)
-    assert outcome.usage.completion_tokens == len(tokenizer.encode(outcome.text)) + 1  # the end of the turn
+    assert outcome.usage.completion_tokens > len(tokenizer.encode(outcome.text))  # the end of the turn, too
 
 
 def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
@@ -59,7 +66,7 @@ def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
 
 
 def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
-    call, shown = desk.call(vllm, ["Tell me a story."], max_tokens=60), []
+    call, shown = desk.call(vllm, ["Hi!"], ENDLESS, max_tokens=60), []
     call.stats.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert shown
@@ -69,29 +76,27 @@ def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
 
 
 def test_an_answer_that_is_cut_says_so(desk, vllm):
-    (outcome,) = desk.ask(vllm, ["Count to one hundred."], max_tokens=5)
+    (outcome,) = desk.ask(vllm, ["Hi!"], ENDLESS, max_tokens=5)
     assert outcome.finish_reason == "length"
     assert outcome.usage.completion_tokens == 5
 
 
 def test_answers_keep_their_prompts_in_a_batch_larger_than_the_engine(desk, vllm):
-    prompts = [f"Repeat this word: {word}" for word in ("apple", "river", "stone", "cloud", "tiger", "bread") * 4]
-    texts = desk.texts(vllm, prompts, max_tokens=8)
-    assert texts[:6] == texts[6:12] == texts[18:]
-    assert "apple" in texts[0].lower()
-    assert "tiger" in texts[4].lower()
+    words = ("apple", "river", "stone", "cloud", "tiger", "bread") * 4
+    texts = desk.texts(vllm, ["Hi!"] * len(words), max_tokens=12, response_format=tuple(map(_only, words)))
+    assert [json.loads(text) for text in texts] == list(words)
 
 
 def test_stop_strings_cut_before_the_text_and_special_tokens_end_the_answer(desk, vllm):
-    whole, cut, empty = desk.texts(
-        vllm, ["Write the alphabet: a b c d e f"] * 3, max_tokens=40, stop=(None, ["d"], ["", "zzzz"])
-    )
-    assert "d" in whole
-    assert cut == whole[: whole.index("d")]
+    (whole,) = desk.texts(vllm, ["Hi!"], ENDLESS, max_tokens=40)
+    stop = whole[5:8]
+    cut, empty = desk.texts(vllm, ["Hi!"] * 2, ENDLESS, max_tokens=40, stop=([stop], ["", "\0"]))
+    assert cut == whole[: whole.index(stop)]
     assert empty == whole
     assert "An empty stop string was left out." in desk.stats.warnings
-    (outcome,) = desk.ask(vllm, ["Hi!"], {"ignore_eos": True}, max_tokens=60, stop=["<|im_end|>"])
-    assert outcome.finish_reason == "stop"
+    forced = {**ENDLESS, "guided_choice": ["yes"]}
+    (outcome,) = desk.ask(vllm, ["Hi!"], forced, max_tokens=60, stop=["<|im_end|>"])
+    assert (outcome.text, outcome.finish_reason) == ("yes", "stop")
 
 
 def test_seeds_repeat_item_by_item_in_any_company(desk, vllm):
@@ -137,25 +142,26 @@ def test_reasoning_is_told_apart(desk, vllm):
 
 
 def test_sampling_parameters_of_vllm_go_through(desk, vllm):
-    (short,) = desk.ask(vllm, ["Hi!"], max_tokens=100)
-    (longer,) = desk.ask(vllm, ["Hi!"], {"min_tokens": 40}, max_tokens=45)
-    assert short.usage.completion_tokens < 40 <= longer.usage.completion_tokens
-    (banned,) = desk.texts(vllm, ["What is the capital of France?"], {"bad_words": ["Paris", " Paris"]}, max_tokens=12)
-    assert "Paris" not in banned
+    (whole,) = desk.texts(vllm, ["Hi!"], ENDLESS, max_tokens=12)
+    (short,) = desk.ask(vllm, ["Hi!"], ENDLESS, max_tokens=45, stop=[whole[3:6]])
+    (longer,) = desk.ask(vllm, ["Hi!"], {**ENDLESS, "min_tokens": 40}, max_tokens=45, stop=[whole[3:6]])
+    assert short.usage.completion_tokens <= 12 < 40 <= longer.usage.completion_tokens
+    (banned,) = desk.texts(vllm, ["Hi!"], {**ENDLESS, "bad_words": whole.split()[:1]}, max_tokens=12)
+    assert banned != whole
 
 
 def test_a_stop_string_among_the_extra_parameters_is_one_string(desk, vllm):
-    (whole,) = desk.texts(vllm, ["What is the capital of France?"], max_tokens=12)
-    (cut,) = desk.texts(vllm, ["What is the capital of France?"], {"stop": "Paris"}, max_tokens=12)
-    assert cut == whole[: whole.index("Paris")]
+    (whole,) = desk.texts(vllm, ["Hi!"], ENDLESS, max_tokens=12)
+    (cut,) = desk.texts(vllm, ["Hi!"], {**ENDLESS, "stop": whole[3:6]}, max_tokens=12)
+    assert cut == whole[: whole.index(whole[3:6])]
 
 
 def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, vllm):
     body = {"max_completion_tokens": 3, "n": 1, "min_tokens": None, "logprobs": None}
-    (outcome,) = desk.ask(vllm, ["Count to one hundred."], body)
+    (outcome,) = desk.ask(vllm, ["Hi!"], ENDLESS | body)
     assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
     assert not desk.stats.warnings
-    (outcome,) = desk.ask(vllm, ["Count to one hundred."], {"max_tokens": "12"})
+    (outcome,) = desk.ask(vllm, ["Hi!"], {"max_tokens": "12"})
     assert outcome.error.code == "invalid_input"
     assert "max_tokens is a text" in outcome.error.message
 
@@ -196,12 +202,12 @@ def test_a_parameter_that_makes_no_sense_is_that_items_error(desk, vllm, extra, 
     assert outcome.error.code == "invalid_input"
     assert name in outcome.error.message
     assert "\n" not in outcome.error.message
-    assert "Paris" in desk.texts(vllm, ["What is the capital of France?"], max_tokens=10)[0]
+    assert desk.texts(vllm, ["Hi!"], max_tokens=10)[0]
 
 
 def test_cancelling_aborts_the_requests(desk, vllm):
     async def cancelled():
-        call = desk.call(vllm, ["Count to one million in words."] * 40, {"ignore_eos": True}, max_tokens=1900)
+        call = desk.call(vllm, ["Hi!"] * 40, ENDLESS, max_tokens=1900)
         running = asyncio.create_task(call.run())
         await asyncio.sleep(3)
         assert not running.done()
@@ -221,7 +227,7 @@ def test_cancelling_aborts_the_requests(desk, vllm):
 
 def test_a_small_call_beside_a_huge_one_gets_its_share(desk, vllm):
     async def both():
-        huge = desk.call(vllm, ["Tell me a story."] * 200, {"ignore_eos": True}, max_tokens=24)
+        huge = desk.call(vllm, ["Hi!"] * 200, ENDLESS, max_tokens=24)
         running = asyncio.create_task(huge.run())
         while not huge.sink.order:
             await asyncio.sleep(0.01)

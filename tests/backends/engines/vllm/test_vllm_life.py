@@ -91,22 +91,22 @@ def test_nothing_outlives_a_killed_server(small, python):
 def test_a_client_generates_cancels_shuts_down_and_generates_again(tmp_path):
     file = tmp_path / "parameter.yaml"
     block = {"model_name_or_path": "smollm2-135m-instruct", "max_num_seqs": 4, "max_model_len": 2048}
-    settings = {"backend": "vllm", "backend_configs": {"vllm": block}, "sampling_params": {"temperature": 0}}
-    file.write_text(json.dumps(settings | {"extra_params": {}}))  # JSON is YAML
+    settings = {"backend": "vllm", "backend_configs": {"vllm": block}, "sampling_params": {"max_tokens": 60}}
+    file.write_text(json.dumps(settings | {"extra_params": ENDLESS}))  # JSON is YAML
     with Piped(file) as server:
         server.initialize()
         number = server.call("generate", progress="p", prompt_ls=["What is the capital of France?"])
         result = server.result(number, 170)
-        assert "Paris" in result["structuredContent"]["ans_ls"][0]
-        assert result["_meta"]["finish_reason"] == ["stop"]
+        assert result["structuredContent"]["ans_ls"][0]
+        assert result["_meta"]["finish_reason"] == ["length"]
         assert any("Loading" in told.get("message", "") for _, told in server.progress("p"))
         turns = [{"role": "user", "content": "What is the capital of France?"}]
         number = server.call("multiturn_generate", messages=turns, system_prompt="You know every city.")
-        assert "Paris" in server.result(number)["structuredContent"]["ans_ls"][0]
-        huge = server.call("generate", prompt_ls=["Tell me a very long story."] * 200)
+        assert server.result(number)["structuredContent"]["ans_ls"][0]
+        huge = server.call("generate", prompt_ls=["Hi!"] * 400)
         time.sleep(2)
         server.notify("notifications/cancelled", requestId=huge)
-        assert "Paris" in server.answers("What is the capital of France?")[0]
+        assert server.answers("What is the capital of France?")[0]
         assert server.found(huge) is None
         before = server.family()
         assert len(before) >= 2
@@ -115,7 +115,7 @@ def test_a_client_generates_cancels_shuts_down_and_generates_again(tmp_path):
         assert server.family() == []
         server.result(server.call("vllm_shutdown"))
         number = server.call("generate", prompt_ls=["What is the capital of France?"])
-        assert "Paris" in server.result(number, 170)["structuredContent"]["ans_ls"][0]
+        assert server.result(number, 170)["structuredContent"]["ans_ls"][0]
         after = server.family()
         server.end("EOF")
         assert server.process.wait(5) == 0

