@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -48,6 +49,12 @@ def index(monkeypatch):
     return brought
 
 
+@pytest.fixture(scope="module")
+def usual():
+    """The converted model of this machine; made before a test has no network."""
+    return embedded_model.model_folder(silent)
+
+
 def failure(report=silent) -> PromptmillError:
     with pytest.raises(PromptmillError) as caught:
         embedded_model.model_folder(report)
@@ -56,7 +63,7 @@ def failure(report=silent) -> PromptmillError:
 
 
 def test_what_is_in_the_cache_is_taken_without_a_word(cache, index):
-    folder = cache / "smollm2-135m-instruct-1"
+    folder = cache / "smollm2-135m-instruct-2"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     said: list[str] = []
@@ -107,9 +114,16 @@ def test_remains_of_a_killed_conversion_are_removed(cache, index):
 
 
 @pytest.mark.engine
+def test_its_weights_are_stored_as_openvinos_are_and_computed_with_in_bfloat16(usual):
+    safetensors = pytest.importorskip("safetensors")
+    with safetensors.safe_open(usual / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118 (no dict)
+    assert json.loads((usual / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.engine
 @pytest.mark.thorough
-def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_path, monkeypatch):
-    usual = embedded_model.model_folder(silent)
+def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_path, usual):
     target = tmp_path / "cache" / usual.name
     code = (
         "from promptmill.backends.engines.embedded_model import model_folder;"

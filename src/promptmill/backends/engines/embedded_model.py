@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -163,20 +164,24 @@ def _convert(source: Path, target: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float16)
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain now
-    plain = type(model)(config).to(torch.bfloat16)
+    plain = type(model)(config).to(torch.float16)
     plain.load_state_dict(model.state_dict())
     plain.tie_weights()
     plain.generation_config = model.generation_config
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
     plain.save_pretrained(target)
-    if not (target / "config.json").is_file():
+    described = target / "config.json"
+    if not described.is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise _failure("the conversion wrote no model.")
+    # engines choose the format that they compute in by this; in float16 a model of bfloat16 may overflow
+    values = json.loads(described.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
-TRANSFORMERS = Conversion("1", "config.json", "half a minute", _convert)
-"""As hf and vllm take it: safetensors in bfloat16."""
+TRANSFORMERS = Conversion("2", "config.json", "half a minute", _convert)
+"""As hf and vllm take it: safetensors in float16, the same weights as openvino's."""
