@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from promptmill.api import MPOpenAIAPI, OpenAIAPI, object_in
+from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI, object_in
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.datastudio_inputs import conversation_of
 from promptmill.core.errors import PromptmillError
@@ -272,6 +272,42 @@ def test_several_keys_and_ports_share_the_work(upstream):
     assert keys == {"Bearer one", "Bearer two"}
 
 
+@pytest.mark.parametrize("port", ["{}", ["{}"]])
+def test_a_port_may_be_a_text(upstream, port):
+    written = [str(upstream.port)] if isinstance(port, list) else str(upstream.port)
+    assert OpenAIAPI("m", key="k", port=written).generate(["a"]) == ["echo: a"]
+    assert len(upstream.seen) == 1
+
+
+@pytest.mark.parametrize("port", ["8000,8001", "", "http://h:1", 0, 65536, ["1", "x"]])
+def test_anything_but_a_port_is_refused_before_a_key_goes_anywhere(port):
+    with pytest.raises(PromptmillError, match="port"):
+        OpenAIAPI("m", key="k", port=port)
+
+
+@pytest.mark.parametrize("retry", [0, -1, 1000])
+def test_any_number_of_attempts_sends_at_least_one_request(upstream, retry):
+    api = OpenAIAPI("m", api_base=upstream.url, retry=retry, wait=0.01)
+    assert api.generate(["a"]) == ["echo: a"]
+    assert len(upstream.seen) == 1
+
+
+def test_numbers_out_of_their_range_are_the_endpoints_to_refuse(upstream):
+    odd: dict[str, Any] = {
+        "presence_penalty": 3,
+        "temperature": -1,
+        "max_tokens": 0,
+        "top_p": 0,
+        "min_p": 2,
+        "top_k": -2,
+    }
+    OpenAIAPI("m", api_base=upstream.url, **odd).generate(["a"], frequency_penalty=-5)
+    assert upstream.seen[0].json.items() >= {**odd, "frequency_penalty": -5}.items()
+    wrong: Any = "hot"
+    with pytest.raises(PromptmillError, match="temperature"):
+        OpenAIAPI("m", api_base=upstream.url, temperature=wrong)
+
+
 def test_an_answer_without_an_object_is_asked_for_again(upstream):
     upstream.reply = by_prompt({"x": attempts(answer("no"), answer('{"a": 1}'))}, answer("no"))
     api = OpenAIAPI("m", api_base=upstream.url, return_dict=True, retry=3)
@@ -367,3 +403,130 @@ def test_an_object_is_looked_for_behind_the_thoughts(upstream, thought):
     assert OpenAIAPI("m", return_dict=True, **options).generate(["Who?"]) == [{"name": "Ada"}]
     assert OpenAIAPI("m", **options).generate(["Who?"], answer_schema=_Person) == [_Person(name="Ada")]
     assert len(upstream.seen) == 2
+
+
+# The base class
+
+
+class _Own(BaseAPI):
+    """A program's own client: answers by a function of the messages."""
+
+    def __init__(self, answer, **options):
+        super().__init__(**({"wait": 0, "return_dict": False} | options))
+        self.answer = answer
+        self.seen = []
+
+    def generate_inner(self, inputs, **kwargs):
+        self.seen.append((inputs, kwargs))
+        return self.answer(inputs)
+
+
+def test_both_classes_are_of_the_base_class_whose_arguments_are_the_references():
+    assert issubclass(OpenAIAPI, BaseAPI)
+    assert issubclass(MPOpenAIAPI, BaseAPI)
+    assert BaseAPI.allowed_types == ["text", "image", "image_url", "system"]
+    parameters = list(inspect.signature(BaseAPI.__init__).parameters.values())[1:-1]
+    assert [(p.name, p.default) for p in parameters] == [
+        *(("retry", 10), ("wait", 5), ("timeout", (30, 1800)), ("logger", None), ("thread_num", 384)),
+        *(("fail_msg", "Failed to obtain answer via API."), ("openai_format", True), ("image_key_name", "image")),
+        *(("return_dict", True), ("use_system_proxy", False)),
+    ]
+    assert BaseAPI.__abstractmethods__ == {"generate_inner"}
+
+
+def test_a_programs_own_client_gets_messages_and_its_answers_come_in_order():
+    own = _Own(lambda messages: (0, f"echo: {messages[0]['content']}", {}), top_k=5)
+    assert own.generate(["a", {"type": "text", "value": "b"}, "c"], top_p=0.5) == ["echo: a", "echo: b", "echo: c"]
+    assert own.seen[0] == ([{"role": "user", "content": "a"}], {"top_k": 5, "top_p": 0.5})
+    with pytest.raises(PromptmillError, match="one input"):
+        own.generate("a")
+
+
+def test_failures_of_a_programs_own_client_are_tried_again(caplog):
+    def fails(messages):
+        raise OSError("no route")
+
+    own = _Own(fails, retry=3)
+    assert own.generate(["a"]) == [own.fail_msg]
+    assert len(own.seen) == 3
+    assert "OSError: no route" in caplog.text
+    results = iter([(-1, "no", {}), (0, "", {}), (0, own.fail_msg, {}), (0, "yes", {})])
+    assert _Own(lambda _: next(results), retry=4).generate(["a"]) == ["yes"]
+    once = _Own(lambda _: (-1, "", {}), retry=0)
+    assert once.generate(["a"]) == [once.fail_msg]
+    assert len(once.seen) == 1
+
+
+def test_return_dict_of_a_programs_own_client_wants_an_object():
+    texts = iter(["no", 'Sure: {"a": 1}'])
+    own = _Own(lambda _: (0, next(texts), {}), return_dict=True)
+    assert own.generate(["a"]) == [{"a": 1}]
+    assert _Own(lambda _: (0, {"a": 1}, {}), return_dict=True).generate(["a"]) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ("a", "str"),
+        ({"type": "text", "value": "a"}, "dict"),
+        (["a", "b"], "liststr"),
+        ([{"role": "user", "content": "a"}], "listdict"),
+        (["a", {"type": "text", "value": "b"}], "unknown"),
+        ([], "unknown"),
+        (7, "unknown"),
+    ],
+)
+def test_inputs_have_a_kind_and_unknown_ones_are_refused(api, given, kind):
+    assert api.check_content(given) == kind
+    if kind == "unknown":
+        with pytest.raises(AssertionError, match="unknown"):
+            api.pre_process(given)
+    else:
+        assert api.pre_process(given)[0]["role"] == "user"
+
+
+def test_parts_of_another_type_are_refused(api):
+    with pytest.raises(AssertionError, match="video"):
+        api.pre_process([{"type": "video", "value": "x"}])
+
+    class TextsOnly(_Own):
+        allowed_types: ClassVar = ["text"]
+
+    texts_only = TextsOnly(lambda _: (0, "a", {}))
+    for given in ({"type": "image", "value": "a.png"}, "https://h/a.png"):
+        with pytest.raises(AssertionError, match="image"):
+            texts_only.pre_process(given)
+
+
+def test_inputs_become_parts_and_parts_become_messages(api, tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (2, 2), "red").save(file)
+    url = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    given = [
+        {"type": "system", "value": "Be short."},
+        {"type": "text", "value": "Which?"},
+        {"type": "image", "image": str(file)},
+    ]
+    parts = api.preproc_content(given)
+    assert parts == [*given[:2], {"type": "image", "value": str(file)}]
+    assert api.preproc_content(["Which?", str(file)]) == parts[1:]
+    asked = {
+        "role": "user",
+        "content": [{"type": "text", "text": "Which?"}, {"type": "image_url", "image_url": {"url": url}}],
+    }
+    messages, text = api.prepare_inputs(parts)
+    assert messages == [{"role": "system", "content": "Be short."}, asked] == api.pre_process(given)
+    assert text == "Be short.\nWhich?"
+    assert api.prepare_inputs(messages) == (messages, text)
+    assert api.preproc_content(messages) == messages
+    api.openai_format = False
+    assert api.prepare_inputs(parts) == (parts, text)
+
+
+def test_an_image_in_memory_is_encoded_and_anything_else_stays(api):
+    image = Image.new("RGB", (2, 2), "red")
+    encoded = api.encode_image_directly(image)
+    assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (2, 2)
+    assert api.encode_image_directly("a.png") == "a.png"
+    (part,) = api.preproc_content({"type": "image", "value": image})
+    assert part["value"] is image

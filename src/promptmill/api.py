@@ -1,17 +1,23 @@
-"""Python faces of the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
+"""Python classes over the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
 
 Constructor arguments and their defaults are those of DataStudio's classes of the same names, so that programs written
-for those run on promptmill; everything behind them is the backend that the server uses.
+for those run on promptmill; everything behind them is the backend that the server uses. `BaseAPI` is the base class of
+both, for programs that bring a client of their own.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import base64
 import contextlib
 import logging
+import random
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, TypeAlias
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,9 +25,10 @@ from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import asking_for, compile_schema
 from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation
-from promptmill.core.datastudio_inputs import conversation_of
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.conversation import Conversation, ImagePart, Message, TextPart
+from promptmill.core.datastudio_inputs import conversation_of, parts_of, texts_of
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error
+from promptmill.core.held_image import HeldImage, is_image
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.core.sampling import Sampling
 from promptmill.service.list_call import ListSink
@@ -39,6 +46,10 @@ _SAMPLING = (
 # Arguments of the classes that programs pass on to calls, too, where they are no part of a request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _MOST_CONNECTIONS = 16384
+_MOST_ATTEMPTS = 100
+_LAST_PORT = 65535
+_KINDS = frozenset({"str", "dict", "liststr", "listdict"})
+_MOST_THREADS = 384
 _BAR_EVERY_S = 0.2
 
 
@@ -50,7 +61,164 @@ class InterruptedCall(KeyboardInterrupt):
         self.answers = answers
 
 
-class OpenAIAPI:
+class BaseAPI(abc.ABC):
+    """DataStudio's base class: a program's own client is a subclass with `generate_inner`, and needs nothing else.
+
+    `generate` reads inputs of any shape, calls `generate_inner` for each in a thread, and tries failures again.
+    """
+
+    allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
+    """The types of parts that an input may have."""
+
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        retry: int = 10,
+        wait: float = 5,
+        timeout: tuple[float, float] = (30, 1800),
+        logger: Any = None,
+        thread_num: int = _MOST_THREADS,
+        fail_msg: str = _FAIL_MESSAGE,
+        openai_format: bool = True,  # noqa: FBT001, FBT002
+        image_key_name: str = "image",
+        return_dict: bool = True,  # noqa: FBT001, FBT002
+        use_system_proxy: bool = False,  # noqa: FBT001, FBT002
+        **kwargs: Any,
+    ) -> None:
+        """`retry` counts attempts in all, at least one; `wait` is the longest wait between them in seconds.
+
+        `thread_num` calls of `generate_inner` run at a time. `image_key_name` is a key under which parts may hold their
+        images. Without `openai_format`, `generate_inner` gets a list of parts instead of messages. `timeout` and
+        `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
+        """
+        self.retry = retry
+        self.wait = wait
+        self.timeout = timeout
+        self.logger: Any = logger or logging.getLogger("promptmill")
+        self.thread_num = thread_num
+        self.fail_msg = fail_msg
+        self.openai_format = openai_format
+        self.image_key_name = image_key_name
+        self.return_dict = return_dict
+        self.use_system_proxy = use_system_proxy
+        self.default_kwargs = kwargs
+
+    @abc.abstractmethod
+    def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, Any]:
+        """Answer one input, as `pre_process` returns it: `(ret_code, answer, response)`, `ret_code` 0 for success."""
+
+    def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one. Raises as `pre_process` does."""
+        inputs = [self.pre_process(message) for message in _inputs(messages)]
+        given = {**self.default_kwargs, **kwargs}
+        with ThreadPoolExecutor(max(1, min(self.thread_num, len(inputs)))) as threads:
+            return list(threads.map(lambda message: self.process_single_message(message, given), inputs))
+
+    def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
+        """Return the answer to one input of `generate_inner`, `fail_msg` when `retry` attempts brought none.
+
+        With `return_dict` the answer is the object that its JSON holds; an answer without one is a failed attempt.
+        """
+        for attempt in range(max(1, self.retry)):
+            if attempt:
+                time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+            try:
+                code, answer, _ = self.generate_inner(message, **all_kwargs)
+            except Exception as error:  # noqa: BLE001 (whatever a program's own client raises)
+                self._log("error", f"attempt {attempt + 1} failed: {type(error).__name__}: {error}")
+                continue
+            if isinstance(answer, str) and self.return_dict:
+                answer = object_in(split_marked(answer)[1])
+            if code == 0 and answer is not None and answer not in ("", self.fail_msg):
+                return answer
+            self._log("error", f"attempt {attempt + 1} brought no answer (code {code})")
+        return self.fail_msg
+
+    def pre_process(self, msg: Any) -> list[Any]:
+        """Return one input as `generate_inner` gets it: messages with images as `data:` URLs.
+
+        Raises `AssertionError` for an input of another kind, or a part of a type that is not in `allowed_types`.
+        """
+        kind = self.check_content(msg)
+        assert kind in _KINDS, f"an input is {kind}; send a text, a part, a list of texts or a list of parts"
+        items = [msg] if kind in {"str", "dict"} else msg
+        self._check_types(item for item in items if isinstance(item, Mapping))
+        content = self.preproc_content(msg)
+        self._check_types(part for part, item in zip(content, items, strict=True) if isinstance(item, str))
+        return self.prepare_inputs(content)[0]
+
+    def check_content(self, msgs: Any) -> str:
+        """Return the kind of an input: `str`, `dict`, `liststr`, `listdict` or `unknown`."""
+        if isinstance(msgs, str):
+            return "str"
+        if isinstance(msgs, Mapping):
+            return "dict"
+        if not isinstance(msgs, list | tuple) or not msgs:
+            return "unknown"
+        if all(isinstance(item, str) for item in msgs):
+            return "liststr"
+        return "listdict" if all(isinstance(item, Mapping) for item in msgs) else "unknown"
+
+    def preproc_content(self, inputs: Any) -> list[Any]:
+        """Return an input as a list of parts, each `{"type": …, "value": …}`; messages with a role stay as they are.
+
+        A text that is the path or URL of an image is a part of type `image`. Raises `PromptmillError`.
+        """
+        return parts_of(inputs, "inputs", self.image_key_name)
+
+    def prepare_inputs(self, inputs: Any) -> tuple[list[Any], str]:
+        """Return parts as messages, with images as `data:` URLs, and all their texts in one.
+
+        Without `openai_format` the parts stay parts. Raises `PromptmillError`.
+        """
+        conversation = conversation_of(inputs, "inputs", self.image_key_name)
+        text = "\n".join(texts_of(conversation))
+        if not self.openai_format:
+            return self.preproc_content(inputs), text
+        return [self._message(message) for message in conversation.messages], text
+
+    def encode_image_directly(self, img_item: Any) -> Any:
+        """Return an image of Pillow's, an array or bytes as base64; anything else as it is."""
+        return self._encoded(HeldImage(img_item))[1] if is_image(img_item) else img_item
+
+    def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
+        """Do nothing: calls close what they open."""
+
+    def _check_types(self, parts: Iterable[Mapping[str, Any]]) -> None:
+        wrong = {str(part.get("type"))[:40] for part in parts if "role" not in part} - {*self.allowed_types}
+        assert not wrong, f"types of parts that are not allowed: {', '.join(sorted(wrong))}"
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        if not isinstance(message.content, tuple):
+            return {"role": message.role, "content": message.content, **(message.extra or {})}
+        content: list[dict[str, Any]] = []
+        for part in message.content:
+            if isinstance(part, TextPart):
+                content.append({"type": "text", "text": part.text})
+            elif isinstance(part, ImagePart):
+                content.append({"type": "image_url", "image_url": {"url": self._url(part.source)}})
+            else:
+                content.append({"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}})
+        return {"role": message.role, "content": content, **(message.extra or {})}
+
+    def _url(self, source: str) -> str:
+        from promptmill.images.load import is_web
+
+        return source if is_web(source) else "data:{};base64,{}".format(*self._encoded(source))
+
+    def _encoded(self, source: str) -> tuple[str, str]:
+        from promptmill.images.load import ImageRules, load_image
+
+        image = load_image(source, ImageRules())
+        return image.media_type, base64.b64encode(image.data).decode()
+
+    def _log(self, level: str, text: str) -> None:
+        """Log `text` with any kind of logger: without formatting, by `info` where it lacks `level`."""
+        log = getattr(self.logger, level, None) or getattr(self.logger, "info", None)
+        if log is not None:
+            log(text)
+
+
+class OpenAIAPI(BaseAPI):
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
 
     def __init__(  # noqa: PLR0917 (positions are DataStudio's)
@@ -64,7 +232,7 @@ class OpenAIAPI:
         presence_penalty: float | None = 1.0,
         repetition_penalty: float | None = 1.0,
         api_base: str | None = None,
-        port: int | Sequence[int] | None = None,
+        port: int | str | Sequence[int | str] | None = None,
         retry: int = 10,
         wait: float = 3,
         timeout: tuple[float, float] = (30, 1800),
@@ -83,12 +251,26 @@ class OpenAIAPI:
     ) -> None:
         """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
 
-        `retry` counts attempts in all, `wait` is the longest wait between them in seconds, `timeout` seconds to connect
-        and of silence, `thread_num` requests in flight. Of several keys and ports each takes its share. None leaves a
-        parameter to the endpoint. `image_key_name` is a key under which parts hold their images; `openai_format` is
-        taken and means nothing here. `kwargs` go into the request body. What is set on the object afterwards counts
-        from the next call on. Raises `PromptmillError` (`invalid_config`).
+        `retry` counts attempts in all, from 1 to 100; `wait` is the longest wait between them in seconds, `timeout`
+        seconds to connect and of silence, `thread_num` requests in flight. Of several keys and ports each takes its
+        share. None leaves a parameter to the endpoint, and a number out of its usual range is the endpoint's to refuse.
+        `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs` alone.
+        `kwargs` go into the request body. What is set on the object afterwards counts from the next call on. Raises
+        `PromptmillError` (`invalid_config`).
         """
+        super().__init__(
+            retry,
+            wait,
+            timeout,
+            logger,
+            thread_num,
+            fail_msg,
+            openai_format,
+            image_key_name,
+            return_dict,
+            use_system_proxy,
+            **kwargs,
+        )
         self.model = model
         self.key = key
         self.temperature = temperature
@@ -99,20 +281,9 @@ class OpenAIAPI:
         self.repetition_penalty = repetition_penalty
         self.api_base = api_base
         self.port = port
-        self.retry = retry
-        self.wait = wait
-        self.timeout = timeout
         self.max_tokens = max_tokens
-        self.thread_num = thread_num
-        self.return_dict = return_dict
-        self.logger: Any = logger or logging.getLogger("promptmill")
         self.max_connections = max_connections
         self.enable_thinking = enable_thinking
-        self.fail_msg = fail_msg
-        self.use_system_proxy = use_system_proxy
-        self.image_key_name = image_key_name
-        self.openai_format = openai_format
-        self.default_kwargs = kwargs
         self._configuration({}, shared=True)  # what is wrong with it shows now
 
     def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
@@ -125,10 +296,9 @@ class OpenAIAPI:
         `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
         `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
-        if isinstance(messages, str | Mapping):
-            raise input_error("messages is one input; send a list of inputs: generate([…]).")
         conversations = [
-            conversation_of(item, f"messages[{index}]", self.image_key_name) for index, item in enumerate(messages)
+            conversation_of(item, f"messages[{index}]", self.image_key_name)
+            for index, item in enumerate(_inputs(messages))
         ]
         sink = ListSink(len(conversations))
         try:
@@ -158,27 +328,25 @@ class OpenAIAPI:
         response = {"finish_reason": outcome.finish_reason, "usage": usage, "reasoning": outcome.reasoning}
         return (-1 if answer is self.fail_msg else 0), answer, response
 
-    def shutdown(self) -> None:
-        """Do nothing: what a call opens it closes."""
-
     def _configuration(self, overrides: Mapping[str, Any], *, shared: bool) -> Configuration:
         asked = self.default_kwargs | {name: value for name, value in overrides.items() if name not in _OF_THE_CLASS}
         sampling = {name: getattr(self, name) for name in _SAMPLING}
         sampling |= {name: value for name, value in asked.items() if name in _OURS}
+        beyond = {name: sampling.pop(name) for name in [*sampling] if _is_beyond(name, sampling[name])}
         block = self._block() | (dict(self._sharing()) if shared else {})
         return Configuration(
             {
                 "backend": "openai",
                 "backend_configs": {"openai": {name: value for name, value in block.items() if value is not None}},
                 "sampling_params": {name: value for name, value in sampling.items() if value is not None},
-                "extra_params": {name: value for name, value in asked.items() if name not in _OURS},
+                "extra_params": {name: value for name, value in asked.items() if name not in _OURS} | beyond,
                 "reasoning": "inline",
             }
         )
 
     def _block(self) -> dict[str, Any]:
-        ports = [] if self.port is None else [self.port] if isinstance(self.port, int) else self.port
-        local = [f"http://localhost:{port}/v1" for port in ports]
+        ports = [] if self.port is None else [self.port] if isinstance(self.port, int | str) else self.port
+        local = [f"http://localhost:{_port(port)}/v1" for port in ports]
         return {
             "model_name": self.model,
             "base_url": self.api_base or local or "https://api.openai.com/v1",
@@ -186,7 +354,7 @@ class OpenAIAPI:
             "concurrency": self.thread_num,
             "adaptive": False,  # who says how many are in flight means it from the first on
             "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
-            "retries": self.retry,
+            "retries": min(max(self.retry, 1), _MOST_ATTEMPTS),
             "base_delay": min(1.0, self.wait),
             "max_delay": self.wait,
             "timeout": self.timeout,
@@ -236,12 +404,6 @@ class OpenAIAPI:
                 self._log("warning", warning)
         return outcomes
 
-    def _log(self, level: str, text: str) -> None:
-        """Tell `text` by whatever logger there is: no formatting of its own, and at least `info`."""
-        tell = getattr(self.logger, level, None) or getattr(self.logger, "info", None)
-        if tell is not None:
-            tell(text)
-
     def _answer_of(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
         if not isinstance(outcome, Completion):
             self._log("error", f"input {index}: {outcome.error.code}: {outcome.error}")
@@ -275,7 +437,7 @@ class MPOpenAIAPI(OpenAIAPI):
         presence_penalty: float | None = 1.0,
         repetition_penalty: float | None = 1.0,
         api_base: str | None = None,
-        port: int | Sequence[int] | None = None,
+        port: int | str | Sequence[int | str] | None = None,
         retry: int = 10,
         wait: float = 3,
         timeout: tuple[float, float] = (30, 1800),
@@ -324,6 +486,31 @@ class MPOpenAIAPI(OpenAIAPI):
             "num_workers": self.num_workers,
             "worker_concurrency": self.worker_concurrency,
         }
+
+
+def _inputs(messages: Sequence[Any]) -> Sequence[Any]:
+    """Return the inputs of a call. Raises `PromptmillError` for one input in place of a list."""
+    if isinstance(messages, str | Mapping):
+        raise input_error("messages is one input; send a list of inputs: generate([…]).")
+    return messages
+
+
+def _port(port: int | str) -> int:
+    number = int(port) if str(port).isdecimal() else 0
+    if not 0 < number <= _LAST_PORT:
+        raise config_error("port", "is not a port number; give a number from 1 to 65535, or a list of them.")
+    return number
+
+
+def _is_beyond(name: str, value: Any) -> bool:
+    """Return whether `value` is a number out of the range of a sampling parameter, which some endpoints take."""
+    if not isinstance(value, int | float):
+        return False
+    try:
+        Sampling.model_validate({name: value})
+    except ValidationError:
+        return True
+    return False
 
 
 def _lacks_object(outcome: Outcome) -> bool:
@@ -379,4 +566,4 @@ def object_in(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-__all__ = ["InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]
+__all__ = ["BaseAPI", "InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]

@@ -45,6 +45,37 @@ def conversation_of(item: Any, where: str, image_key: str = "image") -> Conversa
     return Conversation((Message("user", content),)).with_system("\n".join(system))
 
 
+def parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str, Any]]:
+    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`; messages with a role stay.
+
+    Raises `PromptmillError` (`invalid_input`) as `conversation_of` does.
+    """
+    items = list(item) if isinstance(item, list | tuple) else [item]
+    found: list[dict[str, Any]] = []
+    for index, one in enumerate(items):
+        place = where if items == [item] else f"{where}[{index}]"
+        if isinstance(one, Mapping) and "role" in one:
+            found.append(dict(one))
+        elif isinstance(one, Mapping) and one.get("type") == "system":
+            found.append({"type": "system", "value": _value(one, place)})
+        else:
+            part = _part(one, place, image_key)
+            if isinstance(part, TextPart):
+                found.append({"type": "text", "value": part.text})
+            else:
+                found.append({"type": "image", "value": getattr(part.source, "image", part.source)})
+    return found
+
+
+def texts_of(conversation: Conversation) -> list[str]:
+    """Return the texts of a conversation in their order, images and audio left out."""
+    found = []
+    for message in conversation.messages:
+        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
+        found += [part.text for part in parts if isinstance(part, TextPart)]
+    return found
+
+
 def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str, Any]:
     """Return a message whose parts are OpenAI's; DataStudio's have their text or image in `value`."""
     content = message.get("content")
