@@ -47,6 +47,16 @@ def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(
     assert kept(tmp_path) == []
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_endpoint_that_is_gone_raises_however_many_rows_there_are(
+    options: dict[str, Any], upstream: Upstream, rows: int
+) -> None:
+    upstream.vanish()
+    settings = {"backend_configs.openai.retries": 2, "backend_configs.openai.base_delay": 0.01}
+    with pytest.raises(PromptmillError, match="refused the connection"):
+        promptmill.bulk(["hello"] * rows, settings=settings, **options)
+
+
 def test_results_come_before_the_last_row_is_answered(options: dict[str, Any], upstream: Upstream) -> None:
     may_go_on = asyncio.Event()
 

@@ -15,7 +15,7 @@ import pytest
 from promptmill.backends.protocol import CallStats
 from promptmill.jobs.records import JobCounts
 from promptmill.jobs.status import Progress
-from replies import answer, attempts, by_prompt, choose, late, quota, status
+from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -224,15 +224,25 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
     assert len(bench.answers()) == 400
 
 
-def test_an_endpoint_that_is_gone_stops_the_job(bench: Any) -> None:
-    bench.prompts(400)
+@pytest.mark.parametrize("rows", [1, 2, 400])
+def test_an_endpoint_that_is_gone_stops_a_job_of_any_length(bench: Any, rows: int) -> None:
+    bench.prompts(rows)
     bench.upstream.vanish()
     bench.fail(code=75)  # trying again may help
     found = bench.status()
     assert found["state"] == "stopped"
     assert "refused the connection" in found["reason"]
+    assert (found["done"], found["failed"]) == (0, 0)
     bench.upstream.come_back()
     bench.succeed()
+
+
+def test_a_row_that_always_loses_its_connection_costs_only_its_own_answer(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 0": reset()}, answer())
+    bench.prompts(3)
+    bench.fail(code=1, concurrency=1)
+    found = bench.status()
+    assert (found["state"], found["done"], found["errors"]) == ("finished", 3, {"connection_lost": 1})
 
 
 def test_max_failures_stops_early(bench: Any) -> None:

@@ -142,7 +142,7 @@ class Limiter:
 
         Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
         """
-        if error := self._unusable():
+        if error := self.unusable():
             if _has_sent(stats):
                 raise error
             self._forgive()
@@ -199,7 +199,7 @@ class Limiter:
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
             pass
         if self._waiting:
-            if error := self._unusable():
+            if error := self.unusable():
                 self._refuse_all(error)
                 if self._waiting:
                     self._forgive()
@@ -278,7 +278,8 @@ class Limiter:
         """Return the seconds until `rpm` and `tpm` allow another request."""
         return 0.0 if self._rates is None else self._rates.wait_s(now)
 
-    def _unusable(self) -> PromptmillError | None:
+    def unusable(self) -> PromptmillError | None:
+        """Return an endpoint's error when all endpoints are unusable, else None."""
         error = None
         for state in self.endpoint_states:
             error = state.unusable()

@@ -289,7 +289,8 @@ class Run(Generic[TaskT]):
             or item.attempts - item.task.attempts >= _HARD_CAP * settings.retries
         ):
             if not held.takes(decision):
-                return await self._fail(item, error, decision.usage)
+                concerns_all = self._is_gone(endpoint_state, decision)
+                return await self._fail(item, error, decision.usage, concerns_all=concerns_all)
             if held.hold(item, permit, decision):
                 await self._release(held)
                 self._limiter.serve()
@@ -336,8 +337,18 @@ class Run(Generic[TaskT]):
         self._start_workers()
 
     async def _release(self, held: HeldRefusals[Item[TaskT]]) -> None:
-        for item, decision, concerns_all in held.release():
+        for item, decision, refused in held.release():
+            concerns_all = refused or (item.failed_at is not None and self._is_gone(item.failed_at, decision))
             await self._fail(item, decision.error, decision.usage, concerns_all=concerns_all)
+
+    def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+        """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
+
+        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts.
+        """
+        if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
+            return False
+        return decision.kind is FailureKind.LOST or not endpoint_state.answered
 
     async def _fail(
         self, item: Item[TaskT], error: PromptmillError, usage: Usage = NO_USAGE, *, concerns_all: bool = False
