@@ -16,11 +16,15 @@ import pytest
 from PIL import Image
 
 from fakes import KEY
+from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
+from promptmill.install.steps import write
 from promptmill.jobs import disk, merge
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import JobFolders
+from promptmill.jobs.prune import prune
+from promptmill.service.answer_cache import AnswerCache
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
@@ -449,9 +453,10 @@ async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(ser
 @pytest.mark.rule("F13")
 @posix
 def test_what_jobs_keep_is_for_this_user_alone(shell, work_folder):
-    os.umask(os.umask(0o022))
-    assert shell().returncode == 0
     root = JobFolders.from_environ().root
+    root.parent.mkdir(parents=True)
+    root.parent.chmod(0o755)
+    assert shell().returncode == 0
     assert stat.S_IMODE(root.parent.stat().st_mode) & 0o055, "what is above is left as it was"
     beside = work_folder / "out.jsonl.promptmill"
     found = [root, *root.rglob("*"), beside, *beside.rglob("*")]
@@ -459,6 +464,29 @@ def test_what_jobs_keep_is_for_this_user_alone(shell, work_folder):
     for path in found:
         bits = stat.S_IMODE(path.stat().st_mode)
         assert bits == (0o700 if path.is_dir() else 0o600), f"{path.name}: {bits:o}"
+
+
+@pytest.mark.rule("F13")
+@posix
+def test_what_is_made_under_an_open_umask_can_be_changed_by_this_user_alone(tmp_path, monkeypatch):
+    def convert(source, target):
+        target.mkdir()
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(embedded_model, "_installed_gguf", lambda: tmp_path)
+    monkeypatch.setattr(embedded_model, "_check", lambda _: None)
+    monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "cache" / "promptmill"))
+    before = os.umask(0)
+    try:
+        disk.make_private_folder(tmp_path / "share" / "promptmill" / "jobs")
+        AnswerCache(tmp_path / "cache" / "promptmill" / "answers.db").close()
+        embedded_model.model_folder(lambda _: None, embedded_model.Conversion("1", "config.json", "no time", convert))
+        write(tmp_path / "config" / "client" / "settings.json", b"{}").act()
+    finally:
+        os.umask(before)
+    found = list(tmp_path.rglob("*"))
+    assert len(found) >= 10
+    assert [path for path in found if path.stat().st_mode & 0o022] == []
 
 
 @pytest.mark.rule("F13")
@@ -475,6 +503,41 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(PermissionError):
         disk.make_private_folder(tmp_path / "mine" / "jobs" / "a")
+
+
+@pytest.mark.rule("F13")
+@posix
+@pytest.mark.parametrize("planted", ["rows.jsonl", "job.db", "folder", "owner"])
+async def test_a_job_folder_that_another_user_planted_is_not_read(
+    serve, shell, work_folder, tmp_path, monkeypatch, planted
+):
+    assert shell("--prompt", "{{prompt}}").returncode == 0
+    folder = work_folder / "out.jsonl.promptmill"
+    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
+    job_id, elsewhere = job.job_id, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secrets.jsonl").write_text('{"prompt": "secret"}\n' * 2)
+    async with serve() as talk:
+        assert (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
+        if planted == "owner":
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        elif planted == "folder":
+            folder.rename(elsewhere / folder.name)
+            folder.symlink_to(elsewhere / folder.name)
+        else:
+            aside = (folder / planted).rename(elsewhere / planted)
+            (folder / planted).symlink_to(elsewhere / "secrets.jsonl" if planted == "rows.jsonl" else aside)
+        before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
+        for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
+            assert "There is no job" in await talk.error(tool, job_id=job_id)
+        assert (await talk("bulk_status")).structured_content["jobs"] == []
+        said = await talk.error("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        assert "is not this job's own output" in said
+        (work_folder / "out.jsonl").unlink()
+        said = await talk.error("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        assert "cannot be used: " in said
+        assert prune(JobFolders.from_environ(), 0, unfinished=True) == []
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
 
 
 @pytest.mark.rule("F14")

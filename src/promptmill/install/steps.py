@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptmill.system.safe_open import make_private
+
 _SUFFIX = ".before-promptmill"
 
 
@@ -67,7 +69,7 @@ def _copy(file: Path, copy: Path) -> None:
 
 def _write(file: Path, content: bytes) -> None:
     file = file.resolve()  # the file that a link leads to, not the link
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_private(file.parent)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
     part = Path(name)
     try:

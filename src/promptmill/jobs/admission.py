@@ -174,6 +174,7 @@ def _locked(folder: Folder) -> Lock | None:
     while True:
         try:
             disk.make_private_folder(folder.path)
+            disk.check_private_folder(folder.path)
             lock = Lock.take(folder.lock)
         except (FileNotFoundError, FileExistsError):  # an old job of these files is removed at this moment
             tries -= 1

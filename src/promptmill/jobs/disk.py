@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from promptmill.system.safe_open import open_regular
+from promptmill.system.safe_open import make_private, open_regular
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
@@ -23,6 +23,7 @@ _BLOCK = 128 * 1024
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NETWORK = frozenset(
     {
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "gpfs", "beegfs", "afs", "9p"),
@@ -35,10 +36,10 @@ class RandomFile:
     """A file read at offsets by any thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file at `path` for reading."""
+        """Open the file at `path`, one of promptmill's own, for reading. Raises `OSError`, for a link as well."""
         self.end: int | None = None
         """Where reading ends before the file does."""
-        self._descriptor = os.open(path, _BINARY | os.O_RDONLY)
+        self._descriptor = os.open(path, _BINARY | _NO_LINK | os.O_RDONLY)
         self._seeking = threading.Lock()
 
     @classmethod
@@ -202,15 +203,37 @@ def make_private_folder(path: Path) -> None:
 
     Raises `OSError`, also when something of another user's, or a link, is in its place.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     path.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
     if sys.platform == "win32":
         return
+    _check_owner(path)
+    with contextlib.suppress(OSError):  # a file system without permissions
+        path.chmod(PRIVATE_FOLDER)
+
+
+def check_private_folder(path: Path) -> None:
+    """Raise `OSError` when the folder or a file in it is another user's, or a link.
+
+    In a folder that several users can write to, any of them could have put it there.
+    """
+    if sys.platform == "win32":
+        return
+    _check_owner(path)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # it was removed since
+                continue
+            if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
+                raise PermissionError(errno.EACCES, f"{entry.name:.60} in it is a link or another user's")
+
+
+def _check_owner(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(errno.EACCES, f"{path.name} is not a folder of this user's")
-    with contextlib.suppress(OSError):  # a file system without permissions
-        path.chmod(PRIVATE_FOLDER)
 
 
 def replace(beside: Path, path: Path) -> None:

@@ -77,6 +77,7 @@ class Folder:
     def open(self) -> JobStore:
         """Open the database until `close`, made if need be; the caller holds the lock. Raises as `JobStore` does."""
         self.close()
+        disk.check_private_folder(self.path)
         self._store = JobStore(self.database, create=True, has_locks=lock.has_locks(self.lock))
         return self._store
 
@@ -164,6 +165,7 @@ class Folder:
         if self._store is not None:
             yield self._store
             return
+        disk.check_private_folder(self.path)
         with contextlib.closing(JobStore(self.database, has_locks=lock.has_locks(self.lock))) as store:
             yield store
 

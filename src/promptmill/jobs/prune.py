@@ -52,7 +52,11 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
 
 def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
     """Remove the folder unless something changed there since `before`; return whether it is gone."""
-    if not folder.path.is_dir() or _last_change(folder.path) > before:
+    try:
+        disk.check_private_folder(folder.path)
+    except OSError:
+        return False
+    if _last_change(folder.path) > before:
         return False
     if not unfinished and not _is_done(folder):
         return False

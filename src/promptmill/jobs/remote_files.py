@@ -26,6 +26,7 @@ from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.given_rows import root_of
 from promptmill.jobs.spec import stamp
 from promptmill.system.installation import adding
+from promptmill.system.safe_open import make_private
 
 # Where an object is there whole or not at all; elsewhere it gets its name at the end.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
@@ -62,7 +63,7 @@ def _fetch(folder: Path, found: Sequence[tuple[tuple[Any, str, str, str], str]],
             target = beside / name
             if not target.resolve().is_relative_to(beside.resolve()):
                 raise input_error(f"{redact(url)} has a name that is no file's.")
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_private(target.parent)
             fs.get_file(path, str(target))
             fs.invalidate_cache()
             if _version(fs, path) != key:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.safe_open import make_private
 
 FILE_NAME = "answers.sqlite"
 MOST_BYTES = 1 << 30
@@ -129,7 +130,7 @@ class AnswerCache:
 
 def _make_private(path: Path) -> None:
     """Make the file, for this user alone. Raises `OSError`, also for another user's file or a link."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     if sys.platform == "win32":

