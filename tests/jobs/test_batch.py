@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replies import answer, completion
+from replies import answer, attempts, choose, completion, status
 
 DETAILS = {
     "system_fingerprint": "fp_1",
@@ -170,6 +170,44 @@ def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_en
     }
     assert score["error"]["code"]
     assert [record.text for record in bench.records()][:3] == ["", " blue", "hi"]
+
+
+def test_a_line_that_asks_for_several_answers_gets_all_of_them(bench: Any) -> None:
+    """All are paid for: a Batch endpoint writes each as a choice of one response."""
+    bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}", logprobs={"content": [seen.number]}))
+    gemini = {"key": "g", "request": {"contents": "b", "generationConfig": {"candidateCount": 2}}}
+    bench.write([*batch("a", n=3), gemini])
+    found = bench.succeed(concurrency=1)
+    body = bench.answers()[0]["response"]["body"]
+    assert [(one["index"], one["message"]["content"]) for one in body["choices"]] == [
+        (0, "answer 1"),
+        (1, "answer 2"),
+        (2, "answer 3"),
+    ]
+    assert [one["logprobs"] for one in body["choices"]] == [{"content": [at]} for at in (1, 2, 3)]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert body["id"] == "chatcmpl-1"
+    candidates = bench.answers()[1]["response"]["candidates"]
+    assert [one["content"]["parts"] for one in candidates] == [[{"text": "answer 4"}], [{"text": "answer 5"}]]
+    assert (found["requests"], found["retries"], len(bench.upstream.seen)) == (5, 0, 5)
+
+
+def test_a_retry_among_several_answers_is_counted_as_one(bench: Any) -> None:
+    bench.upstream.reply = attempts(status(500), answer())
+    bench.write(batch("a", n=3))
+    found = bench.succeed(concurrency=1)
+    assert (found["requests"], found["retries"], len(bench.upstream.seen)) == (4, 1, 4)
+    assert len(bench.answers()[0]["response"]["body"]["choices"]) == 3
+
+
+def test_requests_that_failed_before_are_counted_once_for_several_answers(bench: Any) -> None:
+    bench.upstream.reply = status(500)
+    bench.write([*batch("a", n=2), *batch("b")])
+    assert bench.run("--json", concurrency=1, retries=2).returncode == 1
+    seen = len(bench.upstream.seen)
+    bench.upstream.reply = answer()
+    found = bench.succeed("--retry-failed", concurrency=1, retries=2)
+    assert found["requests"] == len(bench.upstream.seen) == seen + 3
 
 
 def test_answers_to_anthropics_and_geminis_lines_have_their_form(bench: Any) -> None:

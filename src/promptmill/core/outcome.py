@@ -58,6 +58,11 @@ class Completion:
     """All answers, where several were asked for; `text` is the first."""
 
     @property
+    def wanted(self) -> int:
+        """How many answers were asked for: the requests that it takes when none has to be sent again."""
+        return len(self.answers) or 1
+
+    @property
     def is_empty(self) -> bool:
         """Whether it says nothing and calls no tool."""
         return not self.text.strip() and not self.tool_calls
@@ -78,6 +83,8 @@ class Failure:
     text: str = ""
     concerns_all: bool = False
     cost: float | None = None
+    wanted: int = 1
+    """How many answers were asked for."""
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""

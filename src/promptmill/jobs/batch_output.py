@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -73,6 +73,28 @@ def batch_output(
     }
 
 
+class _Answer(NamedTuple):
+    """One of the answers to a line."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    reasoning: str | None
+    tool_calls: Sequence[Mapping[str, Any]]
+    logprobs: Mapping[str, Any] | None
+    details: Mapping[str, Any]
+
+
+def _answers(record: Record) -> list[_Answer]:
+    """Return the answers of a line, several where it asked for them; one that failed is left out."""
+    extras = record.extras
+    details = extras.get("details", {})
+    if choices := details.get("choices"):
+        return [_Answer(**choice) for choice in choices]
+    calls, logprobs = extras.get("tool_calls", ()), extras.get("logprobs")
+    return [_Answer(0, record.text, record.finish_reason, record.reasoning, calls, logprobs, details)]
+
+
 def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
     return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
 
@@ -97,18 +119,12 @@ def _of_openai(record: Record, number: str, model: str, created: int) -> dict[st
     said = details.get("body", {})
     if not isinstance(said.get("usage", {}), dict):
         said = {name: value for name, value in said.items() if name != "usage"}
-    choice = {
-        "index": 0,
-        "message": _openai_message(record, extras, details.get("message", {})),
-        "logprobs": extras.get("logprobs"),
-        "finish_reason": record.finish_reason or "stop",
-    }
     answered = {
         "id": f"chatcmpl-{number}",
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [details.get("choice", {}) | choice],
+        "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
     # the endpoint's own id, model and usage where it gave them
@@ -119,16 +135,23 @@ def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"status_code": 200, "request_id": f"req_{number}", "body": body}
 
 
-def _openai_message(record: Record, extras: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": record.text, "refusal": None, **details}
-    if message["refusal"] == record.text:  # elsewhere the answer; here it has a field of its own
+def _openai_choice(answer: _Answer) -> dict[str, Any]:
+    said = answer.details.get("message", {})
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, **said}
+    if message["refusal"] == answer.text:  # elsewhere the answer; here it has a field of its own
         message["content"] = None
-    if record.reasoning is not None:
-        message["reasoning_content"] = record.reasoning
-    if "tool_calls" in extras:
-        message["tool_calls"] = extras["tool_calls"]
-        message["content"] = record.text or None
-    return message
+    if answer.reasoning is not None:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = answer.tool_calls
+        message["content"] = answer.text or None
+    choice = {
+        "index": answer.index,
+        "message": message,
+        "logprobs": answer.logprobs,
+        "finish_reason": answer.finish_reason or "stop",
+    }
+    return answer.details.get("choice", {}) | choice
 
 
 def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
@@ -162,19 +185,9 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
     if record.code is not None:
         _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
         return {"error": {"code": number_of_code, "message": record.text}}
-    parts: list[dict[str, Any]] = [{"text": record.text}] if record.text else []
-    for call in record.extras.get("tool_calls", ()):
-        name, given = _function_call(call)
-        parts.append({"functionCall": {"name": name, "args": given}})
     prompt, completion = record.prompt_tokens, record.completion_tokens
     response = {
-        "candidates": [
-            {
-                "content": {"parts": parts, "role": "model"},
-                "finishReason": _GEMINI_REASONS.get(record.finish_reason or "stop", "OTHER"),
-                "index": 0,
-            }
-        ],
+        "candidates": list(map(_gemini_candidate, _answers(record))),
         "usageMetadata": {
             "promptTokenCount": prompt,
             "candidatesTokenCount": completion,
@@ -184,6 +197,18 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
         "responseId": number,
     }
     return {"response": response}
+
+
+def _gemini_candidate(answer: _Answer) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"text": answer.text}] if answer.text else []
+    for call in answer.tool_calls:
+        name, given = _function_call(call)
+        parts.append({"functionCall": {"name": name, "args": given}})
+    return {
+        "content": {"parts": parts, "role": "model"},
+        "finishReason": _GEMINI_REASONS.get(answer.finish_reason or "stop", "OTHER"),
+        "index": answer.index,
+    }
 
 
 def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:

@@ -41,7 +41,7 @@ class Record(NamedTuple):
     """The answer, or what the failure says."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`; `response` of a failure."""
+    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`, `wanted`; `response` of a failure."""
     digest: bytes | None
     """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
     checksum: int
@@ -71,7 +71,9 @@ class Record(NamedTuple):
         if self.code is not None:
             error = PromptmillError(Code(self.code), self.text, "")
             error.said = extras.get("response")
-            return Failure(error, self.attempts, self.latency_s, usage, cost=extras.get("cost"))
+            return Failure(
+                error, self.attempts, self.latency_s, usage, cost=extras.get("cost"), wanted=extras.get("wanted", 1)
+            )
         return Completion(
             self.text,
             self.finish_reason,
@@ -113,6 +115,8 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
     apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
     if any(apart.values()):
         more["tokens"] = {name: min(count, _LARGEST_INT) for name, count in apart.items() if count}
+    if outcome.wanted > 1:
+        more["wanted"] = outcome.wanted
     if not isinstance(outcome, Completion):
         error = outcome.error
         if error.said is not None:

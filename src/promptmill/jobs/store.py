@@ -71,6 +71,9 @@ _ERRORS = {
 NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "finish_reason IS 'length'"
 """Which records are to be replaced by new answers, as conditions."""
 ANSWERED = "code IS NULL"
+# A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
+_WANTED = "CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract(more, '$.wanted'), 1) ELSE 1 END"
+_RETRIES = f"max(attempts - {_WANTED}, 0)"
 EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') IS NULL"
 
 
@@ -175,7 +178,7 @@ class JobStore:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done."""
         where = "FROM answer WHERE row < ?"
         counts = JobCounts()
-        sums = "count(*), total(attempts), total(max(attempts - 1, 0)), total(prompt_tokens), total(completion_tokens)"
+        sums = f"count(*), total(attempts), total({_RETRIES}), total(prompt_tokens), total(completion_tokens)"
         ((rows, *spent),) = self._read(f"SELECT {sums} {where}", before)
         counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens = map(int, spent)
         ((open_rows,),) = self._read(f"SELECT count(*) {where} AND ({again})", before)

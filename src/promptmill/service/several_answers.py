@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.outcome import Completion, Failure, Outcome, sum_of
@@ -63,7 +64,12 @@ class _Call(WrappedCall):
             return [request]
         self._open[request.key] = [None] * sampling.n
         return [
-            replace(request, key=request.key | place << _BEHIND, sampling=self._single_sampling(sampling, place))
+            replace(
+                request,
+                key=request.key | place << _BEHIND,
+                sampling=self._single_sampling(sampling, place),
+                attempts=0 if place else request.attempts,  # once, for they are summed up
+            )
             for place in range(sampling.n)
         ]
 
@@ -89,10 +95,38 @@ class _Call(WrappedCall):
         if not answers:
             for outcome in failed[1:]:
                 self._stats.forgive(outcome.error.code)
-            return replace(failed[0], usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
+            return replace(failed[0], usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
         for outcome in failed:
             self._stats.forgive(outcome.error.code)
         if failed:
             self._stats.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
         texts = tuple(outcome.text if isinstance(outcome, Completion) else "" for outcome in found)
-        return replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
+        details = _details(found, answers[0]) if self._source.keep_raw else answers[0].details
+        return replace(
+            answers[0],
+            answers=texts,
+            usage=usage,
+            cost=cost,
+            attempts=attempts,
+            latency_s=latency_s,
+            details=details,
+        )
+
+
+def _details(found: list[Outcome], first: Completion) -> dict[str, Any]:
+    """Return the details of several answers: the first one's `body` without its usage, and `choices` of all."""
+    body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
+    choices = [
+        {
+            "index": index,
+            "text": one.text,
+            "finish_reason": one.finish_reason,
+            "reasoning": one.reasoning,
+            "tool_calls": one.tool_calls,
+            "logprobs": one.logprobs,
+            "details": {name: value for name, value in (one.details or {}).items() if name != "body"},
+        }
+        for index, one in enumerate(found)
+        if isinstance(one, Completion)
+    ]
+    return {"body": body, "choices": choices}
