@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.parameter_names import moved
+from promptmill.config.parameter_names import moved, without_litellm
 from promptmill.core.errors import PromptmillError
 
 
@@ -137,3 +137,60 @@ def test_inline_reasoning_of_the_file_counts_where_sampling_says_nothing():
     assert Configuration(raw).plan.settings.sampling_params.reasoning == "separate"
     init = Configuration({"reasoning": "inline"}).overlaid(Overrides(None, {}, {"temperature": 1}, {}))
     assert init.settings.sampling_params.reasoning == "inline"
+
+
+def _openai_block(**block):
+    found = without_litellm({"backend": "LiteLLM", "backend_configs": {"litellm": block, "hf": {}}})
+    assert found["backend"] == "openai"
+    assert found["backend_configs"].keys() == {"hf", "openai"}
+    return found["backend_configs"]["openai"]
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("openai/gpt-5-mini", {"provider": "openai", "model_name": "gpt-5-mini"}),
+        ("openrouter/qwen/qwen3-8b", {"provider": "openrouter", "model_name": "qwen/qwen3-8b"}),
+        ("gemini/gemini-3-flash", {"provider": "google", "model_name": "gemini-3-flash"}),
+        ("moonshot/k3", {"provider": "kimi", "model_name": "k3", "base_url": "https://api.moonshot.ai/v1"}),
+    ],
+)
+def test_a_litellm_block_is_an_openai_block_of_its_models_provider(name, block):
+    given = {"api_key": "k", "concurrency": 8, "retries": 3, "base_delay": 1.0}
+    assert _openai_block(model_name=name, drop_params=True, base_url=None, **given) == {**block, **given}
+    # one that a plan can be made of
+    Configuration({"backend": "openai", "backend_configs": {"openai": block}})
+
+
+@pytest.mark.parametrize("prefix", ["openai", "hosted_vllm", "litellm_proxy", "custom_openai"])
+def test_the_address_of_a_litellm_block_counts_more_than_its_models_provider(prefix):
+    block = _openai_block(model_name=f"{prefix}/org/m", base_url="http://localhost:8000/v1")
+    assert block == {"model_name": "org/m", "base_url": "http://localhost:8000/v1"}
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ({"model_name": "bedrock/m"}, "bedrock cannot be reached .*`backend: openai`"),
+        ({"model_name": "gpt-5-mini"}, "`provider/name`"),
+        ({"model_name": "openai/"}, "`provider/name`"),
+        ({}, "`provider/name`"),
+        ({"model_name": "hosted_vllm/m"}, "base_url: is missing"),
+    ],
+)
+def test_a_litellm_block_that_cannot_work_here_is_refused(block, problem):
+    with pytest.raises(PromptmillError, match=problem) as caught:
+        _openai_block(**block)
+    assert caught.value.message.startswith("backend_configs.litellm")
+
+
+def test_a_litellm_block_that_is_not_used_is_left_out():
+    blocks = {"litellm": {"model_name": "bedrock/m"}, "hf": {}}
+    assert without_litellm({"backend": "hf", "backend_configs": blocks})["backend_configs"] == {"hf": {}}
+
+
+def test_a_file_for_litellm_loads(tmp_path):
+    file = tmp_path / "parameter.yaml"
+    file.write_text("backend: litellm\nbackend_configs: {litellm: {model_name: openai/m, base_url: http://h/v1}}\n")
+    plan = Configuration.load(file).plan
+    assert (plan.backend, plan.model, plan.settings.backend_configs.openai.base_url) == ("openai", "m", ["http://h/v1"])

@@ -137,6 +137,23 @@ def test_response_format_is_passed_on_once_and_the_text_comes_back_as_it_is(chec
     assert all(seen.json["response_format"] == wanted for seen in upstream.seen)
 
 
+def test_the_backend_litellm_is_the_openai_backend(checkout, foreign_python, upstream):
+    block = {"model_name": "openai/m", "base_url": upstream.url, "api_key": KEY, "drop_params": True}
+    file = checkout / "servers" / "generation" / "parameter.yaml"
+    file.write_text(yaml.safe_dump({"backend": "litellm", "backend_configs": {"litellm": block, "openai": {}}}))
+    with _started(foreign_python) as server:
+        server.initialize()
+        assert server.answers("hi") == ["echo: hi"]
+        configs = {"litellm": {**block, "model_name": "openai/n"}}
+        server.result(server.call("generation_init", backend_configs=configs, sampling_params={}, backend="litellm"))
+        assert server.answers("ho") == ["echo: ho"]
+        wrong = server.result(server.call("generation_init", backend_configs={}, sampling_params={}, backend="litellm"))
+        assert "backend_configs.litellm.model_name" in wrong["content"][0]["text"]
+        assert "left out" not in server.said()
+    assert [seen.json["model"] for seen in upstream.seen] == ["m", "n"]
+    assert upstream.seen[1].headers["authorization"] == f"Bearer {KEY}"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 def test_the_process_that_the_client_started_is_the_server(checkout, foreign_python, upstream):
     upstream.reply = hang()

@@ -81,3 +81,10 @@ def test_zero_attempts_and_places_count_as_one():
     found, told = initial({"backend_configs": {"openai": {"retries": 0, "concurrency": "0", "base_delay": None}}})
     assert found["backend_configs"]["openai"] == {"retries": 1, "concurrency": 1}
     assert len(told) == 2
+
+
+def test_a_litellm_block_is_read_as_one_of_openai():
+    block = {"model_name": "openai/m", "retries": 0}
+    found, notes = initial({"backend": "litellm", "backend_configs": {"litellm": block}})
+    assert found["backend_configs"]["openai"]["retries"] == 1
+    assert len(notes) == 1

@@ -27,6 +27,7 @@ def test_every_known_name_has_a_factory(name):
         ("transformers", "did you mean hf?"),
         ("groqq", "{provider: groq,"),
         ("deepseek", "{provider: deepseek,"),
+        ("litellm", "backend_configs: {openai: {provider:"),
         ("zzz", "known backends: openai"),
         ("", "known backends"),
     ],

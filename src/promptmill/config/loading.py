@@ -18,7 +18,7 @@ from promptmill.config.environment import expanded, without_unset
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.models import ResolvedConfig, check_size
 from promptmill.config.parameter_file import FILE_NAME, find, parsed, read
-from promptmill.config.parameter_names import moved
+from promptmill.config.parameter_names import moved, without_litellm
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import Sampling
@@ -135,6 +135,7 @@ class Configuration:
         origin, raw = str(path), dict(content)
         assignments = list(assignments)
         try:
+            raw = without_litellm(raw)
             for assignment in assignments:
                 _assign(raw, assignment)
             if backend is not None:

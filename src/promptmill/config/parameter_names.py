@@ -1,4 +1,4 @@
-"""Parameters under names of other programs, moved to where they count here; what was moved is told."""
+"""Parameters and blocks under names of other programs, moved to where they count here; moves are reported."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from promptmill.config import backends
 from promptmill.core.errors import config_error
 from promptmill.core.sampling import Sampling
+from promptmill.core.wording import shape
 
 _SAMPLING = frozenset(Sampling.model_fields)
 # Options of the `openai` package's methods, not of a request; `extra_body` is one that is a request's, too.
@@ -85,3 +86,75 @@ def _listed(names: Iterable[str]) -> str:
         told.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
     more = f", and {len(told) - _MOST_NAMES} more" if len(told) > _MOST_NAMES else ""
     return ", ".join(told[:_MOST_NAMES]) + more + (" is" if len(told) == 1 else " are")
+
+
+# UltraRAG's fourth backend (0.3.0.3): https://github.com/OpenBMB/UltraRAG/pull/496
+_LITELLM = "litellm"
+# The prefixes of LiteLLM's model names (litellm 1.109) → our providers, where both send the same name to the same host.
+_PROVIDERS = {
+    **{name: name for name in ("anthropic", "cerebras", "cohere", "dashscope", "deepinfra", "deepseek", "groq")},
+    **{name: name for name in ("minimax", "mistral", "nebius", "novita", "ollama", "openai", "openrouter")},
+    **{name: name for name in ("perplexity", "sambanova", "xai")},
+    "bigmodel": "glm",
+    "cohere_chat": "cohere",
+    "fireworks_ai": "fireworks",
+    "gemini": "google",
+    "moonshot": "kimi",
+    "nvidia_nim": "nvidia",
+    "ollama_chat": "ollama",
+    "together_ai": "together",
+    "volcengine": "doubao",
+    "zai": "glm",
+}
+# LiteLLM's address where it is not the one of our provider: a region refuses the keys of another one.
+_ADDRESSES = {
+    "dashscope": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+    "moonshot": "https://api.moonshot.ai/v1",
+    "zai": "https://api.z.ai/api/paas/v4",
+}
+# Prefixes of any server that speaks OpenAI's protocol: these need `base_url`.
+_ANY_SERVER = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
+
+
+def without_litellm(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values`, which may have `backend` and `backend_configs`, with `openai` in place of `litellm`.
+
+    The block `litellm` is left out where another backend is used. `drop_params` has no counterpart: what a provider
+    refuses is left out with a warning. Raises `PromptmillError` (`invalid_config`) for a model whose provider does not
+    speak OpenAI's protocol.
+    """
+    blocks, backend = values.get("backend_configs"), values.get("backend")
+    is_used = isinstance(backend, str) and backend.strip().lower() == _LITELLM
+    blocks = blocks if isinstance(blocks, Mapping) else {}
+    if not is_used and _LITELLM not in blocks:
+        return dict(values)
+    kept = {name: block for name, block in blocks.items() if name != _LITELLM}
+    if not is_used:
+        return {**values, "backend_configs": kept}
+    given = blocks.get(_LITELLM) or {}
+    if not isinstance(given, Mapping):
+        raise config_error(f"backend_configs.{_LITELLM}", f"should be an object, not {shape(given)}.")
+    block = {name: value for name, value in given.items() if value is not None and name != "drop_params"}
+    block |= _endpoint_of(block.get("model_name"), has_address=bool(block.get("base_url")))
+    return {**values, "backend": "openai", "backend_configs": {**kept, "openai": block}}
+
+
+def _endpoint_of(name: object, *, has_address: bool) -> dict[str, Any]:
+    """Return the keys of `openai` for a model's name in LiteLLM. Raises `PromptmillError` (`invalid_config`)."""
+    path = f"backend_configs.{_LITELLM}"
+    prefix, slash, model = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if not slash or not model:
+        raise config_error(f"{path}.model_name", "should be `provider/name`, such as openai/gpt-5-mini.")
+    if prefix in _ANY_SERVER and not has_address:
+        raise config_error(f"{path}.base_url", f"is missing: {prefix} is a server of your own; give its address.")
+    if prefix not in _PROVIDERS and prefix not in _ANY_SERVER:
+        raise config_error(
+            f"{path}.model_name",
+            f"{prefix:.40} cannot be reached as LiteLLM does it. If the provider has an OpenAI-compatible address, use "
+            "`backend: openai` and `backend_configs: {openai: {base_url: …, model_name: …, api_key: …}}`. Known "
+            f"prefixes: {', '.join(sorted({*_PROVIDERS, *_ANY_SERVER}))}.",
+        )
+    if has_address:  # the provider is found by the address
+        return {"model_name": model}
+    address = {"base_url": _ADDRESSES[prefix]} if prefix in _ADDRESSES else {}
+    return {"model_name": model, "provider": _PROVIDERS[prefix], **address}

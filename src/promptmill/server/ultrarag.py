@@ -78,9 +78,11 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
 
 def _extended(server: FastMCP, service: Service) -> None:
     # FastMCP is imported with the server, not before
+    from promptmill.server.tool_calls import PlainArguments
     from promptmill.server.ultrarag_calls import PipelineCalls
     from promptmill.server.ultrarag_tools import add_build, with_plain_results
 
     add_build(server)
     with_plain_results(server)
-    server.add_middleware(PipelineCalls(service))
+    checks = next(at for at, one in enumerate(server.middleware) if isinstance(one, PlainArguments))
+    server.middleware.insert(checks, PipelineCalls(service))  # the arguments are checked as they are in our words

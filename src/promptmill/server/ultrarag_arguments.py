@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from promptmill.config.parameter_names import without_litellm
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
 
@@ -17,8 +18,8 @@ _AT_LEAST_ONE = ("concurrency", "retries")
 
 def initial(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of `generation_init`, and what to tell about them."""
-    adapted, told = dict(arguments), []
-    blocks = arguments.get("backend_configs")
+    adapted, told = without_litellm(arguments), []
+    blocks = adapted.get("backend_configs")
     block = blocks.get("openai") if isinstance(blocks, Mapping) else None
     if isinstance(blocks, Mapping) and isinstance(block, Mapping):
         block = {key: value for key, value in block.items() if value is not None}

@@ -25,6 +25,12 @@ def check_name(name: str) -> None:
         plain = name.lower()
         if plain in {"transformers", "huggingface", "hugging-face"}:
             raise config_error("backend", f"there is no backend {shown}; did you mean hf?")
+        if plain == "litellm":
+            raise config_error(
+                "backend",
+                "there is no backend litellm here; openai reaches the same providers: `backend: openai` and "
+                "`backend_configs: {openai: {provider: …, model_name: …}}`.",
+            )
         meant = [] if plain in rows else difflib.get_close_matches(plain, known, n=1)
         if not meant and (near := difflib.get_close_matches(plain, rows, n=1)):
             kind = "server" if rows[near[0]].startswith("http://") else "provider"
