@@ -147,3 +147,22 @@ def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row
     bench.write([row])
     bench.succeed(*options)
     assert [found["answer"] for found in bench.answers()] == ["echo: hi"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["bulk", "NAME.jsonl", "o.jsonl"], ["bulk", "in.jsonl", "NAME.jsonl"], ["bulk", "in.jsonl/NAME", "o.jsonl"]),
+        *(["bulk", "--validate", "in.jsonl", "NAME.jsonl"], ["bulk", "--validate", "NAME.jsonl", "o.jsonl"]),
+        *(["join", "NAME.jsonl"], ["check", "--config", "NAME"], ["generate", "a", "--config", "NAME/x.yaml"]),
+    ],
+)
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_name_that_is_too_long_is_one_line(bench: Any, arguments: list[str], length: int) -> None:
+    bench.prompts(1)
+    python = bench.command(command="jobs")[:3]
+    named = [one.replace("in.jsonl/NAME", "NAME/NAME").replace("NAME", "x" * length) for one in arguments]
+    failed = bench.here([*python, *named])
+    assert failed.returncode == 2
+    assert "too long" in failed.stderr or "longer than" in failed.stderr
+    assert len(failed.stderr) < 400

@@ -232,6 +232,10 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
             ("in.jsonl\0", "o.jsonl", "not a usable path"),
+            ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx.* is too long"),
+            ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx.* is too long"),
+            ("in.jsonl", "x" * 240 + ".jsonl", "is too long; use a shorter one, as the job's own files"),
+            ("in.jsonl", "x/" * 3000 + "o.jsonl", "is too long"),
         ]:
             for resume in (True, False):
                 with pytest.raises(ToolError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, LostOutputError):
             say(f"promptmill: {error}", sys.stderr, wrap=True)
         return SOME_FAILED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = os.fspath(error.filename or "")  # of whichever argument or setting it is
+        say(f"promptmill: {name[:60]}… is longer than the name of a file can be; shorten it.", sys.stderr, wrap=True)
+        return USAGE
     except KeyboardInterrupt:
         return 130
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import tempfile
 import threading
@@ -41,6 +42,8 @@ _ONCE = MappingProxyType(
 )
 """What an order says for this time alone; going on with the job by its id does the rest again."""
 _TRIES = 100
+_LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
+_SHOWN_NAME = 40
 _LEAVES_S = 5.0
 
 
@@ -89,6 +92,9 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     _ = order.failure_limit
     registry.check_name(plan.backend)
     source, target = order.input.absolute().resolve(), order.target.absolute().resolve()
+    check_name(target, is_output=True)
+    for path in (order.input, *order.more):
+        check_name(path.absolute())
     parts = input_files.find([order.input, *order.more], target)
     for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
@@ -183,6 +189,17 @@ def _locked(folder: Folder) -> Lock | None:
             continue
         if lock is not None or folder.status.get("state") not in status.ENDED or time.monotonic() > end:
             return lock
+
+
+def check_name(path: Path, *, is_output: bool = False) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a name that is longer than the file system takes."""
+    try:
+        (path.with_name(path.name + "-" * _LONGEST_ADDED) if is_output else path).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = path.name if len(path.name) > _SHOWN_NAME else str(path)
+            room = ", as the job's own files beside it have longer names" if is_output else ""
+            raise input_error(f"The name {shown[:_SHOWN_NAME]}… is too long; use a shorter one{room}.") from None
 
 
 def _check_is_text(path: Path) -> None:

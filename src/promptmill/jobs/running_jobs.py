@@ -206,6 +206,7 @@ class RunningJobs:
             path = home_expanded(text).absolute().resolve()
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
+        admission.check_name(path)
         if self.folders.owner(path) is not None:
             return path
         if not self._inside(path):

@@ -15,7 +15,7 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import formats, input_files, row_ids
+from promptmill.jobs import admission, formats, input_files, row_ids
 from promptmill.jobs.disk import Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.source import row_reader
@@ -33,6 +33,9 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
     It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
     """
     target = order.output.absolute().resolve()
+    for path in (order.input, *order.more):
+        admission.check_name(path.absolute())
+    admission.check_name(target, is_output=True)
     parts = input_files.find([order.input, *order.more], target)
     file = input_files.opened(parts, known=False)
     try:
