@@ -415,10 +415,13 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
 async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any) -> None:
     bench.upstream.reply = late(0.1, answer())
     bench.prompts(600)
-    _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789")
+    _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789", api_key_env="MINE_API_KEY")
     config = rest[rest.index("--config") + 1]
+    named = ("OPENAI_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "PROMPTMILL_HTTP_TOKEN")
+    others = {name: f"very-secret-{name}" for name in named}
+    environment = {**os.environ, **others, "MINE_API_KEY": "its-own-key", "HTTPS_PROXY": "http://127.0.0.1:1"}
     server = StdioTransport(
-        sys.executable, ["-m", command, "serve", "--config", config], env=dict(os.environ), cwd=str(bench.path)
+        sys.executable, ["-m", command, "serve", "--config", config], env=environment, cwd=str(bench.path)
     )
     async with Client(server) as client:
         result = await client.call_tool("bulk_generate", {"input_file": "in.jsonl", "output_file": "out.jsonl"})
@@ -432,6 +435,8 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     ]
     shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
     assert b"very-secret" not in shown
+    assert b"MINE_API_KEY=its-own-key" in shown
+    assert b"HTTPS_PROXY=" in shown
     assert os.getsid(runner.pid) != os.getsid(0)
     assert bench.status()["alive"]
     bench.wait(lambda: bench.status()["state"] == "finished")

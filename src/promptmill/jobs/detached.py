@@ -1,7 +1,7 @@
 """A process of its own that runs one job and outlives whoever started it: `python -m promptmill.jobs.detached`.
 
-What to do comes over standard input, keys included, so that nothing secret stands on a command line or in an
-environment; what it says goes to the job's `log`.
+What to do comes over standard input, with the keys of the configuration, so that none stands on a command line. Of the
+environment's it inherits those of its own models alone; what it says goes to the job's `log`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import BaseModel, SecretStr
 
+from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.config.settings import Settings
@@ -30,7 +32,7 @@ from promptmill.jobs.runner import Runner, until_ended
 from promptmill.jobs.spec import JobRequest
 from promptmill.service import registry
 from promptmill.service.service import Service
-from promptmill.system import logs, runtime
+from promptmill.system import logs, runtime, subprocesses
 
 _LONGEST_LOG = 1 << 20
 
@@ -52,7 +54,7 @@ def start(job: Job, folders: JobFolders) -> None:
             folder.log.unlink()
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:
-            runner = _spawn(log, job, inherited)
+            runner = _spawn(log, job, inherited, _environment(orjson.loads(told)))
         finally:
             os.close(log)
     except OSError as error:
@@ -64,23 +66,43 @@ def start(job: Job, folders: JobFolders) -> None:
     threading.Thread(target=runner.wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
-def _spawn(log: int, job: Job, inherited: int | None) -> subprocess.Popen[bytes]:
+def _environment(told: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that the runner of the packed job needs: no key but those of the models that it may use."""
+    configuration = _configuration(told)
+    limits, plans = configuration.plan.operator.client_limits, {}
+    names = list(configuration.names if limits.models is None or told["trust_client"] else limits.models)
+    names += [told["name"], configuration.default]
+    while names:
+        name = names.pop()
+        if name not in plans and name in configuration.names:
+            with contextlib.suppress(PromptmillError):  # it cannot be used
+                plans[name] = configuration.plan_of(name)
+                names += plans[name].fallback
+    settings = Settings.model_validate(told["settings"])
+    plans[told["name"]] = ResolvedConfig(settings, settings, name=told["name"])  # as the call has it
+    if any(plan.backend not in {*BACKENDS, AUTO} for plan in plans.values()):
+        return dict(os.environ)  # what another package's backend reads is not known
+    return subprocesses.bare_environment({name for plan in plans.values() for name in registry.key_variables(plan)})
+
+
+def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     if inherited is None:
         job.lock.release()  # the runner takes it itself
     if sys.platform != "win32":
         # a session of its own: signals to the server's group or terminal do not reach it
-        return _popen(log, start_new_session=True, pass_fds=[] if inherited is None else [inherited])
+        return _popen(log, environment, start_new_session=True, pass_fds=[] if inherited is None else [inherited])
     flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
     try:
         # some clients run servers in a job object that ends all it holds
-        return _popen(log, creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB)
+        return _popen(log, environment, creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB)
     except OSError:
-        return _popen(log, creationflags=flags)
+        return _popen(log, environment, creationflags=flags)
 
 
-def _popen(log: int, **options: Any) -> subprocess.Popen[bytes]:
+def _popen(log: int, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
     command_line = [sys.executable, "-P", "-m", "promptmill.jobs.detached"]
-    return subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=log, stderr=log, **options)  # noqa: S603
+    options |= {"env": environment, "stdout": log, "stderr": log}
+    return subprocess.Popen(command_line, stdin=subprocess.PIPE, **options)  # noqa: S603
 
 
 def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None) -> bytes:
@@ -105,9 +127,7 @@ def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: 
 def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
     value = orjson.loads(data)
-    operator = Settings.model_validate(value["operator"])
-    file = value["file"]
-    raw = value["operator"] if file is None else {**file, "default_model": value["name"]}
+    operator, file = Settings.model_validate(value["operator"]), value["file"]
     order = JobRequest.model_validate(value["order"])
     settings = Settings.model_validate(value["settings"])
     plan = ResolvedConfig(
@@ -121,10 +141,16 @@ def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None
         file=None if file is None else Settings.model_validate(file),
     )
     create = registry.create if order.ray is None else order.ray.create
-    service = Service(Configuration(raw, trust_client=value["trust_client"]), plan=plan, create=create)
+    service = Service(_configuration(value), plan=plan, create=create)
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
     return service, order, folders, lock
+
+
+def _configuration(value: Mapping[str, Any]) -> Configuration:
+    """Return the operator's configuration that was packed."""
+    raw = value["operator"] if value["file"] is None else {**value["file"], "default_model": value["name"]}
+    return Configuration(raw, trust_client=value["trust_client"])
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from promptmill import __version__
 from promptmill.backends.protocol import Backend, Request
-from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.service import registry
@@ -170,10 +169,4 @@ def _keys(plan: ResolvedConfig) -> Sequence[str]:
     """Return the variables that a replica needs of our environment."""
     if plan.backend != "openai":
         return ()
-    own = plan.settings.backend_configs.openai.api_key_env
-    return (
-        *USUAL_KEYS,
-        "PROMPTMILL_ENDPOINTS",
-        *([own] if own else []),
-        *(row[2] for row in registry.providers() if row[2]),
-    )
+    return (*registry.key_variables(plan), "PROMPTMILL_ENDPOINTS")

@@ -15,6 +15,8 @@ from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import config_error, redact
 
+_HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
 
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
@@ -100,6 +102,19 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
         f"{block.provider} needs a key, and {wanted} is not set: `export {wanted}=…`, or name another variable with "
         f"--key-env.{meant}",
     )
+
+
+def key_variables(plan: ResolvedConfig) -> set[str]:
+    """Return the environment variables that the plan's backend may read a key from."""
+    block = plan.block
+    if plan.backend == AUTO:
+        return {*USUAL_KEYS, *(row[2] for row in providers())} - {""}
+    if plan.record.needs_endpoint:
+        if named := getattr(block, "api_key_env", None):
+            return {named}
+        of_provider = {row[2] for row in providers() if row[0] == getattr(block, "provider", None)} - {""}
+        return set() if getattr(block, "api_key", None) else {*USUAL_KEYS, *of_provider}
+    return set(_HUB_KEYS) if plan.record.is_engine else set()
 
 
 def providers() -> list[tuple[str, str, str, bool]]:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +18,34 @@ SCRATCH = "PROMPTMILL_SCRATCH"
 """The environment variable that names a child's folder for temporary files."""
 
 _PR_SET_PDEATHSIG = 1
+_USUAL = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV"),
+        *("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "APPDATA", "LOCALAPPDATA", "PROGRAMDATA"),
+        *("USERPROFILE", "USERNAME", "HOMEDRIVE", "HOMEPATH", "NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"),
+        *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD"),
+        *("PROMPTMILL_CONFIG", "PROMPTMILL_STATE", "PROMPTMILL_CACHE", "PROMPTMILL_ENDPOINTS", "PROMPTMILL_LOG_LEVEL"),
+        *("HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    }
+)
+_USUAL_BEGINNINGS = (
+    *("LC_", "XDG_", "PYTHON", "CONDA_", "MALLOC_", "COVERAGE_"),
+    *(
+        "CUDA_",
+        "NVIDIA_",
+        "OMP_",
+        "GOMP_",
+        "MKL_",
+        "TORCH",
+        "TRANSFORMERS_",
+        "TRITON_",
+        "ROCR_",
+        "HIP_",
+        "ONEDNN_",
+        "RAY_",
+    ),
+)
 _TRIES = 1000
 _PAUSE_S = 0.005
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
@@ -122,6 +150,18 @@ def environment() -> dict[str, str]:
         inherited = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
     return environment
+
+
+def bare_environment(keys: Collection[str]) -> dict[str, str]:
+    """Return the environment for a child that lives on alone: the variables `keys`, and no other that may be secret.
+
+    Those of the system, of Python, the network and the libraries that compute are passed on by their names.
+    """
+    return {
+        name: value
+        for name, value in environment().items() | {(key, os.environ[key]) for key in keys if key in os.environ}
+        if name in keys or name.upper() in _USUAL or name.upper().startswith(_USUAL_BEGINNINGS)
+    }
 
 
 def how_it_ended(returncode: int | None) -> str:
