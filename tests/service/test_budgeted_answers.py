@@ -23,7 +23,7 @@ from promptmill.core.outcome import Completion, Usage
 from promptmill.service import list_call
 from promptmill.service.prices import FlatPrice, price_of
 from promptmill.service.service import Service
-from replies import answer, chaos, choose, hang, late, status
+from replies import answer, chaos, choose, closed, completion, hang, late, reset, status, then_close, truncated
 from sure import sure
 
 PRICE = {"input": 10.0, "output": 100.0}
@@ -237,3 +237,108 @@ def test_rows_say_what_they_cost(job, upstream, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["cost"] for row in rows] == [pytest.approx((3 * 10 + 4 * 100) / 1_000_000)] * 3
     assert json.loads(capsys.readouterr().out)["cost"] == pytest.approx(sum(row["cost"] for row in rows))
+
+
+def _longest(seen):
+    """Return the most tokens that an endpoint which obeys the largest of all limits may write."""
+    return max(seen.json.get(name, 1) for name in ("max_tokens", "max_completion_tokens"))
+
+
+def _writes_all(usage=True, tier=None):
+    """Answer with as many words as the request allows; count them, or not."""
+
+    async def reply(exchange):
+        seen = exchange.seen
+        body = completion(seen, "word " * _longest(seen), {}, {})
+        body |= {} if tier is None else {"service_tier": tier}
+        if not usage:
+            del body["usage"]
+        await exchange.respond(200, {}, json.dumps(body).encode())
+
+    return reply
+
+
+def _billed(upstream, factor=1.0):
+    """Return what the endpoint bills: all requests that it got, the longest answer for each."""
+    tokens = [(len(seen.prompt.split()), _longest(seen)) for seen in upstream.seen]
+    return factor * sum(read * PRICE["input"] + written * PRICE["output"] for read, written in tokens) / 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "reply", "block"),
+    [
+        ({"max_completion_tokens": -1_000_000_000}, _writes_all(), {}),
+        ({"max_tokens": 1, "max_completion_tokens": 20}, _writes_all(), {}),
+        ({}, _writes_all(usage=False), {}),
+        ({}, hang(), {"timeout": [5, 0.2], "retries": 5}),
+        ({}, reset(), {"retries": 5}),
+        ({}, truncated(), {"retries": 5}),
+        ({}, then_close(truncated(0)), {"retries": 5}),
+        ({}, hang(), {"item_timeout": 0.3}),
+        ({}, status(504), {"retries": 3}),
+        ({"service_tier": "priority"}, _writes_all(tier="priority"), {}),
+    ],
+    ids=["negative", "two-limits", "no-usage", "silence", "reset", "cut-off", "empty", "item", "gateway", "tier"],
+)
+def test_a_budget_holds_whatever_a_row_and_an_endpoint_do(job, upstream, tmp_path, capsys, fields, reply, block):
+    upstream.reply = reply
+    rows = [{"prompt": f"prompt number {number}"} | fields for number in range(200)]
+    if "service_tier" in fields:  # a field of Batch lines
+        message = [{"role": "user", "content": "prompt number 1"}]
+        body = {"model": "m", "max_tokens": 20, "messages": message} | fields
+        rows = [
+            {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}
+            for number in range(200)
+        ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"backend_configs.openai.{name}={json.dumps(value)}" for name, value in block.items()]
+    options = [option for setting in settings for option in ("--set", setting)]
+    assert main([*job, *options, "--max-cost", str(LIMIT)]) != 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["state"] == "stopped"
+    assert 0.5 * LIMIT < _billed(upstream, 2 if "service_tier" in fields else 1) <= LIMIT
+    assert found["cost"] <= LIMIT
+
+
+async def test_an_item_whose_attempts_were_charged_is_sent_again_when_there_is_room(opened, upstream):
+    """There is room for two requests at their worst; the first attempt of one is lost, and the other is cheap."""
+    worst = (20 * PRICE["output"] + 120 * PRICE["input"]) / 1_000_000
+    upstream.reply = choose(lambda seen: closed() if seen.number == 1 else late(0.2))
+    ((outcomes, stats),) = await _asked(opened({"max_cost": 2.9 * worst}, concurrency=2), 2)
+    assert [outcome.text for outcome in outcomes] == ["echo: prompt number 0", "echo: prompt number 1"]
+    assert sorted(outcome.attempts for outcome in outcomes) == [1, 2]
+    assert stats.done == 2
+    assert stats.failed == 0
+    assert stats.codes == {}
+    assert stats.cost == pytest.approx(sum(outcome.cost for outcome in outcomes))
+    assert max(outcome.cost for outcome in outcomes) > 20 * PRICE["output"] / 1_000_000
+
+
+async def test_a_twin_is_charged_beside_the_request_that_it_overtakes(opened, upstream):
+    upstream.reply = choose(lambda seen: hang() if seen.number == 40 else answer())
+    budget = Budget(1.0)
+    stats = CallStats(total=60, budget=budget)
+    await _ask(opened({}, concurrency=4, hedge=True), 60, stats)
+    answered = sum(_charged_of(seen) for seen in upstream.seen if seen.number != 40)
+    assert budget.spent - answered > 20 * PRICE["output"] / 1_000_000
+    assert budget.is_settled
+
+
+def _charged_of(seen):
+    words = len(seen.prompt.split())
+    return (words * PRICE["input"] + (words + 1) * PRICE["output"]) / 1_000_000
+
+
+async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, upstream):
+    for served, factor in (("flex", 0.5), ("default", 1.0), ("priority", 2.0)):
+        upstream.seen.clear()
+        upstream.reply = _writes_all(tier=served)
+        ((_, stats),) = await _asked(opened({"extra_params": {"service_tier": "flex"}}), 3)
+        assert stats.cost == pytest.approx(_billed(upstream, factor))
+
+
+async def test_a_cost_without_a_budget_names_what_it_leaves_out(opened, upstream):
+    upstream.reply = _writes_all(usage=False)
+    ((_, stats),) = await _asked(opened(), 3)
+    assert stats.cost == 0
+    assert any("no usage" in warning for warning in stats.warnings)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fakes import openai_plan
+from promptmill.backends.protocol import Request
 from promptmill.config import models
 from promptmill.config.loading import Configuration
-from promptmill.core.outcome import Usage
-from promptmill.service.prices import price_of
+from promptmill.core.conversation import Conversation, conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Usage
+from promptmill.core.sampling import Sampling
+from promptmill.service.prices import FlatPrice, charge, price_of, worst_case
+from sure import sure
 
 
 @pytest.mark.parametrize("endpoint", [{"provider": "openai"}, {"base_url": "https://api.openai.com/v1"}])
@@ -20,3 +28,83 @@ def test_a_listed_price_is_found_by_the_provider_and_by_its_address(endpoint):
     price = price_of(Configuration.load(None, values=values).plan)
     assert price is not None
     assert price.cost(Usage(1_000_000, 0)) > 0
+
+
+def _request(extra=None, **sampling):
+    return Request(0, conversation_from_prompt("a prompt", "a prompt"), Sampling(**sampling), extra or {})
+
+
+@pytest.mark.parametrize(
+    ("sampling", "extra", "tokens"),
+    [
+        ({"max_tokens": 5}, {}, 5),
+        ({"max_tokens": 300}, {"max_completion_tokens": -1_000_000_000}, 300),
+        ({"max_tokens": 1}, {"max_completion_tokens": 300}, 300),
+        ({"max_tokens": 1}, {"max_tokens": 20, "max_output_tokens": "30"}, 30),
+        ({}, {"max_completion_tokens": -5}, 1),
+        ({}, {"max_completion_tokens": 2.5}, 3),
+        ({"max_tokens": 10}, {"n": 3}, 30),
+        ({"max_tokens": 10}, {"n": "2", "best_of": 4}, 40),
+        ({"max_tokens": 10}, {"n": -3}, 10),
+    ],
+)
+def test_the_worst_case_is_the_largest_limit_that_a_request_names(sampling, extra, tokens):
+    assert worst_case(_request(extra, **sampling)).completion_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("sampling", "extra"),
+    [
+        ({}, {}),
+        ({}, {"max_tokens": "many"}),
+        ({}, {"max_completion_tokens": float("inf")}),
+        ({"max_tokens": 5}, {"max_tokens": None}),
+    ],
+)
+def test_a_request_without_a_limit_has_no_worst_case(sampling, extra):
+    with pytest.raises(PromptmillError, match="max_tokens"):
+        worst_case(_request(extra, **sampling))
+
+
+def test_each_prompt_of_a_completions_request_is_answered_and_all_of_its_body_is_read():
+    body = {"prompt": ["one", "two", "three"], "max_tokens": 10}
+    request = Request(0, Conversation(()), Sampling(), body, 0, "/completions")
+    assert worst_case(request).completion_tokens == 30
+    long = replace(request, extra={"prompt": "x" * 5000, "max_tokens": 10})
+    assert worst_case(long).prompt_tokens > 5000
+    assert worst_case(long).completion_tokens == 10
+    embedded = Request(0, Conversation(()), Sampling(), {"input": "x" * 500}, 0, "/embeddings")
+    assert worst_case(embedded).completion_tokens == 0
+
+
+FLAT = FlatPrice(1.0, 2.0, 0.5)
+WORST = 100.0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "requested", "cost"),
+    [
+        (Completion("a", usage=Usage(1_000_000, 1_000_000)), "", 3.0),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000)), "flex", 1.5),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="default"), "flex", 3.0),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="flex"), "", 1.5),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="priority"), "fast", 6.0),
+        (Completion("a"), "", WORST),
+        (Completion("a", attempts=0), "", 0.0),
+        (Completion("a", usage=Usage(1_000_000, 0)), "", WORST + 1),
+        (Completion("", usage=Usage(1_000_000, 0)), "", 1.0),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), unmetered=4), "", 4 * WORST + 3),
+        (Failure(PromptmillError(Code.TIMEOUT, "late"), 5, unmetered=5), "", 5 * WORST),
+        (Failure(PromptmillError(Code.RATE_LIMITED, "busy"), 5), "", 0.0),
+    ],
+)
+def test_an_outcome_is_charged_by_its_usage_and_tier_and_unknown_usage_by_the_worst_case(outcome, requested, cost):
+    assert charge(outcome, FLAT, requested, WORST) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(("tier", "factor"), [("", 1), ("default", 1), ("flex", 0.5), ("priority", 2), ("fast", 2)])
+def test_a_listed_price_depends_on_the_service_tier(tier, factor):
+    pytest.importorskip("genai_prices")
+    price = sure(price_of(openai_plan("https://api.openai.com/v1", model_name="gpt-5")))
+    for usage in (Usage(1000, 1000), Usage(150_000, 1000), Usage(1000, 10, 500)):
+        assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code
 from promptmill.core.money import Budget
-from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
+from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling
 
 
@@ -141,6 +141,21 @@ class Flow(Protocol):
         ...
 
 
+class Charges(Protocol):
+    """The account of a call whose requests are charged to a budget. Room for one request per item is reserved."""
+
+    def sent(self, key: int) -> None:
+        """Note that a request for item `key` is on its way, so that it may be billed."""
+        ...
+
+    def again(self, key: int) -> bool:
+        """Reserve room for another request for item `key`, because one that may be billed got no answer.
+
+        False when there is no room: the item then fails with code `budget`, and is sent again once there is room.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class CallStats:
     """Live statistics of a call; also its identity for fair sharing.
@@ -162,10 +177,10 @@ class CallStats:
     completion_tokens: int = 0
     cost: float | None = None
     """What the call has cost so far; None where nobody knows the price."""
-    priced: Usage = NO_USAGE
-    """The tokens that `cost` covers, including answers that are about to be settled."""
     budget: Budget | None = None
     """What the call may cost at most."""
+    charges: Charges | None = None
+    """Set while its requests are charged to a budget."""
     model: str = ""
     """The name of the model that is asked, where there are several."""
     cached: int = 0
@@ -193,6 +208,12 @@ class CallStats:
     def warn(self, message: str) -> None:
         """Note something that the caller should know although the call goes on."""
         self.warnings[message] = None
+
+    def sending(self, key: int, requests: int = 1) -> None:
+        """Count a request for item `key` that is about to be sent; 0 where another process counts its requests."""
+        self.requests += requests
+        if self.charges is not None:
+            self.charges.sent(key)
 
     def fail(self, code: Code) -> None:
         """Count a failure."""

@@ -56,6 +56,16 @@ class Completion:
     """What it cost, attempts that became no answer included; None where nobody knows the price."""
     answers: tuple[str, ...] = ()
     """All answers, where several were asked for; `text` is the first."""
+    tier: str = ""
+    """The service tier that the endpoint reports, in lower case."""
+    unmetered: int = 0
+    """Requests sent for it that may be billed although no usage was reported for them."""
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether its usage can be billed by: it counts the prompt, and the answer if there is one."""
+        says = self.text or self.tool_calls or self.reasoning
+        return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property
     def wanted(self) -> int:
@@ -85,6 +95,8 @@ class Failure:
     cost: float | None = None
     wanted: int = 1
     """How many answers were asked for."""
+    unmetered: int = 0
+    """As for a `Completion`."""
 
     def __post_init__(self) -> None:
         """Let go of the call that `error` came through."""

@@ -21,7 +21,7 @@ from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.source import row_reader
 from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.spool import spool
-from promptmill.service.prices import price_of
+from promptmill.service.prices import price_of, tier_of
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
@@ -132,10 +132,11 @@ def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | N
     tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
     rows_ = found["rows"] - found["invalid"]
     each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
-    prompts = price.cost(each) * found["rows"]
+    tier = tier_of(plan.settings.extra_params)
+    prompts = price.cost(each, tier) * found["rows"]
     if longest is None:
         return {"estimated_cost": prompts, "most_cost": None}
-    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest)) * rows_}
+    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest), tier) * rows_}
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.outcome import Failure, Outcome, Usage
-from promptmill.service.prices import Price, worst_case
+from promptmill.core.outcome import NO_USAGE, Failure, Outcome, Usage
+from promptmill.service.prices import Price, charge, tier_of, unmetered, worst_case
 from promptmill.service.wrapped_call import RunCall, WrappedCall
 from promptmill.system.installation import command_for
 
-# The endpoint may have written, and charge, an answer that nobody waited for.
-_PERHAPS_CHARGED = frozenset({Code.TIMEOUT, Code.ITEM_TIMEOUT})
+_UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 
 
 class BudgetedAnswers:
     """Counts into `CallStats.cost`. `budget` is the process's; a call's or job's own is `CallStats.budget`."""
 
-    def __init__(self, run: RunCall, price: Price, budget: Budget | None) -> None:
+    def __init__(self, run: RunCall, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._run = run
         self._price = price
         self._budget = budget
+        self._tier = tier_of(plan.settings.extra_params)
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend as long as there is room; what is left then fails with code `budget`."""
         budgets = [budget for budget in (self._budget, stats.budget) if budget is not None]
         stats.cost = stats.cost or 0.0
         if not budgets:
-            await self._run(source, _Counting(sink, stats, self._price), stats)
+            await self._run(source, _Counting(sink, stats, self._price, self._tier), stats)
             return
         call = _Call(source, sink, stats, self._price, budgets)
+        stats.charges = call
         try:
             await self._run(call, call, stats)
             while await call.goes_on():
                 await self._run(call, call, stats)
         finally:
+            stats.charges = None
             call.leave()
 
 
@@ -55,24 +57,29 @@ def unknown_price(plan: ResolvedConfig) -> PromptmillError:
 class _Counting:
     """A sink that counts what answers cost."""
 
-    def __init__(self, sink: Sink, stats: CallStats, price: Price) -> None:
-        self._sink, self._stats, self._price = sink, stats, price
+    def __init__(self, sink: Sink, stats: CallStats, price: Price, tier: str) -> None:
+        self._sink, self._stats, self._price, self._tier = sink, stats, price, tier
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Count and pass on."""
-        await self._sink.put(key, replace(outcome, cost=self.count(outcome)))
+        if unmetered(outcome):
+            self._stats.warn(_UNKNOWN_USAGE)
+        cost = charge(outcome, self._price, self._tier, 0.0)
+        self._stats.cost = (self._stats.cost or 0.0) + cost
+        await self._sink.put(key, replace(outcome, cost=cost))
 
-    def count(self, outcome: Outcome) -> float:
-        """Return what has been spent since the last outcome, for this one and for attempts that became none."""
-        stats, priced = self._stats, self._stats.priced
-        grown = Usage(
-            max(0, stats.prompt_tokens - priced.prompt_tokens),
-            max(0, stats.completion_tokens - priced.completion_tokens),
-        )
-        stats.priced = priced + grown + outcome.usage
-        cost = self._price.cost(outcome.usage) + self._price.cost(grown)
-        stats.cost = (stats.cost or 0.0) + cost
-        return cost
+
+@dataclass(slots=True)
+class _Account:
+    """One item of a call: what a request for it can cost, what is reserved for it, and what it cost before."""
+
+    request: Request
+    worst: float
+    tier: str
+    reserved: float = 0.0
+    sent: bool = False
+    cost: float = 0.0
+    usage: Usage = NO_USAGE
 
 
 class _Call(WrappedCall):
@@ -81,13 +88,10 @@ class _Call(WrappedCall):
     def __init__(self, source: Source, sink: Sink, stats: CallStats, price: Price, budgets: list[Budget]) -> None:
         super().__init__(source, sink, stats)
         self._price, self._budgets = price, budgets
-        self._counting = _Counting(sink, stats, price)
-        self._held: deque[Request] = deque()
-        self._reserved: dict[int, float] = {}
+        self._held: deque[_Account] = deque()
+        self._open: dict[int, _Account] = {}
         self._is_full = self._goes_on = False
         self._first: Request | None = None
-        self._attempts: dict[int, int] = {}
-        self._sent_before, self._settled_attempts = stats.requests, 0
 
     @property
     def is_rest(self) -> bool:
@@ -99,49 +103,52 @@ class _Call(WrappedCall):
         taken = [] if self._first is None else [self._first]
         self._first = None
         while len(taken) < n and not self._is_full:
-            if not self._held:
-                if taken:
-                    break  # a source that waits for more is not to hold these up
-                self._held.extend(await self._source.take(n))
-                if not self._held:
-                    break
-            request = self._held[0]
-            try:
-                worst = self._price.cost(worst_case(request))
-            except PromptmillError as error:
-                self._held.popleft()
-                await self._fail(request, error)
-                continue
-            if self._reserve(worst):
-                self._held.popleft()
-                self._note(request, worst)
-                taken.append(request)
-            else:
-                self._is_full = True
+            if not self._held and (taken or not await self._hold(n)):
+                break  # a source that waits for more is not to hold these up
+            if self._held and self._open_next():
+                taken.append(self._held.popleft().request)
         return taken
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Settle what was reserved for `key`."""
-        reserved, spent = self._reserved.pop(key, 0.0), self._counting.count(outcome)
-        self._settled_attempts += outcome.attempts - self._attempts.pop(key, 0)
-        cost = spent
-        if isinstance(outcome, Failure) and outcome.error.code in _PERHAPS_CHARGED:
-            cost = max(cost, reserved)
-        for budget in self._budgets:
-            budget.settle(reserved, cost)
-        await self._sink.put(key, replace(outcome, cost=spent))
+        """Charge the outcome of `key`, and pass it on unless the item is to be sent again."""
+        account = self._open.pop(key)
+        cost = charge(outcome, self._price, account.tier, account.worst)
+        self._settle(account.reserved, cost)
+        self._stats.cost = (self._stats.cost or 0.0) + cost
+        account.cost += cost
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
+            account.usage += outcome.usage
+            account.request = replace(account.request, attempts=outcome.attempts)
+            account.reserved, account.sent = 0.0, False
+            self._held.append(account)
+            self._stats.done -= 1  # the backend is about to count it
+            self._stats.forgive(Code.BUDGET)
+            return
+        await self._sink.put(key, replace(outcome, cost=account.cost, usage=outcome.usage + account.usage))
+
+    def sent(self, key: int) -> None:
+        """Note that a request for `key` is on its way."""
+        if (account := self._open.get(key)) is not None:
+            account.sent = True
+
+    def again(self, key: int) -> bool:
+        """Reserve room for another request for `key`; return whether there was some."""
+        account = self._open[key]
+        if not self._reserve(account.worst):
+            return False
+        account.reserved += account.worst
+        return True
 
     async def goes_on(self) -> bool:
         """Return whether there is more to send, once there is room for it; when there never will be, fail the rest."""
         while self._held:
-            worst = self._price.cost(worst_case(self._held[0]))
+            worst = self._held[0].worst
             if not all(budget.fits(worst) for budget in self._budgets):
                 await self._fail_rest(worst)
                 return False
             # a few large rounds instead of many small ones
-            if all(budget.is_settled for budget in self._budgets) and self._reserve(worst):
-                self._first = self._held.popleft()
-                self._note(self._first, worst)
+            if all(budget.is_settled for budget in self._budgets) and self._open_next():
+                self._first = self._held.popleft().request
                 self._is_full, self._goes_on = False, True
                 return True
             await next(budget for budget in self._budgets if not budget.is_settled).changed()
@@ -149,14 +156,29 @@ class _Call(WrappedCall):
 
     def leave(self) -> None:
         """Give back what is still reserved, but charge what was on its way when the call was cancelled."""
-        in_flight = self._stats.requests - self._sent_before - self._settled_attempts
-        for place, reserved in enumerate(sorted(self._reserved.values(), reverse=True)):
-            self._settle(reserved, reserved if place < in_flight else 0.0)
-        self._reserved.clear()
+        for account in self._open.values():
+            self._settle(account.reserved, account.reserved if account.sent else 0.0)
+        self._open.clear()
 
-    def _note(self, request: Request, worst: float) -> None:
-        self._reserved[request.key] = worst
-        self._attempts[request.key] = request.attempts
+    async def _hold(self, n: int) -> bool:
+        """Take requests from the source; return whether it had some."""
+        requests = await self._source.take(n)
+        for request in requests:
+            try:
+                tier = tier_of(request.extra)
+                self._held.append(_Account(request, self._price.cost(worst_case(request), tier), tier))
+            except PromptmillError as error:
+                await self._fail(request, error)
+        return bool(requests)
+
+    def _open_next(self) -> bool:
+        """Reserve room for a request of the first held item; return whether there was some."""
+        account = self._held[0]
+        self._is_full = not self._reserve(account.worst)
+        if not self._is_full:
+            account.reserved = account.worst
+            self._open[account.request.key] = account
+        return not self._is_full
 
     def _reserve(self, amount: float) -> bool:
         for place, budget in enumerate(self._budgets):
@@ -177,12 +199,16 @@ class _Call(WrappedCall):
             f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, and "
             f"the next could cost {dollars(worst)}.",
         )
-        while self._held or (requests := await self._source.take(256)):
-            if not self._held:
-                self._held.extend(requests)
-            await self._fail(self._held.popleft(), error)
+        while self._held:
+            account = self._held.popleft()
+            await self._fail(account.request, error, account)
+        while requests := await self._source.take(256):
+            for request in requests:
+                await self._fail(request, error)
 
-    async def _fail(self, request: Request, error: PromptmillError) -> None:
+    async def _fail(self, request: Request, error: PromptmillError, account: _Account | None = None) -> None:
+        """Settle an item that is not sent, or not sent again: `account` has what it cost and what is counted of it."""
         failure = Failure(error, request.attempts)
-        await self._sink.put(request.key, failure)
+        spent = failure if account is None else replace(failure, usage=account.usage, cost=account.cost or None)
+        await self._sink.put(request.key, spent)
         self._stats.settle(failure)

@@ -213,7 +213,7 @@ class WrappedBackend:
             self._one_text = ScreenedRequests(self._one_text, plan).run
         self._price = await asyncio.to_thread(price_of, plan)
         if self._price is not None:
-            self._one_text = BudgetedAnswers(self._one_text, self._price, self._budget).run
+            self._one_text = BudgetedAnswers(self._one_text, plan, self._price, self._budget).run
         elif self._budget is not None:
             raise unknown_price(plan)
         if wanted := plan.operator.cache:

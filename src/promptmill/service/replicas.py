@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
@@ -235,6 +235,8 @@ class _Run:
                 told_last = self._ended
                 place.hand.update((request.key, request) for request in requests)
                 self._stats.in_flight += len(requests)
+                for request in requests:
+                    self._stats.sending(request.key, 0)  # its report counts how many were sent
                 await place.link.submit(requests, is_last=self._ended)
 
     def _wants(self, place: _Place) -> int:
@@ -312,6 +314,8 @@ class _Run:
 
     async def _put(self, key: int, outcome: Outcome) -> None:
         self._stats.in_flight -= 1
+        if losses := self._losses[key]:  # what was lost with a replica may be billed
+            outcome = replace(outcome, unmetered=outcome.unmetered + losses)
         await self._sink.put(key, outcome)
         self._stats.settle(outcome)
 
@@ -324,6 +328,11 @@ class _Run:
             if self._losses_alone[key] >= _CERTAIN:
                 error = _gone(f"{self._losses[key]} replicas were lost while they had it.")
                 await self._put(key, Failure(error, request.attempts + self._losses[key]))
+                continue
+            charges = self._stats.charges
+            if charges is not None and not charges.again(key):
+                await self._put(key, Failure(PromptmillError(Code.BUDGET, "The budget has no room to send it again.")))
+                del self._losses[key]  # it is charged
                 continue
             self._stats.in_flight -= 1
             (self._suspects if self._losses[key] >= _SUSPECTED else self._again).append(request)

@@ -88,7 +88,7 @@ class Call:
         except PromptmillError as error:
             self.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
         else:
-            stats.requests += 1
+            stats.sending(self._sent[number].key)
             await self.send(frame)
 
     async def _deliver(self, sink: Sink, stats: CallStats) -> None:

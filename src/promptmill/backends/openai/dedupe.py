@@ -86,6 +86,6 @@ class Dedupe(Source, Sink):
         return False
 
     async def _follow(self, key: int, outcome: Outcome) -> None:
-        copy = replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE)
+        copy = replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0)
         await self._sink.put(key, copy)
         self._stats.settle(copy)

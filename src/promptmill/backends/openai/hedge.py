@@ -61,6 +61,7 @@ class Hedge:
                     return won
                 failure = first.result() if first.done() and first.exception() is None else None
                 if isinstance(failure, RetryDecision) and (won := await twin) is not None:
+                    item.charge(failure.usage, failure.unmetered - 1)  # the twin, counted as unmetered, is the answer
                     permit.endpoint_state.failed(permit, failure, None)
                     return won
             result = await first
@@ -81,13 +82,18 @@ class Hedge:
             permit = await self._limiter.enter(self._stats, tokens, slow)
         except Exception:  # noqa: BLE001 (no endpoint has hope: the first goes on)
             return None
+        stats = self._stats
         try:
+            if stats.charges is not None and not stats.charges.again(item.task.key):
+                return None
             item.attempts += 1
-            self._stats.requests += 1
-            self._stats.retries += 1
+            item.unmetered += 1  # one of the two brings no answer
+            stats.sending(item.task.key)
+            stats.retries += 1
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit
+            item.charge(result.usage, result.unmetered - 1)
             permit.endpoint_state.failed(permit, result, None)
             return None
         except Exception:  # noqa: BLE001 (what is wrong with the item shows in the first)

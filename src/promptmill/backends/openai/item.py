@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.core.outcome import NO_USAGE, Usage
 
 # An item that is refused for load while so many others are answered for each one refused is itself what is refused:
 # by chance that would happen to one in a million items, five times in a row.
@@ -42,8 +43,17 @@ class Item(Generic[TaskT]):
     failed_at: EndpointState | None = None
     failed_serial: int = 0
     stale: bool = False
+    usage: Usage = NO_USAGE
+    """Of its requests whose replies were no answer."""
+    unmetered: int = 0
+    """Its requests that may be billed although no usage was reported for them."""
     since: float = 0.0
     """When it was first given a place at an endpoint; 0: not yet."""
+
+    def charge(self, usage: Usage, unmetered: int) -> None:
+        """Note what a request took whose reply was no answer."""
+        self.usage += usage
+        self.unmetered += unmetered
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
         """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""

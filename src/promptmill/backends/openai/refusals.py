@@ -31,6 +31,8 @@ _RATE_LIMITS = frozenset({420, 429})  # 420 is the same to some
 # are written by balancers whose own client went away.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
+# The endpoint, or a gateway before it, gave up waiting for the model, whose answer may be billed.
+_GAVE_UP_WAITING = frozenset({408, 504, 524})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LONGEST_READ = 1 << 16
@@ -62,6 +64,8 @@ def classify_refusal(
     if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+    if meant in _GAVE_UP_WAITING:
+        decision = replace(decision, unmetered=True)
     if (hint := hint_of(status, headers, body, endpoint)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)
         decision = replace(decision, error=error)

@@ -69,7 +69,8 @@ def read_other_response(
         next((count for name in names if type(count := usage.get(name)) is int and count >= 0), 0)
         for names in (("prompt_tokens", "input_tokens", "total_tokens"), ("completion_tokens", "output_tokens"))
     ]
-    return Completion(_text_of_other(payload), "stop", Usage(*counts), details={"payload": payload})
+    details = {"payload": payload}
+    return Completion(_text_of_other(payload), "stop", Usage(*counts), details=details, tier=_tier(payload))
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:
@@ -125,7 +126,7 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
     for name, value in message.items():
         if value and name not in _NO_MATTER:
             return None
-    return Completion(text, finish, _usage(payload.get("usage")))
+    return Completion(text, finish, _usage(payload.get("usage")), tier=_tier(payload))
 
 
 def _unwrapped(payload: Any) -> Any:
@@ -155,7 +156,7 @@ def _read_stream(
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
         )
-        return RetryDecision(FailureKind.TRANSIENT, error)
+        return RetryDecision(FailureKind.TRANSIENT, error, unmetered=True)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
 
@@ -185,10 +186,10 @@ def read_payload(
         return classify_refusal(200, headers, payload, endpoint)
     usage = _usage(payload.get("usage"))
     if not choices or not isinstance(choices[0], dict):
-        return _filtered(endpoint, usage) if _prompt_filtered(payload) else _empty(endpoint, usage)
+        return _without_choice(payload, endpoint, usage)
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # OpenRouter, when the provider behind it failed amid an answer
-        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), usage=usage)
+        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **_spent(usage))
     message = choice.get("message") or choice.get("delta")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
@@ -197,7 +198,7 @@ def read_payload(
         return _filtered(endpoint, usage)
     if ending is Ending.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
-        return RetryDecision(FailureKind.TRANSIENT, error, usage=usage)
+        return RetryDecision(FailureKind.TRANSIENT, error, **_spent(usage))
     text, reasoning = read_message(message)
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
@@ -217,7 +218,16 @@ def read_payload(
         tool_calls,
         logprobs=logprobs if isinstance(logprobs, dict) else None,
         details=details_of(payload, choice, message) if keep_raw else None,
+        tier=_tier(payload),
     )
+
+
+def _tier(payload: Mapping[str, Any]) -> str:
+    """Return the service tier that an answer reports: OpenAI's field, or Anthropic's in the usage."""
+    tier = payload.get("service_tier")
+    if tier is None and isinstance(usage := payload.get("usage"), dict):
+        tier = usage.get("service_tier")
+    return tier.lower() if isinstance(tier, str) else ""
 
 
 def _is_error(payload: Mapping[str, Any]) -> bool:
@@ -273,7 +283,7 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else found}.",
         wrong_address(endpoint) if page else None,
     )
-    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0)
+    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=not page)
 
 
 def _page(body: bytes) -> str:
@@ -282,11 +292,22 @@ def _page(body: bytes) -> str:
     return f"a web page ({title})" if title else "a web page"
 
 
+def _without_choice(payload: Mapping[str, Any], endpoint: Endpoint, usage: Usage) -> RetryDecision:
+    if _prompt_filtered(payload):  # before the model read it
+        return replace(_filtered(endpoint, usage), unmetered=False)
+    return _empty(endpoint, usage)
+
+
 def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:
     error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
-    return RetryDecision(FailureKind.ITEM, error, usage=usage)
+    return RetryDecision(FailureKind.ITEM, error, **_spent(usage))
 
 
 def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:
     error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
-    return RetryDecision(FailureKind.TRANSIENT, error, usage=usage)
+    return RetryDecision(FailureKind.TRANSIENT, error, **_spent(usage))
+
+
+def _spent(usage: Usage) -> dict[str, Any]:
+    """Return what a decision reports of a reply that is no answer and may be billed."""
+    return {"usage": usage, "unmetered": not usage.prompt_tokens}

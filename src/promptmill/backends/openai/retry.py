@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
@@ -16,6 +16,7 @@ from promptmill.backends.openai.transport_errors import (
     StaleError,
     TooLargeError,
     code_of,
+    was_sent,
 )
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Usage
@@ -46,7 +47,8 @@ class RetryDecision:
 
     `wait_s` is how long the endpoint asks to wait, if it says so. `stale`: a kept connection was at its end, so
     the next attempt needs a new one and no wait. `usage`: what an answer cost that is none. `status`: the HTTP status
-    that was sent, or that the body names; 0 where there was none.
+    that was sent, or that the body names; 0 where there was none. `unmetered`: the request was sent and may be billed,
+    but no usage was reported.
     """
 
     kind: FailureKind
@@ -55,6 +57,7 @@ class RetryDecision:
     stale: bool = False
     usage: Usage = NO_USAGE
     status: int = 0
+    unmetered: bool = False
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) -> float:
@@ -67,6 +70,11 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return what an attempt that ended in `exc` means."""
+    decision = _classified(exc, endpoint)
+    return replace(decision, unmetered=True) if was_sent(exc) else decision
+
+
+def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     code = code_of(exc)
     if code is Code.TLS:
         return RetryDecision(FailureKind.ENDPOINT, tls_error(endpoint, exc))

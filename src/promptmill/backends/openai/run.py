@@ -25,7 +25,7 @@ from promptmill.backends.openai.sender import NOTHING, Sender
 from promptmill.backends.protocol import CallStats, Sink
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, internal_error
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome
 
 # However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
 _HARD_CAP = 5
@@ -185,7 +185,7 @@ class Run(Generic[TaskT]):
             if not self._plain:
                 self._check_time(item, now)
             item.attempts += 1
-            stats.requests += 1
+            stats.sending(task.key)
             stats.retries += item.attempts > 1
             try:
                 if self._plain:
@@ -194,7 +194,9 @@ class Run(Generic[TaskT]):
                 else:
                     result, answering = await self._send_bounded(item, permit, prepared)
             except PromptmillError as error:
-                if error.code is not Code.ITEM_TIMEOUT:  # what is wrong with it showed before anything was sent
+                if error.code is Code.ITEM_TIMEOUT:
+                    item.unmetered += 1
+                else:  # what is wrong with it showed before anything was sent
                     stats.requests -= 1
                     stats.retries -= item.attempts > 1
                     item.attempts -= 1
@@ -214,7 +216,8 @@ class Run(Generic[TaskT]):
             self._answered = True
             if self._held is not None:
                 for refused, decision in self._held.answered(answering):
-                    await self._fail(refused, decision.error, decision.usage)
+                    await self._fail(refused, decision.error, decision)
+            result.usage, result.unmetered = item.usage + usage, item.unmetered + (not result.is_metered)
             result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
             return await self._settle(item, result)
         result = self._explained(result, endpoint_state)
@@ -290,22 +293,24 @@ class Run(Generic[TaskT]):
         ):
             if not held.takes(decision):
                 concerns_all = self._is_gone(endpoint_state, decision)
-                return await self._fail(item, error, decision.usage, concerns_all=concerns_all)
+                return await self._fail(item, error, decision, concerns_all=concerns_all)
             if held.hold(item, permit, decision):
                 await self._release(held)
                 self._limiter.serve()
             return None
         if held.ended_by(decision):
             await self._release(held)
-            return await self._fail(item, error, concerns_all=True)
-        self._stats.prompt_tokens += decision.usage.prompt_tokens  # spent, though another attempt will be the outcome
-        self._stats.completion_tokens += decision.usage.completion_tokens
+            return await self._fail(item, error, decision, concerns_all=True)
+        item.charge(decision.usage, decision.unmetered)
         wait_s = self._wait_s(item, endpoint_state, decision, counts=counts)
         item.refusals += decision.kind is FailureKind.LOAD
         what = f"{decision.status} {error.code}" if decision.status else error.code
         _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return await self._fail(item, _too_slow(settings.item_timeout))
+        charges, is_charged = self._stats.charges, decision.unmetered or decision.usage != NO_USAGE
+        if charges is not None and is_charged and not charges.again(item.task.key):
+            return await self._fail(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
         self._flow.put_back(endpoint_state, decision, wait_s)
         if wait_s <= 0:
             self._back.append(item)
@@ -339,7 +344,7 @@ class Run(Generic[TaskT]):
     async def _release(self, held: HeldRefusals[Item[TaskT]]) -> None:
         for item, decision, refused in held.release():
             concerns_all = refused or (item.failed_at is not None and self._is_gone(item.failed_at, decision))
-            await self._fail(item, decision.error, decision.usage, concerns_all=concerns_all)
+            await self._fail(item, decision.error, decision, concerns_all=concerns_all)
 
     def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
@@ -351,9 +356,18 @@ class Run(Generic[TaskT]):
         return decision.kind is FailureKind.LOST or not endpoint_state.answered
 
     async def _fail(
-        self, item: Item[TaskT], error: PromptmillError, usage: Usage = NO_USAGE, *, concerns_all: bool = False
+        self,
+        item: Item[TaskT],
+        error: PromptmillError,
+        last: RetryDecision | None = None,
+        *,
+        concerns_all: bool = False,
     ) -> None:
-        await self._settle(item, Failure(error, item.attempts, self._age(item), usage, concerns_all=concerns_all))
+        """Settle the item with `error`; `last` is what its last attempt came to, if that is not counted yet."""
+        if last is not None:
+            item.charge(last.usage, last.unmetered)
+        failure = Failure(error, item.attempts, self._age(item), item.usage, concerns_all=concerns_all)
+        await self._settle(item, replace(failure, unmetered=item.unmetered))
 
     async def _settle(self, item: Item[TaskT], outcome: Outcome) -> None:
         await self._sink.put(item.task.key, outcome)

@@ -136,7 +136,7 @@ class LocalSender:
         answer = with_reasoning_apart(found)
         if problem := unanswered(answer):
             kind = FailureKind.TRANSIENT if answer.finish_reason is None else FailureKind.ITEM
-            return RetryDecision(kind, problem, usage=answer.usage)
+            return RetryDecision(kind, problem, usage=answer.usage, unmetered=not answer.is_metered)
         return answer
 
     def _passes_on(self, images: Sequence[ImagePart]) -> bool:

@@ -24,6 +24,7 @@ from promptmill.backends.openai.transport_errors import (
     SilenceTimeoutError,
     TooLargeError,
     TransportError,
+    mark_sent,
     of_connecting,
 )
 
@@ -126,7 +127,10 @@ def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
     try:
         yield
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
-        raise translated(error, limits_s) from error
+        found = translated(error, limits_s)
+        if isinstance(found, SilenceTimeoutError | InvalidResponseError) or type(found) is TransportError:
+            mark_sent(found)
+        raise found from error
 
 
 def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:

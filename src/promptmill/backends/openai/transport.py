@@ -22,6 +22,7 @@ from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     SilenceTimeoutError,
     TransportError,
+    mark_sent,
     of_connecting,
 )
 from promptmill.config.settings import OpenAISettings
@@ -153,9 +154,13 @@ class RawHttpClient:
         connection.send(pieces, length, answer)
         try:
             return await answer
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            mark_sent(error)
             if connection.answer is answer:
                 connection.close()
+            raise
+        except Exception as error:
+            mark_sent(error)
             raise
 
     def _idle(self, target: Target) -> Connection | None:

@@ -74,6 +74,16 @@ def of_connecting(error: OSError) -> Exception:
     return UnreachableError(error.strerror or str(error))
 
 
+def mark_sent(exc: BaseException) -> None:
+    """Note that the request had been sent when `exc` ended the attempt."""
+    exc.was_sent = True  # type: ignore[attr-defined]
+
+
+def was_sent(exc: BaseException) -> bool:
+    """Return whether the request had been sent when `exc` ended the attempt: then it may be billed."""
+    return getattr(exc, "was_sent", False)
+
+
 def code_of(exc: BaseException) -> Code:
     """Return the code of what a transport or the operating system raised during one attempt."""
     if isinstance(exc, TransportError):

@@ -224,7 +224,9 @@ class FanOut:
 
     def _bury(self, worker: _Worker) -> None:
         gone = RetryDecision(
-            FailureKind.OURS, PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended.")
+            FailureKind.OURS,
+            PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended."),
+            unmetered=True,
         )
         for attempt in worker.attempts.values():
             if not attempt.done():
@@ -245,6 +247,7 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
             result.tool_calls,
             result.logprobs,
             result.details,
+            result.tier,
         )
     usage = result.usage
     return (
@@ -254,6 +257,7 @@ def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
         result.wait_s,
         result.stale,
         result.status,
+        result.unmetered,
         *_counts(usage),
     )
 
@@ -264,12 +268,14 @@ def _counts(usage: Usage) -> tuple[int, int, int, int]:
 
 def unpacked_completion(fields: list[Any]) -> Completion:
     """Return the completion that `packed_result` wrote."""
-    text, finish_reason, *counts, reasoning, tool_calls, logprobs, details = fields
-    usage = Usage(*counts)
-    return Completion(text, finish_reason, usage, reasoning, tuple(tool_calls), logprobs=logprobs, details=details)
+    text, finish_reason, *counts, reasoning, tool_calls, logprobs, details, tier = fields
+    answer = Completion(text, finish_reason, Usage(*counts), reasoning, tuple(tool_calls), tier=tier)
+    answer.logprobs, answer.details = logprobs, details
+    return answer
 
 
 def unpacked_decision(fields: list[Any]) -> RetryDecision:
     """Return the decision that `packed_result` wrote."""
-    kind, error, wait_s, stale, status, *counts = fields
-    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, Usage(*counts), status)
+    kind, error, wait_s, stale, status, unmetered, *counts = fields
+    usage = Usage(*counts)
+    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, usage, status, unmetered)
