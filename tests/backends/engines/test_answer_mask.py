@@ -52,6 +52,14 @@ def test_a_schema_that_cannot_be_held_to_is_an_error_and_the_engine_goes_on(desk
     assert isinstance(third, Completion)
 
 
+def test_a_schema_beyond_the_limits_of_its_grammar_is_an_error_and_the_engine_goes_on(desk, tiny_engine):
+    huge = {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(2_500)}}
+    first, second = desk.ask(tiny_engine, ["x"] * 2, max_tokens=4, response_format=(asking_for(huge), None))
+    assert first.error.code == "unsupported"
+    assert "max is 2000" in first.error.message
+    assert isinstance(second, Completion)
+
+
 def test_json_begins_behind_the_reasoning_that_the_prompt_opened(tiny):
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from promptmill.core.errors import PromptmillError
+
 pytest.importorskip("openvino_genai")
 pytestmark = pytest.mark.engine
 
@@ -25,6 +27,67 @@ def schema(wanted: object) -> dict:
 @pytest.fixture(scope="module")
 def engine(engine_of):
     return engine_of("openvino")
+
+
+def _of_lengths(*lengths):
+    fields = {f"f{n}": {"type": "string", "maxLength": n} for n in lengths}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+def _held(wanted):
+    """Return the schema that the pipeline is given, and whether a warning tells that it is not all."""
+    from promptmill.backends.engines.openvino.prompt import Grammars
+
+    warnings: list[str] = []
+    return json.loads(Grammars().of(wanted, warnings)), bool(warnings)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        CITY,
+        _of_lengths(10, 20, 30),
+        {"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"}},
+        {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(200)}},
+        {"properties": {"pattern": {"type": "string"}, "maxLength": {"const": {"maxLength": 9_999}}}},
+        {"enum": [f"value {i}" for i in range(4_000)]},
+    ],
+)
+def test_a_schema_that_is_soon_compiled_is_held_to_whole(wanted):
+    assert _held(wanted) == (wanted, False)
+
+
+def test_lengths_and_patterns_that_take_long_are_left_to_the_check_of_the_answer():
+    held, told = _held(_of_lengths(*range(1, 51)))
+    assert told
+    lengths = [field.get("maxLength") for field in held["properties"].values()]
+    assert lengths == [*range(1, 14), *[None] * 37], "the short ones cost little"
+    for limit in ({"maxLength": 500}, {"minLength": 500}, {"pattern": "^(([a-z]{1,50} ){1,50};){1,50}$"}):
+        assert _held({"type": "string", **limit}) == ({"type": "string"}, True)
+        names = {"propertyNames": {"type": "string", **limit}}
+        assert _held({"type": "object", **names}) == ({"type": "object", "propertyNames": {"type": "string"}}, True)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(800)}},
+        {"anyOf": [{"properties": {f"{n}-{i}": {} for i in range(100)}} for n in range(12)]},
+        {"type": "object", "patternProperties": {"^(a{1,99}b){1,99}$": {}}},
+    ],
+)
+def test_a_schema_that_takes_long_whatever_is_left_out_is_refused(wanted):
+    with pytest.raises(PromptmillError, match="takes too long to prepare on the openvino backend") as caught:
+        _held(wanted)
+    assert caught.value.code == "invalid_input"
+
+
+def test_a_schema_of_long_texts_keeps_nobody_waiting(desk, engine):
+    wanted = _of_lengths(*range(100, 150))
+    call = desk.call(engine, ["Hi!"], {"ignore_eos": True}, max_tokens=3, response_format=schema(wanted))
+    (outcome,) = desk.wait(call.run(), 30)  # a minute for its whole grammar
+    assert outcome.finish_reason == "length"
+    assert "checked against them" in " ".join(call.stats.warnings)
 
 
 def test_an_answer_follows_a_json_schema(desk, engine):

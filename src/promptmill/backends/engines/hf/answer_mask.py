@@ -62,11 +62,7 @@ class AnswerMasks:
             return known
         grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_OVERRIDES)
         if problem := matcher.validate_grammar(grammar, self._vocabulary):
-            raise PromptmillError(
-                Code.UNSUPPORTED,
-                f"The hf backend cannot hold answers to this schema: {first_line(problem)}.",
-                "Simplify the schema, or choose another backend.",
-            )
+            raise _not_held(problem)
         if len(self._grammars) >= _MOST_GRAMMARS:
             self._grammars.popitem(last=False)
         self._grammars[content] = grammar
@@ -88,6 +84,14 @@ def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
         ) from None
 
 
+def _not_held(problem: str) -> PromptmillError:
+    return PromptmillError(
+        Code.UNSUPPORTED,
+        f"The hf backend cannot hold answers to this schema: {first_line(problem)}.",
+        "Simplify the schema, or choose another backend.",
+    )
+
+
 class AnswerMask:
     """The mask of one answer, which follows it token by token."""
 
@@ -106,8 +110,8 @@ class AnswerMask:
         if self._waits and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):
-                raise PromptmillError(Code.INTERNAL, f"The answer left its grammar: {self._matcher.get_error()[:200]}")
+            if not self._matcher.consume_token(token):  # beyond llguidance's limits: a token would take seconds
+                raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
         if scores.device.type == "cpu":  # numpy: torch would ask its threads to help, which takes longer
@@ -122,6 +126,8 @@ class AnswerMask:
         if self._bits is None:
             self._bits = allocate_token_bitmask(1, self._known)
         fill_next_token_bitmask(self._matcher, self._bits, 0)
+        if self._matcher.is_error():
+            raise _not_held(self._matcher.get_error())
         ruled_out: Any = np.ones(size, dtype=bool)  # a model may score more tokens than its tokenizer knows, and fewer
         known = min(size, self._known)
         ruled_out[:known] = np.unpackbits(self._bits[0].view(np.uint8), count=known, bitorder="little") == 0

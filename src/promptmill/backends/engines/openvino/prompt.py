@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -35,6 +37,7 @@ from promptmill.backends.engines.request_options import (
 )
 from promptmill.backends.engines.texts import Texts
 from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.system.frames import Frame
 
 TAKES = frozenset(
@@ -50,6 +53,17 @@ _NOT_SAID = 2**64 - 1
 _UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
 _SEEDS = 2**32
 
+# OpenVINO compiles a grammar inside a step, for which all rows wait and which nothing can end. In hundredths of a
+# second of one core, with 49,152 tokens, as measured: 100 places that a length or a counted repeat unrolls to take
+# 1.1 s, 500 or more 3.5 s; 800 optional properties 6 s, 2,500 take 77; 240 KB of required properties 0.8 s.
+_MOST_WORK = 100
+_MOST_OF_A_LENGTH = 350
+_SQUARES_PER_WORK = 1000
+_CHARACTERS_PER_WORK = 3000
+_MOST_GRAMMARS = 64
+_MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_VALUES = frozenset({"enum", "const", "default", "examples"})
+
 
 class PromptBuilder:
     """Turns submitted requests into rows, with the model's own template and defaults."""
@@ -64,6 +78,7 @@ class PromptBuilder:
             raise load_failure(f"The model's chat template cannot be read: {error}.") from None
         self._tags = TaggedImages(self._template, model.tokenizer.special) if model.reads_images else None
         self._tools = ToolReader(source or None)
+        self._grammars = Grammars()
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def row(self, message: Frame) -> Row:
@@ -84,7 +99,7 @@ class PromptBuilder:
         if not is_known_format(wanted):
             left_out.append("response_format")
         found = schema_of(wanted)
-        schema = None if found is None else json.dumps(found)
+        schema = None if found is None else self._grammars.of(found, warnings)
         top_logprobs = token_logprobs.wanted(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # of each place it tells the chosen token's alone
@@ -184,3 +199,113 @@ class PromptBuilder:
             None if schema is None else openvino_genai.StructuredOutputConfig(json_schema=schema)
         )
         return config
+
+
+class Grammars:
+    """Makes the schemas that OpenVINO holds answers to: all of a schema that it compiles within about a second."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[str, bool]] = OrderedDict()
+
+    def of(self, wanted: Mapping[str, Any], warnings: list[str]) -> str:
+        """Return `wanted` as JSON, without the lengths and patterns that take too long, of which a warning tells.
+
+        Answers are checked against all of `wanted` once they are there. Raises `PromptmillError` (`invalid_input`) for
+        a schema that takes too long all the same.
+        """
+        text = json.dumps(wanted)
+        if text not in self._known:
+            if len(self._known) >= _MOST_GRAMMARS:
+                self._known.popitem(last=False)
+            self._known[text] = _within_reach(text)
+        self._known.move_to_end(text)
+        schema, whole = self._known[text]
+        if not whole:
+            warnings.append(
+                "The openvino backend generates answers without the longest `minLength`, `maxLength` and `pattern` of "
+                "this schema, whose grammar takes too long to compile; the answers are checked against them."
+            )
+        return schema
+
+
+def _within_reach(text: str) -> tuple[str, bool]:
+    """Return the schema `text` as it can be compiled in time, and whether that is all of it."""
+    schema = json.loads(text)
+    work = len(text) / _CHARACTERS_PER_WORK
+    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # the same one is compiled once
+    for node in _schemas(schema):
+        properties, required = node.get("properties"), node.get("required")
+        if isinstance(properties, dict):
+            names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
+            optional = len(properties.keys() - names)
+            work += optional**2 / _SQUARES_PER_WORK
+            if work > _MOST_WORK:
+                raise _too_much(f"{optional:,} optional properties")
+        if isinstance(named := node.get("patternProperties"), dict):
+            work += sum(map(_repeats, named))
+        for keywords in (("minLength", "maxLength"), ("pattern",)):
+            if any(word in node for word in keywords):
+                limits.setdefault(tuple(str(node.get(word)) for word in keywords), []).append(node)
+    if work > _MOST_WORK:
+        raise _too_much(f"{len(text):,} characters, or long patterns of property names")
+    whole = True
+    for limit, nodes in sorted(limits.items(), key=lambda entry: _work_of(entry[0])):
+        work += _work_of(limit)
+        if work > _MOST_WORK:
+            whole = False
+            for node in nodes:
+                for word in ("minLength", "maxLength") if len(limit) == 2 else ("pattern",):
+                    node.pop(word, None)
+    return (text if whole else json.dumps(schema)), whole
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield `schema` and all schemas inside it."""
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        elif isinstance(node, dict):
+            yield node
+            for key, value in node.items():
+                if key in _MAPS_OF_SCHEMAS and isinstance(value, dict):
+                    left += value.values()
+                elif key not in _VALUES:
+                    left.append(value)
+
+
+def _work_of(limit: tuple[str, ...]) -> int:
+    if len(limit) == 1:
+        return _repeats(limit[0])
+    return min(_MOST_OF_A_LENGTH, max((int(number) for number in limit if number.isdecimal()), default=0))
+
+
+def _repeats(pattern: str) -> int:
+    """Return how many places the counted repeats of a pattern unroll to: those inside others multiply."""
+    groups, last, in_class = [0], 0, False
+    for piece in re.findall(r"\\.|\{\d+(?:,\d*)?\}|.", pattern, re.DOTALL):
+        if in_class:
+            in_class, last = piece != "]", 0
+        elif piece == "[":
+            in_class = True
+        elif piece == "(":
+            groups.append(0)
+        elif piece == ")" and len(groups) > 1:
+            last = groups.pop()
+            groups[-1] += last
+        elif len(piece) > 2 and piece[0] == "{":
+            count = max(int(number[:10]) for number in piece[1:-1].split(",") if number)
+            unrolled = min(count * max(1, last), 10**9)
+            groups[-1] += unrolled - last
+            last = unrolled
+        else:
+            last = 0
+    return sum(groups)
+
+
+def _too_much(what: str) -> PromptmillError:
+    return input_error(
+        f"This JSON schema takes too long to prepare on the openvino backend: it has {what}.",
+        "Name properties in `required`, or split the schema.",
+    )
