@@ -121,6 +121,67 @@ def test_a_pattern_that_would_search_for_ever_ends():
     assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
 
 
+def _branching(kind, levels):
+    """Return a schema in which each of so many levels refers to the next one twice."""
+    definitions = {f"n{level}": {kind: [{"$ref": f"#/$defs/n{level + 1}"}] * 2} for level in range(levels)}
+    return {"$ref": "#/$defs/n0", "$defs": {**definitions, f"n{levels}": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize("kind", ["anyOf", "oneOf", "allOf"])
+def test_a_schema_that_references_make_too_large_is_refused(kind):
+    with pytest.raises(PromptmillError, match="too large") as caught:
+        compile_schema(_branching(kind, 24))
+    assert caught.value.code is Code.INVALID_INPUT
+
+
+def test_a_schema_may_refer_to_itself_and_often_to_the_same():
+    tree = {"$ref": "#/$defs/node", "$defs": {"node": {"properties": {
+        "left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+        "right": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+    }, "required": ["left"]}}}  # fmt: skip
+    assert not compile_schema(tree).check('{"left": {"left": null, "right": {"left": null}}}').problem
+    many = {"properties": {f"p{n}": {"$ref": "#/$defs/point"} for n in range(500)},
+            "$defs": {"point": {"properties": {"x": {"type": "number"}, "y": {"type": "number"}}}}}  # fmt: skip
+    assert compile_schema(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [(_branching("anyOf", 11), json.dumps("x" * 50_000)), ({"items": {"type": "integer"}}, json.dumps(["x"] * 50_000))],
+    ids=["many branches", "many values"],
+)
+def test_an_answer_that_is_wrong_in_too_many_ways_has_a_problem_without_a_place(schema, text):
+    assert compile_schema(schema).check(text).problem == "it does not satisfy the schema"
+
+
+def test_an_answer_of_too_many_values_for_its_schema_is_not_checked():
+    schema = {"items": {"enum": [f"v{n}" for n in range(8_000)]}}
+    assert compile_schema(schema).check(json.dumps(["v1"] * 100_000)).problem.startswith("it has too many values")
+    assert not compile_schema(schema).check(json.dumps(["v1"] * 1_000)).problem
+
+
+def test_an_answer_above_the_limit_is_not_read():
+    assert compile_schema({"type": "string"}).check(json.dumps("x" * (1 << 20))).problem == "it is longer than 1 MiB"
+
+
+@pytest.mark.parametrize("text", ["{" * 8_000 + "}" * 8_000, '{"' * 32_500 + "}", "```" + " " * 100_000])
+def test_a_text_that_takes_too_long_to_repair_is_left_as_it_is(text):
+    assert compile_schema({"type": "object"}).check(text).problem.startswith("it is not JSON")
+
+
+def test_a_long_answer_with_slips_is_repaired():
+    text = '{"rows": [' + '{"name": "Ada", "n": [1, 2, 3],},' * 3_000 + "]}"
+    assert compile_schema({"type": "object"}).check(text).repaired
+
+
+def test_only_what_takes_a_moment_is_checked_while_others_wait():
+    schema = compile_schema(_branching("anyOf", 11))
+    assert schema.is_soon_valid("5")
+    assert not schema.is_soon_valid("[" + "5," * 5_000 + "5]")
+    assert not schema.is_soon_valid("5" + " " * 20_000)
+    assert not compile_schema({"pattern": "(?=a)(a+)+$"}).is_soon_valid('"' + "a" * 2_000 + '"')
+
+
 def test_patterns_may_look_ahead_as_those_of_pydantics_decimals_do():
     schema = compile_schema({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
     assert not schema.check('"1.50"').problem
@@ -136,8 +197,9 @@ def test_a_response_format_says_which_schema_it_asks_for():
             schema_of(wrong)
 
 
-def test_a_schema_is_compiled_once_however_often_it_comes():
+async def test_a_schema_is_compiled_once_however_often_it_comes():
     cache = SchemaCache()
     shared = asking_for(CITY)
-    assert cache.of(shared) is cache.of(shared) is cache.of(json.loads(json.dumps(shared)))
-    assert cache.of({"type": "text"}) is None
+    found = await cache.of(shared)
+    assert found is await cache.of(shared) is await cache.of(json.loads(json.dumps(shared)))
+    assert await cache.of({"type": "text"}) is None

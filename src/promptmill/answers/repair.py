@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
-_FENCE = re.compile(r"```[ \t]*(?:json|JSON|json5|jsonc)?[ \t]*\r?\n?(.*?)```", re.DOTALL)
-_LONGEST = 1 << 17  # characters; repairing more would hold up everything else
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
+_LONGEST = 1 << 17  # characters
+# `json_repair` reads a text of slips three times, and others thousands of times. This takes it half a second.
+_MOST_READS = 500_000
 _MOST_VALUES = 16
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # What may differ between what was written and what it was taken for: marks of JSON alone, never a word or a number.
 _MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
+
+
+def values(text: str) -> int:
+    """Return the most values that a JSON text may hold."""
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def load(text: str) -> Any:
@@ -45,8 +53,7 @@ def candidates(text: str) -> Iterator[Any]:
     """
     if len(text) > _LONGEST:
         return
-    fenced = [found.strip() for found in _FENCE.findall(text)]
-    parts = fenced or [text]
+    parts = list(_fenced(text)) or [text]
     seen = False
     for part in parts:
         for value in _values(part):
@@ -56,6 +63,14 @@ def candidates(text: str) -> Iterator[Any]:
         for part in parts:
             if (value := _mended(part)) is not None:
                 yield value
+
+
+def _fenced(text: str) -> Iterator[str]:
+    """Yield the contents of the code fences of `text`, without the name of the language."""
+    pieces = text.split(_FENCE)
+    for piece in pieces[1:-1:2]:  # the last one has no closing fence
+        found = _LANGUAGE.match(piece)
+        yield piece[found.end() if found else 0 :].strip()
 
 
 def _values(text: str) -> Iterator[Any]:
@@ -92,11 +107,27 @@ def _mended(text: str) -> Any:
         return None  # it never ends: cut off, or something else
     part = text[start : end + 1]
     try:
-        value = repair_json(part, return_objects=True)
+        value = repair_json(_Metered(part), return_objects=True)
         same = _words(part) == _words(written(value))
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError, TypeError, _TooManyReadsError):
         return None
     return value if same and isinstance(value, dict | list) else None
+
+
+class _TooManyReadsError(Exception):
+    """The repair of a text takes too long."""
+
+
+class _Metered(str):
+    """A text that can be read only so often."""
+
+    _reads = 0
+
+    def __getitem__(self, place: SupportsIndex | slice) -> str:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise _TooManyReadsError
+        return super().__getitem__(place)
 
 
 def _words(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,12 +15,24 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import shape
 
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
+_LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, each as often as a `$ref` or another leads to it
+_LONGEST_PATTERNS = 16 * 1024  # characters together
+_PATTERN_BYTES = 8 << 20  # of all compiled patterns of a schema together
 _MOST_PROBLEMS = 3
-_MOST_KEPT = 256
+_MOST_KEPT = 32
+# Checks of an answer, at some 10 ns. Above the first number they take place in a thread, where they let the event loop
+# go on; above the second no answer is worth them.
+_FEW_CHECKS = 200_000
+_MOST_CHECKS = 500_000_000
+# Errors, which hold the answer's text and cost 20 µs each; where there may be more, the answer's problem has no place.
+_MOST_ERRORS = 10_000
+_MOST_QUOTED = 32 << 20
+_SHORT, _SHORT_FOR_PATTERNS = 16 * 1024, 1024
+_LONGEST_ANSWER = 1 << 20
 _SHOWN = 60
 _LONGEST_PROBLEM = 300
 # `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
-_BACKTRACKS = 100_000
+_BACKTRACKS = 10_000
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 # what other languages call them
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
@@ -53,27 +67,43 @@ class AnswerSchema:
 
     schema: Mapping[str, Any]
     _validator: Any
+    _cost: _Cost
+    _short: int
+    """How long an answer may be, in characters, to be checked while the event loop waits."""
+
+    def is_soon_valid(self, text: str) -> bool:
+        """Return whether the answer `text` satisfies the schema and this takes a few milliseconds to find out."""
+        if len(text) > self._short or self._checks(text) > _FEW_CHECKS:
+            return False
+        try:
+            return bool(self._validator.is_valid(repair.load(text)))
+        except ValueError:
+            return False
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` as it is if it satisfies the schema, else repaired, else with its problem.
 
         Only what leaves no doubt is repaired (see `repair`), and nothing in an answer that is not `complete`.
         """
+        if len(text) > _LONGEST_ANSWER:
+            return Checked(text, f"it is longer than {_LONGEST_ANSWER >> 20} MiB")
         try:
             value = repair.load(text)
         except ValueError:
             start = " ".join(text[:_SHOWN].split())
             problem = f"it is not JSON, it begins with {start!r}" if start else "it is not JSON, it is empty"
         else:
+            if self._checks(text) > _MOST_CHECKS:
+                return Checked(text, "it has too many values for a schema of this size")
             if self._validator.is_valid(value):
                 return Checked(text)
-            problem = self._problem(value)
+            problem = self._problem(value, text)
         if not complete:
             return Checked(text, problem)
         found: dict[str, str] = {}
         for value in repair.candidates(text):
-            problem = self._problem(value)
-            for kept in (value, *self._without_nulls(value)):
+            problem = self._problem(value, text)
+            for kept in (value, *self._without_nulls(value, text)):
                 if self._validator.is_valid(kept) and (written := repair.written(kept)):
                     found[json.dumps(kept, sort_keys=True)] = written
                     break
@@ -83,7 +113,17 @@ class AnswerSchema:
             problem = "it holds several JSON values, and each of them would do"
         return Checked(text, problem)
 
-    def _problem(self, value: Any) -> str:
+    def _checks(self, text: str) -> int:
+        return (1 + repair.values(text)) * self._cost.checks
+
+    def _errors_can_be_read(self, text: str) -> bool:
+        """Return whether few enough errors can occur in the answer `text` for all of them to be created."""
+        most = (1 + repair.values(text)) * self._cost.errors
+        return most <= _MOST_ERRORS and most * len(text) <= _MOST_QUOTED
+
+    def _problem(self, value: Any, text: str) -> str:
+        if not self._errors_can_be_read(text):
+            return "it does not satisfy the schema"
         problems = []
         for error in self._validator.iter_errors(value):
             place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
@@ -92,19 +132,122 @@ class AnswerSchema:
                 break
         return "; ".join(problems)
 
-    def _without_nulls(self, value: Any) -> Iterator[Any]:
+    def _without_nulls(self, value: Any, text: str) -> Iterator[Any]:
         """Yield `value` without the fields that are null and may be missing.
 
         Strict endpoints write null for a field that may be missing, because they let none be.
         """
-        flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
-        pruned = _pruned(value, flagged, ())
-        if pruned != value:
-            yield pruned
-            return
+        if self._errors_can_be_read(text):
+            flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
+            pruned = _pruned(value, flagged, ())
+            if pruned != value:
+                yield pruned
+                return
         pruned = _pruned(value, None, ())
         if pruned != value:
             yield pruned
+
+
+class _Cost(NamedTuple):
+    """The size of a schema, each `$ref` replaced by its target, and the most `checks` and `errors` for one value."""
+
+    size: int
+    checks: int
+    errors: int
+
+
+# Subschemas for the value itself; all others are for a part of it, of which each is checked by one of its siblings.
+_IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"})
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_DEFINITIONS = frozenset({"$defs", "definitions"})
+_DATA = frozenset({"const", "default", "examples", "example"})
+
+
+class _CostOf:
+    """Computes the cost of a schema; a reference to what it stands in counts once."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._root = schema
+        self._known: dict[int, _Cost] = {}
+        self._open: set[int] = set()
+        self._anchors: dict[str, Any] | None = None
+        self.patterns: list[str] = []
+
+    def of(self, schema: Any) -> _Cost:  # noqa: PLR0912 (a branch per kind of keyword)
+        """Return the cost of a subschema."""
+        if not isinstance(schema, Mapping):
+            return _Cost(1, 1, 1)
+        if (known := self._known.get(id(schema))) is not None:
+            return known
+        if id(schema) in self._open:
+            return _Cost(1, 1, 1)
+        self._open.add(id(schema))
+        size, checks, errors, part_checks, part_errors = 1, 1, 1, 0, 0
+        for name, value in schema.items():
+            if name == "pattern" and isinstance(value, str):
+                self.patterns.append(value)
+            elif name == "patternProperties" and isinstance(value, Mapping):
+                self.patterns += map(str, value)
+            if name in _DEFINITIONS or name in _DATA:
+                continue
+            if name in _REFERENCES:
+                inner = [self.of(self._referred(value))]
+            elif name in {"enum", "required"} and isinstance(value, list):
+                inner = []
+                size, checks = size + len(value), checks + len(value)
+            else:
+                inner = [self.of(one) for one in _subschemas(name, value)]
+            size += sum(cost.size for cost in inner)
+            if name in _IN_PLACE or name in _REFERENCES:
+                checks += sum(cost.checks for cost in inner)
+                errors += sum(cost.errors for cost in inner)
+            elif inner:
+                checks += len(inner)
+                part_checks += max(cost.checks for cost in inner)
+                part_errors += max(cost.errors for cost in inner)
+        if "unevaluatedProperties" in schema or "unevaluatedItems" in schema:  # goes over its siblings again
+            size, checks = 2 * size, 2 * checks
+        self._open.discard(id(schema))
+        found = self._known[id(schema)] = _Cost(size, checks + part_checks, errors + part_errors)
+        return found
+
+    def _referred(self, reference: Any) -> Any:
+        """Return the subschema that a reference within the schema names."""
+        text = urllib.parse.unquote(str(reference))
+        if not text.startswith("#"):
+            return self._anchored().get(text)
+        if not text.startswith("#/"):
+            return self._root if text == "#" else self._anchored().get(text[1:])
+        found: Any = self._root
+        for escaped in text[2:].split("/"):
+            part = escaped.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list):
+                found = found[int(part)] if part.isdecimal() and int(part) < len(found) else None
+            else:
+                found = found.get(part) if isinstance(found, Mapping) else None
+        return found
+
+    def _anchored(self) -> dict[str, Any]:
+        if self._anchors is None:
+            self._anchors = {}
+            waiting: list[Any] = [self._root]
+            while waiting:
+                value = waiting.pop()
+                waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+                if isinstance(value, Mapping):
+                    names = (value.get(name) for name in ("$anchor", "$dynamicAnchor", "$id", "id"))
+                    self._anchors |= {name: value for name in names if isinstance(name, str)}
+        return self._anchors
+
+
+def _subschemas(name: str, value: Any) -> Iterable[Any]:
+    """Return the possible subschemas in the value of a keyword."""
+    if isinstance(value, list):
+        return [one for one in value if isinstance(one, Mapping)]
+    if not isinstance(value, Mapping):
+        return ()
+    several = {"properties", "patternProperties", "dependentSchemas", "dependencies"}
+    return value.values() if name in several else (value,)
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
@@ -123,24 +266,35 @@ def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[s
 def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> AnswerSchema:
     """Return `schema`, ready to check answers; nothing is fetched for a `$ref` elsewhere.
 
-    Raises `PromptmillError` (`invalid_input`) for what is not a JSON Schema; `where` names it.
+    Raises `PromptmillError` (`invalid_input`) for what is not a JSON Schema, or too large a one; `where` names it.
     """
     import jsonschema_rs  # 20 ms, for those who ask for it
 
     try:
         if len(json.dumps(schema)) > _LONGEST_SCHEMA:
             raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+        costs = _CostOf(schema)
+        cost = costs.of(schema)
+        if cost.size > _LARGEST_SCHEMA:
+            raise input_error(
+                f"{where} is too large: with each `$ref` replaced by what it refers to, it has more than "
+                f"{_LARGEST_SCHEMA:,} parts. Refer to fewer subschemas in `anyOf`, `oneOf` and `allOf`."
+            )
+        if sum(map(len, costs.patterns)) > _LONGEST_PATTERNS:
+            raise input_error(f"{where} has patterns of more than {_LONGEST_PATTERNS >> 10} KiB; send shorter ones.")
         validator = jsonschema_rs.validator_for(
             dict(schema),
             offline=True,
             mask="it",
-            pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS),
+            pattern_options=jsonschema_rs.FancyRegexOptions(
+                backtrack_limit=_BACKTRACKS, size_limit=_PATTERN_BYTES // max(1, len(costs.patterns))
+            ),
         )
     except PromptmillError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
-    return AnswerSchema(schema, validator)
+    return AnswerSchema(schema, validator, cost, _SHORT_FOR_PATTERNS if costs.patterns else _SHORT)
 
 
 def why_no_schema(schema: Mapping[str, Any]) -> str:
@@ -248,21 +402,21 @@ class SchemaCache:
         self._by_id: dict[int, tuple[Mapping[str, Any], AnswerSchema | None]] = {}
         self._by_content: dict[str, AnswerSchema] = {}
 
-    def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
+    async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
         """Return the schema that `wanted` asks for, None for none. Raises `PromptmillError` (`invalid_input`)."""
         known = self._by_id.get(id(wanted))
         if known is None:
             if len(self._by_id) >= _MOST_KEPT:  # rows that each bring their own
                 self._by_id.clear()
             schema = schema_of(wanted)
-            known = self._by_id[id(wanted)] = (wanted, None if schema is None else self._compiled(schema))
+            known = self._by_id[id(wanted)] = (wanted, None if schema is None else await self._compiled(schema))
         return known[1]
 
-    def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
+    async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
         content = json.dumps(schema, sort_keys=True)
         found = self._by_content.get(content)
         if found is None:
             if len(self._by_content) >= _MOST_KEPT:
                 self._by_content.clear()
-            found = self._by_content[content] = compile_schema(schema, "response_format")
+            found = self._by_content[content] = await asyncio.to_thread(compile_schema, schema, "response_format")
         return found

@@ -28,7 +28,7 @@ _NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
 _NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
 _WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): (.*)", re.DOTALL)
 _SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
-_NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
+_NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)", re.DOTALL)
 _LONGEST_SHOWN = 20
 SCHEMA = "a JSON Schema that every answer must satisfy"
 _INPUTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[1]} needs a value"
         elif found := _NO_NUMBER.search(message):
             message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
-        elif found := _NO_CHOICE.search(message):
+        elif found := _NO_CHOICE.match(message):
             message, hint = self._no_choice(found[1], found[3], re.findall(r"[\w-]+", found[4]))
         elif found := _WRONG_VALUE.match(message):
             message = f"{found[1]}: {found[2]}"

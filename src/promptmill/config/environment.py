@@ -22,7 +22,9 @@ _KNOWN = tuple(
     )
 )
 _NEAR = 0.88  # PROMPTMILL_PROVIDER, which a file of the user's may read, is none
-_NAMED = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}")  # as in shells; `$${name}` stays `${name}`
+_NAMED = re.compile(
+    r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
+)  # as in shells; `$${name}` stays `${name}`
 
 
 def misspelled(environ: Mapping[str, str]) -> list[str]:
@@ -61,11 +63,15 @@ def expanded(value: Any, environ: Mapping[str, str]) -> Any:
     if not isinstance(value, str) or "${" not in value:
         return value
     for found in _NAMED.finditer(value):
-        if not _is_literal(found) and found[1] not in environ and not found[2]:
+        if found[4] is None and not _is_literal(found) and found[1] not in environ and not found[2]:
             return _Unset(found[1])
-    return _NAMED.sub(
-        lambda found: found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or "", value
-    )
+    return _NAMED.sub(lambda found: _value_of(found, environ), value)
+
+
+def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
+    if found[4] is not None:  # it has no closing brace
+        return found[0]
+    return found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or ""
 
 
 def _is_literal(found: re.Match[str]) -> bool:

@@ -148,12 +148,11 @@ def config_error(path: str, problem: str) -> PromptmillError:
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
-# A prefix that providers give their keys, and in what follows a run of sixteen letters, or of ten letters and digits:
-# ordinary words of names and paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have none.
-_KEY_SHAPED = re.compile(
-    r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi)[-_]|AIza)(?=[A-Za-z0-9_-]*?(?:[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]))"
-    r"[A-Za-z0-9_\-]{16,}\b"
-)
+# A prefix that providers give their keys, and then a run of sixteen letters, or of ten letters and digits:
+# ordinary words of names and paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. Two patterns,
+# because one would look for the run again behind each of many prefixes in one word.
+_KEY_PREFIXED = re.compile(r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi)[-_]|AIza)([A-Za-z0-9_-]{16,})")
+_KEY_RUN = re.compile(r"[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]")
 
 
 def without_controls(text: str) -> str:
@@ -168,7 +167,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
             text = text.replace(secret, "[redacted]")
     text = _URL_USERINFO.sub("[redacted]@", text)
     text = _BEARER.sub(r"\1[redacted]", text)
-    return _KEY_SHAPED.sub("[redacted]", text)
+    return _KEY_PREFIXED.sub(lambda found: "[redacted]" if _KEY_RUN.search(found[1]) else found[0], text)
 
 
 def looks_like_key(text: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 _SHORTEST_BASE64 = 64
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
 # How the files of each format begin, in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 

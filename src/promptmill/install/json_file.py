@@ -80,7 +80,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
     except json.JSONDecodeError as error:
         problem = f"{error.msg[0].lower()}{error.msg[1:]}"
         problem = f"line {error.lineno}, column {error.colno} is not valid JSON: {problem}"
-        if re.search(r"^\s*(//|/\*)", text, re.MULTILINE):
+        if re.search(r"^[ \t]*(//|/\*)", text, re.MULTILINE):
             problem += " (comments would be lost: add the entry that --dry-run shows by hand)"
         raise _broken(file, problem) from None
     except UnicodeDecodeError:

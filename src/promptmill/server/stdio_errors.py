@@ -15,7 +15,8 @@ from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
 from pydantic import ValidationError
 
 _MOST_DIGITS = 4000  # Python refuses to read much more
-_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]|-?\d+')
+# A string without an end goes on to the end of the line, so that none is searched for twice.
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 
 
 def answer_to(line: str, error: ValueError) -> JSONRPCError | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import replace
 
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerSchema, SchemaCache
+from promptmill.answers.schema import AnswerSchema, Checked, SchemaCache
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.service.wrapped_call import RunCall, WrappedCall
+
+_LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that is sent back
 
 
 class StructuredAnswers:
@@ -19,12 +22,14 @@ class StructuredAnswers:
 
     def __init__(self, run: RunCall, *, retries: int) -> None:
         self._run = run
-        self._retries = retries
-        self._schemas = SchemaCache()
+        self.retries = retries
+        self.schemas = SchemaCache()
+        # one at a time: several threads that compute would leave the event loop little
+        self.checking = asyncio.Lock()
 
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run the backend, and once more for what is to be asked again behind the end of `source`."""
-        call = _Call(source, sink, stats, self._schemas, self._retries)
+        call = _Call(source, sink, stats, self)
         await self._run(call, call, stats)
         while call.waiting:
             call.ended, call.is_rest = False, True
@@ -50,13 +55,12 @@ class _Call(WrappedCall):
 
     is_rest = False
 
-    def __init__(self, source: Source, sink: Sink, stats: CallStats, schemas: SchemaCache, retries: int) -> None:
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, owner: StructuredAnswers) -> None:
         self.waiting: deque[_Open] = deque()
         """To be asked again."""
         self.ended = False
         super().__init__(source, sink, stats)
-        self._schemas = schemas
-        self._retries = retries
+        self._owner = owner
         self._open: dict[int, _Open] = {}
 
     async def take(self, n: int) -> list[Request]:
@@ -73,7 +77,7 @@ class _Call(WrappedCall):
     async def put(self, key: int, outcome: Outcome) -> None:
         """Pass on the outcome of `key`, unless its answer is to be asked for again."""
         entry = self._open.pop(key, None)
-        found = outcome if entry is None else self._checked(entry, outcome)
+        found = outcome if entry is None else await self._checked(entry, outcome)
         if found is not None:
             await self._sink.put(key, found)
 
@@ -83,7 +87,7 @@ class _Call(WrappedCall):
         if wanted is None:
             return True
         try:
-            schema = self._schemas.of(wanted)
+            schema = await self._owner.schemas.of(wanted)
         except PromptmillError as error:
             failure = Failure(error, request.attempts)
             await self._sink.put(request.key, failure)
@@ -97,7 +101,7 @@ class _Call(WrappedCall):
         self._open[entry.request.key] = entry
         return entry.request
 
-    def _checked(self, entry: _Open, outcome: Outcome) -> Outcome | None:
+    async def _checked(self, entry: _Open, outcome: Outcome) -> Outcome | None:
         """Return the outcome of a structured request, None when it is to be asked again."""
         usage, latency_s = outcome.usage + entry.usage, round(outcome.latency_s + entry.latency_s, 6)
         cost = sum_of(outcome.cost, entry.cost)
@@ -107,14 +111,18 @@ class _Call(WrappedCall):
         text = outcome.text
         answer = split_marked(text)[1] if entry.request.sampling.reasoning == "inline" else text
         complete = outcome.finish_reason != "length"
-        checked = entry.schema.check(answer, complete=complete)
+        if entry.schema.is_soon_valid(answer):
+            checked = Checked(answer)
+        else:
+            async with self._owner.checking:
+                checked = await asyncio.to_thread(entry.schema.check, answer, complete=complete)
         if not checked.problem:
             self._stats.repaired += checked.repaired
             if not checked.repaired and not entry.asked_again:
                 return outcome
             text = text[: text.rfind(answer)] + checked.text
             return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
-        if complete and entry.asked_again < self._retries:
+        if complete and entry.asked_again < self._owner.retries:
             self._ask_again(entry, outcome, checked.problem, usage, latency_s)
             entry.cost = cost
             return None
@@ -140,7 +148,7 @@ def _with_complaint(conversation: Conversation, answer: str, problem: str, *, ag
         f"This answer does not satisfy the required JSON schema: {problem}. "
         "Answer again with the corrected JSON alone, without any other words."
     )
-    return Conversation((*messages, Message("assistant", answer), Message("user", complaint)))
+    return Conversation((*messages, Message("assistant", answer[:_LONGEST_QUOTED]), Message("user", complaint)))
 
 
 def _invalid(problem: str, *, complete: bool) -> PromptmillError:

@@ -23,17 +23,18 @@ Found: TypeAlias = tuple[str, list[tuple[str, object]]]
 
 _AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
 _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_GLM_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-_MISTRAL = re.compile(r"\s*([\w.-]+?)\s*(?:\[CALL_ID\]\w+)?\s*(?:\[ARGS\])?\s*(\{.*\})\s*", re.DOTALL)
+# A part without a closing mark goes on to the end of the text, so that no mark is searched for twice.
+_FUNCTION = re.compile(r"<function=([^<>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^<>\s]+)>\n?(.*?)(\n?</parameter>|\Z)", re.DOTALL)
+_GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)(</arg_value>|\Z)", re.DOTALL)
+_MISTRAL = re.compile(r"\s*+([\w.-]++)\s*+(?:\[CALL_ID\]\w++)?\s*+(?:\[ARGS\])?\s*+(\{.*\})\s*+", re.DOTALL)
 _DEEPSEEK = re.compile(
-    r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([^<\n]+)(?:<｜tool▁sep｜>|\n```json\n)(.*?)(?:\n```)?<｜tool▁call▁end｜>",
+    r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([^<\n]+)(?:<｜tool▁sep｜>|\n```json\n)(.*?)((?:\n```)?<｜tool▁call▁end｜>|\Z)",
     re.DOTALL,
 )
 _KIMI = re.compile(
     r"<\|tool_call_begin\|>\s*(?:functions\.)?([\w.-]+?)(?::\d+)?\s*"
-    r"<\|tool_call_argument_begin\|>(.*?)<\|tool_call_end\|>",
+    r"<\|tool_call_argument_begin\|>(.*?)(<\|tool_call_end\|>|\Z)",
     re.DOTALL,
 )
 _HARMONY = re.compile(
@@ -42,6 +43,7 @@ _HARMONY = re.compile(
     re.DOTALL,
 )
 _RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
+_BETWEEN_CALLS = re.compile(r"[ \n\t;,]*")
 
 
 class UnreadableError(Exception):
@@ -77,11 +79,11 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
     if block.startswith(("{", "[")):
         return _json_calls(block)
     if functions := _FUNCTION.findall(block):
-        return [(name, _typed(_PARAMETER.findall(body), tools.get(name, {}))) for name, body in functions]
+        return [(name, _typed(_closed(_PARAMETER, body), tools.get(name, {}))) for name, body in functions]
     name = re.match(r"[\w.-]+", block)
     if name is None:
         raise UnreadableError
-    return [(name[0], _typed(_GLM_ARGUMENT.findall(block), tools.get(name[0], {})))]
+    return [(name[0], _typed(_closed(_GLM_ARGUMENT, block), tools.get(name[0], {})))]
 
 
 def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
@@ -91,7 +93,8 @@ def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
         calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
-        at += len(text[at:]) - len(text[at:].lstrip(" \n\t;,"))
+        if found := _BETWEEN_CALLS.match(text, at):
+            at = found.end()
     return calls
 
 
@@ -133,9 +136,14 @@ def _matching(pattern: re.Pattern[str], begin: str) -> Callable[[str, Tools], Fo
     """Return a reader of calls that `pattern` finds, a name and JSON; nothing behind `begin` is text."""
 
     def read(text: str, _: Tools) -> Found:
-        return text.partition(begin)[0], [(name.strip(), json.loads(body)) for name, body in pattern.findall(text)]
+        return text.partition(begin)[0], [(name.strip(), json.loads(body)) for name, body in _closed(pattern, text)]
 
     return read
+
+
+def _closed(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
+    """Return the names and bodies that `pattern` finds, without a last one that the end of the text cut off."""
+    return [(name, body) for name, body, closing in pattern.findall(text) if closing]
 
 
 def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:

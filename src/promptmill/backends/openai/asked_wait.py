@@ -26,7 +26,7 @@ _UNIT = (
 )
 _QUANTITY = rf"\d+(?:\.\d+)?\s*{_UNIT}(?![a-z])"
 _SPAN = re.compile(rf"(?<![a-zA-Z0-9.]){_QUANTITY}(?:(?:\s|,|and)*{_QUANTITY})*", re.IGNORECASE)
-_PART = re.compile(rf"(\d+(?:\.\d+)?)\s*({_UNIT})(?![a-z])", re.IGNORECASE)
+_PART = re.compile(rf"(?<!\d)(\d+(?:\.\d+)?)\s*({_UNIT})(?![a-z])", re.IGNORECASE)
 _CLOCK = re.compile(
     r"(?<![\d:.])(?:(\d+)\.)?(\d{1,2}):(\d{2}):(\d{2})(?:\.\d+)?(?![\d:])"
 )  # .NET: days.hours:minutes:seconds
@@ -36,9 +36,10 @@ _DATE = re.compile(
 )
 # What must stand before a time for it to be one to wait for, within the same sentence.
 _ASKING = re.compile(
-    r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)[^.!?;。]*$",
+    r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)",
     re.IGNORECASE,
 )
+_SENTENCE_ENDS = re.compile("[.!?;。]")
 _ASKING_BEHIND = re.compile(r"\s*(?:later|from now|后|重置|恢复|before (?:re)?trying)", re.IGNORECASE)
 _BARE = re.compile(
     rf"(?:retry|try again|wait)[^.;\d]{{0,20}}?(?<![a-zA-Z0-9.])(\d+(?:\.\d+)?)(?![\d:/-]|\.\d|\s*{_UNIT}(?![a-z]))",
@@ -159,7 +160,7 @@ def _from_words(text: str, now: float) -> float | None:
     for pattern in (_SPAN, _CLOCK, _DATE):
         for found in pattern.finditer(text):
             before, behind = text[max(0, found.start() - _NEAR) : found.start()], text[found.end() : found.end() + 24]
-            if not (_ASKING.search(before) or _ASKING_BEHIND.match(behind)):
+            if not (_ASKING.search(_SENTENCE_ENDS.split(before)[-1]) or _ASKING_BEHIND.match(behind)):
                 continue
             if pattern is _SPAN:
                 waits.append(_span_sum_s(found[0]))
@@ -195,8 +196,10 @@ def _until_s(text: str, now: float, *, local: bool = False) -> float | None:
     found = _DATE.fullmatch(text.strip())
     if found is None:
         return None
-    clean = re.sub(r"\s+at\s+", " ", found[0].upper().replace("AT", "at"))
-    clean = re.sub(r"\s*(?:UTC|GMT|Z)$", "+00:00", clean)
+    clean = " ".join(part for part in found[0].upper().split() if part != "AT")
+    for zone in ("UTC", "GMT", "Z"):
+        if clean.endswith(zone):
+            clean = clean.removesuffix(zone).rstrip() + "+00:00"
     try:
         when = datetime.fromisoformat(clean.replace(" +", "+"))
     except ValueError:

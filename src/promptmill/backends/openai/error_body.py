@@ -18,8 +18,9 @@ _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "lin
 # Neither do long quotations, such as pydantic's of what it was given, count as the provider's own words.
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
-_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
-_MARKUP = re.compile(r"<(?:script|style).*?</(?:script|style)>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
+# A script without an end goes on to the end of the text, so that none is searched for twice.
+_MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 # Providers say what is wrong first; what they quote comes behind it.
 _LONGEST_LEAF = 1000
 _MOST_LEAVES = 200

@@ -37,7 +37,7 @@ _DEAD_ENGINE = re.compile(
 _NO_MODEL = re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access")
 # OpenAI's; vLLM's own, and aiohttp's inside it.
 _NO_DOWNLOAD = re.compile(
-    r"(?:error|fail\w*|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
+    r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
     r"|\b\d{3}, message='[^']*', url="
 )
 _PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")

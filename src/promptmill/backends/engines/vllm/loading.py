@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -115,11 +114,11 @@ def _explained(error: Exception, stderr: StderrTee, options: Mapping[str, Any]) 
     """Return the error of an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:
-        status, reason = re.search(r"\{.*\}", text), stderr.reason()
+        status, reason = text[text.find("{") : text.rfind("}") + 1], stderr.reason()
         if reason is not None:
             kind, text = reason
         elif status:
-            text = f"vLLM's engine process ended: {status[0]}"
+            text = f"vLLM's engine process ended: {status}"
     if options.get("reasoning_parser") and any(sign in text for sign in _UNFIT_PARSER_SIGNS):
         return unfit_parser(_validation(error) or text)
     if kind in {"ImportError", "ModuleNotFoundError"}:
