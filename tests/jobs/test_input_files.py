@@ -10,16 +10,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs import formats, input_files, merge
+from promptmill.jobs import cell_table, disk, formats, input_files, json_rows, merge
 from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.input_files import InputFiles
+from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.merge import Merge
+from promptmill.jobs.parquet_table import ParquetTable
 from promptmill.jobs.records import record_of
 from promptmill.jobs.spool import spool
 from promptmill.jobs.store import JobStore
@@ -284,3 +287,107 @@ def test_a_field_by_another_name_is_asked_of_lines_too() -> None:
     talk = reading.read(0, b'{"q": [{"role": "user", "content": "a"}]}')[0]
     assert talk.as_messages() == [{"role": "user", "content": "a"}]
     assert rows.digest("jsonl", b'{"q": "why", "prompt": 1}', "q") == rows.digest("jsonl", b'{"prompt": "why"}')
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"prompt": "%s"}\n{"prompt": "b"}\n', ""),
+        ("a.json", '[\n{"prompt": "%s"}\n]', "the item is longer than 64 MiB"),
+        ("a.csv", "prompt\n%s\n", "Line 2 of the input is longer than 64 MiB"),
+        ("a.csv", "%s\n", "Line 1 of the input is longer than 64 MiB"),
+        ("a.txt", "%s\n", "Line 1 of the input is longer than 64 MiB"),
+        ("a.tsv", "prompt\tb\n%s\n", "Line 2 of the input is longer than 64 MiB"),
+    ],
+)
+def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, name, content, said, suffix):
+    for module in (cell_table, disk, json_rows):
+        monkeypatch.setattr(module, "LONGEST_LINE", 3000)
+    monkeypatch.setattr(json_rows, "_BLOCK", 1000)
+    data = (content % ("a" * 9000)).encode()
+    target = tmp_path / (name + suffix)
+    with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:
+        file.write(data)
+    if said:
+        with pytest.raises(PromptmillError, match=said):
+            Asked(tmp_path, target.name)
+        return
+    asked = Asked(tmp_path, target.name)
+    if not asked.direct:
+        assert asked.asked == [{rows.PROBLEM: "it is longer than 64 MiB."}, {"prompt": "b"}]
+
+
+def test_a_cell_over_many_lines_is_only_so_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_table, "LONGEST_LINE", 3000)
+    (tmp_path / "a.csv").write_text('prompt\n"' + "a" * 900 + ("\n" + "b" * 900) * 9 + '"\nc\n')
+    first, *_, last = Asked(tmp_path, "a.csv").asked
+    assert "the cell is longer than 64 MiB" in first
+    assert last == {"prompt": "c"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_file_that_holds_far_more_than_its_size_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
+    with (tmp_path / name).open("wb") as out, formats.compressed(out, formats.compression_of(Path(name))) as file:
+        for _ in range(40):
+            file.write(b'{"prompt": "a"}\n' * 10_000)
+    with pytest.raises(PromptmillError, match="decompresses to more than 200 times its size"):
+        Asked(tmp_path, name)
+
+
+def test_rows_that_repeat_a_large_value_of_a_small_parquet_file_are_read_a_few_at_a_time(tmp_path):
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 20)]))
+    usual = pa.array([f"some words {at}" for at in range(500)])
+    for name, prompts in (("large", column), ("usual", usual)):
+        table = pa.table({"prompt": prompts})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", compression="brotli", store_schema=False)
+    sizes = {}
+    for name in ("large", "usual"):
+        files = InputFiles([Part(tmp_path / f"{name}.parquet")])
+        sizes[name] = [batch.num_rows for batch in ParquetTable(files).batches()]
+    assert (tmp_path / "large.parquet").stat().st_size < 1000
+    assert max(sizes["large"]) <= 16
+    assert sum(sizes["large"]) == 500
+    assert sizes["usual"] == [500]
+
+
+def test_rows_that_become_far_more_than_their_file_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 16)]))
+    parquet.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet", compression="brotli", store_schema=False)
+    with pytest.raises(PromptmillError, match="decompresses to more than 200 times its size"):
+        Asked(tmp_path, "a.parquet")
+
+
+def test_a_table_of_ten_thousand_columns_looks_its_schema_up_once(tmp_path, monkeypatch):
+    table = pa.table({"prompt": ["a", "b"]} | {f"c{at}": [1, 2] for at in range(300)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    looked_up = []
+
+    class Counted(parquet.ParquetFile):
+        @property
+        def schema_arrow(self):
+            looked_up.append(1)
+            return super().schema_arrow
+
+    monkeypatch.setattr(parquet, "ParquetFile", Counted)
+    assert Asked(tmp_path, "a.parquet").asked == [{"prompt": "a"}, {"prompt": "b"}]
+    assert sum(batch.num_rows for batch in ParquetTable(InputFiles([Part(tmp_path / "a.parquet")])).batches()) == 2
+    assert len(looked_up) < 10
+
+
+def test_columns_with_the_same_name_are_all_in_the_output(tmp_path):
+    (tmp_path / "a.csv").write_text("x,prompt,x,x_2\n1,a,2,3\n")
+    asked = Asked(tmp_path, "a.csv")
+    (line,) = asked.write("out.jsonl").splitlines()
+    found = json.loads(line)
+    assert {name: found[name] for name in ("x", "x_2", "x_3")} == {"x": "1", "x_3": "2", "x_2": "3"}
+    assert asked.write("out.csv").splitlines()[0].startswith(b"x,prompt,x,x_2,")
+
+
+def test_a_parquet_file_with_two_columns_of_a_name_is_refused_before_it_is_paid(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    parquet.write_table(pa.Table.from_arrays(columns, ["prompt", "x", "x"]), tmp_path / "a.parquet")
+    with pytest.raises(PromptmillError, match="two columns 'x'"):
+        Asked(tmp_path, "a.parquet")

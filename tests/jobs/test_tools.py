@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
+from pyarrow import parquet
 
 from fakes import openai_configuration
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
@@ -457,3 +460,37 @@ async def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench:
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 1"}])
         with pytest.raises(ToolError, match="has changed since"):
             await call("bulk_results", job_id=job_id)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux limits a process's memory")
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "list.parquet"])
+async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench: Any, tools: Any, name: str) -> None:
+    huge = 160 << 20
+    if name.endswith("parquet"):
+        one = pa.array(["a" * (1 << 20)])
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * (huge >> 20), pa.int32()), one)
+        if name.startswith("list"):
+            items = column.cast(pa.string())
+            column = pa.ListArray.from_arrays(pa.array([0, len(items)], pa.int32()), items)
+        parquet.write_table(pa.table({"prompt": column}), bench.path / name, compression="brotli", store_schema=False)
+    else:
+        with gzip.open(bench.path / name, "wb", 1) as file:
+            file.write(b'{"prompt": "' if name.endswith("jsonl.gz") else b'prompt\n"')
+            for _ in range(huge >> 20):
+                file.write(b"a" * (1 << 20))
+            file.write(b'"}\n' if name.endswith("jsonl.gz") else b'"\n')
+    files = {"input_file": name, "output_file": name.replace("rows", "out").replace("list", "out")}
+    own = psutil.Process()
+    async with tools() as call:
+        bench.prompts(1)
+        await call("bulk_generate", input_file="in.jsonl", output_file="o.jsonl", validate=True)  # imports
+        before = own.memory_info().rss
+        try:
+            said = str(await call("bulk_generate", **files, validate=True))
+        except ToolError as error:
+            said = str(error)
+        assert any(words in said for words in ("64 MiB", "GiB of memory", "could not be checked", "'invalid': 0"))
+        assert own.memory_info().rss - before < 60 << 20
+    assert not own.children(recursive=True)
+    assert not bench.upstream.seen

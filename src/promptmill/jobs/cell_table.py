@@ -7,18 +7,19 @@ import io
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from promptmill.core.errors import input_error
+from promptmill.jobs.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.input_files import InputFiles, Part
 
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # what stands there separates nothing
-_LONGEST_CELL = 2**31 - 1
 # A cell over more lines than this is a quote that nobody closed.
 _MOST_LINES = 10_000
+_MOST_COLUMNS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class CellTable:
 
     def __init__(self, files: InputFiles, kind: str) -> None:
         """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
-        csv.field_size_limit(_LONGEST_CELL)
+        csv.field_size_limit(LONGEST_LINE)
         self._files = files
         self._kind = kind
         self.delimiter = "\t" if kind == "tsv" else ","
@@ -47,8 +48,12 @@ class CellTable:
             with files.stream(at) as stream:
                 self._headers.insert(0, self._header(_text(stream)))
         self.header = list(self._headers[0])
+        known = set(self.header)
         for header, part in zip(self._headers, files.parts, strict=True):
-            self.header += [name for name in (*header, *part.columns) if name not in self.header]
+            self.header += [name for name in dict.fromkeys((*header, *part.columns)) if name not in known]
+            known.update(self.header)
+        if len(self.header) > _MOST_COLUMNS:
+            raise input_error(f"The input has more than {_MOST_COLUMNS:,} columns; no table that can be read has.")
 
     def rows(self) -> Iterator[CellRow]:
         """Yield the rows under the headers; empty lines are none."""
@@ -67,7 +72,7 @@ class CellTable:
         ]
         return CellRow(cells, row.line, row.problem, row.surplus)
 
-    def _header(self, text: io.TextIOWrapper) -> list[str]:
+    def _header(self, text: Iterator[str]) -> list[str]:
         if self._kind == "txt":
             return ["prompt"]
         self.delimiter, lines = self._delimited(text)
@@ -76,14 +81,14 @@ class CellTable:
         except csv.Error as error:
             raise input_error(f"The input is not a valid CSV file: {error}.") from None
 
-    def _delimited(self, text: io.TextIOWrapper) -> tuple[str, Iterator[str]]:
+    def _delimited(self, text: Iterator[str]) -> tuple[str, Iterator[str]]:
         """Return what stands between the cells, by the first line, and all lines."""
         if self._kind == "tsv":
             return "\t", text
-        first = text.readline()
+        first = next(text, "")
         return max(_DELIMITERS, key=_QUOTED.sub("", first).count), itertools.chain([first] if first else [], text)
 
-    def _part(self, text: io.TextIOWrapper, width: int) -> Iterator[CellRow]:
+    def _part(self, text: Iterator[str], width: int) -> Iterator[CellRow]:
         if self._kind == "txt":
             for number, line in enumerate(text, 1):
                 if line.strip():
@@ -125,6 +130,7 @@ class _Record:
         self._text = text
         self._back: deque[str] = deque()
         self._taken: list[str] = []
+        self._size = 0
         self.number = 0
         """The line that was given last."""
 
@@ -135,13 +141,16 @@ class _Record:
         line = self._back.popleft() if self._back else next(self._text)
         self._taken.append(line)
         self.number += 1
+        self._size += len(line)
         if len(self._taken) > _MOST_LINES:
             raise csv.Error("it is never closed")
+        if self._size > LONGEST_LINE:
+            raise csv.Error(f"the cell {TOO_LONG}")
         return line
 
     def begin(self) -> None:
         """A record begins."""
-        self._taken = []
+        self._taken, self._size = [], 0
 
     def only_first(self) -> str:
         """Return the first line of the record, which is all of it; the others are given again."""
@@ -155,11 +164,30 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | None] |
     """Return where the table's columns are in the file, None when they are the same."""
     if own == header and not part.columns:
         return None
-    return [own.index(name) if name in own else None for name in header]
+    places = {name: at for at, name in reversed([*enumerate(own)])}
+    return [places.get(name) for name in header]
 
 
-def _text(stream: IO[bytes]) -> io.TextIOWrapper:
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return names for the fields of an object: of columns with the same name, the later ones get a number."""
+    found: dict[str, None] = {}
+    for name in names:
+        new, count = name, 1
+        while new in found or (count > 1 and new in names):
+            count += 1
+            new = f"{name}_{count}"
+        found[new] = None
+    return list(found)
+
+
+def _text(stream: IO[bytes]) -> Iterator[str]:
+    """Yield the lines of a table. Raises `PromptmillError` (`invalid_input`) for one that is longer than any may be."""
+    text, number = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), 0
+    while line := text.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise input_error(f"Line {number} of the input {TOO_LONG}; no table has such a line.")
+        yield line
 
 
 def is_utf8(text: str) -> bool:

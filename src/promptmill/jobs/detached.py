@@ -23,7 +23,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs import admission, disk
+from promptmill.jobs import admission, disk, validation
 from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.lock import Lock
@@ -32,9 +32,11 @@ from promptmill.jobs.runner import Runner, until_ended
 from promptmill.jobs.spec import JobRequest
 from promptmill.service import registry
 from promptmill.service.service import Service
-from promptmill.system import logs, runtime, subprocesses
+from promptmill.system import frames, logs, runtime, subprocesses
 
 _LONGEST_LOG = 1 << 20
+_MODULE = "promptmill.jobs.detached"
+_VALIDATION_BYTES = 2 << 30
 
 
 def start(job: Job, folders: JobFolders) -> None:
@@ -64,6 +66,42 @@ def start(job: Job, folders: JobFolders) -> None:
         pipe.write(told)
     # while we live its end is noticed, so that it does not stay in the process table
     threading.Thread(target=runner.wait, name=f"job {job.spec.job_id}", daemon=True).start()
+
+
+async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders) -> dict[str, Any]:
+    """Return what `validation.check` finds in a file, read by a process of its own, whose memory is limited.
+
+    What is found raises `PromptmillError`; so does a file that takes too much memory (`invalid_input`).
+    """
+    told = _packed(plan, order, folders, None, only_check=True)
+    process = await subprocesses.start(_MODULE, _environment(orjson.loads(told)))
+    try:
+        written, _ = await process.communicate(told)
+    finally:
+        if process.returncode is None:
+            subprocesses.end_group(process.pid)
+            await process.wait()
+    if process.returncode:
+        ended = subprocesses.how_it_ended(process.returncode)
+        raise input_error(f"{order.input.name} could not be checked: {ended}. It may hold rows that are too large.")
+    found = orjson.loads(written)
+    if "error" in found:
+        raise frames.unpacked_error(found["error"])
+    return dict(found["found"])
+
+
+def _validate(service: Service, order: JobRequest) -> dict[str, Any]:
+    """Return what `validated` gets."""
+    subprocesses.end_with_parent()
+    runtime.limit_memory(_VALIDATION_BYTES)
+    plan = service.plan
+    try:
+        return {"found": validation.check(plan, order, service.row_models(plan))}
+    except PromptmillError as error:
+        return {"error": frames.packed_error(error)}
+    except MemoryError:
+        large = f"{order.input.name} takes more than {_VALIDATION_BYTES >> 30} GiB of memory to read; split its rows."
+        return {"error": frames.packed_error(input_error(large))}
 
 
 def _environment(told: Mapping[str, Any]) -> dict[str, str]:
@@ -100,12 +138,14 @@ def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, 
 
 
 def _popen(log: int, environment: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
-    command_line = [sys.executable, "-P", "-m", "promptmill.jobs.detached"]
+    command_line = [sys.executable, "-P", "-m", _MODULE]
     options |= {"env": environment, "stdout": log, "stderr": log}
     return subprocess.Popen(command_line, stdin=subprocess.PIPE, **options)  # noqa: S603
 
 
-def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None) -> bytes:
+def _packed(
+    plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None, *, only_check: bool = False
+) -> bytes:
     """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
     value = {
         "settings": _plain(plan.settings),
@@ -120,6 +160,7 @@ def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: 
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
         "lock": lock,
+        "only_check": only_check,
     }
     return orjson.dumps(value, default=_revealed)
 
@@ -186,6 +227,11 @@ def main() -> int:
     sys.stdin.close()
     logs.to_stderr()
     service, order, folders, lock = _unpacked(told)
+    if orjson.loads(told)["only_check"]:
+        with os.fdopen(os.dup(1), "wb") as outgoing:
+            os.dup2(2, 1)  # whatever prints does not print into it
+            outgoing.write(orjson.dumps(_validate(service, order)))
+        return 0
     try:
         job = admission.admit(order, service.plan, folders, lock)
         if (job.spec.input, job.spec.output) != (order.input, order.output):

@@ -18,7 +18,9 @@ from promptmill.system.safe_open import make_private, open_regular
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
 PUBLIC_FILE = 0o666  # less what the user's umask takes away
-LONGEST_LINE = 256 * 1024 * 1024
+LONGEST_LINE = 64 * 1024 * 1024
+"""Of a file of rows, in bytes; a cell of a table is no longer either."""
+TOO_LONG = "is longer than 64 MiB"
 _BLOCK = 128 * 1024
 _READ_S = 0.5
 _PAUSE_S = 0.005

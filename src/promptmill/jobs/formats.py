@@ -42,6 +42,8 @@ TABLES = CELLS | {"parquet"}
 _LOOKED_AT = 100  # lines
 _FIRST_BYTES = 1 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
+_HARMLESS_BYTES = 1 << 30
+_MOST_RATIO = 200  # rows that differ in a number alone come to some 100
 _LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
 # How other files begin that people give the name of a text.
 _SIGNS = MappingProxyType(
@@ -189,12 +191,24 @@ def check_installed(*paths: Path) -> None:
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
-    """Return what the compressed `stream` holds; several members or frames count as one."""
+    """Return what the compressed `stream` holds; several members or frames count as one.
+
+    Reading raises `PromptmillError` (`invalid_input`) once it is more than any rows come to.
+    """
     if kind == "gz":
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream, mode="rb"))
+        return io.BufferedReader(_Readable(stream, gzip.GzipFile(fileobj=stream, mode="rb")))
     import pyarrow as pa
 
-    return io.BufferedReader(_Readable(pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
+    return io.BufferedReader(_Readable(stream, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
+
+
+def check_ratio(size: int, compressed_size: int) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for so much content of so few bytes that it can only be an attack."""
+    if size > _HARMLESS_BYTES and size > _MOST_RATIO * compressed_size:
+        raise input_error(
+            f"The input decompresses to more than {_MOST_RATIO} times its size, which files of rows do not; decompress "
+            "it yourself if you trust it."
+        )
 
 
 @contextmanager
@@ -233,10 +247,10 @@ def _broken(path: Path, error: Exception) -> PromptmillError:
 
 
 class _Readable(io.RawIOBase):
-    """A stream of pyarrow's as a file of Python's."""
+    """A decompressing `stream` over the file `packed`, as a file of Python's that holds no more than it may."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, packed: IO[bytes], stream: Any) -> None:
+        self._packed, self._stream, self._size = packed, stream, 0
 
     def readable(self) -> bool:
         return True
@@ -244,6 +258,8 @@ class _Readable(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
+        self._size += len(data)
+        check_ratio(self._size, self._packed.tell())
         return len(data)
 
 

@@ -12,6 +12,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import formats
+from promptmill.jobs.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.input_files import InputFiles
 
 _BLOCK = 1 << 20
@@ -33,7 +34,11 @@ def lines(files: InputFiles) -> Iterator[bytes]:
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
     first = True
-    for line in stream:
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_BLOCK)
+            line = orjson.dumps({rows.PROBLEM: f"it {TOO_LONG}."})
         yield (line.removeprefix(rows.BOM) if first else line).removesuffix(b"\n")
         first = False
 
@@ -97,6 +102,8 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                     raise wrong(place, problem) from None
             if not problem:
                 break
+            if len(held) - at > LONGEST_LINE:
+                raise wrong(at, f"the item {TOO_LONG},")
             block *= 2
             if not more():
                 raise wrong(at, problem)

@@ -193,7 +193,7 @@ def _parquet_rows(table: ParquetTable) -> Iterator[dict[str, Any]]:
 
 
 def _cell_rows(table: CellTable) -> Iterator[dict[str, Any]]:
-    header = list(map(cell_table.readable, table.header))
+    header = cell_table.distinct(list(map(cell_table.readable, table.header)))
     for row in table.rows():
         found: dict[str, Any] = dict(zip(header, map(cell_table.readable, row.cells), strict=False))
         yield found | ({"surplus_cells": list(map(cell_table.readable, row.surplus))} if row.surplus else {})

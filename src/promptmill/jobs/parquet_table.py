@@ -12,6 +12,8 @@ from typing import IO, Any
 import orjson
 
 from promptmill.core.errors import input_error
+from promptmill.jobs import formats
+from promptmill.jobs.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.records import ANSWER_FIELDS, Record, answer_fields
 
@@ -19,6 +21,9 @@ Answer = Callable[[int], Record | None]  # None leaves the row out
 _MAGIC = b"PAR1"
 _MOST_ROWS = 4096
 _BATCH_BYTES = 1 << 20
+_EXPANDED_BYTES = 16 << 20
+_SMALL_DICTIONARY = 4 << 10
+_PAGE_HEADER = 32  # bytes that hold its first fields
 _GROUP_BYTES = 4 << 20
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _PAGE_BYTES = 1 << 20
@@ -37,8 +42,11 @@ class ParquetTable:
         self._files = files
         schemas = []
         for at, part in enumerate(files.parts):
-            with self._opened(at) as file:
+            with self._opened(at) as (file, _):
                 schema = file.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                twice = next(name for at, name in enumerate(schema.names) if name in schema.names[:at])
+                raise input_error(f"{part.path.name} has two columns {twice[:60]!r}, which cannot be told apart.")
             for name in part.columns:
                 if name not in schema.names:
                     schema = schema.append(pa.field(name, pa.string()))
@@ -54,14 +62,15 @@ class ParquetTable:
 
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         for at, part in enumerate(self._files.parts):
-            with self._opened(at) as file:
-                own = [name for name in wanted.names if name in file.schema_arrow.names]
-                rows = _rows_at_once(file, set(own))
+            with self._opened(at) as (file, stream):
+                there = set(file.schema_arrow.names)  # made anew each time it is asked for
+                own = [name for name in wanted.names if name in there]
+                rows = _rows_at_once(file, stream, set(own))
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
                     yield batch if batch.schema.equals(wanted) else _fitted(batch, wanted, part.columns)
 
     @contextmanager
-    def _opened(self, at: int) -> Iterator[Any]:
+    def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -73,7 +82,7 @@ class ParquetTable:
                 file = parquet.ParquetFile(stream if path is None else path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
-            yield file
+            yield file, stream
 
 
 def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
@@ -83,15 +92,64 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
     return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
 
 
-def _rows_at_once(file: Any, columns: set[str]) -> int:
-    """Return how many rows of these columns are a few megabytes, by the fullest row group."""
+def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
+    """Return how many rows of these columns are a few megabytes, by the fullest row group.
+
+    A value that a chunk's dictionary holds once may be that of every row: the rows are so few that even then they fit.
+    Raises `PromptmillError` (`invalid_input`).
+    """
     rows = _MOST_ROWS
     for at in range(file.num_row_groups):
-        group = file.metadata.row_group(at)
-        chunks = (group.column(number) for number in range(group.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
-        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size))
+        group, size, largest = file.metadata.row_group(at), 0, 0
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] not in columns:
+                continue
+            size += chunk.total_uncompressed_size
+            formats.check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
+            largest += _largest_repeated(stream, chunk)
+        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size), _EXPANDED_BYTES // max(1, largest))
     return max(1, rows)
+
+
+def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
+    """Return the most bytes that a value of the chunk's dictionary may have."""
+    if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
+        return 0
+    stream.seek(start)
+    _, size, packed = _page_header(stream.read(_PAGE_HEADER))
+    if size > LONGEST_LINE:
+        raise input_error(f"A cell of {chunk.path_in_schema:.60} {TOO_LONG}.")
+    if size <= _SMALL_DICTIONARY or chunk.physical_type != "BYTE_ARRAY":
+        return size
+    import pyarrow as pa
+
+    stream.seek(chunk.data_page_offset - packed)
+    data, codec = stream.read(packed), chunk.compression.lower()
+    try:
+        values = memoryview(data if codec == "uncompressed" else pa.decompress(data, size, codec=codec, asbytes=True))
+    except (pa.ArrowException, OSError, ValueError):
+        return size
+    at = largest = 0
+    while at + 4 <= len(values):  # each value follows its length
+        length = int.from_bytes(values[at : at + 4], "little")
+        largest, at = max(largest, length), at + 4 + length
+    return min(size, largest)
+
+
+def _page_header(data: bytes) -> list[int]:
+    """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
+    found: list[int] = []
+    at = 0
+    while len(found) < 3 and at < len(data):
+        at += 1  # which field it is
+        value = shift = 0
+        while at < len(data):
+            value |= (data[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                break
+        found.append(value >> 1)  # zigzag; none is negative
+    return found + [0] * (3 - len(found))
 
 
 def _fitted(batch: Any, schema: Any, columns: Any) -> Any:

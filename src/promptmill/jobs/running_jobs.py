@@ -14,7 +14,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs import admission, changes, detached, formats, input_files, status, validation
+from promptmill.jobs import admission, changes, detached, formats, input_files, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import Line, Lines, RandomFile
 from promptmill.jobs.folder import Folder, JobFolders
@@ -29,6 +29,7 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
 _MOST_LISTED = 20
+_MOST_VALIDATED = 2  # at a time: each is a process
 Only = Literal["all", "answers", "failed"]
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
@@ -45,6 +46,7 @@ class RunningJobs:
         self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
         self._of_calls: set[str] = set()
+        self._validating = asyncio.Semaphore(_MOST_VALIDATED)
 
     async def start(
         self,
@@ -76,7 +78,8 @@ class RunningJobs:
         )
         plan = await self._service.settled(plan or self._service.plan)
         if validate:
-            found = await asyncio.to_thread(validation.check, plan, order, self._service.row_models(plan))
+            async with self._validating:
+                found = await detached.validated(plan, order, self.folders)
             return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found
         job = await self._admitted(order, plan)
         folder = job.folder
@@ -263,7 +266,9 @@ def _index(line: Line) -> dict[str, Any]:
 
 
 def _fields(line: Line) -> dict[str, Any]:
-    """Return what the row itself says, as far as it can be sent on."""
+    """Return the row's own fields, as far as they can be sent; none of a row that no page has room for."""
+    if line.length > _LARGEST_PAGE:
+        return {}
     try:
         value = rows.load(rows.as_it_was(line.data or b""), "")
         orjson.dumps(value)

@@ -15,7 +15,7 @@ from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.jobs import formats
-from promptmill.jobs.disk import Line, Lines, RandomFile, why
+from promptmill.jobs.disk import TOO_LONG, Line, Lines, RandomFile, why
 from promptmill.jobs.sink import Taken
 from promptmill.jobs.spec import above_rows
 from promptmill.jobs.store import DamagedError, JobStore
@@ -229,5 +229,5 @@ class FileSource(Source):
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:
-            raise input_error(f"{rows.place(self.reading.kind, line.row)} is longer than 256 MiB.")
+            raise input_error(f"{rows.place(self.reading.kind, line.row)} {TOO_LONG}.")
         return self.reading.request(line.row, line.data, attempts)

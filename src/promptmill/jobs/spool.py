@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.parquet_table import ParquetTable
 from promptmill.jobs.prompt_template import PromptTemplate
 
+_BUFFER = 1 << 18
 _PROMPTS = frozenset({"prompt", "messages"})
 
 
@@ -52,14 +54,18 @@ def spool(
         lines = json_rows.lines(files)
         if template is not None:
             lines = template.lines(lines)
-    count = 0
-    with beside.open("wb") as out:
-        beside.chmod(disk.PRIVATE_FILE)
+    count = size = 0
+    given = files.stamp()[0]
+    beside.unlink(missing_ok=True)
+    with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:
         for line in lines:
             if halt is not None and halt.is_set():
                 raise Halted
             out.write(line + b"\n")
             count += 1
+            size += len(line) + 1
+            if template is None:  # which makes more of a row than there was
+                formats.check_ratio(size, given)
         out.flush()
         disk.sync_file(out)
     beside.replace(target)

@@ -16,7 +16,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
 from promptmill.jobs import admission, formats, input_files, row_ids
-from promptmill.jobs.disk import Lines, RandomFile
+from promptmill.jobs.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.source import row_reader
 from promptmill.jobs.spec import JobRequest
@@ -95,7 +95,7 @@ def _check_lines(
             try:
                 where = rows.place(reading.kind, line.row)
                 if line.data is None:
-                    raise input_error(f"{where} is longer than 256 MiB.")
+                    raise input_error(f"{where} {TOO_LONG}.")
                 conversation = reading.request(line.row, line.data).conversation
                 tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
                 pictures += len(conversation.images)

@@ -86,6 +86,15 @@ def usable_cores() -> int:
     return max(1, usable)
 
 
+def limit_memory(most: int) -> None:
+    """Make this process fail with `MemoryError` where it would take more than `most` bytes; Linux alone does."""
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
 def descriptors(wanted: int) -> int:
     """Return how many descriptors this process may have, having raised its soft limit to `wanted` where it was lower.
 
