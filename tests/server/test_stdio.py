@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
 
 from busy import within
 from everyday import everyday
@@ -278,6 +280,39 @@ def test_it_leaves_an_endpoint_at_once(config, upstream, how, state):
             eventually(lambda: upstream.in_flight)
         _ends(server, how)
         eventually(lambda: not upstream.in_flight, 2)
+
+
+@posix
+@pytest.mark.parametrize("how", everyday(["SIGTERM", "SIGINT", "SIGHUP"], "SIGTERM"))
+@pytest.mark.parametrize("progress", [None, "p"])
+def test_a_signal_ends_running_calls_with_the_answers_so_far(config, upstream, how, progress):
+    upstream.reply = by_prompt({"hang": hang()}, answer())
+    with Piped(config()) as server:
+        server.initialize()
+        cancelled = server.call("generate", prompt_ls=["hang"])
+        number = server.call("generate", prompt_ls=["one", "hang", "two"], progress=progress)
+        eventually(lambda: len(upstream.seen) == 4)
+        server.notify("notifications/cancelled", requestId=cancelled)
+        eventually(lambda: upstream.in_flight == 1)
+        _ends(server, how)
+        result = server.result(number)
+    assert result["structuredContent"]["ans_ls"] == ["echo: one", "", "echo: two"]
+    assert [error["code"] for error in result["structuredContent"]["errors"]] == ["shutdown"]
+
+
+@posix
+async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config, upstream):
+    """Its first result of a tool makes it list the tools; without an answer to that it drops the result."""
+    upstream.reply = by_prompt({"hang": hang()}, answer())
+    command = ["-m", "promptmill", "serve", "--config", str(config())]
+    async with Client(StdioTransport(sys.executable, command, keep_alive=False)) as client:
+        (process,) = [one for one in psutil.Process().children() if command[-1] in one.cmdline()]
+        call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["one", "hang"]}))
+        while len(upstream.seen) < 2 or upstream.in_flight > 1:
+            await asyncio.sleep(0.01)
+        process.terminate()
+        result = await call
+    assert result.structured_content["ans_ls"] == ["echo: one", ""]
 
 
 @posix

@@ -60,22 +60,26 @@ async def _serve_stdio(
     configuration: Configuration, front: Front, extend: Callable[[FastMCP, Service], None], *, locked: bool
 ) -> int:
     from promptmill.server import create_server
-    from promptmill.server.stdio_transport import serve
+    from promptmill.server.stdio_transport import StdioServer
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
     extend(server, service)
     stay_responsive()
     signals = _Signals()  # after the imports: until now they end the process at once
-    serving = asyncio.ensure_future(serve(server, front.wire))
+    stdio = StdioServer(server, front.wire)
+    serving = asyncio.ensure_future(stdio.run())
     front.hand_over()
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
     await signals.wait_for_one_or(serving)
     tidying.cancel()
     closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
-    front.wire.end()
-    await asyncio.wait({serving}, timeout=_LAST_WORDS_S)
-    await asyncio.wait({closing}, timeout=_CLOSE_S)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _CLOSE_S
+    answered = asyncio.ensure_future(stdio.last_answers())  # with what there is when the service closes
+    await asyncio.wait({serving, answered}, timeout=_CLOSE_S, return_when=asyncio.FIRST_COMPLETED)
+    front.wire.end()  # the SDK cancels all calls then
+    await asyncio.wait({serving, closing}, timeout=until - loop.time() + _LAST_WORDS_S / 2)
     _leave(serving, signals)
 
 

@@ -8,6 +8,7 @@ As in the SDK's, anyio's threads read and write: those of asyncio may all be bus
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import anyio.to_thread
@@ -15,22 +16,45 @@ import pydantic_core
 from fastmcp import FastMCP
 from fastmcp.server.context import reset_transport, set_transport
 from mcp.shared.message import SessionMessage
-from mcp_types import JSONRPCMessage, jsonrpc_message_adapter
+from mcp_types import (
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    jsonrpc_message_adapter,
+)
 
 from promptmill.server.stdio_errors import answer_to
 from promptmill.stdio.wire import Wire
 
+# Python's SDK lists the tools once it has the first result of a tool, and drops the result when nothing answers that.
+_FOLLOW_UP_S = 0.5
 
-async def serve(server: FastMCP, wire: Wire) -> None:
-    """Serve the client of `wire` until its input ends."""
-    token = set_transport("stdio")
-    low_level = server._mcp_server  # FastMCP's own way takes the process's standard streams
-    try:
-        async with server._lifespan_manager():
-            outgoing = _Outgoing(wire)
-            await low_level.run(_Incoming(wire, outgoing), outgoing, low_level.create_initialization_options())
-    finally:
-        reset_transport(token)
+
+class StdioServer:
+    """The server of the client at the other end of `wire`."""
+
+    def __init__(self, server: FastMCP, wire: Wire) -> None:
+        self._server = server
+        self._outgoing = _Outgoing(wire)
+        self._incoming = _Incoming(wire, self._outgoing)
+
+    async def run(self) -> None:
+        """Serve until the input ends."""
+        token = set_transport("stdio")
+        low_level = self._server._mcp_server  # FastMCP's own way takes the process's standard streams
+        try:
+            async with self._server._lifespan_manager():
+                await low_level.run(self._incoming, self._outgoing, low_level.create_initialization_options())
+        finally:
+            reset_transport(token)
+
+    async def last_answers(self) -> None:
+        """Wait until every request has its answer, and every request that the client sends on an answer, too."""
+        while self._outgoing.unanswered:
+            await self._outgoing.all_answered.wait()
+            await asyncio.sleep(_FOLLOW_UP_S)
 
 
 class _Stream:
@@ -57,6 +81,9 @@ class _Outgoing(_Stream):
         self._wire = wire
         self._in_turn = anyio.Lock()
         self.client_has_left = False
+        self.unanswered: set[Any] = set()
+        """The ids of requests without an answer so far."""
+        self.all_answered = asyncio.Event()
 
     async def send(self, item: SessionMessage) -> None:
         """Send a message if the client still listens."""
@@ -65,6 +92,22 @@ class _Outgoing(_Stream):
         line = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
         async with self._in_turn:
             await anyio.to_thread.run_sync(self._wire.send, line)
+        if isinstance(item.message, JSONRPCResponse | JSONRPCError):
+            self._settle(item.message.id)
+
+    def expect(self, message: JSONRPCMessage) -> None:
+        """Note a message of the client: a request gets an answer, unless the client cancels it."""
+        if isinstance(message, JSONRPCRequest):
+            self.unanswered.add(message.id)
+            self.all_answered.clear()
+        elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
+            self._settle((message.params or {}).get("requestId"))
+
+    def _settle(self, request_id: Any) -> None:
+        if isinstance(request_id, int | str):
+            self.unanswered.discard(request_id)
+        if not self.unanswered:
+            self.all_answered.set()
 
 
 class _Incoming(_Stream):
@@ -81,11 +124,14 @@ class _Incoming(_Stream):
         while line := await anyio.to_thread.run_sync(self._wire.stdin.readline, abandon_on_cancel=True):
             text = line.decode(errors="replace")
             try:
-                return SessionMessage(message_of(text))
+                message = message_of(text)
             except ValueError as error:
                 answer = answer_to(text, error)
-            if answer is not None:
-                await self._outgoing.send(SessionMessage(answer))
+                if answer is not None:
+                    await self._outgoing.send(SessionMessage(answer))
+                continue
+            self._outgoing.expect(message)
+            return SessionMessage(message)
         self._outgoing.client_has_left = True
         raise StopAsyncIteration
 
