@@ -12,7 +12,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_MODERN_VERSION
 
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
-from promptmill.server.stdio_transport import serve
+from promptmill.server.stdio_transport import StdioServer
 from promptmill.service.service import Service
 from promptmill.stdio.manifest import FILE
 from promptmill.stdio.wire import Wire
@@ -47,7 +47,7 @@ async def ask(requests: Sequence[dict[str, Any]], *, locked: bool) -> list[dict[
     wire.release()
     try:
         with os.fdopen(ours, "wb", 0) as sending, os.fdopen(theirs, "rb") as receiving:
-            serving = asyncio.ensure_future(serve(create_server(service, locked=locked), wire))
+            serving = asyncio.ensure_future(StdioServer(create_server(service, locked=locked), wire).run())
             answers = []
             for each in requests:
                 sending.write(json.dumps(each).encode() + b"\n")

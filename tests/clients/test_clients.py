@@ -147,6 +147,9 @@ def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, ups
     driver = [shutil.which("node"), DRIVERS / "ts_sdk.mjs", npm.parent.parent, line, ",".join(map(str, sizes))]
     found = json.loads(_run([*driver, *(server if way == "server" else [server.url])], calm, patience_s=200).stdout)
     assert [met["characters"] for met in found["sizes"]] == [10_000 * size for size in sizes]
+    assert [met["length"] for met in found["sizes"]] == list(sizes)
+    last = [size - 1 if way == "server" and size * 10_000 > 9 << 20 else None for size in sizes]
+    assert [met.get("last") for met in found["sizes"]] == last
     assert found["after"] == {"ans_ls": ["x" * 10_000]}, "the session lived on"
     assert len(upstream.seen) == sum(sizes) + 1, "nothing is paid for twice"
 

@@ -36,7 +36,7 @@ def test_the_defaults_are_those_of_the_contract():
             "allowed_roots": None,
             "max_image_pixels": 89_000_000,
             "client_limits": {"max_tokens": None, "models": None},
-            "max_result_bytes": 9 << 20,
+            "max_result_bytes": None,
             "max_image_memory": 1 << 30,
         },
     )

@@ -61,6 +61,7 @@ def test_what_may_help_to_try_again_is_marked():
         Code.CONTENT_FILTER,
         Code.TLS,
         Code.DEFERRED,
+        Code.OMITTED,
         Code.MISSING_DEPENDENCY,
         Code.ENGINE_LOAD_FAILED,
         Code.OUT_OF_MEMORY,

@@ -1,10 +1,11 @@
-"""What a client could not take in one message comes as its first answers and a job, and nothing of it is lost."""
+"""What a client cannot take in one message comes as its first answers and a job; nothing is lost or looks complete."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from mcp_types import Implementation
 
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
@@ -27,11 +28,11 @@ def configuration(upstream, tmp_path, monkeypatch):
     return Configuration({**openai_configuration(upstream.url)._raw, "max_result_bytes": 200_000})
 
 
-async def _read_all(talk, uri):
+async def _read_all(talk, uri, most=200_000):
     rows = []
     while uri:
         (contents,) = await talk.client.read_resource(uri)
-        assert len(contents.text) < 200_000
+        assert len(contents.text) < most
         read = json.loads(contents.text)
         rows += read["rows"]
         uri = read["next"]
@@ -46,18 +47,61 @@ async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_
         page = await talk("bulk_results", job_id=result.structured_content["kept_job_id"], limit=1000)
         rows = await _read_all(talk, str(link.uri))
     structured = result.structured_content
-    kept = len(structured["ans_ls"])
-    assert 0 < kept < 30
-    assert structured["omitted"] == 30 - kept
-    assert structured["ans_ls"] == [LONG] * kept
-    assert json.loads(text(result)) == structured
-    assert structured["kept_job_id"] in result.content[1].text
+    (omitted,) = structured["errors"]
+    kept = omitted["index"]
+    assert (omitted["code"], omitted["last"], omitted["retryable"]) == ("omitted", 29, False)
+    assert structured["ans_ls"] == [LONG] * kept + [""] * (30 - kept)
+    assert len(json.dumps(structured)) + len(json.dumps(result.meta)) > 200_000 - 2 * len(LONG), "it is filled up"
+    assert f"{kept} to 29 of 30 are left out" in text(result)
+    assert structured["kept_job_id"] in text(result)
+    assert not result.is_error
     assert link.type == "resource_link"
     assert str(link.uri) == f"promptmill://jobs/{structured['kept_job_id']}/answers"
     assert [(row["index"], row["answer"]) for row in rows] == [(number, LONG) for number in range(30)]
     assert page.structured_content["state"] == "finished"
     assert page.structured_content["next_offset"] == len(page.structured_content["rows"]) < 30
     assert len(json.dumps(page.structured_content)) < 200_000
+
+
+async def test_the_text_goes_before_any_answer_does(configuration):
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 12)
+    assert result.structured_content == {"ans_ls": [LONG] * 12}
+    assert "The answers are in the structured content" in text(result)
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+async def test_no_result_without_an_answer_in_it_looks_like_a_success(configuration, upstream, answers):
+    upstream.reply = raw(_body("x" * 300_000))
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * answers)
+        (row, *_) = await _read_all(talk, str(result.content[-1].uri), most=400_000)
+    assert result.is_error
+    assert result.structured_content["ans_ls"] == [""] * answers
+    assert "are left out" in text(result)
+    assert row["answer"] == "x" * 300_000
+
+
+async def test_where_every_failure_is_an_error_so_is_an_answer_that_is_left_out(configuration):
+    configuration = Configuration({**configuration._raw, "on_error": "raise"})
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 30)
+    assert result.is_error
+    assert result.structured_content["ans_ls"][0] == LONG
+
+
+async def test_reasoning_and_many_small_answers_are_counted(configuration, upstream):
+    message = {"content": "yes", "reasoning_content": LONG}
+    upstream.reply = raw(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode())
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 30)
+        assert 10 < result.structured_content["errors"][0]["index"] < 20
+        assert result.meta["reasoning"][0] == LONG
+        upstream.reply = raw(_body("yes"))
+        many = await talk("generate", prompt_ls=["x"] * 40_000)
+    assert len(many.structured_content["ans_ls"]) == 40_000
+    size = len(json.dumps(many.structured_content, separators=(",", ":")))
+    assert 190_000 < size < 200_000
 
 
 async def test_a_result_that_fits_comes_whole(configuration):
@@ -72,7 +116,8 @@ async def test_failures_and_invalid_prompts_keep_their_places(configuration, ups
     async with serving(configuration) as talk:
         result = await talk("generate", prompt_ls=["bad", *["good"] * 30, "bad"])
         rows = await _read_all(talk, str(result.content[-1].uri))
-    assert [error["index"] for error in result.structured_content["errors"]] == [0]
+    errors = [(error["index"], error["code"]) for error in result.structured_content["errors"]]
+    assert errors == [(0, "bad_request"), (result.structured_content["errors"][1]["index"], "omitted")]
     assert result.structured_content["ans_ls"][:2] == ["", LONG]
     assert [row["index"] for row in rows] == list(range(32))
     assert [row["index"] for row in rows if row["error"]] == [0, 31]
@@ -93,24 +138,61 @@ async def test_a_pipelines_own_client_gets_everything(configuration):
     assert len(result.structured_content["ans_ls"]) == 30
 
 
-@pytest.mark.parametrize("agent", ["anything", "python-httpx2/2.16"])
-def test_over_http_no_event_is_larger_than_a_megabyte_whoever_asks(upstream, tmp_path, agent):
+async def test_an_invalid_prompt_among_those_that_are_left_out_is_a_failed_row_of_the_job(configuration):
+    image = [["data:image/png;base64,AAAA"], *[[]] * 30]
+    prompts = ["x"] * 31
+    async with serving(configuration) as talk:
+        result = await talk("multimodal_generate", multimodal_path=image[::-1], prompt_ls=prompts, image_tag="<i>")
+        rows = await _read_all(talk, str(result.content[-1].uri))
+    assert [row["index"] for row in rows] == list(range(31))
+    assert rows[30]["error"]["code"] == "invalid_input"
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("mcp", True), ("fastmcp", True), ("mcp-use", True), ("ai-sdk-mcp-client", True), ("claude-ai", False)],
+)
+@pytest.mark.parametrize("limit", [None, 200_000])
+async def test_over_stdio_only_clients_that_name_themselves_have_a_limit(configuration, upstream, name, whole, limit):
+    upstream.reply = raw(_body("x" * 1_000_000))
+    configuration = Configuration({**configuration._raw, "max_result_bytes": limit})
+    async with serving(configuration, client_info=Implementation(name=name, version="1")) as talk:
+        result = await talk("generate", prompt_ls=["x"] * 12)
+    answers = result.structured_content["ans_ls"]
+    assert len(answers) == 12
+    assert answers.count("") == (12 if limit else 0 if whole else 3)
+
+
+def _over_http(session, number, *prompts, progress):
+    meta = {"_meta": {"progressToken": 1}} if progress else {}
+    params = {"name": "generate", "arguments": {"prompt_ls": list(prompts)}, **meta}
+    response = session.post({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+    (result,) = [message["result"] for message in messages(response.body) if message.get("id") == number]
+    return response, result
+
+
+def test_over_http_only_httpx2_has_a_limit_and_only_for_an_event(upstream, tmp_path):
     upstream.reply = raw(_body("x" * 100_000))
+    few, many = "abcdefghijkl", [f"{'long prompt ' * 40}{number}" for number in range(12)]
     environ = {"PROMPTMILL_STATE": str(tmp_path / "state")}
     with Served(written(tmp_path, upstream.url), environ=environ) as server:
-        session = server.session({"User-Agent": agent})
-
-        def call(progress, *prompts):
-            meta = {"_meta": {"progressToken": 1}} if progress else {}
-            params = {"name": "generate", "arguments": {"prompt_ls": list(prompts)}, **meta}
-            return session.post({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": params})
-
-        few = call(True, *"abcdefghijkl")
-        assert max(map(len, few.body.split(b"\n"))) < 1 << 20
-        (result,) = [message["result"] for message in messages(few.body) if message.get("id") == 9]
-        assert result["structuredContent"]["omitted"] > 0
-        rows = session.call("bulk_results", job_id=result["structuredContent"]["kept_job_id"])["structuredContent"]
+        session = server.session({"User-Agent": "python-httpx2/2.16"})
+        for number, (prompts, progress) in enumerate([(few, False), (many, False), (many, True)]):
+            response, result = _over_http(session, 10 + number, *prompts, progress=progress)
+            assert response.headers["content-type"] == "application/json"
+            assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 12}
+            assert json.loads(result["content"][0]["text"]) == result["structuredContent"]
+        response, result = _over_http(session, 20, *few, progress=True)
+        assert max(map(len, response.body.split(b"\n"))) < 1 << 20
+        assert result["structuredContent"]["ans_ls"] == ["x" * 100_000] * 9 + [""] * 3
+        job = result["structuredContent"]["kept_job_id"]
+        rows = session.call("bulk_results", job_id=job, offset=9)["structuredContent"]
         assert rows["rows"][0]["answer"] == "x" * 100_000
-        many = call(False, *(f"{'long prompt ' * 40}{number}" for number in range(12)))
-        assert many.headers["content-type"] == "application/json"
-        assert len(many.json["result"]["structuredContent"]["ans_ls"]) == 12
+        response, result = _over_http(session, 21, *few[:9], progress=True)
+        assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 9}
+
+        other = server.session({"User-Agent": "anything"})
+        for number, progress in enumerate([False, True]):
+            response, result = _over_http(other, 30 + number, *few, progress=progress)
+            assert response.headers["content-type"] == "text/event-stream"
+            assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 12}

@@ -43,11 +43,11 @@ class Talk:
 
 
 @asynccontextmanager
-async def serving(configuration: Configuration) -> AsyncIterator[Talk]:
-    """Start a server of `configuration` and talk to it."""
+async def serving(configuration: Configuration, **options: Any) -> AsyncIterator[Talk]:
+    """Start a server of `configuration` and talk to it; `options` are those of the client."""
     service = Service(configuration)
     try:
-        async with Client(create_server(service)) as client:
+        async with Client(create_server(service), **options) as client:
             yield Talk(client)
     finally:
         await service.aclose()

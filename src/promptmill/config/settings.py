@@ -389,11 +389,12 @@ class Settings(Block):
         "Engines that run here always do, having nobody to pass a URL on to.",
     )
     max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
-    max_result_bytes: int = Field(
-        9 << 20,
+    max_result_bytes: int | None = Field(
+        None,
         ge=0,
-        description="Largest result of a call over stdio; a larger one comes as its first answers and a job with all "
-        "of them. 0: no limit. Many clients end a session at 10 MiB.",
+        description="Largest result of a call; a larger one comes as its first answers and a job with all of them. "
+        "null: 9 MiB over stdio, for the clients that end a session at 10 MiB; none for those known to have no limit. "
+        "0: no limit.",
     )
     max_image_memory: int = Field(
         1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."

@@ -46,6 +46,7 @@ class Code(StrEnum):
     ITEM_TIMEOUT = "item_timeout"
     DEADLINE = "deadline"
     DEFERRED = "deferred"
+    OMITTED = "omitted"
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     # engines in a process of their own
@@ -100,6 +101,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
     Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
     Code.DEFERRED: _Trait(False, "No failure: the item goes on as a job; read its answer with `bulk_results`."),
+    Code.OMITTED: _Trait(False, "No failure: the result was too large for one message; read it with `bulk_results`."),
     Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),
     Code.SHUTDOWN: _Trait(True, "The engine was shut down during the call; send these items again."),
     Code.MISSING_DEPENDENCY: _Trait(False, "Install the extra that is named."),

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptmill.http.body import read_body
 from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.http_error import HttpError
-from promptmill.http.json_response_workaround import ONE_PIECE, in_one_piece, wants_one_piece
+from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.lost_calls import LostCalls, is_lone_call
 from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, Sessions
 from promptmill.http.token import Token
@@ -68,7 +68,7 @@ class App:
             max_request_body_size=rules.max_body,
         )
         self._inner = self._mounted()
-        self._lost_calls = LostCalls(self._inner)
+        self._lost_calls = LostCalls(self._respond)
         self._closing = False
         self.answered = 0
         """Requests that passed the checks, so far."""
@@ -112,14 +112,16 @@ class App:
         body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
-        if wants_one_piece(scope, body):
-            inside[ONE_PIECE] = True
-            send = in_one_piece(send)
+        inside[RESPONSE] = EitherResponse.to(scope, body)
         if is_lone_call(scope):
             await self._lost_calls.answer(inside, body, receive, send)
         else:
-            await self._inner(inside, _again(body, receive), send)
+            await self._respond(inside, _again(body, receive), send)
         self.answered += 1
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: EitherResponse | None = scope[RESPONSE]
+        await self._inner(scope, receive, send if response is None else response.over(send))
 
     def _check_host(self, scope: Scope) -> None:
         hosts = _headers(scope, b"host")

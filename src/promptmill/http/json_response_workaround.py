@@ -1,9 +1,8 @@
 """Workaround: send large results as one JSON response to clients that cannot take them as an event.
 
 httpx2, on which the Python SDK's client of the 2.x line stands, ends an event stream at an event of 1 MiB: the call
-has then been paid for, and its answers are lost. A JSON body has no such limit. It leaves no place for progress, so
-only calls large enough to matter are answered that way, of clients that asked for no progress or are known to have the
-limit; blanks keep the line alive. Any other result above the limit comes as its first answers and a job.
+has then been paid for, and its answers are lost. A JSON body has no such limit, and no place for progress. No other
+client has this limit.
 """
 
 from __future__ import annotations
@@ -11,41 +10,89 @@ from __future__ import annotations
 from starlette.types import Message, Scope, Send
 
 _LIMITED = b"httpx2"
-ONE_PIECE = "promptmill.one_piece"
-"""In a request's scope: its result goes as one JSON body."""
 _TOKEN = b'"progressToken"'
-_LARGE = 4 << 10  # some dozens of prompts
+_CALL = b'"tools/call"'
+_LARGE = 4 << 10  # some dozens of prompts, whose answers may be large together
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
+_EVENT_BYTES = 1_000_000  # of 1,048,576, the event's other lines included
+RESPONSE = "promptmill.response"
+"""In a request's scope: its `EitherResponse`, if the client has the limit."""
 
 
-def wants_one_piece(scope: Scope, body: bytes) -> bool:
-    """Return whether the request is better answered with JSON than with an event stream."""
-    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-    return len(body) > _LARGE and (_LIMITED in agent or _TOKEN not in body)
+class EitherResponse:
+    """A response that becomes one JSON body or a stream of events, whichever it must be once something is sent.
 
+    A result that comes first goes as JSON. Progress that the client asked for needs a stream, and so does a connection
+    that would be silent for too long. A call without progress, or with a large request, is always JSON: blanks keep
+    its connection alive.
+    """
 
-def in_one_piece(send: Send) -> Send:
-    """Return `send`, changed to answer with JSON instead of an event stream."""
-    framed = False
+    def __init__(self, body: bytes) -> None:
+        """`body` is the request's."""
+        self._json = _CALL in body and (len(body) > _LARGE or _TOKEN not in body)
+        self._held: list[Message] = []
+        self._sent = False
 
-    async def wrapped_send(message: Message) -> None:
-        nonlocal framed
-        if message["type"] == "http.response.start":
-            headers = dict(message["headers"])
-            framed = headers.get(b"content-type", b"").startswith(b"text/event-stream")
-            if framed:
-                message = {**message, "headers": [*(headers | {b"content-type": b"application/json"}).items()]}
-        elif framed and message.get("body"):
-            message = {**message, "body": _response(message["body"])}
+    @classmethod
+    def to(cls, scope: Scope, body: bytes) -> EitherResponse | None:
+        """Return the response to a request; None for a client without the limit."""
+        agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+        return cls(body) if scope["method"] == "POST" and _LIMITED in agent else None
+
+    def most_bytes(self) -> int | None:
+        """Return how large the result may be, which is sent next; None when there is no limit."""
+        self._json = self._json or not self._sent
+        return None if self._json else _EVENT_BYTES
+
+    def over(self, send: Send) -> Send:
+        """Return what takes the messages of a response and sends them as one or the other."""
+        return lambda message: self._take(message, send)
+
+    async def _take(self, message: Message, send: Send) -> None:
+        if message["type"] == "http.response.start" and _is_stream(message):
+            self._held.append(message)
+        elif not self._held and not self._sent:
+            await send(message)  # JSON already
+        else:
+            await self._take_events(message, send)
+
+    async def _take_events(self, message: Message, send: Send) -> None:
+        events = message.get("body", b"")
+        response = b"" if self._sent and not self._json else _response(events)
+        if not self._sent:
+            if not response and _is_empty(events) and message.get("more_body"):
+                self._held.append(message)  # the id from which a client resumes a stream
+                return
+            self._json = self._json or bool(response)
+            self._sent = True
+            start, *held = self._held
+            await send(_as_json(start) if self._json else start)
+            for event in () if self._json else held:
+                await send(event)
+        if self._json and events:
+            message = {**message, "body": response or b" "}  # a blank may stand before any JSON
         await send(message)
 
-    return wrapped_send
+
+def _is_stream(start: Message) -> bool:
+    return any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in start["headers"])
+
+
+def _as_json(start: Message) -> Message:
+    return {**start, "headers": [*(dict(start["headers"]) | {b"content-type": b"application/json"}).items()]}
 
 
 def _response(events: bytes) -> bytes:
-    """Return the response among `events`, or a blank, which may stand before any JSON."""
-    for line in events.splitlines():
-        if line.startswith(_DATA) and not line.startswith(_NOTIFICATION, len(_DATA)):
-            return line[len(_DATA) :]
-    return b" "
+    """Return the response among `events`; b"" without one."""
+    return next((data for data in _data(events) if data and not data.startswith(_NOTIFICATION)), b"")
+
+
+def _is_empty(events: bytes) -> bool:
+    """Return whether `events` holds events, and none with data."""
+    found = _data(events)
+    return bool(found) and not any(found)
+
+
+def _data(events: bytes) -> list[bytes]:
+    return [line[len(_DATA) :] for line in events.splitlines() if line.startswith(_DATA)]

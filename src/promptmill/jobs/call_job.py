@@ -36,7 +36,10 @@ _FORMAT = "messages"
 
 
 def write(
-    items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig, folders: JobFolders
+    items: Sequence[tuple[int, Conversation | PromptmillError]],
+    system_prompt: str,
+    plan: ResolvedConfig,
+    folders: JobFolders,
 ) -> Job:
     """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
@@ -112,7 +115,7 @@ async def keep(
     rows = [
         (index, item, outcome)
         for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
-        if isinstance(item, Conversation) and not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
+        if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
     ]
 
     def written() -> Job:
@@ -130,23 +133,31 @@ async def keep(
 
 
 def _write_lines(
-    path: Path, items: Sequence[tuple[int, Conversation]], system_prompt: str, plan: ResolvedConfig
+    path: Path, items: Sequence[tuple[int, Conversation | PromptmillError]], system_prompt: str, plan: ResolvedConfig
 ) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
     digest = hashlib.sha256()
     with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
-        for index, conversation in items:
-            line = _line(index, conversation.with_system(system_prompt), shared, allowed)
+        for index, item in items:
+            line = _line(index, item, system_prompt, shared, allowed)
             digest.update(line)
             file.write(line)
     return digest.hexdigest()
 
 
-def _line(index: int, conversation: Conversation, shared: Mapping[str, Any], roots: Sequence[Path] | None) -> bytes:
+def _line(
+    index: int,
+    item: Conversation | PromptmillError,
+    system_prompt: str,
+    shared: Mapping[str, Any],
+    roots: Sequence[Path] | None,
+) -> bytes:
     try:
-        messages = _portable(conversation, roots)
+        if isinstance(item, PromptmillError):
+            raise item
+        messages = _portable(item.with_system(system_prompt), roots)
     except PromptmillError as error:
         return orjson.dumps({"index": index, "problem": str(error)}, option=orjson.OPT_APPEND_NEWLINE)
     value = {"index": index, "messages": messages, **shared}

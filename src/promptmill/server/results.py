@@ -1,26 +1,27 @@
-"""Outcomes → the result of a tool: whole, or its first answers and where all of them are, when it is too large."""
+"""Outcomes → the result of a tool: whole, or as much of it as its client takes in one message."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 from fastmcp import Context
 from fastmcp.tools import ToolResult
-from mcp_types import ResourceLink, TextContent
+from mcp_types import ContentBlock, ResourceLink, TextContent
 
 from promptmill.backends.protocol import CallStats
 from promptmill.config.models import ResolvedConfig
-from promptmill.core.outcome import Outcome
-from promptmill.http.json_response_workaround import ONE_PIECE
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import list_call
 
-# TypeScript's SDK ends a session over stdio at a message of 10 MiB, and httpx2, on which Python's SDK stands, an event
-# stream at an event of 1 MiB. The answers have been paid for then. Who is at the other end cannot be known, so the size
-# alone decides.
-_EVENT_BYTES = 1_000_000  # of 1,048,576 that httpx2 takes, the event's other lines included
-_FIRST_BYTES = 768 << 10
+# TypeScript's SDK ends a session over stdio at a message of 10 MiB. Each of its clients has to choose its own name;
+# these names are the defaults of clients without a limit, and every bare Python client is `mcp`.
+_STDIO_BYTES = 9 << 20
+_WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
 _ENVELOPE = 4 << 10
 ANSWERS: dict[str, Any] = {
     "type": "object",
@@ -44,9 +45,14 @@ ANSWERS: dict[str, Any] = {
                     "index": {"type": "integer", "description": "Place in `ans_ls`, from 0."},
                     "code": {
                         "type": "string",
-                        "description": "What kind of failure; `deferred` is none, see `job_id`.",
+                        "description": "What kind of failure; `deferred` is none, see `job_id`; `omitted`: see "
+                        "`kept_job_id`.",
                     },
                     "message": {"type": "string"},
+                    "last": {
+                        "type": "integer",
+                        "description": "With code `omitted`: the entry stands for all items from `index` to this one.",
+                    },
                     "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
                     "attempts": {"type": "integer", "description": "Requests made for it."},
                     "text": {
@@ -63,14 +69,10 @@ ANSWERS: dict[str, Any] = {
             "description": "There only when time was up: the items that failed with code `deferred` go on as this job; "
             "read their answers with bulk_results.",
         },
-        "omitted": {
-            "type": "integer",
-            "description": "There only when all answers were too large for one message: how many are left out behind "
-            "those in `ans_ls`.",
-        },
         "kept_job_id": {
             "type": "string",
-            "description": "There with `omitted`: the job that has all answers; read them with bulk_results.",
+            "description": "There only when the result was too large for one message: the job that has all answers, "
+            'also those that are "" here (code `omitted`); read them with bulk_results.',
         },
     },
     "required": ["ans_ls"],
@@ -93,54 +95,83 @@ def result_of(
     outcomes: Sequence[Outcome], stats: CallStats, *, any_failure: bool, job_id: str | None = None
 ) -> ToolResult:
     """Return the result of a call; `job_id` names the job that its deferred items go on as."""
+    failed = list_call.failed(outcomes, any_failure=any_failure)
+    result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
+    # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
+    text = list_call.summary(outcomes) if failed else orjson.dumps(result.structured_content).decode()
+    result.content = _texts(text, *_goes_on(outcomes, job_id))
+    return result
+
+
+def _result(
+    outcomes: Sequence[Outcome],
+    errors: Sequence[Mapping[str, Any]],
+    stats: CallStats,
+    *,
+    is_error: bool,
+    job_id: str | None,
+) -> ToolResult:
+    """Return a result without content."""
     structured: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
     meta = list_call.totals(stats) | list_call.columns(outcomes)
     if several := list_call.several(outcomes):
         structured["answers"] = several
-    if errors := list_call.errors(outcomes):
+    if errors:
         structured["errors"] = errors
     if job_id is not None:
         structured["job_id"] = meta["job_id"] = job_id
-    failed = list_call.failed(outcomes, any_failure=any_failure)
-    # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
-    texts = [list_call.summary(outcomes) if failed else orjson.dumps(structured).decode()]
-    if job_id is not None:
-        texts.append(_goes_on(outcomes, job_id))
-    content = [TextContent(type="text", text=text) for text in texts]
-    return ToolResult(content, structured, meta, is_error=failed)
+    return ToolResult([], structured, meta, is_error=is_error)
 
 
-def _goes_on(outcomes: Sequence[Outcome], job_id: str) -> str:
+def _texts(*texts: str) -> list[ContentBlock]:
+    return [TextContent(type="text", text=text) for text in texts]
+
+
+def _goes_on(outcomes: Sequence[Outcome], job_id: str | None) -> list[str]:
+    if job_id is None:
+        return []
     left = list_call.deferred(outcomes)
-    return (
+    words = (
         f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
         f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '
         "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
     )
+    return [words]
 
 
 def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
-    """Return how large the message with a call's result may be; None when there is no limit.
+    """Return how large the message with a call's result, which is sent next, may be; None when there is no limit.
 
-    A trusted client is the operator's own program, which reads `ans_ls` and nothing else.
+    A trusted client is the operator's own program, which has no limit over stdio.
     """
-    limit = plan.settings.max_result_bytes or None
-    request = None if ctx.request_context is None else ctx.request_context.request
-    if request is not None:
-        if request.scope.get(ONE_PIECE):  # a JSON body has no limit
-            return None
-        return min(_EVENT_BYTES, limit or _EVENT_BYTES)
-    return None if plan.trust_client else limit
+    limit, context = plan.settings.max_result_bytes, ctx.request_context
+    if context is not None and context.request is not None:
+        response: EitherResponse | None = context.request.scope.get(RESPONSE)
+        limits = (limit, None if response is None else response.most_bytes())
+        return min(filter(None, limits), default=None)
+    if plan.trust_client:
+        return None
+    client = None if context is None else context.session.client_params
+    if limit is None and (client is None or client.client_info.name not in _WITHOUT_LIMIT):
+        return _STDIO_BYTES
+    return limit or None
 
 
 def message_bytes(result: ToolResult) -> int:
     """Return the size of the message that `result` becomes, within a few bytes of the truth."""
     size = _ENVELOPE + len(orjson.dumps(result.structured_content)) + len(orjson.dumps(result.meta))
-    return size + sum(_in_json(block.text) for block in result.content if isinstance(block, TextContent))
+    return size + sum(len(orjson.dumps(block.text)) for block in result.content if isinstance(block, TextContent))
 
 
-def _in_json(text: str) -> int:
-    return len(orjson.dumps(text))
+def without_copy(result: ToolResult) -> ToolResult:
+    """Return `result` with a sentence in place of the text that repeats its structured content."""
+    if result.is_error:
+        return result  # its text says what failed
+    copies = _texts(
+        "The answers are in the structured content (`ans_ls`) alone: with this copy of it the result would be too "
+        "large for one message."
+    )
+    return ToolResult([*copies, *result.content[1:]], result.structured_content, result.meta)
 
 
 def first_answers(
@@ -152,44 +183,63 @@ def first_answers(
     job_id: str | None,
     most: int,
 ) -> ToolResult:
-    """Return the result of a call whose answers are kept as job `kept_id`: as many of the first as fit well.
+    """Return the result of a call whose answers are kept as job `kept_id`: as many of the first as fit in `most` bytes.
 
-    `job_id` is the job of what the call could not do in its time.
+    The others are `""`, and one entry in `errors` stands for all of them. `job_id` is the job of what the call could
+    not do in its time.
     """
-    count, size = 0, 0
-    for outcome in outcomes:
-        size += 2 * _in_json(getattr(outcome, "text", "")) + 300
-        if size > min(_FIRST_BYTES, most // 2):
+    link = ResourceLink(
+        type="resource_link",
+        uri=f"promptmill://jobs/{kept_id}/answers",
+        name=f"answers of {kept_id}",
+        description="All answers of the call, page by page: each page names the next one.",
+        mime_type="application/json",
+    )
+
+    def with_first(count: int) -> ToolResult:
+        left_out = Failure(_left_out(outcomes, count, kept_id, link.uri))
+        shown = [*outcomes[:count], *[left_out] * (len(outcomes) - count)]
+        (entry,) = list_call.errors([left_out])
+        errors = [*list_call.errors(outcomes[:count]), {**entry, "index": count, "last": len(outcomes) - 1}]
+        failed = list_call.failed(shown, any_failure=any_failure)
+        result = _result(shown, errors, stats, is_error=failed, job_id=job_id)
+        result.structured_content = {**(result.structured_content or {}), "kept_job_id": kept_id}
+        reasons = filter(None, [list_call.summary(outcomes) if failed else ""])
+        result.content = [*_texts(str(left_out.error), *reasons, *_goes_on(outcomes, job_id)), link]
+        return result
+
+    left = most - message_bytes(with_first(0))
+    count = 0
+    for size in itertools.islice(_sizes(outcomes), len(outcomes) - 1):
+        left -= size
+        if left < 0:
             break
         count += 1
-    result = result_of(outcomes[:count], stats, any_failure=any_failure and count == len(outcomes), job_id=job_id)
-    if message_bytes(result) > most:  # reasoning can be longer than the answers
-        assert result.meta is not None
-        result.meta = {name: value for name, value in result.meta.items() if not isinstance(value, list)}
-    left = len(outcomes) - count
-    uri = f"promptmill://jobs/{kept_id}/answers"
-    assert result.structured_content is not None
-    result.structured_content |= {"omitted": left, "kept_job_id": kept_id}
-    result.content = [
-        TextContent(type="text", text=orjson.dumps(result.structured_content).decode()),
-        TextContent(type="text", text=_where(count, len(outcomes), kept_id, uri)),
-        *result.content[1:],
-        ResourceLink(
-            type="resource_link",
-            uri=uri,
-            name=f"answers of {kept_id}",
-            description="All answers of the call, page by page: each page names the next one.",
-            mime_type="application/json",
-        ),
-    ]
-    return result
+    return with_first(count)
 
 
-def _where(count: int, total: int, kept_id: str, uri: str) -> str:
-    return (
-        f"The result is too large for one message: `ans_ls` holds the first {count} of {total} answers. Do not send "
-        f"the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_results and "
-        f'{{"job_id": "{kept_id}", "offset": {count}}}, where `index` is the prompt\'s place, or the resource {uri}.'
+def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
+    """Yield how much larger a message becomes by the outcome of each item, or a little more than that."""
+    columns = list(list_call.columns(outcomes).values())
+    several = list_call.several(outcomes)
+    for index, outcome in enumerate(outcomes):
+        size = sum(len(orjson.dumps(column[index])) for column in columns)
+        if several:
+            size += len(orjson.dumps(several[index]))
+        if isinstance(outcome, Completion):
+            yield size + len(orjson.dumps(outcome.text)) - len('""')
+        else:
+            yield size + len(orjson.dumps(list_call.errors([outcome]))) + len(str(len(outcomes)))
+
+
+def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str) -> PromptmillError:
+    offset = count - list_call.deferred(outcomes[:count])  # those are rows of another job
+    which = f"{count} to {len(outcomes) - 1}" if count < len(outcomes) - 1 else f"{count}"
+    return PromptmillError(
+        Code.OMITTED,
+        f"The answers of items {which} of {len(outcomes)} are left out: the result is too large for one message.",
+        f"Do not send the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_results and "
+        f'{{"job_id": "{kept_id}", "offset": {offset}}}, where `index` is the prompt\'s place, or the resource {uri}.',
     )
 
 

@@ -30,7 +30,15 @@ from promptmill.server.arguments import (
     SystemPrompt,
 )
 from promptmill.server.progress import with_progress
-from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, first_answers, message_bytes, most_bytes, result_of
+from promptmill.server.results import (
+    ANSWERS,
+    ANSWERS_IN_SHORT,
+    first_answers,
+    message_bytes,
+    most_bytes,
+    result_of,
+    without_copy,
+)
 from promptmill.server.tool_calls import tool
 from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
@@ -227,9 +235,11 @@ class _Answers:
         most = most_bytes(ctx, plan)
         if most is None or message_bytes(result) <= most:
             return result
+        if message_bytes(shorter := without_copy(result)) <= most:
+            return shorter
         try:
             kept_id = await keep(outcomes)
         except PromptmillError as error:
             stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
-            return result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+            return without_copy(result_of(outcomes, stats, any_failure=any_failure, job_id=job_id))
         return first_answers(outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most)

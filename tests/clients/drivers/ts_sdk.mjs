@@ -27,10 +27,11 @@ const call = async (name, given) =>
 
 for (const prompts of sizes.split(",").map(Number)) {
   const result = await call("generate", { prompt_ls: Array.from({ length: prompts }, (_, n) => `${n}`) });
-  const { ans_ls: answers, kept_job_id: kept } = result.structuredContent;
-  const met = { prompts, at_once: answers.length, linked: result.content.some((block) => block.type === "resource_link") };
+  const { ans_ls: answers, errors = [], kept_job_id: kept } = result.structuredContent;
+  const omitted = errors.find((entry) => entry.code === "omitted");
+  const met = { prompts, length: answers.length, last: omitted?.last, linked: result.content.some((block) => block.type === "resource_link") };
   let characters = answers.reduce((sum, answer) => sum + answer.length, 0);
-  let offset = answers.length;
+  let offset = omitted?.index;
   while (kept !== undefined && offset !== null) {
     const page = (await call("bulk_results", { job_id: kept, offset, limit: 1000 })).structuredContent;
     characters += page.rows.reduce((sum, row) => sum + row.answer.length, 0);
