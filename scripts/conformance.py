@@ -5,7 +5,7 @@
 
 The layer is tested with a server under it that has all that the suite looks for (tests/clients/everything.py); promptmill
 itself has other tools, so that scenarios which call the suite's own are expected to fail. What is expected lies in
-tests/clients/conformance.json: per target and revision of the protocol the scenarios that fail.
+tests/clients/conformance.json: per target, revision of the protocol and scenario the checks that do not succeed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,9 @@ EXPECTED = CLIENTS / "conformance.json"
 SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
 NODE = "node@22.23.3"  # the suite needs Node 22; npm has it as a package
 REVISIONS = ("2025-11-25", "2026-07-28")
-_LINE = re.compile(r"^(?:\x1b\[\d+m)*([✓✗])(?:\x1b\[\d+m)* (\S+): (\d+) passed, (\d+) failed", re.MULTILINE)
+_FOLDER = re.compile(r"server-(.+?)-\d{4}-\d\d-\d\dT.*")
+_GOOD = frozenset({"SUCCESS", "INFO"})
+Checks = dict[str, list[str]]
 
 
 def suite() -> list[str]:
@@ -68,19 +71,30 @@ def product() -> Iterator[str]:
         yield served.url
 
 
-def failing(url: str, revision: str) -> tuple[list[str], int, int]:
-    """Return the scenarios of `revision` that fail at `url`, and how many checks passed of how many."""
-    command = [*suite(), "server", "--url", url, "--requirements", revision]
+def failing(url: str, revision: str) -> tuple[Checks, int, int]:
+    """Return the checks of each scenario of `revision` that do not succeed at `url`, and how many do of how many."""
     environ = dict(os.environ) | {"NO_COLOR": "1"}
-    with tempfile.TemporaryDirectory() as folder:  # where the suite leaves its files
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*suite(), "server", "--url", url, "--requirements", revision, "--output-dir", folder]
         done = subprocess.run(
             command, cwd=folder, env=environ, capture_output=True, text=True, encoding="utf-8", timeout=600, check=False
         )
-    found = _LINE.findall(done.stdout)
+        found = {file.parent.name: json.loads(file.read_bytes()) for file in Path(folder).glob("*/checks.json")}
     if not found:
         sys.exit(f"conformance: the suite did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    passed = sum(int(good) for _, _, good, _ in found)
-    return sorted({name for _, name, _, bad in found if int(bad)}), passed, passed + sum(int(bad) for *_, bad in found)
+    bad: Checks = {}
+    for name, checks in sorted(found.items()):
+        scenario = _FOLDER.sub(r"\1", name)
+        if wrong := sorted(f"{check['id']}: {check['status']}" for check in checks if check["status"] not in _GOOD):
+            bad[scenario] = wrong
+    total = sum(map(len, found.values()))
+    return bad, total - sum(map(len, bad.values())), total
+
+
+def difference(found: Checks, expected: Checks) -> Checks:
+    """Return the checks of `found`, by scenario, that are not in `expected`; an id can occur more than once."""
+    more = {name: Counter(checks) - Counter(expected.get(name, ())) for name, checks in found.items()}
+    return {name: sorted(checks.elements()) for name, checks in more.items() if checks}
 
 
 def main() -> int:
@@ -89,7 +103,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write what is found as what is expected")
     arguments = parser.parse_args()
     expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.exists() else {}
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, Checks]] = {}
     for name, target in (("layer", everything), ("promptmill", product)):
         with target() as url:
             for revision in REVISIONS:
@@ -102,11 +116,11 @@ def main() -> int:
     if found == expected:
         return 0
     for name, revisions in found.items():
-        for revision, fails in revisions.items():
-            before = set(expected.get(name, {}).get(revision, ()))
-            print(
-                f"{name}, {revision}: newly failing {sorted(set(fails) - before)}, mended {sorted(before - set(fails))}"
-            )
+        for revision, checks in revisions.items():
+            before = expected.get(name, {}).get(revision, {})
+            for what, these in (("new", difference(checks, before)), ("gone", difference(before, checks))):
+                for scenario, ids in these.items():
+                    print(f"{name}, {revision}, {scenario}: {what}: {', '.join(ids)}")
     return 1
 
 

@@ -7,6 +7,7 @@ import io
 import re
 
 import pytest
+from mcp import MCPError
 from PIL import Image
 
 from fakes import openai_configuration
@@ -39,6 +40,8 @@ async def test_a_tool_that_sends_images_away_is_not_called_read_only(tools):
 async def test_nothing_is_announced_that_is_not_there(talk):
     announced = talk.client.server_capabilities.model_dump(exclude_none=True)
     assert announced == {"tools": {}, "resources": {}}, "the lists never change while the server runs"
+    with pytest.raises(MCPError, match="Method not found"):
+        await talk.client.list_prompts()
 
 
 def test_the_server_has_an_icon_and_a_website(upstream):

@@ -39,6 +39,7 @@ _CHOOSING = """
 _WEBSITE = "https://github.com/promptmill/promptmill"
 _ICON = Path(__file__).with_name("icon.png")
 _NEVER_CHANGE = ("server/discover", "tools/list", "resources/list", "resources/templates/list")
+_ABSENT = ("prompts/list", "prompts/get", "logging/setLevel")
 _FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all; another process may be another version
 
 
@@ -48,18 +49,20 @@ def _icon() -> Icon:
 
 
 def _announce_what_is_there(mcp: FastMCP) -> None:
-    """Leave out of the capabilities what this server has nothing for; FastMCP announces all that it could have.
+    """Leave out the methods and capabilities that this server has no use for; FastMCP has all that it could need.
 
     Its lists never change while it runs, so there is no notification of that, and clients may keep them.
     """
     sdk_server = mcp._mcp_server
+    for method in _ABSENT:
+        del sdk_server._request_handlers[method]  # from these the SDK derives the capabilities, too
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
         found = whole(*arguments, **options)
         extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
         there = {"tools": ToolsCapability(), "resources": ResourcesCapability(), "extensions": extensions or None}
-        return found.model_copy(update={"prompts": None, "logging": None, **there})
+        return found.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)  # FastMCP's own would count for what is read, too
