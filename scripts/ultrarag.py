@@ -6,7 +6,7 @@
 
 CHECKOUT stays as it is: everything runs in a copy, where `promptmill install ultrarag` puts our launcher and the
 examples' parameter files are filled in as their users do. First every example that needs no GPU runs against their own
-generation server and against ours, and so do some 140 single calls (`tests/clients/ultrarag`): whatever differs without
+generation server and against ours, and so do some 210 single calls (`tests/clients/ultrarag`): whatever differs without
 being on the list of intended differences is a failure. Then some examples are built and run by the command line of
 their client, on an endpoint that answers "echo: " and the question, and on the embedded model.
 """

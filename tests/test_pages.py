@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -26,7 +27,7 @@ REFERENCE = {
     "engine-vllm",
     "performance",
 }
-REFERENCE |= {"provider-rows"}
+REFERENCE |= {"agents", "provider-rows"}  # what other programs have, part by part
 SCREENS, ROWS, COLUMNS = 2, 50, 110
 
 
@@ -117,3 +118,15 @@ def test_the_chinese_readme_has_the_headings_commands_and_figures_of_the_english
     assert said[0] == said[1]
     links = [re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")) for page in READMES]
     assert sorted(set(links[0]) - {"README.zh-CN.md"}) == sorted(set(links[1]) - {"README.md"})
+
+
+def test_the_page_on_ultrarag_counts_what_is_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "clients" / "ultrarag"))
+    calls, pipelines, intended = (importlib.import_module(name) for name in ("calls", "pipelines", "intended"))
+    names = [[part["name"] for part in parts] for parts in (pipelines.pipelines("http://h"), calls.cases("http://h"))]
+    assert all(len(set(one)) == len(one) for one in names)
+    assert intended.DIFFERENCES.keys() <= {*names[0], *names[1]}
+    assert intended.DIFFERENCES.keys() >= intended.ONLY_OURS_ENDS
+    page = (ROOT / "docs" / "ultrarag.md").read_text(encoding="utf-8")
+    assert f"{len(names[0])} pipelines step by step and {len(names[1])} single calls" in page
+    assert f"{len(intended.DIFFERENCES)} of these are meant to differ" in page

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from model import BAD
+
 IMAGES = ["data/page_0.png", "data/page_1.png"]
 TINY = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
@@ -15,8 +17,8 @@ TINY = (
 
 
 def cases(url: str) -> list[dict[str, Any]]:
-    """Return all calls: `name`, the arguments of `generation_init`, the tool and its arguments."""
-    return [*_prompts(url), *_parameters(url), *_images(url), *_turns(url), *_replies(url)]
+    """Return all calls: `name`, the arguments of `generation_init`, calls `before`, the tool and its arguments."""
+    return [*_prompts(url), *_parameters(url), *_images(url), *_turns(url), *_replies(url), *_states(url)]
 
 
 def _case(
@@ -27,6 +29,7 @@ def _case(
     block: dict[str, Any] | None = None,
     sampling: dict[str, Any] | None = None,
     init: dict[str, Any] | None = None,
+    before: list[tuple[str, dict[str, Any]]] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     openai = {"model_name": "m", "base_url": url, "api_key": "abc", "concurrency": 4, "retries": 2, "base_delay": 0.01}
@@ -39,7 +42,8 @@ def _case(
     }
     if tool in {"generate", "multimodal_generate"}:
         arguments.setdefault("prompt_ls", ["Who?", "Where?"])
-    return {"name": name, "init": started | (init or {}), "tool": tool, "arguments": arguments}
+    init = started | (init or {})
+    return {"name": name, "init": init, "before": before or [], "tool": tool, "arguments": arguments}
 
 
 def _prompts(url: str) -> list[dict[str, Any]]:
@@ -98,6 +102,12 @@ def _parameters(url: str) -> list[dict[str, Any]]:
         "extra_headers": {"extra_headers": {"X-Run": "1"}},
         "top_k": {"top_k": 5},
         "a word that nobody knows": {"temperatur": 0.5},
+        "max_tokens 0": {"max_tokens": 0},
+        "n 1": {"n": 1},
+        "stream": {"stream": True},
+        "stream false": {"stream": False},
+        "a null value": {"temperature": None},
+        "a null value of others": {"logit_bias": None, "user": None},
     }
     extra: dict[str, dict[str, Any] | None] = {
         "null": None,
@@ -109,6 +119,10 @@ def _parameters(url: str) -> list[dict[str, Any]]:
         "another model": {"model": "other"},
         "objects in objects": {"provider": {"order": ["a"], "allow_fallbacks": False}},
         "reasoning": {"reasoning": {"effort": "high"}},
+        "response_format": {"response_format": {"type": "json_object"}},
+        "n": {"n": 2},
+        "stream": {"stream": True},
+        "a null value": {"temperature": None},
     }
     block: dict[str, dict[str, Any]] = {
         "no key": {"api_key": "absent"},
@@ -134,6 +148,8 @@ def _parameters(url: str) -> list[dict[str, Any]]:
     found.append(_case("extra: beside extra_body", url, sampling={"extra_body": {"min_p": 0.1}}, init=both))
     for name in ("OpenAI", "OPENAI", "nobody"):
         found.append(_case(f"backend: {name}", url, init={"backend": name}))
+    for name, given in {"no block": {}, "an empty block": {"openai": {}}, "a null block": {"openai": None}}.items():
+        found.append(_case(f"block: {name}", url, init={"backend_configs": given}))
     return found
 
 
@@ -154,6 +170,16 @@ def _images(url: str) -> list[dict[str, Any]]:
         "a URL": {"prompt_ls": ["Which?"], "multimodal_path": [["http://127.0.0.1:9/a.png"]]},
         "a data URL": {"prompt_ls": ["Which?"], "multimodal_path": [[TINY]]},
         "a file that is not there": {"prompt_ls": ["Which?"], "multimodal_path": [["data/nowhere.png"]]},
+        "a broken file": {"prompt_ls": ["Which?"], "multimodal_path": [["data/broken.png"]]},
+        "a text file": {"prompt_ls": ["Which?"], "multimodal_path": [["data/text.png"]]},
+        "an empty file": {"prompt_ls": ["Which?"], "multimodal_path": [["data/empty.png"]]},
+        "an SVG": {"prompt_ls": ["Which?"], "multimodal_path": [["data/drawing.svg"]]},
+        "a BMP": {"prompt_ls": ["Which?"], "multimodal_path": [["data/photo.bmp"]]},
+        "a TIFF": {"prompt_ls": ["Which?"], "multimodal_path": [["data/photo.tiff"]]},
+        "a GIF": {"prompt_ls": ["Which?"], "multimodal_path": [["data/photo.gif"]]},
+        "a WebP": {"prompt_ls": ["Which?"], "multimodal_path": [["data/photo.webp"]]},
+        "a folder": {"prompt_ls": ["Which?"], "multimodal_path": [["data"]]},
+        "a good one and one that is not there": {"multimodal_path": [[first], ["data/nowhere.png"]]},
         "no suffix": {"prompt_ls": ["Which?"], "multimodal_path": [["data/page"]]},
         "no prompt": {"prompt_ls": [], "multimodal_path": []},
         "a blank prompt": {"prompt_ls": [" "], "multimodal_path": [[first]]},
@@ -218,12 +244,62 @@ def _turns(url: str) -> list[dict[str, Any]]:
 
 REPLIES = (
     *("null", "empty", "thought", "open thought", "open thought, cut", "closed thought", "reasoning", "white space"),
-    *("no finish reason", "cut", "tool calls", "400", "401", "404", "429", "500", "no choices"),
+    *("no finish reason", "cut", "tool calls", "400", "401", "404", "429", "500", "no choices", "a filtered answer"),
+    "too long",
 )
+# Where JSON was requested.
+TEXTS = (
+    "plain text",
+    "an object",
+    "another object",
+    "a fenced object",
+    "a cut object",
+    "empty",
+    "null",
+    "thought",
+    "500",
+)
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FORMATS = {
+    "JSON": {"type": "json_object"},
+    "a schema": {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}},
+}
 
 
 def _replies(url: str) -> list[dict[str, Any]]:
-    return [_case(f"reply: {name}", url, block={"model_name": f"reply: {name}"}) for name in REPLIES]
+    found = [_case(f"reply: {name}", url, block={"model_name": f"reply: {name}"}) for name in REPLIES]
+    for wanted, form in FORMATS.items():
+        for name in TEXTS:
+            options: dict[str, Any] = {"block": {"model_name": f"reply: {name}"}, "sampling": {"response_format": form}}
+            found.append(_case(f"reply where {wanted} was requested: {name}", url, **options))
+    turns = [{"role": "user", "content": "Where?"}]
+    for name in ("empty", "plain text", "500", "too long"):
+        block = {"model_name": f"reply: {name}"}
+        found.append(_case(f"reply to turns: {name}", url, "multiturn_generate", block=block, messages=turns))
+    for name in ("400", "401", "429", "500", "no choices", "empty", "too long"):
+        block = {"model_name": f"one: {name}"}
+        found.append(_case(f"one among good prompts: {name}", url, block=block, prompt_ls=["Who?", BAD, "Where?"]))
+        good = [("generate", {"prompt_ls": ["Who?"]})]
+        found.append(_case(f"a prompt after good calls: {name}", url, block=block, before=good, prompt_ls=[BAD]))
+    return found
+
+
+def _states(url: str) -> list[dict[str, Any]]:
+    """Return calls after others: what is active then."""
+    good = {"model_name": "m", "base_url": url, "api_key": "abc"}
+    init = {"sampling_params": {}, "extra_params": {}, "backend": "openai", "backend_configs": {"openai": good}}
+    failing: dict[str, dict[str, Any]] = {
+        "an unknown backend": init | {"backend": "nobody"},
+        "no model": init | {"backend_configs": {"openai": {"base_url": ""}}},
+        "a wrong number": init | {"backend_configs": {"openai": good | {"concurrency": "many"}}},
+    }
+    found = [
+        _case(f"after a failed init: {name}", url, before=[("generation_init", bad)]) for name, bad in failing.items()
+    ]
+    other = init | {"sampling_params": {"temperature": 0.1}, "backend_configs": {"openai": good | {"model_name": "n"}}}
+    found.append(_case("after another init", url, before=[("generation_init", other)]))
+    found.append(_case("after a shutdown", url, before=[("vllm_shutdown", {})]))
+    return found
 
 
 if __name__ == "__main__":

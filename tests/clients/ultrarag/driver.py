@@ -2,7 +2,7 @@
 
     python driver.py JOB        # in a checkout; JOB is a JSON file, see `main`
 
-Prints a line of JSON when a pipeline or call begins, and one with what became of it.
+Prints a line of JSON with what became of each pipeline or call.
 
 UltraRAG's client starts a Python for each server, seven for most examples. Here the servers that are the same on both
 sides run inside this process, each loaded anew for each pipeline, and the generation server is started as their client
@@ -137,11 +137,13 @@ def main():
 async def calls(path, cases):
     async with Client(StdioTransport("python", [path], env=dict(os.environ))) as client:
         for case in cases:
-            print(json.dumps({"begin": case["name"]}), flush=True)
             found = {"name": case["name"]}
             try:
                 async with asyncio.timeout(_NEVER_S if "concurrency 0" in case["name"] else _LATEST_S):
                     await client.call_tool("generation_init", case["init"])
+                    for tool, arguments in case["before"]:
+                        with contextlib.suppress(Exception):  # some are meant to fail
+                            await client.call_tool(tool, arguments)
                     result = await client.call_tool(case["tool"], case["arguments"])
                     found["answers"] = json.loads(result.content[0].text)["ans_ls"]  # as their client reads it
                     assert result.data["ans_ls"] == found["answers"]
@@ -155,7 +157,6 @@ async def all_of(pipelines):
     code = source.read_text()
     for pipeline in pipelines:
         source.write_text(re.sub(r'"benchmark->[^"]+"', f'"benchmark->{pipeline["fields"]}"', code))
-        print(json.dumps({"begin": pipeline["name"]}), flush=True)
         found = await one(pipeline)
         print(
             json.dumps(found, default=lambda value: getattr(getattr(value, "content", value), "text", str(value))),

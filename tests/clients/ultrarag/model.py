@@ -30,8 +30,10 @@ def _said(body: dict[str, Any]) -> str:
     asked = orjson.dumps(body["messages"], option=orjson.OPT_SORT_KEYS)
     mark = hashlib.sha256(asked).hexdigest()[:8]
     number = int(mark, 16)
-    if body.get("response_format"):
-        return f'{{"mark": "{mark}"}}'
+    if body.get("response_format"):  # models answer in all these ways
+        as_json = f'{{"mark": "{mark}"}}'
+        kinds = (as_json, f"```json\n{as_json}\n```", f"Sure: {as_json}", f"It is {mark}.", as_json[:-3], "")
+        return kinds[number % len(kinds)]
     last = body["messages"][-1]["content"]
     prompt = last if isinstance(last, str) else "".join(part.get("text", "<image>") for part in last)
     plain = html.unescape(prompt)
@@ -96,19 +98,36 @@ REPLIES: dict[str, Reply] = {
     "429": status(429, "slower"),
     "500": status(500, "no"),
     "no choices": raw(b'{"object": "chat.completion", "choices": []}'),
+    "plain text": answer("Paris."),
+    "an object": answer('{"city": "Paris"}'),
+    "another object": answer('{"town": "Paris"}'),
+    "a fenced object": answer('```json\n{"city": "Paris"}\n```'),
+    "a cut object": answer('{"city": "Par', finish_reason="length"),
+    "a filtered answer": answer("", finish_reason="content_filter"),
+    "too long": status(400, "This model's maximum context length is 8 tokens", code="context_length_exceeded"),
 }
+BAD = "the bad one"
 
 
 def deterministic():
-    """Answer as `answered` says, or as the model's name does."""
+    """Answer as `answered` says, or as the model's name does.
+
+    The model "reply: NAME" gives every request the reply of that name, "one: NAME" the prompt `BAD` alone, and
+    "late: NAME" half of the prompts of a later round of search_o1.
+    """
 
     async def reply(exchange: Exchange) -> None:
-        kind, _, name = str(exchange.seen.json.get("model")).partition(": ")
-        if kind == "reply":
+        body = exchange.seen.json
+        kind, _, name = str(body.get("model")).partition(": ")
+        if kind == "reply" or (kind == "one" and exchange.seen.prompt == BAD) or (kind == "late" and _is_late(body)):
             await REPLIES[name](exchange)
             return
-        text, finish = answered(exchange.seen.json)
-        body = completion(exchange.seen, text, {}, {"finish_reason": finish})
-        await exchange.respond(200, {}, orjson.dumps(body))
+        text, finish = answered(body)
+        await exchange.respond(200, {}, orjson.dumps(completion(exchange.seen, text, {}, {"finish_reason": finish})))
 
     return reply
+
+
+def _is_late(body: dict[str, Any]) -> bool:
+    asked = orjson.dumps(body["messages"], option=orjson.OPT_SORT_KEYS)
+    return b"<|begin_search_result|>" in asked and hashlib.sha256(asked).digest()[0] % 2 == 0

@@ -58,6 +58,9 @@ def pipelines(url: str) -> list[dict[str, Any]]:
             extra={"skip_special_tokens": False},
         ),
         _example("search_o1", url, extra=SEARCH_O1),
+        _example("search_o1", url, extra=SEARCH_O1, model="late: 500"),
+        _example("search_o1", url, extra=SEARCH_O1, model="late: 400"),
+        _example("search_o1", url, extra=SEARCH_O1, model="late: empty"),
         _example("webnote", url),
         _example("webnote_websearch", url),
         _example("vanilla_vlm", url, data=PAGES),
@@ -84,10 +87,13 @@ def _example(
     sampling: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     images: bool = False,
+    model: str = "m",
 ) -> dict[str, Any]:
+    block = {"base_url": url, "api_key": "k", "model_name": model}
+    block |= {} if model == "m" else {"retries": 2, "base_delay": 0.01}
     generation = {
         "backend": "openai",
-        "backend_configs": {"openai": {"base_url": url, "api_key": "k", "model_name": "m"}},
+        "backend_configs": {"openai": block},
         "sampling_params": {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048, **(sampling or {})},
         "extra_params": {"chat_template_kwargs": {"enable_thinking": False}} if extra is None else extra,
     }
@@ -99,4 +105,5 @@ def _example(
     if images:
         parameters["retriever"] = {"corpus_path": "data/pages_corpus.jsonl", "is_multimodal": True}
     fields = ",".join((data or {}).get("key_map", PLAIN))
-    return {"name": name, "file": str(folder / f"{name}.yaml"), "fields": fields, "parameters": parameters}
+    label = name if model == "m" else f"{name}, {model}"
+    return {"name": label, "file": str(folder / f"{name}.yaml"), "fields": fields, "parameters": parameters}
