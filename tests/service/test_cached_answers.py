@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pathlib
 import stat
 import sys
 from contextlib import aclosing, asynccontextmanager
@@ -15,7 +17,9 @@ from promptmill.backends.protocol import CallStats
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion
+from promptmill.service import list_call
 from promptmill.service.answer_cache import AnswerCache
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, late, status
@@ -27,8 +31,8 @@ class Asking:
     def __init__(self, service):
         self.service = service
 
-    async def ask(self, *prompts, images=(), **sampling):
-        stats = CallStats(total=len(prompts))
+    async def ask(self, *prompts, images=(), stats=None, **sampling):
+        stats = stats or CallStats(total=len(prompts))
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
         plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
         return await self.service.generate(items, stats, plan=plan), stats
@@ -39,9 +43,10 @@ def opened(upstream, tmp_path):
     """Open a service on the test's cache; `top` and `block` change its configuration."""
 
     @asynccontextmanager
-    async def opener(*, cache=None, **block):
+    async def opener(*, cache=None, top=None, **block):
         configuration = openai_configuration(upstream.url, **block)
-        configuration = Configuration({**configuration._raw, "cache": cache or str(tmp_path / "answers.sqlite")})
+        whole = {"cache": cache or str(tmp_path / "answers.sqlite")} | (top or {})
+        configuration = Configuration({**configuration._raw, **whole})
         async with aclosing(Service(configuration)) as service:
             yield Asking(service)
 
@@ -225,3 +230,56 @@ def test_a_job_takes_answers_from_the_cache(upstream, tmp_path, capsys):
     assert len(upstream.seen) == 2
     assert json.loads((tmp_path / "two.jsonl").read_text().splitlines()[1])["answer"] == "echo: b"
     capsys.readouterr()
+
+
+async def _sent_images(opened, path, **block):
+    async with opened(**block) as asking:
+        return (await asking.ask("a", images=[str(path)]))[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="devices and pipes")
+@pytest.mark.parametrize("kind", ["device", "pipe", "outside", "text"])
+async def test_a_file_that_is_no_image_to_be_read_is_not_read_for_the_cache_either(
+    opened, upstream, tmp_path, monkeypatch, kind
+):
+    """`Path.read_bytes` of a device never ends, and that of a pipe waits for a writer."""
+    read = []
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: read.append(path) or b"")
+    path = tmp_path / "elsewhere" / "picture.png"
+    path.parent.mkdir()
+    if kind == "device":
+        path = pathlib.Path("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" if kind == "outside" else b"a secret")
+    roots = {"allowed_roots": [str(tmp_path / "inside")]} if kind == "outside" else {}
+    (outcome,) = await _sent_images(opened, path, top=roots)
+    assert outcome.error.code is Code.INVALID_IMAGE
+    assert not read
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_to_several_clients_a_hit_looks_like_an_answer(opened, upstream, in_flight):
+    upstream.reply = late(0.2 if in_flight else 0)
+    async with opened(top={"price": {"input": 10.0, "output": 100.0}}) as asking:
+        calls = [CallStats(total=1, hides_hits=True) for _ in range(2)]
+        if in_flight:
+            found = await asyncio.gather(*(asking.ask("a", stats=stats) for stats in calls))
+        else:
+            found = [await asking.ask("a", stats=stats) for stats in calls]
+    assert len(upstream.seen) == 1
+    (first,), (second,) = (outcomes for outcomes, _ in found)
+    assert (first.text, first.usage, first.attempts, first.cost) == (
+        second.text,
+        second.usage,
+        second.attempts,
+        second.cost,
+    )
+    assert second.latency_s > 0
+    totals = [list_call.totals(stats) for _, stats in found]
+    for reported in totals:
+        del reported["seconds"], reported["tokens_per_second"]
+    assert totals[0] == totals[1]
+    assert "cached" not in totals[1]

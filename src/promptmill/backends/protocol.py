@@ -183,6 +183,8 @@ class CallStats:
     """Set while its requests are charged to a budget."""
     model: str = ""
     """The name of the model that is asked, where there are several."""
+    hides_hits: bool = False
+    """Whether an answer from the cache is reported like any other, because several clients share the cache."""
     cached: int = 0
     """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
     repaired: int = 0

@@ -103,7 +103,7 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     from promptmill.http.listener import listener
     from promptmill.server import create_server
 
-    service = Service(configuration)
+    service = Service(configuration, is_shared=True)
     app = App(create_server(service, locked=True), bound.rules)
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)

@@ -6,14 +6,14 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import orjson
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Outcome
+from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage, sum_of
 from promptmill.images import load as images
 from promptmill.service.answer_cache import AnswerCache
 from promptmill.service.wrapped_call import RunCall, WrappedCall
@@ -59,6 +59,10 @@ class CachedAnswers:
         self._cache = cache
         self._everything = everything
         self._of_plan = _fingerprint_of(plan)
+        settings = plan.settings
+        self._image_rules = images.ImageRules.of(
+            settings.allowed_roots, settings.max_image_pixels, settings.max_image_memory
+        )
         self._flights: dict[bytes, _Flight] = {}
         self.unwritten: dict[bytes, bytes] = {}
         """Answers on their way to the disk."""
@@ -103,8 +107,8 @@ class CachedAnswers:
             digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
             for source in sources:
                 if source[:5].lower() != "data:":
-                    digest.update(hashlib.blake2b(images.local_path(source).read_bytes()).digest())
-        except (OSError, TypeError, ValueError, PromptmillError):
+                    digest.update(hashlib.blake2b(images.load_image(source, self._image_rules).data).digest())
+        except (TypeError, ValueError, PromptmillError):
             return None  # its own attempt will say what is wrong
         return digest.digest()
 
@@ -202,11 +206,17 @@ class _Call(WrappedCall):
         return [self._owner.key(request, keep_raw=self._keep_raw) for request in requests]
 
     async def _settle(self, key: int, answer: Completion) -> None:
-        cost = None if self._stats.cost is None else 0.0
-        copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost)
+        stats = self._stats
+        if stats.hides_hits:
+            copy = replace(answer, attempts=1)
+            stats.requests += 1
+            stats.cost = sum_of(stats.cost, copy.cost)
+        else:
+            cost = None if stats.cost is None else 0.0
+            copy = replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost)
+            stats.cached += 1
         await self._sink.put(key, copy)
-        self._stats.cached += 1
-        self._stats.settle(copy)
+        stats.settle(copy)
 
     def _keep(self, key: bytes, answer: Completion) -> None:
         try:
@@ -235,7 +245,7 @@ def _fingerprint_of(plan: ResolvedConfig) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((2, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((3, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _packed(answer: Completion) -> bytes:
@@ -248,13 +258,18 @@ def _packed(answer: Completion) -> bytes:
             answer.logprobs,
             answer.details,
             answer.answers,
+            astuple(answer.usage),
+            answer.latency_s,
+            answer.cost,
         )
     )
 
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, details, answers = orjson.loads(data)
+        text, finish_reason, reasoning, tool_calls, logprobs, details, answers, usage, latency_s, cost = orjson.loads(
+            data
+        )
     except (ValueError, TypeError):
         return None
     return Completion(
@@ -265,4 +280,7 @@ def _unpacked(data: bytes) -> Completion | None:
         logprobs=logprobs,
         details=details,
         answers=tuple(answers),
+        usage=Usage(*usage),
+        latency_s=latency_s,
+        cost=cost,
     )

@@ -244,6 +244,7 @@ class _Part(WrappedCall):
             total=of_call.total if is_first else None,
             started=of_call.started,
             budget=of_call.budget,
+            hides_hits=of_call.hides_hits,
             warnings=of_call.warnings,
             preview=of_call.preview,
         )

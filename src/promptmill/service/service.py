@@ -41,12 +41,15 @@ class Service:
         plan: ResolvedConfig | None = None,
         create: Create = registry.create,
         drain_s: float = _DRAIN_S,
+        is_shared: bool = False,
     ) -> None:
         """`plan` is that of the model which answers where none is named, in place of the configuration's.
 
         `create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed.
+        `is_shared`: several clients call, of which none is to learn what another asked.
         """
         self._configuration = configuration
+        self.is_shared = is_shared
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
         """What all calls together may cost."""
