@@ -25,7 +25,9 @@ class Cause(Enum):
     MODEL = auto()
     """No such model, deployment or path."""
     QUOTA = auto()
-    """Money, or a quota of a day and more."""
+    """Money."""
+    DAY = auto()
+    """A limit of a day and more, whose end is not named."""
     RATE = auto()
     """A limit that passes within minutes."""
     BUSY = auto()

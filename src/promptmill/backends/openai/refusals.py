@@ -35,6 +35,7 @@ _NEVER_RETRIED = frozenset({501, 505})
 _GAVE_UP_WAITING = frozenset({408, 504, 524})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
+_LATER = "It is a limit of a day or more: start again when it is reset, or use another key."
 _LONGEST_READ = 1 << 16
 
 _FINAL = {
@@ -97,6 +98,8 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
     if cause in _ENDPOINTS:
         error = PromptmillError(_ENDPOINTS[cause], message)
         return RetryDecision(FailureKind.ENDPOINT, error, wait_s)
+    if cause is Cause.DAY:
+        return RetryDecision(FailureKind.ENDPOINT, PromptmillError(Code.RATE_LIMITED, message, _LATER))
     if cause is Cause.RATE:
         return RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, message), wait_s)
     if not meant:
@@ -169,8 +172,8 @@ def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
         return Cause.QUOTA
     day, minute = PER_DAY.search(body.words), PER_MINUTE.search(body.words)
     if SOFT_QUOTA.search(body.words):
-        return Cause.QUOTA if day or (wait_s is None and not minute) else Cause.RATE
-    return Cause.QUOTA if day and wait_s is None and not minute else Cause.RATE
+        return Cause.DAY if day else Cause.QUOTA if wait_s is None and not minute else Cause.RATE
+    return Cause.DAY if day and wait_s is None and not minute else Cause.RATE
 
 
 def _server_error(status: int, body: ErrorBody) -> Cause:
