@@ -31,6 +31,7 @@ from promptmill.service.ray_cluster import RayCluster
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
+_TIERS = ("default", "flex", "priority")
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
@@ -62,6 +63,7 @@ def add_options(bulk: Parser) -> None:
     bulk.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
     bulk.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
     bulk.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
+    bulk.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")

@@ -263,6 +263,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         sampling={
             key: value for key in ("temperature", "max_tokens") if (value := getattr(arguments, key, None)) is not None
         },
+        tier=getattr(arguments, "tier", None),
     )
 
 

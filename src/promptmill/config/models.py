@@ -182,6 +182,11 @@ def endpoint_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
 
 
+# A flex answer may take a quarter of an hour, and capacity ("429 Resource Unavailable", which is free) may lack
+# for hours.
+_FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
+
+
 def settings_of(
     raw: Mapping[str, Any],
     *,
@@ -189,12 +194,14 @@ def settings_of(
     endpoint: Mapping[str, Any],
     model: str | None,
     sampling: Mapping[str, Any],
+    tier: str | None = None,
 ) -> dict[tuple[str, ...], Any]:
     """Return the settings that somebody's choices mean, by their paths.
 
-    `raw` is the file's content, `endpoint` holds keys of `openai`. `model` is one of the file's `models`; with
-    `backend` or `endpoint`, or where the file has no `models`, a model there. Raises `PromptmillError`:
-    `invalid_config` for a key that the backend does not have, `invalid_input` for a model that there is none of.
+    `raw` is the file's content, `endpoint` holds keys of `openai`, `tier` is a service tier. `model` is one of the
+    file's `models`; with `backend` or `endpoint`, or where the file has no `models`, a model there.
+
+    Raises `PromptmillError`: `invalid_config` for a key that the backend does not have, `invalid_input` for a model that there is none of.
     """
     found: dict[tuple[str, ...], Any] = {}
     of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
@@ -214,8 +221,8 @@ def settings_of(
         raise unknown_model(model, names(raw), "--model")
     answering = "openai" if chosen == backends.AUTO else chosen  # which `auto` may come to, with what is said
     record = backends.record(answering)
-    if endpoint and not record.needs_endpoint:
-        option = next(iter(endpoint)).removeprefix("api_").replace("_", "-")
+    if (endpoint or tier) and not record.needs_endpoint:
+        option = next(iter(endpoint), "tier").removeprefix("api_").replace("_", "-")
         raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
@@ -225,6 +232,10 @@ def settings_of(
     found.update({(*block, key): value for key, value in given.items()})
     if model is not None:
         found[*block, record.model_key] = model
+    if tier is not None:
+        found[*(("models", name) if is_named else ()), "extra_params", "service_tier"] = tier
+    if tier == "flex":
+        found.update({(*block, key): value for key, value in _FLEX.items() if key not in (own_block or {})})
     for key, value in sampling.items():
         if key not in BESIDE:
             found["sampling_params", key] = value

@@ -240,7 +240,8 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
         found["endpoint"] = digest(getattr(plan.block, "base_url", None))
         found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
     if input_format not in WHOLE_REQUESTS:
-        found["sampling"] = digest(settings.sampling_params.given(), settings.extra_params)
+        extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
+        found["sampling"] = digest(settings.sampling_params.given(), extra)
         found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return found
 

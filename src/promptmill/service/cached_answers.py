@@ -103,7 +103,8 @@ class CachedAnswers:
             return None  # there may be another image tomorrow
         try:
             digest = hashlib.blake2b(self._of_plan, digest_size=24)
-            asked = (request.conversation.as_messages(), sampling.given(), dict(request.extra), keep_raw, request.path)
+            extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
+            asked = (request.conversation.as_messages(), sampling.given(), extra, keep_raw, request.path)
             digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
             for source in sources:
                 if source[:5].lower() != "data:":
