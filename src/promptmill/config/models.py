@@ -201,7 +201,8 @@ def settings_of(
     `raw` is the file's content, `endpoint` holds keys of `openai`, `tier` is a service tier. `model` is one of the
     file's `models`; with `backend` or `endpoint`, or where the file has no `models`, a model there.
 
-    Raises `PromptmillError`: `invalid_config` for a key that the backend does not have, `invalid_input` for a model that there is none of.
+    Raises `PromptmillError`: `invalid_config` for a key that the backend does not have, `invalid_input` for a model
+    that there is none of.
     """
     found: dict[tuple[str, ...], Any] = {}
     of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
