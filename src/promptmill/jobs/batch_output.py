@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -73,7 +74,8 @@ def batch_output(
     }
 
 
-class _Answer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Answer:
     """One of the answers to a line."""
 
     index: int
@@ -145,13 +147,13 @@ def _openai_choice(answer: _Answer) -> dict[str, Any]:
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
         message["content"] = answer.text or None
-    choice = {
+    details: dict[str, Any] = answer.details.get("choice", {})
+    return details | {
         "index": answer.index,
         "message": message,
         "logprobs": answer.logprobs,
         "finish_reason": answer.finish_reason or "stop",
     }
-    return answer.details.get("choice", {}) | choice
 
 
 def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
