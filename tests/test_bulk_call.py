@@ -114,8 +114,42 @@ def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> 
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"prompt": ["a", "b"], "k": pa.array([1, 2], pa.int8()), "answer": ["old", "old"]})
     found = promptmill.bulk(table, **options).table()
-    assert found["answer"].to_pylist() == ["echo: a", "echo: b"]
+    assert (found["answer"].to_pylist(), found["answer_1"].to_pylist()) == (["old", "old"], ["echo: a", "echo: b"])
     assert (found.schema.field("k").type, found["error"].to_pylist()) == (pa.int8(), [None, None])
+
+
+def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called(options: dict[str, Any]) -> None:
+    rows = [{"prompt": "a", "answer": 72, "row": "x", "cost": 3}, {"prompt": "b"}]
+    result = promptmill.bulk(rows, **options)
+    assert result.answers == ["echo: a", "echo: b"]
+    assert result.columns == {"answer": "answer_1", "cost": "cost_1", "row": "row_1"}
+    assert {name: result.rows[0][name] for name in rows[0]} == rows[0]
+    streamed = sorted(promptmill.stream(rows, answer_column="reply", **options), key=lambda row: row["row_1"])
+    assert [(row["row_1"], row["reply"]) for row in streamed] == [(0, "echo: a"), (1, "echo: b")]
+    assert {name: streamed[0][name] for name in rows[0]} == rows[0]
+
+
+def test_data_for_a_template_sets_nothing_unless_it_is_to(options: dict[str, Any], upstream: Upstream) -> None:
+    rows = [{"text": "a", "model": "XPS13", "temperature": 2, "system": "s"}]
+    promptmill.bulk(rows, prompt_template="Sell {{text}}", **options)
+    promptmill.bulk(rows, prompt_column="text", **options)
+    promptmill.bulk(rows, prompt_template="Sell {{text}}", row_settings=True, **options)
+    sent = [(seen.json["model"], seen.json.get("temperature"), len(seen.json["messages"])) for seen in upstream.seen]
+    assert sent == [("m", None, 1), ("m", None, 1), ("XPS13", 2, 2)]
+
+
+def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options: dict[str, Any], upstream: Upstream) -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"text": ["a", None, "", "b"], "k": [1, 2, 3, 4]})
+    failed = promptmill.bulk(table, prompt_column="text", **options)
+    assert (failed.failed, failed.answers) == (2, ["echo: a", "", "", "echo: b"])
+    assert failed.rows[1]["error"]["code"] == "empty_prompt"
+    assert len(upstream.seen) == 2
+    result = promptmill.bulk(table, prompt_column="text", skip_empty=True, **options)
+    assert (result.failed, result.status["skipped"], result.answers) == (0, 2, ["echo: a", "echo: b"])
+    assert result.table()["k"].to_pylist() == [1, 4]
+    found = promptmill.stream(table, prompt_column="text", skip_empty=True, **options)
+    assert sorted(row["row"] for row in found) == [0, 3]
 
 
 class Frame:

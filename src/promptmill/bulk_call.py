@@ -50,14 +50,19 @@ class BulkResult:
     """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
     rows: list[dict[str, Any]] = field(repr=False)
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty for files that are not read back."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The names of such columns that are not these, because rows have fields of these names."""
     output: Path | None = None
     given: Any = field(default=None, repr=False)
     answer_schema: AnswerType | None = field(default=None, repr=False)
+    left_out: Sequence[int] = field(default=(), repr=False)
+    """Rows that were given and ask nothing, with `skip_empty`."""
 
     @cached_property
     def answers(self) -> list[Any]:
         """The answers alone, `""` for a row that failed; instances of a pydantic class that was asked for."""
-        return [_answer_of(row, self.answer_schema) for row in self.rows]
+        name = self.columns.get("answer", "answer")
+        return [_answer_of(row[name], self.answer_schema) for row in self.rows]
 
     @property
     def failed(self) -> int:
@@ -76,7 +81,7 @@ class BulkResult:
 
     def table(self) -> Any:
         """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers."""
-        return joined(self.given, self.rows)  # type: ignore[arg-type]
+        return joined(self.given, self.rows, self.columns, self.left_out)
 
 
 def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
@@ -166,6 +171,8 @@ class _Call:
     watch: Watch | None
     answer_schema: AnswerType | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: Mapping[str, Any]) -> _Call:
@@ -201,11 +208,14 @@ class _Call:
         try:
             if job.finished:
                 for record in job.folder.store.records():
-                    yield record
+                    if self._is_kept(job, record):
+                        yield record
+                self.columns = job.spec.columns or {}
                 self.status = status.read(job.folder)
                 return
             async for record in self._run(job, service):
-                yield record
+                if self._is_kept(job, record):
+                    yield record
         finally:
             job.close()
             await service.aclose()
@@ -232,19 +242,30 @@ class _Call:
             running.cancel()
             await asyncio.wait({running})
             self.status = status.read(job.folder)
+            self.columns = job.spec.columns or {}
         if runner.error is not None:
             runner.error.add_note(_KEPT)
             raise runner.error
         if self.status["state"] != status.FINISHED:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
+    def _is_kept(self, job: Job, record: Record) -> bool:
+        """Return whether a row is part of the result; what the columns are called is known once one is answered."""
+        self.columns = job.spec.columns or {}
+        if job.spec.leaves_out(record.code):
+            self.left_out.append(record.row)
+            return False
+        return True
+
     def row(self, record: Record) -> dict[str, Any]:
         """Return a row with its answer, as far as the row itself was given by the program."""
         asked: dict[str, Any] = {}
         if self.given is not None and record.row < len(self.offsets):
             asked = self.offsets.read(self.given.input, record.row)
-        found = {"row": record.row, **asked, **answer_fields(record)}
-        return found | {"answer": _answer_of(found, self.answer_schema)}
+        fields = answer_fields(record, self.columns)
+        name = self.columns.get("answer", "answer")
+        fields[name] = _answer_of(fields[name], self.answer_schema)
+        return {self.columns.get("row", "row"): record.row, **asked, **fields}
 
     def result(self, rows: Any) -> BulkResult:
         """Return what became of all rows, and let go of what was kept of them."""
@@ -254,7 +275,8 @@ class _Call:
             with output.open("rb") as file:
                 found = [orjson.loads(line) for line in file]
         self.forget()
-        return BulkResult(self.status, found, None if self.is_loose else output, rows, self.answer_schema)
+        output_file = None if self.is_loose else output
+        return BulkResult(self.status, found, self.columns, output_file, rows, self.answer_schema, self.left_out)
 
     def forget(self) -> None:
         """Remove the rows that were written down for the job, which is done."""
@@ -262,9 +284,8 @@ class _Call:
             self.given.forget(self.order.output if self.is_loose else None)
 
 
-def _answer_of(row: Mapping[str, Any], answer_schema: AnswerType | None) -> Any:
+def _answer_of(answer: str, answer_schema: AnswerType | None) -> Any:
     """Return a row's answer. Raises what a validator of the class raises that its schema cannot tell."""
-    answer = row["answer"]
     return answer_schema.model_validate_json(answer) if answer and isinstance(answer_schema, type) else answer
 
 

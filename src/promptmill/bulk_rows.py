@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -88,20 +89,30 @@ def _as_json(value: Any) -> Any:
     return str(value)
 
 
-def joined(rows: Any, answers: list[Mapping[str, Any]]) -> Any:
-    """Return the table `rows` with the columns `answer`, `error` and `finish_reason`, as a table of the same kind."""
-    columns: dict[str, list[str | None]] = {name: [_cell(row.get(name)) for row in answers] for name in ANSWERS}
+def joined(
+    rows: Any,
+    answers: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str] = MappingProxyType({}),
+    left_out: Collection[int] = (),
+) -> Any:
+    """Return the table `rows` with the columns `answer`, `error` and `finish_reason`, as a table of the same kind.
+
+    `names`: those of the columns that are not these. `left_out`: rows without an answer, which are left out.
+    """
+    called = [names.get(name, name) for name in ANSWERS]
+    columns: dict[str, list[str | None]] = {name: [_cell(row.get(name)) for row in answers] for name in called}
+    if left_out:
+        rows = _without(rows, set(left_out))
     if hasattr(rows, "add_column") and hasattr(rows, "features"):
         for name, values in columns.items():
-            rows = (rows.remove_columns(name) if name in rows.column_names else rows).add_column(name, values)
+            rows = rows.add_column(name, values)
         return rows
     if hasattr(rows, "append_column"):
         import pyarrow as pa
 
-        kept = rows.drop_columns([name for name in columns if name in rows.column_names])
         for name, values in columns.items():
-            kept = kept.append_column(name, pa.array(values, pa.string()))
-        return kept
+            rows = rows.append_column(name, pa.array(values, pa.string()))
+        return rows
     if hasattr(rows, "with_columns"):
         import polars as pl
 
@@ -109,6 +120,16 @@ def joined(rows: Any, answers: list[Mapping[str, Any]]) -> Any:
     if hasattr(rows, "assign"):
         return rows.assign(**columns)
     raise input_error("The rows are no table; `rows` of the result has them with their answers.")
+
+
+def _without(rows: Any, left_out: Collection[int]) -> Any:
+    """Return a table without the rows at these places."""
+    kept = [at for at in range(len(rows)) if at not in left_out]
+    if hasattr(rows, "iloc"):
+        return rows.iloc[kept]
+    if hasattr(rows, "features"):  # of `datasets`
+        return rows.select(kept)
+    return rows.take(kept) if hasattr(rows, "append_column") else rows[kept]  # pyarrow, polars
 
 
 def _cell(value: Any) -> str | None:

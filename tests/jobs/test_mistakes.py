@@ -21,7 +21,7 @@ def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any)
     assert "--prompt-column names the one to ask" in said
     assert len(said.splitlines()) == 1  # the same command can only fail again
     bench.succeed("--prompt-column", "question")
-    assert [row["answer"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
+    assert [row["answer_1"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
     assert "prompt column was 'question', now not set" in bench.fail()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.prompt_template import PromptTemplate
 
 
@@ -22,7 +22,9 @@ def _prompts(bench: Any) -> list[str]:
         ("{{ row['my column'] }}", {"my column": 1}, "1"),
         ("{{a}}{% if b %} and {{b}}{% endif %}", {"a": "x", "b": None}, "x"),
         ("{{a}}", {"a": {"b": [1, "ä"]}}, '{"b":[1,"ä"]}'),
-        ("{{a}} {{b}}", {"a": None, "b": True}, " true"),
+        ("{{a or ''}} {{b}}", {"a": None, "b": True}, " true"),
+        ("{{a|default('-', true)}}{{b|d('-', true)}}", {"a": "", "b": None}, "--"),
+        ("{{'but ' ~ a if a else ''}}{{b}}", {"a": "", "b": 0}, "0"),
         ("{{a}}", {"a": "{{b}} {% raw %}"}, "{{b}} {% raw %}"),
         ("{{a}}\n", {"a": "x"}, "x\n"),
         ("{{prompt|upper}}", {"prompt": "x"}, "X"),
@@ -30,6 +32,14 @@ def _prompts(bench: Any) -> list[str]:
 )
 def test_a_row_is_written_into_the_template(text, row, prompt):
     assert PromptTemplate(text).render(row) == prompt
+
+
+@pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])
+@pytest.mark.parametrize(("cell", "what"), [(None, "null"), (float("nan"), "NaN"), ("", "empty"), (" \n", "empty")])
+def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_write_instead(text, cell, what):
+    with pytest.raises(PromptmillError, match=f"its a is {what}") as raised:
+        PromptTemplate(text).render({"a": cell})
+    assert raised.value.code is Code.EMPTY_PROMPT
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
 )
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
     with pytest.raises(PromptmillError, match="--prompt"):
-        PromptTemplate(text).render({"a": ""})
+        PromptTemplate(text).render({"a": "x"})
 
 
 @pytest.mark.parametrize(
@@ -82,7 +92,7 @@ def test_every_kind_of_file_takes_a_template(bench, name, suffix):
 def test_a_parquet_file_stays_one_and_unknown_columns_are_told(bench):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.parquet"
-    parquet.write_table(pa.table({"id": pa.array([1, 2], pa.int16()), "text": ["a", None]}), bench.input)
+    parquet.write_table(pa.table({"id": pa.array([1, 2], pa.int16()), "text": ["a", "b"]}), bench.input)
     assert "has no column 'txt'; did you mean text?" in bench.fail("--prompt", "{{txt}}")
     bench.succeed("--prompt", "Say {{text}} of {{id}}")
     out = parquet.read_table(bench.output)

@@ -305,6 +305,29 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
     assert len(bench.answers()) == 600
 
 
+async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench: Any, tools: Any) -> None:
+    bench.write([{"prompt": "a", "answer": 72, "row": "r", "id": "x"}, {"prompt": "b"}])
+    async with tools() as call:
+        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        await until(call, started["job_id"], "finished")
+        found = await call("bulk_results", job_id=started["job_id"])
+        assert found["columns"] == {"answer": "answer_1", "row": "row_1"}
+        first, second = found["rows"]
+        assert (first["row_1"], first["id"], first["answer_1"], second["answer_1"]) == (0, "x", "echo: a", "echo: b")
+        assert not {"answer", "row", "prompt"} & first.keys()
+        (first, _) = (await call("bulk_results", job_id=started["job_id"], with_input=True))["rows"]
+        assert (first["row"], first["answer"], first["answer_1"]) == ("r", 72, "echo: a")
+        assert {name: bench.answers()[0][name] for name in ("answer", "answer_1")} == {
+            "answer": 72,
+            "answer_1": "echo: a",
+        }
+        again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", answer_column="reply")
+        found = await until(call, again["job_id"], "finished")
+        assert found["columns"] == {"answer": "reply", "row": "row_1"}
+        assert bench.answers()[0]["reply"] == "echo: a"
+    assert len(bench.upstream.seen) == 2
+
+
 async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: Any) -> None:
     from replies import status
 

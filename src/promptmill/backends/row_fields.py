@@ -24,6 +24,10 @@ _SCHEMA = "answer_schema"
 _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_SAMPLING, *_BODY, *_SYSTEM, *IMAGES})
 """All fields that say what a row asks; every other one is the caller's own and is ignored."""
+CONTENT = frozenset({"prompt", "messages", *IMAGES})
+"""Those of `NAMES` that are sent as the prompt."""
+SETTINGS = NAMES - CONTENT
+"""The others: model, sampling, system prompt, …"""
 
 # The first bytes of images, in base64; shorter texts are paths.
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]*={0,2}", re.ASCII)
@@ -36,7 +40,7 @@ def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tup
     `loaded_model`: the only one there is; `""` where the endpoint has several. Raises `PromptmillError`
     (`invalid_input`, `unsupported`) naming the field.
     """
-    given = {name: row[name] for name in row if name in NAMES and not _is_null(row[name])}
+    given = {name: row[name] for name in row if name in NAMES and not is_null(row[name])}
     if given.get("n", 1) not in {1, "1"}:
         raise PromptmillError(
             Code.UNSUPPORTED,
@@ -121,5 +125,6 @@ def _structured(name: str, value: Any, where: str) -> Any:
     return value
 
 
-def _is_null(value: Any) -> bool:
+def is_null(value: Any) -> bool:
+    """Return whether a cell holds nothing: null, NaN or an empty text."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
 from promptmill.backends.protocol import Request
-from promptmill.backends.row_fields import NAMES, own_images, own_parameters, own_system_prompt
+from promptmill.backends.row_fields import CONTENT, NAMES, own_images, own_parameters, own_system_prompt
 from promptmill.config.models import LONGEST_ANSWER, named_models
 from promptmill.core.conversation import (
     Conversation,
@@ -39,6 +40,8 @@ from promptmill.images import load as images
 
 PROBLEM = "promptmill:problem"
 """The only field of a line that stands for an unusable row; it says why."""
+EMPTY = "promptmill:empty"
+"""The same for a row whose prompt is empty."""
 ROW = "promptmill:row"
 """The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
 BOM = b"\xef\xbb\xbf"
@@ -82,10 +85,10 @@ def as_it_was(line: bytes) -> bytes:
         return json.dumps(value[ROW]).encode()
 
 
-def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | None:
+def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
     """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
 
-    A long line is known by its bytes: to parse it would take long.
+    `row_settings`: its settings are part of that. A long line is known by its bytes: to parse it would take long.
     """
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
@@ -96,7 +99,7 @@ def digest(kind: str, line: bytes, prompt_column: str | None = None) -> bytes | 
         if kind == "batch":
             asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
         else:
-            asked = {name: value[name] for name in NAMES & value.keys()}
+            asked = {name: value[name] for name in (NAMES if row_settings else CONTENT) & value.keys()}
         text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     except (PromptmillError, TypeError, KeyError, AttributeError):
         return None
@@ -108,6 +111,15 @@ def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
     asked = row.get(column)
     rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
     return rest | {"messages" if _are_messages(asked) else "prompt": asked}
+
+
+def emptiness(value: object) -> str:
+    """Return how a cell asks nothing: `null`, `NaN` or `empty`; `""` for one that asks something."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return "empty" if isinstance(value, str) and not value.strip() else ""
 
 
 def _are_messages(value: object) -> bool:
@@ -162,12 +174,18 @@ class RowReader:
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
+    row_settings: bool = True
+    """Whether rows that are no whole requests set their own model, sampling, system prompt, …"""
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """How rows that name another model are read, by its name."""
     may_name: frozenset[str] | None = None
     """The models that a row may name, by the operator's `client_limits`; None: any."""
     most_tokens: int | None = None
     """The longest answer that a row may ask for, or get, by the same."""
+
+    def digest(self, line: bytes) -> bytes | None:
+        """Return the digest of a line that this reader reads."""
+        return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return what line `row` asks. Raises as `read` does."""
@@ -247,11 +265,15 @@ class RowReader:
             raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
         if PROBLEM in row:
             raise input_error(f"{where}: {row[PROBLEM]}")
+        if EMPTY in row:
+            raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: {row[EMPTY]}")
         column = self.prompt_column
         if column is not None:
             if column not in row:
                 raise input_error(f"{where} has no field {column[:60]!r}, which --prompt-column names.")
             row = _with_prompt(row, column)
+        if not self.row_settings:
+            row = {name: row[name] for name in CONTENT & row.keys()}
         conversation = _row(row, where, self.image_tag, self.image_position, column or "")
         own, body = own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
         conversation = conversation.with_system(own_system_prompt(row, where) or self.system_prompt)
@@ -275,7 +297,7 @@ class RowReader:
 
     def _named_model(self, line: bytes) -> str | None:
         """Return the name of the model that a line names, if it is one of `models`."""
-        if b'"model"' not in line:
+        if b'"model"' not in line or not self.row_settings:
             return None
         try:
             row = load(line, "")
@@ -305,16 +327,14 @@ def _row(
 ) -> Conversation:
     """Return the conversation of a row; `column` is the field that the prompt, or the messages, came from."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
+    if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
+        raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
         prompt = str(prompt)
     elif messages is None and _are_messages(prompt):  # a table's column of conversations, asked by its name
         prompt, messages = None, prompt
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
-    if "prompt" in row and "messages" not in row and prompt is None:
-        raise input_error(f"{where}: its {column or 'prompt'} is null; write what to ask.")
-    if prompt == "" and messages is None and not sources:
-        raise input_error(f"{where}: its {column or 'prompt'} is empty; write what to ask.")
     if (prompt is None) == (messages is None):
         given = "both `prompt` and `messages`" if prompt is not None else "neither `prompt` nor `messages`"
         raise input_error(f"{where} has {given}; give it one of the two.")

@@ -53,6 +53,11 @@ def add_options(bulk: Parser) -> None:
     asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
     asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--answer-column", default="answer", metavar="NAME", help="the column of the answers")
+    bulk.add_argument(
+        "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
+    )
+    bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
     bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
@@ -106,6 +111,9 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         output=output,
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
+        answer_column=arguments.answer_column,
+        row_settings=arguments.row_settings,
+        skip_empty=arguments.skip_empty,
         id_column=arguments.id_column,
         system_prompt=arguments.system,
         limit=arguments.limit,

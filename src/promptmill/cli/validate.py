@@ -30,8 +30,11 @@ def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
             say(problem)
         if found["invalid"] > len(found["problems"]):
             say(f"… and {found['invalid'] - len(found['problems'])} more")
+        for note in found["notes"]:
+            say(note, wrap=True)
+        skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
         say(
-            f"{found['rows']} rows, {found['invalid']} of them invalid, {found['images']} images, "
+            f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
             f"about {found['estimated_prompt_tokens']:,} prompt tokens without {_left_out(found)}",
             wrap=True,
         )

@@ -15,6 +15,7 @@ class Code(StrEnum):
 
     # what the caller sent
     INVALID_INPUT = "invalid_input"
+    EMPTY_PROMPT = "empty_prompt"
     INVALID_CONFIG = "invalid_config"
     INVALID_IMAGE = "invalid_image"
     UNSUPPORTED = "unsupported"
@@ -64,6 +65,7 @@ class _Trait(NamedTuple):
 
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the argument that is named and call again."),
+    Code.EMPTY_PROMPT: _Trait(False, "Write what to ask, or leave such rows out with `--skip-empty`."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the key that is named."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),

@@ -15,7 +15,7 @@ from typing import Any
 
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import changes, disk, first_rows, formats, input_files, status
+from promptmill.jobs import changes, columns, disk, first_rows, formats, input_files, status
 from promptmill.jobs.folder import Folder, JobFolders
 from promptmill.jobs.input_files import InputFiles
 from promptmill.jobs.lock import Lock
@@ -217,6 +217,11 @@ def _spec(
     input_format = "messages" if own else formats.of_input(file)
     if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
         raise input_error("--prompt-column goes with rows, not with a file of whole requests.")
+    if order.answer_column != "answer":
+        if input_format in WHOLE_REQUESTS:
+            option = "`answer_column`" if order.over_mcp else "--answer-column"
+            raise input_error(f"{option} goes with rows, not with a file of whole requests.")
+        columns.check_name(order.answer_column, over_mcp=order.over_mcp)
     if order.prompt_template is not None:
         if input_format in WHOLE_REQUESTS:
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
@@ -227,6 +232,7 @@ def _spec(
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     settings["prompt_template"] = digest(order.prompt_template)
+    settings["row_settings"] = digest(order.rows_set)
     if order.shard is not None and input_format == "messages":
         raise input_error("--shard goes with files of rows, not with a call's.")
     return JobSpec(
@@ -239,6 +245,9 @@ def _spec(
         spooled=not own and (order.prompt_template is not None or not formats.is_read_directly(file, input_format)),
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
+        answer_column=order.answer_column,
+        rows_set=order.rows_set,
+        skip_empty=order.skip_empty,
         shard=order.shard,
         size=size,
         mtime_ns=mtime_ns,
@@ -302,8 +311,11 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
             raise changes.changed_input(begun, wanted.input, over_mcp=order.over_mcp)
         if made is not None:
             changes.check_limit(made, wanted.output, order)
-        spec = begun.model_copy(update={name: getattr(wanted, name) for name in ("input", "files", "output", "models")})
-        is_again = order.retry_failed or order.retry_truncated or bool(changed)
+        taken_over = ("input", "files", "output", "models", "answer_column", "skip_empty")
+        spec = begun.model_copy(update={name: getattr(wanted, name) for name in taken_over})
+        is_same_shape = (begun.answer_column, begun.skip_empty) == (wanted.answer_column, wanted.skip_empty)
+        spec = spec.model_copy(update={"columns": begun.columns if is_same_shape else None})
+        is_again = order.retry_failed or order.retry_truncated or bool(changed) or not is_same_shape
     if made is not None and is_again:
         made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     folder.put(spec=_with_changes(spec, wanted, changed), request=kept, output=made)
@@ -329,15 +341,15 @@ def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec
             "sampling": wanted.sampling,
             "model": wanted.model,
             "backend": wanted.backend,
-            **(_other_prompts(wanted) if {"prompt_column", "prompt_template"} & set(changed) else {}),
+            **(_other_prompts(wanted) if {"prompt_column", "prompt_template", "row_settings"} & set(changed) else {}),
         }
     )
 
 
 def _other_prompts(wanted: JobSpec) -> dict[str, Any]:
     """Return what changes of a job whose rows are written out anew."""
-    found = wanted.model_copy(update={"lines": None})
-    return {name: getattr(found, name) for name in ("prompt_column", "prompt_template", "spooled", "lines")}
+    names = ("prompt_column", "prompt_template", "rows_set", "spooled")
+    return {name: getattr(wanted, name) for name in names} | {"lines": None, "columns": None}
 
 
 def _check_output_folder(target: Path) -> None:

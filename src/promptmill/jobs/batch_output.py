@@ -24,6 +24,7 @@ _GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP",
 _THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
 _ERRORS: Mapping[str, tuple[str, int]] = {
     Code.INVALID_INPUT: _THE_REQUEST,
+    Code.EMPTY_PROMPT: _THE_REQUEST,
     Code.INVALID_CONFIG: _THE_REQUEST,
     Code.INVALID_IMAGE: _THE_REQUEST,
     Code.UNSUPPORTED: _THE_REQUEST,

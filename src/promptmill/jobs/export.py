@@ -7,7 +7,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
-from promptmill.jobs import changes, disk, formats, input_files, merge
+from promptmill.jobs import changes, columns, disk, formats, input_files, merge
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.records import Record, record_of
 from promptmill.jobs.store import DamagedError, JobStore
@@ -53,6 +53,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
             file.end = spec.size  # what was appended since is none of the job's
         with folder.reading() as store, folder.lines(file, spec) as lines:
             answers = PartialAnswers(store, failures=failures)
+            spec, _ = columns.of_job(spec, file, lines)
             partial = merge.write(merge.Merge(spec, file, lines, answers, target, output_format))
             try:
                 merge.publish(partial, target, may_replace=False)

@@ -80,7 +80,7 @@ class GivenRows:
     def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
         """Return where the answers go that are wanted in no file: another place for other settings."""
         settings = fingerprint(plan, order.system_prompt, "jsonl")
-        asked = digest(settings, order.prompt_column, order.prompt_template, order.limit)
+        asked = digest(settings, order.prompt_column, order.prompt_template, order.limit, order.row_settings)
         return self.input.parent / f"answers-{asked}{suffix}"
 
     def forget(self, output: Path | None = None) -> None:

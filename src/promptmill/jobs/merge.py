@@ -7,7 +7,7 @@ import csv
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -96,9 +96,16 @@ class Merge:
     passed: Callable[[int], None] | None = None
     """Told how many rows have been looked at."""
 
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """The names of our columns that are not the usual ones."""
+        return self.spec.columns or {}
+
     def answer(self, row: int) -> Record | None:
         """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
         record = self.answers.find(row)
+        if record is not None and self.spec.leaves_out(record.code):
+            record = None
         if self.passed is not None:
             self.passed(row + 1)
         if self.halt is not None and self.halt.is_set():
@@ -154,7 +161,7 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
     """Write the rows of `merge` with their answers into `out`. Raises as `write` does."""
     most = 1 << 62 if merge.most is None else merge.most
     if merge.output_format == "parquet":
-        parquet_table.write(merge.input, out, merge.answer, merge.answers.rare_fields(), most=most)
+        parquet_table.write(merge.input, out, merge.answer, merge.answers.rare_fields(), merge.columns, most=most)
         return
     if merge.output_format in formats.CELLS:
         _write_cells(CellTable(merge.input, merge.spec.input_format), out, merge, most)
@@ -164,7 +171,7 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
     elif merge.spec.input_format == "parquet":
         lines = _answered(_parquet_rows(ParquetTable(merge.input)), merge, most)
     else:
-        lines = _answered(_cell_rows(CellTable(merge.input, merge.spec.input_format)), merge, most)
+        lines = _answered(_cell_rows(CellTable(merge.input, merge.spec.input_format), merge.columns), merge, most)
     if merge.output_format == "json":
         separator = b"[\n"
         for line in lines:
@@ -183,8 +190,7 @@ def _answered(found: Iterator[dict[str, Any]], merge: Merge, most: int) -> Itera
             return
         record = merge.answer(number)
         if record is not None:
-            fields = answer_fields(record)
-            yield plain_line({name: value for name, value in row.items() if name not in fields} | fields)
+            yield plain_line(row | answer_fields(record, merge.columns))
 
 
 def _parquet_rows(table: ParquetTable) -> Iterator[dict[str, Any]]:
@@ -192,26 +198,26 @@ def _parquet_rows(table: ParquetTable) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _cell_rows(table: CellTable) -> Iterator[dict[str, Any]]:
+def _cell_rows(table: CellTable, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    surplus = columns.get("surplus_cells", "surplus_cells")
     header = cell_table.distinct(list(map(cell_table.readable, table.header)))
     for row in table.rows():
         found: dict[str, Any] = dict(zip(header, map(cell_table.readable, row.cells), strict=False))
-        yield found | ({"surplus_cells": list(map(cell_table.readable, row.surplus))} if row.surplus else {})
+        yield found | ({surplus: list(map(cell_table.readable, row.surplus))} if row.surplus else {})
 
 
 def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> None:
     """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
     names = ANSWER_FIELDS + merge.answers.rare_fields()
-    kept = [at for at, name in enumerate(table.header) if name not in names]
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
     writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
-    writer.writerow([table.header[at] for at in kept] + list(names))
+    writer.writerow([*table.header, *(merge.columns.get(name, name) for name in names)])
     for number, row in enumerate(table.rows()):
         if number >= most:
             break
         record = merge.answer(number)
         if record is not None:
-            own = [row.cells[at] if at < len(row.cells) else "" for at in kept]
+            own = row.cells + [""] * (len(table.header) - len(row.cells))
             writer.writerow([*own, *cells(record, names), *row.surplus])
 
 
@@ -248,7 +254,7 @@ def _lines(merge: Merge, most: int) -> Iterator[bytes]:
                     merge.ids.note(found["custom_id"], line.row)
                 yield plain_line(found)
             else:
-                yield jsonl_line(data, record)
+                yield jsonl_line(data, record, merge.columns)
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -171,10 +171,14 @@ def write(
     out: IO[bytes],
     answer: Answer,
     extra: tuple[str, ...],
+    columns: Mapping[str, str],
     *,
     most: int,
 ) -> None:
-    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept."""
+    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept.
+
+    `extra` are the rare fields that some answer has; `columns` the names of fields that have another one.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -185,24 +189,22 @@ def write(
         **dict.fromkeys(extra, text),
     }
     table = ParquetTable(files)
-    kept = [field for field in table.schema if field.name not in kinds]
-    fields = kept + [pa.field(name, kind) for name, kind in kinds.items()]
+    fields = [*table.schema, *(pa.field(columns.get(name, name), kind) for name, kind in kinds.items())]
     schema = pa.schema(fields, metadata=table.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         number, group, size = 0, [], 0
-        for batch in table.batches([field.name for field in kept] or None):
+        for batch in table.batches():
             rows = batch.slice(0, most - number)
             found = [(at, record) for at in range(rows.num_rows) if (record := answer(number + at)) is not None]
             records = [answer_fields(record) for _, record in found]
             seen = rows.num_rows
             if len(found) < seen:
                 rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
-            columns = [rows.column(field.name) for field in kept]
-            columns += [
+            answered = [
                 pa.array([_cell(record.get(name), kind == text) for record in records], kind)
                 for name, kind in kinds.items()
             ]
-            group.append(pa.record_batch(columns, schema=schema))
+            group.append(pa.record_batch([*rows.columns, *answered], schema=schema))
             number, size = number + seen, size + group[-1].nbytes
             if size >= _GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group, schema))

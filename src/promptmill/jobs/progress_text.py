@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -13,6 +13,7 @@ import orjson
 
 from promptmill.core.errors import Code
 from promptmill.core.money import dollars
+from promptmill.core.wording import counted
 from promptmill.jobs import status
 from promptmill.jobs.runner import Watch
 from promptmill.jobs.spec import PART
@@ -22,7 +23,7 @@ _LINE_EVERY_S = 5.0
 _EVENT_EVERY_S = 1.0
 _LOOK_EVERY = 256
 _GO_ON = "  go on with the same command{}; what is answered is kept"
-_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.INVALID_IMAGE})
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -101,12 +102,7 @@ def summary(
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
     if found.get("failed") and state == status.FINISHED:
         lines.extend(_failed(found))
-    if truncated := found.get("truncated"):
-        lines.append(f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again")
-    if empty := found.get("empty"):
-        lines.append(
-            f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
-        )
+    lines.extend(_noteworthy(found))
     lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
     if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
         lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
@@ -131,6 +127,16 @@ def _without_rows(found: Mapping[str, Any]) -> str:
     if part := PART.search(found["output_file"]):
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
     return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+
+
+def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on rows that are not failed, and yet not answered as one expects."""
+    if skipped := found.get("skipped"):
+        yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
+    if truncated := found.get("truncated"):
+        yield f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again"
+    if empty := found.get("empty"):
+        yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
 
 
 def _failed(found: Mapping[str, Any]) -> list[str]:

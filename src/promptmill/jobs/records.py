@@ -7,6 +7,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,6 +20,8 @@ from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
 """Those of a record that only some models give, or when they are asked to."""
+OURS = (*ANSWER_FIELDS, *RARE_FIELDS, "row", "surplus_cells")
+"""The usual names of the columns that a job adds to a row; `row`, its number, only where rows are not in a file."""
 _LARGEST_INT = 2**63 - 1
 # Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
 _STEP = math.log(1.04)
@@ -161,8 +164,11 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def answer_fields(record: Record) -> dict[str, Any]:
-    """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are."""
+def answer_fields(record: Record, columns: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Return `answer`, `error`, `usage`, `finish_reason`; of `RARE_FIELDS` those that there are.
+
+    `columns`: the names of those that have another one in this job.
+    """
     failed = record.code is not None
     found: dict[str, Any] = {
         "answer": "" if failed else record.text,
@@ -183,12 +189,12 @@ def answer_fields(record: Record) -> dict[str, Any]:
         extras = record.extras
         found["usage"] |= extras.get("tokens", {})
         found |= {name: extras[name] for name in RARE_FIELDS if name in extras}
-    return found
+    return {columns.get(name, name): value for name, value in found.items()} if columns else found
 
 
-def jsonl_line(line: bytes, record: Record) -> bytes:
+def jsonl_line(line: bytes, record: Record, columns: Mapping[str, str]) -> bytes:
     """Return the output line of an input line: its own bytes, with the answer's fields behind them."""
-    fields = answer_fields(record)
+    fields = answer_fields(record, columns)
     line = line.removeprefix(rows.BOM).strip()
     try:
         value = rows.load(line, "")
@@ -196,8 +202,6 @@ def jsonl_line(line: bytes, record: Record) -> bytes:
         value = None
     if not isinstance(value, dict):  # the error says which line it is
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-    if value.keys() & fields.keys():  # an earlier output as input: the new answer counts
-        return plain_line({name: inner for name, inner in value.items() if name not in fields} | fields)
     tail = orjson.dumps(fields)[1:]
     return b"%b%b%b\n" % (line[:-1].rstrip(), b"," if value else b"", tail)
 
@@ -232,7 +236,11 @@ def _cell(value: Any) -> str:
 class JobCounts:
     """What is settled: rows, failures by code, requests, tokens, latencies of answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, skips_empty: bool = False) -> None:
+        """`skips_empty`: rows that ask nothing are no failures."""
+        self.skips_empty = skips_empty
+        self.skipped = 0
+        """Rows that ask nothing and are left out."""
         self.done = 0
         self.failed = 0
         self.truncated = 0
@@ -248,12 +256,24 @@ class JobCounts:
 
     def fail(self, code: str, count: int = 1) -> None:
         """Count failures."""
+        if self.skips_empty and code == Code.EMPTY_PROMPT:
+            self.skipped += count
+            return
         self.failed += count
         self._codes[code] = self._codes.get(code, 0) + count
 
     def add(self, other: JobCounts) -> None:
         """Count what `other` has counted as well."""
-        for name in ("done", "truncated", "empty", "requests", "retries", "prompt_tokens", "completion_tokens"):
+        for name in (
+            "done",
+            "skipped",
+            "truncated",
+            "empty",
+            "requests",
+            "retries",
+            "prompt_tokens",
+            "completion_tokens",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)
@@ -289,6 +309,7 @@ class JobCounts:
             "done": self.done,
             "failed": self.failed,
             "errors": self.codes,
+            **({"skipped": self.skipped} if self.skipped else {}),
             "truncated": self.truncated,
             **({"empty": self.empty} if self.empty else {}),
             "requests": self.requests + stats.requests,

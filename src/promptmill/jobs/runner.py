@@ -18,7 +18,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
-from promptmill.jobs import admission, disk, merge, row_ids, shards, status
+from promptmill.jobs import admission, columns, disk, merge, row_ids, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
@@ -89,6 +89,7 @@ class Runner:
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
         self.progress.follow(job.folder.status)
+        self.progress.counts.skips_empty = job.spec.skip_empty
 
     async def run(self) -> dict[str, Any]:
         """Run until the output is there or something ends it; returns the final status.
@@ -185,6 +186,7 @@ class Runner:
                 lines, path = await self._in_thread(self._open_lines)
                 if job.spec.spooled:
                     opened.callback(lines.close)
+                await self._in_thread(functools.partial(self._name_columns, lines))
                 rows, shard = lines, job.order.cut
                 if shard is not None:
                     rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
@@ -244,10 +246,21 @@ class Runner:
                 self._halt,
                 prompt_column=spec.prompt_column,
                 prompt_template=spec.prompt_template,
+                row_settings=spec.rows_set,
             )
             job.spec = job.spec.model_copy(update={"lines": count})
             folder.put(spec=job.spec)
         return RandomFile(folder.rows), folder.rows
+
+    def _name_columns(self, lines: RandomFile) -> None:
+        """Name the columns of the answers, and put sentences on columns into the notes."""
+        job = self._job
+        spec, found = columns.of_job(job.spec, job.input, lines, self._halt)
+        if spec is not job.spec:
+            job.spec = spec
+            job.folder.put(spec=spec)
+        self.progress.columns = found.names
+        self.progress.notes += found.notes
 
     def _check_ids(self) -> None:
         """Raise `PromptmillError` when rows are not told apart by what is to tell them apart, before they are paid."""
@@ -339,6 +352,7 @@ class Runner:
             spec.input_format,
             system_prompt=job.order.system_prompt,
             prompt_column=spec.prompt_column,
+            row_settings=spec.rows_set,
             begun_in=spec.working_folder,
             may_name=self._service.row_models(plan),
         )
@@ -373,16 +387,16 @@ class Runner:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
         job, spec, store = self._job, self._job.spec, self._job.folder.store
         if spec.shard is not None:
-            return shards.write_part(store, spec), store.counts()
+            return shards.write_part(store, spec), store.counts(skips_empty=spec.skip_empty)
         answers = merge.Answers(store)
         merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
         if spec.input_format != "batch":
-            return merge.write(merged), store.counts(before=answers.rows)
+            return merge.write(merged), store.counts(before=answers.rows, skips_empty=spec.skip_empty)
         with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
             partial = merge.write(replace(merged, ids=ids))
             if warning := ids.warning:
                 self.progress.notes.append(warning)
-        return partial, store.counts(before=answers.rows)
+        return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""

@@ -133,14 +133,15 @@ class RunningJobs:
         assert spec is not None
         fields = _index if spec.of_call else _fields
         found: list[dict[str, Any]] = []
+        names = spec.columns or {}
         size, after = 0, None
         with folder.reading() as store:
             for line, record in _rows(folder, spec, store, offset):
                 if len(found) >= limit or size > _LARGEST_PAGE:
                     after = line.row
                     break
-                if record is not None and _is_wanted(record, only):
-                    found.append({"row": line.row} | fields(line) | answer_fields(record))
+                if record is not None and _is_wanted(record, only) and not spec.leaves_out(record.code):
+                    found.append({names.get("row", "row"): line.row} | fields(line) | answer_fields(record, names))
                     size += line.length + len(record.text)
         told = status.read(folder)
         return {
@@ -148,6 +149,7 @@ class RunningJobs:
             "state": told["state"],
             "done": told.get("done", 0),
             "total": told.get("total"),
+            **({"columns": names} if names else {}),
             "rows": found,
             "next_offset": after,
         }

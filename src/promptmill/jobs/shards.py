@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import changes, disk, formats, input_files, merge
+from promptmill.jobs import changes, columns, disk, formats, input_files, merge
 from promptmill.jobs.admission import Job
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import Folder, JobFolders
@@ -115,6 +115,7 @@ def join(
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
+            spec, _ = columns.of_job(spec, files, lines)
             output_format = formats.of_output(target, spec.input_format)
             answers = merge.Answers(*stores)
             partial = merge.write(merge.Merge(spec, files, lines, answers, target, output_format, passed=passed))
@@ -127,7 +128,7 @@ def join(
                     raise input_error(f"{target} exists and is not what these parts make; --overwrite replaces it.")
             else:
                 merge.publish(partial, target, may_replace=overwrite)
-            return _counts(stores)
+            return _counts(stores, skips_empty=spec.skip_empty)
     except merge.Unanswered as missing:
         raise input_error(
             f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which does what is missing."
@@ -180,7 +181,8 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
 
 
 def _identity(spec: JobSpec) -> tuple[object, ...]:
-    return spec.sha256, spec.size, spec.fingerprint, spec.input_format, spec.spooled
+    shape = spec.columns, spec.skip_empty
+    return spec.sha256, spec.size, spec.fingerprint, spec.input_format, spec.spooled, shape
 
 
 def _check_input(files: InputFiles, spec: JobSpec) -> None:
@@ -195,8 +197,8 @@ def _check_input(files: InputFiles, spec: JobSpec) -> None:
         raise changes.changed_input(spec)
 
 
-def _counts(stores: Sequence[JobStore]) -> JobCounts:
-    whole = JobCounts()
+def _counts(stores: Sequence[JobStore], *, skips_empty: bool) -> JobCounts:
+    whole = JobCounts(skips_empty=skips_empty)
     for store in stores:
-        whole.add(store.counts())
+        whole.add(store.counts(skips_empty=skips_empty))
     return whole

@@ -120,8 +120,9 @@ class StoreSink:
         batch.append((key, outcome))
         self._settled += 1
         if isinstance(outcome, Failure):
-            self._failed += 1
+            before = self._counts.failed
             self._counts.fail(str(outcome.error.code))
+            self._failed += self._counts.failed - before
             self._check(outcome)
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()

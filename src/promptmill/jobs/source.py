@@ -30,6 +30,7 @@ def row_reader(
     *,
     system_prompt: str,
     prompt_column: str | None,
+    row_settings: bool,
     begun_in: Path | None = None,
     may_name: frozenset[str] | None = None,
 ) -> RowReader:
@@ -50,6 +51,7 @@ def row_reader(
         keep_raw=input_format == "batch",
         image_position=settings.image_position,
         prompt_column=prompt_column if input_format == "jsonl" else None,
+        row_settings=row_settings,
         may_name=may_name,
         most_tokens=None if plan.trust_client else plan.operator.client_limits.max_tokens,
     )
@@ -208,11 +210,7 @@ class FileSource(Source):
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
             if not settled or self._everything:
-                digest = (
-                    None
-                    if settled or line.data is None
-                    else rows.digest(self.reading.kind, line.data, self.reading.prompt_column)
-                )
+                digest = None if settled or line.data is None else self.reading.digest(line.data)
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
         return found if self._reused is None else self._without_reused(found, self._reused)
 

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from promptmill.config.models import DEFAULT, ResolvedConfig
-from promptmill.core.errors import input_error, unwritable_parameters
+from promptmill.core.errors import Code, input_error, unwritable_parameters
 from promptmill.jobs.input_files import Part
 from promptmill.service.ray_cluster import RayCluster
 
@@ -71,6 +71,12 @@ class JobRequest(BaseModel):
     max_failures: str | None = None
     max_cost: float | None = None
     """Most that all runs together may spend; None: as the configuration says."""
+    answer_column: str = "answer"
+    """The column of the output that holds the answers; another one where a row has it itself."""
+    row_settings: bool = False
+    """Whether rows set their model, sampling, … also with a template or a column."""
+    skip_empty: bool = False
+    """Whether rows that ask nothing are left out, instead of being failures."""
     dedupe: bool = False
     overwrite: bool = False
     """Start anew and replace whatever is at `output`."""
@@ -113,6 +119,11 @@ class JobRequest(BaseModel):
         return at, count
 
     @property
+    def rows_set(self) -> bool:
+        """Whether rows set their own model, sampling, …: a template or a column makes them data, which does not."""
+        return self.row_settings or (self.prompt_template is None and self.prompt_column is None)
+
+    @property
     def target(self) -> Path:
         """The file that the job writes: `output`, or the shard's part of it."""
         cut = self.cut
@@ -148,6 +159,14 @@ class JobSpec(BaseModel):
     """Whether its rows are written out as lines before they are asked, see `spool`."""
     prompt_column: str | None = None
     prompt_template: str | None = None
+    answer_column: str = "answer"
+    columns: dict[str, str] | None = None
+    """The names of our columns that are not the usual ones; None until the input was looked through for them."""
+    rows_set: bool = True
+    """Whether rows set their own model, sampling, …"""
+    settings_read: list[str] = []
+    """Columns of the input that are such settings."""
+    skip_empty: bool = False
     shard: str | None = None
     """Which range of the input it is, `3/16`; its output is a part file then."""
     size: int
@@ -172,6 +191,10 @@ class JobSpec(BaseModel):
     def parts(self) -> list[Part]:
         """The files of the input."""
         return self.files or [Part(self.input)]
+
+    def leaves_out(self, code: str | None) -> bool:
+        """Return whether a row that came to this error is no part of the output."""
+        return self.skip_empty and code == Code.EMPTY_PROMPT
 
     @property
     def of_call(self) -> bool:

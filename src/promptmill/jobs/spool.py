@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.row_fields import IMAGES, NAMES
+from promptmill.backends.row_fields import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, formats, json_rows
 from promptmill.jobs.cell_table import CellRow, CellTable, is_utf8
@@ -36,20 +36,22 @@ def spool(
     *,
     prompt_column: str | None = None,
     prompt_template: str | None = None,
+    row_settings: bool = True,
 ) -> int:
     """Write the rows of the input into `target`, one line each, and return how many there are.
 
     Of tables, only the columns that are asked about are kept, with `prompt_column` as `prompt`, or what
-    `prompt_template` makes of a row. `target` is there whole
-    or not at all. Raises `PromptmillError` (`invalid_input`) for what is not of its format, or a table without a
+    `prompt_template` makes of a row; with `row_settings` those that are settings as well. `target` is there whole or
+    not at all. Raises `PromptmillError` (`invalid_input`) for what is not of its format, or a table without a
     `prompt` or `messages` column; `OSError`; `Halted` once `halt` is set.
     """
     beside = target.with_name(f"{target.name}.new")
-    template = None if prompt_template is None else PromptTemplate(prompt_template)
+    read = NAMES if row_settings else CONTENT
+    template = None if prompt_template is None else PromptTemplate(prompt_template, read)
     if input_format in formats.CELLS:
-        lines = _cell_lines(CellTable(files, input_format), prompt_column, template)
+        lines = _cell_lines(CellTable(files, input_format), prompt_column, template, read)
     elif input_format == "parquet":
-        lines = _parquet_lines(ParquetTable(files), prompt_column, template)
+        lines = _parquet_lines(ParquetTable(files), prompt_column, template, read)
     else:
         lines = json_rows.lines(files)
         if template is not None:
@@ -74,18 +76,21 @@ def spool(
 
 
 def _prompt_columns(
-    names: list[str], prompt_column: str | None, template: PromptTemplate | None
+    names: list[str], prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> list[tuple[int, str]]:
-    """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`."""
+    """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`.
+
+    `read`: the names that mean something.
+    """
     if template is not None:
         template.check(names)
-        return [(at, name) for at, name in enumerate(names) if template.takes_all or name in template.names | NAMES]
+        return [(at, name) for at, name in enumerate(names) if template.takes_all or name in template.names | read]
     meant = list(names)
     if prompt_column is not None:
         if prompt_column not in names:
             raise input_error(f"The input has no column {prompt_column!r}; its columns: {_list_names(names)}.")
         meant = ["prompt" if name == prompt_column else "" if name in _PROMPTS else name for name in names]
-    asked = [(at, name) for at, name in enumerate(meant) if name in NAMES]
+    asked = [(at, name) for at, name in enumerate(meant) if name in read]
     twice = {name for _, name in asked if meant.count(name) > 1}
     if twice:
         raise input_error(f"The input has two columns `{min(twice)}`; rename one of them.")
@@ -103,10 +108,12 @@ def _list_names(names: list[str]) -> str:
     return ", ".join(name[:40] for name in names[:10]) or "none"
 
 
-def _cell_lines(table: CellTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
-    asked = _prompt_columns(table.header, prompt_column, template)
+def _cell_lines(
+    table: CellTable, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
+) -> Iterator[bytes]:
+    asked = _prompt_columns(table.header, prompt_column, template, read)
     for row in table.rows():
-        found = _cell_row(row, asked) if template is None else _written_out(row, asked, template)
+        found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)
         yield orjson.dumps(_placed(found, row.line) if isinstance(found, str) else found)
 
 
@@ -115,7 +122,8 @@ def _placed(problem: str, line: int) -> str:
     return f"{what} (line {line}).{todo and f' {todo}.'}"
 
 
-def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | str:
+def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str | None = None) -> dict[str, Any] | str:
+    has_messages = any(name == "messages" for _, name in asked)
     if found.problem:
         return found.problem
     row: dict[str, Any] = {}
@@ -123,7 +131,9 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]]) -> dict[str, Any] | 
         text = found.cells[at]
         if not is_utf8(text):
             return f"{name} is not UTF-8 text. {rows.AS_UTF8}"
-        if not text and (name != "prompt" or len(asked) > 1):  # the other columns may ask
+        if name == "prompt" and prompt_column is not None and (what := rows.emptiness(text)):
+            return {rows.EMPTY: f"its {prompt_column} is {what}."}
+        if not text and (name != "prompt" or has_messages):  # which may ask
             continue
         if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
             try:
@@ -142,18 +152,20 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
     texts = {name: found.cells[at] for at, name in asked}
     if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
         return f"{wrong} is not UTF-8 text. {rows.AS_UTF8}"
-    own = _cell_row(found, [(at, name) for at, name in asked if name in NAMES - _PROMPTS])
+    own = _cell_row(found, [(at, name) for at, name in asked if name in template.read - _PROMPTS])
     if isinstance(own, str):
         return own
     try:
-        return own | {"prompt": template.render(texts)}
+        return own | template.prompt(texts)
     except PromptmillError as error:
         return error.message
 
 
-def _parquet_lines(table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None) -> Iterator[bytes]:
+def _parquet_lines(
+    table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
+) -> Iterator[bytes]:
     names = table.schema.names
-    asked = {names[at]: name for at, name in _prompt_columns(names, prompt_column, template)}
+    asked = {names[at]: name for at, name in _prompt_columns(names, prompt_column, template, read)}
     for batch in table.batches(list(asked)):
         for found in batch.to_pylist():
             row = {asked[name]: value for name, value in found.items()}
@@ -163,6 +175,8 @@ def _parquet_lines(table: ParquetTable, prompt_column: str | None, template: Pro
                 except PromptmillError as error:
                     yield orjson.dumps(error.message)
                     continue
+            elif prompt_column is not None and (what := rows.emptiness(row.get("prompt"))):
+                row = {rows.EMPTY: f"its {prompt_column} is {what}."}
             images = {name: row.pop(name) for name in IMAGES if name in row}
             for name in ("messages", "prompt"):
                 if isinstance(row.get(name), list):

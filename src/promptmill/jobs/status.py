@@ -18,7 +18,7 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 # What `Progress.as_dict` says about the whole job, over all its runs.
 COUNTS = (
-    *("total", "done", "failed", "errors", "truncated", "empty", "requests", "retries"),
+    *("total", "done", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "latency_s"),
     *("cost", "cached", "repaired", "asked_again"),
 )
@@ -43,6 +43,8 @@ class Progress:
         self.written = 0
         """Rows of the output that are written."""
         self.notes: list[str] = []
+        self.columns: Mapping[str, str] = {}
+        """The names of columns of the output that are not the usual ones."""
         self.seconds_before = 0.0
         """Wall time of earlier runs."""
         self.unsettled_before = 0
@@ -66,7 +68,7 @@ class Progress:
 
     def count(self, store: JobStore, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
-        counts = store.counts(again)
+        counts = store.counts(again, skips_empty=self.counts.skips_empty)
         if not self._has_counts:
             if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
                 cost = max(store.cost(), self._before.get("cost", 0.0))
@@ -135,6 +137,7 @@ class Progress:
             "total": self.total,
             **counts,
             "requests": counts["requests"] + self.unsettled_before,
+            **({"columns": dict(self.columns)} if self.columns else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if self.granted is None else {"cost_granted": self.granted}),
             **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
@@ -195,8 +198,10 @@ def examples(folder: Folder) -> dict[str, str]:
 
 def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
     """Return `row` (from 1), `code` and `message` of the first `most` rows that failed. Raises as `JobStore` does."""
+    spec = folder.spec
     with folder.reading() as store:
-        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in store.failures(most)]
+        found = store.failures(most, skips_empty=spec is not None and spec.skip_empty)
+        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in found]
 
 
 def line(status: Mapping[str, Any]) -> str:

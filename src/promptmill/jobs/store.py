@@ -38,6 +38,7 @@ from urllib.parse import quote
 
 import orjson
 
+from promptmill.core.errors import Code
 from promptmill.jobs import disk
 from promptmill.jobs.records import RARE_FIELDS, JobCounts, Record
 
@@ -174,10 +175,13 @@ class JobStore:
         query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"  # noqa: S608 (ours)
         return list(map(Record._make, self._read(query, first)))
 
-    def counts(self, again: str = NEVER, before: int = FARTHEST_ROW) -> JobCounts:
-        """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done."""
+    def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
+        """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done.
+
+        `skips_empty`: rows that ask nothing are no failures.
+        """
         where = "FROM answer WHERE row < ?"
-        counts = JobCounts()
+        counts = JobCounts(skips_empty=skips_empty)
         sums = f"count(*), total(attempts), total({_RETRIES}), total(prompt_tokens), total(completion_tokens)"
         ((rows, *spent),) = self._read(f"SELECT {sums} {where}", before)
         counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens = map(int, spent)
@@ -199,9 +203,9 @@ class JobStore:
         query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
         return {code: text for code, text, _ in self._read(query)}
 
-    def failures(self, most: int) -> list[Record]:
-        """Return the first `most` rows that failed, by row."""
-        return self.page(0, "code IS NOT NULL", most)
+    def failures(self, most: int, *, skips_empty: bool = False) -> list[Record]:
+        """Return the first `most` rows that failed, by row; `skips_empty`: not those that ask nothing."""
+        return self.page(0, f"code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED, most)
 
     def answering_models(self) -> set[str]:
         """Return the names of the models that rows say they were answered by."""

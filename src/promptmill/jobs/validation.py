@@ -12,10 +12,10 @@ from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import admission, formats, input_files, row_ids
+from promptmill.jobs import admission, columns, formats, input_files, row_ids
 from promptmill.jobs.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.source import row_reader
@@ -54,6 +54,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
                     spooled,
                     prompt_column=order.prompt_column,
                     prompt_template=order.prompt_template,
+                    row_settings=order.rows_set,
                 )
                 lines = RandomFile(spooled)
                 opened.callback(lines.close)
@@ -65,10 +66,12 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
                 input_format,
                 system_prompt=order.system_prompt,
                 prompt_column=order.prompt_column,
+                row_settings=order.rows_set,
                 may_name=may_name,
             )
             rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
-            found = {"format": input_format} | _check_lines(lines, reading, rules, order.limit, ids)
+            found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
+            found["notes"] = list(columns.of_order(order, input_format, file, lines).notes)
             if order.id_column is not None:
                 count, said = row_ids.problems(
                     file, input_format, order.id_column, Path(name) / "ids", _SHOWN - len(found["problems"])
@@ -80,9 +83,10 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
 
 
 def _check_lines(
-    file: RandomFile, reading: RowReader, rules: images.ImageRules, limit: int | None, ids: CustomIds | None
+    file: RandomFile, reading: RowReader, rules: images.ImageRules, order: JobRequest, ids: CustomIds | None
 ) -> dict[str, Any]:
-    count = invalid = pictures = tokens = 0
+    count = invalid = skipped = pictures = tokens = 0
+    limit = order.limit
     problems: list[str] = []
     lines = Lines(file)
     while block := lines.read():
@@ -103,6 +107,9 @@ def _check_lines(
                 if ids is not None:
                     ids.note(rows.load(line.data, where).get("custom_id"), line.row)
             except PromptmillError as error:
+                if order.skip_empty and error.code is Code.EMPTY_PROMPT:
+                    skipped += 1
+                    continue
                 invalid += 1
                 if len(problems) < _SHOWN:
                     problems.append(str(error))
@@ -118,6 +125,7 @@ def _check_lines(
     return {
         "rows": count,
         "invalid": invalid,
+        **({"skipped": skipped} if skipped else {}),
         "images": pictures,
         "estimated_prompt_tokens": tokens,
         "problems": problems,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
-_OF_THE_ANSWER = {
-    *("row", "index", "id", "custom_id", "answer", "error", "usage", "finish_reason", "reasoning", "tool_calls"),
-    *("logprobs", "model", "answered_by", "cost", "answers"),
-}
+_OF_THE_ROW = {"index", "id", "custom_id", "model"}
 _PAGE_BYTES = 8 << 20
 _PAGE_CHARACTERS = 40_000  # some 10,000 tokens: clients cut what is longer than 25,000, or refuse it
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
@@ -67,16 +64,18 @@ _ROWS: dict[str, Any] = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "row": {"type": "integer", "description": "Which row of the job, from 0."},
+                    "row": {"description": "Which row of the job, from 0."},
                     "index": {"type": "integer", "description": "The rest of a call: which of its prompts, from 0."},
-                    "answer": {"type": "string", "description": '"" when the row failed.'},
-                    "error": {
-                        "anyOf": [{"type": "object", "additionalProperties": True}, {"type": "null"}],
-                        "description": "`code` and `message` of a failed row.",
-                    },
+                    "answer": {"description": '"" when the row failed.'},
+                    "error": {"description": "`code` and `message` of a failed row, else null."},
                 },
                 "additionalProperties": True,
             },
+        },
+        "columns": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "The names of `answer`, `error`, … here, where the rows have fields of these names.",
         },
         "next_offset": {**_NUMBER_OR_NULL, "description": "Where the next page begins; null at the end."},
     },
@@ -111,9 +110,12 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     return running_jobs
 
 
-def _without_input(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what became of a row and which one it is, without what was asked: the client has that."""
-    return {name: value for name, value in row.items() if name in _OF_THE_ANSWER}
+def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the answers of rows and their ids, without the other fields of the input, which the client has."""
+    from promptmill.jobs.records import OURS
+
+    kept = _OF_THE_ROW | {columns.get(name, name) for name in OURS}
+    return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
 
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -180,6 +182,11 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         sampling_params: CallSampling = None,
         answer_schema: AnswerSchema = None,
         max_cost: MaxCost = None,
+        answer_column: Annotated[
+            str,
+            null_is("answer"),
+            Field(description="The field of the answers; `answer` unless given, `answer_1` where rows have that."),
+        ] = "answer",
     ) -> dict[str, Any]:
         """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
 
@@ -198,6 +205,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             max_failures=max_failures or None,
             dedupe=dedupe,
             max_cost=max_cost,
+            answer_column=answer_column,
             plan=plan_of_call(service, model, answer_schema, sampling_params),
         )
 
@@ -259,7 +267,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         """
         found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit, only)
         if not with_input:
-            found["rows"] = [_without_input(row) for row in found["rows"]]
+            found["rows"] = _without_input(found["rows"], found.get("columns", {}))
         found = page(found, max_characters, copies=1)
         most = most_bytes(ctx, service.plan)
         return found if most is None else page(found, most - _ENVELOPE, copies=2)

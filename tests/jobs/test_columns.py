@@ -1,0 +1,228 @@
+"""The user's columns stay as they are, whatever they are called; ours take other names, and data sets nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.jobs.records import OURS
+from replies import answer, choose, status
+
+GIVEN: dict[str, Any] = {
+    "answer": "72",
+    "error": "none",
+    "usage": 3,
+    "finish_reason": "x",
+    "cost": 9.5,
+    "answer_1": "old",
+    "reasoning": "because",
+}
+
+
+def table(bench: Any, rows: list[dict[str, Any]], suffix: str) -> None:
+    """Write rows as a file of this kind, named as the input; the output is of the same kind."""
+    bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
+    if suffix == ".parquet":
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.Table.from_pylist(rows), bench.input)
+    elif suffix == ".json":
+        bench.input.write_text(json.dumps(rows))
+    elif suffix == ".jsonl":
+        bench.write(rows)
+    else:
+        with bench.input.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of any kind."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        return found
+    if path.suffix == ".json":
+        return list(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("option", [[], ["--prompt", "Say {{q}}"]])
+def test_every_column_of_the_input_is_in_the_output_as_it_was(bench: Any, suffix: str, option: list[str]) -> None:
+    asked = "q" if option else "prompt"
+    rows = [{asked: "a", **GIVEN}, {asked: "b", **GIVEN, "answer": "5"}]
+    table(bench, rows, suffix)
+    before = read(bench.input)
+    found = bench.succeed(*option)
+    out = read(bench.output)
+    assert [{name: row[name] for name in rows[0]} for row in out] == before
+    assert [row["answer_2"] for row in out] == ([f"echo: {'Say ' if option else ''}{name}" for name in "ab"])
+    assert {row["finish_reason_1"] for row in out} == {"stop"}
+    assert found["columns"]["answer"] == "answer_2"
+    assert any("`answer` is in `answer_2`" in note for note in found["warnings"])
+    other = bench.path / "other.jsonl"
+    assert bench.jobs(str(bench.output), "--export", str(other)).returncode == 0
+    assert [row["answer_2"] for row in read(other)] == [row["answer_2"] for row in out]
+    assert [{name: str(row[name]) for name in rows[0]} for row in read(other)] == [
+        {name: str(value) for name, value in row.items() if name in rows[0]} for row in before
+    ]
+
+
+def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench: Any) -> None:
+    """Whatever part of the rows a run answers: the names are the whole input's."""
+    bench.write([*({"prompt": f"p{at}"} for at in range(30)), '{"prompt": "z", "\\u0061nswer": 1}'])
+    bench.succeed("--limit", "5")
+    assert {"answer_1"} == {name for row in bench.answers() for name in row if name.startswith("answer")}
+    bench.succeed()
+    rows = bench.answers()
+    assert (rows[0]["answer_1"], rows[30]["answer"], rows[30]["answer_1"]) == ("echo: p0", 1, "echo: z")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_name_of_ours_takes_a_field_away(bench: Any, name: str) -> None:
+    bench.write([{"prompt": "a", name: "mine"}])
+    bench.succeed()
+    (row,) = bench.answers()
+    assert row[name] == "mine"
+    assert row["answer_1" if name == "answer" else "answer"] == "echo: a"
+
+
+def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request(bench: Any) -> None:
+    bench.write([{"prompt": "a", "answer": "72"}])
+    assert bench.succeed("--answer-column", "reply")["columns"] == {"answer": "reply"}
+    (row,) = bench.answers()
+    assert (row["answer"], row["reply"], row["error"]) == ("72", "echo: a", None)
+    bench.succeed("--answer-column", "gold")
+    assert "gold" in bench.answers()[0]
+    bench.succeed("--answer-column", "prompt")
+    assert (bench.answers()[0]["prompt"], bench.answers()[0]["prompt_1"]) == ("a", "echo: a")
+    assert len(bench.upstream.seen) == 1
+
+
+@pytest.mark.parametrize("name", ["usage", "error", "", "a\nb"])
+def test_a_name_that_cannot_be_that_of_the_answers_is_refused_at_once(bench: Any, name: str) -> None:
+    bench.prompts(1)
+    assert "--answer-column" in bench.fail("--answer-column", name)
+    assert not bench.upstream.seen
+
+
+def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench: Any) -> None:
+    bench.write([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "answer": 1}])
+    bench.upstream.reply = answer("x")
+    for shard in ("1/2", "2/2"):
+        bench.succeed("--shard", shard)
+    command = [sys.executable, "-m", "promptmill", "join", str(bench.output)]
+    assert bench.here(command).returncode == 0
+    assert [row["answer_1"] for row in bench.answers()] == ["x", "x", "x"]
+    assert bench.answers()[2]["answer"] == 1
+
+
+def test_answers_in_a_pipe_have_the_names_of_the_file(bench: Any) -> None:
+    bench.write([{"prompt": "a"}, {"prompt": "b", "answer": 1}])
+    command = bench.command()
+    command[command.index(str(bench.output))] = "-"
+    done = subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=60, check=True)
+    assert [json.loads(line)["answer_1"] for line in done.stdout.splitlines()] == ["echo: a", "echo: b"]
+
+
+LAPTOP = {"text": "a", "model": "XPS13", "stop": "x", "system": "S", "temperature": 2, "top_p": 1, "n": 3, "tools": "t"}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("option", [["--prompt", "Sell {{text}}"], ["--prompt-column", "text"]])
+def test_rows_that_are_data_set_nothing(bench: Any, suffix: str, option: list[str]) -> None:
+    table(bench, [LAPTOP], suffix)
+    found = bench.succeed(*option)
+    (seen,) = bench.upstream.seen
+    assert seen.json["model"] == "test-model"
+    assert seen.json.keys() <= {"model", "messages", "stream"}
+    assert len(seen.json["messages"]) == 1
+    assert found["warnings"] == []
+    (row,) = read(bench.output)
+    assert {name: str(row[name]) for name in LAPTOP} == {name: str(value) for name, value in LAPTOP.items()}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("option", [[], ["--prompt", "{{prompt}}", "--row-settings"]])
+def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(
+    bench: Any, suffix: str, option: list[str]
+) -> None:
+    table(bench, [{"prompt": "a", "model": "other", "temperature": 0.5, "seed": ""}], suffix)
+    result = bench.run("--validate", *option)
+    assert "Read as settings of each row: `model`" in " ".join(result.stdout.split())
+    found = bench.succeed(*option)
+    (seen,) = bench.upstream.seen
+    assert (seen.json["model"], seen.json["temperature"]) == ("other", 0.5)
+    (note,) = found["warnings"]
+    assert note.startswith("Read as settings of each row: `model`, ")
+
+
+def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench: Any) -> None:
+    bench.write([{"text": "a", "model": "one"}, {"text": "b", "model": "two"}])
+    bench.succeed("--prompt", "{{text}}", "--limit", "1")
+    assert "another row settings" in bench.fail("--prompt", "{{text}}", "--row-settings")
+    bench.succeed("--prompt", "{{text}}", "--row-settings", "--accept-change")
+    assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model", "two"]
+
+
+@pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"]])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench: Any, suffix: str, option: list[str]) -> None:
+    cells = ["a", "", " "] if suffix == ".csv" else ["a", "", None]
+    table(bench, [{"text": cell, "images": None if suffix != ".csv" else ""} for cell in cells], suffix)
+    if suffix == ".jsonl":
+        with bench.input.open("a") as file:
+            file.write('{"text": NaN}\n')
+    empty = len(read(bench.input)) - 1
+    result = bench.run("--json", *option)
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["errors"], len(bench.upstream.seen)) == (1, {"empty_prompt": empty}, 1)
+    found = bench.succeed("--skip-empty", *option)
+    assert (found["skipped"], found["done"], found["errors"], len(bench.upstream.seen)) == (empty, empty + 1, {}, 1)
+    assert [row["text"] for row in read(bench.output)] == ["a"]
+    assert bench.run("--validate", "--skip-empty", *option).returncode == 0
+    assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
+
+
+def test_a_number_that_is_none_is_left_out_of_parquet(bench: Any) -> None:
+    table(bench, [{"x": 1.5}, {"x": float("nan")}, {"x": None}], ".parquet")
+    assert bench.succeed("--prompt", "{{x}}", "--skip-empty")["skipped"] == 2
+    assert len(read(bench.output)) == 1
+
+
+def test_rows_that_are_left_out_count_for_no_limit_of_failures(bench: Any) -> None:
+    bench.write([{"text": ""}] * 5 + [{"text": "a"}])
+    bench.succeed("--prompt-column", "text", "--skip-empty", "--max-failures", "1")
+    assert (
+        "skipped   5 empty rows" in bench.run("--prompt-column", "text", "--skip-empty", "--max-failures", "1").stdout
+    )
+
+
+def test_a_job_that_was_stopped_goes_on_with_the_same_names(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number == 1 else status(401))
+    bench.write([{"prompt": "a", "answer": 1}, {"prompt": "b"}, {"prompt": "c"}])
+    bench.fail(code=1, concurrency=1)
+    exported = bench.path / "some.jsonl"
+    assert bench.jobs(str(bench.output), "--export", str(exported)).returncode == 0
+    assert read(exported)[0] | {"usage": None} == {
+        "prompt": "a",
+        "answer": 1,
+        "answer_1": "echo: a",
+        "error": None,
+        "usage": None,
+        "finish_reason": "stop",
+    }
+    bench.upstream.reply = answer()
+    bench.succeed("--retry-failed")
+    assert [row["answer_1"] for row in bench.answers()] == ["echo: a", "echo: b", "echo: c"]
