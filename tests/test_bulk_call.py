@@ -119,7 +119,7 @@ def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> 
 
 
 def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called(options: dict[str, Any]) -> None:
-    rows = [{"prompt": "a", "answer": 72, "row": "x", "cost": 3}, {"prompt": "b"}]
+    rows: list[dict[str, Any]] = [{"prompt": "a", "answer": 72, "row": "x", "cost": 3}, {"prompt": "b"}]
     result = promptmill.bulk(rows, **options)
     assert result.answers == ["echo: a", "echo: b"]
     assert result.columns == {"answer": "answer_1", "cost": "cost_1", "row": "row_1"}

@@ -48,6 +48,7 @@ def test_what_may_help_to_try_again_is_marked():
     final = {code for code in Code if not PromptmillError(code, "").retryable}
     assert final == {
         Code.INVALID_INPUT,
+        Code.EMPTY_PROMPT,
         Code.INVALID_CONFIG,
         Code.INVALID_IMAGE,
         Code.UNSUPPORTED,
