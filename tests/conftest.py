@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first i
 
 from upstream import Upstream
 
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # reports each import of openvino to its makers
+
 try:
     import uvloop
 except ImportError:

@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import psutil
 import pytest
 
 from engine_parent import engine_parent
+from lookups import logged, looked_up
 from piped import Piped, eventually
 from processtable import family, gone, ports, taken_ports
 from promptmill.backends.engines.host import create
@@ -52,6 +56,16 @@ def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, sma
     assert seconds < 2
     assert not scratch.exists()
     assert not listened & taken_ports()
+
+
+def test_it_looks_up_no_other_machine(tmp_path):
+    """vLLM looks up this machine's own name, and asks the system, without a packet, for its address of the way out."""
+    command = [sys.executable, "-m", "promptmill", "generate", "--backend", "vllm", "--model", "smollm2-135m-instruct"]
+    done = subprocess.run(
+        [*command, "--max-tokens", "2", "Hi!"], env=logged(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert looked_up(tmp_path) <= {socket.gethostname(), socket.getfqdn(), "8.8.8.8", "2001:4860:4860::8888"}
 
 
 @pytest.mark.parametrize("victim", ["ours", "vLLM's own"])

@@ -62,4 +62,7 @@ def _set_up_libraries() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # Else transformers has a service of its makers convert a model of the hub that has no safetensors.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
