@@ -70,7 +70,7 @@ def test_every_column_of_the_input_is_in_the_output_as_it_was(bench: Any, suffix
     assert [row["answer_2"] for row in out] == ([f"echo: {'Say ' if option else ''}{name}" for name in "ab"])
     assert {row["finish_reason_1"] for row in out} == {"stop"}
     assert found["columns"]["answer"] == "answer_2"
-    assert any("`answer` is in `answer_2`" in note for note in found["warnings"])
+    assert any("those of the job are called `answer_2`, `error_1`" in note for note in found["warnings"])
     other = bench.path / "other.jsonl"
     assert bench.jobs(str(bench.output), "--export", str(other)).returncode == 0
     assert [row["answer_2"] for row in read(other)] == [row["answer_2"] for row in out]

@@ -47,9 +47,11 @@ class Columns:
     @property
     def notes(self) -> Iterator[str]:
         """Sentences for the summary: columns with unusual names, and columns that are settings."""
-        moved = [f"`{name}` is in `{new}`" for name, new in self.names.items() if new != self.answer_column]
+        wanted = {name: self.answer_column if name == "answer" else name for name in self.names}
+        moved = {wanted[name]: new for name, new in self.names.items() if new != wanted[name]}
         if moved:
-            yield f"The input has columns with the names of ours, so {', '.join(moved)}."
+            its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
+            yield f"The input has columns {its} of its own; those of the job are called {ours}."
         if self.settings:
             yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in self.settings)}."
 
