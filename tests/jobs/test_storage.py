@@ -16,7 +16,7 @@ import pytest
 
 from promptmill.cli import main as cli
 from promptmill.jobs import disk
-from replies import answer, late
+from replies import answer, choose, late, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 
@@ -37,6 +37,7 @@ def limited(size: int) -> Any:
 @posix
 def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
     bench.prompts(2000)
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt[-1] in "37" else answer())
     result = bench.run("--json", preexec_fn=limited(150_000))
     assert result.returncode == 75
     assert "Traceback" not in result.stderr
@@ -46,9 +47,13 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
     assert bench.status()["state"] in {"stopped", "interrupted"}
     sent = len(bench.upstream.seen)
     assert 0 < found["done"] < 2000
+    assert (found["done"], found["failed"]) == (
+        len(bench.records()),
+        len([one for one in bench.records() if one.code]),
+    )
     assert sent - found["done"] <= LOST
     assert not bench.output.exists()
-    bench.succeed()
+    assert bench.run().returncode == 1
     assert len(bench.answers()) == 2000
     assert len(bench.upstream.seen) == 2000 + sent - found["done"]
 

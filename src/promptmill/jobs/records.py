@@ -254,9 +254,13 @@ class JobCounts:
         self._codes: dict[str, int] = {}
         self._latencies = [0] * _STEPS
 
+    def skips(self, code: str) -> bool:
+        """Return whether rows that failed with `code` are left out."""
+        return self.skips_empty and code == Code.EMPTY_PROMPT
+
     def fail(self, code: str, count: int = 1) -> None:
         """Count failures."""
-        if self.skips_empty and code == Code.EMPTY_PROMPT:
+        if self.skips(code):
             self.skipped += count
             return
         self.failed += count
@@ -278,6 +282,18 @@ class JobCounts:
         for code, count in other.codes.items():
             self.fail(code, count)
         self._latencies = [mine + its for mine, its in zip(self._latencies, other._latencies, strict=True)]
+
+    def replace(self, found: JobCounts) -> None:
+        """Take over what `found` counts of rows; requests and tokens stay."""
+        self.done, self.truncated, self.empty, self.failed, self._codes = (
+            found.done,
+            found.truncated,
+            found.empty,
+            0,
+            {},
+        )
+        for code, count in found.codes.items():
+            self.fail(code, count)
 
     def sample(self, latency_s: float) -> None:
         """Count the latency of an answer."""

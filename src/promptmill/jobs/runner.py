@@ -166,6 +166,9 @@ class Runner:
     def _close(self) -> None:
         if self.progress.stats.budget is not None:
             self.progress.granted = self.progress.stats.budget.spent
+        if self.error is not None and self.error.code is Code.STORAGE:
+            with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
+                self.progress.counts.replace(self._job.folder.store.counts(self.again))
         self._show()
         with contextlib.suppress(OSError, DamagedError):
             self._job.folder.store.sync()

@@ -120,9 +120,7 @@ class StoreSink:
         batch.append((key, outcome))
         self._settled += 1
         if isinstance(outcome, Failure):
-            before = self._counts.failed
-            self._counts.fail(str(outcome.error.code))
-            self._failed += self._counts.failed - before
+            self._failed += not self._counts.skips(outcome.error.code)
             self._check(outcome)
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()
@@ -208,6 +206,8 @@ class StoreSink:
                     self._counts.truncated += 1
                 if outcome.is_empty:
                     self._counts.empty += 1
+            else:
+                self._counts.fail(str(outcome.error.code))
 
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit
