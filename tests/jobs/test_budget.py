@@ -50,3 +50,16 @@ def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench: Any) -> Non
     assert more.returncode == 0, more.stderr + more.stdout
     assert len(bench.answers()) == 3000
     assert all(row["answer"] for row in bench.answers())
+
+
+def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price(bench: Any) -> None:
+    bench.write([{"prompt": "a", "max_tokens": 5}, {"prompt": "b", "max_tokens": 5, "model": "another"}])
+    price = ["--set", "price={input: 0, output: 1000000}"]
+    assert bench.run(*price, "--max-cost", "100").returncode == 1
+    assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model"]
+    assert "names the model 'another', whose price is not known" in bench.answers()[1]["error"]["message"]
+    found = bench.succeed(*price, "--overwrite")
+    (own, other) = bench.answers()
+    assert found["cost"] == own["cost"] > 0
+    assert "cost" not in other
+    assert any("price is not known" in warning for warning in found["warnings"])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.config.models import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.outcome import NO_USAGE, Failure, Outcome, Usage
-from promptmill.service.prices import Price, charge, tier_of, unmetered, worst_case
+from promptmill.service.prices import Price, Prices, charge, tier_of, unmetered, worst_case
 from promptmill.service.wrapped_call import RunCall, WrappedCall
 from promptmill.system.installation import command_for
 
+_LONGEST = 1 << 20  # bytes of a line that are read at once
+_UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 
 
@@ -22,7 +29,7 @@ class BudgetedAnswers:
 
     def __init__(self, run: RunCall, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._run = run
-        self._price = price
+        self._prices = Prices(plan, price)
         self._budget = budget
         self._tier = tier_of(plan.settings.extra_params)
 
@@ -31,9 +38,10 @@ class BudgetedAnswers:
         budgets = [budget for budget in (self._budget, stats.budget) if budget is not None]
         stats.cost = stats.cost or 0.0
         if not budgets:
-            await self._run(source, _Counting(sink, stats, self._price, self._tier), stats)
+            counting = _Counting(source, sink, stats, self._prices, self._tier)
+            await self._run(counting if await self._names_others(source) else source, counting, stats)
             return
-        call = _Call(source, sink, stats, self._price, budgets)
+        call = _Call(source, sink, stats, self._prices, budgets)
         stats.charges = call
         try:
             await self._run(call, call, stats)
@@ -43,28 +51,56 @@ class BudgetedAnswers:
             stats.charges = None
             call.leave()
 
+    async def _names_others(self, source: Source) -> bool:
+        """Return whether rows of a file may name another model; a gigabyte takes about a second."""
+        if source.reading is None or source.path is None:
+            return source.reading is not None
+        own = re.escape(orjson.dumps(self._prices.model))
+        other = re.compile(rb'"model"\s*:(?!\s*%b\s*[,}])' % own)
+        return await asyncio.to_thread(_finds, source.path, other)
 
-def unknown_price(plan: ResolvedConfig) -> PromptmillError:
+
+def _finds(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    with path.open("rb") as file:
+        return any(b'"model"' in line and pattern.search(line) for line in iter(lambda: file.readline(_LONGEST), b""))
+
+
+def unknown_price(model: str) -> PromptmillError:
     """Return why there can be no budget."""
     return config_error(
         "max_cost",
-        f"the price of {plan.model or 'this model'} is not known; say it per million tokens, "
+        f"the price of {model or 'this model'} is not known; say it per million tokens, "
         "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
         f"{command_for('prices')}.",
     )
 
 
-class _Counting:
-    """A sink that counts what answers cost."""
+class _Counting(WrappedCall):
+    """Counts what answers cost; as the source too, by the models that its requests name."""
 
-    def __init__(self, sink: Sink, stats: CallStats, price: Price, tier: str) -> None:
-        self._sink, self._stats, self._price, self._tier = sink, stats, price, tier
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, prices: Prices, tier: str) -> None:
+        super().__init__(source, sink, stats)
+        self._prices, self._tier = prices, tier
+        self._others: dict[int, Price | None] = {}
+
+    async def take(self, n: int) -> list[Request]:
+        """Return requests, having noted which of them name another model."""
+        requests = await self._source.take(n)
+        for request in requests:
+            if (price := self._prices.of(request)) is not self._prices.own:
+                self._others[request.key] = price
+        return requests
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Count and pass on."""
         if unmetered(outcome):
             self._stats.warn(_UNKNOWN_USAGE)
-        cost = charge(outcome, self._price, self._tier, 0.0)
+        price = self._others.pop(key, self._prices.own)
+        if price is None:
+            self._stats.warn(_UNKNOWN_MODEL)
+            await self._sink.put(key, outcome)
+            return
+        cost = charge(outcome, price, self._tier, 0.0)
         self._stats.cost = (self._stats.cost or 0.0) + cost
         await self._sink.put(key, replace(outcome, cost=cost))
 
@@ -74,6 +110,7 @@ class _Account:
     """One item of a call: what a request for it can cost, what is reserved for it, and what it cost before."""
 
     request: Request
+    price: Price
     worst: float
     tier: str
     reserved: float = 0.0
@@ -85,9 +122,9 @@ class _Account:
 class _Call(WrappedCall):
     """Source and sink around a call's own."""
 
-    def __init__(self, source: Source, sink: Sink, stats: CallStats, price: Price, budgets: list[Budget]) -> None:
+    def __init__(self, source: Source, sink: Sink, stats: CallStats, prices: Prices, budgets: list[Budget]) -> None:
         super().__init__(source, sink, stats)
-        self._price, self._budgets = price, budgets
+        self._prices, self._budgets = prices, budgets
         self._held: deque[_Account] = deque()
         self._open: dict[int, _Account] = {}
         self._is_full = self._goes_on = False
@@ -112,7 +149,7 @@ class _Call(WrappedCall):
     async def put(self, key: int, outcome: Outcome) -> None:
         """Charge the outcome of `key`, and pass it on unless the item is to be sent again."""
         account = self._open.pop(key)
-        cost = charge(outcome, self._price, account.tier, account.worst)
+        cost = charge(outcome, account.price, account.tier, account.worst)
         self._settle(account.reserved, cost)
         self._stats.cost = (self._stats.cost or 0.0) + cost
         account.cost += cost
@@ -165,8 +202,11 @@ class _Call(WrappedCall):
         requests = await self._source.take(n)
         for request in requests:
             try:
+                if (price := self._prices.of(request)) is None:
+                    model = str(request.extra["model"])[:60]
+                    raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
                 tier = tier_of(request.extra)
-                self._held.append(_Account(request, self._price.cost(worst_case(request), tier), tier))
+                self._held.append(_Account(request, price, price.cost(worst_case(request), tier), tier))
             except PromptmillError as error:
                 await self._fail(request, error)
         return bool(requests)

@@ -215,7 +215,7 @@ class WrappedBackend:
         if self._price is not None:
             self._one_text = BudgetedAnswers(self._one_text, plan, self._price, self._budget).run
         elif self._budget is not None:
-            raise unknown_price(plan)
+            raise unknown_price(plan.model)
         if wanted := plan.operator.cache:
             self._cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
             everything = wanted == "all"
@@ -225,7 +225,7 @@ class WrappedBackend:
     async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
         """Run a call on the backend."""
         if stats.budget is not None and self._price is None:
-            raise unknown_price(self._plan)
+            raise unknown_price(self._plan.model)
         await self._outermost(source, sink, stats)
 
     async def aclose(self) -> None:

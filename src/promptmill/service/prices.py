@@ -22,6 +22,7 @@ _LONG_CONTEXT = 100_000  # tokens; from some number above it on, several models 
 # the largest that a provider counts for an image of any size.
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 6_000
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
+_MOST_MODELS = 1000  # of a file: more are noise
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
 _ANSWERS = ("n", "best_of")
 _LONGEST = 1 << 40  # tokens; a larger limit is none
@@ -91,11 +92,34 @@ def price_of(plan: ResolvedConfig) -> Price | None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
     if not plan.record.needs_endpoint or not plan.model:
         return None
+    return _listed(plan.model, plan)
+
+
+def _listed(model: str, plan: ResolvedConfig) -> Price | None:
     try:
-        prices = [ListedPrice(plan.model, {"provider_api_url": url}) for url in registry.addresses(plan)]
+        prices = [ListedPrice(model, {"provider_api_url": url}) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is not installed; a host, a provider or a model that is not listed
         return None
     return prices[0] if len(prices) == 1 else None
+
+
+class Prices:
+    """The prices of the models that requests to one backend name: its own, and others that rows name themselves."""
+
+    def __init__(self, plan: ResolvedConfig, own: Price) -> None:
+        self._plan, self.own, self.model = plan, own, plan.model
+        self._others: dict[str, Price | None] = {}
+
+    def of(self, request: Request) -> Price | None:
+        """Return the price of what `request` asks, None when nobody says: the operator's price is for one model."""
+        model = request.extra.get("model")
+        if not isinstance(model, str) or model in {self._plan.model, self._plan.name}:
+            return self.own
+        if model not in self._others:
+            if len(self._others) >= _MOST_MODELS:
+                return None
+            self._others[model] = _listed(model, self._plan)
+        return self._others[model]
 
 
 def tier_of(extra: Mapping[str, Any]) -> str:
