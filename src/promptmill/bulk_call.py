@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import queue
 import sys
 import threading
@@ -25,6 +24,7 @@ from promptmill.config import models
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import BESIDE, Sampling
+from promptmill.core.wording import close_matches
 from promptmill.jobs import admission, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.folder import JobFolders
@@ -308,7 +308,7 @@ def _configuration(options: dict[str, Any]) -> Configuration:
     model, backend = options.pop("model", None), options.pop("backend", None)
     for name in options.keys() - Sampling.model_fields.keys() - BESIDE:
         known = {*Sampling.model_fields, *BESIDE, *_OF_THE_JOB, *_OF_THE_ENDPOINT, "answer_schema"}
-        near = difflib.get_close_matches(name, known, 1)
+        near = close_matches(name, known, 1)
         raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

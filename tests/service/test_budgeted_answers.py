@@ -106,6 +106,25 @@ async def test_a_call_may_have_a_budget_of_its_own(opened, upstream):
     assert 0 < _charged(upstream) <= LIMIT / 10
 
 
+async def test_the_items_that_a_budget_has_no_room_for_share_one_error_and_others_go_on_meanwhile(opened, upstream):
+    service, turns, ended = opened({"max_cost": 1e-9}), 0, asyncio.Event()
+
+    async def count():
+        nonlocal turns
+        while not ended.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    ((outcomes, _),) = await _asked(service, 20_000)
+    ended.set()
+    await counting
+    assert upstream.seen == []
+    assert len({id(outcome) for outcome in outcomes}) <= 257  # those that were taken when it was found out
+    assert len({id(entry["message"]) for entry in list_call.errors(outcomes)}) == 1
+    assert turns >= 20_000 // 256
+
+
 async def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(opened, upstream):
     with pytest.raises(PromptmillError, match="price of test-model is not known"):
         await _asked(opened({"price": None, "max_cost": 1}), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from promptmill.answers import repair
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.wording import shape
+from promptmill.core.wording import close_matches, shape
 
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, each as often as a `$ref` or another leads to it
@@ -344,7 +343,7 @@ def _wrong_type(path: list[str | int], schema: Mapping[str, Any]) -> str:
 
 
 def _meant_type(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), _TYPES, n=1)
+    near = close_matches(name.lower(), _TYPES, n=1)
     return _OTHER_NAMES.get(name.lower()) or (near[0] if near else "")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import config_error, looks_like_key, redact
+from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
     from promptmill.config.loading import Configuration
@@ -109,12 +109,12 @@ class Parser(argparse.ArgumentParser):
         (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
         if _is_sampling(name := first.lstrip("-").replace("-", "_")):
             return message, f"; `--set sampling_params.{name}=…` sets it"
-        near = difflib.get_close_matches(first, known, n=1, cutoff=0.6) if len(first) >= _SHORTEST_GUESSED else []
+        near = close_matches(first, known, n=1, cutoff=0.6) if len(first) >= _SHORTEST_GUESSED else []
         return message, f"; did you mean {near[0]}?" if near else ""
 
     def _no_choice(self, of: str, given: str, known: Sequence[str]) -> tuple[str, str]:
         """Return message and hint for a value, or a command, that is none of those `known`."""
-        near = difflib.get_close_matches(habits.value(given), known, n=2, cutoff=0.55)
+        near = close_matches(habits.value(given), known, n=2, cutoff=0.55)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         if of not in {"COMMAND", "CLIENT"}:
             return f"{of}: {given[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}", meant

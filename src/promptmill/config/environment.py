@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from promptmill.core.errors import config_error
+from promptmill.core.wording import close_matches
 from promptmill.system import logs
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
@@ -33,7 +33,7 @@ def misspelled(environ: Mapping[str, str]) -> list[str]:
     return [
         f"{name:.60} is read by nobody; did you mean {near[0]}?"
         for name in sorted(ours)
-        if (near := difflib.get_close_matches(name.upper(), _KNOWN, n=1, cutoff=_NEAR))
+        if (near := close_matches(name.upper(), _KNOWN, n=1, cutoff=_NEAR))
     ]
 
 

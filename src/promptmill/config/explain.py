@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.sampling import Sampling
-from promptmill.core.wording import shape
+from promptmill.core.wording import close_matches, shape
 
 _MOST_PROBLEMS = 10
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
@@ -165,5 +164,5 @@ def unknown_key(location: list[int | str], model: type[BaseModel], raw: Mapping[
     meant = {name: name for name in known}
     if model is not Sampling:
         meant = {name: f"sampling_params.{name}" for name in Sampling.model_fields} | meant
-    near = difflib.get_close_matches(str(key), meant, n=1, cutoff=0.5)
+    near = close_matches(str(key), meant, n=1, cutoff=0.5)
     return "unknown key; " + (f"did you mean {meant[near[0]]}?" if near else f"known keys: {', '.join(known)}.")

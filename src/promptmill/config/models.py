@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.errors import PromptmillError, config_error, input_error
 from promptmill.core.sampling import BESIDE, Sampling
+from promptmill.core.wording import close_matches
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
@@ -275,7 +275,7 @@ def unknown_model(name: str, known: Iterable[str], where: str = "model") -> Prom
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+    near = close_matches(name, known, n=len(known) or 1, cutoff=0.5)
     ordered = [*near, *(other for other in known if other not in near)]
     return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from promptmill.config import backends
 from promptmill.core.errors import config_error
 from promptmill.core.sampling import Sampling
-from promptmill.core.wording import shape
+from promptmill.core.wording import close_matches, shape
 
 _SAMPLING = frozenset(Sampling.model_fields)
 # Options of the `openai` package's methods, not of a request; `extra_body` is one that is a request's, too.
@@ -76,7 +75,7 @@ def _is_ours(name: object, value: object) -> bool:
 def _nearest(name: str) -> str:
     if name in _SAMPLING:
         return ""  # it is right, and its value is not ours
-    return next(iter(difflib.get_close_matches(name, _SAMPLING, n=1, cutoff=0.85)), "")
+    return next(iter(close_matches(name, _SAMPLING, n=1, cutoff=0.85)), "")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping
+
+_LONGEST_COMPARED = 100  # characters
+_MOST_COMPARED = 2000
 
 
 def shape(value: object) -> str:
@@ -29,3 +34,14 @@ def shape(value: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 answer`, `1,200 answers`: a number with its noun, whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
+    """Return up to `n` of the names `known` that look like `name`, the best first.
+
+    Long names look like no other: comparing them takes the product of their lengths.
+    """
+    if len(name) > _LONGEST_COMPARED:
+        return []
+    short = [one for one in itertools.islice(known, _MOST_COMPARED) if len(one) <= _LONGEST_COMPARED]
+    return difflib.get_close_matches(name, short, n, cutoff)

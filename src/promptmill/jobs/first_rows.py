@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from promptmill.core.errors import input_error
+from promptmill.core.wording import close_matches
 from promptmill.jobs import formats
 from promptmill.jobs.input_files import InputFiles
 
@@ -35,7 +35,7 @@ def check(file: InputFiles, prompt_column: str | None, *, has_options: bool = Tr
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])
     if prompt_column is not None:
-        near = difflib.get_close_matches(prompt_column, names, n=1, cutoff=0.5)
+        near = close_matches(prompt_column, names, n=1, cutoff=0.5)
         meant = f"did you mean --prompt-column {near[0]}?" if near else f"the rows have: {shown}."
         raise input_error(f"No row has {prompt_column[:60]!r}; {meant}")
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from promptmill.backends import rows
 from promptmill.backends.row_fields import NAMES
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import close_matches
 from promptmill.jobs.records import plain_line
 
 _ROW = "row"
@@ -58,7 +58,7 @@ class PromptTemplate:
         """Raise `PromptmillError` (`invalid_input`) for a name that no column of `known` has; the nearest is told."""
         columns = list(known)
         for name in sorted(self.names - {_ROW, *columns}):
-            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            near = close_matches(name, columns, n=1, cutoff=0.5)
             shown = ", ".join(column[:40] for column in columns[:10]) or "none"
             meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
             raise input_error(f"--prompt: the input has no column {name[:60]!r}; {meant}")
@@ -160,7 +160,7 @@ def _why(error: TemplateError, environment: Environment) -> str:
     found = _NO_FILTER.match(said)
     if found is None:
         return f"{said}."
-    near = difflib.get_close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
+    near = close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
     return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
 
 

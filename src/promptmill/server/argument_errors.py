@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 
 from promptmill.config.settings import BackendConfigs
 from promptmill.core.sampling import Sampling
-from promptmill.core.wording import shape
+from promptmill.core.wording import close_matches, shape
 
 _MOST_PROBLEMS = 5
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
@@ -52,7 +51,7 @@ def _where(name: str, properties: Mapping[str, Any]) -> str:
         return ": multimodal_generate takes images."
     if name == "messages" and "prompt_ls" in properties:
         return ": multiturn_generate takes messages."
-    near = difflib.get_close_matches(name, properties, n=1, cutoff=0.5)
+    near = close_matches(name, properties, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
 
 

@@ -242,9 +242,15 @@ class _Call(WrappedCall):
         while self._held:
             account = self._held.popleft()
             await self._fail(account.request, error, account)
+        failure = Failure(error)  # one object for all items that were never sent
         while requests := await self._source.take(256):
             for request in requests:
-                await self._fail(request, error)
+                if request.attempts:
+                    await self._fail(request, error)
+                else:
+                    await self._sink.put(request.key, failure)
+                    self._stats.settle(failure)
+            await asyncio.sleep(0)  # there may be hundreds of thousands
 
     async def _fail(self, request: Request, error: PromptmillError, account: _Account | None = None) -> None:
         """Settle an item that is not sent, or not sent again: `account` has what it cost and what is counted of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -15,6 +14,7 @@ from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import close_matches
 
 _EMBEDDED = "smollm2-135m-instruct"
 # What an engine needs installed; the first that is there runs the embedded model.
@@ -75,7 +75,7 @@ async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "
     names = await models_at(plan)
     if not names or plan.model in names:
         return ""
-    if near := difflib.get_close_matches(plan.model, names, n=3, cutoff=0.4):
+    if near := close_matches(plan.model, names, n=3, cutoff=0.4):
         return f"did you mean {' or '.join(near)}? {how} chooses it."
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return f"the endpoint has {', '.join(names[:_MOST_NAMED])}{more}: name one with {how}."

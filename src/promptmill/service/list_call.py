@@ -97,11 +97,12 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
+    texts: dict[int, str] = {}  # by the error's identity: thousands of items may share one
     return [
         {
             "index": index,
             "code": str(outcome.error.code),
-            "message": str(outcome.error),
+            "message": texts.get(id(outcome.error)) or texts.setdefault(id(outcome.error), str(outcome.error)),
             "retryable": outcome.error.retryable,
             "attempts": outcome.attempts,
             **({"text": outcome.text} if outcome.text else {}),

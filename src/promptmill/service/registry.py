@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import config_error, redact
+from promptmill.core.wording import close_matches
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -33,15 +33,15 @@ def check_name(name: str) -> None:
                 "there is no backend litellm here; openai reaches the same providers: `backend: openai` and "
                 "`backend_configs: {openai: {provider: …, model_name: …}}`.",
             )
-        meant = [] if plain in rows else difflib.get_close_matches(plain, known, n=1)
-        if not meant and (near := difflib.get_close_matches(plain, rows, n=1)):
+        meant = [] if plain in rows else close_matches(plain, known, n=1)
+        if not meant and (near := close_matches(plain, rows, n=1)):
             kind = "server" if rows[near[0]].startswith("http://") else "provider"
             raise config_error(
                 "backend",
                 f"{shown} is not a backend but a {kind}, which the backend openai asks: `backend: openai` and "
                 f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
             )
-        meant = meant or difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+        meant = meant or close_matches(plain, known, n=1, cutoff=0.5)
         said = f"did you mean {meant[0]}?" if meant else f"known backends: {', '.join(known)}."
         raise config_error("backend", f"there is no backend {shown}; {said}")
 
@@ -95,7 +95,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     letters = wanted.replace("_API", "")
     set_ones = [name for name in environ if name != wanted and "KEY" in name.upper() and environ[name].strip()]
     others = [name for name in set_ones if name.upper().replace("_API", "") == letters]
-    others += difflib.get_close_matches(wanted, set_ones, n=1, cutoff=0.85)
+    others += close_matches(wanted, set_ones, n=1, cutoff=0.85)
     meant = f" {others[0]} is; if it is that one: --key-env {others[0]}." if others else ""
     raise config_error(
         "",

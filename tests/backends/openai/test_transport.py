@@ -7,11 +7,12 @@ import contextlib
 import gzip
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 from yarl import URL
 
-from promptmill.backends.openai.http_connection import HttpResponse, Target
+from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
 from promptmill.backends.openai.transport import RawHttpClient
 from promptmill.backends.openai.transport_errors import (
     InvalidResponseError,
@@ -332,3 +333,76 @@ def test_a_header_cannot_break_out(value):
 )
 def test_the_host_is_named_as_servers_expect(url, host):
     assert b"\r\nHost: %b\r\n" % host in Target(URL(url), {}).head(0)
+
+
+async def test_above_the_limit_one_large_body_goes_on_at_a_time_and_each_arrives():
+    bodies = BodiesInFlight(1_000)
+    resumed = []
+    first, second, third = (HeldBody(partial(resumed.append, n), bodies) for n in range(3))
+    assert first.add(900)
+    assert second.add(900)  # it goes on alone
+    assert not first.add(100)
+    assert not third.add(100)
+    assert second.add(5_000)
+    second.free()
+    await asyncio.sleep(0)
+    assert resumed == [0]  # 1,100 bytes are still there
+    first.free()
+    await asyncio.sleep(0)
+    assert resumed == [0, 2]
+    assert bodies.held == 100
+    del third
+    assert bodies.held == 0
+
+
+async def test_a_body_that_waits_and_is_left_frees_its_bytes():
+    bodies = BodiesInFlight(1_000)
+    first, second = (HeldBody(asyncio.Event().set, bodies) for _ in range(2))
+    assert first.add(2_000)
+    assert not second.add(100)
+    second.free()
+    first.free()
+    assert bodies.held == 0
+
+
+async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_not():
+    large = b"x" * (1 << 20)
+
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        body = large if number == 1 else b"ok"
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with served(answer) as (_, target):
+        with client() as raw:
+            found = await raw.post(target, [b"{}"], 2)
+            assert BODIES_IN_FLIGHT.held == len(found.body) == 1 << 20
+            del found
+            found = await raw.post(target, [b"{}"], 2)
+            assert (found.body, found.held, BODIES_IN_FLIGHT.held) == (b"ok", None, 0)
+
+
+async def test_many_large_bodies_at_once_all_arrive_and_a_broken_one_is_no_longer_counted():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (10 << 20)
+
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(head)
+        for _ in range(5 if number == 3 else 10):
+            writer.write(b"x" * (1 << 20))
+            await writer.drain()
+        if number == 3:
+            writer.transport.abort()
+
+    most = 0
+
+    async def post(raw: RawHttpClient, target: Target) -> int:
+        nonlocal most
+        response = await raw.post(target, [b"{}"], 2)
+        most = max(most, BODIES_IN_FLIGHT.held)
+        return len(response.body)
+
+    async with served(answer) as (_, target):
+        with client(limit=16, silence_s=30) as raw:
+            found = await asyncio.gather(*(post(raw, target) for _ in range(16)), return_exceptions=True)
+    assert sorted(map(str, found)).count(str(10 << 20)) == 15
+    assert BODIES_IN_FLIGHT.held == 0
+    assert most <= (64 + 16 + 4) << 20

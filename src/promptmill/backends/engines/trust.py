@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import config_error
+from promptmill.core.wording import close_matches
 
 # vLLM's arguments that a call may set: numbers, switches and names out of a closed list, which change how much, how
 # fast and in which number format the model computes. All others are the operator's, those of a later vLLM included:
@@ -50,7 +50,7 @@ def check_arguments(plan: ResolvedConfig) -> None:
     allowed = ENGINE_ARGUMENTS | WHICH_MODEL | (ours.keys() - _OPERATORS_FOLDERS)
     for name in sorted(plan.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
-            near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.8)
+            near = close_matches(name, allowed, n=1, cutoff=0.8)
             meant = f"did you mean {near[0]}? Otherwise " if near else ""
             raise config_error(
                 f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{TRUST_SWITCH}"
@@ -64,7 +64,7 @@ def check_written(backend: str, extra: Mapping[str, Any]) -> None:
     """
     path, told = "", []
     for name in extra:
-        near = difflib.get_close_matches(name, _BRINGS_NO_CODE, n=1, cutoff=0.8)
+        near = close_matches(name, _BRINGS_NO_CODE, n=1, cutoff=0.8)
         meant = "model_name_or_path" if name == "model" else near[0] if near else name
         if meant != name:
             told.append(f"{f'{name:.60}: ' if path else ''}unknown key; did you mean {meant}?")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from urllib.parse import SplitResult, urlsplit
 
 from promptmill.core.errors import config_error, redact
+from promptmill.core.wording import close_matches
 
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = "/chat/completions"
@@ -91,7 +91,7 @@ def _slip(url: str) -> str:
         return f"{_display(url)}begins with http twice; {_meant(twice[1])}"
     name, colon, rest = url.partition("://")
     if colon and name.lower() not in {"http", "https"}:
-        near = difflib.get_close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)
+        near = close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)
         if near:
             return f"{_display(url)}begins with {name[:20]}://; {_meant(f'{near[0]}://{rest}')}"
         return f"{_display(url)}should start with http:// or https://; {_LIKE}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import ssl
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from promptmill.backends.protocol import Request, Step
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.wording import counted
+from promptmill.core.wording import close_matches, counted
 
 IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
@@ -159,7 +158,7 @@ class _Trial:
             stage.failed(PromptmillError(Code.INVALID_CONFIG, which_models(self._endpoint, listed), ""))
             return ""
         names = [one.name for one in listed.models]
-        near = difflib.get_close_matches(named, names, n=3, cutoff=0.4)
+        near = close_matches(named, names, n=3, cutoff=0.4)
         stage.warn(f"{named} is not among them: {', '.join(near) or listed or 'none'}")
         return named
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>",
 # Providers say what is wrong first; what they quote comes behind it.
 _LONGEST_LEAF = 1000
 _MOST_LEAVES = 200
+_LONGEST_TEXT = 16 * 1024
+_LONGEST_NESTED = 64 * 1024  # of JSON that stands in a string
+_MOST_NESTED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,9 @@ class ErrorBody:
 
 def read_error(payload: Any) -> ErrorBody:
     """Return what the parsed body `payload`, or its text, says."""
-    payload = _parsed(payload)
+    payload = _parsed(payload, [_MOST_NESTED])
     if isinstance(payload, str):
+        payload = payload[:_LONGEST_TEXT]
         page = payload.lstrip()[:1] == "<"
         title = _TITLE.search(payload)
         shown = (title[1].strip() if title else "") if page else payload
@@ -74,25 +79,31 @@ def read_error(payload: Any) -> ErrorBody:
                 codes.add(str(value))
             elif isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
                 numbers[name] = int(value)
-    shown = _message(payload) or ", ".join(sorted(codes))
+    shown = _message(payload)[:_LONGEST_TEXT] or ", ".join(sorted(codes))
     return ErrorBody(shown, *_searched(leaves), frozenset(codes), numbers, payload)
 
 
-def _parsed(value: Any, depth: int = 0) -> Any:
-    """Return `value` with JSON that stands in a string read, as gateways pass on what another one said."""
-    if depth > 6:
+def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
+    """Return `value` with JSON that stands in a string read, as gateways pass on what another one said.
+
+    `left` counts down the values that are still looked at.
+    """
+    left[0] -= 1
+    if depth > 6 or left[0] < 0:
         return value
+    if isinstance(value, str):
+        value = value[:_LONGEST_NESTED]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
             inner = orjson.loads(value[start : value.rfind("}") + 1])
         except orjson.JSONDecodeError:
             return value
-        inner = _parsed(inner, depth + 1)
+        inner = _parsed(inner, left, depth + 1)
         return inner if not value[:start].strip() else {"message": value[:start].rstrip(" -:"), "inner": inner}
     if isinstance(value, dict):
-        return {name: _parsed(inner, depth + 1) for name, inner in value.items()}
+        return {name: _parsed(inner, left, depth + 1) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_parsed(inner, depth + 1) for inner in value]
+        return [_parsed(inner, left, depth + 1) for inner in value]
     return value
 
 
@@ -105,7 +116,8 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
         for name, value in level:
             left -= 1
             if isinstance(value, dict):
-                below += [(str(key), inner) for key, inner in value.items() if str(key).lower() not in _QUOTING]
+                fields = itertools.islice(value.items(), _MOST_LEAVES)
+                below += [(str(key), inner) for key, inner in fields if str(key).lower() not in _QUOTING]
             elif isinstance(value, list):
                 below += [(name, inner) for inner in value[:50]]
             elif value is not None:
@@ -115,7 +127,7 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
 
 def _searched(leaves: list[str]) -> tuple[str, str]:
     """Return `text` and `words`: a link's path says nothing about the request."""
-    text = "\n".join(leaves).lower()
+    text = "\n".join(leaves)[:_LONGEST_TEXT].lower()
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 

@@ -7,6 +7,7 @@ socket and who waits.
 from __future__ import annotations
 
 import asyncio
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,10 @@ from yarl import URL
 from promptmill.backends.openai.transport_errors import InvalidResponseError, StaleError, TooLargeError, TransportError
 
 # Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
-LARGEST_BODY = 64 * 1024 * 1024
+LARGEST_BODY = 16 * 1024 * 1024
+_LARGEST_TOGETHER = 64 * 1024 * 1024
+SMALL_BODY = 64 * 1024
+"""What is not counted: the body of an ordinary answer."""
 _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 _MOST_MEMBERS = 128
@@ -65,12 +69,89 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
+class BodiesInFlight:
+    """The bytes of all large response bodies that this process holds, and who waits to read more of one.
+
+    A body of up to 64 KiB is not counted, and never waits. Above the limit only one body at a time goes on, so that
+    those in flight end one after the other instead of waiting for each other. Event loops in several threads share it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit` is in bytes. The body that goes on exceeds it by `LARGEST_BODY` at most."""
+        self._limit = limit
+        self._held = 0
+        self._first: HeldBody | None = None
+        self._waiting: deque[HeldBody] = deque()
+        self._lock = threading.RLock()  # a body may be freed while another one is counted
+
+    @property
+    def held(self) -> int:
+        """How many bytes there are."""
+        return self._held
+
+    def add(self, body: HeldBody, size: int) -> bool:
+        """Count `size` more bytes of `body`; return whether to go on, else its `resume` is called once it may."""
+        with self._lock:
+            self._held += size
+            if self._held <= self._limit or self._first in {None, body}:
+                if self._held > self._limit:
+                    self._first = body
+                return True
+            if body not in self._waiting:
+                self._waiting.append(body)
+            return False
+
+    def free(self, body: HeldBody, size: int) -> None:
+        """Take a body of `size` bytes out."""
+        with self._lock:
+            self._held -= size
+            if self._first is body:
+                self._first = None
+            if body in self._waiting:
+                self._waiting.remove(body)
+            while self._waiting and (self._held <= self._limit or self._first is None):
+                going_on = self._waiting.popleft()
+                if self._held > self._limit:
+                    self._first = going_on
+                if not going_on.loop.is_closed():
+                    going_on.loop.call_soon_threadsafe(going_on.resume)
+
+
+# What counts is the memory of the process, whichever backend and event loop reads.
+BODIES_IN_FLIGHT = BodiesInFlight(_LARGEST_TOGETHER)
+
+
+class HeldBody:
+    """The counted bytes of one body, for as long as this object is there."""
+
+    def __init__(self, resume: Callable[[], None], bodies: BodiesInFlight = BODIES_IN_FLIGHT) -> None:
+        """Must be made on the event loop, which `resume` is called on."""
+        self.loop = asyncio.get_running_loop()
+        self.resume = resume
+        self._bodies = bodies
+        self._size = 0
+
+    def add(self, size: int) -> bool:
+        """Count `size` more bytes; return whether to go on, else `resume` is called once it may."""
+        self._size += size
+        return self._bodies.add(self, size)
+
+    def free(self) -> None:
+        """Stop counting, and waiting."""
+        size, self._size = self._size, 0
+        if size:
+            self._bodies.free(self, size)
+
+    __del__ = free
+
+
 class HttpResponse(NamedTuple):
-    """A complete response."""
+    """A complete response. `held` counts the bytes of a large body."""
 
     status: int
     headers: Headers
     body: bytes
+    held: HeldBody | None = None
 
 
 Answer = asyncio.Future[HttpResponse]
@@ -142,6 +223,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._started = self._in_body = self._complete = False
+        self._held: HeldBody | None = None
 
     # asyncio
 
@@ -208,6 +290,17 @@ class Connection(asyncio.Protocol):
             if self._body_size > LARGEST_BODY:
                 raise TooLargeError(f"more than {LARGEST_BODY} bytes")
             self._body.append(body)
+            if self._body_size > SMALL_BODY:
+                self._hold(len(body))
+
+    def _hold(self, size: int) -> None:
+        """Count the body, and read no more of it while other bodies have to come first."""
+        assert self._transport is not None
+        if self._held is None:
+            self._held = HeldBody(self._transport.resume_reading)
+            size = self._body_size
+        if not self._held.add(size):
+            self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._complete:
@@ -246,6 +339,9 @@ class Connection(asyncio.Protocol):
         """Close at once, without a result for `answer`."""
         self.keep = False
         self.answer = None
+        if self._held is not None:
+            self._held.free()
+            self._held, self._body = None, []
         if self._transport is not None and not self.closed:
             self.closed = True
             self._transport.abort()
@@ -272,10 +368,19 @@ class Connection(asyncio.Protocol):
             self.keep = False
             self._end(error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding"))
             return
-        self._end(HttpResponse(self._status, Headers(headers), body))
+        if len(body) > max(self._body_size, SMALL_BODY):  # it was compressed
+            self._held = self._held or HeldBody(_nothing)
+            self._held.add(len(body) - self._body_size)
+        self._end(HttpResponse(self._status, Headers(headers), body, self._held))
 
     def _end(self, result: HttpResponse | Exception) -> None:
         answer, self.answer = self.answer, None
+        held, self._held, self._body = self._held, None, []
+        if held is not None and self._transport is not None:
+            if not isinstance(result, HttpResponse):
+                held.free()
+            held.resume = _nothing
+            self._transport.resume_reading()
         if self.keep and not self.closed:
             self._owner.release(self)
         else:
@@ -283,6 +388,10 @@ class Connection(asyncio.Protocol):
             self._owner.forget(self)
         if answer is not None:
             self._owner.deliver(answer, result)
+
+
+def _nothing() -> None:
+    """Nothing is to be resumed."""
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:

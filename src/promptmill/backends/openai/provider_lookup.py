@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,6 +10,7 @@ from urllib.parse import SplitResult
 from promptmill.backends.openai.error_words import Cause
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import DASHSCOPE_PHRASES, PROFILES
+from promptmill.core.wording import close_matches
 
 _TELLING = len("code=12345")
 
@@ -55,7 +55,7 @@ def profile_of(name: str) -> ProviderProfile:
     found = profile_named(_ALIASES.get(wanted, wanted))
     if found is PLAIN:
         known = [profile.name for profile in PROFILES]
-        near = difflib.get_close_matches(wanted, [*known, *_ALIASES], n=1, cutoff=0.5)
+        near = close_matches(wanted, [*known, *_ALIASES], n=1, cutoff=0.5)
         raise KeyError(f"did you mean {near[0]}?" if near else f"known providers: {', '.join(known)}.")
     return found
 

@@ -36,7 +36,7 @@ _GAVE_UP_WAITING = frozenset({408, 504, 524})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again when it is reset, or use another key."
-_LONGEST_READ = 1 << 16
+_LONGEST_READ = 1 << 14
 
 _FINAL = {
     Cause.FILTER: Code.CONTENT_FILTER,
@@ -84,7 +84,9 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
     found = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
     shown = {"message": body.shown} | found
     return {
-        name: redact(without_controls(value)[:_LONGEST_REASON], endpoint.secrets) if isinstance(value, str) else value
+        name: redact(without_controls(value[:_LONGEST_READ]), endpoint.secrets)[:_LONGEST_REASON]
+        if isinstance(value, str)
+        else value
         for name, value in shown.items()
     }
 
@@ -121,7 +123,7 @@ def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
 
 
 def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
-    reason = " ".join(without_controls(body.shown).split())[:_LONGEST_READ]
+    reason = " ".join(without_controls(body.shown[:_LONGEST_READ]).split())
     reason = redact(reason, endpoint.secrets)
     if len(reason) > _LONGEST_REASON:
         reason = reason[:_LONGEST_REASON] + "…"

@@ -31,6 +31,11 @@ _ERROR_FIELDS = frozenset(
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
+# What separates values in JSON. Each is a value in memory, of up to 80 bytes, and a tenth of a microsecond in which
+# nothing else goes on; a small body has no room for many.
+_MOST_VALUES = 1_000_000
+_SMALL = 256 * 1024
+_MOST_EVENTS = 250_000  # of a stream: an answer has no more tokens
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -39,6 +44,8 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, with `keep_raw` all of its fields, or what the response means instead."""
     try:
+        if _has_too_many_values(body):
+            return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         try:
             payload = orjson.loads(body)
@@ -55,6 +62,8 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
     """Return the response to a request for another path than chats: its text, if it has one, and its payload."""
+    if _has_too_many_values(body):
+        return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -71,6 +80,10 @@ def read_other_response(
     ]
     details = {"payload": payload}
     return Completion(_text_of_other(payload), "stop", Usage(*counts), details=details, tier=_tier(payload))
+
+
+def _has_too_many_values(body: bytes) -> bool:
+    return len(body) > _SMALL and sum(map(body.count, (b"[", b"{", b","))) > _MOST_VALUES
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:
@@ -150,6 +163,8 @@ def _unwrapped(payload: Any) -> Any:
 def _read_stream(
     headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
 ) -> Completion | RetryDecision:
+    if body.count(b"\n") > 2 * _MOST_EVENTS:
+        return _unreadable(endpoint, f"a stream of more than {_MOST_EVENTS:,} events", b"")
     try:
         return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
     except CutOffError:

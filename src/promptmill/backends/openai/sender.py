@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from promptmill.answers.reasoning import unanswered, with_reasoning_apart
-from promptmill.backends.openai.endpoint import elsewhere
+from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.http_connection import SMALL_BODY, HttpResponse
 from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.response import read_other_response, read_response
@@ -123,7 +125,9 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return classify_exception(error, endpoint)
-        found = read_response(response.status, response.headers, response.body, endpoint, keep_raw=self._keep_raw)
+        inline = task.sampling.reasoning == "inline"
+        read = partial(_read, response, endpoint, keep_raw=self._keep_raw, inline=inline)
+        found = read() if len(response.body) <= SMALL_BODY else await self._pool.read_apart(read)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
                 self._stats.preview = None  # it may be the streaming that is refused
@@ -131,13 +135,10 @@ class LocalSender:
             return found
         if response.headers.any_zero():
             endpoint_state.note_headers(response.headers)
-        if task.sampling.reasoning == "inline":
-            return found
-        answer = with_reasoning_apart(found)
-        if problem := unanswered(answer):
-            kind = FailureKind.TRANSIENT if answer.finish_reason is None else FailureKind.ITEM
-            return RetryDecision(kind, problem, usage=answer.usage, unmetered=not answer.is_metered)
-        return answer
+        if not inline and (problem := unanswered(found)):
+            kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
+            return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
+        return found
 
     def _passes_on(self, images: Sequence[ImagePart]) -> bool:
         return self._image_encoder is not None and self._image_encoder.passes_on(images)
@@ -159,9 +160,17 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (as above)
             without_frames(error)
             return classify_exception(error, endpoint)
-        found = read_other_response(response.status, response.headers, response.body, endpoint)
+        found = await self._pool.read_apart(
+            partial(read_other_response, response.status, response.headers, response.body, endpoint)
+        )
         if isinstance(found, Completion):
             endpoint_state.note_headers(response.headers)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, which says nothing about chats
         return found
+
+
+def _read(response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool) -> Completion | RetryDecision:
+    """Return the answer in a response, its reasoning apart unless `inline`, or what the response means instead."""
+    found = read_response(response.status, response.headers, response.body, endpoint, keep_raw=keep_raw)
+    return found if inline or isinstance(found, RetryDecision) else with_reasoning_apart(found)

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from promptmill.backends.openai.http_connection import LARGEST_BODY, Headers, HttpResponse
+from promptmill.backends.openai.http_connection import LARGEST_BODY, SMALL_BODY, Headers, HeldBody, HttpResponse
 from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
@@ -86,11 +86,11 @@ class Session:
                 response = await posting
             async with response:
                 try:
-                    body = await _read(response.content, on_data)
+                    body, held = await _read(response.content, on_data, self._limits_s[1])
                 except TooLargeError:
                     response.close()
                     raise
-                return HttpResponse(response.status, Headers(response.raw_headers), body)
+                return HttpResponse(response.status, Headers(response.raw_headers), body, held)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page, of its body up to `largest` bytes."""
@@ -107,10 +107,17 @@ class Session:
         await self._session.close()
 
 
-async def _read(content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None) -> bytes:
-    """Return the body, of which `on_data` gets each piece; after a `TooLargeError` the connection is unusable."""
+async def _read(
+    content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None, silence_s: float
+) -> tuple[bytes, HeldBody | None]:
+    """Return the body, of which `on_data` gets each piece, and what counts it where it is large.
+
+    After a `TooLargeError` the connection is unusable.
+    """
     chunks: list[bytes] = []
     size = 0
+    held: HeldBody | None = None
+    may_go_on = asyncio.Event()
     while not content.at_eof():
         chunk = await content.readany()
         size += len(chunk)
@@ -119,7 +126,17 @@ async def _read(content: aiohttp.StreamReader, on_data: Callable[[bytes], None] 
         chunks.append(chunk)
         if on_data is not None:
             on_data(chunk)
-    return b"".join(chunks)
+        if size > SMALL_BODY:
+            counted, held = held is not None, held or HeldBody(may_go_on.set)
+            may_go_on.clear()
+            if not held.add(len(chunk) if counted else size):
+                try:
+                    async with asyncio.timeout(silence_s):
+                        await may_go_on.wait()
+                except BaseException:
+                    held.free()
+                    raise
+    return b"".join(chunks), held
 
 
 @contextlib.contextmanager

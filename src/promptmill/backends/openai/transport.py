@@ -8,14 +8,14 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import aiohappyeyeballs
 from multidict import CIMultiDict
 from yarl import URL
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.http_connection import Answer, Connection, HttpResponse, Target
+from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
 from promptmill.backends.openai.loop_throttle import ANSWERS_PER_TURN
 from promptmill.backends.openai.route import Route, route_to, trust_of_environment
 from promptmill.backends.openai.transport_errors import (
@@ -31,6 +31,7 @@ from promptmill.system.runtime import descriptors
 if TYPE_CHECKING:
     from promptmill.backends.openai.session import Session
 
+T = TypeVar("T")
 # Larger bodies are written piece by piece by the session, which waits while the endpoint reads too slowly.
 LARGEST_DIRECT_REQUEST = 1024 * 1024
 # Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
@@ -53,6 +54,7 @@ class Pool:
         self._limit = limit
         self._session: asyncio.Future[Session] | None = None
         self._trust_env = settings.trust_env
+        self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
 
     async def send(
@@ -77,10 +79,11 @@ class Pool:
         session = await self._opened()
         return await session.post(route, pieces, length, on_data)
 
-    async def page(self, endpoint: Endpoint, url: str, largest: int) -> HttpResponse:
-        """Return a page of `endpoint`'s host, asked for with its key. Raises as `send`."""
+    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
+        """Return status, headers and body of a page of `endpoint`'s host, asked for with its key. Raises as `send`."""
         session = await self._opened()
-        return await session.get(self._route(endpoint), URL(url), largest)
+        response = await session.get(self._route(endpoint), URL(url), largest)
+        return response.status, response.headers, response.body
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, without sending a key; None for whatever goes wrong."""
@@ -91,6 +94,14 @@ class Pool:
                 return response.body if response.status == 200 else None
         except Exception:  # noqa: BLE001 (a page that nobody needs)
             return None
+
+    async def read_apart(self, read: Callable[[], T]) -> T:
+        """Return what `read` makes of a large body, in a thread.
+
+        One at a time: values take several times the memory of their text.
+        """
+        async with self._reading:
+            return await asyncio.to_thread(read)
 
     def _route(self, endpoint: Endpoint) -> Route:
         route = self._routes.get((endpoint.url, endpoint.secrets))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.engines.load_errors import first_sentence
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.wording import close_matches
 from promptmill.system.safe_open import home_expanded
 
 _OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
@@ -58,7 +58,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in known:
             continue
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = close_matches(name, known, n=1, cutoff=0.5)
         meant = _MEANT.get(name) or (near[0] if near else None)
         advice = f"did you mean {meant}?" if meant else "see vLLM's documentation of its engine arguments."
         raise config_error(f"backend_configs.vllm.{name:.60}", f"unknown engine argument of vLLM; {advice}")
@@ -71,7 +71,7 @@ def _check_parser(given: Mapping[str, Any]) -> None:
     name = given.get("reasoning_parser")
     if not name or name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    near = close_matches(str(name), known, n=1, cutoff=0.5)
     advice = f"did you mean {near[0]}? There" if near else "there"
     raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {advice} are {', '.join(known)}.")
 
