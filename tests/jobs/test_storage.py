@@ -184,6 +184,20 @@ def test_of_a_damaged_database_is_kept_what_can_be_read(bench: Any) -> None:
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
 
 
+@pytest.mark.parametrize("left", [0.6, 0.75, 0.97])
+def test_of_a_database_that_was_cut_short_is_kept_what_is_left(bench: Any, left: float) -> None:
+    half_done(bench, 600)
+    count = len(bench.records())
+    content = pages(bench)
+    bench.folder.database.write_bytes(content[: int(len(content) * left)])
+    sent = len(bench.upstream.seen)
+    found = bench.succeed()
+    again = len(bench.upstream.seen) - sent
+    assert 600 - count < again < 600 - count * (left - 0.4)
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(600)]
+    assert found["failed"] == 0
+
+
 def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_output_is_written(bench: Any) -> None:
     bench.prompts(400)
     bench.upstream.reply = late(0.02, answer())

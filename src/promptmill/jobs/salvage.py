@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from promptmill.jobs import disk
 from promptmill.jobs.store import FARTHEST_ROW, PAGE, DamagedError, JobStore
+
+_HEADER = 100  # bytes; sqlite.org/fileformat.html
+_LONGEST = 1 << 40
 
 
 def salvage(path: Path, *, has_locks: bool = True) -> None:
@@ -17,6 +21,7 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
     beside = path.with_name(f"{path.name}.new")
     for suffix in ("", "-wal", "-shm", "-journal"):
         path.with_name(beside.name + suffix).unlink(missing_ok=True)
+    _restore_length(path)
     with (
         contextlib.closing(JobStore(path, has_locks=has_locks)) as old,
         contextlib.closing(JobStore(beside, create=True, has_locks=has_locks)) as new,
@@ -39,3 +44,15 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
     for suffix in ("-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)  # its last lines would be taken for the new one's
     disk.replace(beside, path)
+
+
+def _restore_length(path: Path) -> None:
+    """Give a database that was cut short the length that its header names: SQLite reads nothing of a shorter one."""
+    with path.open("r+b") as file:
+        header = file.read(_HEADER)
+        if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+            return
+        page = int.from_bytes(header[16:18], "big")
+        wanted = int.from_bytes(header[28:32], "big") * (page if page > 1 else 1 << 16)
+        if file.seek(0, os.SEEK_END) < wanted <= _LONGEST:
+            file.truncate(wanted)

@@ -152,7 +152,8 @@ class JobStore:
         A record that meets the condition `again` does not settle its row.
         """
         query = f"SELECT row, NOT ({again}), attempts FROM answer WHERE row BETWEEN ? AND ?"  # noqa: S608 (ours)
-        return {row: (bool(settled), attempts) for row, settled, attempts in self._read(query, first, last)}
+        # a damaged record, which is found out when the output is written, may lack them
+        return {row: (bool(settled), attempts or 0) for row, settled, attempts in self._read(query, first, last)}
 
     def record(self, row: int) -> Record | None:
         """Return the record of `row`, None when there is no sound one."""
@@ -332,6 +333,9 @@ class JobStore:
         found = dict(run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
         if found and not _TABLES.items() <= found.items() <= (_TABLES | _EARLIER).items():
             raise DamagedError(f"{self.path} is not the database of a job of this version")
+        ((page,),) = run("PRAGMA page_size")
+        if create and self.path.stat().st_size % page:  # SQLite would take what is missing of the last page for zeros
+            raise DamagedError(f"{self.path} was cut short")
         if create:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)
             run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
