@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.prompt_template import PromptTemplate
 from promptmill.jobs.spec import JobRequest
+from replies import answer, late
 
 
 def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any) -> None:
@@ -166,3 +170,43 @@ def test_a_name_that_is_too_long_is_one_line(bench: Any, arguments: list[str], l
     assert failed.returncode == 2
     assert "too long" in failed.stderr or "longer than" in failed.stderr
     assert len(failed.stderr) < 400
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda path: path.symlink_to("gone"), "is a link to gone, which is not there"),
+        (os.mkfifo, "is a pipe; `-` in its place"),
+        (lambda path: path.mkdir() or [(path / name).touch() for name in ("state.json", "a.arrow")], "`save_to_disk`"),
+    ],
+)
+def test_what_is_no_file_of_rows_is_called_what_it_is(bench: Any, made: Any, said: str) -> None:
+    made(bench.input)
+    assert said in bench.fail().replace("\n", " ").replace("  ", " ")
+
+
+def test_an_input_that_was_edited_while_the_job_ran_is_not_gone_on_with(bench: Any) -> None:
+    bench.prompts(300)
+    bench.upstream.reply = late(0.05, answer())
+    process = bench.start()
+    bench.wait(lambda: len(bench.records()) > 50)
+    bench.write([{"prompt": f"other {at}"} for at in range(300)])
+    out, err = process.communicate(timeout=60)
+    said = " ".join((out + err).split())
+    assert "has changed since" in said
+    assert "go on with the same command" not in said
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform == "win32", reason="removes open files")
+def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: Any) -> None:
+    bench.prompts(2000)
+    bench.upstream.reply = late(0.05, answer())
+    process = bench.start()
+    bench.wait(lambda: len(bench.records()) > 10)
+    shutil.rmtree(bench.folder.path)
+    out, err = process.communicate(timeout=60)
+    said = (out + err).replace("\n", " ")
+    assert "was removed" in said
+    assert "Free space" not in said

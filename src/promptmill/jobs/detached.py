@@ -212,11 +212,9 @@ def _revealed(value: object) -> object:
 async def _run(job: Job, service: Service) -> None:
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, _, _ = await until_ended(Runner(job, service, watch=watch))
-        print(
-            summary({"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}),
-            file=sys.stderr,
-        )
+        found, error, _ = await until_ended(Runner(job, service, watch=watch))
+        about = {"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}
+        print(summary(about, again=error is None or error.retryable), file=sys.stderr)
     finally:
         await service.aclose()
 

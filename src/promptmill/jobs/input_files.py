@@ -39,6 +39,8 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     A single path of a file is that file, whether it is there or not. In a folder, files of other kinds, hidden ones,
     `output` and the folders of jobs are passed over. Raises `PromptmillError` (`invalid_input`) when there is none.
     """
+    for path in given:
+        _check_kind(path)
     if len(given) == 1 and not is_several(given[0]):
         return [Part(given[0].absolute().resolve())]
     found: list[tuple[Path, Mapping[str, str]]] = []
@@ -59,6 +61,19 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns})
         for path, (_, columns) in zip(paths, found, strict=True)
     ]
+
+
+def _check_kind(path: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for what people name in place of a file of rows."""
+    if path.is_symlink() and not path.exists():
+        raise input_error(f"{path} is a link to {os.readlink(path)}, which is not there.")  # noqa: PTH115 (as written)
+    if path.is_fifo():
+        raise input_error(f"{path} is a pipe; `-` in its place reads rows from standard input: … | promptmill bulk -")
+    if (path / "state.json").is_file() and any(path.glob("*.arrow")):
+        raise input_error(
+            f"{path} is a folder that `save_to_disk` of the library datasets wrote; write rows with "
+            '`dataset.to_parquet("rows.parquet")` instead.'
+        )
 
 
 def is_several(path: Path) -> bool:

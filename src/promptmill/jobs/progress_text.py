@@ -119,7 +119,7 @@ def summary(
     if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
     elif state != status.FINISHED and not found.get("alive"):
-        lines.append(on)
+        lines.append(on if again else "  what is answered is kept")
     return "\n".join(lines)
 
 

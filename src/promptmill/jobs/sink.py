@@ -136,6 +136,8 @@ class StoreSink:
                 await asyncio.wait({syncing})  # the database is closed after this
                 syncing.exception()
                 raise
+            except FileNotFoundError:
+                self._break("was removed while the job ran", "Run the command again; it begins anew.")
             except OSError as error:
                 self._break(f"cannot be kept: {why(error)}")
             except DamagedError:
@@ -185,8 +187,8 @@ class StoreSink:
         except DamagedError:
             self._break(_DAMAGED)
 
-    def _break(self, reason: str) -> None:
-        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.")
+    def _break(self, reason: str, hint: str | None = None) -> None:
+        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
         self._loop.call_soon_threadsafe(self._give_up, error)
         self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
 
