@@ -40,7 +40,7 @@ def install(file, tmp_path, monkeypatch):
 
 
 def _servers(file):
-    return json.loads(file.read_text(encoding="utf-8"))["mcpServers"]
+    return json.loads(file.read_text(encoding="utf-8-sig"))["mcpServers"]
 
 
 def test_the_entry_starts_us_by_absolute_paths(install, file):
@@ -119,8 +119,9 @@ def test_a_configuration_that_cannot_work_is_not_installed(install, file, tmp_pa
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ('{"mcpServers": {\n  "a": {},\n}}', "line 3, column 1 is not valid JSON"),
-        ('{"a": 1} // mine', "line 1, column 10 is not valid JSON"),
+        ('{"mcpServers": {\n  "a": {}\n  "b": {}}}', "line 3, column 3 is not valid JSON"),
+        ('{"a": 1} mine', "line 1, column 10 is not valid JSON"),
+        ('{"a": /* 1}', "line 1, column 12 is not valid JSON"),
         ('{"a": 1, "a": 2}', "the key a occurs twice"),
         ("[1]", "it should be an object, not a list"),
         ('{"mcpServers": []}', "mcpServers should be an object"),
@@ -130,8 +131,11 @@ def test_a_configuration_that_cannot_work_is_not_installed(install, file, tmp_pa
 )
 def test_a_file_that_is_not_as_it_should_be_is_left_alone(install, file, broken, said, capsys):
     file.write_text(broken)
-    assert install() == 2
-    assert said in capsys.readouterr().err
+    for arguments in ([], ["--dry-run"]):
+        assert install(*arguments) == 2
+        out, err = capsys.readouterr()
+        assert said in err
+        assert '"args"' in out, "the entry is shown all the same, to be added by hand"
     assert file.read_text() == broken
     assert len(list(file.parent.iterdir())) == 2
 

@@ -151,7 +151,7 @@ def test_codex_keeps_the_environment_that_a_person_added_below_the_entry(home):
     assert entry["command"] != "old"
     assert entry["env"] == {"A": "b"}
     assert _install("codex", "--undo") == 0
-    assert tomllib.loads(file.read_text()) == tomllib.loads(TOML)
+    assert tomllib.loads(file.read_text())["mcp_servers"]["promptmill"] == {"command": "old", "env": {"A": "b"}}
 
 
 def test_the_first_backup_is_never_overwritten(home):
@@ -162,12 +162,142 @@ def test_the_first_backup_is_never_overwritten(home):
     assert json.loads((home / ".cursor" / "mcp.json.before-promptmill").read_text()) == {"first": 1}
 
 
-def test_comments_are_not_lost_and_the_user_is_told_what_to_do(capsys):
+OWN = '{"command": "mine", "timeout": 7}'
+JSON_FILES = {
+    "comments": """{
+  // mine
+  "servers": {
+    "a": {"command": "x"} // , }
+    /* "b": 1, */
+  },
+  "inputs": []
+}
+""",
+    "last commas": '{\n\t"servers": {\n\t\t"a": {"args": [1,],},\n\t},\n}\n',
+    "an empty object": '{\n    "servers": {\n        // none yet\n    }\n}',
+    "no servers": '// top\r\n{\r\n  "other": "//no/*comment" // c\r\n}\r\n',
+    "one line": '{"servers":{"a":{}},"z":12345678901234567890}',
+    "nothing but braces": "{}",
+    "a comment alone": "{ /* here */ }\n",
+    "a byte order mark": '\ufeff{"servers": {\n}}',
+    "an entry of the user's own": f'{{\n  "servers": {{\n    "promptmill": {OWN}, // mine\n    "b": {{}}\n  }}\n}}\n',
+}
+
+
+def test_a_file_with_comments_gets_the_entry_as_a_person_would_write_it():
     file = next(client for client in CLIENTS if client.name == "vscode").file()
-    file.write_text('{\n  // mine\n  "servers": {}\n}')
-    assert _install("vscode") == 2
-    assert "comments would be lost" in capsys.readouterr().err
-    assert "// mine" in file.read_text()
+    file.write_text(JSON_FILES["comments"])
+    assert _install("vscode") == 0
+    (command,) = [line for line in file.read_text().splitlines(keepends=True) if line.startswith('      "command"')]
+    assert (
+        file.read_text()
+        == f"""{{
+  // mine
+  "servers": {{
+    "a": {{"command": "x"}}, // , }}
+    /* "b": 1, */
+    "promptmill": {{
+      "type": "stdio",
+{command}      "args": [
+        "serve"
+      ]
+    }}
+  }},
+  "inputs": []
+}}
+"""
+    )
+
+
+@pytest.mark.parametrize("before", JSON_FILES.values(), ids=JSON_FILES)
+def test_every_other_byte_of_a_file_stays(before):
+    file = next(client for client in CLIENTS if client.name == "vscode").file()
+    file.write_bytes(before.encode())
+    assert _install("vscode") == 0
+    after = file.read_bytes().decode()
+    if OWN in before:
+        begin, _, end = before.partition(OWN)
+        assert after.startswith(begin)
+        assert after.endswith(end)
+    else:
+        letters = iter(after)
+        assert all(letter in letters for letter in before), "text was only added"
+    found = _json_with_comments(after)
+    assert found["servers"]["promptmill"]["args"][:1] == ["serve"]
+    others = {name: entry for name, entry in found["servers"].items() if name != "promptmill"}
+    assert others == {
+        name: entry for name, entry in _json_with_comments(before).get("servers", {}).items() if name != "promptmill"
+    }
+    assert _install("vscode") == 0
+    assert file.read_bytes().decode() == after, "a second time changes nothing"
+    assert _install("vscode", "--undo") == 0
+    assert file.read_bytes().decode() == before
+
+
+def _json_with_comments(text):
+    """Read a file as VS Code does, in a slow way that has nothing in common with ours."""
+    plain, at, in_string = "", 0, False
+    text = text.removeprefix("\ufeff")
+    while at < len(text):
+        if not in_string and text.startswith("//", at):
+            at = (text + "\n").index("\n", at)
+        elif not in_string and text.startswith("/*", at):
+            at = text.index("*/", at) + 2
+        else:
+            in_string ^= text[at] == '"'
+            if not in_string and text[at] in "]}":
+                plain = plain.rstrip().removesuffix(",")
+            plain += text[at]
+            at += 1
+    return json.loads(plain)
+
+
+@pytest.mark.parametrize("before", JSON_FILES.values(), ids=JSON_FILES)
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_undo_keeps_what_was_changed_meanwhile(before, place):
+    file = next(client for client in CLIENTS if client.name == "vscode").file()
+    file.write_bytes(before.encode())
+    assert _install("vscode") == 0
+    found = _json_with_comments(file.read_text(encoding="utf-8"))
+    servers = found["servers"]
+    mine = servers.pop("promptmill")
+    ours, new = {"promptmill": mine}, {"new": {"command": "y"}}
+    order = {"first": [ours, servers, new], "middle": [servers, ours, new], "last": [servers, new, ours]}[place]
+    found["servers"] = {name: entry for part in order for name, entry in part.items()}
+    file.write_text(json.dumps(found, indent=2))
+    assert _install("vscode", "--undo") == 0
+    left = _json_with_comments(file.read_text(encoding="utf-8"))
+    own = _json_with_comments(before).get("servers", {}).get("promptmill")
+    assert left["servers"].pop("new") == {"command": "y"}
+    assert left["servers"].pop("promptmill", None) == own
+    assert left == {**found, "servers": servers}
+
+
+@pytest.mark.parametrize("name", ["vscode", "codex"])
+def test_an_entry_of_the_users_own_is_replaced_with_a_message_and_restored(capsys, name):
+    file = next(client for client in CLIENTS if client.name == name).file()
+    own = '{"servers": {"promptmill": {"command": "mine"}}}'
+    before = own if name == "vscode" else TOML + '\n[mcp_servers.promptmill]\ncommand = "mine"  # own\n\n[z]\na = 1\n'
+    file.write_text(before)
+    message = f"replace the entry promptmill in {file}; --undo restores it"
+    assert _install(name, "--dry-run") == 0
+    assert f"would {message}" in capsys.readouterr().out
+    assert file.read_text() == before
+    assert _install(name) == 0
+    assert message in capsys.readouterr().out
+    assert '"mine"' not in file.read_text()
+    assert _install(name, "--undo") == 0
+    assert file.read_text() == before
+
+
+def test_codex_keeps_every_other_byte(home):
+    file = home / ".codex" / "config.toml"
+    before = TOML.replace("\n", "\r\n").encode()
+    file.write_bytes(before)
+    assert _install("codex") == 0
+    assert file.read_bytes().startswith(before)
+    assert _install("codex", "--undo") == 0
+    assert file.read_bytes() == before
 
 
 def test_no_folder_is_made_for_a_file_that_is_named(tmp_path, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import config_error
-from promptmill.install.steps import Step, backup_of, keep, remove, write
+from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -25,15 +25,21 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     there = tomllib.loads(text).get(key, {}).get(name)
     if there is not None and over(there, added) == there:
         return []
-    table = f"[{key}.{_quoted(name)}]\n"
+    words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
+    return [*keep(file), write(file, _checked(file, _with_table(text, key, name, over(there or {}, added))), words)]
+
+
+def _with_table(text: str, key: str, name: str, entry: Mapping[str, Any]) -> str:
+    line = _line_end(text)
+    table = f"[{key}.{_quoted(name)}]{line}"
     table += "".join(
-        f"{field} = {json.dumps(value, ensure_ascii=False)}\n"
-        for field, value in over(there or {}, added).items()
+        f"{field} = {json.dumps(value, ensure_ascii=False)}{line}"
+        for field, value in entry.items()
         if isinstance(value, str | int | float | list)
     )
-    before, after = _without(text, key, name)
-    changed = "\n".join(part for part in (before.rstrip("\n") + "\n" if before.strip() else "", table, after) if part)
-    return [*keep(file), write(file, _checked(file, changed))]
+    before, _, after = _parts(text, key, name)
+    gap = "" if not before or before.endswith(line * 2) else line if before.endswith(line) else line * 2
+    return f"{before}{gap}{table}{line if after else ''}{after}"
 
 
 def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
@@ -48,14 +54,23 @@ def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
-    """Return the steps that take the table `[key.name]` and those below it out; none if it is not there."""
-    text = _read(file)
-    if name not in tomllib.loads(text).get(key, {}):
+    """Return the steps that undo `install`: an earlier table comes back, else it goes with those below it.
+
+    There are none without the table.
+    """
+    text, copy = _read(file), backup_of(file)
+    servers = tomllib.loads(text).get(key, {})
+    if name not in servers:
         return []
-    before, after = _without(text, key, name, below=True)
-    if not (left := before + after).strip() and not backup_of(file).exists():
-        return [remove(file)]
-    return [write(file, _checked(file, left))]
+    before, _, after = _parts(text, key, name, below=True)
+    if not copy.exists():
+        left = before + after
+        return [write(file, _checked(file, left)) if left.strip() else remove(file)]
+    earlier = _read(copy)
+    if _with_table(earlier, key, name, servers[name]) == text:
+        return [put_back(file, copy)]
+    _, old, _ = _parts(earlier, key, name, below=True)
+    return [write(file, _checked(file, before + old + after))]
 
 
 def _checked(file: Path, text: str) -> bytes:
@@ -67,23 +82,26 @@ def _checked(file: Path, text: str) -> bytes:
     return text.encode()
 
 
-def _without(text: str, key: str, name: str, *, below: bool = False) -> tuple[str, str]:
-    """Return what stands before and after the table `[key.name]`; all of it before where there is none.
+def _parts(text: str, key: str, name: str, *, below: bool = False) -> tuple[str, str, str]:
+    """Return what stands before, in and after the table `[key.name]`; all of it before where there is none.
 
-    With `below` the tables `[key.name.…]` are left out, too.
+    With `below` the tables `[key.name.…]` belong to it, too.
     """
     own = rf"\[\s*{re.escape(key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\")"
     heads = re.compile(own + (r"\s*[.\]]" if below else r"\s*\]"))
     before: list[str] = []
+    within: list[str] = []
     after: list[str] = []
-    inside = seen = False
+    inside = False
     for line in text.splitlines(keepends=True):
         if line.lstrip().startswith("["):
             inside = heads.match(line.strip()) is not None
-            seen = seen or inside
-        if not inside:
-            (after if seen else before).append(line)
-    return "".join(before), "".join(after)
+        (within if inside else after if within else before).append(line)
+    return "".join(before), "".join(within), "".join(after)
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
 
 
 def _quoted(name: str) -> str:
@@ -92,7 +110,7 @@ def _quoted(name: str) -> str:
 
 def _read(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        text = file.read_bytes().decode() if file.exists() else ""
         tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise config_error("", f"{file} is not valid TOML: {error}. Nothing was changed; correct that first.") from None

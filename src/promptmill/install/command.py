@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from promptmill.config import loading, parameter_file
-from promptmill.core.errors import config_error, looks_like_key
+from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.install import codex, json_file, ultrarag
 from promptmill.install.clients import CLIENTS, Client, entry
 from promptmill.install.steps import Step
@@ -62,13 +63,21 @@ def _client(arguments: argparse.Namespace) -> int:
         steps = editor.undo(file, client.key, arguments.name)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     added = entry(client, _named_configuration(arguments.config), arguments.env)
-    result = editor.over(editor.entry_in(file, client.key, arguments.name), added)
-    steps = editor.install(file, client.key, arguments.name, added)
+    try:
+        result = editor.over(editor.entry_in(file, client.key, arguments.name), added)
+        steps = editor.install(file, client.key, arguments.name, added)
+    except PromptmillError:
+        print(_shown(arguments.name, added))  # to be added by hand
+        raise
     code = _apply(steps, f"{file} has this entry already.", arguments)
-    shown = f"The entry:\n{json.dumps({arguments.name: result}, indent=2, ensure_ascii=False)}"
     keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
-    print("\n".join(line for line in (shown, *([keys, client.afterwards] if steps else [])) if line))
+    more = [keys, client.afterwards] if steps else []
+    print("\n".join(line for line in (_shown(arguments.name, result), *more) if line))
     return code
+
+
+def _shown(name: str, result: Mapping[str, Any]) -> str:
+    return f"The entry:\n{json.dumps({name: result}, indent=2, ensure_ascii=False)}"
 
 
 def _refuse_values(given: Sequence[str]) -> None:

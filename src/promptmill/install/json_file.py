@@ -1,4 +1,4 @@
-"""One more MCP server in a client's JSON configuration, everything else as it is."""
+"""One more MCP server in a client's JSON configuration, with every other byte as it was: comments and commas too."""
 
 from __future__ import annotations
 
@@ -6,25 +6,83 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import shape
-from promptmill.install.steps import Step, backup_of, keep, remove, write
+from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
+
+# VS Code's files have comments, and commas after the last member.
+_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
+_SPACE, _COMMA = re.compile(r"\s*"), re.compile(r"\s*,")
+_BOM = "\ufeff"
+_DECODER = json.JSONDecoder()
+
+
+class _Member(NamedTuple):
+    """Where a member of an object stands: its key, its value, the end of its value."""
+
+    key: int
+    value: int
+    end: int
+
+
+class _File(NamedTuple):
+    """A file; `bare` is `text` with blanks for comments, `plain` is JSON, with blanks for last commas as well."""
+
+    text: str
+    bare: str
+    plain: str
+    content: dict[str, Any]
+
+    def comma_after(self, at: int) -> int | None:
+        """Return where the comma behind a value stands."""
+        match = _COMMA.match(self.bare, at)
+        return None if match is None else match.end() - 1
+
+    def members(self, *path: str) -> tuple[dict[str, _Member], int]:
+        """Return the members of the object at `path`, and where its closing brace stands."""
+        at = self._after(0)
+        for key in path:
+            at = self.members_at(at)[0][key].value
+        return self.members_at(at)
+
+    def members_at(self, at: int) -> tuple[dict[str, _Member], int]:
+        """Return the same of the object that begins at `at`."""
+        found: dict[str, _Member] = {}
+        at = self._after(at + 1)
+        while self.plain[at] != "}":
+            begin = at
+            key, at = _DECODER.raw_decode(self.plain, at)
+            value = self._after(self._after(at) + 1)
+            _, end = _DECODER.raw_decode(self.plain, value)
+            found[key] = _Member(begin, value, end)
+            at = self._after(end)
+            if self.plain[at] == ",":
+                at = self._after(at + 1)
+        return found, at
+
+    def _after(self, at: int) -> int:
+        match = _SPACE.match(self.plain, at)
+        return at if match is None else match.end()
 
 
 def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
     """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there.
 
-    What the entry holds beside it, such as a timeout, stays; `env` is merged. Raises
+    The other fields of an entry that is there, such as a timeout, stay; `env` is merged. Raises
     `PromptmillError` when the file is not as it should be.
     """
-    text, content = _read(file)
-    servers = _servers(file, content, key)
-    there = servers.get(name)
+    found = _read(file)
+    there = _servers(file, found.content, key).get(name)
     if there is not None and not isinstance(there, dict):
         raise config_error("", f"{file}: {key}.{name} should be an object, not {shape(there)}.")
-    return _change(file, text, content, key, {**servers, name: over(there or {}, added)})
+    entry = over(there or {}, added)
+    if there == entry:
+        return []
+    words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
+    return [*keep(file), write(file, _encoded(_with_entry(found, key, name, entry)), words)]
 
 
 def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,52 +95,110 @@ def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
 
 def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
     """Return the entry `name` of `file` as it stands there; empty without one. Raises as `install`."""
-    found = _servers(file, _read(file)[1], key).get(name)
+    found = _servers(file, _read(file).content, key).get(name)
     return found if isinstance(found, dict) else {}
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
-    """Return the steps that take the entry `name` out of `file`, and what only `install` put there; none without it.
+    """Return the steps that undo `install`: an earlier entry comes back, else the entry goes; none without it.
 
     Raises as `install`.
     """
-    text, content = _read(file)
-    servers = _servers(file, content, key)
+    found, copy = _read(file), backup_of(file)
+    servers = _servers(file, found.content, key)
     if name not in servers:
         return []
-    left = {**content, key: {other: entry for other, entry in servers.items() if other != name}}
-    before = _read(backup_of(file))[1]
-    if not left[key] and key not in before:
-        del left[key]
-    if not left and not backup_of(file).exists():
-        return [remove(file)]
-    return [write(file, _dump(text, left))]
+    if not copy.exists():
+        alone = found.content.keys() == {key} and servers.keys() == {name}
+        return [remove(file) if alone else write(file, _encoded(_without(found, key, name)))]
+    before = _read(copy)
+    earlier = _servers(copy, before.content, key)
+    if _with_entry(before, key, name, servers[name]) == found.text:
+        return [put_back(file, copy)]
+    if name not in earlier:
+        return [write(file, _encoded(_without(found, key, name, empty=key in before.content)))]
+    old, new = before.members(key)[0][name], found.members(key)[0][name]
+    restored = found.text[: new.value] + before.text[old.value : old.end] + found.text[new.end :]
+    return [write(file, _encoded(restored))]
 
 
-def _change(file: Path, text: str, content: dict[str, Any], key: str, servers: dict[str, Any]) -> list[Step]:
-    if content.get(key, {}) == servers:
-        return []
-    return [*keep(file), write(file, _dump(text, {**content, key: servers}))]
+def _with_entry(found: _File, key: str, name: str, entry: Mapping[str, Any]) -> str:
+    if key not in found.content:
+        return _with_member(found, (), key, {name: entry})
+    members, _ = found.members(key)
+    if name not in members:
+        return _with_member(found, (key,), name, entry)
+    member = members[name]
+    return found.text[: member.value] + _written(found.text, entry, 2) + found.text[member.end :]
 
 
-def _dump(text: str, content: dict[str, Any]) -> bytes:
-    """Return `content` as JSON, indented as `text` is."""
-    indent = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
-    written = json.dumps(content, indent=indent[1] if indent else 2, ensure_ascii=False)
-    return f"{written}\n".encode(errors="surrogatepass")
+def _with_member(found: _File, path: tuple[str, ...], name: str, value: Mapping[str, Any]) -> str:
+    """Return the text with one more member at the end of the object at `path`."""
+    text = found.text
+    line, depth = _line_end(text), len(path) + 1
+    if not text.strip(_BOM).strip():
+        return f"{text}{_written(text, {name: value}, 0)}{line}"
+    member = f"{line}{_indent(text) * depth}{json.dumps(name, ensure_ascii=False)}: {_written(text, value, depth)}"
+    members, close = found.members(*path)
+    before = len(text[:close].rstrip())
+    if members:
+        last = max(member.end for member in members.values())
+        head = text[:last] + ("," if found.comma_after(last) is None else "") + text[last:before]
+    else:
+        head = text[:before]
+    gap = text[before:close] if "\n" in text[before:close] else line + _indent(text) * (depth - 1)
+    return head + member + gap + text[close:]
 
 
-def _read(file: Path) -> tuple[str, dict[str, Any]]:
-    """Return the text of `file` and what it holds; both empty when it is not there."""
+def _without(found: _File, key: str, name: str, *, empty: bool = False) -> str:
+    """Return the text without the entry, and without the object `key` if it has no other and not `empty`."""
+    members, _ = found.members(key)
+    if len(members) == 1 and not empty:
+        name, (members, _) = key, found.members()
+    text, member = found.text, members[name]
+    begin, end = len(text[: member.key].rstrip()), member.end
+    before = [other.end for other in members.values() if other.end < begin]
+    if (comma := found.comma_after(end)) is not None:
+        return text[:begin] + text[comma + 1 :]
+    if before and (comma := found.comma_after(max(before))) is not None:
+        return text[:comma] + text[comma + 1 : begin] + text[end:]
+    return text[:begin] + text[end:]
+
+
+def _written(text: str, value: Any, depth: int) -> str:
+    """Return `value` as JSON, indented as `text` is, in an object at `depth`."""
+    lines = json.dumps(value, indent=_indent(text), ensure_ascii=False).split("\n")
+    return (_line_end(text) + _indent(text) * depth).join(lines)
+
+
+def _indent(text: str) -> str:
+    found = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
+    return found[1] if found else "  "
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+def _blanked(match: re.Match[str]) -> str:
+    found = match[0]
+    return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
+
+
+def _read(file: Path) -> _File:
+    """Return `file`, which is empty when it is not there."""
     try:
-        text = file.read_text(encoding="utf-8-sig") if file.exists() else ""
-        content = json.loads(text, object_pairs_hook=_without_twins) if text.strip() else {}
+        text = file.read_bytes().decode() if file.exists() else ""
+        bare = _COMMENT.sub(_blanked, text.replace(_BOM, " ", 1))
+        plain = _LAST_COMMA.sub(_blanked, bare)
+        content = json.loads(plain, object_pairs_hook=_without_twins) if plain.strip() else {}
     except json.JSONDecodeError as error:
         problem = f"{error.msg[0].lower()}{error.msg[1:]}"
-        problem = f"line {error.lineno}, column {error.colno} is not valid JSON: {problem}"
-        if re.search(r"^[ \t]*(//|/\*)", text, re.MULTILINE):
-            problem += " (comments would be lost: add the entry that --dry-run shows by hand)"
-        raise _broken(file, problem) from None
+        raise _broken(file, f"line {error.lineno}, column {error.colno} is not valid JSON: {problem}") from None
     except UnicodeDecodeError:
         raise _broken(file, "it is not UTF-8 text") from None
     except RecursionError:
@@ -93,7 +209,7 @@ def _read(file: Path) -> tuple[str, dict[str, Any]]:
         raise config_error("", f"{file} cannot be read: {error.strerror}.") from None
     if not isinstance(content, dict):
         raise _broken(file, f"it should be an object, not {shape(content)}")
-    return text, content
+    return _File(text, bare, plain, content)
 
 
 def _servers(file: Path, content: dict[str, Any], key: str) -> dict[str, Any]:

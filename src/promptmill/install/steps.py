@@ -53,9 +53,9 @@ def put_back(file: Path, copy: Path) -> Step:
     return Step(f"put back {file}", act)
 
 
-def write(file: Path, content: bytes) -> Step:
+def write(file: Path, content: bytes, words: str = "") -> Step:
     """Make `content` what `file` holds; its permissions stay."""
-    return Step(f"write {file}", lambda: _write(file, content))
+    return Step(words or f"write {file}", lambda: _write(file, content))
 
 
 def remove(file: Path) -> Step:
