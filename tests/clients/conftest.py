@@ -9,6 +9,7 @@ Where a registry cannot be reached, and nothing was made before, the tests are s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,14 @@ def calm(tmp_path):
         "FASTMCP_CHECK_FOR_UPDATES": "off",
         "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
     }
+
+
+@pytest.fixture
+def online(uv, calm):
+    """The same for a client that installs packages itself, with uv."""
+    network = {name: value for name, value in ENVIRON.items() if re.search("PROXY|CERT|^UV_", name.upper())}
+    path = os.pathsep.join([str(uv.parent), calm["PATH"]])
+    return calm | network | {"PATH": path, "UV_CACHE_DIR": str(FOLDER / "uv")}
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
 
 from replies import answer
 
@@ -194,6 +196,27 @@ def test_mcp_run_and_fastmcp_run_on_the_launch_file(request, line, command, conf
     start = [python.with_name(command), "run", launcher, *(["--transport", "stdio"] if command == "fastmcp" else [])]
     found = _driven(python, "sdk", start, calm | {"PROMPTMILL_PYTHON": sys.executable})
     assert found["after"]["structuredContent"] == {"ans_ls": ["echo: hi again"]}
+
+
+def test_fastmcp_inspect_on_the_launch_file_shows_the_tools(sdk1, calm, tmp_path):
+    command = [sdk1.with_name("fastmcp"), "inspect", LAUNCHER, "--format", "mcp", "-o", tmp_path / "found.json"]
+    _run(command, calm | {"PROMPTMILL_PYTHON": sys.executable})
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert {tool["name"] for tool in found["tools"]} >= TOOLS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Claude Desktop's folder is elsewhere")
+@pytest.mark.parametrize("line", ["sdk1", "own"])
+async def test_the_entry_of_mcp_install_starts_without_a_variable(request, line, online, tmp_path):
+    """It starts the file in an environment of uv's own, which has no promptmill."""
+    (tmp_path / "Claude").mkdir()
+    environ = online | {"XDG_CONFIG_HOME": str(tmp_path)}
+    _run([request.getfixturevalue(line).with_name("mcp"), "install", LAUNCHER, "--name", "mill"], environ)
+    file = tmp_path / "Claude" / "claude_desktop_config.json"
+    entry = json.loads(file.read_text(encoding="utf-8"))["mcpServers"]["mill"]
+    start = StdioTransport(entry["command"], entry["args"], env=environ, cwd=str(tmp_path), keep_alive=False)
+    async with Client(start, init_timeout=300) as client:
+        assert {tool.name for tool in await client.list_tools()} >= TOOLS
 
 
 def test_a_pipelines_client_builds_and_runs_in_its_own_environment(sdk1, config, calm, tmp_path, monkeypatch, upstream):

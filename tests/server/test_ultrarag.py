@@ -183,6 +183,36 @@ def test_without_both_it_is_its_own_interpreter(checkout, monkeypatch):
         assert server.answers("hi") == ["echo: hi"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="environments have other folders there")
+@pytest.mark.parametrize("environment", [".venv", "."])
+def test_without_both_an_environment_around_it_that_has_promptmill_counts(checkout, foreign_python, environment):
+    """As `mcp install` starts it: by a Python without promptmill, with no variable."""
+    programs = checkout / environment / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+    (checkout / environment / "pyvenv.cfg").write_text("")
+    with _started(foreign_python, PROMPTMILL_PYTHON="", PYTHONPATH="") as server:
+        server.process.wait(60)
+        assert "has no promptmill" in server.said(), "an environment without promptmill does not count"
+    (programs / "promptmill").write_text("")
+    with _started(foreign_python, PROMPTMILL_PYTHON="") as server:
+        server.initialize()
+        assert server.answers("hi") == ["echo: hi"]
+
+
+async def test_the_server_object_of_the_launcher_lists_the_tools_of_the_server():
+    """As `fastmcp inspect` asks for them."""
+    spec = sure(importlib.util.spec_from_file_location("launcher", LAUNCHER))
+    launcher = importlib.util.module_from_spec(spec)
+    sure(spec.loader).exec_module(launcher)
+    async with Client(launcher.mcp) as client:
+        tools = {tool.name: tool for tool in await client.list_tools()}
+    assert {"generation_init", "generate", "bulk_generate"} <= set(tools)
+    assert "build" not in tools
+    assert list(tools["generate"].input_schema["properties"])[:2] == ["prompt_ls", "system_prompt"]
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [("", "has no promptmill"), ("/nowhere/python", "names /nowhere/python, which is not there")],

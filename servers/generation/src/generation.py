@@ -6,7 +6,9 @@ hands over to it:
 
 1. the one that the variable PROMPTMILL_PYTHON names,
 2. else the one that `promptmill install ultrarag CHECKOUT` wrote into this file,
-3. else the one that runs this file.
+3. else the one that runs this file, if promptmill is installed next to it,
+4. else the one of the virtual environment around this file, as in a checkout of promptmill or in an installed package,
+5. else the one that runs this file.
 
 Run as a script, as pipelines run it, the client counts as the operator's own program. Run by `mcp run`, `fastmcp run`
 or what `mcp install` writes, it does not: then any client may be at the other end.
@@ -14,6 +16,7 @@ or what `mcp install` writes, it does not: then any client may be at the other e
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -66,7 +69,8 @@ def find_interpreter() -> str:
     if not named:
         named, said_by = INTERPRETER, str(HERE / "generation.py")
     if not named:
-        return sys.executable
+        own = Path(sys.executable)
+        return sys.executable if has_promptmill(own.parent) else interpreter_around() or sys.executable
     found = shutil.which(str(Path(named).expanduser()))  # a path or a command
     if found is None:
         complain(
@@ -74,6 +78,21 @@ def find_interpreter() -> str:
             "or run `promptmill install ultrarag CHECKOUT` with that one."
         )
     return str(Path(found).absolute())  # not resolved: a virtual environment is known by its link
+
+
+def has_promptmill(programs: Path) -> bool:
+    """Return whether promptmill's command is in a folder of programs."""
+    return any((programs / name).is_file() for name in ("promptmill", "promptmill.exe"))
+
+
+def interpreter_around() -> str:
+    """Return the path of the interpreter of the virtual environment around this file; "" if none has promptmill."""
+    programs, name = ("Scripts", "python.exe") if sys.platform == "win32" else ("bin", "python")
+    for folder in HERE.parents:
+        for environment in (folder, folder / ".venv"):
+            if (environment / "pyvenv.cfg").is_file() and has_promptmill(environment / programs):
+                return str(environment / programs / name)
+    return ""
 
 
 def environment_for(interpreter: str) -> dict[str, str]:
@@ -88,10 +107,43 @@ def environment_for(interpreter: str) -> dict[str, str]:
     return environment
 
 
+def command_of(interpreter: str, *arguments: str) -> list[str]:
+    """Return the command line of the server."""
+    return [interpreter, "-c", START, str(HERE.parent), *arguments]
+
+
+def tools_of_server() -> list[dict[str, object]]:
+    """Return the tools as the server lists them: for the commands that list tools without running the file."""
+    interpreter = find_interpreter()
+    client = {"name": "launcher", "version": "1"}
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    with subprocess.Popen(
+        command_of(interpreter, "--untrusted"),
+        env=environment_for(interpreter),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for message in (
+            {"id": 1, "method": "initialize", "params": hello},
+            {"method": "notifications/initialized"},
+            {"id": 2, "method": "tools/list"},
+        ):
+            server.stdin.write(json.dumps(dict(message, jsonrpc="2.0")).encode() + b"\n")
+        server.stdin.flush()
+        for line in server.stdout:
+            message = json.loads(line)
+            if message.get("id") == 2:
+                tools: list[dict[str, object]] = message["result"]["tools"]
+                return tools
+    raise RuntimeError("The server has ended without listing its tools; stderr has the reason.")
+
+
 def main(*arguments: str) -> None:
     """Become the server."""
     interpreter = find_interpreter()
-    command = [interpreter, "-c", START, str(HERE.parent), *arguments]
+    command = command_of(interpreter, *arguments)
     environment = environment_for(interpreter)
     if sys.platform == "win32":
         sys.exit(run_as_child(command, environment))
@@ -155,6 +207,8 @@ def __getattr__(name: str) -> object:
     """Give `mcp run`, `mcp dev` and `fastmcp run` the server object that they look for; running it hands over."""
     if name != "mcp":
         raise AttributeError(name)
+    from mcp import Tool
+
     try:
         from mcp.server.mcpserver import MCPServer as Server
     except ImportError:  # 1.x
@@ -167,6 +221,9 @@ def __getattr__(name: str) -> object:
         complain("started like this it speaks only stdio: add --transport stdio.")
 
     class Launcher(Server):
+        async def list_tools(self) -> list[Tool]:
+            return [Tool.model_validate(tool) for tool in tools_of_server()]
+
         def run(self, transport: str = "stdio", **_: object) -> None:
             serve() if transport == "stdio" else refuse()
 
