@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.cli import remote
 from replies import answer
 
 boto3 = pytest.importorskip("boto3")
@@ -78,6 +80,8 @@ def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket: Buck
     files = "s3://data/in/rows.jsonl", "s3://data/out/answers.jsonl"
     said = bucket.run(*files)
     assert "fetching s3://data/in/rows.jsonl" in said
+    assert "output    s3://data/out/answers.jsonl" in said
+    assert str(bucket.bench.path) not in said
     found = [json.loads(line) for line in bucket.get("out/answers.jsonl").splitlines()]
     assert [(row["id"], row["answer"]) for row in found] == [(at, f"echo: prompt {at}") for at in range(5)]
     said = bucket.run(*files)
@@ -138,3 +142,18 @@ def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket: 
     bucket.put("rows.jsonl", ROWS)
     bucket.environ |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     assert "cannot be used" in bucket.run("s3://data/rows.jsonl", "out.jsonl", code=75)
+
+
+def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_SAID_EVERY_S", 0.001)
+    said: list[str] = []
+    twice = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            twice.set()
+
+    with remote._patient("s3://data/a", say):
+        assert twice.wait(30)
+    assert all("still waiting for s3://data/a" in text for text in said)

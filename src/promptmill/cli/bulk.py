@@ -109,6 +109,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         input=inputs[0].absolute(),
         more=[path.absolute() for path in inputs[1:]],
         output=output,
+        urls=getattr(arguments, "urls", {}),
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
         answer_column=arguments.answer_column,
@@ -252,7 +253,7 @@ def run(
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            tell(found, job.folder, as_json=as_json, on_stderr=on_stderr)
+            tell(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
             found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
@@ -301,6 +302,7 @@ def tell(
     again: bool = True,
 ) -> None:
     stream = sys.stderr if on_stderr else sys.stdout
+    found = {**found, **(order.urls if order is not None else {})}
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return

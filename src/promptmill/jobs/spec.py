@@ -97,6 +97,8 @@ class JobRequest(BaseModel):
     """Whether a call over MCP asks, which has arguments and no options: for what is said about it."""
     by_id: bool = False
     """Go on under no other settings than the job was begun with, whatever it has answered."""
+    urls: dict[str, str] = {}
+    """The URLs whose copies `input_file` and `output_file` of the status are, without secrets."""
     ray: RayCluster | None = None
     """Where it is answered, if not here."""
     shard: str | None = None
