@@ -149,17 +149,14 @@ def test_prices_are_the_operators_else_those_that_are_listed_and_never_guessed()
     assert FlatPrice(1, 2, 1).cost(Usage(1_000_000, 1_000_000)) == 3
 
 
-def test_a_budget_notes_what_may_be_spent_before_it_can_be():
-    noted = []
-    budget = Budget(100, 10, grant=noted.append)
-    assert budget.reserve(5)
-    assert noted == [17]
-    assert budget.reserve(2)
-    assert noted == [17]
-    budget.settle(5, 1)
-    assert not budget.reserve(88)
-    assert budget.reserve(87)
-    assert noted == [17, 100]
+def test_what_lost_requests_cost_at_most_is_set_aside_until_it_is_known():
+    budget = Budget(100, 10, 30)
+    assert not budget.reserve(61)
+    assert budget.reserve(60)
+    budget.free(30, 5)
+    assert (budget.spent, budget.set_aside) == (15, 0)
+    assert budget.reserve(25)
+    assert not budget.reserve(1)
 
 
 @pytest.fixture

@@ -144,8 +144,8 @@ class Flow(Protocol):
 class Charges(Protocol):
     """The account of a call whose requests are charged to a budget. Room for one request per item is reserved."""
 
-    def sent(self, key: int) -> None:
-        """Note that a request for item `key` is on its way, so that it may be billed."""
+    def sent(self, key: int) -> float:
+        """Note that a request for item `key` is on its way and may be billed; return the most that it can cost."""
         ...
 
     def again(self, key: int) -> bool:
@@ -183,6 +183,8 @@ class CallStats:
     """Set while its requests are charged to a budget."""
     model: str = ""
     """The name of the model that is asked, where there are several."""
+    note_sent: Callable[[int, float], None] | None = None
+    """Notes on disk that a request for an item is about to be sent, and the most that it can cost."""
     hides_hits: bool = False
     """Whether an answer from the cache is reported like any other, because several clients share the cache."""
     cached: int = 0
@@ -214,8 +216,9 @@ class CallStats:
     def sending(self, key: int, requests: int = 1) -> None:
         """Count a request for item `key` that is about to be sent; 0 where another process counts its requests."""
         self.requests += requests
-        if self.charges is not None:
-            self.charges.sent(key)
+        most = 0.0 if self.charges is None else self.charges.sent(key)
+        if self.note_sent is not None:
+            self.note_sent(key, most)
 
     def fail(self, code: Code) -> None:
         """Count a failure."""

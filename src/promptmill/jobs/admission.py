@@ -290,7 +290,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
         )
     is_nothing = folder.store.is_empty or _has_nothing(folder)
     if order.overwrite or order.anew or (is_nothing and (changed or is_other or not is_begun)):
-        folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=None)
+        folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=_started_over(folder))
         if order.reuse_from is not None:
             folder.store.begin_reuse(order.reuse_from)
         return wanted
@@ -305,6 +305,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     if order.reuse and is_other:
         spec = wanted.model_copy(update={"job_id": begun.job_id, "created": begun.created, "changed": begun.changed})
         is_again = True
+        folder.put(status={**folder.status, "cost": _spent(folder)})
         folder.store.begin_reuse()
     else:
         if begun.input_format != wanted.input_format or begun.size != wanted.size:
@@ -324,10 +325,24 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSp
     return folder.spec or spec
 
 
+def _started_over(folder: Folder) -> dict[str, Any] | None:
+    """Return the status of a job that is started over: what it has spent, for a budget; None for nothing."""
+    cost = _spent(folder)
+    return {"cost": cost, "cost_forgotten": cost} if cost else None
+
+
+def _spent(folder: Folder) -> float | None:
+    """Return what the job has spent, with the most that its lost requests cost; None where no price was known."""
+    last, store = folder.status, folder.store
+    lost = store.in_flight.most
+    cost = max(last.get("cost", 0.0), store.cost() + last.get("cost_forgotten", 0.0)) + lost
+    return cost if lost or "cost" in last else None
+
+
 def _has_nothing(folder: Folder) -> bool:
     """Return whether the job that is open has no answer and cost nothing, so that beginning anew loses nothing."""
     last = folder.status
-    paid = any(last.get(name) for name in ("cost", "cost_granted", "prompt_tokens", "completion_tokens"))
+    paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
     return not paid and last.get("state") not in status.ALIVE and not folder.store.page(0, ANSWERED, most=1)
 
 

@@ -44,6 +44,7 @@ class Answering:
         sink = StoreSink(
             self.rows.store,
             self.counts,
+            self.stats,
             taken,
             self.give_up,
             failure_limit=self.failure_limit,

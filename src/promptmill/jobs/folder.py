@@ -6,6 +6,7 @@
 | `lock` | held by the process that runs it |
 | `rows.jsonl` | rows of an input that is not one file of JSON Lines, as lines |
 | `prompts.jsonl`, `answers.jsonl` | input and output of a call that became a job |
+| `in-flight` | rows on their way, see `store.InFlight` |
 | `cancel` | there while somebody wants it to stop |
 | `log` | what a detached runner says |
 """
@@ -29,7 +30,7 @@ from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.input_files import InputFiles, Part
 from promptmill.jobs.salvage import salvage
 from promptmill.jobs.spec import JobRequest, JobSpec, OutputRecord
-from promptmill.jobs.store import DamagedError, JobStore
+from promptmill.jobs.store import IN_FLIGHT, DamagedError, JobStore
 
 Model = TypeVar("Model", bound=BaseModel)
 SUFFIX = ".promptmill"
@@ -98,6 +99,7 @@ class Folder:
         self.close()
         for suffix in ("", "-wal", "-shm", "-journal"):
             self.database.with_name(self.database.name + suffix).unlink(missing_ok=True)
+        self.database.with_name(IN_FLIGHT).unlink(missing_ok=True)
 
     @property
     def spec(self) -> JobSpec | None:

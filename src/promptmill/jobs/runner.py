@@ -164,8 +164,6 @@ class Runner:
         return f"finishing {left} in flight; Ctrl-C again stops at once" if self._is_leaving else ""
 
     def _close(self) -> None:
-        if self.progress.stats.budget is not None:
-            self.progress.granted = self.progress.stats.budget.spent
         if self.error is not None and self.error.code is Code.STORAGE:
             with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
                 self.progress.counts.replace(self._job.folder.store.counts(self.again))
@@ -300,6 +298,7 @@ class Runner:
         progress.begin_rates()
         self._enter(status.RUNNING)
         self._limit_cost()
+        progress.stats.note_sent = self._job.folder.store.in_flight.sent
         seen = await self._answering(lines, path).run()
         progress.total = progress.total if self._is_leaving else seen
 
@@ -310,12 +309,7 @@ class Runner:
         if limit is None or stats.budget is not None:
             return
 
-        def grant(amount: float) -> None:
-            progress.granted = amount
-            self._show()
-
-        spent = progress.granted if progress.granted is not None else progress.cost or 0.0
-        stats.budget = Budget(limit, spent, grant=grant)
+        stats.budget = Budget(limit, progress.cost or 0.0, self._job.folder.store.in_flight.most)
 
     def _answering(self, lines: RandomFile, path: Path) -> Answering:
         job, plan = self._job, self._job.plan
@@ -384,6 +378,7 @@ class Runner:
             partial.unlink(missing_ok=True)
             raise
         self.progress.counts, self.progress.is_counted = counts, True
+        self.progress.lost_before = folder.store.in_flight.requests_lost
         return True
 
     def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:
@@ -435,7 +430,10 @@ class Runner:
     def _show(self) -> None:
         if self.progress.state == status.RUNNING:
             self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
+        budget, is_running = self.progress.stats.budget, self.progress.state == status.RUNNING
         with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
+            most = self._job.folder.store.in_flight.most
+            self.progress.set_aside = budget.set_aside if budget is not None and is_running else most
             self._job.folder.put(status=self.progress.as_dict())
         self._tell()
 

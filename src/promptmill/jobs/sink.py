@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.disk import why
@@ -72,6 +74,7 @@ class StoreSink:
         self,
         store: JobStore,
         counts: JobCounts,
+        stats: CallStats,
         taken: dict[int, Taken],
         give_up: Callable[[PromptmillError], None],
         *,
@@ -86,6 +89,7 @@ class StoreSink:
         """
         self._store = store
         self._counts = counts
+        self._stats = stats
         self._taken = taken
         self._give_up = give_up
         self._failure_limit = failure_limit
@@ -114,6 +118,8 @@ class StoreSink:
 
     def record(self, key: int, outcome: Outcome) -> None:
         """Record the outcome of row `key`, whatever it is."""
+        if (lost := self._store.in_flight.lost.get(key)) is not None:
+            outcome = self._with_lost(key, outcome, *lost)
         batch = self._batch
         if not batch:
             self._loop.call_soon(self._turn_ended)
@@ -124,6 +130,18 @@ class StoreSink:
             self._check(outcome)
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()
+
+    def _with_lost(self, row: int, outcome: Outcome, requests: int, most: float) -> Outcome:
+        """Return the outcome with what requests cost that a kill cut off: as much as the answer, else the `most`."""
+        made = outcome.attempts - self._taken.get(row, _UNKNOWN).attempts
+        is_known = isinstance(outcome, Completion) and outcome.cost is not None and made > 0
+        cost = requests * (outcome.cost or 0.0) / made if is_known else most
+        if self._stats.budget is not None:
+            self._stats.budget.free(most, cost)
+        if not cost:
+            return outcome
+        self._stats.cost = (self._stats.cost or 0.0) + cost
+        return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
     async def keep_synced(self) -> None:
         """Bring what is written to the disk itself, at least once a second, until this is cancelled."""
@@ -196,6 +214,7 @@ class StoreSink:
         if self._broken:
             return
         self._counts.done += len(batch)
+        self._store.in_flight.recorded([row for row, _ in batch])
         if self._recorded is not None:
             self._recorded([row for row, _ in batch])
         for row, outcome in batch:

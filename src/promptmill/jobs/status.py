@@ -47,11 +47,13 @@ class Progress:
         """The names of columns of the output that are not the usual ones."""
         self.seconds_before = 0.0
         """Wall time of earlier runs."""
-        self.unsettled_before = 0
-        """Requests of earlier runs whose answers nobody waited for any more."""
-        self.granted: float | None = None
-        """What may have been spent by now, for a budget."""
+        self.lost_before = 0
+        """Requests of earlier runs that no record counts."""
+        self.set_aside = 0.0
+        """The most that requests cost whose rows have no record."""
         self._earlier: Mapping[str, Any] = {}
+        self._forgotten = 0.0
+        """What rows cost whose records were forgotten, because the job was started over."""
         self._has_counts = False
         self._before: Mapping[str, Any] = {}
         self._began = time.monotonic()
@@ -63,19 +65,17 @@ class Progress:
         seconds = earlier.get("seconds")
         self.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
         self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
-        granted = earlier.get("cost_granted")
-        self.granted = float(granted) if isinstance(granted, int | float) else None
+        forgotten = earlier.get("cost_forgotten")
+        self._forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
 
     def count(self, store: JobStore, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
         counts = store.counts(again, skips_empty=self.counts.skips_empty)
         if not self._has_counts:
             if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
-                cost = max(store.cost(), self._before.get("cost", 0.0))
+                cost = max(store.cost() + self._forgotten, self._before.get("cost", 0.0))
                 self._before = {**self._before, "cost": cost} if cost else self._before
-            sent = self._earlier.get("requests")
-            if type(sent) is int:
-                self.unsettled_before = max(0, sent - counts.requests - store.requests_set_aside)
+            self.lost_before = store.in_flight.requests_lost
         self.counts, self._has_counts = counts, True
 
     @property
@@ -130,16 +130,18 @@ class Progress:
         counts = self.counts.as_dict(CallStats() if self.is_counted else self.stats)
         # until the answers are counted, those that the run before left
         left = {} if self._has_counts else {name: self._earlier[name] for name in COUNTS if name in self._earlier}
+        set_aside = round(self.set_aside, 9)
         return {
             "state": self.state,
             "reason": self.reason,
             "activity": self.activity,
             "total": self.total,
             **counts,
-            "requests": counts["requests"] + self.unsettled_before,
+            "requests": counts["requests"] + self.lost_before,
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({} if self.cost is None else {"cost": self.cost}),
-            **({} if self.granted is None else {"cost_granted": self.granted}),
+            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in self._earlier else {}),
+            **({"cost_forgotten": self._forgotten} if self._forgotten else {}),
             **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
             **({"written": self.written} if self.state == MERGING else {}),
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,

@@ -28,10 +28,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import mmap
 import os
 import sqlite3
+import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,6 +44,7 @@ from promptmill.core.errors import Code
 from promptmill.jobs import disk
 from promptmill.jobs.records import RARE_FIELDS, JobCounts, Record
 
+IN_FLIGHT = "in-flight"
 _TABLES = {
     "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "answer": (
@@ -61,6 +64,9 @@ _PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._field
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
+_SLOT = struct.Struct("<qqd")
+_SLOTS = 256
+FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
 FARTHEST_ROW = 1 << 62
 _ERRORS = {
@@ -80,6 +86,86 @@ EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') 
 
 class DamagedError(Exception):
     """The database is malformed, or not one of ours."""
+
+
+class InFlight:
+    """The rows that have requests sent and no record yet, in a file mapped into memory, which a killed process leaves.
+
+    A slot for each: the row's number + 1 (0: the slot is free), how many requests were sent, the most that they cost.
+    The first slot counts the requests of earlier runs whose rows have a record now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, made if need be. Raises `OSError`."""
+        with contextlib.suppress(FileExistsError):
+            os.close(disk.created(path))
+        self._file = path.open("r+b")
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+        self._map = self._mapped(max(_SLOTS, self._file.seek(0, os.SEEK_END) // _SLOT.size))
+        self.lost: dict[int, tuple[int, float]] = {}
+        """Of the rows that earlier runs had on their way: requests sent, and the most that they cost."""
+        _, self._settled, _ = _SLOT.unpack_from(self._map, 0)
+        for at in range(1, len(self._map) // _SLOT.size):
+            row, requests, most = _SLOT.unpack_from(self._map, at * _SLOT.size)
+            if row > 0:
+                self._slots[row - 1] = at
+                self.lost[row - 1] = (requests, most)
+            else:
+                self._free.append(at)
+
+    def sent(self, key: int, most: float) -> None:
+        """Note a request for the row of `key`, which can cost `most`."""
+        row = key & (FARTHEST_ROW_OF_KEY - 1)
+        at = self._slots.get(row)
+        requests, before = 0, 0.0
+        if at is None:
+            if not self._free:
+                count = len(self._map) // _SLOT.size
+                self._map.close()
+                self._map = self._mapped(2 * count)
+                self._free.extend(range(count, 2 * count))
+            at = self._slots[row] = self._free.pop()
+        else:
+            _, requests, before = _SLOT.unpack_from(self._map, at * _SLOT.size)
+        _SLOT.pack_into(self._map, at * _SLOT.size, row + 1, requests + 1, before + most)
+
+    def recorded(self, rows: Iterable[int]) -> None:
+        """Forget rows that have a record now."""
+        for row in rows:
+            requests, _ = self.lost.pop(row, (0, 0.0))
+            if requests:
+                self._settled += requests
+                _SLOT.pack_into(self._map, 0, 0, self._settled, 0.0)
+            if (at := self._slots.pop(row, None)) is not None:
+                _SLOT.pack_into(self._map, at * _SLOT.size, 0, 0, 0.0)
+                self._free.append(at)
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.recorded(tuple(self._slots))
+        self._settled = 0
+        _SLOT.pack_into(self._map, 0, 0, 0, 0.0)
+
+    @property
+    def requests_lost(self) -> int:
+        """How many requests of earlier runs no record counts."""
+        return self._settled + sum(requests for requests, _ in self.lost.values())
+
+    @property
+    def most(self) -> float:
+        """The most that the requests of all rows without a record cost."""
+        slots = tuple(self._slots.values())
+        return float(sum(_SLOT.unpack_from(self._map, at * _SLOT.size)[2] for at in slots))
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        self._map.close()
+        self._file.close()
+
+    def _mapped(self, slots: int) -> mmap.mmap:
+        self._file.truncate(slots * _SLOT.size)
+        return mmap.mmap(self._file.fileno(), slots * _SLOT.size)
 
 
 class JobStore:
@@ -104,13 +190,22 @@ class JobStore:
         self._has_locks = has_locks
         self._lock = threading.Lock()
         self._syncing: sqlite3.Connection | None = None
+        self._in_flight: InFlight | None = None
         self._connection = self._connected(wait_s)
         try:
             with self._errors():
                 self._prepare(create=create)
+            if create:
+                self._in_flight = InFlight(path.with_name(IN_FLIGHT))
         except BaseException:
             self.close()
             raise
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The rows on their way, for the one writer."""
+        assert self._in_flight is not None, "it is open for reading"
+        return self._in_flight
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return what table `job` has under `name`, None when that is nothing or cannot be read as an object."""
@@ -130,6 +225,8 @@ class JobStore:
         ]
         gone = [(name,) for name, value in values.items() if value is None]
         forgotten = [()] if clear else []
+        if clear:
+            self.in_flight.clear()
         self._write(
             ("DELETE FROM answer", forgotten),
             ("INSERT OR REPLACE INTO job VALUES (?, ?)", kept),
@@ -245,6 +342,7 @@ class JobStore:
                 )
                 if other is None:
                     run("DELETE FROM answer")
+                    self.in_flight.clear()
                 run("COMMIT")
             except BaseException:
                 run("ROLLBACK")
@@ -256,11 +354,6 @@ class JobStore:
     def reuses(self) -> bool:
         """Whether answers are set aside."""
         return bool(self._read("SELECT 1 FROM sqlite_master WHERE name = 'earlier'"))
-
-    @property
-    def requests_set_aside(self) -> int:
-        """How many requests the answers cost that are set aside."""
-        return int(self._read("SELECT total(attempts) FROM earlier")[0][0]) if self.reuses else 0
 
     def reuse(self, wanted: Sequence[tuple[int, bytes]]) -> list[Record]:
         """Give rows, with the digests of what they ask, answers that are set aside, each once; return their records."""
@@ -308,6 +401,8 @@ class JobStore:
         with self._lock:
             if self._syncing is not None:
                 self._syncing.close()
+            if self._in_flight is not None:
+                self._in_flight.close()
             with contextlib.suppress(sqlite3.Error):  # a full disk: the log stays, and is read when it is opened again
                 self._connection.close()
 

@@ -163,10 +163,11 @@ class _Call(WrappedCall):
             return
         await self._sink.put(key, replace(outcome, cost=account.cost, usage=outcome.usage + account.usage))
 
-    def sent(self, key: int) -> None:
-        """Note that a request for `key` is on its way."""
-        if (account := self._open.get(key)) is not None:
-            account.sent = True
+    def sent(self, key: int) -> float:
+        """Note that a request for `key` is on its way; return the most that it can cost."""
+        account = self._open[key]
+        account.sent = True
+        return account.worst
 
     def again(self, key: int) -> bool:
         """Reserve room for another request for `key`; return whether there was some."""
@@ -234,10 +235,11 @@ class _Call(WrappedCall):
 
     async def _fail_rest(self, worst: float) -> None:
         full = next(budget for budget in self._budgets if not budget.fits(worst))
+        aside = f"{dollars(full.set_aside)} is set aside for requests that a kill cut off, " if full.set_aside else ""
         error = PromptmillError(
             Code.BUDGET,
-            f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, and "
-            f"the next could cost {dollars(worst)}.",
+            f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
+            f"{aside}and the next could cost {dollars(worst)}.",
         )
         while self._held:
             account = self._held.popleft()
