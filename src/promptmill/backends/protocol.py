@@ -156,6 +156,18 @@ class Charges(Protocol):
         ...
 
 
+class Journal(Protocol):
+    """Keeps on disk which requests are in flight, for whoever goes on after a kill."""
+
+    def sent(self, key: int, most: float) -> None:
+        """Note that a request for item `key` is about to be sent, and the most that it can cost."""
+        ...
+
+    def not_billed(self, key: int) -> None:
+        """Note that the last one was refused, which costs nothing."""
+        ...
+
+
 @dataclass(slots=True)
 class CallStats:
     """Live statistics of a call; also its identity for fair sharing.
@@ -183,8 +195,8 @@ class CallStats:
     """Set while its requests are charged to a budget."""
     model: str = ""
     """The name of the model that is asked, where there are several."""
-    note_sent: Callable[[int, float], None] | None = None
-    """Notes on disk that a request for an item is about to be sent, and the most that it can cost."""
+    journal: Journal | None = None
+    """Set while requests are noted on disk."""
     hides_hits: bool = False
     """Whether an answer from the cache is reported like any other, because several clients share the cache."""
     cached: int = 0
@@ -217,8 +229,13 @@ class CallStats:
         """Count a request for item `key` that is about to be sent; 0 where another process counts its requests."""
         self.requests += requests
         most = 0.0 if self.charges is None else self.charges.sent(key)
-        if self.note_sent is not None:
-            self.note_sent(key, most)
+        if self.journal is not None:
+            self.journal.sent(key, most)
+
+    def not_billed(self, key: int) -> None:
+        """Note that the last request for item `key` was refused, which costs nothing, and that another will be sent."""
+        if self.journal is not None:
+            self.journal.not_billed(key)
 
     def fail(self, code: Code) -> None:
         """Count a failure."""

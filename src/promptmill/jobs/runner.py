@@ -298,7 +298,7 @@ class Runner:
         progress.begin_rates()
         self._enter(status.RUNNING)
         self._limit_cost()
-        progress.stats.note_sent = self._job.folder.store.in_flight.sent
+        progress.stats.journal = self._job.folder.store.in_flight
         seen = await self._answering(lines, path).run()
         progress.total = progress.total if self._is_leaving else seen
 

@@ -119,7 +119,7 @@ class StoreSink:
     def record(self, key: int, outcome: Outcome) -> None:
         """Record the outcome of row `key`, whatever it is."""
         if (lost := self._store.in_flight.lost.get(key)) is not None:
-            outcome = self._with_lost(key, outcome, *lost)
+            outcome = self._with_lost(outcome, *lost[1:])
         batch = self._batch
         if not batch:
             self._loop.call_soon(self._turn_ended)
@@ -131,11 +131,12 @@ class StoreSink:
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()
 
-    def _with_lost(self, row: int, outcome: Outcome, requests: int, most: float) -> Outcome:
+    def _with_lost(self, outcome: Outcome, billed: int, most: float) -> Outcome:
         """Return the outcome with what requests cost that a kill cut off: as much as the answer, else the `most`."""
-        made = outcome.attempts - self._taken.get(row, _UNKNOWN).attempts
-        is_known = isinstance(outcome, Completion) and outcome.cost is not None and made > 0
-        cost = requests * (outcome.cost or 0.0) / made if is_known else most
+        cost = most
+        if isinstance(outcome, Completion) and outcome.cost is not None and outcome.attempts:
+            each = outcome.cost / max(1, outcome.unmetered + outcome.is_metered)
+            cost = min(billed * each, most or billed * each)
         if self._stats.budget is not None:
             self._stats.budget.free(most, cost)
         if not cost:

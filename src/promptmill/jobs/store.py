@@ -64,7 +64,7 @@ _PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._field
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
-_SLOT = struct.Struct("<qqd")
+_SLOT = struct.Struct("<qqqd")
 _SLOTS = 256
 FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
@@ -91,8 +91,8 @@ class DamagedError(Exception):
 class InFlight:
     """The rows that have requests sent and no record yet, in a file mapped into memory, which a killed process leaves.
 
-    A slot for each: the row's number + 1 (0: the slot is free), how many requests were sent, the most that they cost.
-    The first slot counts the requests of earlier runs whose rows have a record now.
+    A slot for each: the row's number + 1 (0: the slot is free), how many requests were sent, how many of them may be
+    billed, the most that these cost. The first slot counts the requests of earlier runs whose rows have a record now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,14 +103,14 @@ class InFlight:
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
         self._map = self._mapped(max(_SLOTS, self._file.seek(0, os.SEEK_END) // _SLOT.size))
-        self.lost: dict[int, tuple[int, float]] = {}
-        """Of the rows that earlier runs had on their way: requests sent, and the most that they cost."""
-        _, self._settled, _ = _SLOT.unpack_from(self._map, 0)
+        self.lost: dict[int, tuple[int, int, float]] = {}
+        """Of the rows that earlier runs had on their way: requests sent, how many may be billed, the most they cost."""
+        self._settled = int(self._get(0)[1])
         for at in range(1, len(self._map) // _SLOT.size):
-            row, requests, most = _SLOT.unpack_from(self._map, at * _SLOT.size)
+            row, requests, billed, most = self._get(at)
             if row > 0:
                 self._slots[row - 1] = at
-                self.lost[row - 1] = (requests, most)
+                self.lost[row - 1] = (requests, billed, most)
             else:
                 self._free.append(at)
 
@@ -118,7 +118,7 @@ class InFlight:
         """Note a request for the row of `key`, which can cost `most`."""
         row = key & (FARTHEST_ROW_OF_KEY - 1)
         at = self._slots.get(row)
-        requests, before = 0, 0.0
+        requests, billed, before = 0, 0, 0.0
         if at is None:
             if not self._free:
                 count = len(self._map) // _SLOT.size
@@ -127,41 +127,53 @@ class InFlight:
                 self._free.extend(range(count, 2 * count))
             at = self._slots[row] = self._free.pop()
         else:
-            _, requests, before = _SLOT.unpack_from(self._map, at * _SLOT.size)
-        _SLOT.pack_into(self._map, at * _SLOT.size, row + 1, requests + 1, before + most)
+            _, requests, billed, before = self._get(at)
+        self._put(at, row + 1, requests + 1, billed + 1, before + most)
+
+    def not_billed(self, key: int) -> None:
+        """Note that the last request for the row of `key` was refused, which costs nothing."""
+        if (at := self._slots.get(key & (FARTHEST_ROW_OF_KEY - 1))) is not None:
+            row, requests, billed, most = self._get(at)
+            self._put(at, row, requests, billed - 1, most - most / billed if billed else 0.0)
 
     def recorded(self, rows: Iterable[int]) -> None:
         """Forget rows that have a record now."""
         for row in rows:
-            requests, _ = self.lost.pop(row, (0, 0.0))
-            if requests:
-                self._settled += requests
-                _SLOT.pack_into(self._map, 0, 0, self._settled, 0.0)
+            if row in self.lost:
+                self._settled += self.lost.pop(row)[0]
+                self._put(0, 0, self._settled, 0, 0.0)
             if (at := self._slots.pop(row, None)) is not None:
-                _SLOT.pack_into(self._map, at * _SLOT.size, 0, 0, 0.0)
+                self._put(at, 0, 0, 0, 0.0)
                 self._free.append(at)
 
     def clear(self) -> None:
         """Forget all rows."""
         self.recorded(tuple(self._slots))
         self._settled = 0
-        _SLOT.pack_into(self._map, 0, 0, 0, 0.0)
+        self._put(0, 0, 0, 0, 0.0)
 
     @property
     def requests_lost(self) -> int:
         """How many requests of earlier runs no record counts."""
-        return self._settled + sum(requests for requests, _ in self.lost.values())
+        return self._settled + sum(requests for requests, _, _ in self.lost.values())
 
     @property
     def most(self) -> float:
         """The most that the requests of all rows without a record cost."""
         slots = tuple(self._slots.values())
-        return float(sum(_SLOT.unpack_from(self._map, at * _SLOT.size)[2] for at in slots))
+        return sum(self._get(at)[3] for at in slots)
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
         self._map.close()
         self._file.close()
+
+    def _get(self, at: int) -> tuple[int, int, int, float]:
+        row, requests, billed, most = _SLOT.unpack_from(self._map, at * _SLOT.size)
+        return row, requests, billed, most
+
+    def _put(self, at: int, row: int, requests: int, billed: int, most: float) -> None:
+        _SLOT.pack_into(self._map, at * _SLOT.size, row, requests, billed, most)
 
     def _mapped(self, slots: int) -> mmap.mmap:
         self._file.truncate(slots * _SLOT.size)

@@ -245,7 +245,7 @@ class _Part(WrappedCall):
             started=of_call.started,
             budget=of_call.budget,
             hides_hits=of_call.hides_hits,
-            note_sent=of_call.note_sent,
+            journal=of_call.journal,
             warnings=of_call.warnings,
             preview=of_call.preview,
         )

@@ -311,6 +311,8 @@ class Run(Generic[TaskT]):
         charges, is_charged = self._stats.charges, decision.unmetered or decision.usage != NO_USAGE
         if charges is not None and is_charged and not charges.again(item.task.key):
             return await self._fail(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
+        if not is_charged:
+            self._stats.not_billed(item.task.key)
         self._flow.put_back(endpoint_state, decision, wait_s)
         if wait_s <= 0:
             self._back.append(item)
