@@ -23,9 +23,14 @@ def refusal(name: object, gguf_file: str | None = None) -> PromptmillError:
     return caught.value
 
 
-def test_a_folder_in_openvinos_format_is_taken(tmp_path):
-    (tmp_path / "openvino_model.xml").write_text("")
+def test_a_folder_in_openvinos_format_is_taken_when_all_of_it_is_there(tmp_path):
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "openvino_model.xml").write_text("")
+    for piece in ("openvino_tokenizer.xml", "openvino_detokenizer.xml"):
+        error = refusal(tmp_path)
+        assert f"lacks {piece}" in error.message
+        assert "optimum-cli" in error.hint
+        (tmp_path / piece).write_text("")
     assert found(tmp_path) == tmp_path
 
 
@@ -48,9 +53,10 @@ def test_a_model_in_transformers_format_is_refused_with_the_way_to_convert_it(tm
 
 
 def test_a_model_that_reads_images_is_taken_when_all_of_it_is_there(tmp_path):
-    for name in ("openvino_language_model.xml", "openvino_vision_embeddings_model.xml", "config.json"):
+    graphs = ("openvino_language_model.xml", "openvino_vision_embeddings_model.xml")
+    for name in (*graphs, "openvino_tokenizer.xml", "openvino_detokenizer.xml", "config.json"):
         (tmp_path / name).write_text("")
-    assert "not openvino_text_embeddings_model.xml" in refusal(tmp_path).message
+    assert "lacks openvino_text_embeddings_model.xml" in refusal(tmp_path).message
     (tmp_path / "openvino_text_embeddings_model.xml").write_text("")
     assert found(tmp_path) == tmp_path
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from promptmill.backends.engines import embedded_model
 from promptmill.backends.engines.host import create
+from promptmill.backends.engines.openvino import location
 from promptmill.core.errors import PromptmillError
 
 pytest.importorskip("openvino_genai")
@@ -46,5 +48,20 @@ def test_an_architecture_that_openvino_does_not_know_is_said(refusal, tmp_path):
 
 
 def test_a_folder_whose_graph_is_damaged_is_said(refusal, tmp_path):
-    (tmp_path / "openvino_model.xml").write_text("<net")
+    for name in ("model", "tokenizer", "detokenizer"):
+        (tmp_path / f"openvino_{name}.xml").write_text("<net")
+    assert "optimum-cli" in refusal(tmp_path).hint
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The embedded model's folder; made before a test has no network."""
+    return embedded_model.model_folder(lambda text: None, location.IR.embedded)
+
+
+@pytest.mark.parametrize("piece", ["tokenizer.xml", "tokenizer.bin", "detokenizer.xml", "detokenizer.bin", "model.bin"])
+def test_a_folder_that_lacks_a_piece_is_said_before_an_item_fails(refusal, whole, tmp_path, piece):
+    for file in whole.iterdir():
+        if file.name != f"openvino_{piece}":
+            (tmp_path / file.name).symlink_to(file)
     assert "optimum-cli" in refusal(tmp_path).hint

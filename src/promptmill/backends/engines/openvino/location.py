@@ -21,6 +21,7 @@ ADVICE = (
 )
 WITH_IMAGES = "openvino_language_model.xml"
 """The graph of a model that reads images; beside it stand those for images and for the words of its text."""
+_TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
 
 
@@ -36,16 +37,22 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
         raise load_failure(
             f"{folder.absolute()} holds no {IR.files[0]}: it is not in OpenVINO's format, but in transformers'.", ADVICE
         )
-    missing = [file for file in _BESIDE if not (folder / file).is_file()]
-    if (folder / WITH_IMAGES).is_file() and missing:
-        raise load_failure(
-            f"{folder.absolute()} holds {WITH_IMAGES}, but not {missing[0]}: its conversion did not come to an end.",
-            ADVICE,
-        )
     found = locate(name, gguf_file, report, _require, IR)
     if found.folder is None:
-        return _fetched(found.name, found.gguf_file, report)
-    return found.folder if found.gguf_file is None else found.folder / found.gguf_file
+        fetched = _fetched(found.name, found.gguf_file, report)
+        return fetched if found.gguf_file is not None else _complete(fetched)
+    return _complete(found.folder) if found.gguf_file is None else found.folder / found.gguf_file
+
+
+def _complete(folder: Path) -> Path:
+    """Return `folder`. Raises `PromptmillError` (`engine_load_failed`) if a graph is missing."""
+    graph = WITH_IMAGES if (folder / WITH_IMAGES).is_file() else IR.files[0]
+    others = [*_TOKENIZERS, *(_BESIDE if graph == WITH_IMAGES else ())]
+    if missing := [file for file in (graph, *others) if not (folder / file).is_file()]:
+        raise load_failure(
+            f"{folder.absolute()} lacks {missing[0]}: the model's conversion or download is not complete.", ADVICE
+        )
+    return folder
 
 
 def _require() -> None:
