@@ -61,6 +61,46 @@ def test_rows_keep_their_content_through_any_coming_and_going():
             assert torch.equal(values, expected_values)
 
 
+def room_of(cache) -> tuple[int, int]:
+    """Return for how many rows and columns the buffers have room."""
+    keys = cache.layers[0].keys
+    return (0, 0) if keys is None else (keys.shape[0], keys.shape[2])
+
+
+def test_buffers_are_as_large_as_the_rows_there_are_not_as_they_once_were():
+    cache = PooledCache(LAYERS)
+    for _ in range(64):
+        cache.add(content_of(5))
+    assert room_of(cache)[0] == 64
+    for _ in range(63):
+        cache.remove(0)
+    cache.add(content_of(3000))
+    assert room_of(cache) == (4, 4500), "two rows are there"
+    cache.remove(1)
+    cache.remove(0)
+    assert room_of(cache) == (0, 0), "nothing is kept for nobody"
+    cache.add(content_of(3000))
+    assert room_of(cache) == (4, 4500)
+
+
+def test_buffers_have_no_more_room_than_memory_unless_the_rows_need_it():
+    cache = PooledCache(LAYERS, tokens=2_000)
+    for _ in range(20):
+        cache.add(content_of(50))
+        rows, columns = room_of(cache)
+        assert rows * columns <= 20 * (50 + 64)
+    for _ in range(300):
+        cache.advance()
+    rows, columns = room_of(cache)
+    assert rows == 20
+    assert columns <= 350 + 64
+    while len(cache.lengths) > 1:
+        cache.remove(0)
+    cache.add(content_of(400))
+    rows, columns = room_of(cache)
+    assert rows * columns <= 2_000
+
+
 def test_only_caches_that_keep_columns_can_become_plain():
     from transformers import DynamicCache, LlamaConfig, MambaConfig, MistralConfig
     from transformers.cache_utils import DynamicLayer

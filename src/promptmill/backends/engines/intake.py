@@ -70,11 +70,10 @@ class WaitingRows(Generic[R]):
         """Return whether nobody waits for this run any more."""
         return run in self._cancelled
 
-    def wait(self) -> None:
-        """Return when there may be something to do."""
+    def wait(self, most_s: float | None = None) -> bool:
+        """Return true when a row waits, false if none has come within `most_s` seconds (None: no limit)."""
         with self._changed:
-            while not self._waiting:
-                self._changed.wait()
+            return self._changed.wait_for(lambda: bool(self._waiting), most_s)
 
 
 class Intake(Generic[R]):

@@ -21,10 +21,11 @@ def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
 class ContinuousBatch:
     """A batch that rows join and leave at any token; needs a cache of plain columns."""
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, tokens: int | None) -> None:
+        """`tokens` is how many its cache makes room for (None: as many as come)."""
         self.rows: list[RunningSequence] = []
         self._model = model
-        self._cache = PooledCache(len(model.new_cache().layers))
+        self._cache = PooledCache(len(model.new_cache().layers), tokens)
 
     def join(self, row: RunningSequence, content: KeysValues) -> None:
         """Add a row with what was computed of its sequence, all but its last token."""

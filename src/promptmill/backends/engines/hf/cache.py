@@ -8,6 +8,8 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _STEP = 256  # columns; room is made for at least this many tokens at a time
+_LEAST_STEP = 64  # where memory is short
+_LEAST_ROWS = 4
 
 KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """One row's part of a cache, per layer: `(heads, tokens, width)` keys and values."""
@@ -77,11 +79,14 @@ class _PooledLayer(DynamicLayer):  # type: ignore[misc]
 class PooledCache(DynamicCache):  # type: ignore[misc]
     """A cache whose rows come and go. Rows end at the same column; shorter ones leave columns at their left unused.
 
-    transformers' own cache is copied whole for every token, and has no way in for a row.
+    transformers' own cache is copied whole for every token, and has no way in for a row. The buffers grow with the
+    rows, shrink when they are moved for fewer rows, and are freed with the last row.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, tokens: int | None = None) -> None:
+        """`tokens` is the most that the buffers have room for, unless the rows need more; None is no limit."""
         super().__init__()
+        self._tokens = tokens
         self._window = _Window()
         self.layers = [_PooledLayer(self._window) for _ in range(layers)]
         self.lengths: list[int] = []
@@ -97,8 +102,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         tokens = content[0][0].shape[1]
         window = self._window
         if window.rows == window.room_rows or tokens > window.end:
-            rows = window.rows + 1 if window.rows < window.room_rows else max(4, 2 * window.rows)
-            self._place(content, rows, max(tokens, window.end - window.start))
+            self._place(content, window.rows + 1, max(tokens, window.end - window.start))
         slot, first = window.rows, window.end - tokens
         for layer, (keys, values) in zip(self.layers, content, strict=True):
             layer.keys[slot, :, first : window.end] = keys
@@ -113,7 +117,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         """Open the column of the next token for all rows; return its positions, `(rows, 1)`."""
         window = self._window
         if window.end == window.room_columns:
-            self._place(self._any_row(), window.room_rows, window.end - window.start)
+            self._place(self._any_row(), window.rows, window.end - window.start)
         self._mask[: window.rows, window.end] = 1
         window.end += 1
         positions = torch.tensor(self.lengths, device=self._mask.device).unsqueeze(1)
@@ -136,7 +140,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         if self.lengths:
             window.start = window.end - max(self.lengths)
         else:
-            window.start = window.end = 0
+            self._free()
 
     def wipe(self, slot: int) -> None:
         """Set a row to zeros. NaNs leak through masks: 0 * NaN is NaN."""
@@ -149,15 +153,26 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         used = slice(self._window.end - self.lengths[slot], self._window.end)
         return [(layer.keys[slot, :, used].clone(), layer.values[slot, :, used].clone()) for layer in self.layers]
 
+    def _free(self) -> None:
+        vars(self._window).update(vars(_Window()))
+        for layer in self.layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+        self._mask = torch.zeros((0, 0), dtype=torch.long)
+
     def _any_row(self) -> KeysValues:
         return [(layer.keys[0], layer.values[0]) for layer in self.layers]
 
     def _place(self, like: KeysValues, rows: int, columns: int) -> None:
-        """Move to new buffers with room for `rows` and `columns`, and for half as many columns again."""
+        """Move to new buffers for `rows` rows of `columns`, with some room for more of both as far as memory allows."""
         old, new = self._window, _Window()
         new.rows = old.rows
-        new.room_rows = max(rows, old.room_rows)
+        spare = max(_LEAST_ROWS, 2 * old.rows)
+        new.room_rows = max(rows, spare if rows > old.room_rows else min(old.room_rows, spare))
         new.room_columns = columns + max(_STEP, columns // 2)
+        if self._tokens is not None:
+            new.room_columns = max(columns + _LEAST_STEP, min(new.room_columns, self._tokens // rows))
+            new.room_rows = max(rows, min(new.room_rows, self._tokens // new.room_columns))
         new.end = columns
         new.start = new.end - (old.end - old.start)
         mask = torch.zeros((new.room_rows, new.room_columns), dtype=torch.long, device=like[0][0].device)

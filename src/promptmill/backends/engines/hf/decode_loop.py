@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,6 +22,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame
 
 _RECOVERY = 512  # steps without running out of memory after which one more row is tried
+_IDLE_S = 1.0  # then memory that nothing uses is given back; to get it again takes time
 _MISHAPS = 3  # a row that went wrong this often with others is the one that is wrong
 _NAN = PromptmillError(
     Code.INTERNAL,
@@ -53,7 +57,8 @@ class DecodeLoop(ABC):
                     self._turn()
                 except Exception as error:  # noqa: BLE001 (sorted out there)
                     self._mishap(self._given_up(), error)
-                if not self._running():
+                if not self._running() and not self._schedule.wait(_IDLE_S):
+                    _give_back()
                     self._schedule.wait()
 
     @abstractmethod
@@ -132,6 +137,15 @@ class DecodeLoop(ABC):
                 self._answer(row, row.failure(_explained(error)))
             else:
                 self._schedule.put_back(row)
+
+
+def _give_back() -> None:
+    """Give memory that nothing uses back to the system; the allocators keep it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _logprobs(row: RunningSequence, token: int, found: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Decoder(DecodeLoop):
         self._limits = room
         self._chunk = chunk
         self._prefill: Prefill | None = None
-        self._batch = ContinuousBatch(model)
+        self._batch = ContinuousBatch(model, room.tokens)
 
     def _turn(self) -> None:
         self._drop_cancelled()
@@ -144,7 +144,7 @@ class Decoder(DecodeLoop):
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
         """Give up what the batch has computed; return its rows and `more`, each once."""
         rows = list(dict.fromkeys([*self._batch.rows, *more]))
-        self._batch = ContinuousBatch(self._model)
+        self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
 
     def _given_up(self) -> list[RunningSequence]:
