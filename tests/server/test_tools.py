@@ -51,6 +51,7 @@ BULK_TOOLS: dict[str, dict[str, Any]] = {
         "dedupe": False,
         "validate": False,
         **OF_A_CALL,
+        "answer_column": "answer",
     },
     "bulk_status": {"job_id": None, "limit": 20},
     "bulk_results": {

@@ -71,6 +71,7 @@ def write(
                 mtime_ns=mtime_ns,
                 sha256=digest,
                 lines=len(items),
+                columns={},
                 fingerprint=fingerprint(plan, "", _FORMAT),
                 backend=plan.backend,
                 model=plan.model,

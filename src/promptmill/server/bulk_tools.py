@@ -61,16 +61,10 @@ _ROWS: dict[str, Any] = {
         "total": _STATUS["total"],
         "rows": {
             "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "row": {"description": "Which row of the job, from 0."},
-                    "index": {"type": "integer", "description": "The rest of a call: which of its prompts, from 0."},
-                    "answer": {"description": '"" when the row failed.'},
-                    "error": {"description": "`code` and `message` of a failed row, else null."},
-                },
-                "additionalProperties": True,
-            },
+            "description": "Each has `row`, its number from 0 (in the rest of a call `index`, its prompt's place), "
+            '`answer`, "" when the row failed, and `error`, the `code` and `message` of a failed row, else null.',
+            # without types: with the fields of the input, a row may have an `answer` of its own
+            "items": {"type": "object", "additionalProperties": True},
         },
         "columns": {
             "type": "object",
