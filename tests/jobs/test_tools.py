@@ -100,6 +100,35 @@ async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: 
     assert len(bench.upstream.seen) == 120
 
 
+@pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "resume": False}])
+async def test_jobs_of_clients_share_the_servers_budget(bench: Any, tools: Any, again: dict[str, Any]) -> None:
+    """Each answer has two tokens, of ten that it may have, at a cent each."""
+    bench.upstream.reply = answer("two words")
+    bench.prompts(40)
+    block = {"base_url": bench.upstream.url, "model_name": "m", "api_key": "k"}
+    configuration = Configuration(
+        {
+            "backend": "openai",
+            "backend_configs": {"openai": block},
+            "price": {"input": 0, "output": 10_000},
+            "sampling_params": {"max_tokens": 10},
+            "max_cost": 0.5,
+        }
+    )
+    service = Service(configuration)
+    async with tools(service) as call:
+        budget = service.budget
+        assert budget is not None
+        for asked in ({"output_file": "out.jsonl"}, again):
+            job_id = (await call("bulk_generate", input_file="in.jsonl", **asked))["job_id"]
+            found = await until(call, job_id, "stopped")
+            assert "budget" in found["reason"]
+            while budget.set_aside:
+                await asyncio.sleep(0.01)
+        assert budget.spent == pytest.approx(len(bench.upstream.seen) * 0.02)
+        assert 0.4 < budget.spent <= 0.5
+
+
 async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any, tools: Any) -> None:
     bench.prompts(3)
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -33,6 +33,13 @@ class Budget:
         self.spent += spent
         self._changed()
 
+    def lend(self, most: float | None) -> float:
+        """Set up to `most` aside, None for all that there is room for; return how much."""
+        room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
+        lent = room if most is None else min(room, max(0.0, most))
+        self.set_aside += lent
+        return lent
+
     def free(self, set_aside: float, spent: float) -> None:
         """Note that requests for which an amount was set aside cost `spent`."""
         self.set_aside = max(0.0, self.set_aside - set_aside)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ _MODULE = "promptmill.jobs.detached"
 _VALIDATION_BYTES = 2 << 30
 
 
-def start(job: Job, folders: JobFolders) -> None:
+def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: None) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
+
+    `ended` is called in a thread when the runner has ended, if this process lives until then.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -64,8 +66,12 @@ def start(job: Job, folders: JobFolders) -> None:
     assert runner.stdin is not None
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
         pipe.write(told)
-    # while we live its end is noticed, so that it does not stay in the process table
-    threading.Thread(target=runner.wait, name=f"job {job.spec.job_id}", daemon=True).start()
+
+    def wait() -> None:  # so that it does not stay in the process table
+        runner.wait()
+        ended()
+
+    threading.Thread(target=wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
 async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders) -> dict[str, Any]:

@@ -93,12 +93,41 @@ class RunningJobs:
             status.write_starting(folder)
             held.pop_all()
         if not plan.record.is_engine:
-            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, self.folders))
-            starting.add_done_callback(lambda _: job.close())  # not before, though nobody may wait any more
+            ended = self._budgeted(job)
+            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, self.folders, ended))
+
+            def started(done: asyncio.Future[None]) -> None:
+                job.close()  # not before, though nobody may wait any more
+                if done.cancelled() or done.exception():
+                    ended()
+
+            starting.add_done_callback(started)
             await asyncio.shield(starting)
         else:
             self.run_here(job)
         return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | status.read(folder)
+
+    def _budgeted(self, job: Job) -> Callable[[], None]:
+        """Let the job, which another process runs, spend what the server's budget has room for.
+
+        Returns what to call when that process has ended: it charges what the job has spent, and frees the rest.
+        """
+        budget, folder = self._service.budget, job.folder
+        if budget is None:
+            return lambda: None
+        before = folder.status.get("cost", 0.0) + folder.store.in_flight.most
+        wanted = job.order.max_cost
+        lent = budget.lend(None if wanted is None else wanted - before)
+        job.order = job.order.model_copy(update={"max_cost": before + lent})
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            found = folder.status
+            spent = found.get("cost", 0.0) + found.get("cost_set_aside", 0.0) - before
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
+
+        return ended
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
         """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""

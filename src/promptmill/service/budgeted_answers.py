@@ -235,7 +235,11 @@ class _Call(WrappedCall):
 
     async def _fail_rest(self, worst: float) -> None:
         full = next(budget for budget in self._budgets if not budget.fits(worst))
-        aside = f"{dollars(full.set_aside)} is set aside for requests that a kill cut off, " if full.set_aside else ""
+        aside = (
+            f"{dollars(full.set_aside)} is set aside for jobs and for requests that a kill cut off, "
+            if full.set_aside
+            else ""
+        )
         error = PromptmillError(
             Code.BUDGET,
             f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
