@@ -10,9 +10,8 @@ import pytest
 
 import promptmill
 from promptmill.backends.engines.request_options import template_options
-from promptmill.backends.openai.provider_lookup import PLAIN
 from promptmill.backends.openai.provider_profile import ProviderProfile, translate
-from promptmill.backends.openai.providers import PROFILES
+from promptmill.backends.openai.providers import PLAIN, PROFILES
 from promptmill.config.backends import BACKENDS
 from promptmill.core.sampling import Sampling
 

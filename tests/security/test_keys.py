@@ -17,8 +17,7 @@ import pytest
 from fakes import KEY
 from promptmill.backends.openai.choice import choose
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.provider_lookup import profile_named
-from promptmill.backends.openai.providers import PROFILES
+from promptmill.backends.openai.providers import PROFILES, profile_named
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status

@@ -119,7 +119,7 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
 
 def providers() -> list[tuple[str, str, str, bool]]:
     """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
-    module = importlib.import_module("promptmill.backends.openai.provider_lookup")
+    module = importlib.import_module("promptmill.backends.openai.providers")
     return cast("list[tuple[str, str, str, bool]]", module.listed())
 
 
@@ -128,5 +128,5 @@ def addresses(plan: ResolvedConfig) -> list[str]:
     urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
     if urls or not provider:
         return urls
-    url = importlib.import_module("promptmill.backends.openai.provider_lookup").profile_of(provider).base_url
+    url = importlib.import_module("promptmill.backends.openai.providers").profile_of(provider).base_url
     return [url] if url else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.base_url import parsed
+from promptmill.backends.openai.endpoint import parsed
 from promptmill.core.errors import PromptmillError
 
 

@@ -11,7 +11,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.provider_lookup import profile_at
+from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import CallStats

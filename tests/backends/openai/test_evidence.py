@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.provider_lookup import PLAIN, profile_named
+from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.outcome import Completion

@@ -7,9 +7,8 @@ import pytest
 
 from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.json_form import asked_of
-from promptmill.backends.openai.provider_lookup import PLAIN, profile_named
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.providers import PLAIN, profile_named
+from promptmill.backends.openai.request import RequestEncoder, asked_of
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.sampling import Sampling

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.provider_lookup import profile_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.response import read_payload, read_response
 from promptmill.backends.openai.retry import RetryDecision
 

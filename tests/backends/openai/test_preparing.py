@@ -9,7 +9,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
-from promptmill.backends.openai.provider_lookup import profile_named
+from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.run import Run
 from promptmill.backends.protocol import CallStats
 from promptmill.config.settings import OpenAISettings

@@ -10,11 +10,9 @@ import pytest
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.error_body import read_error
-from promptmill.backends.openai.error_words import Cause
-from promptmill.backends.openai.provider_lookup import PLAIN, listed, profile_named
+from promptmill.backends.openai.error_body import Cause, read_error
 from promptmill.backends.openai.provider_profile import translate
-from promptmill.backends.openai.providers import PROFILES, _codes
+from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError

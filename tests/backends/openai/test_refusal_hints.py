@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.provider_lookup import profile_at
-from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
+from promptmill.backends.openai.providers import profile_at
+from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, classify_exception
 from promptmill.core.errors import Code, PromptmillError

@@ -10,9 +10,9 @@ from promptmill.backends.openai.bulk_path import Bulk
 from promptmill.backends.openai.dedupe import Dedupe
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.endpoint_state import EndpointState, endpoint_states, most_in_flight
-from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.run import Run
 from promptmill.backends.openai.sender import LocalSender
 from promptmill.backends.openai.spool import MappedSource

@@ -14,7 +14,7 @@ from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.choice import connected, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.model_list import ModelList, base_url, read_models
-from promptmill.backends.openai.refusal_hints import SPOKE_TLS, with_key_hint
+from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, classify_exception

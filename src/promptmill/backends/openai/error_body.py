@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 import orjson
@@ -144,3 +145,168 @@ def _message(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
     return value.strip() if isinstance(value, str) else ""
+
+
+class Cause(Enum):
+    """Why a request was refused."""
+
+    FILTER = auto()
+    """Its content, or that of the answer."""
+    CONTEXT = auto()
+    """It is longer than the model's context."""
+    TOO_LARGE = auto()
+    """It is larger than what may ever be sent at once."""
+    INPUT = auto()
+    """Something else in it."""
+    KEY = auto()
+    """The key, or what it may be used for."""
+    MODEL = auto()
+    """No such model, deployment or path."""
+    QUOTA = auto()
+    """Money."""
+    DAY = auto()
+    """A limit of a day and more, whose end is not named."""
+    RATE = auto()
+    """A limit that passes within minutes."""
+    BUSY = auto()
+    """The endpoint itself."""
+
+
+def _set_of(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+CODES: dict[Cause, frozenset[str]] = {
+    Cause.FILTER: _set_of(
+        "content_filter content_filtered content_policy_violation responsibleaipolicyviolation data_inspection_failed "
+        "datainspectionfailed sensitivecontentdetected inputtextsensitivecontentdetected "
+        "outputtextsensitivecontentdetected inputimagesensitivecontentdetected censorship_blocked moderation_error "
+        "moderation_blocked content_moderation invalid_prompt content_violation safety_error"
+    ),
+    Cause.CONTEXT: _set_of(
+        "context_length_exceeded context_window_exceeded exceed_context_size_error string_above_max_length "
+        "model_max_prompt_tokens_exceeded oversizetokens context_too_long prompt_too_long max_tokens_exceeded"
+    ),
+    Cause.TOO_LARGE: _set_of("request_too_large tokens_limit_reached payload_too_large"),
+    Cause.KEY: _set_of(
+        "invalid_api_key wrong_api_key api_key_invalid invalidapikey missing_api_key authentication_error "
+        "authenticationerror invalid_authentication_error authorized_error token_not_found_in_db invalid_iam_token "
+        "account_deactivated organization_restricted unsupported_country_region_territory unauthenticated "
+        "unauthorized"
+    ),
+    Cause.MODEL: _set_of(
+        "model_not_found deploymentnotfound invalid_model model_decommissioned model_not_available modelnotopen "
+        "model_not_supported invalidendpointormodel.notfound invalidendpointormodel.modelidaccessdisabled "
+        "resource_not_found_error resource_does_not_exist not_found_error notfounderror model_deprecated"
+    ),
+    Cause.QUOTA: _set_of(
+        "billing_not_active billing_hard_limit_reached insufficient_balance insufficient_balance_error "
+        "insufficient_funds not_enough_balance insufficient_user_quota insufficient_credits budget_exceeded arrearage "
+        "accountoverdueerror account_overdue credit_limit payment_required payment_required_error "
+        "exceeded_current_quota_error allocationquota.freetieronly setlimitexceeded balance_depleted "
+        "pre_consume_token_quota_failed token_quota_reached"
+    ),
+}
+
+WORDS: dict[Cause, re.Pattern[str]] = {
+    Cause.FILTER: re.compile(
+        r"content (?:management |filter(?:ing)? |usage |safety )?polic|content[_ -]?filter|content violates"
+        r"|violat\w+ (?:our |openai'?s |the |anthropic'?s )?(?:usage|content|safety)|usage polic(?:y|ies)"
+        r"|safety (?:system|filter|polic)"
+        r"|\bflagged\b|(?:requires|failed|blocked by|rejected by) moderation|inappropriate content"
+        r"|sensitive (?:content|information|words?)|new_sensitive|content exists risk|high risk"
+        r"|prohibited[_ ](?:content|use)"
+        r"|(?:prompt|request|response) (?:was |is )?blocked|blocked by (?:the |our )?(?:safety|content|guardrail)"
+        r"|(?:input|output|content|outputted) (?:is|was) blocked"
+        r"|unsafe content|raiblocked|jailbreak|敏感|违规|审核不通过|内容审核|不安全|不合规|内容安全|风险内容"
+    ),
+    Cause.CONTEXT: re.compile(
+        r"context[_ -]?(?:length|window|size|limit)"
+        r"|maximum (?:context|prompt length|model length|input length|allowed length)"
+        r"|(?:prompt|input|message|conversation) (?:is|are) too long|prompt too long|too long for"
+        r"|(?:prompt|input) (?:length|tokens)\b.{0,80}exceed"
+        r"|input (?:length|tokens?|token count).{0,60}exceed"
+        r"|exceed\w*.{0,40}(?:context|maximum number of (?:input )?tokens|model token limit)"
+        r"|exceed\w*.{0,40}max(?:imum)? (?:message |model |input |prompt )?(?:tokens?|len)"
+        r"|prompt token count|too many (?:input |prompt )?tokens|token limit exceeded"
+        r"|longer than the (?:maximum )?(?:model|context)"
+        r"|max_seq_len|max_model_len|reduce the length of the (?:messages|prompt|input)|`inputs` tokens"
+        r"|range of input length"
+        r"|string too long|tokens to keep from the initial prompt|when context the overflows"
+        r"|too large for model with \d+"
+        r"|total tokens exceed|超长|上下文|超出.{0,12}长度|长度.{0,6}超|超过.{0,16}(?:长度|token)"
+    ),
+    Cause.TOO_LARGE: re.compile(
+        r"request (?:is )?too large|(?:body|payload|entity) (?:is )?too large|exceeds the maximum (?:request )?size"
+        r"|payload size exceeds"
+        r"|must be reduced in order|reduce your message size|image (?:size )?exceeds|image (?:is )?too large"
+        r"|too large to process"
+        r"|dimensions exceed|usage is required for long context"
+    ),
+    Cause.QUOTA: re.compile(
+        r"insufficient[_ ](?:account[_ ])?(?:balance|funds?|credits?|usd)"
+        r"|balance is (?:insufficient|too low|not enough)"
+        r"|not[_ ]enough[_ ](?:balance|credits?|quota|funds)"
+        r"|(?:out of|run out of|no|any) (?:more |usable |remaining )?(?:credits|funds)\b|credit balance"
+        r"|credits? (?:have )?(?:been )?(?:expired|exhausted|limit exceeded)|available credits|included credits"
+        r"|requires? more credits"
+        r"|billing[_ ](?:hard|not active|limit|issue)|check your billing|payment (?:required|method)|overdue|arrear"
+        r"|past invoices"
+        r"|spend(?:ing)? limit|budget (?:has been |was )?exceeded|exceeded.{0,12}budget|please (?:top up|recharge)"
+        r"|recharge your account"
+        r"|specified api usage limits|call volume quota|free tier.{0,40}exhausted"
+        r"|quota (?:has been )?(?:used up|exhausted)|hard limit|key limit exceeded"
+        r"|inference limit|token quota|free allocation|account balance|good standing"
+        r"|欠费|余额|额度不足|额度已|额度用|充值|今日.{0,8}限额"
+    ),
+    Cause.KEY: re.compile(
+        r"(?:invalid|incorrect|wrong|expired|missing|bad|no) (?:x-)?"
+        r"(?:api[ _-]?(?:key|token|secret)|credentials|auth credentials|x-api-key)"
+        r"|(?:didn't|did not) provide an api key"
+        r"|api[ _-]?key.{0,50}(?:not valid|invalid|expired|incorrect|revoked|leaked|disabled|required|missing)"
+        r"|invalid (?:access |proxy server )?token|token (?:is )?(?:invalid|expired)"
+        r"|invalid (?:iam )?authentication|authentication (?:fail|error)"
+        r"|unauthori[sz]ed|not authenticated|login fail"
+        r"|(?:account|key|user).{0,60}(?:deactivated|suspended|disabled|banned|terminated)"
+        r"|organization has been (?:disabled|restricted)|location is not supported|country, region"
+        r"|access was terminated|member of an organization"
+        r"|无效的令牌|令牌无效|令牌已|身份验证|鉴权|密钥|appidnoauth|授权错误|认证失败"
+    ),
+    Cause.MODEL: re.compile(
+        r"model\b.{0,90}(?:(?:does not|doesn't|not) exist|not found|decommissioned|deprecated and|has been retired"
+        r"|no longer (?:available|supported))"
+        r"|model.{0,60}(?:is )?not supported by any"
+        r"|(?:unknown|invalid|no such|not found the|unable to access|unsupported) model\b|not a valid model"
+        r"|invalid model name|no models? loaded|deployment.{0,60}does not exist|unexpected endpoint|invalid url"
+        r"|not a chat model"
+        r"|模型不存在|模型.{0,10}不存在|page not found|endpoint does not exist"
+    ),
+    Cause.RATE: re.compile(
+        r"rate[ _-]?limit|too many (?:concurrent )?requests|requests? (?:per|/) ?(?:min|sec)|throttl|\bqps\b"
+        r"|concurren\w* (?:limit|exceeded|requests)"
+        r"|request limit|限流|频率|并发|请求过多|\b[tr]pm\b"
+    ),
+    Cause.BUSY: re.compile(
+        r"overload|server busy|too busy|loading model|high (?:traffic|demand)"
+        r"|is (?:currently |still )?loading|model (?:is )?unloaded"
+        r"|(?:has|have) crashed"
+        r"|temporarily unavailable|capacity|internal (?:server )?error|(?:try|retry) (?:again )?later|timed? ?out"
+        r"|稍后|繁忙|unknown error"
+    ),
+}
+
+# A sentence that is about money at one provider and about a minute at another.
+SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
+PER_MINUTE = re.compile(r"per[ _-]?(?:min|sec)|\b[tr]p[ms]\b|/ ?min|perminute|每分钟|每秒")
+PER_DAY = re.compile(
+    r"per[ _-]?(?:day|week|month)|\b[tr]pd\b|/ ?(?:day|week|month)\b|\b(?:daily|weekly|monthly)\b|bymodelbyday|今日"
+    r"|每日|当日|每天|每月"
+)
+NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
+NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
+# In a 5xx these still mean the request; other words there are about the server's own trouble.
+CONTEXT_FOR_SURE = re.compile(
+    r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
+    r"|maximum context length is \d|context_length_exceeded"
+)
+FEATURE = re.compile(r"support (?:image|tool|vision|audio|file|the requested|structured|response_format)")

@@ -15,10 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
-from promptmill.backends.openai.base_url import COMPLETIONS
-from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.refusal_hints import with_key_hint
-from promptmill.backends.openai.refusals import classify_refusal
+from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint
+from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.retry import classify_exception
 from promptmill.core.errors import Code, PromptmillError, without_controls
 

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from promptmill.backends.openai.error_body import ErrorBody
-from promptmill.backends.openai.error_words import Cause
-from promptmill.backends.openai.json_form import JsonForm
+from promptmill.backends.openai.error_body import Cause, ErrorBody
+
+JsonForm: TypeAlias = Literal["strict", "schema", "object", "words"]
+"""`strict`: a schema in OpenAI's strict subset; `schema`: any; `object`: JSON mode; `words`: no `response_format`."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 

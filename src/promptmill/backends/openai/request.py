@@ -6,19 +6,24 @@ Format: platform.openai.com/docs/api-reference/chat.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
+import pybase64
 
+from promptmill.answers.schema import schema_of
+from promptmill.answers.strict_schema import strict_form
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.json_form import asked_of, with_words
-from promptmill.backends.openai.provider_profile import translate
+from promptmill.backends.openai.provider_profile import JsonForm, translate
 from promptmill.backends.protocol import Request
-from promptmill.core.conversation import AudioPart, Message, TextPart, check_encodable
+from promptmill.core.conversation import AudioPart, Conversation, ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
 from promptmill.core.wording import shape
+from promptmill.images.cache import KEPT_BYTES, ImageCache
+from promptmill.images.load import ImageFile, ImageRules, is_web
+from promptmill.images.web import WebImages
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})
@@ -180,3 +185,76 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
             merged += [b"".join(small), piece]
             small.clear()
     return [*merged, b"".join(small)]
+
+
+def asked_of(form: JsonForm, wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
+    """Return `response_format` as a provider of this `form` takes it, and what to say in words beside it.
+
+    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
+    """
+    schema = schema_of(wanted)
+    if schema is None or form == "schema" or (form == "strict" and wanted["type"] == "json_object"):
+        return wanted, ""
+    if form == "strict":
+        return _strictly(wanted), ""
+    words = "Answer with JSON alone, without any other words or code fences."
+    if wanted["type"] == "json_schema":
+        words += f" It must satisfy this JSON schema:\n{orjson.dumps(schema).decode()}"
+    return ({"type": "json_object"} if form == "object" else None), words
+
+
+def _strictly(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    block = wanted["json_schema"]
+    if not block.get("strict"):
+        return wanted
+    schema = strict_form(block["schema"])
+    # what strict mode cannot say goes as guidance; every answer is checked here anyway
+    block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
+    return {**wanted, "json_schema": block}
+
+
+def with_words(conversation: Conversation, words: str) -> Conversation:
+    """Return the conversation with `words` at the end of its system turn."""
+    first = conversation.messages[0] if conversation.messages else None
+    if first is not None and first.role in {"system", "developer"} and isinstance(first.content, str):
+        said = Message(first.role, f"{first.content}\n\n{words}", first.extra)
+        return Conversation((said, *conversation.messages[1:]))
+    return Conversation((Message("system", words), *conversation.messages))
+
+
+class ImageEncoder:
+    """Images as endpoints get them: a `data:` URL, or the URL of an image on the web."""
+
+    def __init__(self, rules: ImageRules, fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES) -> None:
+        """With a `fetcher` images on the web are downloaded here, else the endpoint gets their URLs.
+
+        Up to `kept_bytes` are kept for later items.
+        """
+        self._fetches = fetcher is not None
+        self._image_cache = ImageCache(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
+
+    def passes_on(self, images: Sequence[ImagePart]) -> bool:
+        """Return whether the endpoint gets the URL of one of `images`."""
+        return not self._fetches and any(is_web(image.source) for image in images)
+
+    async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
+        """Return source → JSON string with the URL that is sent. Raises `PromptmillError` (`invalid_image`)."""
+        return {image.source: await self._one(image.source) for image in images}
+
+    async def _one(self, source: str) -> bytes:
+        if not self._fetches and is_web(source):
+            try:
+                return orjson.dumps(source)
+            except TypeError:
+                raise PromptmillError(
+                    Code.INVALID_IMAGE, "The URL of an image holds half a surrogate pair.", "Write it percent-encoded."
+                ) from None
+        return await self._image_cache.read(source)
+
+    def close(self) -> None:
+        """Stop what is still being read or fetched."""
+        self._image_cache.close()
+
+
+def _json_url(image: ImageFile) -> bytes:
+    return b'"data:%b;base64,%b"' % (image.media_type.encode(), pybase64.b64encode(image.data))

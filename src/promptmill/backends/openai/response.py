@@ -18,8 +18,7 @@ from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.extra_fields import details_of
 from promptmill.backends.openai.finish_reasons import Ending, read_finish
 from promptmill.backends.openai.message_text import read_message, text_of
-from promptmill.backends.openai.refusal_hints import wrong_address
-from promptmill.backends.openai.refusals import classify_refusal
+from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
 from promptmill.core.errors import Code, PromptmillError, without_controls

@@ -18,8 +18,7 @@ from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.held_refusals import HeldRefusals
 from promptmill.backends.openai.item import Item, TaskT
 from promptmill.backends.openai.limiter import Limiter
-from promptmill.backends.openai.refusal_hints import with_key_hint, with_scheme_hint
-from promptmill.backends.openai.refusals import with_wait_hint
+from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.sender import NOTHING, Sender
 from promptmill.backends.protocol import CallStats, Sink

@@ -11,8 +11,8 @@ from promptmill.answers.reasoning import unanswered, with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.http_connection import SMALL_BODY, HttpResponse
-from promptmill.backends.openai.image_encoder import ImageEncoder
 from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.response import read_other_response, read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.stream_preview import StreamPreview
