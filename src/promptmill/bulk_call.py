@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.api import AnswerType, with_schema
+from promptmill.answers.schema import AnswerType, with_schema
 from promptmill.bulk_rows import Offsets, joined, lines
 from promptmill.config import models
 from promptmill.config.loading import Configuration

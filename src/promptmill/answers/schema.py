@@ -7,11 +7,17 @@ import json
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from promptmill.answers import repair
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import close_matches, shape
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+AnswerType: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
+"""A JSON Schema, or a pydantic class: answers become instances of it."""
 
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, each as often as a `$ref` or another leads to it
@@ -371,6 +377,15 @@ def why_not_json(error: json.JSONDecodeError) -> str:
 def asking_for(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `response_format` that asks for answers that satisfy `schema`."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
+
+
+def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
+    """Return `options` plus the `response_format` that asks for `answer_schema`. Raises `PromptmillError`."""
+    if answer_schema is None:
+        return options
+    schema = answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
+    compile_schema(schema)
+    return {**options, "response_format": asking_for(schema)}
 
 
 def schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

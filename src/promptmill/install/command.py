@@ -12,7 +12,7 @@ from typing import Any
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
-from promptmill.install import codex, json_file, ultrarag
+from promptmill.install import codex, json_file, ultrarag_launcher
 from promptmill.install.clients import CLIENTS, Client, entry
 from promptmill.install.steps import Step
 
@@ -117,8 +117,8 @@ def _named_configuration(given: Path | None) -> Path | None:
 def _ultrarag(arguments: argparse.Namespace) -> int:
     checkout = arguments.checkout
     if arguments.undo:
-        return _apply(ultrarag.undo(checkout), "The checkout's own generation server is in place.", arguments)
-    return _apply(ultrarag.install(checkout), "It is installed already.", arguments)
+        return _apply(ultrarag_launcher.undo(checkout), "The checkout's own generation server is in place.", arguments)
+    return _apply(ultrarag_launcher.install(checkout), "It is installed already.", arguments)
 
 
 def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) -> int:

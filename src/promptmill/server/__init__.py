@@ -1,4 +1,4 @@
-"""The MCP server. The wire's names (`prompt_ls`, `ans_ls`, …) are used in this package alone."""
+"""The MCP server. The wire's names (`prompt_ls`, `ans_ls`, …) are used here and in `compat` alone."""
 
 from __future__ import annotations
 

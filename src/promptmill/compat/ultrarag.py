@@ -78,9 +78,9 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
 
 def _extended(server: FastMCP, service: Service) -> None:
     # FastMCP is imported with the server, not before
+    from promptmill.compat.ultrarag_calls import PipelineCalls
+    from promptmill.compat.ultrarag_tools import add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
-    from promptmill.server.ultrarag_calls import PipelineCalls
-    from promptmill.server.ultrarag_tools import add_build, with_plain_results
 
     add_build(server)
     with_plain_results(server)

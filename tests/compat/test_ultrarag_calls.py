@@ -9,9 +9,9 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
+from promptmill.compat.ultrarag_calls import PipelineCalls
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
-from promptmill.server.ultrarag_calls import PipelineCalls
 from promptmill.service.service import Service
 from replies import answer, by_prompt, html, late, raw, reset, status
 

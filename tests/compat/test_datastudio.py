@@ -19,9 +19,10 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI, object_in
+from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
+from promptmill.compat.datastudio import object_in
+from promptmill.compat.datastudio_inputs import conversation_of
 from promptmill.core.conversation import ImagePart, TextPart
-from promptmill.core.datastudio_inputs import conversation_of
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, late, status
 

@@ -19,7 +19,7 @@ from fastmcp.client.transports import StdioTransport
 
 from fakes import KEY
 from piped import Piped, eventually
-from promptmill.server import ultrarag
+from promptmill.compat import ultrarag
 from replies import answer, by_prompt, hang
 from sure import sure
 

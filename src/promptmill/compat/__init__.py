@@ -1,0 +1,1 @@
+"""The interfaces that other programs expect: UltraRAG's generation server, DataStudio's classes."""

@@ -1,0 +1,555 @@
+"""Python classes over the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
+
+Constructor arguments and their defaults are those of DataStudio's classes of the same names, so that programs written
+for those run on promptmill; everything behind them is the backend that the server uses. `BaseAPI` is the base class of
+both, for programs that bring a client of their own.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import base64
+import contextlib
+import logging
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from promptmill.answers.reasoning import split_marked
+from promptmill.answers.schema import AnswerType, with_schema
+from promptmill.backends.protocol import CallStats
+from promptmill.compat.datastudio_inputs import conversation_of, parts_of, texts_of
+from promptmill.config.loading import Configuration
+from promptmill.core.conversation import Conversation, ImagePart, Message, TextPart
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error
+from promptmill.core.held_image import HeldImage, is_image
+from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.sampling import Sampling
+from promptmill.service.list_call import ListSink
+from promptmill.service.service import Service
+from promptmill.system import runtime
+
+_FAIL_MESSAGE = "Failed to obtain answer via API."
+_OURS = frozenset(Sampling.model_fields)
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
+    "enable_thinking",
+)
+# Arguments of the classes that programs pass on to calls, too, where they are no part of a request.
+_OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
+_MOST_CONNECTIONS = 16384
+_MOST_ATTEMPTS = 100
+_LAST_PORT = 65535
+_KINDS = frozenset({"str", "dict", "liststr", "listdict"})
+_MOST_THREADS = 384
+_BAR_EVERY_S = 0.2
+
+
+class InterruptedCall(KeyboardInterrupt):
+    """Ctrl-C ended a call; `answers` are those that were there, in their order, `fail_msg` for the others."""
+
+    def __init__(self, answers: list[Any]) -> None:
+        super().__init__(answers)
+        self.answers = answers
+
+
+class BaseAPI(abc.ABC):
+    """DataStudio's base class: a program's own client is a subclass with `generate_inner`, and needs nothing else.
+
+    `generate` reads inputs of any shape, calls `generate_inner` for each in a thread, and tries failures again.
+    """
+
+    allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
+    """The types of parts that an input may have."""
+
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        retry: int = 10,
+        wait: float = 5,
+        timeout: tuple[float, float] = (30, 1800),
+        logger: Any = None,
+        thread_num: int = _MOST_THREADS,
+        fail_msg: str = _FAIL_MESSAGE,
+        openai_format: bool = True,  # noqa: FBT001, FBT002
+        image_key_name: str = "image",
+        return_dict: bool = True,  # noqa: FBT001, FBT002
+        use_system_proxy: bool = False,  # noqa: FBT001, FBT002
+        **kwargs: Any,
+    ) -> None:
+        """`retry` counts attempts in all, at least one; `wait` is the longest wait between them in seconds.
+
+        `thread_num` calls of `generate_inner` run at a time. `image_key_name` is a key under which parts may hold their
+        images. Without `openai_format`, `generate_inner` gets a list of parts instead of messages. `timeout` and
+        `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
+        """
+        self.retry = retry
+        self.wait = wait
+        self.timeout = timeout
+        self.logger: Any = logger or logging.getLogger("promptmill")
+        self.thread_num = thread_num
+        self.fail_msg = fail_msg
+        self.openai_format = openai_format
+        self.image_key_name = image_key_name
+        self.return_dict = return_dict
+        self.use_system_proxy = use_system_proxy
+        self.default_kwargs = kwargs
+
+    @abc.abstractmethod
+    def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, Any]:
+        """Answer one input, as `pre_process` returns it: `(ret_code, answer, response)`, `ret_code` 0 for success."""
+
+    def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one. Raises as `pre_process` does."""
+        inputs = [self.pre_process(message) for message in _inputs(messages)]
+        given = {**self.default_kwargs, **kwargs}
+        with ThreadPoolExecutor(max(1, min(self.thread_num, len(inputs)))) as threads:
+            return list(threads.map(lambda message: self.process_single_message(message, given), inputs))
+
+    def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
+        """Return the answer to one input of `generate_inner`, `fail_msg` when `retry` attempts brought none.
+
+        With `return_dict` the answer is the object that its JSON holds; an answer without one is a failed attempt.
+        """
+        for attempt in range(max(1, self.retry)):
+            if attempt:
+                time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+            try:
+                code, answer, _ = self.generate_inner(message, **all_kwargs)
+            except Exception as error:  # noqa: BLE001 (whatever a program's own client raises)
+                self._log("error", f"attempt {attempt + 1} failed: {type(error).__name__}: {error}")
+                continue
+            if isinstance(answer, str) and self.return_dict:
+                answer = object_in(split_marked(answer)[1])
+            if code == 0 and answer is not None and answer not in ("", self.fail_msg):
+                return answer
+            self._log("error", f"attempt {attempt + 1} brought no answer (code {code})")
+        return self.fail_msg
+
+    def pre_process(self, msg: Any) -> list[Any]:
+        """Return one input as `generate_inner` gets it: messages with images as `data:` URLs.
+
+        Raises `AssertionError` for an input of another kind, or a part of a type that is not in `allowed_types`.
+        """
+        kind = self.check_content(msg)
+        assert kind in _KINDS, f"an input is {kind}; send a text, a part, a list of texts or a list of parts"
+        items = [msg] if kind in {"str", "dict"} else msg
+        self._check_types(item for item in items if isinstance(item, Mapping))
+        content = self.preproc_content(msg)
+        self._check_types(part for part, item in zip(content, items, strict=True) if isinstance(item, str))
+        return self.prepare_inputs(content)[0]
+
+    def check_content(self, msgs: Any) -> str:
+        """Return the kind of an input: `str`, `dict`, `liststr`, `listdict` or `unknown`."""
+        if isinstance(msgs, str):
+            return "str"
+        if isinstance(msgs, Mapping):
+            return "dict"
+        if not isinstance(msgs, list | tuple) or not msgs:
+            return "unknown"
+        if all(isinstance(item, str) for item in msgs):
+            return "liststr"
+        return "listdict" if all(isinstance(item, Mapping) for item in msgs) else "unknown"
+
+    def preproc_content(self, inputs: Any) -> list[Any]:
+        """Return an input as a list of parts, each `{"type": …, "value": …}`; messages with a role stay as they are.
+
+        A text that is the path or URL of an image is a part of type `image`. Raises `PromptmillError`.
+        """
+        return parts_of(inputs, "inputs", self.image_key_name)
+
+    def prepare_inputs(self, inputs: Any) -> tuple[list[Any], str]:
+        """Return parts as messages, with images as `data:` URLs, and all their texts in one.
+
+        Without `openai_format` the parts stay parts. Raises `PromptmillError`.
+        """
+        conversation = conversation_of(inputs, "inputs", self.image_key_name)
+        text = "\n".join(texts_of(conversation))
+        if not self.openai_format:
+            return self.preproc_content(inputs), text
+        return [self._message(message) for message in conversation.messages], text
+
+    def encode_image_directly(self, img_item: Any) -> Any:
+        """Return an image of Pillow's, an array or bytes as base64; anything else as it is."""
+        return self._encoded(HeldImage(img_item))[1] if is_image(img_item) else img_item
+
+    def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
+        """Do nothing: calls close what they open."""
+
+    def _check_types(self, parts: Iterable[Mapping[str, Any]]) -> None:
+        wrong = {str(part.get("type"))[:40] for part in parts if "role" not in part} - {*self.allowed_types}
+        assert not wrong, f"types of parts that are not allowed: {', '.join(sorted(wrong))}"
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        if not isinstance(message.content, tuple):
+            return {"role": message.role, "content": message.content, **(message.extra or {})}
+        content: list[dict[str, Any]] = []
+        for part in message.content:
+            if isinstance(part, TextPart):
+                content.append({"type": "text", "text": part.text})
+            elif isinstance(part, ImagePart):
+                content.append({"type": "image_url", "image_url": {"url": self._url(part.source)}})
+            else:
+                content.append({"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}})
+        return {"role": message.role, "content": content, **(message.extra or {})}
+
+    def _url(self, source: str) -> str:
+        from promptmill.images.load import is_web
+
+        return source if is_web(source) else "data:{};base64,{}".format(*self._encoded(source))
+
+    def _encoded(self, source: str) -> tuple[str, str]:
+        from promptmill.images.load import ImageRules, load_image
+
+        image = load_image(source, ImageRules())
+        return image.media_type, base64.b64encode(image.data).decode()
+
+    def _log(self, level: str, text: str) -> None:
+        """Log `text` with any kind of logger: without formatting, by `info` where it lacks `level`."""
+        log = getattr(self.logger, level, None) or getattr(self.logger, "info", None)
+        if log is not None:
+            log(text)
+
+
+class OpenAIAPI(BaseAPI):
+    """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
+
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        model: str,
+        key: str | Sequence[str] | None = None,
+        temperature: float | None = 0.6,
+        top_p: float | None = 0.95,
+        top_k: int | None = 20,
+        min_p: float | None = 0.0,
+        presence_penalty: float | None = 1.0,
+        repetition_penalty: float | None = 1.0,
+        api_base: str | None = None,
+        port: int | str | Sequence[int | str] | None = None,
+        retry: int = 10,
+        wait: float = 3,
+        timeout: tuple[float, float] = (30, 1800),
+        max_tokens: int | None = 16384,
+        thread_num: int = 8192,
+        return_dict: bool = False,  # noqa: FBT001, FBT002
+        logger: Any = None,
+        max_connections: int | None = None,
+        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
+        *,
+        fail_msg: str = _FAIL_MESSAGE,
+        use_system_proxy: bool = False,
+        image_key_name: str = "image",
+        openai_format: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
+
+        `retry` counts attempts in all, from 1 to 100; `wait` is the longest wait between them in seconds, `timeout`
+        seconds to connect and of silence, `thread_num` requests in flight. Of several keys and ports each takes its
+        share. None leaves a parameter to the endpoint, and a number out of its usual range is the endpoint's to refuse.
+        `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs` alone.
+        `kwargs` go into the request body. What is set on the object afterwards counts from the next call on. Raises
+        `PromptmillError` (`invalid_config`).
+        """
+        super().__init__(
+            retry,
+            wait,
+            timeout,
+            logger,
+            thread_num,
+            fail_msg,
+            openai_format,
+            image_key_name,
+            return_dict,
+            use_system_proxy,
+            **kwargs,
+        )
+        self.model = model
+        self.key = key
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.min_p = min_p
+        self.presence_penalty = presence_penalty
+        self.repetition_penalty = repetition_penalty
+        self.api_base = api_base
+        self.port = port
+        self.max_tokens = max_tokens
+        self.max_connections = max_connections
+        self.enable_thinking = enable_thinking
+        self._configuration({}, shared=True)  # what is wrong with it shows now
+
+    def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
+        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
+
+        An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
+        or bytes, as one of Pillow's or an array; an OpenAI message; or a list of texts, parts or messages that belong
+        together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
+        that its JSON holds; one without is asked for again, `retry` times in all. Every answer satisfies
+        `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
+        `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
+        """
+        conversations = [
+            conversation_of(item, f"messages[{index}]", self.image_key_name)
+            for index, item in enumerate(_inputs(messages))
+        ]
+        sink = ListSink(len(conversations))
+        try:
+            outcomes = self._outcomes(conversations, with_schema(kwargs, answer_schema), sink, shared=True)
+        except KeyboardInterrupt:
+            raise InterruptedCall(self._so_far(sink, answer_schema)) from None
+        return [self._answer_of(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
+
+    def generate_inner(
+        self, inputs: Any, *, answer_schema: AnswerType | None = None, **kwargs: Any
+    ) -> tuple[int, Any, dict[str, Any]]:
+        """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
+
+        `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
+        """
+        asked = with_schema(kwargs, answer_schema)
+        conversation = conversation_of(inputs, "inputs", self.image_key_name)
+        (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
+        answer = self._answer_of(outcome, 0, answer_schema)
+        usage = {
+            "prompt_tokens": outcome.usage.prompt_tokens,
+            "completion_tokens": outcome.usage.completion_tokens,
+        }
+        if isinstance(outcome, Failure):
+            error = {"code": str(outcome.error.code), "message": str(outcome.error), "attempts": outcome.attempts}
+            return -1, answer, {"error": error, "usage": usage}
+        response = {"finish_reason": outcome.finish_reason, "usage": usage, "reasoning": outcome.reasoning}
+        return (-1 if answer is self.fail_msg else 0), answer, response
+
+    def _configuration(self, overrides: Mapping[str, Any], *, shared: bool) -> Configuration:
+        asked = self.default_kwargs | {name: value for name, value in overrides.items() if name not in _OF_THE_CLASS}
+        sampling = {name: getattr(self, name) for name in _SAMPLING}
+        sampling |= {name: value for name, value in asked.items() if name in _OURS}
+        beyond = {name: sampling.pop(name) for name in [*sampling] if _is_beyond(name, sampling[name])}
+        block = self._block() | (dict(self._sharing()) if shared else {})
+        return Configuration(
+            {
+                "backend": "openai",
+                "backend_configs": {"openai": {name: value for name, value in block.items() if value is not None}},
+                "sampling_params": {name: value for name, value in sampling.items() if value is not None},
+                "extra_params": {name: value for name, value in asked.items() if name not in _OURS} | beyond,
+                "reasoning": "inline",
+            }
+        )
+
+    def _block(self) -> dict[str, Any]:
+        ports = [] if self.port is None else [self.port] if isinstance(self.port, int | str) else self.port
+        local = [f"http://localhost:{_port(port)}/v1" for port in ports]
+        return {
+            "model_name": self.model,
+            "base_url": self.api_base or local or "https://api.openai.com/v1",
+            "api_key": self.key if isinstance(self.key, str | None) else list(self.key),
+            "concurrency": self.thread_num,
+            "adaptive": False,  # who says how many are in flight means it from the first on
+            "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
+            "retries": min(max(self.retry, 1), _MOST_ATTEMPTS),
+            "base_delay": min(1.0, self.wait),
+            "max_delay": self.wait,
+            "timeout": self.timeout,
+            "trust_env": self.use_system_proxy,
+            "bulk_threshold": 2**31,
+        }
+
+    def _sharing(self) -> Mapping[str, Any]:
+        """Return the settings under which several processes share the inputs of a call."""
+        return {}
+
+    def _outcomes(
+        self, conversations: Sequence[Conversation], overrides: Mapping[str, Any], sink: ListSink, *, shared: bool
+    ) -> list[Outcome]:
+        return runtime.run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
+
+    def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
+        """Return the answers that there are, `fail_msg` for the others."""
+        outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
+        return [
+            self._answer_of(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
+            for index, outcome in enumerate(outcomes)
+        ]
+
+    async def _answer(
+        self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
+    ) -> list[Outcome]:
+        service = Service(configuration)
+        stats = CallStats(total=len(conversations))
+        outcomes: list[Outcome] = []
+        places: Sequence[int] = range(len(conversations))
+        try:
+            async with _progress_shown(stats):
+                outcomes = await service.generate(conversations, stats, sink=sink)
+                for _ in range(self.retry - 1 if self.return_dict else 0):
+                    places = [place for place in places if _lacks_object(outcomes[place])]
+                    if not places:
+                        break
+                    more = CallStats(total=len(places))
+                    again = await service.generate([conversations[place] for place in places], more)
+                    stats.warnings |= more.warnings
+                    for place, outcome in zip(places, again, strict=True):
+                        outcomes[place] = outcome
+        finally:
+            await service.aclose()
+            for warning in stats.warnings:
+                self._log("warning", warning)
+        return outcomes
+
+    def _answer_of(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
+        if not isinstance(outcome, Completion):
+            self._log("error", f"input {index}: {outcome.error.code}: {outcome.error}")
+            return self.fail_msg
+        if isinstance(answer_schema, type):
+            try:
+                return answer_schema.model_validate_json(split_marked(outcome.text)[1])
+            except ValidationError as error:  # by a validator of the class, which its schema cannot tell
+                self._log("error", f"input {index}: the answer is no {answer_schema.__name__}: {error}")
+                return self.fail_msg
+        if not self.return_dict:
+            return outcome.text
+        found = object_in(split_marked(outcome.text)[1])
+        if found is None:
+            self._log("error", f"input {index}: the answer holds no JSON object")
+            return self.fail_msg
+        return found
+
+
+class MPOpenAIAPI(OpenAIAPI):
+    """`OpenAIAPI` over worker processes, for work where one process is busy encoding images and JSON."""
+
+    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+        self,
+        model: str,
+        key: str | Sequence[str] | None = None,
+        temperature: float | None = 0.6,
+        top_p: float | None = 0.95,
+        top_k: int | None = 20,
+        min_p: float | None = 0.0,
+        presence_penalty: float | None = 1.0,
+        repetition_penalty: float | None = 1.0,
+        api_base: str | None = None,
+        port: int | str | Sequence[int | str] | None = None,
+        retry: int = 10,
+        wait: float = 3,
+        timeout: tuple[float, float] = (30, 1800),
+        max_tokens: int | None = 16384,
+        thread_num: int = 8192,
+        return_dict: bool = False,  # noqa: FBT001, FBT002
+        logger: Any = None,
+        max_connections: int | None = None,
+        num_workers: int | None = None,
+        worker_concurrency: int | None = None,
+        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
+        **kwargs: Any,
+    ) -> None:
+        """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
+
+        The default of `worker_concurrency` is each worker's share of `thread_num`. All else is `OpenAIAPI`'s.
+        """
+        self.num_workers = num_workers
+        self.worker_concurrency = worker_concurrency
+        super().__init__(
+            model,
+            key,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            presence_penalty,
+            repetition_penalty,
+            api_base,
+            port,
+            retry,
+            wait,
+            timeout,
+            max_tokens,
+            thread_num,
+            return_dict,
+            logger,
+            max_connections,
+            enable_thinking,
+            **kwargs,
+        )
+
+    def _sharing(self) -> Mapping[str, Any]:
+        return {
+            "bulk_threshold": 1,
+            "num_workers": self.num_workers,
+            "worker_concurrency": self.worker_concurrency,
+        }
+
+
+def _inputs(messages: Sequence[Any]) -> Sequence[Any]:
+    """Return the inputs of a call. Raises `PromptmillError` for one input in place of a list."""
+    if isinstance(messages, str | Mapping):
+        raise input_error("messages is one input; send a list of inputs: generate([…]).")
+    return messages
+
+
+def _port(port: int | str) -> int:
+    number = int(port) if str(port).isdecimal() else 0
+    if not 0 < number <= _LAST_PORT:
+        raise config_error("port", "is not a port number; give a number from 1 to 65535, or a list of them.")
+    return number
+
+
+def _is_beyond(name: str, value: Any) -> bool:
+    """Return whether `value` is a number out of the range of a sampling parameter, which some endpoints take."""
+    if not isinstance(value, int | float):
+        return False
+    try:
+        Sampling.model_validate({name: value})
+    except ValidationError:
+        return True
+    return False
+
+
+def _lacks_object(outcome: Outcome) -> bool:
+    return isinstance(outcome, Completion) and object_in(split_marked(outcome.text)[1]) is None
+
+
+@contextlib.asynccontextmanager
+async def _progress_shown(stats: CallStats) -> AsyncIterator[None]:
+    """Show a bar while the block runs, where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    showing = asyncio.ensure_future(_show_progress(stats))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.wait({showing})
+
+
+async def _show_progress(stats: CallStats) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*looks, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Generating", total=stats.total)
+        try:
+            while True:
+                await asyncio.sleep(_BAR_EVERY_S)
+                progress.update(bar, completed=stats.done)
+        finally:
+            progress.update(bar, completed=stats.done)
+
+
+def object_in(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that an answer holds, around which models like to talk, or None."""
+    from json_repair import repair_json
+
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return None
+    found = repair_json(text[start : end + 1], return_objects=True)
+    return found if isinstance(found, dict) else None
