@@ -26,7 +26,7 @@ def main() -> None:
     folder = str(embedded_model.model_folder(lambda _: None))
     if sys.argv[1] == "same":
         _set_up_libraries(on_cpu=True)
-        from promptmill.backends.engines.vllm.arguments import engine_arguments
+        from promptmill.backends.engines.vllm.startup import engine_arguments
 
         options = {"model_name_or_path": folder, "gpu_ids": None}
         arguments = engine_arguments(options, Location(folder), on_cpu=True)

@@ -30,13 +30,12 @@ OURS = {"reasoning"}
 def takes(engine: str) -> frozenset[str]:
     """Return an engine's TAKES, without importing torch."""
     names: dict[str, object] = {}
-    for file in ("sampling.py", "prompt.py"):
-        source = ENGINES / engine / file
-        for node in ast.parse(source.read_text(encoding="utf-8")).body if source.exists() else ():
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                name = node.targets[0].id
-                if name in {"TAKES", "SAME_NAME"}:
-                    names[name] = eval(compile(ast.Expression(node.value), engine, "eval"), {}, names)
+    source = (ENGINES / engine / "prompt.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in {"TAKES", "SAME_NAME"}:
+                names[name] = eval(compile(ast.Expression(node.value), engine, "eval"), {}, names)
     found = names["TAKES"]
     assert isinstance(found, frozenset)
     return found

@@ -64,7 +64,7 @@ def test_json_begins_behind_the_reasoning_that_the_prompt_opened(tiny):
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
-    from promptmill.backends.engines.hf.answer_mask import AnswerMasks
+    from promptmill.backends.engines.hf.sampler import AnswerMasks
 
     tokenizer = AutoTokenizer.from_pretrained(tiny())
     mask = AnswerMasks(tokenizer, {2}).of(asking_for({"type": "object"}), thinks=True)

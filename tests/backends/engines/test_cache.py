@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.cache import PooledCache, is_of_columns, plain_cache  # noqa: E402
+from promptmill.backends.engines.hf.cache import PooledCache, is_of_columns, plain_cache
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
@@ -119,7 +119,7 @@ def test_grouped_attention_computes_what_transformers_does(masked, shared):
 
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from promptmill.backends.engines.hf.attention import _attention
+    from promptmill.backends.engines.hf.language_model import _attention
 
     query = torch.randn(4, 9, 1, 16)
     key, value = torch.randn(4, shared, 33, 16), torch.randn(4, shared, 33, 16)

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.sampler import SamplerState, choose  # noqa: E402
-from sure import sure  # noqa: E402
+from promptmill.backends.engines.hf.sampler import SamplerState, choose
+from sure import sure
 
 
 def scores_of(*shares: float):

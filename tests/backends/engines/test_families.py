@@ -11,16 +11,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
-from promptmill.backends.engines.hf.generate_loop import GenerateLoop  # noqa: E402
-from promptmill.backends.engines.hf.loading import load_model  # noqa: E402
-from promptmill.backends.engines.hf.room import Room  # noqa: E402
-from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
-from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
-from promptmill.backends.engines.hf.sequence import RunningSequence  # noqa: E402
-from promptmill.backends.engines.model_location import Location  # noqa: E402
-from promptmill.backends.engines.texts import Texts  # noqa: E402
-from promptmill.core.errors import PromptmillError  # noqa: E402
+from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.hf.batches import Decoder
+from promptmill.backends.engines.hf.decode_loop import GenerateLoop
+from promptmill.backends.engines.hf.language_model import load_model
+from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.hf.schedule import (
+    Room,
+    Schedule,
+)
+from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.model_location import Location
+from promptmill.core.errors import PromptmillError
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 

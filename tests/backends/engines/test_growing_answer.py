@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.backends.engines.growing_answer import GrowingAnswer
-from promptmill.backends.engines.texts import Texts
+from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"

@@ -9,13 +9,12 @@ import pytest
 pytest.importorskip("torch")
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.hf.decoder import Decoder
-from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.hf.room import Room, room_for
+from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.hf.batches import Decoder
+from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.schedule import Schedule
+from promptmill.backends.engines.hf.schedule import Room, Schedule, room_for
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.texts import Texts
 
 
 def loaded(folder) -> LanguageModel:

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from promptmill.backends.engines.growing_answer import Texts
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.texts import Texts
 
 
 def row(run: int, length: int = 10) -> RunningSequence:

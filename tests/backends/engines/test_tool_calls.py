@@ -8,8 +8,7 @@ import pytest
 
 from promptmill.backends.engines.chat_template import rendered
 from promptmill.backends.engines.growing_answer import parted
-from promptmill.backends.engines.tool_calls import BARE_FORM, form_of, read_calls
-from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
 
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
@@ -29,8 +28,8 @@ GLM = (
     "weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>"
 )
 BODY = '{"city": "Paris", "days": 2}'
-CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"  # noqa: RUF001
-BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001
+CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 KIMI = "<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>" + BODY + "<|tool_call_end|>"
 HARMONY = (
     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
@@ -141,7 +140,7 @@ def test_a_template_without_a_place_for_tools_is_unsupported(template):
 
 def test_calls_of_earlier_turns_need_a_template_that_shows_them():
     turns = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
-    with pytest.raises(PromptmillError, match="leaves out"):
+    with pytest.raises(PromptmillError, match="leave out"):
         ToolReader("{{ messages }}").use({}, turns)
     assert ToolReader("{{ messages[0].tool_calls }}").use({}, turns) is None
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from promptmill.backends.engines.growing_answer import GrowingAnswer
+from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
 from promptmill.backends.engines.intake import WaitingRows
-from promptmill.backends.engines.texts import Texts
 
 
 def row(run: int, number: int) -> GrowingAnswer:

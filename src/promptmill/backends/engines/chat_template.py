@@ -91,7 +91,7 @@ def prompt_text(
         turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     try:
         return rendered(render, turns), False
-    except Exception as error:  # noqa: BLE001 (templates raise whatever they like)
+    except Exception as error:  # templates raise whatever they like
         raise _refused(error) from None
 
 

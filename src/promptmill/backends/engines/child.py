@@ -35,7 +35,7 @@ def main() -> None:
         importlib.import_module(_ENGINES[load["engine"]]).serve(load["options"], channel)
     except PromptmillError as error:
         channel.send({"type": "failed", "error": frames.packed_error(error)})
-    except BaseException as error:  # noqa: BLE001 (said to the server, then the process ends)
+    except BaseException as error:  # said to the server, then the process ends
         traceback.print_exc()
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         channel.send({"type": "last_words", "text": redact(words)[:300]})

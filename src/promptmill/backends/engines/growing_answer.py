@@ -1,14 +1,14 @@
-"""The answer of an engine of this machine: while it grows token by token, and finished, with its parts told apart."""
+"""The answer of a local engine: it grows token by token, then is split into reasoning, text and tool calls."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from promptmill.answers.reasoning import answer_so_far
-from promptmill.backends.engines.texts import Texts
+from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
+from promptmill.backends.engines.request_options import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
@@ -18,7 +18,7 @@ _Decode: TypeAlias = Callable[[Sequence[int]], str]
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What half a character at the end of a text is shown as."""
+"""The decoded form of an incomplete character at the end of a text."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -36,19 +36,19 @@ class GrowingAnswer:
     inline: bool = False  # reasoning stays in the answer's text
     tools: ToolUse | None = None
     logprobs: list[dict[str, Any]] | None = None
-    """How likely its tokens were, where that is wanted."""
+    """The log probabilities of its tokens, if requested."""
     top_logprobs: int = 0
-    """How many of the likeliest tokens at each place are wanted beside the chosen one."""
+    """The number of likeliest tokens to report at each position, in addition to the chosen one."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     text: str | None = None
-    """The answer up to a stop string; None as long as none was met."""
+    """The answer up to a stop string; None until one occurs."""
     mishaps: int = 0
     answered: bool = False
     started: float | None = None
     live: bool = False
-    """Whether the answer so far is wanted while it grows."""
+    """Whether previews of the growing answer are requested."""
     shown_at: float = 0.0
 
     @property
@@ -88,7 +88,7 @@ class GrowingAnswer:
         return self.texts.split(text, opened=self.thinks)
 
     def preview(self) -> Frame | None:
-        """Return the message that carries the answer so far, where it is wanted, a few times a second."""
+        """Return a message with the answer so far, at most every `PREVIEW_EVERY_S`; None otherwise."""
         if not self.live or (now := time.monotonic()) - self.shown_at < PREVIEW_EVERY_S:
             return None
         self.shown_at = now
@@ -97,7 +97,7 @@ class GrowingAnswer:
         return {"type": "preview", "run": self.run, "id": self.number, "text": answer} if answer else None
 
     def failure(self, error: PromptmillError) -> Frame:
-        """Return the message that says why there is no answer."""
+        """Return the message that reports `error` instead of an answer."""
         return {**self._address(), "error": packed_error(error)}
 
     def _address(self) -> Frame:
@@ -115,7 +115,7 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
     """Return the text before the first stop string, which the last token may have completed; None without one."""
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
-        # where bytes are tokens, half a character at its beginning would spoil all others of their row
+        # with byte tokens, an incomplete character at the start would garble the characters after it
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
             if not recent.startswith(BROKEN):
@@ -128,7 +128,7 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
 
 
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
-    """Return the text of an answer. Where bytes are tokens, half a character at its end would spoil those before it."""
+    """Return the text of an answer. With byte tokens, an incomplete last character would garble those before it."""
     text = decode(tokens)
     if text.endswith(BROKEN):
         for fewer in range(1, _TOKENS_PER_CHARACTER):
@@ -149,7 +149,7 @@ def finished(
 ) -> Frame:
     """Return the fields of an `outcome` message about `found`, the parts of the answer.
 
-    `ended`: its last token only says so, and is no part of the answer.
+    `ended`: the last token only marks the end and is not part of the answer.
     """
     if logprobs is not None:
         found = found | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
@@ -160,7 +160,7 @@ def finished(
 def parted(
     text: str, split: Callable[[str], tuple[str | None, str]], tools: ToolUse | None, *, inline: bool
 ) -> dict[str, Any]:
-    """Return `text`, `reasoning` and `tool_calls` of what a model wrote; `split` tells reasoning apart.
+    """Return `text`, `reasoning` and `tool_calls` of a model's output; `split` separates the reasoning.
 
     `inline`: reasoning stays in the text.
     """
@@ -174,3 +174,42 @@ def parted(
         answer, calls = tools.read(answer)
     found = {"text": before + answer, "reasoning": None if inline else reasoning}
     return found | ({"tool_calls": calls} if calls else {})
+
+
+class ReasoningMarkers:
+    """The special tokens that must stay in an answer's text because they delimit its reasoning."""
+
+    def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
+        """`tokenizer` is the model's; `also` are further marks to keep, such as those of tool calls."""
+        special = special_tokens(tokenizer)
+        self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
+        marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
+        self.are_special = any(mark in special for mark in marks)
+        """Whether texts are decoded with special tokens, except `hidden`."""
+        self.hidden = {name: number for name, number in special.items() if name not in marks}
+        """The other special tokens, by name."""
+
+    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+        """Return `(reasoning, answer)`; `opened` as in `split_reasoning`."""
+        return split_channels(text) if self._channels else split_reasoning(text, opened=opened)
+
+
+class Texts:
+    """Decodes answers of one model. Special tokens are left out, except marks of reasoning and of `also`."""
+
+    def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
+        """`tokenizer` is the model's; `also` are further special tokens to keep."""
+        self._tokenizer = tokenizer
+        self._markers = ReasoningMarkers(tokenizer, also)
+        self._hidden = frozenset(self._markers.hidden.values())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, including the marks of reasoning."""
+        bare = not self._markers.are_special
+        shown = tokens if bare else [token for token in tokens if token not in self._hidden]
+        text: str = self._tokenizer.decode(shown, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
+        return text
+
+    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+        """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
+        return self._markers.split(text, opened=opened)

@@ -105,7 +105,7 @@ class Intake(Generic[R]):
             message = self._next()
             try:
                 self._waiting.add(self._prepare(message))
-            except Exception as error:  # noqa: BLE001 (this item's alone)
+            except Exception as error:
                 if not isinstance(error, PromptmillError):
                     error = PromptmillError(
                         Code.INTERNAL, f"The prompt could not be prepared: {type(error).__name__}: {first_line(error)}"

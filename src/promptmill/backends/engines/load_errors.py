@@ -1,4 +1,4 @@
-"""What libraries say of a failure, in words that people can use."""
+"""Errors of loading a model: explanations of exceptions that transformers and vLLM raise."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ _KNOWN = {
         "The installed transformers does not know the architecture that the model's config.json names.",
         "Upgrade transformers, or choose another model.",
     ),
-    "Unrecognized model in": ("The model's config.json does not say what kind of model it is.", _AGAIN),
+    "Unrecognized model in": ("The model's config.json does not name the kind of model.", _AGAIN),
     "is not a valid JSON file": ("The model's config.json is not valid JSON.", _AGAIN),
     "instantiate the backend tokenizer": (
-        "There is no tokenizer beside the model, or a package that it needs is missing.",
+        "The model has no tokenizer, or a package that the tokenizer needs is not installed.",
         "Put the tokenizer's files into the model's folder; some need the packages sentencepiece and tiktoken.",
     ),
-    "ignore_mismatched_sizes": ("The model's weights have other shapes than its config.json says.", _AGAIN),
+    "ignore_mismatched_sizes": ("The shapes of the model's weights differ from its config.json.", _AGAIN),
     "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
 }
-"""What transformers says, to what people can use."""
+"""Fragments of transformers' messages → our message and hint."""
 
 
 def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
-    """Return the error that `text`, an exception's, stands for; None when nobody has met it yet.
+    """Return our error for `text`, the message of an exception; None if the message is unknown.
 
     `trusted`: the model's own code may run.
     """
     if "trust_remote_code" in text and not trusted:
         return load_failure(
-            "The model brings Python code of its own, which is not run unless the operator allows it.",
+            "The model comes with Python code, which runs only if the operator allows it.",
             "If you trust its author, set `trust_remote_code: true` in the configuration file.",
         )
     found = next((words for sign, words in _KNOWN.items() if sign in text), None)
@@ -44,12 +44,12 @@ def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
 
 
 def first_sentence(error: Exception | str) -> str:
-    """Return the first sentence of what an exception says."""
+    """Return the first sentence of an exception's message."""
     return f"{redact(_line(error).split('. ')[0])[:300].rstrip('.')}."
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return the first line of what an exception says, without its full stop; its kind when it says nothing."""
+    """Return the first line of an exception's message without its full stop; its class name if the message is empty."""
     return redact(_line(error))[:200].rstrip(".")
 
 
@@ -58,25 +58,25 @@ def _line(error: BaseException | str) -> str:
 
 
 def missing_package(error: Exception | str, extra: str) -> PromptmillError:
-    """Return the error of a model that needs a package which is not installed, as `error` of an import says."""
+    """Return the error for a model that needs a missing package; `error` is that of the import."""
     return PromptmillError(
         Code.MISSING_DEPENDENCY,
         f"The model needs a package that is not installed: {first_sentence(error)}",
-        f"{adding(extra)}, or install the package that is named.",
+        f"{adding(extra)}, or install the named package.",
     )
 
 
 def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillError:
-    """Return the error of `gpu_ids` of which only `present` are there; `why` goes into its sentence."""
+    """Return the error for `gpu_ids` on a machine with only `present` GPUs; `why` ends its sentence."""
     named = ", ".join(map(str, gpu_ids))
     return load_failure(
-        f"`gpu_ids` names GPU {named}, but of those this machine offers {present}{why}.",
+        f"`gpu_ids` names GPU {named}, but {present} of them are available on this machine{why}.",
         "Correct `gpu_ids`, or leave it empty.",
     )
 
 
 def check_memory(weights: float) -> None:
-    """Raise when `weights` (bytes) surely do not fit into main memory; the system would kill the process halfway."""
+    """Raise if `weights` (bytes) exceed the free main memory; the system would kill the process while it loads."""
     free = hardware.free_memory()
     if free is not None and weights > free:
         raise load_failure(

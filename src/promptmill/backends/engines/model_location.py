@@ -201,7 +201,7 @@ def _is_on_hub(name: str, file: str) -> bool:
         ) from None
     except EntryNotFoundError:
         return False
-    except Exception as error:  # noqa: BLE001 (whatever the client raises, loading will meet it again)
+    except Exception as error:  # whatever the client raises, loading will meet it again
         raise _refused(name, error) from None
     return True
 

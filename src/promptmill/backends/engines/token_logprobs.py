@@ -1,4 +1,4 @@
-"""How likely a model found the tokens that it chose, as OpenAI writes it."""
+"""Log probabilities of an answer's tokens in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
 
 NAMES = frozenset({"logprobs", "top_logprobs"})
-"""The names in `extra_params` that ask for it."""
+"""The names in `extra_params` that request log probabilities."""
 MOST = 20
-"""The most likeliest tokens at each place, OpenAI's limit."""
+"""The largest `top_logprobs`, OpenAI's limit."""
 _LOWEST = -9999.0  # JSON has no infinity
 
 
 def wanted(extra: Mapping[str, Any]) -> int | None:
-    """Return how many of the likeliest tokens at each place are wanted beside the chosen one; None: nothing is.
+    """Return the requested `top_logprobs`; None if no log probabilities are requested.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -33,7 +33,7 @@ def wanted(extra: Mapping[str, Any]) -> int | None:
 def entry(
     decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
 ) -> dict[str, Any]:
-    """Return what OpenAI's `logprobs.content` says of a token."""
+    """Return one entry of OpenAI's `logprobs.content`."""
     return {**_one(decode, token, logprob), "top_logprobs": [_one(decode, *other) for other in likeliest]}
 
 

@@ -1,22 +1,58 @@
-"""What a request says about tools: what the chat template is given, what the answer is held to, how it is read."""
+"""Tools of a request: checked, given to the chat template, and the calls read back from the answer's text.
+
+A model writes calls in one of ten forms. The form is recognised by marks in the model's chat template, which shows
+the model its own calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes, GLM, Mistral,
+DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; OpenAI's Harmony (github.com/openai/harmony, docs/format.md).
+"""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import jinja2.meta
 
-from promptmill.backends.engines.tool_calls import Form, Tools, call_of, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-"""The names in `extra_params` that speak of tools."""
-_ADVICE = "Choose a model that was trained to call tools, or leave them out."
+"""The names in `extra_params` that concern tools."""
+_ADVICE = "Choose a model that was trained to call tools, or send the request without tools."
+_ENVIRONMENT = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701 (no HTML)
+Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""The JSON Schemas of the tools' parameters, by the tools' names."""
+Found: TypeAlias = tuple[str, list[tuple[str, object]]]
+"""The text without the calls, and the calls: names and arguments."""
+_AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
+_BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
+# A part without a closing mark extends to the end of the text, so that the search stays linear.
+_FUNCTION = re.compile(r"<function=([^<>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^<>\s]+)>\n?(.*?)(\n?</parameter>|\Z)", re.DOTALL)
+_GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)(</arg_value>|\Z)", re.DOTALL)
+_MISTRAL = re.compile(r"\s*+([\w.-]++)\s*+(?:\[CALL_ID\]\w++)?\s*+(?:\[ARGS\])?\s*+(\{.*\})\s*+", re.DOTALL)
+_DEEPSEEK = re.compile(
+    r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([^<\n]+)(?:<｜tool▁sep｜>|\n```json\n)(.*?)((?:\n```)?<｜tool▁call▁end｜>|\Z)",
+    re.DOTALL,
+)
+_KIMI = re.compile(
+    r"<\|tool_call_begin\|>\s*(?:functions\.)?([\w.-]+?)(?::\d+)?\s*"
+    r"<\|tool_call_argument_begin\|>(.*?)(<\|tool_call_end\|>|\Z)",
+    re.DOTALL,
+)
+_HARMONY = re.compile(
+    r"(?:\A|<\|start\|>assistant)([^<]*(?:<\|channel\|>[^<]*)?(?:<\|constrain\|>[^<]*)?)<\|message\|>"
+    r"(.*?)(?:<\|(?:call|end|return)\|>|(?=<\|start\|>)|\Z)",
+    re.DOTALL,
+)
+_RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
+_BETWEEN_CALLS = re.compile(r"[ \n\t;,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +60,12 @@ class ToolUse:
     """The tools of one request."""
 
     offered: Sequence[Mapping[str, Any]]
-    """As OpenAI writes them."""
+    """In OpenAI's format."""
     form: Form
     must: bool
-    """Whether the answer has to be a call: it is then held to JSON, whatever form the model has."""
+    """Whether the answer has to be a call. It is then constrained to JSON, whatever form the model has."""
     single: bool
-    """Whether there may be one call at most."""
+    """Whether at most one call is allowed."""
 
     @property
     def _schemas(self) -> Tools:
@@ -38,9 +74,9 @@ class ToolUse:
 
     @property
     def response_format(self) -> Mapping[str, Any] | None:
-        """What the answer is held to: calls, where there must be one.
+        """The schema that constrains the answer to calls if a call is required, else None.
 
-        Else nothing, whatever else the request asks: an answer may be calls instead, and is checked when it is there.
+        None also if the request has a `response_format`: the answer may be calls instead, and is validated afterwards.
         """
         if not self.must:
             return None
@@ -48,7 +84,7 @@ class ToolUse:
         return {"type": "json_schema", "json_schema": {"name": "calls", "schema": schema}}
 
     def read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
-        """Return the answer beside the calls, and the calls."""
+        """Return the answer without its calls, and the calls."""
         if self.must:
             try:
                 calls = [call_of(call["name"], call["arguments"]) for call in json.loads(text)]
@@ -60,7 +96,7 @@ class ToolUse:
 
 
 class ToolReader:
-    """What a model's chat template says about tools."""
+    """Prepares the tools of requests to one model, by the model's chat template."""
 
     def __init__(self, template: str | None) -> None:
         """`template` is None for a model without one."""
@@ -71,13 +107,13 @@ class ToolReader:
     def use(self, extra: Mapping[str, Any], messages: Iterable[Mapping[str, Any]]) -> ToolUse | None:
         """Return the tools of a request, None without any.
 
-        Raises `PromptmillError` (`unsupported`) where the model's template has no place for them or for the calls of
-        earlier turns, (`invalid_input`) for tools of another shape.
+        Raises `PromptmillError` (`unsupported`) if the model's template has no place for them or for the calls of
+        earlier turns, (`invalid_input`) for malformed tools.
         """
         if "tool_calls" not in self._source and any(message.get("tool_calls") for message in messages):
             raise PromptmillError(
                 Code.UNSUPPORTED,
-                "The conversation has calls of tools, which the model's chat template leaves out.",
+                "The conversation contains tool calls, which the model's chat template would leave out.",
                 _ADVICE,
             )
         choice = extra.get("tool_choice")
@@ -96,14 +132,11 @@ class ToolReader:
 
 
 def _variables(source: str) -> set[str]:
-    """Return the names that a template is given."""
+    """Return the names of the variables that a template reads."""
     try:
         return set(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
-    except jinja2.TemplateError:  # with tags of its renderer's own
+    except jinja2.TemplateError:  # it has tags that only its own renderer knows
         return {"tools"} if "tools" in source else set()
-
-
-_ENVIRONMENT = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701 (no HTML)
 
 
 def _checked(tools: object) -> list[dict[str, Any]]:
@@ -127,8 +160,8 @@ def _chosen(choice: object, tools: list[dict[str, Any]]) -> str | None:
         case {"function": {"name": str(name)}} if any(tool["function"]["name"] == name for tool in tools):
             return name
     raise input_error(
-        'tool_choice is none of "none", "auto", "required" and {"type": "function", "function": {"name": …}} with one '
-        "of the tools."
+        'tool_choice should be "none", "auto", "required", or {"type": "function", "function": {"name": …}} with the '
+        "name of one of the tools."
     )
 
 
@@ -148,3 +181,204 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> dict[str, Any]:
         )
     schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls} if len(calls) > 1 else calls[0]}
     return schema | ({"maxItems": 1} if single else {}) | ({"$defs": shared} if shared else {})
+
+
+class UnreadableError(Exception):
+    """The text has the mark of a call, but no readable call."""
+
+
+class Form(NamedTuple):
+    """One way in which models write calls."""
+
+    shown: str
+    """The text by which a chat template of such models is recognised."""
+    marks: tuple[str, ...]
+    """Marks that may be special tokens; decoding must keep them, or the calls cannot be found."""
+    read: Callable[[str, Tools], Found]
+    """Returns the calls in a text. Raises `UnreadableError`, `ValueError`, `KeyError` or `TypeError`."""
+    before_reasoning: bool = False
+    """Whether calls are read before reasoning is split off, because both are channels (Harmony)."""
+
+
+def _between(opening: str, closing: str, body: Callable[[str, Tools], list[tuple[str, object]]]) -> Form:
+    """Return the form of calls between two marks; at the end of the text the closing mark may be missing."""
+    blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
+
+    def read(text: str, tools: Tools) -> Found:
+        calls = [call for block in blocks.findall(text) for call in body(block.strip(), tools)]
+        return blocks.sub("", text), calls
+
+    return Form(opening, (opening, closing), read)
+
+
+def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read the content of `<tool_call>`: JSON, Qwen3-Coder's `<function=…>`, or GLM's `<arg_key>`."""
+    if block.startswith(("{", "[")):
+        return _json_calls(block)
+    if functions := _FUNCTION.findall(block):
+        return [(name, _typed(_closed(_PARAMETER, body), tools.get(name, {}))) for name, body in functions]
+    name = re.match(r"[\w.-]+", block)
+    if name is None:
+        raise UnreadableError
+    return [(name[0], _typed(_closed(_GLM_ARGUMENT, block), tools.get(name[0], {})))]
+
+
+def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
+    """Read one JSON call, a list of calls, or several calls in a row."""
+    calls: list[tuple[str, object]] = []
+    decoder, at = json.JSONDecoder(), 0
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
+        if found := _BETWEEN_CALLS.match(text, at):
+            at = found.end()
+    return calls
+
+
+def _name_and_arguments(call: Mapping[str, Any]) -> tuple[str, object]:
+    inner = call.get("function")
+    call = inner if isinstance(inner, dict) else call
+    name = call.get("name") or call.get("tool_name") or inner
+    if not isinstance(name, str):
+        raise UnreadableError
+    return name, next((call[key] for key in ("arguments", "parameters") if key in call), {})
+
+
+def _typed(arguments: list[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert arguments written as text: JSON becomes its value, except where the schema has a string."""
+    properties = schema.get("properties") or {}
+    found: dict[str, Any] = {}
+    for name, text in ((name.strip(), text) for name, text in arguments):
+        found[name] = text
+        if (properties.get(name) or {}).get("type") != "string":
+            with contextlib.suppress(ValueError):
+                found[name] = json.loads(text)
+    return found
+
+
+def _mistral(text: str, _: Tools) -> Found:
+    before, *pieces = text.split("[TOOL_CALLS]")
+    calls: list[tuple[str, object]] = []
+    for piece in pieces:
+        if piece.lstrip()[:1] in {"[", "{"}:
+            calls += _json_calls(piece.strip())
+        elif found := _MISTRAL.fullmatch(piece):
+            calls.append((found[1], json.loads(found[2])))
+        else:
+            raise UnreadableError
+    return before, calls
+
+
+def _matching(pattern: re.Pattern[str], begin: str) -> Callable[[str, Tools], Found]:
+    """Return a reader of calls that `pattern` finds, each a name and JSON; the text ends at `begin`."""
+
+    def read(text: str, _: Tools) -> Found:
+        return text.partition(begin)[0], [(name.strip(), json.loads(body)) for name, body in _closed(pattern, text)]
+
+    return read
+
+
+def _closed(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
+    """Return the names and bodies that `pattern` finds, without a last one that is cut off."""
+    return [(name, body) for name, body, closing in pattern.findall(text) if closing]
+
+
+def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
+    """Read `[name(argument=value), …]`."""
+    tree = ast.parse(block.strip(), mode="eval").body
+    calls: list[tuple[str, object]] = []
+    for call in tree.elts if isinstance(tree, ast.List) else [tree]:
+        if not isinstance(call, ast.Call) or call.args:
+            raise UnreadableError
+        arguments = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
+        calls.append((ast.unparse(call.func), arguments))
+    return calls
+
+
+def _python_or_json(block: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read the calls of Liquid AI's models: Python, or JSON if the system prompt asks for it."""
+    is_json = block.startswith("{") or re.match(r"\[\s*\{", block)
+    return _json_calls(block) if is_json else _pythonic(block, tools)
+
+
+def _alone(text: str, tools: Tools) -> Found:
+    """Read an answer that consists only of calls of known tools, in JSON or Python syntax."""
+    bare = _AROUND.sub("", text.strip()).strip()
+    found = _BARE.fullmatch(bare)
+    try:
+        calls = _json_calls(found[1] if found else bare)
+    except (UnreadableError, ValueError, KeyError, TypeError, AttributeError):
+        calls = _pythonic(bare, tools)
+    if any(name not in tools for name, _ in calls):
+        raise UnreadableError
+    return "", calls
+
+
+def _harmony(text: str, _: Tools) -> Found:
+    calls = []
+    for message in list(_HARMONY.finditer(text)):
+        if recipient := _RECIPIENT.search(message[1]):
+            calls.append((recipient[1], json.loads(message[2])))
+            text = text.replace(message[0], "", 1)
+    return text, calls
+
+
+_FORMS = (
+    _between("<tool_call>", "</tool_call>", _tagged),
+    _between("<tool_calls>", "</tool_calls>", _json_calls),
+    _between("<function_call>", "</function_call>", _json_calls),
+    _between("<|tool_call|>", "<|/tool_call|>", _json_calls),
+    _between("<|START_ACTION|>", "<|END_ACTION|>", _json_calls),
+    _between("<|tool_call_start|>", "<|tool_call_end|>", _python_or_json),
+    Form("[TOOL_CALLS]", ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"), _mistral),
+    Form(
+        "<｜tool▁call▁begin｜>",
+        (
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁calls▁end｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁sep｜>",
+            "<｜tool▁call▁end｜>",
+        ),
+        _matching(_DEEPSEEK, "<｜tool▁calls▁begin｜>"),
+    ),
+    Form(
+        "<|tool_call_begin|>",
+        (
+            *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
+            *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        ),
+        _matching(_KIMI, "<|tool_calls_section_begin|>"),
+    ),
+    Form("<|channel|>", (), _harmony, before_reasoning=True),
+)
+BARE_FORM = Form("", ("<|python_tag|>", "<|tool_call|>", "<|/tool_call|>"), _alone)
+"""The form of Llama, and of models whose template has no known mark: an answer that consists only of calls."""
+
+
+def form_of(template: str) -> Form:
+    """Return the form that a chat template shows."""
+    return next((form for form in _FORMS if form.shown in template), BARE_FORM)
+
+
+def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[dict[str, Any]]]:
+    """Return the text without the calls, and the calls in OpenAI's format; an unreadable text stays as it is."""
+    if not any(mark in text for mark in form.marks) and form is not BARE_FORM and not form.before_reasoning:
+        return text, []
+    try:
+        rest, calls = form.read(text, tools)
+        found = [call_of(name, arguments) for name, arguments in calls]
+    except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+        return text, []
+    return (rest.strip(), found) if found else (text, [])
+
+
+def call_of(name: str, arguments: object) -> dict[str, Any]:
+    """Return a call in OpenAI's format. Raises `TypeError` for arguments that are not JSON values."""
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    # nine letters and digits: Mistral's chat templates refuse any other id in later turns
+    return {
+        "id": uuid.uuid4().hex[:9],
+        "type": "function",
+        "function": {"name": name, "arguments": written},
+    }

@@ -28,12 +28,11 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     )
     channel.progress("Starting transformers")
     # torch and transformers, only now that there is something to load
-    from promptmill.backends.engines.hf.decoder import Decoder
-    from promptmill.backends.engines.hf.generate_loop import GenerateLoop
-    from promptmill.backends.engines.hf.loading import load_model
+    from promptmill.backends.engines.hf.batches import Decoder
+    from promptmill.backends.engines.hf.decode_loop import GenerateLoop
+    from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.prompt import PromptBuilder
-    from promptmill.backends.engines.hf.room import room_for
-    from promptmill.backends.engines.hf.schedule import Schedule
+    from promptmill.backends.engines.hf.schedule import Schedule, room_for
 
     model = load_model(location, options, channel.progress)
     schedule = Schedule(model.border)

@@ -8,11 +8,11 @@ from typing import Any
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
-from promptmill.backends.engines.hf.answer_mask import AnswerMasks
-from promptmill.backends.engines.hf.layout import ImageLayout
-from promptmill.backends.engines.hf.model import LanguageModel
-from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.hf.language_model import LanguageModel
+from promptmill.backends.engines.hf.sampler import AnswerMasks, SamplerState
 from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence
+from promptmill.backends.engines.hf.vision import ImageLayout
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.request_options import (
     DEFAULT_MAX_TOKENS,
@@ -30,7 +30,6 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
-from promptmill.backends.engines.texts import Texts
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape

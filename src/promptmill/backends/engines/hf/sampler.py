@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+
+from promptmill.answers.reasoning import closes_reasoning
+from promptmill.answers.schema import schema_of
+from promptmill.backends.engines.load_errors import first_line
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
 
 # Likeliest tokens to look at first: sorting a whole vocabulary for each token would cost more than a small model's own
 # step, and the nucleus nearly always lies within.
 _CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a temperature that leaves no choice, and divides scores out of the range of float32
+_MOST_GRAMMARS = 64
+_TAIL = 12  # tokens in which the end of a reasoning block is looked for
+# Small models write white space without end where a grammar lets them.
+_OVERRIDES = {"whitespace_pattern": r"[ ]?"}
+# What requests have a say in, which `PromptBuilder` reads, and what changes no choice.
+_ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
+# Ways to choose that the decode loop does not know, with the values that mean nothing.
+_UNSUPPORTED = {
+    "num_beams": (None, 1),
+    "guidance_scale": (None, 1),
+    "watermarking_config": (None,),
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
+}
+_UNSUPPORTED_WHEN_SAMPLING = {
+    "typical_p": (None, 1),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+    "top_h": (None, 1),
+}
 
 
 @dataclass(slots=True)
@@ -141,3 +172,162 @@ def _place_of(number: float, upto: Any) -> int:
         return 0
     place = int(torch.searchsorted(upto, torch.tensor(aim, dtype=upto.dtype, device=upto.device), right=True))
     return min(place, len(upto) - 1)
+
+
+class AnswerMasks:
+    """Makes the masks of one model's answers. `ends` are the tokens that end an answer."""
+
+    def __init__(self, tokenizer: Any, ends: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ends = sorted(ends)
+        self._vocabulary: Any = None
+        self._grammars: OrderedDict[str, str] = OrderedDict()
+
+    def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
+        """Return the mask of an answer in the `response_format` `wanted`, None where it asks for no JSON.
+
+        `thinks`: the answer begins inside its reasoning, and JSON behind it. Raises `PromptmillError` (`unsupported`,
+        `missing_dependency`) for what cannot be held to.
+        """
+        schema = schema_of(wanted)
+        if schema is None:
+            return None
+        try:
+            from llguidance import LLMatcher
+        except ImportError:
+            raise PromptmillError(
+                Code.MISSING_DEPENDENCY,
+                "Answers of a schema need the package llguidance.",
+                adding("hf"),
+            ) from None
+        if self._vocabulary is None:
+            self._vocabulary = _vocabulary(self._tokenizer, self._ends)
+        grammar = self._grammar(schema, LLMatcher)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, waits=thinks)
+
+    def _grammar(self, schema: Mapping[str, Any], matcher: Any) -> str:
+        """Return the grammar of `schema`, compiled once. Raises `PromptmillError` (`unsupported`)."""
+        content = json.dumps(schema, sort_keys=True)
+        if (known := self._grammars.get(content)) is not None:
+            self._grammars.move_to_end(content)
+            return known
+        grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_OVERRIDES)
+        if problem := matcher.validate_grammar(grammar, self._vocabulary):
+            raise _not_held(problem)
+        if len(self._grammars) >= _MOST_GRAMMARS:
+            self._grammars.popitem(last=False)
+        self._grammars[content] = grammar
+        return grammar
+
+
+def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
+    """Return llguidance's view of a tokenizer. Raises `PromptmillError` (`unsupported`)."""
+    from llguidance import LLTokenizer
+
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        return LLTokenizer(backend.to_str(), n_vocab=len(tokenizer), eos_token=ends[0] if ends else None)
+    except Exception as error:  # of native code, for vocabularies it cannot read
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"The hf backend cannot hold this model's answers to a schema: {first_line(error)}.",
+            "Choose another model or backend.",
+        ) from None
+
+
+def _not_held(problem: str) -> PromptmillError:
+    return PromptmillError(
+        Code.UNSUPPORTED,
+        f"The hf backend cannot hold answers to this schema: {first_line(problem)}.",
+        "Simplify the schema, or choose another backend.",
+    )
+
+
+class AnswerMask:
+    """The mask of one answer, which follows it token by token."""
+
+    def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, *, waits: bool) -> None:
+        """`known` is the number of tokens that the matcher knows."""
+        self._matcher = matcher
+        self._known = known
+        self._ends = ends
+        self._tokenizer = tokenizer
+        self._waits = waits
+        self._followed = 0
+        self._bits: Any = None
+
+    def apply(self, scores: Any, tokens: list[int]) -> None:
+        """Rule out of `scores`, `(vocabulary,)`, in place, what cannot follow `tokens`, the answer so far."""
+        if self._waits and not self._begins(tokens):
+            return
+        for token in tokens[self._followed :]:
+            if not self._matcher.consume_token(token):  # beyond llguidance's limits: a token would take seconds
+                raise _not_held(self._matcher.get_error())
+        self._followed = len(tokens)
+        ruled_out = self._ruled_out(len(scores))
+        if scores.device.type == "cpu":  # numpy: torch would ask its threads to help, which takes longer
+            np.copyto(scores.numpy(), -np.inf, where=ruled_out)
+        else:
+            scores.masked_fill_(torch.from_numpy(ruled_out).to(scores.device), float("-inf"))
+
+    def _ruled_out(self, size: int) -> Any:
+        """Return which tokens of a vocabulary of `size` cannot come next."""
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        if self._bits is None:
+            self._bits = allocate_token_bitmask(1, self._known)
+        fill_next_token_bitmask(self._matcher, self._bits, 0)
+        if self._matcher.is_error():
+            raise _not_held(self._matcher.get_error())
+        ruled_out: Any = np.ones(size, dtype=bool)  # a model may score more tokens than its tokenizer knows, and fewer
+        known = min(size, self._known)
+        ruled_out[:known] = np.unpackbits(self._bits[0].view(np.uint8), count=known, bitorder="little") == 0
+        if self._ends and not ruled_out[self._ends[0]]:
+            ruled_out[self._ends] = False
+        return ruled_out
+
+    def _begins(self, tokens: list[int]) -> bool:
+        """Return whether the reasoning has ended with the last token; the grammar begins behind it."""
+        if not closes_reasoning(self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)):
+            return False
+        self._waits, self._followed = False, len(tokens)
+        return True
+
+
+class Constraints:
+    """Forced and banned tokens, no-repeat n-grams, minimum length, as the model's generation defaults say."""
+
+    def __init__(self, network: Any, ends: Collection[int], device: torch.device) -> None:
+        """`ends` are the tokens that end an answer; `device` is where scores are."""
+        self._network = network
+        self._device = device
+        self._defaults = defaults = copy.deepcopy(network.generation_config)
+        self._warnings = [_warning(defaults, _UNSUPPORTED), _warning(defaults, _UNSUPPORTED_WHEN_SAMPLING)]
+        nothing = dict.fromkeys(
+            (*_UNSUPPORTED, *_UNSUPPORTED_WHEN_SAMPLING, *(() if ends else ("exponential_decay_length_penalty",)))
+        )
+        vars(defaults).update(nothing | _ELSEWHERE)
+        defaults._eos_token_tensor = torch.tensor(sorted(ends), device=device) if ends else None
+        self._any = bool(self.processors_for([0], 1, always=True))
+
+    def warnings(self, *, drawing: bool) -> list[str]:
+        """Return what to say of defaults that are not followed."""
+        return [text for text in self._warnings[: 2 if drawing else 1] if text]
+
+    def processors_for(self, prompt: list[int], limit: int, *, always: bool = False) -> Any:
+        """Return what changes the scores of the answer, of up to `limit` tokens, to `prompt`; None when nothing does.
+
+        It is called with all tokens so far, `(1, tokens)`, and the scores of the next, `(1, vocabulary)`.
+        """
+        if not (always or self._any):
+            return None
+        defaults = copy.copy(self._defaults)
+        defaults.max_length = len(prompt) + limit
+        tokens = torch.tensor([prompt], device=self._device)
+        return self._network._get_logits_processor(defaults, len(prompt), tokens, device=self._device, model_kwargs={})
+
+
+def _warning(defaults: Any, off: dict[str, tuple[Any, ...]]) -> str:
+    names = ", ".join(name for name, values in off.items() if getattr(defaults, name, None) not in values)
+    return f"The model's generation defaults set {names}, which the hf backend does not follow." if names else ""

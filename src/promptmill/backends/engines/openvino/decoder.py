@@ -12,8 +12,7 @@ from openvino_genai import GenerationFinishReason, GenerationStatus
 from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.intake import WaitingRows
-from promptmill.backends.engines.openvino.loading import Model, last_sentence
-from promptmill.backends.engines.openvino.row import Row
+from promptmill.backends.engines.openvino.pipeline import Model, Row, last_sentence
 from promptmill.backends.engines.request_options import too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
@@ -42,7 +41,7 @@ class Decoder:
                 continue
             try:
                 self._model.pipeline.step()
-            except Exception as error:  # noqa: BLE001 (sorted out there)
+            except Exception as error:
                 self._mishap(error)
                 continue
             self._running = [row for row in self._running if not self._read(row)]

@@ -18,9 +18,8 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     path = find(options, channel.progress)
     # openvino, only now that there is something to load
     from promptmill.backends.engines.openvino.decoder import Decoder
-    from promptmill.backends.engines.openvino.loading import load_model
+    from promptmill.backends.engines.openvino.pipeline import Row, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
-    from promptmill.backends.engines.openvino.row import Row
 
     model = load_model(path, options, channel.progress)
     waiting: WaitingRows[Row] = WaitingRows()

@@ -75,7 +75,7 @@ def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) ->
         if gguf_file is not None:
             return Path(hf_hub_download(name, gguf_file))
         return Path(snapshot_download(name, allow_patterns=["*.xml", "*.bin", "*.json", "*.jinja"]))
-    except Exception as error:  # noqa: BLE001 (whatever the client raises)
+    except Exception as error:  # whatever the client raises
         raise load_failure(
             f"{name} could not be fetched from the model hub: {type(error).__name__}.",
             "Check the network and the room on the disk.",

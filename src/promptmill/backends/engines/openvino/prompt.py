@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -16,10 +16,10 @@ from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
+from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
 from promptmill.backends.engines.model_location import load_failure
-from promptmill.backends.engines.openvino.layout import TaggedImages
-from promptmill.backends.engines.openvino.loading import Model
-from promptmill.backends.engines.openvino.row import Row, Sight
+from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.request_options import (
     DEFAULT_MAX_TOKENS,
     LONGEST,
@@ -35,7 +35,6 @@ from promptmill.backends.engines.request_options import (
     too_long,
     warn_of_left_out,
 )
-from promptmill.backends.engines.texts import Texts
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.system.frames import Frame
@@ -63,6 +62,9 @@ _CHARACTERS_PER_WORK = 3000
 _MOST_GRAMMARS = 64
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = frozenset({"enum", "const", "default", "examples"})
+_TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
+_SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
+_WORD = "promptmillword"  # one that no template has of its own
 
 
 class PromptBuilder:
@@ -309,3 +311,55 @@ def _too_much(what: str) -> PromptmillError:
         f"This JSON schema takes too long to prepare on the openvino backend: it has {what}.",
         "Name properties in `required`, or split the schema.",
     )
+
+
+class TaggedImages:
+    """For models that read images: the pipeline makes of each tag what the model knows for an image.
+
+    A tag stays where it is in its text whatever the template does with images, and most templates have no place for
+    them between texts.
+    """
+
+    def __init__(self, template: ChatTemplate | None, special: Collection[str]) -> None:
+        """`special` are the tokenizer's special tokens."""
+        self._takes_texts = template is None or _WORD in _rendered(template, _WORD)
+        self._marks = [token for token in special if _SEEN.search(token)]
+
+    def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `message` as the template takes it."""
+        content = message["content"] or ""
+        if isinstance(content, list):
+            content = "".join(part["text"] if part["type"] == "text" else _tag(part["index"]) for part in content)
+        return {**message, "content": content if self._takes_texts else [{"type": "text", "text": content}]}
+
+    def check(self, asked: Any) -> None:
+        """Raise `PromptmillError` (`invalid_input`) where what is asked, as JSON, holds what stands for an image.
+
+        The model would look for images behind marks of its own in a text, and find what is not there.
+        """
+        said = json.dumps(asked, ensure_ascii=False)
+        tag = _TAG.search(said)
+        mark = tag[0] if tag else next((mark for mark in self._marks if mark in said), None)
+        if mark is not None:
+            raise mark_in_text(mark)
+
+    def bare(self, text: str, images: int) -> str:
+        """Return the prompt `text` without its tags, of which there has to be one for each of its `images`.
+
+        Raises `PromptmillError` (`unsupported`).
+        """
+        found = _TAG.findall(text)
+        if found != [_tag(image) for image in range(images)]:
+            raise misplaced(len(found), images)
+        return _TAG.sub("", text)
+
+
+def _tag(image: int) -> str:
+    return f"<ov_genai_image_{image}>"
+
+
+def _rendered(template: ChatTemplate, content: Any) -> str:
+    try:
+        return template.render([{"role": "user", "content": content}], {})
+    except Exception:  # templates raise whatever they like; then this is not how they take a turn
+        return ""

@@ -46,8 +46,8 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     stderr = StderrTee()
     # torch and vllm, only now that there is something to load
-    from promptmill.backends.engines.vllm.loading import load_engine
     from promptmill.backends.engines.vllm.requests import RequestRunner
+    from promptmill.backends.engines.vllm.startup import load_engine
 
     engine = load_engine(location, options, stderr, channel.progress, channel.leave_to_parent if fresh else None)
     runtime.run(RequestRunner(engine, options, channel).run())

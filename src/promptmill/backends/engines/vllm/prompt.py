@@ -1,46 +1,71 @@
-"""From a submitted request to what vLLM's engine takes: chat template, images, limits, adapters, parameters."""
+"""From a submitted request to vLLM's input: chat template, images, limits, adapters and `SamplingParams`."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.renderers import ChatParams
 from vllm.renderers.hf import resolve_chat_template
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import token_logprobs, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.load_errors import first_line
 from promptmill.backends.engines.request_options import (
+    DEFAULT_MAX_TOKENS,
+    LONGEST,
     empty_prompt,
+    longest_answer,
     not_known,
     refuse,
+    special_tokens,
+    split_stops,
     template_options,
     warn_of_left_out,
 )
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
-from promptmill.backends.engines.vllm.sampling import SAME_NAME, SamplingMap, known_names
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
-TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
-"""The sampling parameters that this engine maps."""
 _EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *token_logprobs.NAMES})
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
-"""What a template of the format would say that a tokenizer without one has."""
+"""Stands in for the template of a Mistral tokenizer, which formats chats in code and takes tools."""
 _TAIL = 8  # tokens in which a template may open a thought
+SAME_NAME = (
+    *("temperature", "top_p", "top_k", "min_p", "seed"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
+)
+TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
+"""The sampling parameters that this engine maps."""
+# The parameters of vLLM that a request may set; those that change the number or form of its answers are left out.
+_PARAMETERS = frozenset(
+    {
+        *SAME_NAME,
+        *("stop", "stop_token_ids", "ignore_eos", "min_tokens", "bad_words", "include_stop_str_in_output"),
+        *("skip_special_tokens", "spaces_between_special_tokens", "structured_outputs", "logit_bias"),
+        *("allowed_token_ids", "extra_args", "thinking_token_budget", "repetition_detection", "watermarking"),
+    }
+)
+_GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
+"""vLLM's older names for structured outputs, which many programs still send."""
+_ADAPTER: pydantic.TypeAdapter[SamplingParams] = pydantic.TypeAdapter(SamplingParams)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `AsyncLLM.generate` is given, and what it takes to read the answer."""
+    """The arguments of `AsyncLLM.generate` for one request, and the facts needed to read its answer."""
 
     prompt: Any
     params: SamplingParams
@@ -65,7 +90,7 @@ class PromptBuilder:
         config = self._model.hf_config
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
-        self._sampling = SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
+        self._sampling = _SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
         self._template = self._find_template(None)
         with_tools = self._find_template([])
         self.tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
@@ -77,17 +102,17 @@ class PromptBuilder:
     def _find_template(self, tools: list[Any] | None) -> str | None:
         try:
             found: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
-        except (ValueError, AttributeError):  # a tokenizer with formats of its own, such as Mistral's
+        except (ValueError, AttributeError):  # a tokenizer that formats chats in code, such as Mistral's
             return ""
         return found
 
     async def prepare(self, message: Frame, warnings: list[str]) -> Prepared:
-        """Return the prompt of a `submit` message; `warnings` gets what is not done exactly as asked.
+        """Return the prompt of a `submit` message; `warnings` gets a line for each deviation from the request.
 
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = not_known(extra, _EXTRA | known_names())
+        left_out = not_known(extra, _EXTRA | _known_names())
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         tools = self.tools.use(extra, message["messages"])
         if tools is not None:
@@ -117,7 +142,7 @@ class PromptBuilder:
     def _has_switch(self, name: str) -> bool:
         if self._template is None:
             return False
-        return not self._template or name in self._template  # a format of the tokenizer's own may know it
+        return not self._template or name in self._template  # "": the tokenizer formats in code and may know it
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:
@@ -152,7 +177,7 @@ class PromptBuilder:
         return prompt
 
     def _check_images(self, prompt: Mapping[str, Any], sent: int) -> None:
-        """Raise when images and places for them are not as many: vLLM would answer all the same, to something else."""
+        """Raise if the template placed fewer or more images than were sent: vLLM would answer about a wrong prompt."""
         placed = (prompt.get("mm_placeholders") or {}).get("image", ())
         if len(placed) != sent:
             raise input_error(
@@ -164,7 +189,7 @@ class PromptBuilder:
         inside = {at for spot in placed for at in range(spot.offset, spot.offset + spot.length)}
         tokens = enumerate(prompt["prompt_token_ids"])
         if any(token == self._image_token and at not in inside for at, token in tokens):
-            raise input_error("The prompt's text holds the model's own sign for an image; take it out.")
+            raise input_error("The prompt's text contains the model's image token; remove it.")
 
     def _too_long(self, found: str, unit: str = "tokens") -> PromptmillError:
         return PromptmillError(
@@ -190,3 +215,81 @@ def _refused(error: Exception) -> PromptmillError:
         f"vLLM cannot make a prompt of this conversation: {first_line(error)}.",
         "Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",
     )
+
+
+class _SamplingMap:
+    """Turns sampling parameters and `extra_params` into vLLM's `SamplingParams`, for one model."""
+
+    def __init__(self, tokenizer: Any, defaults: Mapping[str, Any]) -> None:
+        """`defaults` are the model's own generation defaults, under vLLM's names."""
+        self._defaults = dict(defaults)
+        self._special = special_tokens(tokenizer)
+
+    def params(
+        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], room: int, left_out: list[str], warnings: list[str]
+    ) -> SamplingParams:
+        """Return the parameters of one request, whose answer has at most `room` tokens.
+
+        `left_out` gets the names of parameters that vLLM does not know. Raises `PromptmillError` (`invalid_input`).
+        """
+        given = {name: value for name, value in extra.items() if name in _PARAMETERS and value is not None}
+        values = self._defaults | given
+        values |= {name: sampling[name] for name in SAME_NAME if name in sampling}
+        stops = sampling.get("stop") or _stops(given.get("stop"))
+        if structure := _structure(sampling.get("response_format"), extra, left_out):
+            values["structured_outputs"] = structure
+        longest = longest_answer(sampling, extra) or self._defaults.get("max_tokens") or DEFAULT_MAX_TOKENS
+        values["max_tokens"] = min(longest, room)
+        # vLLM strips special tokens from the text in which it looks for stop strings
+        values["stop"], ends = split_stops(stops, self._special, warnings)
+        try:
+            values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
+            params = _ADAPTER.validate_python(values)
+        except (pydantic.ValidationError, VLLMValidationError, TypeError, ValueError) as error:
+            raise _bad_parameter(error) from None
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        return params
+
+
+def _stops(given: object) -> list[str]:
+    """Return the stop strings of `extra_params`: a text or a list of texts, as in OpenAI's `stop`."""
+    stops = [given] if isinstance(given, str) else given or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise input_error(f"extra_params.stop is {shape(given)}; send a text or a list of texts.")
+    return stops
+
+
+def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_out: list[str]) -> Any:
+    """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for an older name of it."""
+    given = {new: extra[old] for old, new in _GUIDED.items() if extra.get(old) is not None}
+    kind = (wanted or {}).get("type")
+    if wanted is None or kind == "text":
+        return given or None
+    if kind == "json_object":
+        return given | {"json_object": True}
+    if kind == "structural_tag":
+        return given | {"structural_tag": json.dumps(wanted)}
+    if (schema := schema_of(wanted)) is not None:
+        return given | {"json": schema}
+    left_out.append("response_format")
+    return given or None
+
+
+def _known_names() -> frozenset[str]:
+    """Return the names in `extra_params` that go into `SamplingParams`."""
+    return _PARAMETERS | frozenset(_GUIDED) | frozenset(LONGEST)
+
+
+def _bad_parameter(error: Exception) -> PromptmillError:
+    """Return the error for a value that vLLM rejects. The value itself is not quoted."""
+    if isinstance(error, pydantic.ValidationError):
+        found = error.errors(include_url=False, include_context=False)
+        # pydantic always adds that the value is not an instance of `SamplingParams`
+        first = next((problem for problem in found if problem["type"] != "is_instance_of"), found[0])
+        place = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
+        said = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"].endswith(("_type", "_parsing")):
+            said = f"{said.removeprefix('Input ')}, not {shape(first['input'])}"
+        return input_error(f"vLLM does not take {place or 'a sampling parameter'}: {said.rstrip('.')}.")
+    text = (error.args[0] if error.args else "") if isinstance(error, VLLMValidationError) else str(error)
+    return input_error(f"vLLM does not take a sampling parameter: {str(text).splitlines()[0][:200].rstrip('.')}.")

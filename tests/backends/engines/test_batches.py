@@ -8,13 +8,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.decoder import Decoder  # noqa: E402
-from promptmill.backends.engines.hf.model import LanguageModel  # noqa: E402
-from promptmill.backends.engines.hf.room import Room  # noqa: E402
-from promptmill.backends.engines.hf.sampler import SamplerState  # noqa: E402
-from promptmill.backends.engines.hf.schedule import Schedule  # noqa: E402
-from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence  # noqa: E402
-from promptmill.backends.engines.texts import Texts  # noqa: E402
+from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.hf.batches import Decoder
+from promptmill.backends.engines.hf.language_model import LanguageModel
+from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.hf.schedule import (
+    Room,
+    Schedule,
+)
+from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence
 
 
 class Enough(BaseException):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,13 +17,12 @@ import openvino
 import openvino_genai
 
 from promptmill.backends.engines import hardware
+from promptmill.backends.engines.growing_answer import GrowingAnswer
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.engines.load_errors import check_memory
 from promptmill.backends.engines.model_location import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
-from promptmill.backends.engines.openvino.row import Row
-from promptmill.backends.engines.openvino.tokenizer import Tokenizer
 from promptmill.core.errors import PromptmillError, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
@@ -31,6 +32,9 @@ _MOST_CACHE = 8
 # An image model's pipeline is given texts, and adds the tokenizer's special tokens to those that no template made.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 _LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts, and says nothing
+# How special tokens are written; which of these are special is asked of the detokenizer.
+_MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
+_MOST_MARKED = 4096
 
 
 class Model:
@@ -109,7 +113,7 @@ def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], N
         return Model(path, options, weights // 2)
     except PromptmillError:
         raise
-    except Exception as error:  # noqa: BLE001 (OpenVINO raises RuntimeError for all that may be wrong)
+    except Exception as error:  # OpenVINO raises RuntimeError for all that may be wrong
         raise _explained(error, path) from None
 
 
@@ -143,3 +147,72 @@ def _context(path: Path) -> int | None:
         text = config.get("text_config") or config.get("llm_config") or config
         return int(text["max_position_embeddings"])
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a model that reads images is given in place of tokens."""
+
+    text: str
+    """The prompt, with OpenVINO's tags where its images stand."""
+    images: Sequence[str]
+    """Files in base64: decoded they take many times as much, and rows wait."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Row(GrowingAnswer):
+    """A request with OpenVINO's configuration of its generation. With `sight`, `prompt` is its text alone."""
+
+    config: Any
+    """`openvino_genai.GenerationConfig`."""
+    sight: Sight | None = None
+    counted: int | None = None
+    """The prompt's tokens with those of its images, once the pipeline has said."""
+    schema: str | None = None
+    """The JSON schema that its answer is held to."""
+    handle: Any = None
+    """`openvino_genai.GenerationHandle` while it runs."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has, images included."""
+        return len(self.prompt) if self.counted is None else self.counted
+
+
+class Tokenizer:
+    """Texts ↔ tokens of one model; any thread may ask."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer` is `openvino_genai.Tokenizer`."""
+        self._tokenizer = tokenizer
+        self.chat_template: str = tokenizer.get_original_chat_template() or ""
+        self.special = _special(tokenizer)
+        self.all_special_tokens = list(self.special)
+        self.named = {
+            name: getattr(tokenizer, f"get_{name}")() or "" for name in ("bos_token", "eos_token", "pad_token")
+        }
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """Return the number of a special token."""
+        return self.special[token]
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the tokens of `text`; with `special` the tokenizer adds its own, such as one for the beginning."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
+        return found
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool, **_: Any) -> str:
+        """Return the text of `tokens`."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens) if tokens else ""
+        return text
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    """Return the tokens that the detokenizer leaves out of texts, by name."""
+    vocabulary: dict[bytes, int] = tokenizer.get_vocab()
+    marked = [(name.decode(errors="replace"), number) for name, number in vocabulary.items() if _MARKED.fullmatch(name)]
+    marked = sorted(marked, key=lambda pair: -pair[1])[:_MOST_MARKED]
+    if not marked:
+        return {}
+    texts = tokenizer.decode([[number] for _, number in marked], True)
+    return {name: number for (name, number), text in zip(marked, texts, strict=True) if not text}
