@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from fakes import KEY
-from promptmill.backends.openai.choice import choose
+from promptmill.backends.openai.discovery import choose
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.providers import PROFILES, profile_named
 from promptmill.config.loading import Configuration, Overrides

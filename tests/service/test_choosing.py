@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from promptmill.backends.openai.choice import _ollama_url, choose
+from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import CallStats, Choice
 from promptmill.config.loading import Configuration

@@ -54,7 +54,7 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
             needs_endpoint=True,
             any_model=True,
             other_paths=OTHER_PATHS,
-            choice="promptmill.backends.openai.choice",
+            choice="promptmill.backends.openai.discovery",
             diagnosis="promptmill.backends.openai.diagnosis",
         ),
         "vllm": replace(_ENGINE, other_paths=frozenset({"/embeddings"})),

@@ -15,8 +15,8 @@ from yarl import URL
 from busy import within
 from driving import ask, echoes, opened
 from fakes import DictSink, ListSource
-from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
+from promptmill.backends.openai.transport import Route
 from promptmill.backends.protocol import CallStats
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status

@@ -10,9 +10,8 @@ from __future__ import annotations
 import pytest
 
 from fakes import KEY, openai_plan
-from promptmill.backends.openai.choice import connected, with_model
+from promptmill.backends.openai.discovery import ListedModel, connected, read_models, with_model
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.model_list import ListedModel, read_models
 from promptmill.core.errors import Code, PromptmillError
 
 VLLM = {

@@ -6,19 +6,17 @@ Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, D
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from promptmill.backends.openai import lenient_json
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
-from promptmill.backends.openai.extra_fields import details_of
-from promptmill.backends.openai.finish_reasons import Ending, read_finish
-from promptmill.backends.openai.message_text import read_message, text_of
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
+from promptmill.backends.openai.response_fields import Ending, can_go_on, details_of, read_finish, read_message, text_of
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
 from promptmill.core.errors import Code, PromptmillError, without_controls
@@ -180,7 +178,7 @@ def _assembled(body: bytes) -> dict[str, Any]:
         return assemble(body)
     except orjson.JSONDecodeError:
         # mended when it is complete: the halves of a surrogate pair may have come apart
-        completion: dict[str, Any] = lenient_json.mended(assemble(body, lenient_json.load))
+        completion: dict[str, Any] = mended(assemble(body, load_leniently))
         return completion
 
 
@@ -217,7 +215,7 @@ def read_payload(
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")
-    if (tool_calls or logprobs) and not lenient_json.can_go_on((tool_calls, logprobs)):
+    if (tool_calls or logprobs) and not can_go_on((tool_calls, logprobs)):
         return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
@@ -281,7 +279,7 @@ def _count(value: Any) -> int:
 
 def _loosely(body: bytes) -> Any:
     try:
-        return lenient_json.mended(lenient_json.load(body))
+        return mended(load_leniently(body))
     except ValueError:
         return None
 
@@ -325,3 +323,20 @@ def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:
 def _spent(usage: Usage) -> dict[str, Any]:
     """Return what a decision reports of a reply that is no answer and may be billed."""
     return {"usage": usage, "unmetered": not usage.prompt_tokens}
+
+
+def load_leniently(data: bytes) -> Any:
+    """Return the value of `data`; half a surrogate pair stays one, for its other half may come. Raises `ValueError`."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def mended(value: Any) -> Any:
+    """Return `value` with whole characters: half a surrogate pair becomes U+FFFD. Raises `ValueError`."""
+    try:
+        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

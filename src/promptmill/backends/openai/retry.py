@@ -8,7 +8,6 @@ from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.http_connection import LARGEST_BODY
-from promptmill.backends.openai.tls_errors import tls_error
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     ProxyError,
@@ -16,6 +15,7 @@ from promptmill.backends.openai.transport_errors import (
     StaleError,
     TooLargeError,
     code_of,
+    tls_error,
     was_sent,
 )
 from promptmill.core.errors import Code, PromptmillError

@@ -15,7 +15,7 @@ from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.response import read_other_response, read_response
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, classify_exception
-from promptmill.backends.openai.stream_preview import StreamPreview
+from promptmill.backends.openai.sse import StreamPreview
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import CallStats, Request
 from promptmill.core.conversation import ImagePart

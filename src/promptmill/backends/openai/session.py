@@ -15,7 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from promptmill.backends.openai.http_connection import LARGEST_BODY, SMALL_BODY, Headers, HeldBody, HttpResponse
-from promptmill.backends.openai.route import Route
+from promptmill.backends.openai.transport import Route
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     InvalidResponseError,

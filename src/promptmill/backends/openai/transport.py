@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
+import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import aiohappyeyeballs
 from multidict import CIMultiDict
@@ -17,7 +20,6 @@ from yarl import URL
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
 from promptmill.backends.openai.loop_throttle import ANSWERS_PER_TURN
-from promptmill.backends.openai.route import Route, route_to, trust_of_environment
 from promptmill.backends.openai.transport_errors import (
     ConnectTimeoutError,
     SilenceTimeoutError,
@@ -27,9 +29,6 @@ from promptmill.backends.openai.transport_errors import (
 )
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
-
-if TYPE_CHECKING:
-    from promptmill.backends.openai.session import Session
 
 T = TypeVar("T")
 # Larger bodies are written piece by piece by the session, which waits while the endpoint reads too slowly.
@@ -43,6 +42,18 @@ _NAMES_KEPT_S = 300
 _HAPPY_EYEBALLS_S = 0.25
 
 
+class _Session(Protocol):
+    """The part of `session.Session` that a pool uses; that module is imported only when it is needed."""
+
+    async def post(
+        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
+    ) -> HttpResponse: ...
+
+    async def get(self, route: Route, url: URL, largest: int) -> HttpResponse: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
@@ -52,7 +63,7 @@ class Pool:
         limit = settings.max_connections or connections
         self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment)
         self._limit = limit
-        self._session: asyncio.Future[Session] | None = None
+        self._session: asyncio.Future[_Session] | None = None
         self._trust_env = settings.trust_env
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
@@ -109,18 +120,18 @@ class Pool:
             route = self._routes[endpoint.url, endpoint.secrets] = route_to(endpoint, trust_env=self._trust_env)
         return route
 
-    async def _opened(self) -> Session:
+    async def _opened(self) -> _Session:
         """Return the session, which many calls never need."""
         if self._session is None:
             self._session = asyncio.ensure_future(self._open())
         return await asyncio.shield(self._session)
 
-    async def _open(self) -> Session:
+    async def _open(self) -> _Session:
         trust, module = await asyncio.gather(
             asyncio.to_thread(trust_of_environment),
             asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.session"),
         )
-        session: Session = module.Session(self._limit, self._connect_s, self._silence_s, trust)
+        session: _Session = module.Session(self._limit, self._connect_s, self._silence_s, trust)
         return session
 
     async def aclose(self) -> None:
@@ -329,3 +340,52 @@ class RawHttpClient:
 def room_for_connections(wanted: int) -> int:
     """Return how many of `wanted` connections this process may open, after raising its soft limit of descriptors."""
     return max(1, min(wanted, descriptors(wanted + _SPARE_DESCRIPTORS) - _SPARE_DESCRIPTORS))
+
+
+class Route(NamedTuple):
+    """The route to one endpoint; without a `target` only the session can send."""
+
+    url: URL
+    headers: CIMultiDict[str]
+    target: Target | None
+    proxy: URL | None = None
+    proxy_headers: Mapping[str, str] | None = None
+
+
+def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
+    """Return the route to `endpoint`, with `trust_env` through the proxy that the environment names for it.
+
+    aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a
+    .netrc entry for the host would clash with the key.
+    """
+    url = URL(endpoint.url)
+    headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
+    proxy = proxy_of(endpoint.url, trust_env=trust_env)
+    if proxy is None:
+        return Route(url, headers, Target(url, headers))
+    if proxy.user is None:
+        return Route(url, headers, None, proxy)
+    credentials = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
+    return Route(url, headers, None, proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"})
+
+
+def proxy_of(url: str, *, trust_env: bool) -> URL | None:
+    """Return the proxy that the environment names for `url`, or None."""
+    parts = URL(url)
+    named = getproxies().get(parts.scheme) if trust_env and not proxy_bypass(parts.host or "") else None
+    if not named:
+        return None
+    return URL(named if "://" in named else f"http://{named}")
+
+
+def trust_of_environment() -> ssl.SSLContext:
+    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do.
+
+    Blocks for some 50 ms.
+    """
+    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
+    context.set_alpn_protocols(["http/1.1"])
+    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
+    for path in named[:1]:
+        context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
+    return context
