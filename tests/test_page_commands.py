@@ -86,7 +86,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         "OUTPUT": "out.jsonl",
     }
     fill |= {"OUT": "out.jsonl", "PROMPT": "Say yes", "/path/to/parameter.yaml": "parameter.yaml"}
-    fill |= {"localhost:11434": upstream.url, "/path/to/model": "smollm2-135m-instruct"}
+    fill |= dict.fromkeys(("localhost:11434", "localhost:8080"), upstream.url)
+    fill |= {"/path/to/model": "smollm2-135m-instruct"}
     words = [fill.get(word, word) for word in shlex.split(command)]
     if "--provider" in words:
         words += ["--base-url", upstream.url]
