@@ -109,3 +109,16 @@ def test_warnings_are_told_once_each_in_order():
 )
 def test_a_call_failed_when_nothing_was_answered_or_any_failure_counts(outcomes, any_failure, failed):
     assert list_call.failed(outcomes, any_failure=any_failure) is failed
+
+
+async def test_large_answers_are_kept_up_to_a_limit_and_ordinary_ones_always():
+    sink = list_call.ListSink(5, 1_000_000)
+    for key, text in enumerate(
+        ["x" * 600_000, "y" * 600_000, "z" * 60_000, "z" * 300_000, "\N{GRINNING FACE}" * 50_000]
+    ):
+        await sink.put(key, Completion(text))
+    found = sink.result(None)
+    assert [isinstance(outcome, Completion) for outcome in found] == [True, False, True, True, False]
+    assert "take more than" in found[1].error.message
+    await sink.put(2, Completion("", logprobs={"content": [{"token": "a", "logprob": -0.5}] * 10_000}))
+    assert isinstance(sink.result(None)[2], Failure)

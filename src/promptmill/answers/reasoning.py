@@ -25,8 +25,8 @@ _PAIRS = (
 TAGS = tuple(tag for pair in _PAIRS for tag in pair)
 _OPENING = tuple(opening for opening, _ in _PAIRS)
 _CLOSING = re.compile("|".join(re.escape(closing) for _, closing in _PAIRS))
-# A closing mark that is meant, not quoted or written about.
-_CLOSES = re.compile(r"(?<![`\"'“])(?:</(?:seed:)?think>|\[/THINK\]|◁/think▷)(?![`\"'”])")
+_CLOSING_ALONE = ("</think>", "</seed:think>", "[/THINK]", "◁/think▷")
+_OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")
 _WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_of_solution|END_RESPONSE)\|>\s*\Z")
 
@@ -74,13 +74,27 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
         return split_channels(start)
     if (block := _split_block(start)) is not None:
         return block[0], _WRAPS.sub("", block[1])
-    found = _CLOSES.search(start)
-    if found is None or (already and found.start()):
+    place, mark = min((_place_of(mark, start), mark) for mark in _CLOSING_ALONE)
+    if place == len(start) or (already and place):
         return None, text
-    before, behind = start[: found.start()], start[found.end() :]
+    before, behind = start[:place], start[place + len(mark) :]
     if any(opening in before for opening in _OPENING) or (_PROSE.search(before) and behind[:1] == " "):
         return None, text
     return before.strip() or None, behind.lstrip()
+
+
+def _place_of(mark: str, text: str) -> int:
+    """Return where a closing mark is that is meant, not quoted or written about; the length of `text` for none.
+
+    A regular expression takes twenty times as long, in which nothing else goes on.
+    """
+    place = text.find(mark)
+    while place >= 0:
+        end = place + len(mark)
+        if text[max(0, place - 1) : place] not in _OPENING_QUOTES and text[end : end + 1] not in _CLOSING_QUOTES:
+            return place
+        place = text.find(mark, end)
+    return len(text)
 
 
 def answer_so_far(text: str) -> str:

@@ -34,6 +34,7 @@ _MOST_ERRORS = 10_000
 _MOST_QUOTED = 32 << 20
 _SHORT, _SHORT_FOR_PATTERNS = 16 * 1024, 1024
 _LONGEST_ANSWER = 1 << 20
+_MOST_VALUES = 100_000  # of an answer; reading more would hold up everything else
 _SHOWN = 60
 _LONGEST_PROBLEM = 300
 # `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
@@ -92,6 +93,8 @@ class AnswerSchema:
         """
         if len(text) > _LONGEST_ANSWER:
             return Checked(text, f"it is longer than {_LONGEST_ANSWER >> 20} MiB")
+        if repair.values(text) > _MOST_VALUES:
+            return Checked(text, f"it may have more than {_MOST_VALUES:,} values")
         try:
             value = repair.load(text)
         except ValueError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from promptmill.backends.protocol import CallStats, Request, Sink, Source
 from promptmill.core.conversation import Conversation
@@ -14,6 +17,10 @@ from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
 LONGEST_COLUMNS = 1000
+_LARGE_ANSWER = 64 * 1024  # bytes in memory; whatever their number, smaller ones are kept
+MOST_LARGE = 32 * 1024 * 1024
+"""Bytes in memory of the large answers of a call together: its result is written several times over."""
+_VALUES_IN_MEMORY = 4  # bytes for each byte of their JSON
 
 
 class ListSource(Source):
@@ -63,11 +70,26 @@ class ListSource(Source):
 class ListSink(Sink):
     """Outcomes by position."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, most_large: int | None = None) -> None:
+        """`most_large` limits the bytes of large answers; None is no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
+        self._most_large = most_large
+        self._large = 0
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`."""
+        """Keep the outcome of item `key`; a large answer fails where the limit has no room for it."""
+        if self._most_large is not None and isinstance(outcome, Completion):
+            size = _size(outcome)
+            if size > _LARGE_ANSWER and self._large + size > self._most_large:
+                outcome = Failure(
+                    _too_large(self._most_large),
+                    outcome.attempts,
+                    outcome.latency_s,
+                    outcome.usage,
+                    cost=outcome.cost,
+                )
+            elif size > _LARGE_ANSWER:
+                self._large += size
         self._outcomes[key] = outcome
 
     @property
@@ -82,6 +104,22 @@ class ListSink(Sink):
             return [outcome for outcome in self._outcomes if outcome is not None]
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
+
+
+def _size(completion: Completion) -> int:
+    """Return the bytes that an answer takes in memory, roughly."""
+    size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
+    if completion.logprobs or completion.tool_calls:
+        size += _VALUES_IN_MEMORY * len(orjson.dumps((completion.logprobs, completion.tool_calls)))
+    return size + sum(map(sys.getsizeof, completion.answers[1:]))
+
+
+def _too_large(most: int) -> PromptmillError:
+    return PromptmillError(
+        Code.BAD_RESPONSE,
+        f"The answer is large, and the large answers of this call take more than {most >> 20} MiB together.",
+        "Send fewer prompts in a call, lower `max_tokens`, or answer the prompts as a file job.",
+    )
 
 
 def answers(outcomes: Sequence[Outcome]) -> list[str]:

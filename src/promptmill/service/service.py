@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing, registry
-from promptmill.service.list_call import ListSink, ListSource
+from promptmill.service.list_call import MOST_LARGE, ListSink, ListSource
 from promptmill.service.loaded_backend import Create
 from promptmill.service.model import Model, Models, NotLoadedError
 from promptmill.service.routing import RoutedCall, names_models
@@ -187,7 +187,7 @@ class Service:
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
-        sink = sink or ListSink(len(items))
+        sink = sink or ListSink(len(items), MOST_LARGE)
         limit_s = self.plan.settings.call_timeout
         unanswered: PromptmillError | None
         try:

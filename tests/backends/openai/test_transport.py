@@ -365,6 +365,16 @@ async def test_a_body_that_waits_and_is_left_frees_its_bytes():
     assert bodies.held == 0
 
 
+async def test_a_body_that_is_complete_waits_no_more_and_is_freed_with_its_response():
+    bodies = BodiesInFlight(1_000)
+    first, second = (HeldBody(asyncio.Event().set, bodies) for _ in range(2))
+    assert first.add(2_000)
+    assert not second.add(100)
+    second.complete()
+    del second
+    assert bodies.held == 2_000
+
+
 async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_not():
     large = b"x" * (1 << 20)
 

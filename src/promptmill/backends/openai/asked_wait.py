@@ -6,6 +6,7 @@ Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-r
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
@@ -127,7 +128,7 @@ def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
         value = waiting.pop()
         left -= 1
         if isinstance(value, Mapping):
-            for name, inner in value.items():
+            for name, inner in itertools.islice(value.items(), _MOST_VALUES):
                 yield str(name), inner
                 waiting.append(inner)
         elif isinstance(value, list):

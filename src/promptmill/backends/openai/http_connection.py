@@ -101,6 +101,12 @@ class BodiesInFlight:
                 self._waiting.append(body)
             return False
 
+    def complete(self, body: HeldBody) -> None:
+        """Note that `body` is there to the end, and waits no more."""
+        with self._lock:
+            if body in self._waiting:
+                self._waiting.remove(body)
+
     def free(self, body: HeldBody, size: int) -> None:
         """Take a body of `size` bytes out."""
         with self._lock:
@@ -135,6 +141,11 @@ class HeldBody:
         """Count `size` more bytes; return whether to go on, else `resume` is called once it may."""
         self._size += size
         return self._bodies.add(self, size)
+
+    def complete(self) -> None:
+        """Wait no more: the body is there, and counts as long as this object is there."""
+        self.resume = _nothing
+        self._bodies.complete(self)
 
     def free(self) -> None:
         """Stop counting, and waiting."""
@@ -377,9 +388,10 @@ class Connection(asyncio.Protocol):
         answer, self.answer = self.answer, None
         held, self._held, self._body = self._held, None, []
         if held is not None and self._transport is not None:
-            if not isinstance(result, HttpResponse):
+            if isinstance(result, HttpResponse):
+                held.complete()
+            else:
                 held.free()
-            held.resume = _nothing
             self._transport.resume_reading()
         if self.keep and not self.closed:
             self._owner.release(self)

@@ -30,7 +30,7 @@ _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 _ENDS = frozenset({"stop", "length"})
 # What separates values in JSON. Each is a value in memory, of up to 80 bytes, and a tenth of a microsecond in which
 # nothing else goes on; a small body has no room for many.
-_MOST_VALUES = 1_000_000
+_MOST_VALUES = 500_000
 _SMALL = 256 * 1024
 _MOST_EVENTS = 250_000  # of a stream: an answer has no more tokens
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
