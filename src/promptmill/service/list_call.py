@@ -17,6 +17,8 @@ from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
 LONGEST_COLUMNS = 1000
+_MOST_REPEATED = 1000
+"""Items of one error that repeat its message; hundreds of thousands may share it."""
 _LARGE_ANSWER = 64 * 1024  # bytes in memory; whatever their number, smaller ones are kept
 MOST_LARGE = 32 * 1024 * 1024
 """Bytes in memory of the large answers of a call together: its result is written several times over."""
@@ -135,19 +137,24 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
-    texts: dict[int, str] = {}  # by the error's identity: thousands of items may share one
-    return [
-        {
+    found: list[dict[str, Any]] = []
+    shared: dict[int, list[Any]] = {}  # by the error's identity: how many items have it, and what they say
+    for index, outcome in enumerate(outcomes):
+        if not isinstance(outcome, Failure):
+            continue
+        known = shared.get(id(outcome.error)) or shared.setdefault(id(outcome.error), [0, str(outcome.error)])
+        known[0] += 1
+        entry = {
             "index": index,
             "code": str(outcome.error.code),
-            "message": texts.get(id(outcome.error)) or texts.setdefault(id(outcome.error), str(outcome.error)),
+            "message": known[1],
             "retryable": outcome.error.retryable,
             "attempts": outcome.attempts,
-            **({"text": outcome.text} if outcome.text else {}),
         }
-        for index, outcome in enumerate(outcomes)
-        if isinstance(outcome, Failure)
-    ]
+        if known[0] == _MOST_REPEATED:
+            known[1] = f"The same as for item {index}."
+        found.append(entry | {"text": outcome.text} if outcome.text else entry)
+    return found
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -80,7 +80,7 @@ class BodiesInFlight:
         """`limit` is in bytes. The body that goes on exceeds it by `LARGEST_BODY` at most."""
         self._limit = limit
         self._held = 0
-        self._first: HeldBody | None = None
+        self._first = 0  # the `id` of the body that goes on alone; the object itself would never be freed
         self._waiting: deque[HeldBody] = deque()
         self._lock = threading.RLock()  # a body may be freed while another one is counted
 
@@ -93,9 +93,9 @@ class BodiesInFlight:
         """Count `size` more bytes of `body`; return whether to go on, else its `resume` is called once it may."""
         with self._lock:
             self._held += size
-            if self._held <= self._limit or self._first in {None, body}:
+            if self._held <= self._limit or self._first in {0, id(body)}:
                 if self._held > self._limit:
-                    self._first = body
+                    self._first = id(body)
                 return True
             if body not in self._waiting:
                 self._waiting.append(body)
@@ -111,14 +111,14 @@ class BodiesInFlight:
         """Take a body of `size` bytes out."""
         with self._lock:
             self._held -= size
-            if self._first is body:
-                self._first = None
+            if self._first == id(body):
+                self._first = 0
             if body in self._waiting:
                 self._waiting.remove(body)
-            while self._waiting and (self._held <= self._limit or self._first is None):
+            while self._waiting and (self._held <= self._limit or not self._first):
                 going_on = self._waiting.popleft()
                 if self._held > self._limit:
-                    self._first = going_on
+                    self._first = id(going_on)
                 if not going_on.loop.is_closed():
                     going_on.loop.call_soon_threadsafe(going_on.resume)
 

@@ -32,7 +32,8 @@ _ENDS = frozenset({"stop", "length"})
 # nothing else goes on; a small body has no room for many.
 _MOST_VALUES = 500_000
 _SMALL = 256 * 1024
-_MOST_EVENTS = 250_000  # of a stream: an answer has no more tokens
+_LARGEST_ERROR = 1 << 20
+_MOST_EVENTS = 150_000  # of a stream: an answer has no more tokens
 _MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
 
 
@@ -44,6 +45,8 @@ def read_response(
         if _has_too_many_values(body):
             return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
         body = body.removeprefix(codecs.BOM_UTF8)
+        if status >= 300 and len(body) > _LARGEST_ERROR:
+            return classify_refusal(status, headers, _text(body), endpoint)
         try:
             payload = orjson.loads(body)
         except orjson.JSONDecodeError:
