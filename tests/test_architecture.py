@@ -30,7 +30,6 @@ FLOORS = (
     {"backends"},
     {"backends.rows"},
     {"backends.protocol"},
-    {"backends.row_fields"},
     {"backends.batch_lines"},
     {"config"},
     {"images"},
@@ -41,7 +40,6 @@ FLOORS = (
 SHARED = {
     "backends.batch_lines",
     "backends.protocol",
-    "backends.row_fields",
     "backends.rows",
 }  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}

@@ -2,7 +2,7 @@
 
 | kind | a line is |
 |---|---|
-| `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own (see `row_fields`); others pass by |
+| `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own; others pass by |
 | `batch` | a line of a provider's Batch file, see `batch_lines` |
 | `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
 | `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared |
@@ -15,17 +15,17 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import orjson
 from pydantic import ValidationError
 
+from promptmill.answers.schema import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
 from promptmill.backends.protocol import Request
-from promptmill.backends.row_fields import CONTENT, NAMES, own_images, own_parameters, own_system_prompt
 from promptmill.config.models import LONGEST_ANSWER, named_models
 from promptmill.core.conversation import (
     Conversation,
@@ -57,101 +57,22 @@ _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Asked: TypeAlias = tuple[Conversation, Sampling, Mapping[str, Any]]
-
-
-def place(kind: str, row: int) -> str:
-    """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
-    return f"{row_word(kind)} {row + 1}"
-
-
-def row_word(kind: str) -> str:
-    """Return what people call a row of a file of this kind."""
-    return "row" if kind == "table" else "line"
-
-
-def as_it_was(line: bytes) -> bytes:
-    """Return the row that a line with a prompt written out was made of; another line as it is."""
-    if ROW.encode() not in line:
-        return line
-    try:
-        value = load(line, "")
-    except PromptmillError:
-        return line
-    if not isinstance(value, dict) or ROW not in value:
-        return line
-    try:
-        return orjson.dumps(value[ROW])
-    except TypeError:  # numbers beyond 64 bits
-        return json.dumps(value[ROW]).encode()
-
-
-def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
-    """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
-
-    `row_settings`: its settings are part of that. A long line is known by its bytes: to parse it would take long.
-    """
-    if len(line) > _LONG:
-        return hashlib.blake2b(line.strip(), digest_size=16).digest()
-    try:
-        value = load(line, "")
-        if prompt_column is not None:
-            value = _with_prompt(value, prompt_column)
-        if kind == "batch":
-            asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
-        else:
-            asked = {name: value[name] for name in (NAMES if row_settings else CONTENT) & value.keys()}
-        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-    except (PromptmillError, TypeError, KeyError, AttributeError):
-        return None
-    return hashlib.blake2b(text, digest_size=16).digest()
-
-
-def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """Return a row whose field `column` is what is asked: a prompt, or messages."""
-    asked = row.get(column)
-    rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
-    return rest | {"messages" if _are_messages(asked) else "prompt": asked}
-
-
-def emptiness(value: object) -> str:
-    """Return how a cell asks nothing: `null`, `NaN` or `empty`; `""` for one that asks something."""
-    if value is None:
-        return "null"
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    return "empty" if isinstance(value, str) and not value.strip() else ""
-
-
-def _are_messages(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    value = load(line, where)
-    if not isinstance(value, dict):
-        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
-    return value
-
-
-def load(line: bytes, where: str) -> Any:
-    """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
-    line = line.removeprefix(BOM)
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        reason = error.msg
-    try:
-        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
-        return json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
-    except (ValueError, RecursionError):
-        plain = (
-            ""
-            if line.lstrip()[:1] in {b"{", b"["}
-            else " Write one JSON object per line, or, if each line is a prompt, name the file .txt."
-        )
-        raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
+# `reasoning` is also what an answer has, and outputs are inputs of the next run.
+_ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n"}
+_ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
+_SYSTEM = ("system_prompt", "system")
+IMAGES = ("image", "images")
+_SCHEMA = "answer_schema"
+_STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
+NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_ROW_SAMPLING, *_ROW_BODY, *_SYSTEM, *IMAGES})
+"""All fields that say what a row asks; every other one is the caller's own and is ignored."""
+CONTENT = frozenset({"prompt", "messages", *IMAGES})
+"""Those of `NAMES` that are sent as the prompt."""
+SETTINGS = NAMES - CONTENT
+"""The others: model, sampling, system prompt, …"""
+# The first bytes of images, in base64; shorter texts are paths.
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]*={0,2}", re.ASCII)
+_SHORTEST_BASE64 = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +231,101 @@ class RowReader:
         return name if isinstance(name, str) and name in self.models else None
 
 
+def place(kind: str, row: int) -> str:
+    """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
+    return f"{row_word(kind)} {row + 1}"
+
+
+def row_word(kind: str) -> str:
+    """Return what people call a row of a file of this kind."""
+    return "row" if kind == "table" else "line"
+
+
+def as_it_was(line: bytes) -> bytes:
+    """Return the row that a line with a prompt written out was made of; another line as it is."""
+    if ROW.encode() not in line:
+        return line
+    try:
+        value = load(line, "")
+    except PromptmillError:
+        return line
+    if not isinstance(value, dict) or ROW not in value:
+        return line
+    try:
+        return orjson.dumps(value[ROW])
+    except TypeError:  # numbers beyond 64 bits
+        return json.dumps(value[ROW]).encode()
+
+
+def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
+    """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
+
+    `row_settings`: its settings are part of that. A long line is known by its bytes: to parse it would take long.
+    """
+    if len(line) > _LONG:
+        return hashlib.blake2b(line.strip(), digest_size=16).digest()
+    try:
+        value = load(line, "")
+        if prompt_column is not None:
+            value = _with_prompt(value, prompt_column)
+        if kind == "batch":
+            asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
+        else:
+            asked = {name: value[name] for name in (NAMES if row_settings else CONTENT) & value.keys()}
+        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except (PromptmillError, TypeError, KeyError, AttributeError):
+        return None
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """Return a row whose field `column` is what is asked: a prompt, or messages."""
+    asked = row.get(column)
+    rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
+    return rest | {"messages" if _are_messages(asked) else "prompt": asked}
+
+
+def emptiness(value: object) -> str:
+    """Return how a cell asks nothing: `null`, `NaN` or `empty`; `""` for one that asks something."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    return "empty" if isinstance(value, str) and not value.strip() else ""
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    value = load(line, where)
+    if not isinstance(value, dict):
+        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
+    return value
+
+
+def load(line: bytes, where: str) -> Any:
+    """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
+    line = line.removeprefix(BOM)
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        reason = error.msg
+    try:
+        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
+    except (ValueError, RecursionError):
+        plain = (
+            ""
+            if line.lstrip()[:1] in {b"{", b"["}
+            else " Write one JSON object per line, or, if each line is a prompt, name the file .txt."
+        )
+        raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
+
+
 def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) where one of the lengths `asked` is none, or above `most`."""
     for name, value in asked.items():
@@ -378,3 +394,99 @@ def _batch(row: Mapping[str, Any], where: str) -> Asked:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
         raise input_error(f"{where}: body.{name}: {problem['msg'].removeprefix('Input ')}.") from None
+
+
+def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sampling parameters that a row brings, valid ones, and what of it goes into the request's body.
+
+    `loaded_model`: the only one there is; `""` where the endpoint has several. Raises `PromptmillError`
+    (`invalid_input`, `unsupported`) naming the field.
+    """
+    given = {name: row[name] for name in row if name in NAMES and not is_null(row[name])}
+    if given.get("n", 1) not in {1, "1"}:
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"{where}: n asks for several answers.",
+            "Set `sampling_params: {n: …}` for all rows, or rename the column if it means something else.",
+        )
+    body = {name: _structured(name, given[name], where) for name in _ROW_BODY & given.keys()}
+    if loaded_model and "model" in body and body.pop("model") != loaded_model:
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"{where} asks for another model than the one that is loaded.",
+            "Rename the column if it means something else.",
+        )
+    sampling = {name: _structured(name, given[name], where) for name in _ROW_SAMPLING & given.keys()}
+    if _SCHEMA in given:
+        schema = _structured(_SCHEMA, given[_SCHEMA], where)
+        if not isinstance(schema, Mapping):
+            raise input_error(f"{where}: {_SCHEMA} is {shape(schema)}; send a JSON Schema object.")
+        sampling["response_format"] = asking_for(schema)
+    if not sampling:
+        return {}, body
+    try:
+        return Sampling.model_validate(sampling).given(), body
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        raise input_error(f"{where}: {name}: {problem['msg'].removeprefix('Input ')}.") from None
+
+
+def own_system_prompt(row: Mapping[str, Any], where: str) -> str:
+    """Return the row's own system prompt, `""` for none. Raises `PromptmillError` (`invalid_input`)."""
+    for name in _SYSTEM:
+        value = row.get(name)
+        if value is not None and not isinstance(value, str):
+            raise input_error(f"{where}: {name} is {shape(value)}, not a text.")
+        if value:
+            return str(value)
+    return ""
+
+
+def own_images(row: Mapping[str, Any], where: str) -> list[str]:
+    """Return the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
+    return [source for name in IMAGES for source in _sources(row.get(name), f"{where}: {name}")]
+
+
+def _sources(value: Any, where: str) -> Iterator[str]:
+    if value is None or value in ("", []):
+        return
+    if isinstance(value, list):
+        for at, inner in enumerate(value):
+            if isinstance(inner, list):
+                raise input_error(f"{where}[{at}] is {shape(inner)}; send one list of images.")
+            yield from _sources(inner, f"{where}[{at}]")
+        return
+    match value:
+        case str():
+            yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
+        case {"bytes": str(data)} if data:  # how the library `datasets` keeps an image
+            yield data if data[:5] == "data:" else f"data:;base64,{_joined(data)}"
+        case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
+            yield path
+        case _:
+            raise input_error(f"{where} is {shape(value)}; send a path, a URL, base64, or a list of those.")
+
+
+def _is_base64(text: str) -> bool:
+    return len(text) >= _SHORTEST_BASE64 and _BASE64.fullmatch(text) is not None
+
+
+def _joined(text: str) -> str:
+    return text if text.isalnum() else re.sub(r"\s+", "", text)
+
+
+def _structured(name: str, value: Any, where: str) -> Any:
+    """Return `value`, from a table's cell with JSON as what that says."""
+    if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            if name != "stop":
+                raise input_error(f"{where}: {name} is not valid JSON: {error.msg}.") from None
+    return value
+
+
+def is_null(value: Any) -> bool:
+    """Return whether a cell holds nothing: null, NaN or an empty text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptmill.backends import rows
-from promptmill.backends.row_fields import SETTINGS, is_null
+from promptmill.backends.rows import SETTINGS, is_null
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import formats
 from promptmill.jobs.cell_table import CellTable, distinct, readable

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
-from promptmill.backends.row_fields import NAMES
+from promptmill.backends.rows import NAMES
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.records import plain_line

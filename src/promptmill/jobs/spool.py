@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.row_fields import CONTENT, IMAGES, NAMES
+from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs import disk, formats, json_rows
 from promptmill.jobs.cell_table import CellRow, CellTable, is_utf8

@@ -30,6 +30,11 @@ _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 # What the configuration says of its own endpoint goes to no other one.
 _NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
+_LARGEST_PAGE = 8 << 20  # routers list hundreds of models with their descriptions
+_MOST_SHOWN = 12
+_LONGEST_NAME = 120
+_NATIVE_S = 2.0
+_OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
 
 @contextlib.asynccontextmanager
@@ -223,13 +228,6 @@ async def _ask(
         return PromptmillError(Code.TIMEOUT, f"it was silent for {limit_s:g} s.")
     except PromptmillError as error:
         return error
-
-
-_LARGEST_PAGE = 8 << 20  # routers list hundreds of models with their descriptions
-_MOST_SHOWN = 12
-_LONGEST_NAME = 120
-_NATIVE_S = 2.0
-_OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,17 @@ _PLACEHOLDER = re.compile(
     r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme)",
     re.IGNORECASE,
 )
+WHERE = "backend_configs.openai.base_url"
+COMPLETIONS = "/chat/completions"
+_LIKE = "write it like http://localhost:8000/v1."
+_LONGEST_SHOWN = 100
+# A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
+_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
+_LONGEST_PORT = 5
+_PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
+_SCHEME = re.compile(r"(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
+_OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
+_AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,19 +284,6 @@ def names_key_variable(key: str) -> bool:
 def is_placeholder_key(key: str) -> bool:
     """Return whether `key` is what an example shows in a key's place, such as `sk-...` or `YOUR_API_KEY`."""
     return len(key) < 60 and _PLACEHOLDER.fullmatch(key) is not None
-
-
-WHERE = "backend_configs.openai.base_url"
-COMPLETIONS = "/chat/completions"
-_LIKE = "write it like http://localhost:8000/v1."
-_LONGEST_SHOWN = 100
-# A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
-_HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
-_LONGEST_PORT = 5
-_PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
-_SCHEME = re.compile(r"(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
-_OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
-_AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 
 def parsed(url: str) -> SplitResult:

@@ -51,6 +51,40 @@ _ENDPOINTS = {
     Cause.MODEL: Code.NOT_FOUND,
     Cause.QUOTA: Code.INSUFFICIENT_QUOTA,
 }
+# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
+SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
+_MAX_TOKENS = re.compile(r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)")
+_NO_IMAGES = re.compile(
+    r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
+    r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
+)
+_NO_SCHEMA = "Leave `response_format` (--schema, --set sampling_params.response_format) out, or use another model."
+_REFUSED_OPTION = re.compile(
+    r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
+)
+_LEAVE_OUT = {
+    "temperature": "Leave `temperature` (--temperature) out.",
+    "top_p": "Leave `top_p` (--top-p) out.",
+    "response_format": _NO_SCHEMA,
+    "json_schema": _NO_SCHEMA,
+}
+# Ollama's words, PyTorch's, llama.cpp's.
+_NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
+# vLLM's `EngineDeadError`, and what it says of later requests.
+_DEAD_ENGINE = re.compile(
+    r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"
+)
+_NO_MODEL = re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access")
+# OpenAI's; vLLM's own, and aiohttp's inside it.
+_NO_DOWNLOAD = re.compile(
+    r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
+    r"|\b\d{3}, message='[^']*', url="
+)
+_PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
+# Cloudflare's pages to whom it takes for a program.
+_BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
+_ABOUT_MODELS = re.compile(r"model|deployment|engine")
+_PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
 
 
 def classify_refusal(
@@ -205,42 +239,6 @@ def _coded(body: ErrorBody, cause: Cause) -> bool:
 
 def _says(body: ErrorBody, cause: Cause) -> bool:
     return _coded(body, cause) or WORDS[cause].search(body.words) is not None
-
-
-# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
-SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
-_MAX_TOKENS = re.compile(r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)")
-_NO_IMAGES = re.compile(
-    r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
-    r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
-)
-_NO_SCHEMA = "Leave `response_format` (--schema, --set sampling_params.response_format) out, or use another model."
-_REFUSED_OPTION = re.compile(
-    r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
-)
-_LEAVE_OUT = {
-    "temperature": "Leave `temperature` (--temperature) out.",
-    "top_p": "Leave `top_p` (--top-p) out.",
-    "response_format": _NO_SCHEMA,
-    "json_schema": _NO_SCHEMA,
-}
-# Ollama's words, PyTorch's, llama.cpp's.
-_NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
-# vLLM's `EngineDeadError`, and what it says of later requests.
-_DEAD_ENGINE = re.compile(
-    r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"
-)
-_NO_MODEL = re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access")
-# OpenAI's; vLLM's own, and aiohttp's inside it.
-_NO_DOWNLOAD = re.compile(
-    r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
-    r"|\b\d{3}, message='[^']*', url="
-)
-_PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
-# Cloudflare's pages to whom it takes for a program.
-_BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
-_ABOUT_MODELS = re.compile(r"model|deployment|engine")
-_PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
 
 
 def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:

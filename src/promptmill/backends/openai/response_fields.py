@@ -14,6 +14,12 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
 _DEEPEST = 8
+_DEEPEST_JSON = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
+_DEEPEST_ORJSON = 254
+# Kept as fields of a `Completion`, or the same for every answer.
+_PAYLOAD = frozenset({"object", "choices", "error"})
+_CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
+_MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -128,14 +134,6 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
     if _FILTER.search(word):
         return "content_filter", Ending.FILTERED
     return reason, Ending.WHOLE
-
-
-_DEEPEST_JSON = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
-_DEEPEST_ORJSON = 254
-# Kept as fields of a `Completion`, or the same for every answer.
-_PAYLOAD = frozenset({"object", "choices", "error"})
-_CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
-_MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
 
 
 def details_of(
