@@ -20,9 +20,8 @@ from fastmcp.tools import ToolResult
 from mcp_types import AudioContent, EmbeddedResource, ImageContent, TextContent, TextResourceContents
 from PIL import Image
 
-from promptmill.http.address import Address, url
+from promptmill.http.address import Address, HostAllowlist, url
 from promptmill.http.app import App, Rules
-from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.listener import listener
 
 mcp = FastMCP("everything", version="1")

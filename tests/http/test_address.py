@@ -47,7 +47,7 @@ def test_what_is_no_address_is_said_with_examples(text):
 
 
 def test_a_port_that_is_too_high_is_named():
-    with pytest.raises(PromptmillError, match=r"--http: port 65536 is above 65535"):
+    with pytest.raises(PromptmillError, match=r"--http: port 65536 is too large"):
         Address.parse("a:65536")
 
 

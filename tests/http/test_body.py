@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptmill.http.body import _ValueCount
+from promptmill.http.app import _ValueCount
 
 TEXTS = st.text(alphabet='a\\"[]{},:\u00e9', max_size=8)
 VALUES = st.recursive(

@@ -10,11 +10,8 @@ import socket
 import pytest
 
 from fakes import openai_configuration
-from promptmill.http.address import Address
-from promptmill.http.app import App, Rules
-from promptmill.http.body import read_body
-from promptmill.http.host_allowlist import HostAllowlist
-from promptmill.http.http_error import HttpError
+from promptmill.http.address import Address, HostAllowlist
+from promptmill.http.app import App, HttpError, Rules, read_body
 from promptmill.http.listener import Connection, listener
 from promptmill.server import create_server
 from promptmill.service.service import Service

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.http.address import Address
-from promptmill.http.host_allowlist import HostAllowlist
+from promptmill.http.address import Address, HostAllowlist
 
 
 def _hosts(text="127.0.0.1:0", *allowed):

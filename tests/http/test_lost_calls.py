@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from piped import eventually
-from promptmill.http.lost_calls import LostCalls
+from promptmill.http.sessions import LostCalls
 from replies import answer
 from served import messages
 

@@ -45,10 +45,11 @@ def test_without_the_token_nothing_is_done_and_nothing_is_said(guarded, method, 
     headers = _JSON if value is None else _JSON | {"Authorization": value}
     answer = guarded.ask(method, "/mcp", headers, json.dumps(PING).encode())
     assert answer.status == 401
-    message = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
+    message = "This server needs a token: send the header `Authorization: Bearer TOKEN`. Its operator has the token."
     if value is not None:
         message = (
-            "What `Authorization` holds is not this server's token: send `Bearer TOKEN` with that of its operator."
+            "The header `Authorization` does not hold this server's token: send `Bearer TOKEN`. "
+            "Its operator has the token."
         )
     assert answer.json["error"]["message"] == message, "alike for all that are wrong"
     assert answer.headers["www-authenticate"] == "Bearer"

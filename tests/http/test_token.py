@@ -67,7 +67,7 @@ def test_a_token_that_cannot_be_good_is_said_without_quoting_it(tmp_path, secret
 
 
 def test_a_token_that_is_not_there_is_said(tmp_path):
-    with pytest.raises(PromptmillError, match=r"MINE is not set: `export MINE=\$\(python"):
+    with pytest.raises(PromptmillError, match=r"MINE is not set. Set it: `export MINE=\$\(python"):
         find_token(None, "MINE", {})
     with pytest.raises(PromptmillError, match="cannot be read: No such file"):
         find_token(tmp_path / "nowhere", None, {})

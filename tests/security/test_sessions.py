@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from fakes import openai_configuration
+from promptmill.http.address import HostAllowlist
 from promptmill.http.app import App, Rules
-from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.server import create_server
 from promptmill.service.service import Service
 

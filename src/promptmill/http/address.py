@@ -1,4 +1,9 @@
-"""HOST:PORT → listening sockets, bound before anything else starts."""
+"""The server's own address: HOST:PORT → listening sockets, and the `Host` headers that it answers.
+
+The sockets are bound before anything else starts. The headers are checked against DNS rebinding: a web page makes its
+own name point to this machine, so its requests carry that name as `Host`. A page cannot do this with an IP address,
+only with a name. So only names that the operator knows of are answered.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import ipaddress
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError, config_error
@@ -15,11 +20,13 @@ from promptmill.core.errors import PromptmillError, config_error
 _FORM = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/@\s]+)):([0-9]{1,5})")
 _HOW = "write HOST:PORT, such as 127.0.0.1:8000, [::1]:8000 or 0.0.0.0:8000; port 0 takes a free one."
 _BACKLOG = 2048
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)\.?)(?::[0-9]{1,5})?")
+_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, as the operator wrote it; `host` without brackets."""
+    """The address to listen on, as the operator wrote it; `host` is without brackets."""
 
     host: str
     port: int
@@ -31,7 +38,7 @@ class Address:
         if found is None:
             raise config_error("--http", _HOW)
         if int(found[3]) > 65_535:
-            raise config_error("--http", f"port {found[3]} is above 65535, the highest there is.")
+            raise config_error("--http", f"port {found[3]} is too large; the highest port is 65535.")
         return cls(found[1] or found[2], int(found[3]))
 
     def bind(self) -> list[socket.socket]:
@@ -47,7 +54,7 @@ class Address:
                 except OSError as error:
                     if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                         raise
-                    missing = error  # `localhost` has an IPv6 address in the tables of machines without IPv6
+                    missing = error  # machines without IPv6 may list an IPv6 address for `localhost`
             if not bound and missing:
                 raise missing
         except (OSError, UnicodeError) as error:
@@ -61,13 +68,15 @@ class Address:
         if isinstance(error, socket.gaierror | UnicodeError):
             return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
         if number == errno.EADDRINUSE:
-            return config_error("--http", f"port {self.port} is in use; end what listens there or choose another port.")
+            return config_error(
+                "--http", f"port {self.port} is in use; stop the program that listens there, or choose another port."
+            )
         if number in {errno.EACCES, errno.EPERM}:
-            return config_error("--http", f"port {self.port} needs more rights; choose one of 1024 or above.")
+            return config_error("--http", f"this user may not listen on port {self.port}; choose a port from 1024 on.")
         if number in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
             return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-        return config_error("--http", f"{self} cannot be listened on: {reason}.")
+        return config_error("--http", f"cannot listen on {self}: {reason}.")
 
     def __str__(self) -> str:
         return f"{_in_url(self.host)}:{self.port}"
@@ -76,9 +85,9 @@ class Address:
 def _listening(family: int, kind: int, protocol: int, where: tuple[object, ...]) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
-        if sys.platform == "win32":  # where another program could take a reused port over
+        if sys.platform == "win32":  # there, SO_REUSEADDR would let another program take the port over
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # where it would stay taken for a minute after our end
+        else:  # without it the port stays taken for a minute after this process ends
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             both = where[0] == "::"  # IPv4 too, on every platform alike
@@ -92,20 +101,65 @@ def _listening(family: int, kind: int, protocol: int, where: tuple[object, ...])
     return listener
 
 
-def addresses(sockets: Sequence[socket.socket]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+def addresses(sockets: Sequence[socket.socket]) -> list[_Ip]:
     """Return the addresses that `sockets` listen on."""
     return [ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0]) for listener in sockets]
 
 
 def is_loopback(sockets: Sequence[socket.socket]) -> bool:
-    """Return whether only programs of this machine can connect."""
+    """Return whether only programs on this machine can connect."""
     return all(address.is_loopback for address in addresses(sockets))
 
 
 def url(address: Address, sockets: Sequence[socket.socket], *, tls: bool) -> str:
-    """Return where clients find the tools; the port is the real one."""
+    """Return the URL of the tools, with the port that was really bound."""
     return f"http{'s' if tls else ''}://{_in_url(address.host)}:{sockets[0].getsockname()[1]}/mcp"
 
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+class HostAllowlist:
+    """The names and addresses that `Host` and `Origin` may hold."""
+
+    def __init__(self, address: Address, sockets: Sequence[socket.socket], allowed: Iterable[str] = ()) -> None:
+        """`allowed`: the operator's further names. Raises `PromptmillError` (`invalid_config`) for an invalid one."""
+        bound = addresses(sockets)
+        self._addresses = set(bound)
+        self._any_address = any(one.is_unspecified for one in bound)
+        self._any_loopback = all(one.is_loopback for one in bound)
+        self._names = {name for name in [_host(address.host)] if isinstance(name, str)}
+        if self._any_address or self._any_loopback:
+            self._names.add("localhost")
+        for text in allowed:
+            host = _host(text) or _host(f"[{text}]")
+            if host is None:
+                raise config_error("--allowed-host", "write a name or an address, such as mill.example.com.")
+            if isinstance(host, str):
+                self._names.add(host)
+            else:
+                self._addresses.add(host)
+
+    def is_ours(self, header: bytes) -> bool:
+        """Return whether a `Host` header names this server. The port is ignored: proxies and containers map it."""
+        host = _host(header.decode("latin-1"))
+        if host is None or isinstance(host, str):
+            return host in self._names
+        return self._any_address or (self._any_loopback and host.is_loopback) or host in self._addresses
+
+    def is_our_origin(self, header: bytes) -> bool:
+        """Return whether an `Origin` header belongs to a page that this server's own host has served."""
+        scheme, colon, host = header.lower().partition(b"://")
+        return bool(colon) and scheme in {b"http", b"https"} and self.is_ours(host)
+
+
+def _host(text: str) -> str | _Ip | None:
+    """Return the name or address in `name`, `name:port`, `[v6]` or `[v6]:port`; None for anything else."""
+    found = _HOST.fullmatch(text.lower())
+    if found is None:
+        return None
+    try:
+        return ipaddress.ip_address(found[1] or found[2])
+    except ValueError:
+        return found[2]  # None for brackets that hold no address

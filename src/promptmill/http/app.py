@@ -1,4 +1,7 @@
-"""The ASGI app: every request passes the same checks in the same order before its body is read."""
+"""The ASGI app: every request passes the same checks in the same order before its body is read.
+
+framing → host and origin → path → token → method → body (size, slowness, values) → the SDK
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,42 @@ from dataclasses import dataclass
 import orjson
 from fastmcp import FastMCP
 from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
+from mcp_types import INVALID_REQUEST
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from promptmill.http.body import read_body
-from promptmill.http.host_allowlist import HostAllowlist
-from promptmill.http.http_error import HttpError
+from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.http.lost_calls import LostCalls, is_lone_call
-from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, Sessions
+from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, LostCalls, Sessions, is_lone_call
 from promptmill.http.token import Token
 
 PATH = "/mcp"
 HEALTH = "/healthz"
 _METHODS = ("GET", "POST", "DELETE")
-# Some clients hang up after five seconds of silence (LazyLLM); the SDK makes the streams and takes no interval.
+# Some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the streams and has no option for
+# the interval of pings.
 _PING_S = 3
 EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
-_WHAT_TO_SEND = "Send the header `Authorization: Bearer TOKEN` with the token that this server's operator has set."
-_NOT_OURS = "What `Authorization` holds is not this server's token: send `Bearer TOKEN` with that of its operator."
+_WHAT_TO_SEND = "This server needs a token: send the header `Authorization: Bearer TOKEN`. Its operator has the token."
+_NOT_OURS = (
+    "The header `Authorization` does not hold this server's token: send `Bearer TOKEN`. Its operator has the token."
+)
 _TO_VISITORS = "promptmill is running; this address is for MCP clients: promptmill install CLIENT\n"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
+
+_GRACE_S = 30.0
+_BYTES_A_SECOND = 16 << 10  # slower than any connection in use today
+_DIGITS = 18
+# Each value takes up to 130 bytes of memory, and blocks the event loop for 0.3 µs in the SDK's parser.
+_MOST_VALUES = 300_000
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Whom the app lets in. `token` None: whoever can connect."""
+    """The rules for requests. `token` None: every program that can connect may call."""
 
     hosts: HostAllowlist
     token: Token | None
@@ -58,8 +68,8 @@ class App:
     ) -> None:
         """`session_idle_s` seconds without a request end a session and the calls that run in it."""
         self._rules = rules
-        sdk_server = server._mcp_server  # FastMCP's own way here cannot set the size of bodies
-        # The SDK would list all tools at each call, to see which arguments come in headers: with ours none do.
+        sdk_server = server._mcp_server  # FastMCP's own wrapper cannot set the largest body
+        # Otherwise the SDK lists all tools at each call to find arguments that come in headers; our tools have none.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -71,7 +81,7 @@ class App:
         self._lost_calls = LostCalls(self._respond)
         self._closing = False
         self.answered = 0
-        """Requests that passed the checks, so far."""
+        """Number of requests that have passed the checks."""
         self._calls = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -106,7 +116,7 @@ class App:
         except HttpError as refusal:
             await refusal.response()(scope, receive, send)
         except ConnectionError:
-            return  # whoever asked has left
+            return  # the client has left
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
@@ -127,10 +137,11 @@ class App:
         hosts = _headers(scope, b"host")
         if len(hosts) != 1 or not self._rules.hosts.is_ours(hosts[0]):
             raise HttpError(
-                421, "This server does not answer under that host name; the operator can allow it with --allowed-host."
+                421,
+                "This server does not answer under that host name; its operator can allow it with --allowed-host.",
             )
         if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
-            raise HttpError(403, "Web pages from elsewhere may not call this server.")
+            raise HttpError(403, "Web pages of other origins may not call this server.")
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in {"GET", "HEAD"}:
@@ -151,7 +162,7 @@ class App:
 
     @contextlib.contextmanager
     def _counted(self, scope: Scope) -> Iterator[None]:
-        if scope["method"] == "GET":  # a stream of notifications, which never ends by itself
+        if scope["method"] == "GET":  # a stream of notifications never ends by itself
             yield
             return
         self._calls += 1
@@ -164,11 +175,11 @@ class App:
                 self._quiet.set()
 
     def close(self) -> None:
-        """Take no more calls; those that run go on."""
+        """Take no more calls; running calls continue."""
         self._closing = True
 
     async def end_sessions(self) -> None:
-        """Wait until no call runs any more, then end all streams."""
+        """Wait until no call is running, then end all streams."""
         await self._quiet.wait()
         for transport in list(self._sessions._server_instances.values()):  # as FastMCP's own app does it
             with contextlib.suppress(Exception):
@@ -176,15 +187,17 @@ class App:
 
 
 def _check_framing(scope: Scope) -> None:
-    """Refuse a body of two lengths, of which a proxy before us may believe the other, and what comes behind it."""
+    """Refuse a body with two lengths: a proxy that reads the other one can be made to pass on a hidden request."""
     if _headers(scope, b"transfer-encoding") and _headers(scope, b"content-length"):
-        raise HttpError(400, "The request says in two ways how long its body is.", {"connection": "close"})
+        raise HttpError(
+            400, "The request has both Content-Length and Transfer-Encoding; send one of them.", {"connection": "close"}
+        )
 
 
 def _visitor(scope: Scope) -> Response | None:
-    """Return the answer to a browser or a plain curl, None for a client; the status is what it was without it.
+    """Return the answer to a browser or a plain curl, None for an MCP client; the status is the one the SDK gives.
 
-    A client asks for `text/event-stream` by name, and goes on with a session.
+    An MCP client names `text/event-stream` in `Accept`, or has a session.
     """
     if scope["method"] != "GET" or _headers(scope, b"mcp-session-id"):
         return None
@@ -203,7 +216,7 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Give `body` once, then what comes after it."""
+    """Return a `receive` that gives `body` first, then the messages after it."""
     left = [body]
 
     async def replay() -> Message:
@@ -213,7 +226,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain(send: Send) -> Send:
-    """Replace the SDK's validation error, which quotes the body, by a plain one."""
+    """Return a `send` that replaces the SDK's validation error, which quotes the body, by a short one."""
     start: Message | None = None
 
     async def wrapped_send(message: Message) -> None:
@@ -241,3 +254,84 @@ def _unquoted(body: bytes) -> bytes:
         return body
     answer["error"]["message"] = _NO_MESSAGE
     return orjson.dumps(answer)
+
+
+async def read_body(receive: Receive, limit: int, *, declared: bytes | None, grace_s: float = _GRACE_S) -> bytes:
+    """Return the body. Nothing beyond `limit` bytes is ever held.
+
+    Raises `HttpError` 413 as soon as the body is known to exceed `limit` (at once if `declared`, the Content-Length,
+    does) or to hold more than 300,000 values, and 408 if after `grace_s` seconds it is slower than 16 KiB a second.
+    Raises `ConnectionError` when the client leaves.
+    """
+    if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    values = _ValueCount()
+    size = 0
+    began = asyncio.get_running_loop().time()
+    while True:
+        try:
+            async with asyncio.timeout_at(began + grace_s + size / _BYTES_A_SECOND):
+                message = await receive()
+        except TimeoutError:
+            raise HttpError(
+                408, "The request's body arrived too slowly; send it again over a faster connection."
+            ) from None
+        if message["type"] != "http.request":
+            raise ConnectionError
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        values.add(chunk)
+        if values.found > _MOST_VALUES:
+            raise HttpError(413, f"The request holds more than {_MOST_VALUES:,} values; send fewer prompts at once.")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+class _ValueCount:
+    """Counts the separators of values (`[`, `{`, `,`, `:` outside of strings) in a JSON text that comes in pieces."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self._in_string = False
+        self._escape = b""
+
+    def add(self, piece: bytes) -> None:
+        """Count a piece."""
+        piece = self._escape + piece
+        slashes = len(piece) - len(piece.rstrip(b"\\"))
+        self._escape = b"\\" * (slashes % 2)  # the escaped character comes with the next piece
+        piece = piece[: len(piece) - slashes].replace(rb"\\", b"").replace(rb"\"", b"")
+        texts = piece.split(b'"')
+        outside = b"".join(texts[self._in_string :: 2])
+        self.found += sum(map(outside.count, (b"[", b"{", b",", b":")))
+        self._in_string ^= len(texts) % 2 == 0
+
+
+def _too_large(limit: int) -> HttpError:
+    return HttpError(
+        413,
+        f"The request is larger than {limit:,} bytes, the limit of this server. "
+        "Send fewer prompts or images at once; its operator can raise the limit with --max-body.",
+    )
+
+
+class HttpError(Exception):
+    """Ends a request with this status, and a JSON-RPC error whose message clients show."""
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        """`message` is sent to the client; if it is empty, the response has no body."""
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+        self.headers = headers
+
+    def response(self) -> Response:
+        """Return the response."""
+        if not self.message:
+            return Response(status_code=self.status, headers=self.headers)
+        error = {"jsonrpc": "2.0", "id": None, "error": {"code": INVALID_REQUEST, "message": self.message}}
+        return Response(orjson.dumps(error), self.status, self.headers, "application/json")

@@ -1,8 +1,7 @@
 """Workaround: send large results as one JSON response to clients that cannot take them as an event.
 
-httpx2, on which the Python SDK's client of the 2.x line stands, ends an event stream at an event of 1 MiB: the call
-has then been paid for, and its answers are lost. A JSON body has no such limit, and no place for progress. No other
-client has this limit.
+httpx2, which the Python SDK's 2.x client uses, ends an event stream at an event of 1 MiB: the call has been paid for,
+and its answers are lost. A JSON body has no such limit, but cannot carry progress. No other client has this limit.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ from starlette.types import Message, Scope, Send
 _LIMITED = b"httpx2"
 _TOKEN = b'"progressToken"'
 _CALL = b'"tools/call"'
-_LARGE = 4 << 10  # some dozens of prompts, whose answers may be large together
+_LARGE = 4 << 10  # dozens of prompts, whose answers together may be large
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
 _EVENT_BYTES = 1_000_000  # of 1,048,576, the event's other lines included
 RESPONSE = "promptmill.response"
-"""In a request's scope: its `EitherResponse`, if the client has the limit."""
+"""Key in a request's scope: its `EitherResponse`, if the client has the limit."""
 
 
 class EitherResponse:
-    """A response that becomes one JSON body or a stream of events, whichever it must be once something is sent.
+    """A response that becomes one JSON body or a stream of events when its first message is sent.
 
-    A result that comes first goes as JSON. Progress that the client asked for needs a stream, and so does a connection
-    that would be silent for too long. A call without progress, or with a large request, is always JSON: blanks keep
-    its connection alive.
+    If the result comes first, the response is JSON. Progress that the client requested needs a stream, and so does a
+    connection that would be silent for too long. A call without progress, or with a large request, is always JSON:
+    blanks keep its connection alive.
     """
 
     def __init__(self, body: bytes) -> None:
-        """`body` is the request's."""
+        """`body` is that of the request."""
         self._json = _CALL in body and (len(body) > _LARGE or _TOKEN not in body)
         self._held: list[Message] = []
         self._sent = False
@@ -41,12 +40,12 @@ class EitherResponse:
         return cls(body) if scope["method"] == "POST" and _LIMITED in agent else None
 
     def most_bytes(self) -> int | None:
-        """Return how large the result may be, which is sent next; None when there is no limit."""
+        """Return the limit in bytes of the result that is sent next; None for no limit."""
         self._json = self._json or not self._sent
         return None if self._json else _EVENT_BYTES
 
     def over(self, send: Send) -> Send:
-        """Return what takes the messages of a response and sends them as one or the other."""
+        """Return a `send` that turns a response's messages into JSON or leaves them as events."""
         return lambda message: self._take(message, send)
 
     async def _take(self, message: Message, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn as one process without signal handlers, and with limits on idle connections."""
+"""uvicorn in one process, without its signal handlers, and with limits on idle connections."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from promptmill.core.errors import config_error
 from promptmill.http.app import App
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection: who closes last meets no closed one
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
 _LARGEST_HEAD = 64 << 10
-_SPARE = 64  # connections beyond the most that are told so, instead of being dropped
+_SPARE = 64  # connections above the limit that still get a 503 instead of being dropped
 
 
 class Connection(H11Protocol):
-    """One connection, closed when its client only holds it. h11 refuses whatever is ambiguous in a head."""
+    """One connection, closed when its client only holds it. h11 refuses ambiguous heads."""
 
     head_s = 15.0  # from the connection, or the first byte of a further request, until its headers are there
-    unread_s = 5.0  # for a client to read why the rest of its body is not wanted
+    unread_s = 5.0  # for a client to read why its body was refused
     stall_s = 120.0  # for a client that does not read its answer
     _limit: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _idle = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a head; beyond the most connections there is nothing to wait for."""
+        """Start the time limit for the head; drop the connection if there are far too many."""
         super().connection_made(transport)
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
             transport.abort()
@@ -40,27 +40,27 @@ class Connection(H11Protocol):
         self._close_in(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         self._stop_waiting()
         self._go_on()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Give a further request as long for its head as the first."""
+        """Start the time limit for the head of a further request."""
         if self._idle:
             self._idle = False
             self._close_in(self.head_s)
         super().data_received(data)
 
     def handle_events(self) -> None:
-        """Stop waiting once a head is there."""
+        """End the time limit once the head has arrived."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or close when the client goes on sending what was refused."""
+        """Wait for the next request, or close when the client continues to send a refused body."""
         before = self.cycle
         super().on_response_complete()
         if self.cycle is not before or self.transport.is_closing():
@@ -70,12 +70,12 @@ class Connection(H11Protocol):
             self._close_in(self.unread_s)
 
     def pause_writing(self) -> None:
-        """Give the client a while to read."""
+        """Start the time limit for a client that does not read."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It reads."""
+        """End that limit: the client reads again."""
         self._go_on()
         super().resume_writing()
 
@@ -95,20 +95,20 @@ class Connection(H11Protocol):
 
 
 class Listener(uvicorn.Server):
-    """Serves until told to stop. Signals are the process's affair."""
+    """Serves until `stop`. `server/process.py` handles the signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them anew at its end, before ours is over."""
+        """Leave signals alone: uvicorn would raise them again at its end, before our own shutdown is complete."""
         yield
 
     def stop(self) -> None:
-        """Take no more connections, and close those that have nothing to answer any more."""
+        """Take no more connections, and close those that wait for no answer."""
         self.should_exit = True
 
     @property
     def is_quiet(self) -> bool:
-        """Whether all that was asked is answered, and the answers are on their way."""
+        """Whether every request is answered, and the answers have left our buffers."""
         return not any(
             (connection.cycle is not None and not connection.cycle.response_complete)
             or connection.transport.get_write_buffer_size()
@@ -125,16 +125,16 @@ def listener(
     access_log: bool = False,
     connection: type[Connection] = Connection,
 ) -> Listener:
-    """Return a server of `app` for at most `connections` at once; `access_log`: each request is logged."""
+    """Return a server of `app` for at most `connections` at a time; `access_log`: log each request."""
     config = uvicorn.Config(
         app,
         http=connection,
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # whoever can connect could fill the log with warnings
+        log_level="error",  # any client could fill the log with warnings
         access_log=access_log,
-        proxy_headers=False,  # nothing here depends on what a proxy says about the client
+        proxy_headers=False,  # nothing here uses a proxy's headers about the client
         server_header=False,
         limit_concurrency=connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
@@ -147,11 +147,11 @@ def listener(
     return Listener(config)
 
 
-# What OpenSSL calls it.
+# OpenSSL's reasons → the rest of our sentence.
 _TLS_REASONS = {
-    "KEY_VALUES_MISMATCH": "are not a pair; name the key that the certificate was made for",
-    "NO_START_LINE": "is not in PEM; such a file has lines -----BEGIN CERTIFICATE-----",
-    "PEM lib": "is not in PEM, or damaged; such a file has lines -----BEGIN CERTIFICATE-----",
+    "KEY_VALUES_MISMATCH": "do not belong together; name the key that the certificate was made for",
+    "NO_START_LINE": "is not a PEM file, which has lines -----BEGIN CERTIFICATE-----",
+    "PEM lib": "is damaged or not a PEM file, which has lines -----BEGIN CERTIFICATE-----",
 }
 
 
@@ -164,7 +164,7 @@ def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
             raise config_error(option, f"there is no file {file}; correct the path.")
     try:
         if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
-            raise config_error("--tls-cert", f"{certificate} holds no private key; add --tls-key PATH.")
+            raise config_error("--tls-cert", f"{certificate} contains no private key; add --tls-key PATH.")
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.core.errors import config_error
-from promptmill.http.address import Address, is_loopback, url
+from promptmill.http.address import Address, HostAllowlist, is_loopback, url
 from promptmill.http.app import Rules
-from promptmill.http.host_allowlist import HostAllowlist
 from promptmill.http.listener import tls_context
 from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Token, find_token
 
@@ -26,7 +25,7 @@ _LEAST, _MOST = 64 << 10, 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """What the command line says."""
+    """The HTTP options of `serve`, read and checked."""
 
     address: Address
     token: Token | None
@@ -49,9 +48,9 @@ class HttpOptions:
         access_log: bool,
         environ: MutableMapping[str, str],
     ) -> HttpOptions:
-        """Read the options of `serve`; the token leaves `environ`. Raises `PromptmillError` (`invalid_config`)."""
+        """Read the options of `serve`; remove the token from `environ`. Raises `PromptmillError` (`invalid_config`)."""
         if tls_key is not None and tls_cert is None:
-            raise config_error("--tls-key", "goes with --tls-cert PATH.")
+            raise config_error("--tls-key", "needs --tls-cert PATH as well.")
         return cls(
             Address.parse(address),
             find_token(token_file, token_env, environ),
@@ -65,7 +64,7 @@ class HttpOptions:
 def parse_size(text: str) -> int:
     """Return the bytes of `64MiB`, `64M` (both 1024² times 64), `64MB` (1000² times) or `67108864`.
 
-    Raises `PromptmillError` (`invalid_config`), also below 64 KiB and above 2 GiB.
+    Raises `PromptmillError` (`invalid_config`) for another form, and below 64 KiB or above 2 GiB.
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
@@ -79,7 +78,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """The options with their sockets open. `greeting` says where, to people."""
+    """The options with their sockets open. `greeting` is a line for people, with the URL."""
 
     sockets: list[socket.socket]
     rules: Rules
@@ -90,21 +89,26 @@ class BoundServer:
 
 @contextlib.contextmanager
 def opened(options: HttpOptions) -> Iterator[BoundServer]:
-    """Listen as `options` say, until the block ends.
+    """Listen according to `options` until the block ends.
 
-    Raises `PromptmillError` (`invalid_config`) when that cannot be, or other machines could call without a token.
+    Raises `PromptmillError` (`invalid_config`) when that is impossible, or when other machines could call without a
+    token.
     """
     sockets = options.address.bind()
     try:
         if options.token is None and not is_loopback(sockets):
             raise config_error(
                 "--http",
-                f"{options.address} can be reached from other machines, so a token is needed: put it into the "
-                f"environment variable {VARIABLE}, or name another with --token-env, or a file with --token-file. "
+                f"other machines can reach {options.address}, so a token is needed. Put it into the environment "
+                f"variable {VARIABLE}, or name another variable with --token-env, or a file with --token-file. "
                 f"{HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
         where = url(options.address, sockets, tls=options.tls is not None)
-        who = "for whoever has the token" if options.token else "for every program on this machine; no token is set"
+        who = (
+            "for clients that have the token"
+            if options.token
+            else "for every program on this machine (no token is set)"
+        )
         rules = Rules(HostAllowlist(options.address, sockets, options.allowed_hosts), options.token, options.max_body)
         yield BoundServer(sockets, rules, options.tls, options.access_log, f"serving MCP at {where}, {who}")
     finally:

@@ -1,29 +1,44 @@
-"""The sessions of clients over HTTP: how many, for how long, and their last events for those whose connection broke."""
+"""Sessions of clients over HTTP, and what a client gets back after its connection broke.
+
+A client with a session asks for the events after the last one that it has seen: `Events` keeps the newest of all
+sessions. A client without a session (the protocol has such calls since 2026-07-28) sends the same request again:
+`LostCalls` joins it to the call that is still running, or sends the kept answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
 import itertools
 import secrets
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
+import orjson
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCMessage, JSONRPCResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 IDLE_S = 1800.0
-# A client that ended without saying so leaves its session behind: some 40 KiB, for half an hour.
+# A client that disappears leaves its session behind: some 40 KiB, for half an hour.
 MOST_SESSIONS = 2000
 _MOST_EVENT_BYTES = 64 << 20
-_EACH = 1024  # what an event takes beside its texts
+_EACH = 1024  # bytes of an event without its texts
+# Closing the connection is also how a client cancels a call, and then the work has to stop within a second.
+_RUNS_ON_S = 0.7
+_KEPT_S = 60.0
+_MOST_CALL_BYTES = 64 << 20
+_UNIQUE = 16  # shortest id that two clients do not choose by chance
+_IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
 
 class Sessions(StreamableHTTPSessionManager):
-    """The SDK's sessions, but a new one never waits for old ones: the one that is idle for longest goes.
+    """The SDK's sessions, but at the limit a new session replaces the one that has been idle for longest.
 
-    Each keeps its last events, so that a client whose connection broke gets what it missed.
-
-    The SDK refuses whoever comes when all places are taken, so that whoever takes them locks all others out.
+    The SDK refuses new sessions at its limit, so a client that opens them all locks the others out. Each session keeps
+    its last events, so that a client whose connection broke gets the events that it missed.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -32,12 +47,12 @@ class Sessions(StreamableHTTPSessionManager):
 
     @property
     def event_store(self) -> EventStore | None:
-        """What the SDK gives to a new session, which it asks for once."""
+        """The store of one new session; the SDK reads this attribute once per session."""
         return SessionEvents(self._events)
 
     @event_store.setter
     def event_store(self, _: EventStore | None) -> None:
-        """Take what the SDK sets by itself: nothing."""
+        """Ignore the store that the SDK sets."""
 
     def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
         if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
@@ -64,9 +79,9 @@ class _Event(NamedTuple):
 
 
 class Events:
-    """Events by id, of all sessions; the oldest go when there are more than `most_bytes` of them.
+    """The events of all sessions by id, at most `most_bytes` of them: the oldest are dropped.
 
-    A library's store would write each as JSON and read it again; here a message is kept as it is.
+    FastMCP's store writes each event as JSON and reads it again; this one keeps the message itself.
     """
 
     def __init__(self, most_bytes: int = _MOST_EVENT_BYTES) -> None:
@@ -84,7 +99,7 @@ class Events:
             self._bytes -= oldest.size
 
     def after(self, event_id: str) -> tuple[str, list[tuple[str, JSONRPCMessage]]] | None:
-        """Return an event's stream and what followed in it; None when it is not known (any more)."""
+        """Return an event's stream and the later events in it; None for an unknown or dropped event."""
         event = self._events.get(event_id)
         if event is None:
             return None
@@ -95,7 +110,7 @@ class Events:
 
 
 class SessionEvents(EventStore):
-    """One session's part of `Events`: nobody else's events can be asked for with its ids, or end up in its streams."""
+    """One session's view of `Events`: its ids give access to its own events only."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -109,7 +124,7 @@ class SessionEvents(EventStore):
         return event_id
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
-        """Send what followed the event in its stream; return the stream, None when the session has no such event."""
+        """Send the later events of the event's stream; return the stream, None when the session has no such event."""
         found = self._events.after(last_event_id) if last_event_id.startswith(f"{self._session}-") else None
         if found is None:
             return None
@@ -120,7 +135,155 @@ class SessionEvents(EventStore):
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    """Return about what a message takes in memory: a result is large by its texts, which the structure repeats."""
+    """Return a message's approximate size in memory: mostly its texts, which `structuredContent` repeats."""
     if not isinstance(message, JSONRPCResponse) or not isinstance(content := message.result.get("content"), list):
         return _EACH
     return _EACH + 2 * sum(len(block.get("text", "")) for block in content if isinstance(block, dict))
+
+
+class LostCalls:
+    """Answers requests by `app`; a client whose connection broke sends the same request again and gets the same answer.
+
+    A call continues for `runs_on_s` seconds without a client, and a finished answer is kept for `kept_s`. A request
+    joins a call that another client still listens to only if its id is unique: clients count ids from 0, and two
+    clients that send the same request at the same time may want two answers.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        runs_on_s: float = _RUNS_ON_S,
+        kept_s: float = _KEPT_S,
+        most_bytes: int = _MOST_CALL_BYTES,
+    ) -> None:
+        self._app = app
+        self._runs_on_s, self._kept_s, self._most_bytes = runs_on_s, kept_s, most_bytes
+        self._calls: OrderedDict[bytes, _Call] = OrderedDict()
+
+    async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Answer one request; `body` is its body, `receive` reports when its client has left."""
+        key = _key(scope, body)
+        call = self._calls.get(key)
+        if call is None or (call.listeners and not _has_unique_id(body)):
+            call = _Call(self._app, scope, body)
+            self._calls.setdefault(key, call)
+        try:
+            delivered = await call.listen(receive, send)
+            if not delivered and not call.listeners:
+                await asyncio.wait({call.task}, timeout=self._runs_on_s)
+        except asyncio.CancelledError:
+            if not call.listeners:
+                call.abandon()
+            raise
+        if delivered:
+            self._forget(key, call)
+        elif not call.listeners:
+            self._leave(key, call)
+        if call.task.done():
+            call.task.result()
+
+    def _leave(self, key: bytes, call: _Call) -> None:
+        """The client did not return in time: stop the call, or keep its finished answer."""
+        if not call.task.done():
+            call.abandon()
+            self._forget(key, call)
+        elif self._calls.get(key) is call:
+            self._calls.move_to_end(key)
+            asyncio.get_running_loop().call_later(self._kept_s, self._forget, key, call)
+            while sum(kept.size for kept in self._calls.values() if kept.task.done()) > self._most_bytes:
+                oldest = next(name for name, kept in self._calls.items() if kept.task.done())
+                del self._calls[oldest]
+
+    def _forget(self, key: bytes, call: _Call) -> None:
+        if self._calls.get(key) is call and not call.listeners:
+            del self._calls[key]
+
+
+class _Call:
+    """One run of the app, and all messages that it has sent."""
+
+    def __init__(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
+        self.listeners = 0
+        self.size = 0
+        self._sent: list[Message] = []
+        self._news = asyncio.Event()
+        self._left = asyncio.Event()
+        self._body: bytes | None = body
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+        self.task.add_done_callback(self._ended)
+
+    async def listen(self, receive: Receive, send: Send) -> bool:
+        """Send the app's messages, earlier ones first; return whether the client has received all of them."""
+        self.listeners += 1
+        left = asyncio.ensure_future(_disconnected(receive))
+        passed = 0
+        try:
+            while True:
+                while passed < len(self._sent) and not left.done():
+                    await send(self._sent[passed])
+                    passed += 1
+                if left.done() and not (self.task.done() and passed == len(self._sent)):
+                    return False
+                if self.task.done():
+                    return True
+                news = asyncio.ensure_future(self._news.wait())
+                await asyncio.wait({left, news}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+        except ConnectionError:
+            return False
+        finally:
+            left.cancel()
+            self.listeners -= 1
+
+    def abandon(self) -> None:
+        """Report to the app that its client has left."""
+        self._left.set()
+
+    async def _receive(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self._sent.append(message)
+        self.size += len(message.get("body", b""))
+        self._tell()
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # `answer` raises it
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _key(scope: Scope, body: bytes) -> bytes:
+    digest = hashlib.blake2b(body)
+    for name, value in sorted(scope["headers"]):
+        if name in _IDENTIFYING:
+            digest.update(b"\0%b\0%b" % (name, value))
+    return digest.digest()
+
+
+def _has_unique_id(body: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        message = orjson.loads(body)
+        return isinstance(message, dict) and isinstance(name := message.get("id"), str) and len(name) >= _UNIQUE
+    return False
+
+
+def is_lone_call(scope: Scope) -> bool:
+    """Return whether a request is a tool call outside any session."""
+    headers = dict(scope["headers"])
+    named = headers.get(b"mcp-method") == b"tools/call"
+    return named and scope["method"] == "POST" and b"mcp-session-id" not in headers

@@ -24,7 +24,7 @@ class Token:
         self._digest = _digest(secret.encode())
 
     def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Return whether the one `Authorization` header among `headers` is this token. Takes the same time for all."""
+        """Return whether the only `Authorization` header in `headers` is this token. Constant time."""
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         same = hmac.compare_digest(_digest(secret.strip(b" ")), self._digest)
@@ -38,8 +38,8 @@ def _digest(secret: bytes) -> bytes:
 def find_token(file: Path | None, variable: str | None, environ: MutableMapping[str, str]) -> Token | None:
     """Return the token in `file`, else in the environment's `variable`, else in PROMPTMILL_HTTP_TOKEN, else None.
 
-    It is taken out of `environ`, so that no child process inherits it. Raises `PromptmillError` (`invalid_config`)
-    without quoting anything of it.
+    It is removed from `environ`, so that no child process inherits it. Raises `PromptmillError` (`invalid_config`)
+    without quoting any of it.
     """
     found = environ.pop(variable or VARIABLE, None)
     if file is not None:
@@ -50,7 +50,7 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
             raise config_error("--token-file", f"{file} cannot be read: {reason}.") from None
     if found is None and variable is not None:
         raise config_error(
-            "--token-env", f"the environment variable {variable} is not set: `export {variable}=$({_MAKE})`"
+            "--token-env", f"the environment variable {variable} is not set. Set it: `export {variable}=$({_MAKE})`"
         )
     return None if found is None else _checked(found, variable or VARIABLE)
 
@@ -59,8 +59,8 @@ def _checked(text: str, where: str) -> Token:
     secret = text.strip()
     if len(secret) < _SHORTEST:
         raise config_error(
-            where, f"the token is shorter than {_SHORTEST} characters, which can be guessed. {HOW_TO_MAKE_ONE}"
+            where, f"the token has fewer than {_SHORTEST} characters and could be guessed. {HOW_TO_MAKE_ONE}"
         )
     if not _FORM.fullmatch(secret):
-        raise config_error(where, f"the token holds spaces or characters outside ASCII. {HOW_TO_MAKE_ONE}")
+        raise config_error(where, f"the token contains spaces or non-ASCII characters. {HOW_TO_MAKE_ONE}")
     return Token(secret)
