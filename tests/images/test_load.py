@@ -205,9 +205,9 @@ def test_a_data_url_may_be_percent_encoded(picture):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("data:", "no valid beginning"),
-        ("data:image/png;base64", "no valid beginning"),
-        ("data:image/png;base64,!!!!", "no valid base64"),
+        ("data:", "head of a data URL is invalid"),
+        ("data:image/png;base64", "head of a data URL is invalid"),
+        ("data:image/png;base64,!!!!", "contains invalid base64"),
         ("data:image/png;base64,", "empty"),
         ("data:text/plain,hello", "not an image"),
         ("data:image/png;base64,aGVsbG8gd29ybGQ=", "not an image"),

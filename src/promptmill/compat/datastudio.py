@@ -28,9 +28,9 @@ from promptmill.compat.datastudio_inputs import conversation_of, parts_of, texts
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, ImagePart, Message, TextPart
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
-from promptmill.core.held_image import HeldImage, is_image
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.core.sampling import Sampling
+from promptmill.images.load import HeldImage, ImageRules, is_image, is_web, load_image
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -199,13 +199,9 @@ class BaseAPI(abc.ABC):
         return {"role": message.role, "content": content, **(message.extra or {})}
 
     def _url(self, source: str) -> str:
-        from promptmill.images.load import is_web
-
         return source if is_web(source) else "data:{};base64,{}".format(*self._encoded(source))
 
     def _encoded(self, source: str) -> tuple[str, str]:
-        from promptmill.images.load import ImageRules, load_image
-
         image = load_image(source, ImageRules())
         return image.media_type, base64.b64encode(image.data).decode()
 

@@ -15,8 +15,8 @@ from promptmill.core.conversation import (
     conversation_from_messages,
 )
 from promptmill.core.errors import input_error
-from promptmill.core.held_image import HeldImage, is_bare_base64, is_image
 from promptmill.core.wording import shape
+from promptmill.images.load import HeldImage, is_bare_base64, is_image
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")

@@ -1,4 +1,4 @@
-"""Image cache of one call: each source is read once, off the event loop."""
+"""The image cache of one call: reads each source once, off the event loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from promptmill.images.load import ImageFile, ImageRules, is_web, load_image
 
 KEPT_BYTES = 256 * 1024 * 1024
-"""Enough for the images that several items of a call share."""
+"""Bytes of images kept for later items of a call that share them."""
 _THREADS = 8
-_EACH = 4096  # what remembering costs, most of it the error of an image that cannot be read
+_EACH = 4096  # bytes of an entry without its image; most of them are the error of an unreadable image
 
 
 class ImageCache:
-    """Reads and remembers. Two items that need the same file at the same time wait for one reading."""
+    """Reads images and keeps them. Items that need the same file at the same time share one reading."""
 
     def __init__(
         self,
@@ -26,9 +26,9 @@ class ImageCache:
         fetch: Callable[[str], Awaitable[str]] | None,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`encode` makes what is kept, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL.
+        """`encode` makes the bytes to keep, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL.
 
-        Up to `kept_bytes` of it are kept for later items of the call; those in flight keep theirs alive.
+        At most `kept_bytes` are kept for later items of the call; items in flight keep their own images alive.
         """
         self._rules = rules
         self._encode = encode
@@ -36,7 +36,9 @@ class ImageCache:
         self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
-        self._threads: ThreadPoolExecutor | None = None  # our own: images may wait for memory, nobody else should
+        self._threads: ThreadPoolExecutor | None = (
+            None  # separate from the default pool: images may wait for memory, and must not block other work
+        )
 
     async def read(self, source: str) -> bytes:
         """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
@@ -67,7 +69,7 @@ class ImageCache:
             self._kept -= _size(source, oldest)
 
     def close(self) -> None:
-        """Stop what is still being read or fetched."""
+        """Cancel all running reads and downloads."""
         for reading in self._readings.values():
             reading.cancel()
         if self._threads is not None:
@@ -77,5 +79,5 @@ class ImageCache:
 def _size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # who brings the bytes themselves seldom brings them twice, and a file of such rows is answered in little memory
+    # a `data:` URL seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
     return size * 8 if source.startswith("data:") else size

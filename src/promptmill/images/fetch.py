@@ -18,9 +18,11 @@ from promptmill.core.errors import Code, PromptmillError
 
 _REDIRECTS = 5
 _LARGEST = 64 * 1024 * 1024
-_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that was ever given out; the rest is local, embedded or reserved
-# Inside that: assignments of the IETF with Teredo, examples, 6to4. Of IPv4 what not every Python counts as such, and
-# Azure's metadata service, public by its number, never by its place.
+_UNICAST = ipaddress.IPv6Network(
+    "2000::/3"
+)  # the only globally routable unicast block; the rest is local, embedded or reserved
+# Inside it: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some versions of Python know as
+# not global, and Azure's metadata service, whose address looks public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -31,10 +33,10 @@ _NOT_PUBLIC = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Return whether `address` is one of the public internet: not private, loopback, link-local, metadata, multicast.
+    """Return whether `address` is on the public internet: not private, loopback, link-local, metadata or multicast.
 
-    IPv6 forms that carry an IPv4 address inside count as not public, unless they are plainly mapped ones. Raises
-    `ValueError` for an invalid address.
+    IPv6 addresses that embed an IPv4 address are not public, except mapped ones (`::ffff:1.2.3.4`), which count as
+    their IPv4 address. Raises `ValueError` for an invalid address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -45,7 +47,7 @@ def is_public(address: str) -> bool:
 
 
 class _PublicResolver(AbstractResolver):
-    """Resolves to public addresses only; the connection then goes to the very address that was checked."""
+    """Resolves to public addresses only; the connection uses the checked address."""
 
     def __init__(self) -> None:
         self._inner = ThreadedResolver()
@@ -64,7 +66,7 @@ class _PublicResolver(AbstractResolver):
 
 
 def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for the very address that is connected to next, however the URL spelled it."""
+    """Return a socket for `address`, the one to connect to, after a check of it: a URL can spell an IP in many ways."""
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
         raise _refused(place[0])
@@ -72,7 +74,7 @@ def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 class ImageFetcher:
-    """Downloads images, a session of its own without proxies, cookies or keys."""
+    """Downloads images in a separate session without proxies, cookies or keys."""
 
     def __init__(self, timeout_s: float = 30.0) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -93,7 +95,7 @@ class ImageFetcher:
                 async with self._session.get(url, allow_redirects=False) as response:
                     location = response.headers.get("Location")
                     if response.status in {301, 302, 303, 307, 308} and location:
-                        url = urljoin(url, location)  # what is not a URL is refused by the next check
+                        url = urljoin(url, location)  # `_check` refuses an invalid URL
                         continue
                     return await _body(response, url)
             except PromptmillError:
@@ -120,17 +122,17 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 
 
 def _check(url: str) -> None:
-    """Refuse URLs that are not http(s), and IP addresses in the URL, which never reach a resolver."""
+    """Refuse URLs that are not http(s), and IP addresses that are not public: those never reach the resolver."""
     try:
-        parts = URL(url)  # as aiohttp reads it: another reader might find another host
+        parts = URL(url)  # the parser that aiohttp uses: another parser might find another host
         host = parts.raw_host if parts.scheme in {"http", "https"} else None
     except ValueError:
         host = None
     if not host:
         raise PromptmillError(
-            Code.INVALID_IMAGE, "The image's URL cannot be fetched.", "It begins with http:// or https://."
+            Code.INVALID_IMAGE, "The image's URL cannot be fetched.", "It must begin with http:// or https://."
         )
-    with contextlib.suppress(ValueError):  # a name: the resolver checks what it stands for
+    with contextlib.suppress(ValueError):  # a name: the resolver checks its addresses
         if not is_public(host):
             raise _refused(host)
 
@@ -147,5 +149,5 @@ def _failed(url: str, why: str) -> PromptmillError:
     try:
         host = URL(url).raw_host
     except ValueError:  # such as a port beyond 65535
-        host = "an address that is not valid"
+        host = "an invalid address"
     return PromptmillError(Code.INVALID_IMAGE, f"The image at {host} cannot be fetched: {why}.")

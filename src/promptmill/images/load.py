@@ -1,4 +1,7 @@
-"""Load an image from a path or URL. Files that are not images are never read beyond the header, and never sent."""
+"""Load an image from a path, a URL or memory as bytes that models read: PNG, JPEG, WebP or GIF.
+
+A file that is not an image is never read beyond its header, and never sent.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.held_image import HeldImage, is_bare_base64
-from promptmill.images.conversion import encoded, needs_rewriting, rewritten
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular
 
 if TYPE_CHECKING:
@@ -31,21 +32,31 @@ _WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_QUOTE = 80
 _LARGEST_FILE = 256 * 1024 * 1024
-_BYTES_PER_PIXEL = 12  # as it was, turned or converted, and as it is written
+_BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
+_SHORTEST_BASE64 = 64
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
+# The first bytes of each format in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
+_BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
+
+_QUALITY = 95
+_PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
+_JPEG_MODES = frozenset({"L", "RGB"})
+_WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_ORIENTATION = 0x0112
 
 DEFAULT_BYTES = 1 << 30
-"""The memory that images may take together while they are decoded."""
+"""Bytes of memory that images may take together while they are decoded."""
 _LARGE = 32 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class DecodeMemory:
-    """Bytes that decoding may take at a time. Threads wait their turn; an image above the limit is decoded alone."""
+    """The memory for decoding. Threads wait for their turn; an image above the limit is decoded alone."""
 
     def __init__(self, limit: int = DEFAULT_BYTES) -> None:
         self.limit = limit
         self._free = limit
-        self._turn = threading.Lock()  # first come, first served: a large image waits no longer than those before it
+        self._turn = threading.Lock()  # first come, first served: smaller images do not overtake a large one
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -66,9 +77,9 @@ class DecodeMemory:
 
 
 def _map_large_blocks() -> None:
-    """Have glibc map blocks of 4 MiB and more one by one, which go back to the system when they are freed.
+    """Make glibc map each block of 4 MiB or more separately, so that freed memory returns to the system.
 
-    By itself it stops that after the first large one, and keeps up to 64 MiB for each thread that has freed some.
+    By default glibc stops this after the first large block, and each thread keeps up to 64 MiB of freed memory.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
@@ -77,7 +88,7 @@ def _map_large_blocks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """What may be read: folders (None: anywhere), the most pixels an image may have, and memory to decode in."""
+    """Limits of reading: allowed folders (None: all), the most pixels of an image, and memory for decoding."""
 
     allowed_roots: tuple[Path, ...] | None = None
     max_pixels: int = 89_000_000
@@ -85,14 +96,14 @@ class ImageRules:
 
     @classmethod
     def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = DEFAULT_BYTES) -> ImageRules:
-        """Return the rules that settings name; `~` in a folder is the user's home."""
+        """Return the rules for these settings; `~` in a folder is the user's home."""
         roots = None if allowed_roots is None else tuple(Path(root).expanduser().resolve() for root in allowed_roots)
         return cls(roots, max_pixels, DecodeMemory(memory))
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image as it can be sent: PNG, JPEG, WebP or GIF, one frame, 8 bits a channel, upright."""
+    """An image that can be sent: PNG, JPEG, WebP or GIF, one frame, 8 bits a channel, upright."""
 
     data: bytes
     media_type: str
@@ -104,17 +115,17 @@ def is_web(source: str) -> bool:
 
 
 def from_folder(source: str, folder: str) -> str:
-    """Return `source` as it is meant in `folder`: only a relative path becomes another one."""
+    """Return `source` relative to `folder`: a relative path is joined to it, any other source stays."""
     if source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
-    return os.path.join(folder, source)  # noqa: PTH118 (an absolute path stays as it is, letter for letter)
+    return os.path.join(folder, source)  # noqa: PTH118 (pathlib would change the spelling of a path)
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
-    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images and those that EXIF
-    turns; anything else stays byte for byte. Raises `PromptmillError` (`invalid_image`).
+    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, and images that EXIF
+    rotates; any other image stays byte for byte. Raises `PromptmillError` (`invalid_image`).
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", _encode_held(source)
@@ -130,7 +141,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
 def _encode_held(source: HeldImage) -> bytes:
     try:
         return encoded(source.image)
-    except Exception as error:  # noqa: BLE001 (Pillow's encoders raise nearly anything for what they cannot write)
+    except Exception as error:  # noqa: BLE001 (Pillow's encoders raise many kinds of errors)
         raise _unusable(f"The image in memory cannot be encoded ({type(error).__name__}).") from None
 
 
@@ -143,10 +154,12 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
     except OutsideError:
-        raise _unusable(f"{_shorten(path)} is outside the folders of `allowed_roots`.", "Move it there.") from None
+        raise _unusable(
+            f"{_shorten(path)} is outside the folders of `allowed_roots`.", "Move it into one of them."
+        ) from None
     except NoFileError:
         if path.is_dir():
-            raise _unusable(f"{_shorten(path)} is a folder.", "Name an image in it.") from None
+            raise _unusable(f"{_shorten(path)} is a folder.", "Name an image file in it.") from None
         raise _unusable(f"{_shorten(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
         raise _unusable(f"There is no image file at {_shorten(path)}.", "Check the path.") from None
@@ -161,7 +174,7 @@ def local_path(source: str) -> Path:
     """Return the file that a path or `file:` URL names. Raises `PromptmillError` (`invalid_image`)."""
     try:
         return _local_path(source)
-    except (RuntimeError, ValueError):  # nobody's home folder, half a host name
+    except (RuntimeError, ValueError):  # the home folder of an unknown user, an incomplete host name
         raise _unusable(
             f"{redact(source[:80])} is not a valid image path or URL.", "Send the path of a file."
         ) from None
@@ -181,7 +194,7 @@ def _local_path(source: str) -> Path:
 
 
 def _shorten(path: Path) -> str:
-    """Return a path that may be none, such as base64 without a head: cut where it is long."""
+    """Return the path for a message. A long one (perhaps base64 without a `data:` head) is shortened."""
     text = str(path)
     if len(text) > _LONGEST_QUOTE:
         return f"{text[: _LONGEST_QUOTE // 4]}…{text[-_LONGEST_QUOTE * 3 // 4 :]}"
@@ -201,30 +214,30 @@ def _data(source: str) -> tuple[str, bytes]:
 
     head = _DATA_URL.match(source, 0, 256)
     if head is None:
-        raise _unusable("A data URL has no valid beginning.", "Write data:image/png;base64,….")
+        raise _unusable("The head of a data URL is invalid.", "Write data:image/png;base64,….")
     try:
         if ";base64" in (head[2] or "").lower():
             return "the data URL", pybase64.b64decode(_WHITESPACE.sub("", source[head.end() :]), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
-        raise _unusable("A data URL holds no valid base64.") from None
+        raise _unusable("A data URL contains invalid base64.") from None
 
 
 def _probe(start: bytes, name: str) -> None:
-    """Refuse what does not begin like an image, before more of it is read."""
+    """Refuse a file that does not begin like an image, before more of it is read."""
     signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
         raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
 def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
-    # the plugins by name: for the first image of a format that it does not know yet, Pillow imports all that it has
+    # import these plugins here: otherwise Pillow imports all its plugins at the first image in such a format
     from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
     _probe(data[:16], name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; our bound is below
+            warnings.simplefilter("ignore")  # Pillow's own warning about large images; our limit is below
             with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
                 width, height = image.size
                 if width * height > rules.max_pixels:
@@ -239,20 +252,126 @@ def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                     return ImageFile(rewritten(image), "image/png")
     except PromptmillError:
         raise
-    except Image.DecompressionBombError:  # Pillow looks at twice its own bound before ours can
+    except Image.DecompressionBombError:  # Pillow raises at twice its own limit, before our check runs
         raise _unusable(
-            f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own bound allow.",
+            f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own limit.",
             "Make it smaller.",
         ) from None
-    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise nearly anything for a broken file)
+    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise many kinds of errors)
         raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
 
 
 def _kind(image: Image) -> str:
-    """Return one of the formats. MPO (multi-picture JPEG, as phones write) counts as JPEG."""
+    """Return the image's format; MPO (multi-picture JPEG, which phones write) counts as JPEG."""
     return "JPEG" if image.format == "MPO" else image.format or ""
 
 
 def _unusable(message: str, hint: str | None = None) -> PromptmillError:
-    # a path may hold half a surrogate pair, with which no result could be sent
+    # a path may contain half a surrogate pair, which no JSON result can carry
     return PromptmillError(Code.INVALID_IMAGE, message.encode("utf-8", "replace").decode(), hint)
+
+
+class HeldImage(str):
+    """An image that a program holds in memory, in the place of a path or URL: bytes, a Pillow image or an array.
+
+    As a text it is a name, equal for equal images.
+    """
+
+    image: Any
+
+    def __new__(cls, image: Any, name: str = "") -> HeldImage:
+        """`name` defaults to the identity of `image`, which this object keeps alive."""
+        held = super().__new__(cls, name or f"held:{id(image):x}")
+        held.image = image
+        return held
+
+
+def is_image(value: object) -> bool:
+    """Return whether a `HeldImage` can hold `value`."""
+    return (
+        isinstance(value, bytes | bytearray | memoryview)
+        or hasattr(
+            type(value), "__array_interface__"
+        )  # looked up on the type: a Pillow image would copy all its pixels
+        or (hasattr(value, "mode") and hasattr(value, "tobytes"))
+    )
+
+
+def is_bare_base64(source: str) -> bool:
+    """Return whether `source` is base64 of an image without the `data:` head, as some programs send it.
+
+    No such source is shorter than 64 characters, so short file names that begin alike stay paths.
+    """
+    if len(source) < _SHORTEST_BASE64 or not source.lstrip()[:11].startswith(_BASE64_SIGNATURES):
+        return False
+    return _BASE64.fullmatch(source) is not None
+
+
+def encoded(image: Any) -> bytes:
+    """Return an image in memory as the bytes of a file; bytes stay as they are, an array holds pixels.
+
+    The format is JPEG, or PNG if JPEG would lose transparency or a palette. Blocks. Raises `TypeError`, `ValueError`.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    out = io.BytesIO()
+    if image.mode in _PNG_MODES or "transparency" in image.info:
+        image.save(out, "PNG", compress_level=1)
+        return out.getvalue()
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image)
+    elif image.mode not in _JPEG_MODES:
+        image = image.convert("RGB")
+    image.save(out, "JPEG", quality=_QUALITY)
+    return out.getvalue()
+
+
+def needs_rewriting(image: Image) -> bool:
+    """Return whether models cannot read an image as it is: animated, rotated by EXIF, or not 8 bits a channel."""
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"
+    if animated or image.mode not in _WEB_MODES:
+        return True
+    # `getexif` parses the file, so call it only if there is EXIF
+    return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def rewritten(image: Image) -> bytes:
+    """Return an image, or its first frame, as a PNG file: upright, 8 bits a channel."""
+    from PIL import ImageOps
+
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    image.close()  # frees the pixels now; a reference cycle keeps the object until the next garbage collection
+    changed = _in_web_mode(upright)
+    out = io.BytesIO()
+    changed.save(out, "PNG", compress_level=1)
+    upright.close()
+    changed.close()
+    return out.getvalue()
+
+
+def _in_web_mode(image: Image) -> Image:
+    if image.mode.startswith(("I", "F")):
+        return _to_eight_bits(image)
+    if image.mode not in _WEB_MODES or image.mode in {"P", "PA"}:
+        return image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    return image
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
+    if image.mode in {"I;16", "I;16L", "I;16B"}:  # take the upper byte of each pixel, without a conversion to 32 bits
+        from PIL.Image import frombytes
+
+        return frombytes("L", image.size, image.tobytes()[0 if image.mode == "I;16B" else 1 :: 2])
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value / 256).convert("L")
+    low, high = image.getextrema()
+    span = float(high) - float(low)  # type: ignore[arg-type]
+    scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
+    offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
+    return image.point(lambda value: value * scale + offset).convert("L")

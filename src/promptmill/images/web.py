@@ -1,4 +1,4 @@
-"""Images on the web, by an HTTP client that is imported when the first one is asked for."""
+"""Images on the web; the HTTP client is imported at the first download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WebImages:
 
     async def fetch(self, url: str) -> str:
         """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
-        # an HTTP client is slow to import, and most calls have no image on the web
+        # importing the HTTP client takes long, and most calls have no image on the web
         module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
         if self._fetcher is None:
             self._fetcher = module.ImageFetcher()

@@ -18,8 +18,7 @@ import orjson
 from promptmill.backends.protocol import Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.held_image import HeldImage
-from promptmill.images.conversion import encoded
+from promptmill.images.load import HeldImage, encoded
 
 Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
 

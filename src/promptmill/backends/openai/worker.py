@@ -28,9 +28,8 @@ from promptmill.backends.protocol import CallStats
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.held_image import HeldImage
 from promptmill.core.sampling import Sampling
-from promptmill.images.load import DecodeMemory, ImageRules
+from promptmill.images.load import DecodeMemory, HeldImage, ImageRules
 from promptmill.images.web import WebImages
 from promptmill.system import frames
 from promptmill.system.runtime import run, stay_responsive
