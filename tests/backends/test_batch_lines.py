@@ -109,13 +109,13 @@ def test_a_line_of_geminis_is_read_whole() -> None:
     [
         ({**AZURE, "url": "/v1/files"}, Code.UNSUPPORTED, "line 1: only POST to /v1/chat/completions, "),
         ({**AZURE, "custom_id": 7}, Code.INVALID_INPUT, "line 1: custom_id is a number"),
-        ({"custom_id": "a", "params": {"mcp_servers": []}}, Code.UNSUPPORTED, "params.mcp_servers cannot be honoured"),
-        ({"custom_id": "a", "params": {"messages": [5]}}, Code.INVALID_INPUT, "line 1 is not of the form"),
+        ({"custom_id": "a", "params": {"mcp_servers": []}}, Code.UNSUPPORTED, "params.mcp_servers is not supported"),
+        ({"custom_id": "a", "params": {"messages": [5]}}, Code.INVALID_INPUT, "line 1 does not have the format"),
         ({"key": "k", "request": {"contents": [], "cachedContent": "c"}}, Code.UNSUPPORTED, "request.cachedContent"),
         (
             {"key": "k", "request": {"contents": [], "tools": [{"googleSearch": {}}]}},
             Code.UNSUPPORTED,
-            "'googleSearch' runs at its provider alone",
+            "'googleSearch' runs only at its provider",
         ),
     ],
 )
@@ -134,5 +134,5 @@ def test_a_line_that_is_none_for_a_chat_goes_to_its_own_path() -> None:
     }
     asked = rows.RowReader("batch", paths=OTHER_PATHS).request(3, json.dumps(line).encode(), 1)
     assert (asked.key, asked.attempts, asked.path, asked.extra) == (3, 1, "/embeddings", line["body"])
-    with pytest.raises(PromptmillError, match="on the openai and vllm backends alone"):
+    with pytest.raises(PromptmillError, match="only the openai and vllm backends can run"):
         rows.RowReader("batch", model="local").request(3, json.dumps(line).encode())

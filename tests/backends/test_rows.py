@@ -197,10 +197,10 @@ def test_cells_of_a_table_hold_numbers_and_json_as_text() -> None:
     [
         ({"temperature": "hot"}, "line 7: temperature: "),
         ({"top_p": 7}, "line 7: top_p: "),
-        ({"n": 2}, "line 7: n asks for several answers"),
+        ({"n": 2}, "line 7: n requests several answers"),
         ({"tools": "[{"}, "line 7: tools is not valid JSON"),
         ({"system": 5}, "line 7: system is a number"),
-        ({"model": "other"}, "line 7 asks for another model than the one that is loaded"),
+        ({"model": "other"}, "line 7 names a model other than the loaded one"),
     ],
 )
 def test_what_a_row_asks_for_and_cannot_have_is_its_error(given: dict[str, Any], said: str) -> None:
@@ -232,7 +232,7 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
 )
 def test_a_row_that_asks_for_a_longer_answer_than_a_call_may_fails(kind: str, row: Any) -> None:
     reader = RowReader(kind, paths=OTHER_PATHS, most_tokens=100)
-    with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens: a row may ask for 1 to 100 tokens here"):
+    with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens must be 1 to 100 tokens on this server"):
         reader.request(6, json.dumps(row).encode())
 
 

@@ -64,7 +64,7 @@ def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(promptmill, u
 
 def test_a_server_without_memory_is_not_told_to_be_tried_later(promptmill, upstream):
     upstream.reply = status(500, "model requires more system memory (5.6 GiB) than is available (3.2 GiB)")
-    assert "use a smaller one" in promptmill("generate", "x")[2]
+    assert "use a smaller model" in promptmill("generate", "x")[2]
 
 
 def test_answers_are_printed_in_order(promptmill):

@@ -225,7 +225,7 @@ def test_answers_to_anthropics_and_geminis_lines_have_their_form(bench: Any) -> 
     assert candidate["content"] == {"parts": [{"text": "echo: hi"}], "role": "model"}
     assert second["response"]["modelVersion"] == "test-model"
     assert third["result"]["type"] == "errored"
-    assert "params.container cannot be honoured" in third["result"]["error"]["error"]["message"]
+    assert "params.container is not supported" in third["result"]["error"]["error"]["message"]
 
 
 USER_SAYS_HI = {"role": "user", "content": "hi"}

@@ -108,7 +108,7 @@ async def test_rows_of_a_call_keep_to_the_operators_limits(bench: Any, monkeypat
     said = [row["error"]["message"] for row in bench.answers()[3:]]
     assert "there is no model 'secret'; models here: default, fast" in said[0]
     assert "there is no model 'large'" in said[1]
-    assert "line 6: max_tokens: a row may ask for 1 to 50 tokens here." in said[2]
+    assert "line 6: max_tokens must be 1 to 50 tokens on this server." in said[2]
 
 
 def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(bench: Any) -> None:

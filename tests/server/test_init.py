@@ -90,10 +90,10 @@ async def test_another_program_in_the_place_of_a_backend_is_told_before_what_els
         ({"backend_configs": {"openai": {"base_url": "http://"}}}, f"{OPENAI}.base_url: "),
         ({"backend_configs": {"openai": {"base_url": "http://h:99999"}}}, f"{OPENAI}.base_url: "),
         ({"backend_configs": {"openai": {"base_url": []}}}, f"{OPENAI}.base_url: is missing"),
-        ({"backend_configs": {"openai": {"base_url": "http://me:hunter2@h/v1"}}}, "holds a user name or password"),
+        ({"backend_configs": {"openai": {"base_url": "http://me:hunter2@h/v1"}}}, "contains a user name or password"),
         (
             {"backend_configs": {"openai": {"api_key": "hunter2\nX-Evil: 1"}}},
-            f"{OPENAI}.api_key: holds more than one line",
+            f"{OPENAI}.api_key: contains more than one line",
         ),
         ({"backend_configs": {"openai": {"api_key": "hunter2-schlüssel"}}}, f"{OPENAI}.api_key: "),
         ({"backend_configs": {"openai": {"headers": {"x-y": "hunter2\0"}}}}, f"{OPENAI}.headers.x-y: "),

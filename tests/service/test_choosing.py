@@ -90,7 +90,7 @@ async def test_what_the_configuration_names_goes_before_all_that_is_found(upstre
 @pytest.mark.parametrize("model", [None, "my/model"])
 async def test_without_an_endpoint_the_embedded_model_answers(model):
     async def nothing(_):
-        return Choice({}, "", ("ollama: it was silent for 2 s",), keyless=False)
+        return Choice({}, "", ("ollama: it did not answer within 2 s",), keyless=False)
 
     block = {"model_name_or_path": model}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openvino": block, "hf": block}})

@@ -1,6 +1,6 @@
-"""Lines of the Batch files of several providers as requests in OpenAI's form.
+"""Converts lines of several providers' Batch files to requests in OpenAI's format.
 
-| whose | a line |
+| provider | a line |
 |---|---|
 | OpenAI, vLLM, Groq | `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}` |
 | Azure | the same, with the url `/chat/completions` |
@@ -24,7 +24,7 @@ from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
 LONGEST = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
-"""What limits the answer of a request for another path than chats."""
+"""The parameter that limits the answer, by the path of a request that is not a chat."""
 _UPPER = re.compile(r"(?<=[a-z])([A-Z])")
 _OF_NO_EFFECT = frozenset({"metadata", "service_tier", "stream", "safety_settings", "labels", "model"})
 _SAME = frozenset({"temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty"})
@@ -34,7 +34,7 @@ Provider = Literal["openai", "anthropic", "gemini"]
 
 
 class BatchLine(NamedTuple):
-    """A request: `path` is the endpoint's, behind its `/v1`; `body` is what it takes there."""
+    """A request: `path` follows the endpoint's `/v1`; `body` is in the format of that path."""
 
     path: str
     body: Mapping[str, Any]
@@ -49,14 +49,14 @@ def is_batch(line: Mapping[str, Any]) -> bool:
 
 
 def provider_of(line: Mapping[str, Any]) -> Provider:
-    """Return whose form a line has."""
+    """Return the provider of a line's format."""
     if "params" in line and "body" not in line:
         return "anthropic"
     return "gemini" if "request" in line and "custom_id" not in line else "openai"
 
 
 def read(line: Mapping[str, Any], where: str) -> BatchLine:
-    """Return what a line asks. Raises `PromptmillError` (`invalid_input`, `unsupported`) that begins with `where`."""
+    """Return a line's request. Raises `PromptmillError` (`invalid_input`, `unsupported`) that starts with `where`."""
     try:
         match provider_of(line):
             case "anthropic":
@@ -69,20 +69,20 @@ def read(line: Mapping[str, Any], where: str) -> BatchLine:
         path = url.removeprefix("/v1") if isinstance(url, str) else ""
         if method != "POST" or path not in {CHAT, *OTHER_PATHS}:
             known = ", ".join(f"/v1{path}" for path in (CHAT, *sorted(OTHER_PATHS)))
-            raise _unsupported(f"only POST to {known} can be run")
+            raise _unsupported(f"only POST to {known} is supported")
         body = line.get("body")
         if not isinstance(body, dict):
             raise input_error(f"body is {shape(body)}; send the body of a request.")
         return BatchLine(path, body)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
-    except (AttributeError, KeyError, TypeError, ValueError):  # of another shape than its provider takes
-        raise input_error(f"{where} is not of the form that its provider's Batch files have.") from None
+    except (AttributeError, KeyError, TypeError, ValueError):  # a structure that its provider does not accept either
+        raise input_error(f"{where} does not have the format of its provider's Batch files.") from None
 
 
 def _check_id(line: Mapping[str, Any]) -> None:
     if not isinstance(line.get("custom_id"), str):
-        raise input_error(f"custom_id is {shape(line.get('custom_id'))}; give each line a text of its own.")
+        raise input_error(f"custom_id is {shape(line.get('custom_id'))}; give each line its own text.")
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _of_anthropic(params: Mapping[str, Any]) -> dict[str, Any]:
             case "thinking":
                 body["enable_thinking"] = value["type"] != "disabled"
             case _ if name not in _OF_NO_EFFECT:
-                raise _unsupported(f"params.{name} cannot be honoured")
+                raise _unsupported(f"params.{name} is not supported")
     return body | {"messages": messages}
 
 
@@ -137,7 +137,7 @@ def _anthropic_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
             case "image":
                 source = block["source"]
                 if source["type"] not in {"base64", "url"}:
-                    raise _unsupported(f"an image's source of type {source['type']!r} cannot be read")
+                    raise _unsupported(f"an image source of type {source['type']!r} is not supported")
                 url = source["url"] if source["type"] == "url" else _data(source["media_type"], source["data"])
                 parts.append({"type": "image_url", "image_url": {"url": url}})
             case "tool_use":
@@ -147,15 +147,15 @@ def _anthropic_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
                 text = given if isinstance(given, str) else "\n".join(inner["text"] for inner in given)
                 found.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": text})
             case "thinking" | "redacted_thinking":
-                continue  # of an earlier turn, where a model does not look again
+                continue  # of an earlier turn; models ignore it
             case other:
-                raise _unsupported(f"a content block of type {other!r} cannot be sent")
+                raise _unsupported(f"a content block of type {other!r} is not supported")
     return found + _message(role, parts, calls)
 
 
 def _anthropic_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if "input_schema" not in tool:
-        raise _unsupported(f"the tool {tool.get('type')!r} runs at its provider alone")
+        raise _unsupported(f"the tool {tool.get('type')!r} runs only at its provider")
     about = {"name": tool["name"], "description": tool.get("description", ""), "parameters": tool["input_schema"]}
     return {"type": "function", "function": about}
 
@@ -185,7 +185,7 @@ def _of_gemini(request: Mapping[str, Any]) -> dict[str, Any]:
             case "tools":
                 body["tools"] = [tool for group in value for tool in _gemini_tools(group)]
             case name if name not in _OF_NO_EFFECT:
-                raise _unsupported(f"request.{given} cannot be honoured")
+                raise _unsupported(f"request.{given} is not supported")
     if isinstance(model := request.get("model"), str):
         body["model"] = model.removeprefix("models/")
     return body | {"messages": messages}
@@ -218,7 +218,7 @@ def _gemini_messages(content: Any) -> list[dict[str, Any]]:
                 case "thought" | "thought_signature" | "media_resolution" | "video_metadata":
                     continue
                 case _:
-                    raise _unsupported(f"a part with {given!r} cannot be sent")
+                    raise _unsupported(f"a part with {given!r} is not supported")
     return found + _message(role, parts, calls)
 
 
@@ -240,7 +240,7 @@ def _gemini_config(config: Mapping[str, Any]) -> dict[str, Any]:
                 if budget is not None:
                     body["enable_thinking"] = budget != 0
             case _:
-                raise _unsupported(f"generationConfig.{given} cannot be honoured")
+                raise _unsupported(f"generationConfig.{given} is not supported")
     if schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     elif as_json:
@@ -251,7 +251,7 @@ def _gemini_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _gemini_tools(group: Mapping[str, Any]) -> list[dict[str, Any]]:
     declared = group.get("functionDeclarations") or group.get("function_declarations")
     if declared is None:
-        raise _unsupported(f"the tool {next(iter(group), '')!r} runs at its provider alone")
+        raise _unsupported(f"the tool {next(iter(group), '')!r} runs only at its provider")
     return [
         {
             "type": "function",
@@ -266,7 +266,7 @@ def _gemini_tools(group: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lower_types(schema: Any) -> Any:
-    """Return a schema of Gemini's, whose types are written `STRING`, as JSON Schema."""
+    """Return Gemini's schema, with types such as `STRING`, as JSON Schema."""
     if isinstance(schema, dict):
         return {
             name: value.lower() if name == "type" and isinstance(value, str) else _lower_types(value)
@@ -295,7 +295,7 @@ def _call(identity: str, name: str, arguments: Any) -> dict[str, Any]:
 
 
 def _message(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a message of these, or none of nothing; text alone is a text."""
+    """Return a list with the message, empty without parts and calls. If all parts are text, its content is a string."""
     if not parts and not calls:
         return []
     texts = [part["text"] for part in parts if part["type"] == "text"]

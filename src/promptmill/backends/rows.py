@@ -1,12 +1,12 @@
-"""One line of a file → what to ask: the row formats, decoded without any state, so that any process can do it.
+"""Rows of input files as requests: the row formats, decoded without state, so that any process can do it.
 
 | kind | a line is |
 |---|---|
-| `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters of its own; others pass by |
+| `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters (see `NAMES`); other fields are ignored |
 | `batch` | a line of a provider's Batch file, see `batch_lines` |
-| `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that says why it cannot be used |
-| `messages` | `{"messages", "sampling", "extra"}`: a request of ours, without the latter if shared |
-| `messages` | `{"path", "extra"}`: a request for another path than chats; or `{"problem"}` |
+| `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that states why the row is unusable |
+| `messages` | `{"messages", "sampling", "extra"}`: our own request; without the last two if shared |
+| `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from promptmill.core.wording import shape
 from promptmill.images import load as images
 
 PROBLEM = "promptmill:problem"
-"""The only field of a line that stands for an unusable row; it says why."""
+"""The only field of a line for an unusable row; its value is the reason."""
 EMPTY = "promptmill:empty"
 """The same for a row whose prompt is empty."""
 ROW = "promptmill:row"
-"""The field of a line with a prompt that was written out, beside what it asks: the row as it was."""
+"""In a line whose prompt was filled in from a template, the field with the original row."""
 BOM = b"\xef\xbb\xbf"
 AS_UTF8 = "Save the file as UTF-8; if it is Latin-1: iconv -f latin1 -t utf-8 IN > OUT"
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
-_FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # within a text the quotes would be escaped
+_FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
 _OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
 _NOTHING: Mapping[str, Any] = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
-# Sent by some tools on every line; `stream` changes how an answer travels, never what it says.
+# Some tools write these on every line; `stream` changes the transport of an answer, not the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Asked: TypeAlias = tuple[Conversation, Sampling, Mapping[str, Any]]
-# `reasoning` is also what an answer has, and outputs are inputs of the next run.
+# `reasoning` is also a field of answers, and an output may be the input of another run.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n"}
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
@@ -65,9 +65,9 @@ IMAGES = ("image", "images")
 _SCHEMA = "answer_schema"
 _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_ROW_SAMPLING, *_ROW_BODY, *_SYSTEM, *IMAGES})
-"""All fields that say what a row asks; every other one is the caller's own and is ignored."""
+"""All fields that are part of a row's request; all others belong to the caller and are ignored."""
 CONTENT = frozenset({"prompt", "messages", *IMAGES})
-"""Those of `NAMES` that are sent as the prompt."""
+"""Those of `NAMES` that form the prompt."""
 SETTINGS = NAMES - CONTENT
 """The others: model, sampling, system prompt, …"""
 # The first bytes of images, in base64; shorter texts are paths.
@@ -77,7 +77,7 @@ _SHORTEST_BASE64 = 64
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """How the lines of one file become requests. Plain values, so that it can be sent to another process."""
+    """Reads the lines of one file as requests. It has plain values only, so that it can be sent to other processes."""
 
     kind: str
     sampling: Sampling = field(default_factory=Sampling)
@@ -85,31 +85,31 @@ class RowReader:
     system_prompt: str = ""
     image_tag: str | None = None
     folder: str = ""
-    """Where relative image paths start; `""` for the working directory."""
+    """The folder of relative image paths; `""` for the working directory."""
     model: str = ""
-    """The only model that a row can name; `""` where the endpoint has several."""
+    """The only model that a row may name; `""` if the endpoint has several."""
     paths: frozenset[str] = frozenset()
     """The paths other than chats that a Batch line may request."""
     keep_raw: bool = False
     """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
     image_position: ImagePosition = "after"
     prompt_column: str | None = None
-    """The field of a `jsonl` row that is asked, where it is not called `prompt`."""
+    """The field of a `jsonl` row that holds the prompt, if its name is not `prompt`."""
     row_settings: bool = True
-    """Whether rows that are no whole requests set their own model, sampling, system prompt, …"""
+    """Whether plain rows (not whole requests) may set their own model, sampling, system prompt, …"""
     models: Mapping[str, RowReader] = field(default_factory=dict)
-    """How rows that name another model are read, by its name."""
+    """The readers of rows that name another model, by its name."""
     may_name: frozenset[str] | None = None
     """The models that a row may name, by the operator's `client_limits`; None: any."""
     most_tokens: int | None = None
-    """The longest answer that a row may ask for, or get, by the same."""
+    """The largest `max_tokens` of a row, by the same limits; also the default."""
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
         return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
-        """Return what line `row` asks. Raises as `read` does."""
+        """Return the request of line `row`. Raises as `read` does."""
         other = self._other_request(row, line)
         if other is not None:
             body = self._limited_body(other, place(self.kind, row))
@@ -130,12 +130,12 @@ class RowReader:
         conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
-        if self.kind != "messages":  # else a call's, whose limits were checked
+        if self.kind != "messages":  # those of a call were checked before
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
 
     def _limited(self, sampling: Sampling, extra: Mapping[str, Any], where: str) -> Sampling:
-        """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that asks for more."""
+        """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that exceeds them."""
         self._check_models(extra, where)
         most = self.most_tokens
         if most is None:
@@ -148,7 +148,7 @@ class RowReader:
         return sampling
 
     def _limited_body(self, line: BatchLine, where: str) -> Mapping[str, Any]:
-        """Return the body of a request for another path than chats, within the same limits."""
+        """Return the body of a request for a path other than chats, within the same limits."""
         body, most = line.body, self.most_tokens
         self._check_models(body, where)
         if most is None:
@@ -164,7 +164,7 @@ class RowReader:
         raise input_error(f"{where}: there is no model {min(named - self.may_name)[:60]!r}; models here: {known:.500}.")
 
     def _other_request(self, row: int, line: bytes) -> BatchLine | None:
-        """Return the request of a line for another path than chats; None for a chat, or an unreadable line."""
+        """Return the request of a line for a path other than chats; None for a chat, or an unreadable line."""
         if self.kind == "messages" and line.startswith(b'{"path":'):
             written = orjson.loads(line)
             return BatchLine(written["path"], written["extra"])
@@ -178,7 +178,7 @@ class RowReader:
         return asked if asked.path in self.paths else None
 
     def _plain_row(self, line: bytes, where: str) -> Asked:
-        """Return what a row asks that has a prompt, or messages, and perhaps parameters over the job's."""
+        """Read a plain row: a prompt or messages, and optional parameters that override the job's."""
         row = load(line, where)
         if self.kind == "table" and isinstance(row, str):
             raise input_error(f"{where}: {row}")
@@ -202,7 +202,7 @@ class RowReader:
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _request_line(self, line: bytes, where: str) -> Asked:
-        """Return what a line asks that is a whole request; a Batch line brings all of its parameters itself."""
+        """Read a line that is a whole request. A Batch line contains all of its parameters."""
         value = _object(line, where)
         if self.kind == "batch":
             conversation, sampling, extra = _batch(value, where)
@@ -217,12 +217,12 @@ class RowReader:
         return conversation.with_system(self.system_prompt), sampling, extra
 
     def _named_model(self, line: bytes) -> str | None:
-        """Return the name of the model that a line names, if it is one of `models`."""
+        """Return the model that a line names if it is one of `models`, else None."""
         if b'"model"' not in line or not self.row_settings:
             return None
         try:
             row = load(line, "")
-        except PromptmillError:  # which its own reading will say better
+        except PromptmillError:  # the reader of the line reports it in full
             return None
         asked = row
         if self.kind == "batch" and isinstance(row, dict):
@@ -232,17 +232,17 @@ class RowReader:
 
 
 def place(kind: str, row: int) -> str:
-    """Return how people find row `row` (from 0) of a file of this kind: `line 7`, `row 7`, both from 1."""
+    """Return the name of row `row` (from 0) in messages: `line 7` or `row 7`, depending on the kind, from 1."""
     return f"{row_word(kind)} {row + 1}"
 
 
 def row_word(kind: str) -> str:
-    """Return what people call a row of a file of this kind."""
+    """Return the word for a row of a file of this kind."""
     return "row" if kind == "table" else "line"
 
 
 def as_it_was(line: bytes) -> bytes:
-    """Return the row that a line with a prompt written out was made of; another line as it is."""
+    """Return the original row of a line whose prompt was filled in from a template; any other line unchanged."""
     if ROW.encode() not in line:
         return line
     try:
@@ -258,9 +258,10 @@ def as_it_was(line: bytes) -> bytes:
 
 
 def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
-    """Return what tells apart what lines ask, whatever else they carry; None for a line that asks nothing.
+    """Return a digest of a line's request, regardless of its other fields; None for a line without a request.
 
-    `row_settings`: its settings are part of that. A long line is known by its bytes: to parse it would take long.
+    `row_settings`: the row's settings are part of the request. The digest of a long line is that of its bytes, because
+    parsing it would take too long.
     """
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
@@ -279,14 +280,14 @@ def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_sett
 
 
 def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """Return a row whose field `column` is what is asked: a prompt, or messages."""
+    """Return a row with the field `column` as its prompt, or as its messages."""
     asked = row.get(column)
     rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
     return rest | {"messages" if _are_messages(asked) else "prompt": asked}
 
 
 def emptiness(value: object) -> str:
-    """Return how a cell asks nothing: `null`, `NaN` or `empty`; `""` for one that asks something."""
+    """Return `null`, `NaN` or `empty` for a cell without a prompt; `""` for one with a prompt."""
     if value is None:
         return "null"
     if isinstance(value, float) and math.isnan(value):
@@ -313,7 +314,7 @@ def load(line: bytes, where: str) -> Any:
     except orjson.JSONDecodeError as error:
         reason = error.msg
     try:
-        # numbers beyond 64 bits, NaN: not orjson's, and no reason to refuse a row. As text: bytes may be UTF-16 to it
+        # accepts numbers beyond 64 bits and NaN, unlike orjson; as text, because it would take some bytes for UTF-16
         return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
@@ -327,27 +328,27 @@ def load(line: bytes, where: str) -> Any:
 
 
 def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) where one of the lengths `asked` is none, or above `most`."""
+    """Raise `PromptmillError` (`invalid_input`) if one of the lengths `asked` is invalid or above `most`."""
     for name, value in asked.items():
         if value is not None and (type(value) is not int or not 1 <= value <= most):
-            raise input_error(f"{where}: {name}: a row may ask for 1 to {most} tokens here.")
+            raise input_error(f"{where}: {name} must be 1 to {most} tokens on this server.")
 
 
 def _is_endpoints(name: str, value: object) -> bool:
-    """Return whether the endpoint has a parameter of this name and kind: OpenRouter's `reasoning` is an object."""
+    """Return whether this is the endpoint's parameter, not ours: OpenRouter's `reasoning` is an object."""
     return name == "reasoning" and not isinstance(value, str)
 
 
 def _row(
     row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition, column: str = ""
 ) -> Conversation:
-    """Return the conversation of a row; `column` is the field that the prompt, or the messages, came from."""
+    """Return the conversation of a row; `column` is the original field of the prompt or messages."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
         raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
         prompt = str(prompt)
-    elif messages is None and _are_messages(prompt):  # a table's column of conversations, asked by its name
+    elif messages is None and _are_messages(prompt):  # a table's column of conversations, chosen by its name
         prompt, messages = None, prompt
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
@@ -367,7 +368,7 @@ def _row(
 
 
 def _read_messages(text: str, where: str) -> object:
-    """Return the messages that a field holds as JSON."""
+    """Return the messages in a field with JSON."""
     try:
         return orjson.loads(text) if text.strip() else None
     except orjson.JSONDecodeError as error:
@@ -384,7 +385,7 @@ def _batch(row: Mapping[str, Any], where: str) -> Asked:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
         able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: /v1{path} can be run on {able} alone.", "")
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
@@ -397,23 +398,23 @@ def _batch(row: Mapping[str, Any], where: str) -> Asked:
 
 
 def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sampling parameters that a row brings, valid ones, and what of it goes into the request's body.
+    """Return the row's own sampling parameters, validated, and its fields for the request's body.
 
-    `loaded_model`: the only one there is; `""` where the endpoint has several. Raises `PromptmillError`
-    (`invalid_input`, `unsupported`) naming the field.
+    `loaded_model`: the only available model; `""` if the endpoint has several. Raises `PromptmillError`
+    (`invalid_input`, `unsupported`) that names the field.
     """
     given = {name: row[name] for name in row if name in NAMES and not is_null(row[name])}
     if given.get("n", 1) not in {1, "1"}:
         raise PromptmillError(
             Code.UNSUPPORTED,
-            f"{where}: n asks for several answers.",
+            f"{where}: n requests several answers.",
             "Set `sampling_params: {n: …}` for all rows, or rename the column if it means something else.",
         )
     body = {name: _structured(name, given[name], where) for name in _ROW_BODY & given.keys()}
     if loaded_model and "model" in body and body.pop("model") != loaded_model:
         raise PromptmillError(
             Code.UNSUPPORTED,
-            f"{where} asks for another model than the one that is loaded.",
+            f"{where} names a model other than the loaded one.",
             "Rename the column if it means something else.",
         )
     sampling = {name: _structured(name, given[name], where) for name in _ROW_SAMPLING & given.keys()}
@@ -460,7 +461,7 @@ def _sources(value: Any, where: str) -> Iterator[str]:
     match value:
         case str():
             yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
-        case {"bytes": str(data)} if data:  # how the library `datasets` keeps an image
+        case {"bytes": str(data)} if data:  # an image of the library `datasets`
             yield data if data[:5] == "data:" else f"data:;base64,{_joined(data)}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             yield path
@@ -477,7 +478,7 @@ def _joined(text: str) -> str:
 
 
 def _structured(name: str, value: Any, where: str) -> Any:
-    """Return `value`, from a table's cell with JSON as what that says."""
+    """Return `value`, parsed if it is a table's cell with JSON."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
             return orjson.loads(value)
@@ -488,5 +489,5 @@ def _structured(name: str, value: Any, where: str) -> Any:
 
 
 def is_null(value: Any) -> bool:
-    """Return whether a cell holds nothing: null, NaN or an empty text."""
+    """Return whether a cell is empty: null, NaN or an empty text."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))

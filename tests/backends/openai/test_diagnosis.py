@@ -77,7 +77,7 @@ async def test_a_missing_model_is_a_list(checked, upstream):
 async def test_a_model_that_is_not_listed_may_answer_all_the_same(checked, upstream):
     upstream.gets = {"/v1/models": None}
     steps = await checked()
-    assert steps[3][2].startswith("not listed there (")
+    assert steps[3][2].startswith("the list is unavailable (")
     assert steps[4][:2] == ("answer", True)
 
 
@@ -133,7 +133,7 @@ async def test_a_certificate_signed_by_itself_is_told_with_how_to_trust_it(check
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(await checked(secure.url))
     assert name == "TLS"
-    assert "is signed by itself. Trust it: set SSL_CERT_FILE=ca.pem" in detail
+    assert "is self-signed. Trust it: set SSL_CERT_FILE=ca.pem" in detail
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(secure.certificate))
     steps = await checked(secure.url)
     assert all(ok for _, ok, _ in steps)
@@ -164,7 +164,7 @@ async def test_an_endpoint_that_hangs_ends_in_time_at_the_stage_it_hangs_in(chec
     upstream.reply = late(None, answer())
     name, detail = _failed(await checked(limit_s=1.0))
     assert name == "answer"
-    assert "said nothing within 1 s. A model that is still being loaded may need longer" in detail
+    assert "did not answer within 1 s. A model that is still loading may need longer" in detail
 
 
 async def test_a_port_that_never_accepts(checked, unaccepting):

@@ -11,13 +11,13 @@ from promptmill.backends.openai.endpoint import is_placeholder_key, key_problem
     ("key", "told"),
     [
         ("\u201csk-abc\u201d", "quotes of a web page"),
-        ('"sk-abc"', "has quotes around it"),
-        ("'sk-abc", "has quotes around it"),
+        ('"sk-abc"', "is enclosed in quotes"),
+        ("'sk-abc", "is enclosed in quotes"),
         ("Bearer sk-abc", "`Bearer `"),
         ("export OPENAI_API_KEY=sk-abc", "NAME=KEY"),
         ("OPENAI_API_KEY=sk-abc", "NAME=KEY"),
         ("sk-abc\nsk-def", "more than one line"),
-        ("sk\u2013abc", "a character that no key can have"),
+        ("sk\u2013abc", "a character that no key has"),
     ],
 )
 def test_what_came_along_is_told_and_the_key_is_not_shown(key, told):

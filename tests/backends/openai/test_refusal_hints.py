@@ -30,12 +30,12 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
     ("status", "body", "said"),
     [
         # OpenAI, community.openai.com/t/1229498
-        (403, b'{"error": {"message": "Your organization must be verified to use the model `o3`."}}', "knows the key"),
+        (403, b'{"error": {"message": "Your organization must be verified to use the model `o3`."}}', "lacks a perm"),
         # OpenAI, as in evidence.jsonl
         (403, (b'{"error": {"code": "unsupported_country_region_territory", "message": "Country, region, or territory '
          b'not supported"}}'), "another key will not help"),
         # Cloudflare's challenge
-        (403, b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>", "A bot block"),
+        (403, b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>", "A bot filter"),
         # Azure OpenAI, github.com/holoviz/lumen/pull/1087
         (400, (b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0.2 with this model.", '
          b'"param": "temperature"}}'), "Leave `temperature`"),
@@ -45,14 +45,14 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
          "Lower `max_tokens`."),
         # vLLM, entrypoints/chat_utils.py
-        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
+        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "accepts images"),
         # nginx, ngx_http_special_response.c
         (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
         # Go, net/http/server.go
         (400, b"Client sent an HTTP request to an HTTPS server.\n", "https://"),
         # vLLM, v1/engine/exceptions.py
         (500, (b'{"error": {"message": "EngineCore encountered an issue. See stack trace (above) for the root cause.", '
-         b'"type": "InternalServerError", "code": 500}}'), "own log says why. Restart the server."),
+         b'"type": "InternalServerError", "code": 500}}'), "own log states the reason. Restart the server."),
         # OpenAI, as in evidence.jsonl
         (403, (b'{"error": {"message": "Project `proj_a` does not have access to model `gpt-5`", '
          b'"code": "model_not_found"}}'),
@@ -62,12 +62,12 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
          b'\'max_completion_tokens\' instead.", "param": "max_tokens"}}'), "--set sampling_params.max_tokens=null"),
         # OpenAI, images; vLLM, whose words are aiohttp's
         (400, b'{"error": {"message": "Error while downloading http://h/a.png. Upstream status code: 404."}}',
-         "could not fetch the image"),
+         "could not download the image"),
         (400, b'{"error": {"message": "404, message=\'Not Found\', url=\'http://h/a.png\'", "code": 400}}',
-         "could not fetch the image"),
-        (404, _NGINX, f"Asked was {_URL}. A web interface or"),
+         "could not download the image"),
+        (404, _NGINX, f"The request went to {_URL}. Another program, such as a web interface"),
         (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
-        (200, b"<!doctype html><title>Sign in</title>", f"Asked was {_URL}."),
+        (200, b"<!doctype html><title>Sign in</title>", f"The request went to {_URL}."),
     ],
 )  # fmt: skip
 def test_the_hint_fits(status: int, body: bytes, said: str) -> None:
@@ -90,12 +90,12 @@ def test_a_web_page_is_told_by_its_title() -> None:
 
 def test_a_path_that_a_line_asks_for_and_that_is_not_there_is_named() -> None:
     hint = _error(404, _NGINX, "http://127.0.0.1:8000/api/v1/embeddings").hint
-    assert hint.endswith("/api/v1/embeddings: the endpoint has no /v1/embeddings, which the line asks for.")
+    assert hint.endswith("/api/v1/embeddings: the endpoint has no /v1/embeddings, the line's path.")
 
 
 def test_a_doubled_path_is_told_and_no_query_is_shown() -> None:
     hint = _error(404, _NGINX, "http://127.0.0.1:8000/v1/v1/chat/completions?key=very-secret").hint
-    assert "`/v1` is in it twice." in hint
+    assert "It contains `/v1` twice." in hint
     assert "very-secret" not in hint
 
 
@@ -113,7 +113,7 @@ def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     plain.reason = "WRONG_VERSION_NUMBER"
     assert "Write http:// instead of https://" in classify_exception(plain, _ENDPOINT).error.hint
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
-    assert "does the port want https://" in with_scheme_hint(_ENDPOINT, lost).hint
+    assert "does the port need https://" in with_scheme_hint(_ENDPOINT, lost).hint
     far = replace(_ENDPOINT, url="https://h/v1")
     assert "write http:// instead of https:// in `base_url`" in with_scheme_hint(replace(far, own=True), lost).hint
     assert "http://" not in with_scheme_hint(far, lost).hint, "a key is not to go to a provider in clear"

@@ -1,4 +1,4 @@
-"""How long an error response asks to wait: in its headers, in fields of its body, or in words.
+"""The wait that an error response requests: in its headers, in fields of its body, or in words.
 
 Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's
 `RetryInfo`, OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has each.
@@ -35,7 +35,7 @@ _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}(?:T|\s+(?:at\s+)?)\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
 )
-# What must stand before a time for it to be one to wait for, within the same sentence.
+# A time counts as a wait only if one of these words stands before it in the same sentence.
 _ASKING = re.compile(
     r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)",
     re.IGNORECASE,
@@ -58,16 +58,16 @@ _FIELDS: Mapping[str, float | None] = {
     "resetafterseconds": 1, "ratelimitreset": None, "xratelimitreset": None, "quotaresettime": None,
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
-# What an answer says of a limit: what is left of it, and when it is whole again.
+# The headers of an answer that report a limit: the remainder, and the time of its reset.
 _LIMITS = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
 _MOST_VALUES = 500
 _NONSENSE_S = 100 * 365 * 86400.0
 
 
 def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float | None = None) -> float | None:
-    """Return the seconds that a response asks to wait, or None when it asks for none.
+    """Return the seconds that a response asks to wait, or None if it names no wait.
 
-    `payload` is the parsed body, `text` what it says in words, `now` the time in seconds since 1970.
+    `payload` is the parsed body, `text` its words, `now` the time in seconds since 1970.
     """
     now = time.time() if now is None else now
     for found in (
@@ -82,7 +82,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
 
 
 def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Return the seconds until a limit that an answer's headers say is used up is whole again, or None."""
+    """Return the seconds until the reset of a limit that an answer's headers report as used up, or None."""
     waits: list[float] = []
     for remaining, resets in _LIMITS:
         if headers.get(remaining) == "0":
@@ -136,7 +136,7 @@ def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
-    """Return the seconds that a field or header value means: a span, seconds, or a time (since 1970 or as a date)."""
+    """Return a field or header value in seconds from now: a span, seconds, or a time (since 1970 or as a date)."""
     if isinstance(value, Mapping):  # google.protobuf.Duration as an object
         return _number(value.get("seconds"))
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -175,7 +175,7 @@ def _from_words(text: str, now: float) -> float | None:
 
 
 def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait for the limit that is closest to its end, of those whose reset the headers name."""
+    """Return the wait for the most exhausted of the limits whose reset the headers name."""
     lower = {name.lower(): value for name, value in headers.items()}
     if found := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
         return float(found[1])
@@ -193,7 +193,7 @@ def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _until_s(text: str, now: float, *, local: bool = False) -> float | None:
-    """Return the seconds until a date without a word around it; `local`: one that names no zone is China's."""
+    """Return the seconds until `text`, which must be only a date. `local`: without a zone it is in China's time."""
     found = _DATE.fullmatch(text.strip())
     if found is None:
         return None

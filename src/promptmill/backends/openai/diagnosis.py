@@ -27,7 +27,7 @@ from promptmill.core.wording import close_matches, counted
 
 IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
-# Where APIs lie that people leave the path of out: OpenAI's own, Open WebUI's, Groq's, DashScope's.
+# Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
@@ -43,10 +43,10 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s
             for endpoint in endpoints(plan):
                 await _Trial(plan, endpoint, pool, stage).run()
     except TimeoutError:
-        hint = "It accepts connections and is silent." if stage.name != "connection" else "Is that its address?"
+        hint = "It accepts connections but does not answer." if stage.name != "connection" else "Is the address right?"
         if stage.name == "answer":
-            hint = "A model that is still being loaded may need longer: try again. Else it hangs."
-        stage.failed(PromptmillError(Code.TIMEOUT, f"{stage.host} said nothing within {limit_s:g} s.", hint))
+            hint = "A model that is still loading may need longer: try again. Otherwise the server hangs."
+        stage.failed(PromptmillError(Code.TIMEOUT, f"{stage.host} did not answer within {limit_s:g} s.", hint))
 
 
 class _Stages:
@@ -129,7 +129,7 @@ class _Trial:
         return True
 
     async def _model(self) -> str:
-        """Report the models there; return the name to ask with, `""` when there is none."""
+        """Report the models of the endpoint; return the name to send in requests, `""` if there is none."""
         stage, named = self._stage, self._settings.model_name
         stage.begin("models")
         try:
@@ -142,8 +142,8 @@ class _Trial:
             if not named:
                 stage.failed(PromptmillError(error.code, error.message, "Name the model: --model NAME."))
                 return ""
-            told = stage.warn if error.code is Code.UNAUTHORIZED else stage.ok
-            told(f"not listed there ({error.message.rstrip('.')})")
+            report = stage.warn if error.code is Code.UNAUTHORIZED else stage.ok
+            report(f"the list is unavailable ({error.message.rstrip('.')})")
             return named
         where = f"{listed.server} has " if listed.server else ""
         model = listed.get(named) if named else listed.only()
@@ -168,18 +168,18 @@ class _Trial:
         request = Request(0, conversation, sampling, self._plan.settings.extra_params)
         encoder = RequestEncoder(endpoint, model, enable_thinking=self._settings.enable_thinking, stream=False)
         for name in encoder.refused(request):
-            stage.warn(f"{endpoint.name} takes no `{name}`; it is left out")
+            stage.warn(f"{endpoint.name} does not accept `{name}`; requests leave it out")
         started = time.monotonic()
         try:
             response = await self._pool.send(endpoint, encoder.encode(request, {}))
-        except Exception as error:  # noqa: BLE001 (whatever the way there brings)
+        except Exception as error:  # noqa: BLE001 (any failure is classified and reported)
             found: Any = classify_exception(error, endpoint)
         else:
             found = read_response(response.status, response.headers, response.body, endpoint)
         seconds = time.monotonic() - started
         if isinstance(found, RetryDecision):
             if _REASONING_STARTED in found.error.message:
-                stage.ok(f"{model} began to reason in {seconds:.2f} s; it needs a larger `max_tokens` than 1")
+                stage.ok(f"{model} started to reason after {seconds:.2f} s; it needs a larger `max_tokens` than 1")
                 return
             hinted = with_key_hint(endpoint, found.error, found.status)
             stage.failed(await self._with_hint(hinted, found, model))
@@ -188,10 +188,10 @@ class _Trial:
         tokens = answer.usage.completion_tokens
         stage.ok(f"{counted(tokens, 'token')} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
-            stage.warn(f"it is empty (finish_reason {answer.finish_reason}): is {model} a model for chats?")
+            stage.warn(f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a chat model?")
 
     async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
-        """Return the error of the call with a hint that fits what else is known."""
+        """Return the error of the request with a hint from the results of the earlier stages."""
         if self._url.scheme == "http" and await self._port_speaks_tls(error):
             return tls_port(self._endpoint)
         if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:
@@ -206,7 +206,7 @@ class _Trial:
         return error
 
     async def _api_elsewhere(self) -> str | None:
-        """Return the base URL on the same host that lists models, where the configured one does not."""
+        """Return another base URL on the same host that lists models, or None."""
         base = base_url(self._endpoint)
         origin = urlunsplit((self._url.scheme, self._url.netloc, "", "", ""))
         for candidate in (f"{base}/v1", *(origin + path for path in _USUAL_PATHS)):
@@ -228,7 +228,7 @@ class _Trial:
             return False
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # only whether it speaks TLS; nothing is sent
+        context.verify_mode = ssl.CERT_NONE  # tests only whether the port speaks TLS; nothing is sent
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)
@@ -238,7 +238,7 @@ class _Trial:
         return True
 
     async def _speaks_plain_http(self) -> bool:
-        """Return whether the port answers plain HTTP; nothing secret is sent."""
+        """Return whether the port answers plain HTTP. The request holds no key."""
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 reader, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 443)

@@ -28,7 +28,7 @@ _BLOCK = "backend_configs.openai"
 _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
-# What the configuration says of its own endpoint goes to no other one.
+# The configured key and headers belong to the configured endpoint; no other endpoint gets them.
 _NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
 _LARGEST_PAGE = 8 << 20  # routers list hundreds of models with their descriptions
 _MOST_SHOWN = 12
@@ -48,9 +48,9 @@ async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
 
 
 async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` with the model that its endpoint has, where it names none.
+    """Return `plan` with the endpoint's model if the plan names no model.
 
-    Raises `PromptmillError`: with the models there are when it is not clear which one is meant, else why nobody knows.
+    Raises `PromptmillError`, which lists the models if the endpoint has several, or explains why the list is missing.
     """
     first = endpoints(plan)[0]
     async with connected(plan) as pool:
@@ -58,7 +58,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
             async with asyncio.timeout(_MODEL_S):
                 models = await read_models(pool, first)
         except TimeoutError:
-            text = f"{first.name} did not say within {_MODEL_S:g} s which models it has, and `model_name` names none."
+            text = f"`model_name` is missing, and {first.name} did not list its models within {_MODEL_S:g} s."
             raise PromptmillError(Code.TIMEOUT, text) from None
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
@@ -73,7 +73,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 async def models_at(plan: ResolvedConfig) -> list[str]:
-    """Return the names of the models that the first endpoint lists, loaded ones first; empty where it does not."""
+    """Return the names of the models that the first endpoint lists, loaded ones first; `[]` without a list."""
     first = endpoints(plan)[0]
     try:
         async with connected(plan) as pool, asyncio.timeout(_PROVIDER_S):
@@ -84,9 +84,9 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
 
 
 def which_models(endpoint: Endpoint, models: ModelList) -> str:
-    """Return what to say to somebody who has to choose a model."""
+    """Return the sentence that asks the user to choose a model."""
     if not models.models:
-        return f"{_where(endpoint, models)} has no model yet: load or pull one there."
+        return f"{_where(endpoint, models)} has no model yet: load or pull a model there."
     return f"{_where(endpoint, models)} has {models}: name one of them (--model NAME)."
 
 
@@ -110,7 +110,7 @@ def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An endpoint that may be chosen. `values` is what the `openai` block then says."""
+    """An endpoint that may be chosen. `values` are the settings of its `openai` block."""
 
     name: str
     values: Mapping[str, Any]
@@ -123,10 +123,10 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> Choice:
-    """Return the first endpoint that works, with the reasons against those before it; nothing when there is none.
+    """Return the first endpoint that works, and the reasons against those before it. Without one, the choice is empty.
 
-    First the one that the configuration names, then a server that runs on this machine at its usual address, then a
-    provider whose key is set and which has the model that is named.
+    The order: the endpoint of the configuration, servers at their usual addresses on this machine, providers whose key
+    is set and which have the named model.
     """
     block = configuration.plan.settings.backend_configs.openai
     against: list[str] = []
@@ -151,7 +151,7 @@ async def choose(
 def _judge(
     candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
 ) -> Choice | None:
-    """Return the choice that a candidate is, or note in `against` why it is none."""
+    """Return the choice for a candidate that works; for any other, append the reason to `against`."""
     if isinstance(answer, PromptmillError):
         if not candidate.is_local or answer.code is not Code.UNREACHABLE:
             against.append(f"{candidate.name}: {answer.message}".rstrip("."))
@@ -159,8 +159,8 @@ def _judge(
     endpoint, models = answer
     model = models.get(wanted) if wanted else models.only()
     if model is None:
-        told = f"it has no {wanted}" if wanted else _undecided(models)
-        against.append(f"{candidate.name}: {told}")
+        reason = f"it has no {wanted}" if wanted else _undecided(models)
+        against.append(f"{candidate.name}: {reason}")
         return None
     name = wanted or model.name
     values = {f"{_BLOCK}.{key}": value for key, value in candidate.values.items()}
@@ -186,7 +186,7 @@ def _local(
 
 
 def _ollama_url(named: str) -> str:
-    """Return where Ollama is according to OLLAMA_HOST: a host, a port, both, or a URL (docs/faq.md of Ollama)."""
+    """Return Ollama's URL for the value of OLLAMA_HOST: a host, a port, both, or a URL (docs/faq.md of Ollama)."""
     host = (named.partition("://")[2] or named).partition("/")[0]
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
@@ -225,7 +225,7 @@ async def _ask(
         async with asyncio.timeout(limit_s):
             return endpoint, await read_models(pool, endpoint)
     except TimeoutError:
-        return PromptmillError(Code.TIMEOUT, f"it was silent for {limit_s:g} s.")
+        return PromptmillError(Code.TIMEOUT, f"it did not answer within {limit_s:g} s.")
     except PromptmillError as error:
         return error
 
@@ -252,7 +252,7 @@ class ModelList:
         return next((model for model in self.models if model.name in same), None)
 
     def only(self) -> ListedModel | None:
-        """Return the model that is meant when none is named: the only one, or the only one that is loaded."""
+        """Return the default model: the only model, or the only loaded one; None if there are several."""
         loaded = [model for model in self.models if model.loaded]
         candidates = loaded if len(loaded) == 1 else self.models
         return candidates[0] if len(candidates) == 1 else None
@@ -267,22 +267,28 @@ class Pages(Protocol):
     """Fetches pages of an endpoint, with its key."""
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body. Raises what a transport and the system raise."""
+        """Return status, headers and body. Raises transport errors and the system's."""
         ...
 
 
 def base_url(endpoint: Endpoint) -> str:
-    """Return the URL that an endpoint's paths begin with, such as `http://localhost:8000/v1`."""
+    """Return the common prefix of an endpoint's URLs, such as `http://localhost:8000/v1`."""
     parts = urlsplit(endpoint.url)
     return urlunsplit(parts._replace(path=parts.path.removesuffix(COMPLETIONS), query=""))
 
 
 async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
-    """Return the models at `endpoint`. Raises `PromptmillError` with why they cannot be listed."""
+    """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed.
+
+    Formats: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`. Servers of the operator's own are also read
+    in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama `GET /api/version`, `/api/tags` and
+    `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models` (lmstudio.ai/docs/api/rest-api), text-generation-inference
+    `GET /info`.
+    """
     base = base_url(endpoint)
     try:
         status, headers, body = await pages.page(endpoint, f"{base}/models", _LARGEST_PAGE)
-    except Exception as error:  # noqa: BLE001 (whatever the way there brings)
+    except Exception as error:  # noqa: BLE001 (any failure is classified)
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
     entries = _entries(payload) if 200 <= status < 300 else None
@@ -304,7 +310,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 
 
 async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Mapping[str, Any]]) -> ModelList:
-    """Return the models of a server of the operator's own, with what its own pages say about them."""
+    """Return the models of one of the operator's own servers, with the context and state that its pages report."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # else LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
@@ -314,7 +320,7 @@ async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Ma
         try:
             async with asyncio.timeout(_NATIVE_S):
                 status, _, body = await pages.page(endpoint, f"{root}{path}", _LARGEST_PAGE)
-        except Exception:  # noqa: BLE001 (a page that another server would have)
+        except Exception:  # noqa: BLE001 (an optional page, which only another server has)
             return None
         return _json(body) if status == 200 else None
 
@@ -338,7 +344,7 @@ async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Ma
 
 
 def _of_ollama(models: Sequence[ListedModel], tags: Any, running: Any) -> tuple[ListedModel, ...]:
-    """Return Ollama's models: those of embeddings left out, and with their context as they are loaded."""
+    """Return Ollama's models without those for embeddings, with the context that each loaded one has."""
     loaded = {str(_field(entry, "name")): _count(_field(entry, "context_length")) for entry in _listed(running)}
     tagged = {str(_field(entry, "name")): _field(_field(entry, "details"), "family") for entry in _listed(tags)}
     names = [name for name in tagged if "bert" not in str(tagged[name])] or [model.name for model in models]

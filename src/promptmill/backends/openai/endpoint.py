@@ -28,9 +28,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Behind one address several servers may listen; the operator's key is for the one that the operator named.
+# Several servers may share one address; the operator's key belongs to the one that the operator named.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
-# Keys as people paste them.
+# Mistakes in pasted keys.
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
@@ -44,7 +44,7 @@ WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = "/chat/completions"
 _LIKE = "write it like http://localhost:8000/v1."
 _LONGEST_SHOWN = 100
-# A sign that ends the name for one reader of URLs may be a part of it for another, so neither is asked.
+# Other characters are refused: one URL parser may end the host at a character that another one includes in it.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _LONGEST_PORT = 5
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
@@ -55,10 +55,10 @@ _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go. `headers` hold the key; `secrets` must not appear in any message.
+    """The address and credentials of one endpoint. `headers` hold the key; `secrets` must not appear in any message.
 
-    `key_note` says why no key is sent although there is one; it is told when the endpoint refuses. `own`: on this
-    machine or in the network around it, so most likely a server of the operator's own.
+    `key_note` says why an existing key is not sent; it is reported when the endpoint refuses a request. `own`: the
+    endpoint is on this machine or in its local network, so it is most likely one of the operator's own servers.
     """
 
     url: str
@@ -69,7 +69,7 @@ class Endpoint:
     key_note: str = ""
     own: bool = False
     key_source: str = ""
-    """Where the key comes from, in words; empty when none is sent."""
+    """The source of the key in words, such as "`api_key` of the configuration"; empty if no key is sent."""
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -98,7 +98,7 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
     if not urls and settings.provider and (hosts := _named_profile(settings.provider).hosts):
         raise config_error(
             f"{_BLOCK}.base_url",
-            f"is missing: {settings.provider} has an address for each customer, "
+            f"is missing: {settings.provider} has a separate address for each customer, "
             f"--base-url https://NAME.{hosts[0].lstrip('.')}/…",
         )
     if not urls:
@@ -110,7 +110,7 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
 
 
 def _urls(settings: OpenAISettings) -> list[str]:
-    """Return where requests go: `base_url`, else the address of `provider`'s profile."""
+    """Return the URLs of the settings: `base_url`, else the address of `provider`'s profile."""
     if settings.base_url or settings.provider is None:
         return settings.base_url
     base_url = _named_profile(settings.provider).base_url
@@ -179,7 +179,7 @@ def _from_environment(
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
-            # else a call could read any secret of the environment by its name
+            # otherwise a call could read any secret of the environment by its name
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(
@@ -190,7 +190,7 @@ def _from_environment(
     if settings.provider and host_profile.key_env and (key := environ.get(host_profile.key_env, "").strip()):
         return key, f"{host_profile.key_env} in the environment"  # a provider's own variable, and its own host
     usual = [name for name in USUAL_KEYS if environ.get(name)]
-    over = f" (which goes before {usual[1]})" if usual[1:] else ""
+    over = f" (which takes precedence over {usual[1]})" if usual[1:] else ""
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
 
 
@@ -199,24 +199,24 @@ def _block(plan: ResolvedConfig) -> str:
 
 
 def _variable(name: str) -> str:
-    # a key that somebody took for the name of its variable is not shown
+    # a user may have written the key itself where its variable's name belongs; a message must not show it
     shows = _VARIABLE.fullmatch(name) and not looks_like_key(name)
     return f"the environment variable {name}" if shows else "the environment variable that it names"
 
 
 def _name(name: str, *, of_call: bool) -> str:
     if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
-        raise config_error(f"{_BLOCK}.headers", "holds a name that no header of yours can have; correct or remove it.")
+        raise config_error(f"{_BLOCK}.headers", "contains an invalid or reserved header name; correct or remove it.")
     if of_call and name.lower() in _OF_THE_OPERATOR:
         raise config_error(f"{_BLOCK}.headers", f"a call may not set {name}; leave it out, or {_SWITCHES}.")
     return name
 
 
 def _over(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Return `headers` with `own` over them; capitals in names do not count."""
+    """Return `headers` updated with `own`; names are case-insensitive."""
     names = {name.lower() for name in own}
     if len(names) < len(own):
-        raise config_error(f"{_BLOCK}.headers", "holds the same name twice; capitals do not count in names of headers.")
+        raise config_error(f"{_BLOCK}.headers", "contains the same name twice; header names are case-insensitive.")
     return {name: value for name, value in headers.items() if name.lower() not in names} | dict(own)
 
 
@@ -224,7 +224,7 @@ def _header(key: str, value: str) -> str:
     value = value.strip()
     if not value.isascii() or not value.isprintable():
         raise config_error(
-            f"{_BLOCK}.{key}", "holds a line break or a character that no HTTP header can carry; copy it again."
+            f"{_BLOCK}.{key}", "contains a line break or a character that HTTP headers cannot carry; copy it again."
         )
     return value
 
@@ -235,7 +235,7 @@ def _origin(url: SplitResult) -> str:
 
 def _is_loopback(url: SplitResult) -> bool:
     host = url.hostname or ""
-    if host == "localhost":  # alone: who is asked for names below it may be anybody
+    if host == "localhost":  # names below it, such as x.localhost, may resolve to another machine
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -249,7 +249,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for another request than one for a chat, such as `/embeddings`."""
+    """Return the endpoint for requests other than chats, such as `/embeddings`."""
     url = urlsplit(endpoint.url)
     base = url.path.removesuffix("/").removesuffix(COMPLETIONS)
     return replace(endpoint, url=urlunsplit(url._replace(path=base + path)))
@@ -261,18 +261,18 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
 
 
 def key_problem(key: str) -> str:
-    """Return what is wrong with a key, already stripped, that no endpoint can have given like this; `""` if nothing."""
+    """Return the mistake in a key (already stripped) that was copied or typed wrongly; `""` if there is no mistake."""
     if key[:1] in _QUOTES or key[-1:] in _QUOTES:
         curly = " of a web page" if not key[0].isascii() or not key[-1].isascii() else ""
-        return f"has quotes{curly} around it that are not part of the key; remove them."
+        return f"is enclosed in quotes{curly} that are not part of the key; remove them."
     if re.match(r"bearer\s", key, re.IGNORECASE):
-        return "begins with `Bearer `, which is not part of the key and is sent anyway; leave it out."
+        return "begins with `Bearer `, which is not part of the key and is added automatically; leave it out."
     if _ASSIGNED.match(key):
-        return "holds a whole assignment, NAME=KEY; keep only what is behind the equals sign."
+        return "contains a whole assignment, NAME=KEY; keep only the part after the equals sign."
     if "\n" in key or "\r" in key:
-        return "holds more than one line; keep the key alone."
+        return "contains more than one line; keep only the key."
     if not key.isascii() or not key.isprintable():
-        return "holds a character that no key can have, such as a curly quote or a dash of a web page; copy it again."
+        return "contains a character that no key has, such as a curly quote or a dash from a web page; copy it again."
     return ""
 
 
@@ -282,14 +282,14 @@ def names_key_variable(key: str) -> bool:
 
 
 def is_placeholder_key(key: str) -> bool:
-    """Return whether `key` is what an example shows in a key's place, such as `sk-...` or `YOUR_API_KEY`."""
+    """Return whether `key` is the placeholder of an example, such as `sk-...` or `YOUR_API_KEY`."""
     return len(key) < 60 and _PLACEHOLDER.fullmatch(key) is not None
 
 
 def parsed(url: str) -> SplitResult:
-    """Return the URL of the completions endpoint for what people write: host, `…/v1`, or the whole.
+    """Return the URL of chat completions for a `base_url` as users write it: host, `…/v1`, or the whole URL.
 
-    Raises `PromptmillError` (`invalid_config`) for what cannot be one, with what was most likely meant.
+    Raises `PromptmillError` (`invalid_config`) for an invalid URL, with the most likely intended one.
     """
     url = url.strip()
     if slip := _slip(url):
@@ -302,22 +302,22 @@ def parsed(url: str) -> SplitResult:
     except ValueError as error:
         raise config_error(WHERE, _no_port(url, error)) from None
     if port == 0 or not parts.hostname:
-        raise config_error(WHERE, f"{_display(url)}names no {'host' if port else 'port or host'}; {_LIKE}")
+        raise config_error(WHERE, f"{_display(url)}has no {'host' if port else 'port or host'}; {_LIKE}")
     if not _HOST.fullmatch(parts.hostname):
-        raise config_error(WHERE, f"{_display(url)}names a host that no computer can have; {_LIKE}")
+        raise config_error(WHERE, f"{_display(url)}contains an invalid host name; {_LIKE}")
     if parts.username is not None or parts.password is not None:
-        raise config_error(WHERE, "holds a user name or password; put the key into `api_key_env` or `headers`.")
+        raise config_error(WHERE, "contains a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
     if (other := _OTHER_API.search(path)) and not path.endswith(COMPLETIONS) and "/v1/" in path:
         there = _display(f"{parts.scheme}://{parts.netloc}{path.removesuffix(other[1])}")
-        raise config_error(WHERE, f"ends in {other[1]}, which is another request than a chat; write {there.rstrip()}.")
+        raise config_error(WHERE, f"ends in {other[1]}, which is not the path of chats; write {there.rstrip()}.")
     if not path.endswith(COMPLETIONS):
         path = (path or "/v1") + COMPLETIONS
     return parts._replace(path=path, fragment="")
 
 
 def is_near(host: str) -> bool:
-    """Return whether `host` is this machine or in the network around it."""
+    """Return whether `host` is this machine or in its local network."""
     if is_address(host):
         return ipaddress.ip_address(host).is_private  # loopback among them
     return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
@@ -333,24 +333,24 @@ def is_address(host: str) -> bool:
 
 
 def _slip(url: str) -> str:
-    """Return what is wrong with a URL that was mistyped or not copied as it is, and what is meant; else `""`."""
+    """Return the mistake in a mistyped or badly copied URL, with the likely intended URL; `""` for a correct one."""
     if not url:
         return "is empty; write the server's address, like http://localhost:8000/v1."
     if variable := re.search(r"\$\{?(\w+)", url):
         return (
-            f"holds ${variable[1]} as it stands: in a shell put it into double quotes, in a file write "
+            f"contains ${variable[1]} unexpanded: in a shell put it into double quotes, in a file write "
             f"${{{variable[1]}}}."
         )
     if bare := url.strip(_AROUND):
         if bare != url:
-            return f"{_display(url)}has quotes, brackets or a comma around it that do not belong to it; {_meant(bare)}"
+            return f"{_display(url)}is enclosed in quotes, brackets or commas that are not part of it; {_meant(bare)}"
         if re.search(r"\s", url):
-            return f"{_display(url)}has a space in it; {_meant(''.join(url.split()))}"
+            return f"{_display(url)}contains a space; {_meant(''.join(url.split()))}"
     if url.isdigit():
         return f"{url[:12]} is a port without a host; did you mean localhost:{url[:12]}?"
     if (scheme := _SCHEME.match(url)) and not re.match(r"https?:\d+(/|$)", url):
         meant = _meant(f"{scheme[1].lower()}://{url[scheme.end() :]}")
-        return f"{_display(url)}should have :// behind {scheme[1]}; {meant}"
+        return f"{_display(url)}should have :// after {scheme[1]}; {meant}"
     if twice := re.match(r"https?://(https?(?::/|//).*)", url):
         return f"{_display(url)}begins with http twice; {_meant(twice[1])}"
     name, colon, rest = url.partition("://")
@@ -369,9 +369,9 @@ def _no_port(url: str, error: ValueError) -> str:
     if found and "out of range" in str(error):
         return f"port {found[1][:12]} is above 65535."
     if found and found[1] and not found[1].isdigit():
-        if len(found[1]) > _LONGEST_PORT:  # as a password is that stands before a forgotten @
-            return f"has no number where its port should be; {_LIKE}"
-        return f"{_display(url)}has {found[1]!r} where its port should be, a number; {_LIKE}"
+        if len(found[1]) > _LONGEST_PORT:  # it may be a password: the user may have forgotten the @ after it
+            return f"has a port that is not a number; {_LIKE}"
+        return f"{_display(url)}has the port {found[1]!r}, which is not a number; {_LIKE}"
     return f"{_display(url)}is not a URL; {_LIKE}"
 
 
@@ -380,6 +380,6 @@ def _meant(url: str) -> str:
 
 
 def _display(url: str) -> str:
-    """Return a URL and a space, to be followed by what is wrong with it; `""` for one that may hold a password."""
+    """Return a URL and a space, to start a sentence about it; `""` for a URL that may contain a password."""
     url = url.partition("?")[0]
     return "" if "@" in url or redact(url) != url else f"{url[:_LONGEST_SHOWN]} "

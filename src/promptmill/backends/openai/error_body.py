@@ -1,4 +1,8 @@
-"""What an error body says, in the many shapes that providers use: a message to show, words and codes to search."""
+"""Error bodies: the message, words and codes in any provider's format, and the cause that they name.
+
+`read_error` extracts them; `CODES` and `WORDS` map them to a `Cause`. A provider's own codes and phrases take
+precedence: see its profile. Evidence: tests/backends/openai/evidence.jsonl, each body with its source.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +19,25 @@ _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "er
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
                     "http_code", "param", "limit_source", "errorcode", "object"})  # fmt: skip
 _NUMBERED = ("code", "status_code", "http_code", "status", "statusCode", "error_code")
-# These quote what was sent, and a prompt may say anything.
+# These fields quote the request, and a prompt may contain any words.
 _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "links", "url", "prompt", "messages"})
-# Neither do long quotations, such as pydantic's of what it was given, count as the provider's own words.
+# Long quotations, such as pydantic's of its input, are not the provider's own words either.
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
-# A script without an end goes on to the end of the text, so that none is searched for twice.
+# An unclosed script extends to the end of the text, so that the search does not start again inside it.
 _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
-# Providers say what is wrong first; what they quote comes behind it.
+# Providers state the problem first; quotations follow it.
 _LONGEST_LEAF = 1000
 _MOST_LEAVES = 200
 _LONGEST_TEXT = 16 * 1024
-_LONGEST_NESTED = 64 * 1024  # of JSON that stands in a string
+_LONGEST_NESTED = 64 * 1024  # of JSON inside a string
 _MOST_NESTED = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """`shown` is for people; `text`, `words` (without URLs and quotations) and `codes` are in lower case, for search.
+    """`shown` is for users; `text`, `words` (without URLs and quotations) and `codes` are in lower case, for search.
 
     `numbers` are the codes that are numbers, by the name of their field; `payload` is the body, parsed as far as it is
     JSON within JSON.
@@ -56,7 +60,7 @@ class ErrorBody:
 
 
 def read_error(payload: Any) -> ErrorBody:
-    """Return what the parsed body `payload`, or its text, says."""
+    """Return the contents of an error body; `payload` is the parsed body, or its text."""
     payload = _parsed(payload, [_MOST_NESTED])
     if isinstance(payload, str):
         payload = payload[:_LONGEST_TEXT]
@@ -85,9 +89,9 @@ def read_error(payload: Any) -> ErrorBody:
 
 
 def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
-    """Return `value` with JSON that stands in a string read, as gateways pass on what another one said.
+    """Return `value` with JSON inside strings parsed, because gateways quote the response of another server.
 
-    `left` counts down the values that are still looked at.
+    `left` counts down the values that may still be visited.
     """
     left[0] -= 1
     if depth > 6 or left[0] < 0:
@@ -109,7 +113,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
 
 
 def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
-    """Yield values with the names they stand under, outer ones first, within bounds."""
+    """Yield values with the names of their fields, outer ones first, within bounds."""
     level: list[tuple[str, Any]] = [("", payload)]
     left = _MOST_LEAVES
     while level and left > 0:
@@ -127,13 +131,13 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _searched(leaves: list[str]) -> tuple[str, str]:
-    """Return `text` and `words`: a link's path says nothing about the request."""
+    """Return `text` and `words`. Links are removed from `words`: their paths say nothing about the request."""
     text = "\n".join(leaves)[:_LONGEST_TEXT].lower()
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 
 def _message(value: Any) -> str:
-    """Return the message of a body, which may be nested, as FastAPI's list of what is wrong where."""
+    """Return the message of a body; it may be nested, such as FastAPI's list of errors and their locations."""
     if isinstance(value, dict):
         found = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
         if not found:
@@ -148,28 +152,28 @@ def _message(value: Any) -> str:
 
 
 class Cause(Enum):
-    """Why a request was refused."""
+    """The reason for a refusal."""
 
     FILTER = auto()
-    """Its content, or that of the answer."""
+    """The content of the request or of the answer."""
     CONTEXT = auto()
-    """It is longer than the model's context."""
+    """The request is longer than the model's context."""
     TOO_LARGE = auto()
-    """It is larger than what may ever be sent at once."""
+    """The request is larger than any limit for one request."""
     INPUT = auto()
-    """Something else in it."""
+    """Something else in the request."""
     KEY = auto()
-    """The key, or what it may be used for."""
+    """The key, or its permissions."""
     MODEL = auto()
-    """No such model, deployment or path."""
+    """The model, deployment or path does not exist."""
     QUOTA = auto()
-    """Money."""
+    """The account's money or credits are used up."""
     DAY = auto()
-    """A limit of a day and more, whose end is not named."""
+    """A limit of a day or more, without the time of its reset."""
     RATE = auto()
     """A limit that passes within minutes."""
     BUSY = auto()
-    """The endpoint itself."""
+    """The endpoint itself is overloaded or broken."""
 
 
 def _set_of(text: str) -> frozenset[str]:
@@ -295,7 +299,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
     ),
 }
 
-# A sentence that is about money at one provider and about a minute at another.
+# Sentences that mean money at one provider and a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
 PER_MINUTE = re.compile(r"per[ _-]?(?:min|sec)|\b[tr]p[ms]\b|/ ?min|perminute|每分钟|每秒")
 PER_DAY = re.compile(
@@ -304,7 +308,7 @@ PER_DAY = re.compile(
 )
 NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
-# In a 5xx these still mean the request; other words there are about the server's own trouble.
+# In a 5xx these still refer to the request; all other words there describe the server's own failure.
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"

@@ -1,7 +1,7 @@
-"""HTTP/1.1 on one connection, for requests that are small, many and answered much later than they are sent.
+"""HTTP/1.1 on one connection, for many small requests whose answers take long.
 
-A request costs the kernel and little more: its head is written once, and no task and no stream stands between the
-socket and who waits.
+A request costs little more than the kernel's work: its head is prepared once per endpoint, and the bytes go from the
+socket through `httptools` to the future that the caller awaits, without a task or a stream in between.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from yarl import URL
 
 from promptmill.backends.openai.transport_errors import InvalidResponseError, StaleError, TooLargeError, TransportError
 
-# Above any answer a model gives; a body that goes on beyond it is an attack or a wrong URL.
+# Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
 LARGEST_BODY = 16 * 1024 * 1024
 _LARGEST_TOGETHER = 64 * 1024 * 1024
 SMALL_BODY = 64 * 1024
-"""What is not counted: the body of an ordinary answer."""
+"""The size of an ordinary answer's body. Bodies up to this size are not counted."""
 _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 _MOST_MEMBERS = 128
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Headers(Mapping[str, str]):
-    """Headers of a response, read only when somebody asks; names in any case, the first of several counts."""
+    """Headers of a response, parsed on first use. Names are case-insensitive; of equal names the first counts."""
 
     __slots__ = ("_raw", "_read")
 
@@ -58,7 +58,7 @@ class Headers(Mapping[str, str]):
     def get(self, key: str, /, default: T) -> str | T: ...
 
     def get(self, key: str, /, default: T | None = None) -> str | T | None:
-        """Return a header; `Mapping` raises and catches an exception for one that is not there."""
+        """Return a header. `Mapping`'s own `get` would raise and catch an exception for a missing one."""
         value = self._all().get(key.lower().encode("latin-1"))
         return default if value is None else value.decode("latin-1").strip()
 
@@ -70,27 +70,27 @@ class Headers(Mapping[str, str]):
 
 
 class BodiesInFlight:
-    """The bytes of all large response bodies that this process holds, and who waits to read more of one.
+    """Limits the bytes of all large response bodies in this process.
 
-    A body of up to 64 KiB is not counted, and never waits. Above the limit only one body at a time goes on, so that
-    those in flight end one after the other instead of waiting for each other. Event loops in several threads share it.
+    Bodies up to 64 KiB are not counted and never wait. Above the limit, only one body at a time is read further, so
+    that bodies complete one after the other instead of blocking each other. Event loops in several threads share it.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is in bytes. The body that goes on exceeds it by `LARGEST_BODY` at most."""
+        """`limit` is in bytes. The one body that is read above it exceeds it by `LARGEST_BODY` at most."""
         self._limit = limit
         self._held = 0
-        self._first = 0  # the `id` of the body that goes on alone; the object itself would never be freed
+        self._first = 0  # the `id` of the one body that is read above the limit; a reference would keep it alive
         self._waiting: deque[HeldBody] = deque()
         self._lock = threading.RLock()  # a body may be freed while another one is counted
 
     @property
     def held(self) -> int:
-        """How many bytes there are."""
+        """The number of counted bytes."""
         return self._held
 
     def add(self, body: HeldBody, size: int) -> bool:
-        """Count `size` more bytes of `body`; return whether to go on, else its `resume` is called once it may."""
+        """Count `size` more bytes of `body`. Return whether to read on; if not, its `resume` is called later."""
         with self._lock:
             self._held += size
             if self._held <= self._limit or self._first in {0, id(body)}:
@@ -102,13 +102,13 @@ class BodiesInFlight:
             return False
 
     def complete(self, body: HeldBody) -> None:
-        """Note that `body` is there to the end, and waits no more."""
+        """Record that `body` is complete and no longer waits."""
         with self._lock:
             if body in self._waiting:
                 self._waiting.remove(body)
 
     def free(self, body: HeldBody, size: int) -> None:
-        """Take a body of `size` bytes out."""
+        """Remove a body of `size` bytes from the count."""
         with self._lock:
             self._held -= size
             if self._first == id(body):
@@ -123,32 +123,32 @@ class BodiesInFlight:
                     going_on.loop.call_soon_threadsafe(going_on.resume)
 
 
-# What counts is the memory of the process, whichever backend and event loop reads.
+# One per process, because the limit protects the memory of the process, across backends and event loops.
 BODIES_IN_FLIGHT = BodiesInFlight(_LARGEST_TOGETHER)
 
 
 class HeldBody:
-    """The counted bytes of one body, for as long as this object is there."""
+    """Counts the bytes of one body for as long as this object exists."""
 
     def __init__(self, resume: Callable[[], None], bodies: BodiesInFlight = BODIES_IN_FLIGHT) -> None:
-        """Must be made on the event loop, which `resume` is called on."""
+        """Must be created on the event loop on which `resume` is to be called."""
         self.loop = asyncio.get_running_loop()
         self.resume = resume
         self._bodies = bodies
         self._size = 0
 
     def add(self, size: int) -> bool:
-        """Count `size` more bytes; return whether to go on, else `resume` is called once it may."""
+        """Count `size` more bytes. Return whether to read further; if not, `resume` is called later."""
         self._size += size
         return self._bodies.add(self, size)
 
     def complete(self) -> None:
-        """Wait no more: the body is there, and counts as long as this object is there."""
+        """Stop waiting: the body is complete. Its bytes count until this object is freed."""
         self.resume = _nothing
         self._bodies.complete(self)
 
     def free(self) -> None:
-        """Stop counting, and waiting."""
+        """Stop counting and waiting."""
         size, self._size = self._size, 0
         if size:
             self._bodies.free(self, size)
@@ -169,10 +169,10 @@ Answer = asyncio.Future[HttpResponse]
 
 
 class Target:
-    """Where requests of one kind go: address, TLS, and all of the head but the length of the body."""
+    """The destination of an endpoint's requests: address, TLS, and the request head up to the length of the body."""
 
     def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
-        """Raises `ValueError` for a header that would break the request."""
+        """Raises `ValueError` for a header with a line break, which would corrupt the request."""
         host = url.raw_host
         if not host:
             raise ValueError("a URL without a host")
@@ -192,7 +192,7 @@ class Target:
         self.resolved_at = 0.0
 
     def head(self, length: int) -> bytes:
-        """Return the head of a request with a body of so many bytes."""
+        """Return the head of a request with a body of `length` bytes."""
         return b"%b%d\r\n\r\n" % (self._head, length)
 
 
@@ -202,22 +202,22 @@ class Owner(Protocol):
     clock: Callable[[], float]
 
     def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
-        """Hand out a result soon."""
+        """Deliver a result soon."""
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection whose request was answered."""
+        """Keep a connection after the answer to its request."""
 
     def forget(self, connection: Connection) -> None:
         """Note that a connection is closed."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Between requests nothing may come on it: that would be taken for the next one's answer."""
+    """One connection. Data between requests closes it, because it would be taken for the answer to the next request."""
 
     def __init__(self, owner: Owner, target: Target) -> None:
         self.target = target
         self.at = 0.0
-        """When something was last sent or received."""
+        """The time at which data was last sent or received."""
         self.answer: Answer | None = None
         """The future that the response is for; None between requests."""
         self.closed = False
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass
 
     def data_received(self, data: bytes) -> None:
         if self.answer is None:
@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
                 self._hold(len(body))
 
     def _hold(self, size: int) -> None:
-        """Count the body, and read no more of it while other bodies have to come first."""
+        """Count the body, and stop reading it while other bodies have priority."""
         assert self._transport is not None
         if self._held is None:
             self._held = HeldBody(self._transport.resume_reading)
@@ -321,7 +321,7 @@ class Connection(asyncio.Protocol):
             raise InvalidResponseError("an unasked-for upgrade")
         if 100 <= status < 200:
             self._interim += 1
-            if self._interim > _MOST_INTERIM:  # each one is a sign of life, so no silence would ever end this
+            if self._interim > _MOST_INTERIM:  # each one resets the timeout of silence, so they could go on forever
                 raise InvalidResponseError("interim responses without end")
             self._headers.clear()
             self._in_body = False
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
     # the owner's
 
     def send(self, pieces: Sequence[bytes], length: int, answer: Answer) -> None:
-        """Send a request with a body of these pieces; `answer` gets the response or what went wrong, once."""
+        """Send a request with a body of these pieces; `answer` gets the response or the exception."""
         transport = self._transport
         assert transport is not None
         self._begin()
@@ -364,7 +364,7 @@ class Connection(asyncio.Protocol):
         self._end(error)
 
     def _until_closed(self) -> bool:
-        """Return whether the body has no other end than that of the connection."""
+        """Return whether only the end of the connection ends the body."""
         return not any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
 
     def _finish(self) -> None:
@@ -403,11 +403,11 @@ class Connection(asyncio.Protocol):
 
 
 def _nothing() -> None:
-    """Nothing is to be resumed."""
+    """Do nothing: the reading of a complete body needs no resumption."""
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:
-    """Return what a compressed body says, though compression was not asked for."""
+    """Return the content of a body that a server compressed without a request for it."""
     if encoding in {b"", b"identity"}:
         return body
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:

@@ -1,4 +1,4 @@
-"""Provider profile: what one provider calls things, what it does not accept, and what its errors mean."""
+"""A provider's profile: address, parameter names, unsupported parameters, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ JsonForm: TypeAlias = Literal["strict", "schema", "object", "words"]
 """`strict`: a schema in OpenAI's strict subset; `schema`: any; `object`: JSON mode; `words`: no `response_format`."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
 _NO_CAUSES: Mapping[str, Cause] = MappingProxyType({})
-
-
-# By name, whoever serves them (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on separate reasoning).
+# Models that always reason at every provider (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on
+# separate reasoning).
 _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-r1|deepseek-reasoner|minimax-m2")
 
 
@@ -33,11 +30,11 @@ def _no_causes() -> Mapping[str, Cause]:
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One provider. `hosts` match the whole host or its end after a dot; `refused` are body keys that bring a 4xx.
+    """One provider. `hosts` match the whole host or its end after a dot; `refused` are body keys that cause a 4xx.
 
-    `thinking` says where `enable_thinking` goes (`type_object`: `thinking: {type: enabled}`; `effort`: off is
-    `reasoning_effort: none`), `json_form` how JSON is asked for. `reasoning_models` names models
-    that take `max_completion_tokens` and refuse `reasoning_refused`.
+    `thinking` is the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: off is
+    `reasoning_effort: none`), `json_form` the form of a request for JSON. `reasoning_models` matches models that take
+    `max_completion_tokens` and refuse `reasoning_refused`.
     """
 
     name: str
@@ -51,23 +48,23 @@ class ProviderProfile:
     reasoning_models: re.Pattern[str] | None = None
     reasoning_refused: frozenset[str] = frozenset()
     base_url: str = ""
-    """Where `provider: NAME` sends requests."""
+    """The address for `provider: NAME`."""
     key_env: str = ""
-    """The variable that usually holds its key; that key goes to its own hosts alone."""
+    """The variable that usually holds its key; that key is sent only to the provider's own hosts."""
     page: str = ""
-    """The provider's own documentation of this."""
+    """The provider's own page with these facts."""
     read: str = ""
-    """The day on which the profile was last compared with that page."""
+    """The date of the last comparison with that page."""
     images: Literal["url", "data"] = "url"
-    """Whether it fetches images from the web, or takes them only in the request."""
+    """`url`: the provider downloads images from the web; `data`: it accepts them only inside the request."""
     thinking_on: str = "enabled"
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
-    """Its models whose thinking cannot be switched off, beside those of every provider."""
+    """Its models whose thinking cannot be switched off, in addition to those that always think at every provider."""
     codes: Mapping[str, Cause] = field(default_factory=_no_causes)
-    """What its own error codes mean: `field=number`, or a word in lower case as `code` or `type` holds it → cause."""
+    """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=_no_causes)
-    """What its own words mean, in lower case, where other providers mean something else."""
+    """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
 
     def always_thinks(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""
@@ -75,15 +72,15 @@ class ProviderProfile:
         return bool(own or _ALWAYS_THINKING.search(model))
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
-        """Return what an error body means by this provider's own codes and words, or None."""
-        said = [*(f"{name}={number}" for name, number in body.numbers.items()), *body.codes]
-        if found := next((cause for code in said if (cause := self.codes.get(code))), None):
+        """Return the cause that this provider's own codes and phrases give for an error body, or None."""
+        codes = [*(f"{name}={number}" for name, number in body.numbers.items()), *body.codes]
+        if found := next((cause for code in codes if (cause := self.codes.get(code))), None):
             return found
         return next((cause for phrase, cause in self.phrases.items() if phrase in body.text), None)
 
 
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return `(body keys, names the endpoint cannot take)` for `given`: sampling and extra parameters together."""
+    """Return `(body keys, names of unsupported parameters)` for `given`, the sampling and extra parameters together."""
     body = dict(given)
     refused: list[str] = []
     thinking = body.pop("enable_thinking", None)

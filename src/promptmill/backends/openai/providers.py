@@ -1,8 +1,7 @@
-"""Providers and servers, one profile each: `provider: NAME` takes one, an endpoint's host or port finds its own.
+"""Providers and servers: a table with one profile each, and the lookup by name, host or port.
 
-`page` is the provider's own page on it, `read` the day on which address, key and switches were last compared with what
-it says.
-A host that is not listed gets everything as it was given. No profile has a default model: those outlive no year.
+`page` is the provider's own page, `read` the date when address, key and switches were last compared with it. A host
+that is not listed gets all parameters unchanged. No profile has a default model, because models change every year.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
 
 PROFILES = (
     _OPENAI,
-    # not public: anyone can have a host there, so no key goes to it unasked
+    # not public: any customer can have a host there, so a key is sent to it only on request
     replace(
         _OPENAI,
         name="azure",
@@ -104,7 +103,7 @@ PROFILES = (
         ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"),
         thinking="top_level",
         json_form="object",
-        # its word for tokens a minute; money is `Arrearage`
+        # its code for tokens per minute; its code for missing money is `Arrearage`
         phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES}),
         base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
         key_env="DASHSCOPE_API_KEY",
@@ -442,7 +441,7 @@ PROFILES = (
         page="docs.tokenfactory.nebius.com/api-reference/introduction",
         read="2026-11-21",
     ),
-    # servers of one's own: their address is told by --port at their start, these are the usual ones
+    # self-hosted servers: --port at their start sets the port; these addresses are the defaults
     ProviderProfile(
         "vllm",
         public=False,
@@ -480,7 +479,7 @@ _TELLING = len("code=12345")
 
 
 def _agreed() -> Mapping[str, Cause]:
-    """Return the codes that no two profiles read differently and that are too long to be anything else."""
+    """Return the codes whose meaning no two profiles dispute and that are too long to be ambiguous."""
     found: dict[str, Cause] = {}
     differing: set[str] = set()
     for profile in PROFILES:
@@ -490,7 +489,8 @@ def _agreed() -> Mapping[str, Cause]:
     return MappingProxyType({code: cause for code, cause in found.items() if code not in differing})
 
 
-# Every host that is not listed: sent as given. A gateway passes on what those behind it say.
+# The profile of every unlisted host: parameters are sent unchanged. It may be a gateway, which passes on the codes of
+# other providers.
 PLAIN = ProviderProfile("plain", public=False, codes=_agreed(), phrases=DASHSCOPE_PHRASES)
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"qwen": "dashscope", "gemini": "google", "moonshot": "kimi", "zhipu": "glm", "zai": "glm", "claude": "anthropic"}
@@ -514,7 +514,7 @@ def profile_named(name: str) -> ProviderProfile:
 
 
 def profile_of(name: str) -> ProviderProfile:
-    """Return the profile that `provider: NAME` means. Raises `KeyError` with what to write instead."""
+    """Return the profile for `provider: NAME`, aliases included. Raises `KeyError` that suggests a known name."""
     wanted = name.strip().lower()
     found = profile_named(_ALIASES.get(wanted, wanted))
     if found is PLAIN:

@@ -1,4 +1,7 @@
-"""Classify error responses: retried or not, after how long, and whom they affect."""
+"""Classify error responses: what failed, whether and when to retry, whom the failure affects, and what the user can do.
+
+status, body → cause (the provider's own codes, else words and status) → kind, code and wait → hint
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,16 @@ from promptmill.backends.openai.error_body import (
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 
-_RATE_LIMITS = frozenset({420, 429})  # 420 is the same to some
-# Beside these and 5xx: 498 is some providers' 503, 424 is TGI's and Azure's word for a broken backend, 444, 460 and 499
-# are written by balancers whose own client went away.
+_RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
+# Retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI and Azure, and
+# balancers send 444, 460 and 499 when their own client has disconnected.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
-# The endpoint, or a gateway before it, gave up waiting for the model, whose answer may be billed.
+# The endpoint, or a gateway in front of it, stopped waiting for the model, whose answer may still be billed.
 _GAVE_UP_WAITING = frozenset({408, 504, 524})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
-_LATER = "It is a limit of a day or more: start again when it is reset, or use another key."
+_LATER = "It is a limit of a day or more: start again after its reset, or use another key."
 _LONGEST_READ = 1 << 14
 
 _FINAL = {
@@ -51,7 +54,7 @@ _ENDPOINTS = {
     Cause.MODEL: Code.NOT_FOUND,
     Cause.QUOTA: Code.INSUFFICIENT_QUOTA,
 }
-# What an endpoint says to plain HTTP on a port that speaks TLS: nginx, Apache, Go, Tomcat, Node behind a balancer.
+# Replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, Node behind a balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
 _MAX_TOKENS = re.compile(r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)")
 _NO_IMAGES = re.compile(
@@ -70,7 +73,7 @@ _LEAVE_OUT = {
 }
 # Ollama's words, PyTorch's, llama.cpp's.
 _NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
-# vLLM's `EngineDeadError`, and what it says of later requests.
+# vLLM's `EngineDeadError`, and its replies to later requests.
 _DEAD_ENGINE = re.compile(
     r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"
 )
@@ -81,7 +84,7 @@ _NO_DOWNLOAD = re.compile(
     r"|\b\d{3}, message='[^']*', url="
 )
 _PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
-# Cloudflare's pages to whom it takes for a program.
+# Cloudflare's pages for clients that it considers bots.
 _BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 _PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
@@ -90,9 +93,9 @@ _PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|terri
 def classify_refusal(
     status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint, now: float | None = None
 ) -> RetryDecision:
-    """Return what a response with `status` and parsed body `payload` (or its text) means; `now` is Unix time.
+    """Return the decision for an error response. `payload` is the parsed body or its text, `now` Unix time.
 
-    A status below 300 is one whose body says that there is no answer.
+    A status below 300 means that the body reports an error.
     """
     body = read_error(payload)
     wait_s = asked_wait_s(headers, body.payload, body.words, now)
@@ -112,7 +115,7 @@ def classify_refusal(
 
 
 def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
-    """Return the fields of the endpoint's error object that OpenAI's and vLLM's have, as far as it gave them."""
+    """Return those fields of the endpoint's error object that OpenAI and vLLM define."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(inner, dict):
@@ -148,7 +151,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
 
 
 def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` as final, with a hint that says when its wait will be over. `now` is Unix time."""
+    """Return `decision` as final, with a hint that states the end of its wait. `now` is Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600
@@ -170,7 +173,7 @@ def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
 
 
 def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
-    """Return why `status` was sent; 0 stands for a body that is an error and names no status."""
+    """Return the cause of an error response. `status` is 0 for an error body without a status."""
     if status in _RATE_LIMITS:
         return _limit(body, wait_s)
     if status == 402:
@@ -202,7 +205,7 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
 
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
-    """Return what a rate limit is about: one request, minutes, a day or money."""
+    """Return the cause of a rate limit: one too large request, a limit of minutes, of a day, or money."""
     enough = NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE
@@ -228,7 +231,7 @@ def _server_error(status: int, body: ErrorBody) -> Cause:
 
 
 def _first(body: ErrorBody, *causes: Cause) -> Cause | None:
-    """Return the first of `causes` that a code names, else the first that words name."""
+    """Return the first of `causes` that a code of the body names, else the first that its words name."""
     coded = next((cause for cause in causes if _coded(body, cause)), None)
     return coded or next((cause for cause in causes if WORDS[cause].search(body.words)), None)
 
@@ -242,7 +245,7 @@ def _says(body: ErrorBody, cause: Cause) -> bool:
 
 
 def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
-    """Return what to do about a response with `status`; None where its code says it all."""
+    """Return the user's next step after a response with `status`; None if its error code suffices."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)
     if any(words in body.text for words in SPOKE_TLS) and endpoint.url.startswith("http:"):
@@ -254,16 +257,16 @@ def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: 
     if status in {400, 422}:
         return _refused(body)
     if status >= 500 and _DEAD_ENGINE.search(body.text):
-        return "vLLM's engine has stopped: the server's own log says why. Restart the server."
+        return "vLLM's engine has stopped; the server's own log states the reason. Restart the server."
     if status >= 500 and _NO_MEMORY.search(body.text):
-        return "The server's machine lacks memory for this model: use a smaller one, or free memory there."
+        return "The server's machine lacks memory for this model: use a smaller model, or free memory there."
     return None
 
 
 def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
-    """Return the error of a refusal with what the reader should know about the key that was or was not sent.
+    """Return the error of a refusal with a hint about the key that was sent, or about its absence.
 
-    401 and 403 alone are about a missing one: what other statuses say about an account, they say to a key.
+    Only 401 and 403 may mean a missing key; an account error with another status implies that a key was accepted.
     """
     if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
         return error
@@ -278,11 +281,11 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
     if status == 401 and endpoint.key_source:
         sent = f"The key sent is {endpoint.key_source}"
         if endpoint.secrets and names_key_variable(endpoint.secrets[0]):
-            sent += f", which is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
+            sent += f", but its value is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
         elif endpoint.secrets and is_placeholder_key(endpoint.secrets[0]):
-            sent += ", and is the placeholder of an example; put your own key there."
+            sent += ", but it is the placeholder of an example; replace it with your own key."
         elif endpoint.secrets and " " in endpoint.secrets[0]:
-            sent += ", and holds a space, which keys seldom have; copy it again."
+            sent += ", and contains a space, which is unusual for a key; copy it again."
         else:
             sent += "; correct it."
         return PromptmillError(error.code, error.message, sent)
@@ -290,10 +293,10 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
 
 
 def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
-    """Return the error of a connection lost to an endpoint that has never answered."""
+    """Return the error of a lost connection to an endpoint that has never answered, with a hint about the scheme."""
     if endpoint.url.startswith("http:"):
-        hint = "It has never answered: does the port want https:// in `base_url`? Else try again."
-    elif not endpoint.own:  # nobody is to send a key in clear
+        hint = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
+    elif not endpoint.own:  # no hint may lead to a key sent unencrypted over the internet
         return error
     else:
         hint = (
@@ -305,13 +308,13 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
 
 def _forbidden(body: ErrorBody) -> str | None:
     if _BOT_BLOCK.search(body.text):
-        return "A bot block stands before it and not the key is refused; try another network, or ask its operator."
+        return "A bot filter in front of the endpoint blocked this client; try another network, or ask its operator."
     if _PLACE.search(body.words):
-        return "The provider refuses this account or place; another key will not help."
+        return "The provider refuses this account or region; another key will not help."
     if _NO_MODEL.search(body.words):
         return "The key is valid, but its account or project may not use this model: allow it there, or name another."
     if _PERMISSION.search(body.words):
-        return "The endpoint knows the key; what is missing is said above."
+        return "The key is valid but lacks a permission; the message above names it."
     return None
 
 
@@ -326,25 +329,27 @@ def _refused(body: ErrorBody) -> str | None:
     if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]
     if _NO_IMAGES.search(body.text):
-        return "Choose a model that reads images, or leave them out."
+        return "Choose a model that accepts images, or leave the images out."
     if _NO_DOWNLOAD.search(body.text):
-        return "The endpoint could not fetch the image: correct its URL, or send a file that is here."
+        return "The endpoint could not download the image: correct its URL, or send a local file."
     return None
 
 
 def wrong_address(endpoint: Endpoint) -> str:
-    """Return what to check where something other than the API answers."""
+    """Return the hint for a reply that does not come from the API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
-    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a batch file says itself what it asks
-        return f"Asked was {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, which the line asks for."
-    twice = " `/v1` is in it twice." if "/v1/v1/" in url else ""
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file names its own path
+        return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
+    twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:
         return (
-            f"Asked was {redact(url)}. A web interface or another program may be there; `promptmill check` looks for "
-            "the API, which has a path or port of its own."
+            f"The request went to {redact(url)}. Another program, such as a web interface, may answer there; "
+            "`promptmill check` looks for the API at other paths."
         )
-    return f"Asked was {redact(url)}.{twice} A `base_url` usually ends in /v1; `promptmill check` looks for it."
+    return (
+        f"The request went to {redact(url)}.{twice} A `base_url` usually ends in /v1; `promptmill check` looks for it."
+    )
 
 
 def _redirected(location: str, endpoint: Endpoint) -> str | None:
@@ -360,4 +365,4 @@ def _redirected(location: str, endpoint: Endpoint) -> str | None:
     shown = redact(f"{there.scheme}://{host}{port}{path.removesuffix(COMPLETIONS)}"[:200], endpoint.secrets)
     if path.endswith(COMPLETIONS):
         return f"It redirects to {shown}; put that into `base_url`."
-    return f"It redirects to {shown}, which is not the API; correct `base_url`, or sign in where it sends you."
+    return f"It redirects to {shown}, which is not the API; correct `base_url`, or sign in there."

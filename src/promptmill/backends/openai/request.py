@@ -1,4 +1,10 @@
-"""Request bytes out: OpenAI's chat completions format.
+"""Writes request bodies in OpenAI's format for chat completions: parameters, conversation, images.
+
+The bytes of a body are a head (model and parameters), which is written once for all requests with the same
+parameters, and the messages. Images are encoded once per call and inserted as bytes.
+
+    {"model":"m","temperature":0.7,"messages":[ {"role":"user","content":"…"} ]}
+    └──────────── head ──────────────────────┘ └──────── per request ────────┘
 
 Format: platform.openai.com/docs/api-reference/chat.
 """
@@ -41,27 +47,27 @@ class _Head(NamedTuple):
 
 
 class RequestEncoder:
-    """Writes request bodies for one endpoint. What does not change from item to item is written once."""
+    """Writes request bodies for one endpoint."""
 
     def __init__(self, endpoint: Endpoint, model: str, *, enable_thinking: bool | None, stream: bool) -> None:
         self._endpoint = endpoint
         self._model = model
         self._enable_thinking = enable_thinking
         self._stream = stream
-        # keyed by identity, because a call's items share the objects; they are kept so that an id is never reused
+        # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], _Head] = {}
         self._last: _Head | None = None
 
     def refused(self, request: Request) -> list[str]:
-        """Return the names of the request's parameters that the endpoint cannot take."""
+        """Return the names of the request's parameters that the endpoint does not support."""
         if request.path:
             return []
         return self._head(request).refused
 
     def encode(self, request: Request, images: Mapping[str, bytes], *, stream: bool = False) -> bytes | list[bytes]:
-        """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent as they are.
+        """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent unchanged.
 
-        `stream` asks for the answer piece by piece, whatever the configuration says.
+        `stream` requests a streamed answer even if the configuration does not.
 
         Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
         """
@@ -84,11 +90,11 @@ class RequestEncoder:
         except (TypeError, orjson.JSONEncodeError):
             check_encodable(request.conversation)
             raise PromptmillError(
-                Code.INVALID_INPUT, "The request holds a value that JSON cannot carry, or is nested too deeply."
+                Code.INVALID_INPUT, "The request contains a value that JSON cannot represent, or is nested too deeply."
             ) from None
 
     def fingerprint(self, request: Request) -> bytes:
-        """Return a digest that is equal for requests that are sent alike; an image counts by its source."""
+        """Return a digest that is equal for requests with equal bodies; an image is identified by its source."""
         try:
             sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
             body = self.encode(request, sources)
@@ -97,7 +103,7 @@ class RequestEncoder:
                 body if isinstance(body, bytes) else b"".join(body), digest_size=16, person=read
             ).digest()
         except (PromptmillError, TypeError):
-            return b"%d" % request.key  # like no other; its own attempt says what is wrong
+            return b"%d" % request.key  # unique; its own attempt will report the error
 
     def _head(self, request: Request) -> _Head:
         last, sampling, extra = self._last, request.sampling, request.extra
@@ -106,16 +112,16 @@ class RequestEncoder:
         identity = (id(sampling), id(extra))
         head = self._heads.get(identity)
         if head is None:
-            if len(self._heads) >= 1024:  # requests that each bring their own parameters
+            if len(self._heads) >= 1024:  # each request has its own parameters
                 self._heads.clear()
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps({"model": self._model, **body})
-            except TypeError:  # orjson's error is one
+            except TypeError:  # orjson's error is a subclass
                 raise PromptmillError(
                     Code.INVALID_INPUT,
-                    "`sampling_params` or `extra_params` hold half a surrogate pair, a number above 64 bits "
-                    "or too deep a nesting, which JSON cannot carry.",
+                    "`sampling_params` or `extra_params` contain an unpaired surrogate, a number above 64 bits "
+                    "or too deep nesting, which JSON cannot represent.",
                 ) from None
             head = _Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
             self._heads[identity] = head
@@ -126,7 +132,7 @@ class RequestEncoder:
         # extra parameters go first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
-        ours.pop("reasoning", None)  # how the answer is read, which is no affair of the endpoint's
+        ours.pop("reasoning", None)  # an instruction for reading the answer, not for the endpoint
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
                 Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."
@@ -188,7 +194,7 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
 
 
 def asked_of(form: JsonForm, wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
-    """Return `response_format` as a provider of this `form` takes it, and what to say in words beside it.
+    """Return the `response_format` for a provider of this `form`, and the instructions for the prompt.
 
     Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
     """
@@ -208,27 +214,30 @@ def _strictly(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     if not block.get("strict"):
         return wanted
     schema = strict_form(block["schema"])
-    # what strict mode cannot say goes as guidance; every answer is checked here anyway
+    # a schema that strict mode cannot express is sent as guidance; promptmill validates every answer anyway
     block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
     return {**wanted, "json_schema": block}
 
 
 def with_words(conversation: Conversation, words: str) -> Conversation:
-    """Return the conversation with `words` at the end of its system turn."""
+    """Return the conversation with `words` at the end of its system message."""
     first = conversation.messages[0] if conversation.messages else None
     if first is not None and first.role in {"system", "developer"} and isinstance(first.content, str):
-        said = Message(first.role, f"{first.content}\n\n{words}", first.extra)
-        return Conversation((said, *conversation.messages[1:]))
+        extended = Message(first.role, f"{first.content}\n\n{words}", first.extra)
+        return Conversation((extended, *conversation.messages[1:]))
     return Conversation((Message("system", words), *conversation.messages))
 
 
 class ImageEncoder:
-    """Images as endpoints get them: a `data:` URL, or the URL of an image on the web."""
+    """Encodes the images of one call, each once and off the event loop.
+
+    Endpoints get a `data:` URL, or the URL of an image on the web.
+    """
 
     def __init__(self, rules: ImageRules, fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES) -> None:
-        """With a `fetcher` images on the web are downloaded here, else the endpoint gets their URLs.
+        """With a `fetcher`, images on the web are downloaded here; without one, the endpoint gets their URLs.
 
-        Up to `kept_bytes` are kept for later items.
+        Up to `kept_bytes` of encoded images are kept for later requests.
         """
         self._fetches = fetcher is not None
         self._image_cache = ImageCache(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
@@ -238,7 +247,7 @@ class ImageEncoder:
         return not self._fetches and any(is_web(image.source) for image in images)
 
     async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
-        """Return source → JSON string with the URL that is sent. Raises `PromptmillError` (`invalid_image`)."""
+        """Return source → JSON string of the URL to send. Raises `PromptmillError` (`invalid_image`)."""
         return {image.source: await self._one(image.source) for image in images}
 
     async def _one(self, source: str) -> bytes:
@@ -252,7 +261,7 @@ class ImageEncoder:
         return await self._image_cache.read(source)
 
     def close(self) -> None:
-        """Stop what is still being read or fetched."""
+        """Stop all running reads and downloads."""
         self._image_cache.close()
 
 

@@ -1,4 +1,7 @@
-"""Response bytes in: OpenAI's chat completions format, and what endpoints answer instead.
+"""Reads responses: OpenAI's format for chat completions, its variants, and errors with any status.
+
+An ordinary answer (text only) takes a short path. All other bodies go through the long one: streams, answers wrapped
+by gateways, invalid UTF-8, errors with status 200. The result is a `Completion` or a `RetryDecision`.
 
 Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, DeepSeek and OpenRouter send them.
 """
@@ -28,19 +31,19 @@ _ERROR_FIELDS = frozenset(
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
-# What separates values in JSON. Each is a value in memory, of up to 80 bytes, and a tenth of a microsecond in which
-# nothing else goes on; a small body has no room for many.
+# The limit of values in a JSON body, estimated by its separators. A value takes up to 80 bytes of memory and blocks the
+# event loop for a tenth of a microsecond; small bodies cannot hold many.
 _MOST_VALUES = 500_000
 _SMALL = 256 * 1024
 _LARGEST_ERROR = 1 << 20
-_MOST_EVENTS = 150_000  # of a stream: an answer has no more tokens
-_MOST_TOKENS = 2**24  # more than any context; what is counted is charged to `tpm`
+_MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
+_MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
 
 
 def read_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, with `keep_raw` all of its fields, or what the response means instead."""
+    """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
         if _has_too_many_values(body):
             return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
@@ -54,14 +57,14 @@ def read_response(
         if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
             return completion
         return _read(status, headers, body, payload, endpoint, keep_raw=keep_raw)
-    except Exception:  # noqa: BLE001 (such as nesting too deep to walk: whatever is sent, it never ends the run)
-        return _unreadable(endpoint, "what cannot be read", b"")
+    except Exception:  # noqa: BLE001 (no response, such as one nested too deeply, may end the run)
+        return _unreadable(endpoint, "an unreadable response", b"")
 
 
 def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
-    """Return the response to a request for another path than chats: its text, if it has one, and its payload."""
+    """Return the response to a request for a path other than chats: its text, if any, and its payload."""
     if _has_too_many_values(body):
         return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
     try:
@@ -87,7 +90,7 @@ def _has_too_many_values(body: bytes) -> bool:
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:
-    """Return the text of a completion or of a response of OpenAI's Responses API."""
+    """Return the text of a completion, or of a response of OpenAI's Responses API."""
     match payload:
         case {"choices": [{"text": str(text)}, *_]}:
             return text
@@ -120,9 +123,9 @@ def _read(
 
 
 def _ordinary(payload: dict[str, Any]) -> Completion | None:
-    """Return the answer in an object of the usual form, text and nothing else; None for any other.
+    """Return the answer in an object of the usual form with text only; None for any other.
 
-    `read_payload` would find the same and takes four times as long.
+    `read_payload` gives the same result but takes four times as long.
     """
     choices = payload.get("choices")
     if type(choices) is not list or not choices or _is_error(payload):
@@ -143,7 +146,7 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
 
 
 def _unwrapped(payload: Any) -> Any:
-    """Unwrap a completion or error from what gateways put around it: a list, a JSON string, another object."""
+    """Remove the wrapping that gateways add to a completion or error: a list, a JSON string, another object."""
     if isinstance(payload, str):
         payload = _loosely(payload.encode("utf-8", "replace"))
     if isinstance(payload, list) and len(payload) == 1:
@@ -180,7 +183,7 @@ def _assembled(body: bytes) -> dict[str, Any]:
     try:
         return assemble(body)
     except orjson.JSONDecodeError:
-        # mended when it is complete: the halves of a surrogate pair may have come apart
+        # repaired only after assembly, because two events may hold the halves of one surrogate pair
         completion: dict[str, Any] = mended(assemble(body, load_leniently))
         return completion
 
@@ -188,9 +191,9 @@ def _assembled(body: bytes) -> dict[str, Any]:
 def read_payload(
     payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion object, with `keep_raw` all of its fields, or what it means instead.
+    """Return the answer in a chat completion object, or the decision about a failure. `keep_raw` keeps all its fields.
 
-    Its text is what the endpoint gave; reasoning in it is told apart by `answers.reasoning`.
+    The text is the endpoint's, unchanged; `answers.reasoning` separates reasoning from it.
     """
     choices = payload.get("choices")
     if _is_error(payload):
@@ -203,7 +206,7 @@ def read_payload(
     if not choices or not isinstance(choices[0], dict):
         return _without_choice(payload, endpoint, usage)
     choice = choices[0]
-    if isinstance(choice.get("error"), dict):  # OpenRouter, when the provider behind it failed amid an answer
+    if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **_spent(usage))
     message = choice.get("message") or choice.get("delta")
     if not isinstance(message, dict):
@@ -219,7 +222,7 @@ def read_payload(
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")
     if (tool_calls or logprobs) and not can_go_on((tool_calls, logprobs)):
-        return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot carry", b"")
+        return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot represent", b"")
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = text_of(refusal)
@@ -238,7 +241,7 @@ def read_payload(
 
 
 def _tier(payload: Mapping[str, Any]) -> str:
-    """Return the service tier that an answer reports: OpenAI's field, or Anthropic's in the usage."""
+    """Return the service tier in an answer: OpenAI's field, or Anthropic's in the usage."""
     tier = payload.get("service_tier")
     if tier is None and isinstance(usage := payload.get("usage"), dict):
         tier = usage.get("service_tier")
@@ -246,7 +249,7 @@ def _tier(payload: Mapping[str, Any]) -> str:
 
 
 def _is_error(payload: Mapping[str, Any]) -> bool:
-    """Return whether a body says that it is an error, whatever its status and its `choices`."""
+    """Return whether a body reports an error, regardless of its status and its `choices`."""
     if payload.get("error") or payload.get("error_code") or payload.get("object") == "error":
         return True
     base = payload.get("base_resp")  # MiniMax
@@ -263,7 +266,7 @@ def _usage(usage: Any) -> Usage:
         return NO_USAGE
     prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
     completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
-    if len(usage) == 3 and prompt and completion and "total_tokens" in usage:  # so there is nothing else
+    if len(usage) == 3 and prompt and completion and "total_tokens" in usage:  # no details then
         return Usage(prompt, completion)
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage.get("prompt_cache_hit_tokens"))
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
@@ -271,7 +274,7 @@ def _usage(usage: Any) -> Usage:
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
-    """Return a count of the usage details; DeepSeek has its cached tokens beside the sums."""
+    """Return a count of the usage details."""
     details = usage.get(group)
     return _count(details.get(name)) if isinstance(details, dict) else 0
 
@@ -302,7 +305,7 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
 
 
 def _page(body: bytes) -> str:
-    """Return how a message refers to a web page: by its title, if it has one."""
+    """Return the description of a web page for a message, with its title if it has one."""
     title = " ".join(without_controls(read_error(_text(body)).shown).split())[:60]
     return f"a web page ({title})" if title else "a web page"
 
@@ -324,12 +327,15 @@ def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:
 
 
 def _spent(usage: Usage) -> dict[str, Any]:
-    """Return what a decision reports of a reply that is no answer and may be billed."""
+    """Return the fields of a decision about a failed reply that may be billed."""
     return {"usage": usage, "unmetered": not usage.prompt_tokens}
 
 
 def load_leniently(data: bytes) -> Any:
-    """Return the value of `data`; half a surrogate pair stays one, for its other half may come. Raises `ValueError`."""
+    """Return the value of `data`, which orjson refused: unpaired surrogates (llama.cpp cuts emojis) or invalid UTF-8.
+
+    Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
+    """
     try:
         return json.loads(data.decode("utf-8", "replace"))
     except RecursionError:
@@ -337,7 +343,7 @@ def load_leniently(data: bytes) -> Any:
 
 
 def mended(value: Any) -> Any:
-    """Return `value` with whole characters: half a surrogate pair becomes U+FFFD. Raises `ValueError`."""
+    """Return `value` with pairs of surrogates joined and unpaired ones replaced by U+FFFD. Raises `ValueError`."""
     try:
         text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""The text and the reasoning of a message, wherever endpoints put them."""
+"""The fields of an answer in all the places where endpoints put them: text, reasoning, finish reason, other fields."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
 _DEEPEST = 8
-_DEEPEST_JSON = 32  # levels of nesting in tool calls and the like; every encoder on their way has a bound of its own
+_DEEPEST_JSON = 32  # levels of nesting; deeper values are measured, because each encoder on their way has its own limit
 _DEEPEST_ORJSON = 254
-# Kept as fields of a `Completion`, or the same for every answer.
+# Fields that `Completion` has itself, or that are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return `(text, reasoning)`, the text as the endpoint gave it. Raises `TypeError` for content that is not text."""
+    """Return `(text, reasoning)` of a message, the text unchanged. Raises `TypeError` for content that is not text."""
     text, thought = _split_parts(message.get("content"))
     return text, _reasoning(message) or thought or None
 
@@ -34,7 +34,7 @@ def is_thinking(part: Any) -> bool:
 
 
 def text_of(part: Any, depth: int = 0) -> str:
-    """Return the text of a part, `""` for one of another kind. Raises `TypeError` for what is neither."""
+    """Return the text of a part; `""` for a part of another type. Raises `TypeError` for a value that is not a part."""
     if isinstance(part, str):
         return part
     if part is None:
@@ -52,7 +52,7 @@ def text_of(part: Any, depth: int = 0) -> str:
 
 
 def _split_parts(content: Any) -> tuple[str, str]:
-    """Return `(text, thinking)` of a message's content: Mistral's and Anthropic's reasoning models send parts."""
+    """Return `(text, thinking)` of a message's content. Mistral's and Anthropic's reasoning models send parts."""
     if isinstance(content, str):
         return content, ""
     parts = content if isinstance(content, list) else [content]
@@ -86,7 +86,7 @@ def _optional(value: Any) -> str | None:
 
 
 class Ending(Enum):
-    """What a finish reason means for the answer."""
+    """The way an answer ended."""
 
     WHOLE = auto()
     FILTERED = auto()
@@ -105,7 +105,7 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
-# Any word for a filter, also within a longer one such as `content_filter: PROHIBITED_CONTENT`.
+# Any word for a filter, also inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
     r"|flagged|unsafe"
@@ -119,7 +119,10 @@ _BROKEN = re.compile(
 
 
 def read_finish(reason: object) -> tuple[str | None, Ending]:
-    """Return `(OpenAI's word or the endpoint's own, what it means)`; SGLang's may be an object with a `type`."""
+    """Return `(OpenAI's finish reason or the endpoint's own, the ending)`; SGLang's may be an object with a `type`.
+
+    Sources: the providers' API references. Gateways pass on Gemini's and Cohere's own reasons unchanged.
+    """
     if isinstance(reason, dict):
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
@@ -139,9 +142,9 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
 def details_of(
     payload: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Return `body`, `choice` and `message` of an answer without what a `Completion` has fields for.
+    """Return the other fields of an answer's `body`, `choice` and `message`, for outputs of the Batch format.
 
-    None when no file can hold them.
+    None if there are none, or if they are nested too deeply for a file.
     """
     found = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
     kept = {name: value for name, value in found.items() if value}
@@ -153,12 +156,12 @@ def _rest(value: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
 
 
 def can_go_on(value: Any) -> bool:
-    """Return whether files, frames and results can hold `value`."""
+    """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
     try:
         text = orjson.dumps(value)
         if text.count(b"{") + text.count(b"[") <= _DEEPEST_JSON:
             return True
-        for _ in range(_DEEPEST_ORJSON - _DEEPEST_JSON):  # its bound then is ours, at the cost of encoding alone
+        for _ in range(_DEEPEST_ORJSON - _DEEPEST_JSON):  # wrapped until orjson's limit stands for ours
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:

@@ -1,4 +1,7 @@
-"""What a failure is about, what a broken connection means, and how long to back off. Decisions only, no waiting."""
+"""Retry decisions: what a failed attempt affects, when to try again, and the classification of exceptions.
+
+This module only decides; the loop in `run` waits and retries. `refusals` classifies error responses.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +24,34 @@ from promptmill.backends.openai.transport_errors import (
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Usage
 
-_NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall stands between; else raise `timeout`."
+_NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
 
 
 class FailureKind(Enum):
-    """What a failure affects."""
+    """The scope of a failure."""
 
     ITEM = auto()
-    """The item alone: final."""
+    """Only this item: final."""
     TRANSIENT = auto()
-    """This attempt alone: try again, counted against `retries`."""
+    """Only this attempt: try again, counted against `retries`."""
     LOAD = auto()
     """The endpoint is busy (429): put the item back, lower the limit."""
     LOST = auto()
-    """The endpoint may be gone (lost or refused connection, 503)."""
+    """The endpoint may be down (lost or refused connection, 503)."""
     OURS = auto()
-    """The worker process that made the attempt: put the item back."""
+    """The worker process that made the attempt failed: put the item back."""
     ENDPOINT = auto()
-    """The key, the account, the model or the host, and so all items, if others are refused alike."""
+    """The key, the account, the model or the host: all items, if others are refused in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What one failed attempt means.
+    """The consequences of one failed attempt.
 
-    `wait_s` is how long the endpoint asks to wait, if it says so. `stale`: a kept connection was at its end, so
-    the next attempt needs a new one and no wait. `usage`: what an answer cost that is none. `status`: the HTTP status
-    that was sent, or that the body names; 0 where there was none. `unmetered`: the request was sent and may be billed,
-    but no usage was reported.
+    `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
+    next attempt needs a new one and no wait. `usage`: the cost of an unusable answer. `status`: the HTTP status, or the
+    one that the body names; 0 without one. `unmetered`: the request was sent and may be billed, but no usage was
+    reported.
     """
 
     kind: FailureKind
@@ -69,7 +72,7 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return what an attempt that ended in `exc` means."""
+    """Return the decision about an attempt that ended in `exc`."""
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if was_sent(exc) else decision
 
@@ -81,7 +84,7 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     if isinstance(exc, ProxyError):
         error = PromptmillError(
             Code.UNREACHABLE,
-            f"{endpoint.name} could not be asked: the proxy that the environment names cannot be used.",
+            f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
             "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
         )
         return RetryDecision(FailureKind.LOST, error)
@@ -93,19 +96,19 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
                 else f"was silent {exc if isinstance(exc, SilenceTimeoutError) else 'for too long'}"
             )
         case Code.UNREACHABLE:
-            text = "refused the connection or cannot be reached"
+            text = "refused the connection or is unreachable"
         case Code.CONNECTION_LOST:
             text = "closed the connection before the answer was complete"
         case Code.NAME_RESOLUTION:
-            text = "could not be looked up: this machine cannot resolve the name"
+            text = "is unreachable: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
-            text = "could not be connected to: this process has no file descriptor left"
+            text = "could not be reached: this process has no file descriptors left"
         case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
             text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
             text = "sent an invalid HTTP response"
         case _:
-            text = f"could not be asked ({type(exc).__name__})"
+            text = f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})"
     error = PromptmillError(
         code, f"{endpoint.name} {text}.", _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
     )

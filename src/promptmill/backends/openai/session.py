@@ -1,6 +1,6 @@
-"""aiohttp's session as a transport: proxies, large bodies, responses read as they come, pages.
+"""aiohttp's session as a transport: proxies, large bodies, streamed responses, pages.
 
-Imported when it is first needed: most processes never need it, and it takes 11 MB and a tenth of a second.
+Imported only on first use: most processes never need it, and it takes 11 MB and a tenth of a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from promptmill.backends.openai.transport_errors import (
     of_connecting,
 )
 
-# An upload is given this long beside the silence that is borne after it.
+# The slowest accepted upload; its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
 
 
@@ -50,9 +50,9 @@ class _Pieces(aiohttp.Payload):
 
 
 class Session:
-    """Connections for one request each: on a kept one, what came between requests would be the next one's answer.
+    """A connection per request: data that arrives on a kept one between requests would count as the next answer.
 
-    All methods raise `TransportError` and what the system raises.
+    All methods raise `TransportError` and the system's exceptions.
     """
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
@@ -67,10 +67,10 @@ class Session:
     async def post(
         self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
     ) -> HttpResponse:
-        """Post a body of these pieces; `on_data` gets each piece of the response's body as it comes.
+        """Post a body of these pieces; `on_data` gets each piece of the response's body as it arrives.
 
-        The time until a response begins is bounded as a whole, because aiohttp takes interim responses for signs of
-        life, without end.
+        The time until a response starts is limited as a whole, because in aiohttp each interim response restarts the
+        timeout, so a server could send them forever.
         """
         with _our_errors(self._limits_s):
             posting = self._session.post(
@@ -82,7 +82,9 @@ class Session:
                 proxy_headers=route.proxy_headers,
             )
             begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
-            async with asyncio.timeout(begins_s):  # `wait_for` of Python 3.11 loses a cancellation that meets the head
+            async with asyncio.timeout(
+                begins_s
+            ):  # Python 3.11's `wait_for` loses a cancellation that arrives together with the head
                 response = await posting
             async with response:
                 try:
@@ -93,7 +95,7 @@ class Session:
                 return HttpResponse(response.status, Headers(response.raw_headers), body, held)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
-        """Return a page, of its body up to `largest` bytes."""
+        """Return a page with up to `largest` bytes of its body."""
         with _our_errors(self._limits_s):
             getting = self._session.get(
                 url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
@@ -110,7 +112,7 @@ class Session:
 async def _read(
     content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None, silence_s: float
 ) -> tuple[bytes, HeldBody | None]:
-    """Return the body, of which `on_data` gets each piece, and what counts it where it is large.
+    """Return the body and, if it is large, the object that counts it; `on_data` gets each piece.
 
     After a `TooLargeError` the connection is unusable.
     """
@@ -151,9 +153,9 @@ def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
 
 
 def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
-    """Return what an exception of aiohttp says, as one of ours or the system's.
+    """Return an exception of aiohttp as one of ours or the system's.
 
-    `limits_s`: for how long connecting, and silence, were borne.
+    `limits_s`: the timeouts of connecting and of silence.
     """
     match error:
         case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():

@@ -1,4 +1,4 @@
-"""Server-sent events → the chat completion they add up to.
+"""Server-sent events: the chat completion that they form together, and its text while they arrive.
 
 Format: html.spec.whatwg.org, server-sent events; platform.openai.com, chat completions, streaming.
 """
@@ -18,7 +18,7 @@ _STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 class CutOffError(Exception):
-    """The stream ended before the answer did."""
+    """The stream ended before the answer was complete."""
 
 
 def is_stream(content_type: str, body: bytes) -> bool:
@@ -30,7 +30,7 @@ def is_stream(content_type: str, body: bytes) -> bool:
 
 
 def first_event(body: bytes) -> Any:
-    """Return the first event that is JSON, or None: an error may be said as a stream."""
+    """Return the first event that is JSON, or None. Some servers send errors as streams."""
     for data in _events(body):
         try:
             return orjson.loads(data)
@@ -42,7 +42,7 @@ def first_event(body: bytes) -> Any:
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
-    Raises `CutOffError` when there was neither a finish reason nor an end mark, `ValueError` for invalid JSON.
+    Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON.
     """
     completion: dict[str, Any] = {}
     message: dict[str, Any] = {}
@@ -122,10 +122,13 @@ def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
 
 
 class StreamPreview:
-    """Reads the pieces of a stream as they come. Unreadable ones are skipped: the full body is read again later."""
+    """Shows the text of a streamed answer while it arrives.
+
+    Unreadable events are skipped, because the whole body is read again at the end.
+    """
 
     def __init__(self, show: Callable[[str], None], *, inline: bool) -> None:
-        """`show` is told the text so far; with `inline` reasoning is part of it."""
+        """`show` gets the text so far; with `inline`, reasoning is part of it."""
         self._show = show
         self._inline = inline
         self._rest = b""
@@ -141,7 +144,7 @@ class StreamPreview:
 
 
 def _delta(line: bytes) -> str:
-    """Return what the event in a line adds to the answer."""
+    """Return the text that the event in a line adds to the answer."""
     try:
         event = orjson.loads(line.strip().removeprefix(b"data:"))
         choice = event["choices"][0]

@@ -1,4 +1,8 @@
-"""One attempt at a time to an endpoint: over our own connections, or over aiohttp's session where more is needed."""
+"""Sends one attempt to an endpoint: over our own connections, or over aiohttp's session.
+
+small body, no proxy, no streaming  →  RawHttpClient  (our own HTTP/1.1, the cheapest way)
+everything else                     →  session.Session (aiohttp, imported on first use)
+"""
 
 from __future__ import annotations
 
@@ -31,19 +35,20 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
 
 T = TypeVar("T")
-# Larger bodies are written piece by piece by the session, which waits while the endpoint reads too slowly.
+# The session writes larger bodies piece by piece and waits while the endpoint reads slowly.
 LARGEST_DIRECT_REQUEST = 1024 * 1024
-# Descriptors for everything that is not a connection: stdio, the engine's pipes, files being read.
+# Descriptors for everything except connections: stdio, the engine's pipes, open files.
 _SPARE_DESCRIPTORS = 64
-# uvicorn, under vLLM and SGLang, closes after 5 s without a request: leave first, so that no request meets that.
+# uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. We close earlier, so that no
+# request is lost to that.
 KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
-# RFC 8305, section 5: how long an address may take before the next is tried beside it.
+# RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
 
 
 class _Session(Protocol):
-    """The part of `session.Session` that a pool uses; that module is imported only when it is needed."""
+    """The methods of `session.Session`; the type stands here because that module is imported only on first use."""
 
     async def post(
         self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
@@ -58,7 +63,7 @@ class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
     def __init__(self, settings: OpenAISettings, connections: int) -> None:
-        """Open nothing yet; must be made on the event loop. `connections` is the most at a time."""
+        """Open nothing yet; must be created on the event loop. `connections` is the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         limit = settings.max_connections or connections
         self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment)
@@ -78,9 +83,9 @@ class Pool:
     ) -> HttpResponse:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
-        `on_data` gets each piece of the response's body as it comes.
+        `on_data` gets each piece of the response's body as it arrives.
 
-        Raises `TransportError` and what the system raises.
+        Raises `TransportError` and the system's exceptions.
         """
         route = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
@@ -91,25 +96,25 @@ class Pool:
         return await session.post(route, pieces, length, on_data)
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body of a page of `endpoint`'s host, asked for with its key. Raises as `send`."""
+        """Return status, headers and body of a page of `endpoint`'s host; sends its key. Raises as `send`."""
         session = await self._opened()
         response = await session.get(self._route(endpoint), URL(url), largest)
         return response.status, response.headers, response.body
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
-        """Return the body of a page, without sending a key; None for whatever goes wrong."""
+        """Return the body of a page, or None for any failure. Sends no key."""
         try:
             async with asyncio.timeout(timeout_s):
                 page, session = URL(url), await self._opened()
                 response = await session.get(Route(page, CIMultiDict(), None), page, largest)
                 return response.body if response.status == 200 else None
-        except Exception:  # noqa: BLE001 (a page that nobody needs)
+        except Exception:  # noqa: BLE001 (an optional page)
             return None
 
     async def read_apart(self, read: Callable[[], T]) -> T:
-        """Return what `read` makes of a large body, in a thread.
+        """Run `read`, which parses a large body, in a thread and return its result.
 
-        One at a time: values take several times the memory of their text.
+        One at a time, because values take several times the memory of their text.
         """
         async with self._reading:
             return await asyncio.to_thread(read)
@@ -121,7 +126,7 @@ class Pool:
         return route
 
     async def _opened(self) -> _Session:
-        """Return the session, which many calls never need."""
+        """Return the session; the first call opens it."""
         if self._session is None:
             self._session = asyncio.ensure_future(self._open())
         return await asyncio.shield(self._session)
@@ -135,7 +140,7 @@ class Pool:
         return session
 
     async def aclose(self) -> None:
-        """Close all connections, those with a request in flight too."""
+        """Close all connections, including those with a request in flight."""
         self._client.close()
         if self._session is not None:
             session = await self._session
@@ -143,13 +148,13 @@ class Pool:
 
 
 class RawHttpClient:
-    """HTTP/1.1 connections of our own that are kept, at most so many together. Times are seconds.
+    """Our own HTTP/1.1 connections, kept alive, up to `limit`. Times are in seconds.
 
-    A request costs far less here than over aiohttp's session. Silence is looked for in all connections together.
+    A request costs far less here than over aiohttp's session. One timer checks all connections for silence.
     """
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: Callable[[], ssl.SSLContext]) -> None:
-        """Must be made on the event loop. `trust` makes the context for TLS; it may block and is called in a thread."""
+        """Must be created on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
         self._loop = asyncio.get_running_loop()
         self.clock = self._loop.time
         self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
@@ -166,7 +171,7 @@ class RawHttpClient:
     async def post(self, target: Target, pieces: Sequence[bytes], length: int, *, fresh: bool = False) -> HttpResponse:
         """Post a body of these pieces, on a new connection if `fresh`.
 
-        Raises `TransportError` and what the system raises.
+        Raises `TransportError` and the system's exceptions.
         """
         connection = None if fresh else self._idle(target)
         if connection is None:
@@ -198,7 +203,7 @@ class RawHttpClient:
         return None
 
     async def _new(self, target: Target, *, fresh: bool) -> Connection:
-        """Return a new connection, or one that became idle while there was room for none."""
+        """Return a new connection, or one that became idle while this call waited below the limit."""
         while len(self._open) + self._connecting >= self._limit:
             if not self._close_an_idle_one():
                 waiter = self._loop.create_future()
@@ -206,7 +211,7 @@ class RawHttpClient:
                 try:
                     await waiter
                 except asyncio.CancelledError:
-                    if not waiter.cancelled():  # the place is somebody else's
+                    if not waiter.cancelled():  # pass the free place on to another waiter
                         self._wake()
                     raise
                 if not fresh and (connection := self._idle(target)) is not None:
@@ -267,7 +272,7 @@ class RawHttpClient:
         return await asyncio.shield(self._context)
 
     def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
-        """Hand out a result soon: a few in each turn of the loop, so that others have theirs, however many came."""
+        """Deliver a result soon: a few per iteration of the event loop, so that many results do not block it."""
         if not self._arrived:
             self._loop.call_soon(self._hand_out)
         self._arrived.append((answer, result))
@@ -276,7 +281,7 @@ class RawHttpClient:
         arrived = self._arrived
         for _ in range(min(ANSWERS_PER_TURN, len(arrived))):
             answer, result = arrived.popleft()
-            if answer.done():  # whoever waited was cancelled
+            if answer.done():  # the waiting call was cancelled
                 continue
             if isinstance(result, HttpResponse):
                 answer.set_result(result)
@@ -286,7 +291,7 @@ class RawHttpClient:
             self._loop.call_soon(self._hand_out)
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection whose request was answered."""
+        """Keep a connection after the answer to its request."""
         connection.target.idle.append(connection)
         if self._waiting:
             self._wake()
@@ -312,7 +317,7 @@ class RawHttpClient:
         return False
 
     def _look(self) -> None:
-        """Look for silence, and for connections that were idle for too long."""
+        """Fail silent connections and close those that were idle for too long."""
         self._watch = None
         now = self.clock()
         for connection in tuple(self._open):
@@ -326,7 +331,7 @@ class RawHttpClient:
             self._watch = self._loop.call_later(self._period_s, self._look)
 
     def close(self) -> None:
-        """Close all connections, those with a request in flight too."""
+        """Close all connections, including those with a request in flight."""
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
@@ -343,7 +348,7 @@ def room_for_connections(wanted: int) -> int:
 
 
 class Route(NamedTuple):
-    """The route to one endpoint; without a `target` only the session can send."""
+    """The route to one endpoint: address, headers, proxy. Without a `target`, only the session can send."""
 
     url: URL
     headers: CIMultiDict[str]
@@ -353,7 +358,7 @@ class Route(NamedTuple):
 
 
 def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
-    """Return the route to `endpoint`, with `trust_env` through the proxy that the environment names for it.
+    """Return the route to `endpoint`; with `trust_env`, through the proxy that the environment names for it.
 
     aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a
     .netrc entry for the host would clash with the key.
@@ -379,7 +384,7 @@ def proxy_of(url: str, *, trust_env: bool) -> URL | None:
 
 
 def trust_of_environment() -> ssl.SSLContext:
-    """Return a context for the authorities that the environment names as OpenSSL, requests and curl do.
+    """Return a TLS context with the certificate authorities from the variables of OpenSSL, requests and curl.
 
     Blocks for some 50 ms.
     """

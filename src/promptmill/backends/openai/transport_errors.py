@@ -1,6 +1,7 @@
-"""Errors of one attempt that brought no complete response, each with its code; both transports raise them.
+"""Errors of an attempt without a complete response, each with its code; both transports raise them.
 
-What the system raises (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may come as it is.
+The system's exceptions (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may pass unchanged. `tls_error` explains
+those of TLS handshakes.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ class TransportError(Exception):
 
 
 class StaleError(TransportError):
-    """A kept connection ended without a byte of answer: most likely the server closed it between requests.
+    """A kept connection ended without a byte of an answer: most likely the server closed it between requests.
 
-    RFC 9112, section 9.5, has clients expect that; a new connection tells whether it was so.
+    RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows whether it was so.
     """
 
 
 class ConnectTimeoutError(TransportError):
-    """No connection in time; its text says within which."""
+    """The connection was not established in time; the text states the limit."""
 
     code = Code.TIMEOUT
 
 
 class SilenceTimeoutError(TransportError):
-    """Nothing was received; its text says for how long."""
+    """Nothing was received for the time that the text states."""
 
     code = Code.TIMEOUT
 
 
 class UnreachableError(TransportError):
-    """No address of the host took a connection."""
+    """No address of the host accepted a connection."""
 
     code = Code.UNREACHABLE
 
 
 class ProxyError(TransportError):
-    """The proxy took no connection, or refused to make one."""
+    """The proxy accepted no connection, or refused to open one to the endpoint."""
 
     code = Code.UNREACHABLE
 
 
 class InvalidResponseError(TransportError):
-    """What came is not an HTTP response."""
+    """The received bytes are not an HTTP response."""
 
     code = Code.BAD_RESPONSE
 
@@ -67,7 +68,7 @@ class InvalidURLError(TransportError):
 
 
 def of_connecting(error: OSError) -> Exception:
-    """Return what an error while connecting means; as it is where this machine has no more to give, or no such name."""
+    """Return the error for a failure to connect; lack of descriptors and failed name resolution remain unchanged."""
     if isinstance(error, TimeoutError):
         return ConnectTimeoutError("in time")
     if error.errno in {errno.EMFILE, errno.ENFILE} or isinstance(error, socket.gaierror):
@@ -76,7 +77,7 @@ def of_connecting(error: OSError) -> Exception:
 
 
 def mark_sent(exc: BaseException) -> None:
-    """Note that the request had been sent when `exc` ended the attempt."""
+    """Record that the request had been sent when `exc` ended the attempt."""
     exc.was_sent = True  # type: ignore[attr-defined]
 
 
@@ -86,7 +87,7 @@ def was_sent(exc: BaseException) -> bool:
 
 
 def code_of(exc: BaseException) -> Code:
-    """Return the code of what a transport or the operating system raised during one attempt."""
+    """Return the error code for an exception of a transport or the operating system."""
     if isinstance(exc, TransportError):
         return exc.code
     if isinstance(exc, socket.gaierror):
@@ -102,7 +103,7 @@ def code_of(exc: BaseException) -> Code:
     return Code.INTERNAL
 
 
-# OpenSSL's words for an answer that is not TLS.
+# OpenSSL's reasons for a reply that is not TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
 # X.509 verification results (openssl-verification-options(1)).
@@ -110,34 +111,34 @@ _SELF_SIGNED, _NO_ISSUER, _EXPIRED, _NOT_YET, _OTHER_HOST = {18, 19}, {2, 20, 21
 
 
 def tls_error(endpoint: Endpoint, error: BaseException) -> PromptmillError:
-    """Return the error of a handshake that failed."""
+    """Return the error of a failed handshake, with the remedy."""
     if not isinstance(error, ssl.SSLCertVerificationError):
         reason = str(getattr(error, "reason", None) or "TLS failed")
         if reason in _NOT_TLS:
             return plain_port(endpoint)
-        return PromptmillError(Code.TLS, f"{endpoint.name} could not be trusted: {reason}.")
-    code, trusting = error.verify_code, "set SSL_CERT_FILE=ca.pem (or REQUESTS_CA_BUNDLE), a file with"
+        return PromptmillError(Code.TLS, f"The TLS handshake with {endpoint.name} failed: {reason}.")
+    code, trusting = error.verify_code, "set SSL_CERT_FILE=ca.pem (or REQUESTS_CA_BUNDLE) to a file with"
     if code in _SELF_SIGNED:
-        what, hint = "is signed by itself", f"Trust it: {trusting} it."
+        what, hint = "is self-signed", f"Trust it: {trusting} it."
     elif code in _NO_ISSUER:
-        what, hint = "comes from an authority unknown here", f"Trust it: {trusting} the authority's certificate."
+        what, hint = "is from an unknown authority", f"Trust it: {trusting} the authority's certificate."
     elif code in {_EXPIRED, _NOT_YET}:
         what = "has expired" if code == _EXPIRED else "is not valid yet"
-        hint = "Renew it there, or set this machine's clock."
+        hint = "Renew it on the server, or correct this machine's clock."
     elif code in _OTHER_HOST:
-        what, hint = "is for another name", "Write the name that the certificate has into `base_url`."
+        what, hint = "is for another host name", "Write the host name of the certificate into `base_url`."
     else:
         what, hint = f"is not accepted: {error.verify_message}", f"Trust it: {trusting} its authority."
     return PromptmillError(Code.TLS, f"The certificate of {endpoint.name} {what}.", hint)
 
 
 def plain_port(endpoint: Endpoint) -> PromptmillError:
-    """Return the error of an https:// URL of a port that answers plain HTTP."""
+    """Return the error of an https:// URL whose port answers plain HTTP."""
     text = f"{endpoint.name} speaks plain HTTP, not TLS."
     return PromptmillError(Code.TLS, text, "Write http:// instead of https:// in `base_url`.")
 
 
 def tls_port(endpoint: Endpoint) -> PromptmillError:
-    """Return the error of an http:// URL of a port that speaks TLS."""
+    """Return the error of an http:// URL whose port speaks TLS."""
     text = f"{endpoint.name} speaks TLS, not plain HTTP."
     return PromptmillError(Code.TLS, text, "Write https:// instead of http:// in `base_url`.")
