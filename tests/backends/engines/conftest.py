@@ -229,7 +229,7 @@ def chat_template() -> str:
 
 @pytest.fixture(scope="session")
 def speaker() -> Callable[[str, list[str]], Path]:
-    """Make small models that learnt one answer by heart, whatever they are asked; `marks` are special tokens in it."""
+    """Make small models that learnt one answer to every prompt by heart; `marks` are special tokens in it."""
 
     def make(answer: str, marks: list[str]) -> Path:
         return byte_model.taught("<s>", [("<s>", answer)], marks)
@@ -269,7 +269,7 @@ def tools() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def caller() -> Path:
-    """A small model that learnt to call a tool, to call it twice, and to say what came of it."""
+    """A small model that learnt to call a tool, to call it twice, and to report the result."""
     lessons = [(_ASKED.format(city), _CALL.format(city)) for city in ("Rome", "Paris")]
     lessons.append((_ASKED.format("Both"), "Both." + _CALL.format("Rome") + _CALL.format("Paris")))
     lessons += [(_TOLD.format(degrees), f"It is {degrees}.") for degrees in ("18", "25")]

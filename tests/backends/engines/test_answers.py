@@ -1,4 +1,4 @@
-"""What the engines answer: the same alone and in company, and as transformers' own generate does."""
+"""Answers of the engines: the same alone and in a batch, and equal to those of transformers' own `generate`."""
 
 from __future__ import annotations
 

@@ -12,10 +12,7 @@ from promptmill.backends.engines.growing_answer import Texts
 from promptmill.backends.engines.hf.batches import Decoder
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.schedule import (
-    Room,
-    Schedule,
-)
+from promptmill.backends.engines.hf.schedule import Capacity, Schedule
 from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence
 
 
@@ -24,7 +21,7 @@ class Enough(BaseException):
 
 
 class Channel:
-    """Keeps what is sent, until so many outcomes are there."""
+    """Keeps the sent messages until it has a given number of outcomes."""
 
     def __init__(self, outcomes):
         self.sent = {}
@@ -75,7 +72,7 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     for row in rows:
         schedule.add(row)
     with pytest.raises(Enough):
-        Decoder(model, schedule, channel, Room(8), chunk=64).run()
+        Decoder(model, schedule, channel, Capacity(8), chunk=64).run()
     assert "error" in channel.sent.pop(4)
     assert all("error" not in message for message in channel.sent.values())
     assert [row.mishaps for row in rows[:4]] == [0] * 4

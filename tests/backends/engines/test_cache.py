@@ -1,4 +1,4 @@
-"""The pooled cache holds what transformers' own cache holds, whatever joins and leaves."""
+"""The pooled cache equals transformers' own cache while rows join and leave."""
 
 from __future__ import annotations
 

@@ -16,10 +16,7 @@ from promptmill.backends.engines.hf.batches import Decoder
 from promptmill.backends.engines.hf.decode_loop import GenerateLoop
 from promptmill.backends.engines.hf.language_model import load_model
 from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.schedule import (
-    Room,
-    Schedule,
-)
+from promptmill.backends.engines.hf.schedule import Capacity, Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.model_location import Location
 from promptmill.core.errors import PromptmillError
@@ -68,7 +65,7 @@ class _Enough(BaseException):
 
 
 class _Channel:
-    """Keeps what is sent, until so many outcomes are there."""
+    """Keeps the sent messages until it has a given number of outcomes."""
 
     def __init__(self, outcomes: int) -> None:
         self.sent: list[dict] = []
@@ -121,7 +118,7 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
     for row in rows:
         schedule.add(row)
     loop = (
-        Decoder(model, schedule, channel, Room(batch_size), chunk=32)
+        Decoder(model, schedule, channel, Capacity(batch_size), chunk=32)
         if model.merges_rows
         else GenerateLoop(model, schedule, channel, batch_size, tokens=128)
     )

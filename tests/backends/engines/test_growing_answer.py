@@ -1,4 +1,4 @@
-"""Where an answer ends: stop strings in the text of any vocabulary."""
+"""The end of an answer: stop strings in the text of any vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said when the model hub does not give a model: a hub on loopback refuses as the real one does."""
+"""Errors when the model hub refuses a model: a hub on loopback responds as the real one does."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_name_that_the_hub_does_not_know_is_said(refusal, name):
 @pytest.mark.parametrize("name", ["wrong/token", "mirror/unknown"])
 def test_a_refusal_without_a_reason_says_what_it_may_be(refusal, name):
     error = refusal(name)
-    assert f"does not give {name}" in error.message
+    assert f"refused {name}" in error.message
     assert "HF_TOKEN" in error.hint
 
 

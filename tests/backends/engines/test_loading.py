@@ -1,4 +1,4 @@
-"""What is said when a model cannot be loaded: at once where that is possible, and what to do about it."""
+"""Errors when a model cannot be loaded: as early as possible, and with the remedy."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_a_prompt_that_the_model_cannot_bear_fails_alone(desk, frail, expected):
 
 
 def test_a_row_whose_numbers_overflow_fails_alone(desk, frail, tiny_engine):
-    """What it leaves in the cache is not seen by the row that gets its place, beside one that is longer."""
+    """Its remains in the cache do not reach the row that gets its place next to a longer row."""
     long, short = "l" * 90, "s"
     expected = desk.texts(tiny_engine, [long, short], max_tokens=30)
     unborn = next(letter for letter in "QZXJ" if letter not in "".join(expected))

@@ -123,9 +123,9 @@ def test_a_name_and_a_password_in_the_address_are_sent_and_never_shown(make_inde
     ("page", "said"),
     [
         (("text/html", b"<a href='other.whl'>x</a>"), f"has no {WHEEL}"),
-        (("application/vnd.pypi.simple.v1+json", b"{"), "not an index page"),
-        (("text/html", b"\xff\xfe"), "not an index page"),
-        (("text/html", f'<a href="ftp://files/{WHEEL}">x</a>'.encode()), "not an index page"),
+        (("application/vnd.pypi.simple.v1+json", b"{"), "not send an index page"),
+        (("text/html", b"\xff\xfe"), "not send an index page"),
+        (("text/html", f'<a href="ftp://files/{WHEEL}">x</a>'.encode()), "not send an index page"),
     ],
 )
 def test_a_page_that_does_not_lead_to_the_wheel_is_said(make_index, nobody, tmp_path, monkeypatch, page, said):

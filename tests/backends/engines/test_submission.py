@@ -1,4 +1,4 @@
-"""What an engine's process is sent of a request, and what it makes of the images."""
+"""The submit messages to an engine's process, and how it decodes their images."""
 
 from __future__ import annotations
 

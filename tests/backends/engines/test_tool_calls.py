@@ -17,10 +17,10 @@ SCHEMAS = {"weather": WEATHER, "zip_of": {"type": "object", "properties": {"code
 PARIS = ("weather", {"city": "Paris", "days": 2})
 ROME = ("weather", {"city": "Rome", "days": 1})
 
-# What a part of the family's template says, and what its models answer, after what vLLM's tool parsers read; those of
-# LFM2, DeepSeek and Kimi were compared with public parsers and templates too: Qwen3, Qwen3-Coder, GLM-4.5, Granite 3.3,
-# Mistral 7B v0.3, Mistral Small 3.2, Jamba, LFM2, DeepSeek V3 and V3.1, Kimi K2, Command R7B, Llama 3.1, Llama 3.2 and
-# 4, Phi-4-mini, gpt-oss.
+# For each family: a part of its template, and an answer of its models in the form that vLLM's tool parsers read. LFM2,
+# DeepSeek and Kimi were also compared with public parsers and templates. The families: Qwen3, Qwen3-Coder, GLM-4.5,
+# Granite 3.3, Mistral 7B v0.3, Mistral Small 3.2, Jamba, LFM2, DeepSeek V3 and V3.1, Kimi K2, Command R7B, Llama 3.1,
+# Llama 3.2 and 4, Phi-4-mini, gpt-oss.
 ONE = '{"name": "weather", "arguments": {"city": "Paris", "days": 2}}'
 TWO = '{"name": "weather", "arguments": {"city": "Rome", "days": 1}}'
 XML = "<function=weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>"

@@ -1,4 +1,4 @@
-"""Who gets the next place: the run with the fewest, and a run with none always."""
+"""The next place goes to the run with the fewest rows; a run without any always gets one."""
 
 from __future__ import annotations
 

@@ -1,22 +1,22 @@
-"""The engine's end of the pipe to the server; when the server is gone, so is the engine.
+"""The engine's end of the pipe to the server. The engine ends when the server does.
 
 To the engine:
 
     {"type": "load", "engine", "options"}            first, once
     {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live"}
-                                                     `live`: the answer so far is wanted while it grows
-    {"type": "submit", "run", "id", "path", "body"}  a request that is none for a chat; to vLLM alone
-    {"type": "cancel", "run"}                        nothing more is wanted for this run
+                                                     `live`: send previews of the growing answer
+    {"type": "submit", "run", "id", "path", "body"}  another request than a chat; only for vLLM
+    {"type": "cancel", "run"}                        drop all requests of this run
 
 From the engine:
 
     {"type": "progress", "text"}                     while it loads
-    {"type": "loaded", "window", "images"}           `window`: how many items a run should keep submitted;
+    {"type": "loaded", "window", "images"}           `window`: the number of items that a run should keep submitted;
                                                      `images`: true when the model reads images
-    {"type": "failed", "error"}                      it could not load
+    {"type": "failed", "error"}                      loading failed
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
-    {"type": "preview", "run", "id", "text"}         the answer so far, where it is wanted
-    {"type": "last_words", "text"}                   why it is about to end
+    {"type": "preview", "run", "id", "text"}         the answer so far, if `live`
+    {"type": "last_words", "text"}                   the reason why it is about to end
 
 `error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and
 `{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG, JPEG, WebP or GIF: see
@@ -38,8 +38,8 @@ from promptmill.system.frames import Frame
 class Channel:
     """Messages from the server and to it.
 
-    A thread reads from the start, also while the main thread imports or computes: the end of the pipe is the only
-    sign that the server died which every system gives, and it ends this process, group and all.
+    A thread reads from the start, even while the main thread imports or computes: on every system the end of the pipe
+    shows that the server died, and then this process ends with its group.
     """
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
@@ -51,11 +51,11 @@ class Channel:
         threading.Thread(target=self._listen, args=(incoming,), name="listen", daemon=True).start()
 
     def receive(self) -> Frame:
-        """Return the next message, waiting for it; only before `route`."""
+        """Wait for the next message and return it; only before `route`."""
         return self._waiting.get()
 
     def route(self, handler: Callable[[Frame], None]) -> None:
-        """Give every message, also those that wait already, to `handler`, on the reading thread."""
+        """Pass every message, including those already received, to `handler` on the reading thread."""
         with self._routing:
             while not self._waiting.empty():
                 handler(self._waiting.get())
@@ -72,11 +72,11 @@ class Channel:
             subprocesses.end_own_group()
 
     def progress(self, text: str) -> None:
-        """Say what is being done while the model loads."""
+        """Report a step of loading the model."""
         self.send({"type": "progress", "text": text})
 
     def leave_to_parent(self) -> None:
-        """Let go of both pipes in a forked child, which would keep them open, and end with the parent."""
+        """In a forked child: close both pipes, which it would keep open, and end when the parent ends."""
         null = os.open(os.devnull, os.O_RDWR)
         for pipe in (self._incoming, self._outgoing):
             os.dup2(null, pipe.fileno(), inheritable=False)
@@ -89,5 +89,5 @@ class Channel:
                 with self._routing:
                     self._handler(message)
         finally:
-            subprocesses.remove_scratch()  # nobody else is left to do it
+            subprocesses.remove_scratch()  # the server, which usually does this, is gone
             subprocesses.end_own_group()

@@ -23,12 +23,12 @@ NO_TEMPLATE = (
 
 
 class ChatTemplate:
-    """A template from a model's files: somebody else's code, so it runs in a sandbox."""
+    """A template from a model's files. It is untrusted code, so it runs in a sandbox."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """`tokens` are the special tokens that templates name: `bos_token`, `eos_token`, `pad_token`.
+        """`tokens` are the special tokens that templates use: `bos_token`, `eos_token`, `pad_token`.
 
-        Raises `jinja2.TemplateError` for a template that cannot be read.
+        Raises `jinja2.TemplateError` for an invalid template.
         """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
@@ -41,7 +41,7 @@ class ChatTemplate:
         self._template = environment.from_string(source)
 
     def render(self, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
-        """Return the prompt of `turns`. Raises whatever the template raises."""
+        """Return the prompt of `turns`. Raises the template's own errors."""
         text: str = self._template.render(
             messages=turns, **{**self._tokens, "tools": None, "documents": None, **options}
         )
@@ -49,19 +49,19 @@ class ChatTemplate:
 
 
 class _Generation(Extension):  # type: ignore[misc]
-    """`{% generation %}…{% endgeneration %}`, around what a model says itself: for training, nothing to us."""
+    """Ignores `{% generation %}…{% endgeneration %}`, which marks the model's own text for training."""
 
     tags = frozenset({"generation"})
 
     def parse(self, parser: Parser) -> list[Node]:
-        """Return what stands between."""
+        """Return the content of the block."""
         next(parser.stream)
         inside: list[Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return inside
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # jinja2's own escapes what HTML would read
+    # jinja2's own filter escapes HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -81,17 +81,17 @@ def prompt_text(
 ) -> tuple[str, bool]:
     """Return the prompt of `turns`, and whether the tokenizer should add its own special tokens to it.
 
-    `template` is the model's, None for one that has none; `render` applies it. Raises `PromptmillError`
-    (`invalid_input`) for a conversation that it refuses.
+    `template` is the model's (None: it has none); `render` applies it. Raises `PromptmillError` (`invalid_input`) if
+    the template refuses the conversation.
     """
     if template is None:
         warnings.append(NO_TEMPLATE)
         return plain_text(turns), True
-    if "developer" not in template:  # OpenAI's newer word for it, which most templates do not know
+    if "developer" not in template:  # OpenAI's newer name of `system`, which most templates lack
         turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     try:
         return rendered(render, turns), False
-    except Exception as error:  # templates raise whatever they like
+    except Exception as error:  # templates raise any exception
         raise _refused(error) from None
 
 
@@ -103,9 +103,9 @@ def _refused(error: Exception) -> PromptmillError:
 
 
 def rendered(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
-    """Return what `render` makes of `turns`, whose calls have JSON texts as arguments, as OpenAI writes them.
+    """Render `turns`, in whose tool calls the arguments are JSON text, as in OpenAI's format.
 
-    Most chat templates take objects; those that join texts, as DeepSeek's do, get the texts.
+    Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text.
     """
     with_objects = [
         {**turn, "tool_calls": list(_with_objects(turn["tool_calls"]))}
@@ -127,13 +127,13 @@ def _with_objects(calls: Sequence[Any]) -> Iterator[Any]:
             continue
         try:
             arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:  # what a model wrote that was no JSON
+        except ValueError:  # the model wrote invalid JSON
             arguments = function["arguments"]
         yield {**call, "function": {**function, "arguments": arguments}}
 
 
 def text_turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `message` as templates of models that read only text take it: its content is one text."""
+    """Return `message` with its content as one text, the form for templates of text models."""
     content = message["content"]
     if isinstance(content, list):
         content = "\n".join(part["text"] for part in content)
@@ -141,7 +141,7 @@ def text_turn(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_text(turns: Sequence[Mapping[str, Any]]) -> str:
-    """Return the prompt of `turns`, whose contents are texts."""
+    """Return the prompt of `turns` for a model without a template; their contents are texts."""
     if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
         return "\n\n".join(turn["content"] for turn in turns if turn["content"])
     names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}

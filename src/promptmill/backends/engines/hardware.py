@@ -11,17 +11,17 @@ from typing import Any
 
 from promptmill.system.runtime import CGROUP, usable_cores
 
-_PER_CORE = 64e9  # multiply-adds a second and core that a current CPU really does in these models' products
+_PER_CORE = 64e9  # multiply-adds per second that a core of a current CPU achieves in these models
 
 
 def cores() -> int:
-    """Return how many cores this process may use: affinity, the container's quota, and no hyper-threads."""
+    """Return the number of cores for this process, by affinity and the container's quota, without hyper-threads."""
     usable, psutil = usable_cores(), _psutil()
     return usable if psutil is None else min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def free_memory() -> int | None:
-    """Return the bytes of main memory that this process may still take; None where nobody can tell."""
+    """Return the bytes of main memory that this process may still allocate; None if unknown."""
     free = _available_memory()
     if free is None:
         return None
@@ -32,7 +32,7 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the bytes of the weights in a model's folder, of the first of `kinds` that is there; 0 without any."""
+    """Return the bytes of a model's weight files, of the first of `kinds` that its folder has; 0 without any."""
     found = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, found), []))
 
@@ -47,22 +47,22 @@ def _available_memory() -> int | None:
 
 
 def _psutil() -> Any:
-    """Return the module, which comes with accelerate; None without it."""
+    """Return the module psutil, which comes with accelerate; None if it is not installed."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("psutil")
     return None
 
 
 def has_native_bfloat16(torch: Any) -> bool:
-    """Return whether the CPU multiplies bfloat16 itself; where it only emulates, float32 is faster."""
+    """Return whether the CPU has bfloat16 instructions; without them float32 is faster."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def batch_rows(device: str, parameters: int) -> int:
-    """Return how many rows to compute together when nobody says: as many as give a token each in half a second.
+    """Return the default number of rows to compute together: on a CPU, as many as get a token each in half a second.
 
-    On a CPU, where a row more takes its share of time; more than 64 bring little, fewer than 8 waste the most.
+    On a CPU each further row takes its share of time; more than 64 gain little, fewer than 8 waste much.
     """
     if device != "cpu":
         return 64
@@ -71,9 +71,9 @@ def batch_rows(device: str, parameters: int) -> int:
 
 
 def prompt_chunk(device: str, parameters: int) -> int:
-    """Return how many prompt tokens to compute between two tokens of running rows: about 0.3 s of a CPU's work.
+    """Return the number of prompt tokens to compute between two tokens of running rows: about 0.3 s of a CPU's work.
 
-    From the model's size, not from a measurement, so that the same request computes the same on the same machine.
+    It depends on the model's size, not on a measurement, so that a repeated request gives the same result.
     """
     if device != "cpu":
         return 4096

@@ -1,4 +1,4 @@
-"""The images of a submitted request, as the engines' processors take them, and what may be wrong with their places."""
+"""The images of a submitted request, decoded for the engines' processors; errors about their places in the prompt."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def pictures(images: Iterable[str]) -> list[Image]:
-    """Return the `images` of a `submit` message in their order, as 8-bit RGB; what is transparent becomes white.
+    """Return the `images` of a `submit` message in their order, as 8-bit RGB on white.
 
-    Raises `PromptmillError` (`invalid_image`) for one that is broken behind its header.
+    Raises `PromptmillError` (`invalid_image`) for an image whose data is broken.
     """
     return [_decoded(encoded, place) for place, encoded in enumerate(images, 1)]
 
@@ -28,7 +28,7 @@ def _decoded(encoded: str, place: int) -> Image:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size, which the server checked
+            warnings.simplefilter("ignore")  # about the size, which the server has checked
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
                 return _on_white(image)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
@@ -47,15 +47,15 @@ def _on_white(image: Image) -> Image:
 
 
 def mark_in_text(mark: str) -> PromptmillError:
-    """Return the error of a prompt whose own text holds `mark`, what stands for an image to its model."""
+    """Return the error for a prompt whose text contains `mark`, the model's mark of an image."""
     return input_error(
-        f"The prompt's own text holds {mark}, which stands for an image to this model; "
+        f"The prompt's own text contains {mark}, which stands for an image in this model; "
         "write it in another way, or make it the `image_tag`."
     )
 
 
 def misplaced(found: int, images: int) -> PromptmillError:
-    """Return the error of a prompt of `images` of which the chat template left `found`."""
+    """Return the error for a prompt with `images` images of which the chat template kept `found`."""
     return PromptmillError(
         Code.UNSUPPORTED,
         f"The model's chat template has a place for {found} of the prompt's {images} images.",

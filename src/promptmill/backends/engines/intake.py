@@ -1,4 +1,7 @@
-"""From messages to rows that wait for their turn, off the thread that computes."""
+"""From messages to waiting rows, outside the thread that computes.
+
+pipe ──reads──▶ Intake ──prepares, run by run──▶ WaitingRows ──next_row──▶ decode loop
+"""
 
 from __future__ import annotations
 
@@ -17,31 +20,31 @@ R = TypeVar("R", bound=GrowingAnswer)
 
 
 class WaitingRows(Generic[R]):
-    """Rows that wait for their turn, by run: one thread prepares and adds them, another takes and computes them."""
+    """Waiting rows by run. One thread prepares and adds them, another takes and computes them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[R]] = {}
-        """The run that was served longest ago first."""
+        """In the order of service: the run that was served longest ago comes first."""
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Put a new row behind the others of its run."""
+        """Add a new row after the others of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).append(row)
                 self._changed.notify()
 
     def put_back(self, row: R) -> None:
-        """Put a row that ran already before the others of its run."""
+        """Add a row that ran already before the others of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).appendleft(row)
 
     def next_row(self, running: Mapping[int, int], free: int) -> R | None:
-        """Take the next row of the run that has the fewest `running`; None when there is none, or no place.
+        """Take the next row of the run with the fewest `running`; None if no row waits or no place is free.
 
-        `free` places are for all; a run that has nothing running gets one beyond them.
+        A run without running rows gets a place even if `free` is 0.
         """
         with self._changed:
             run = self._next_run(running)
@@ -55,31 +58,31 @@ class WaitingRows(Generic[R]):
         return min(self._waiting, key=lambda run: running.get(run, 0), default=None)
 
     def _served(self, run: int) -> None:
-        """Put a run behind those that have as few rows running."""
+        """Move a run to the end of the order of service."""
         if rows := self._waiting.pop(run):
             self._waiting[run] = rows
 
     def cancel(self, run: int) -> None:
-        """Forget the run's rows, now and later."""
+        """Drop the run's rows, present and future."""
         with self._changed:
             self._cancelled.add(run)
             self._waiting.pop(run, None)
             self._changed.notify()
 
     def is_cancelled(self, run: int) -> bool:
-        """Return whether nobody waits for this run any more."""
+        """Return whether the run was cancelled."""
         return run in self._cancelled
 
     def wait(self, most_s: float | None = None) -> bool:
-        """Return true when a row waits, false if none has come within `most_s` seconds (None: no limit)."""
+        """Wait for a row; return false if no row waits after `most_s` seconds (None: no limit)."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._waiting), most_s)
 
 
 class Intake(Generic[R]):
-    """Messages in, rows out to those that wait: one thread reads, another prepares, run by run in turn.
+    """Prepares submitted requests as rows and adds them to `WaitingRows`, one request of each run in turn.
 
-    Two, so that a cancellation is heard while a prompt of megabytes is tokenized.
+    A separate thread prepares, so that a cancellation takes effect while a prompt of megabytes is tokenized.
     """
 
     def __init__(self, prepare: Callable[[Frame], R], waiting: WaitingRows[R], channel: Channel) -> None:
@@ -115,7 +118,7 @@ class Intake(Generic[R]):
                 )
 
     def _next(self) -> Frame:
-        """Return the next message of the run whose turn it is, waiting for one."""
+        """Wait for a message; return the next message of the run whose turn it is."""
         with self._changed:
             while not self._submitted:
                 self._changed.wait()
@@ -123,5 +126,5 @@ class Intake(Generic[R]):
             del self._submitted[run]
             message = queue.popleft()
             if queue:
-                self._submitted[run] = queue  # behind the others
+                self._submitted[run] = queue  # after the others
             return message

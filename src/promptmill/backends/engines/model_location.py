@@ -19,7 +19,7 @@ from promptmill.system.safe_open import home_expanded
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
 _BACKENDS = {"cpu": "openvino"}  # by their extras, where those have other names
-# How a provider's own models begin, with the provider's name, its row in the table of providers and its key.
+# Patterns of providers' own model names, with the provider's name, its row in the table of providers and its key.
 _HOSTED = (
     (r"gpt-(?!oss|neo|j)|chatgpt-|o[134](-|$)", "OpenAI", "openai", "OPENAI_API_KEY"),
     (r"claude-", "Anthropic", "anthropic", "ANTHROPIC_API_KEY"),
@@ -27,7 +27,7 @@ _HOSTED = (
     (r"(mistral|codestral|ministral|pixtral|magistral)-.*latest$", "Mistral", "mistral", "MISTRAL_API_KEY"),
     (r"deepseek-(chat|reasoner)$", "DeepSeek", "deepseek", "DEEPSEEK_API_KEY"),
 )
-# LiteLLM writes PROVIDER/MODEL; of the hub's owners only `openai` has such a name.
+# LiteLLM writes PROVIDER/MODEL; on the hub only the owner `openai` has such a name.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
@@ -35,12 +35,12 @@ _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What an engine reads: the files by any of which a folder is known, and what to do about another format."""
+    """An engine's model format: the files that identify a folder of it, and advice for other formats."""
 
     files: tuple[str, ...]
     advice: str
     embedded: embedded_model.Conversion = embedded_model.TRANSFORMERS
-    """How the embedded model comes into this format."""
+    """The conversion of the embedded model to this format."""
 
 
 TRANSFORMERS = Format(
@@ -51,14 +51,14 @@ TRANSFORMERS = Format(
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """What `from_pretrained` is to be given."""
+    """The arguments of `from_pretrained`: a folder or hub name, and perhaps a GGUF file in it."""
 
     name: str
     gguf_file: str | None = None
 
     @property
     def folder(self) -> Path | None:
-        """The folder, when the model lies on this machine's disk under a path."""
+        """The model's folder; None for a model on the hub."""
         return Path(self.name) if Path(self.name).is_dir() else None
 
 
@@ -66,14 +66,14 @@ _NAME_IT = "Name a folder with a model, a .gguf file, or a model of the hub such
 
 
 def load_failure(message: str, hint: str | None = None) -> PromptmillError:
-    """Return the error of a model that cannot be loaded."""
+    """Return the error for a model that cannot be loaded."""
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 
 
 def require_packages(extra: str, *names: str, instead: str = "") -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when what is in `extra` is not installed; imports nothing.
+    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed; imports nothing.
 
-    `instead` says in words what goes without it.
+    `instead` describes an alternative without them.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
@@ -91,10 +91,10 @@ def locate(
     require: Callable[[], None],
     form: Format = TRANSFORMERS,
 ) -> Location:
-    """Return where the model `name` is, in a format of the engine's, before anything heavy is imported.
+    """Find the model `name` in the engine's format, before anything heavy is imported.
 
-    `require` raises when the engine's packages are missing: said before the network is asked, and after what is wrong
-    with a path. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    `require` raises if the engine's packages are missing. It is called after a path is checked, and before the network
+    is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     here = None if name == embedded_model.NAME else _on_disk(name, gguf_file, form)
     require()
@@ -125,7 +125,7 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
 
 
 def _hosted(name: str) -> tuple[str, str] | None:
-    """Return whose model `name` is and what to do for it, None for a name that may be a model of the hub."""
+    """Return message and hint if `name` is a hosted or Ollama model; None if it may be a model of the hub."""
     prefix, _, own = name.partition("/")
     if prefix in _OLLAMA_PREFIXES and own:
         return f"{name} is a model of Ollama:", f"add --base-url localhost:11434 --model {own}"
@@ -160,9 +160,9 @@ def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
 
 
 def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
-    """Raise when `name` cannot be had; go offline when the network is away but the model is cached.
+    """Raise if the hub does not have `name`; switch to offline mode if the hub is unreachable but the model is cached.
 
-    The hub's client would try for 20 seconds and more per file before it says so.
+    The hub's own client would try for 20 seconds and more per file.
     """
     _require_hub()
     from huggingface_hub import constants, try_to_load_from_cache
@@ -170,13 +170,13 @@ def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
     offline = constants.HF_HUB_OFFLINE
     if offline or not _answers(constants.ENDPOINT):
         if not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
-            why = "may not be asked (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
+            why = "may not be used (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
             raise load_failure(
                 f"The model hub at {constants.ENDPOINT} {why}, and {name} is not in its cache.",
                 "Give the path of a model folder, use smollm2-135m-instruct, or check "
                 f"{'`HF_HUB_OFFLINE` and `HF_HOME`' if offline else 'the network and `HF_ENDPOINT`'}.",
             )
-        constants.HF_HUB_OFFLINE = True  # its variable was read when the client was imported
+        constants.HF_HUB_OFFLINE = True  # the client read its variable on import
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that an engine starts
         return
     if not any(_is_on_hub(name, file) for file in files):
@@ -201,7 +201,7 @@ def _is_on_hub(name: str, file: str) -> bool:
         ) from None
     except EntryNotFoundError:
         return False
-    except Exception as error:  # whatever the client raises, loading will meet it again
+    except Exception as error:  # loading would raise it again
         raise _refused(name, error) from None
     return True
 
@@ -213,22 +213,21 @@ def _require_hub() -> None:
             Code.MISSING_DEPENDENCY,
             "Models of the hub need huggingface_hub, which is not installed.",
             f"Run: {command_for_package('huggingface_hub')}; or give the path of a model on this machine's disk, or "
-            f"{embedded_model.NAME}, which is known here.",
+            f"{embedded_model.NAME}, which needs no hub.",
         )
 
 
 def _refused(name: str, error: Exception) -> PromptmillError:
-    """Return what an answer of the hub means that its client has no name for; mirrors give no more than a status."""
+    """Return the error for a response without an error class in the hub's client; mirrors send only a status."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in {401, 403}:
         return load_failure(
-            f"The model hub does not give {name} to us: the name is wrong, the model is private, or HF_TOKEN is no "
-            "valid token.",
+            f"The model hub refused {name}: the name is wrong, the model is private, or HF_TOKEN is not a valid token.",
             "Check the name and HF_TOKEN.",
         )
     if status == 429:
         return load_failure(
-            f"The model hub gives nothing more for now: too many requests (it was asked for {name}).",
+            f"The model hub refused {name} for now: too many requests.",
             "Set HF_TOKEN, or try again later.",
         )
     reason = type(error).__name__ if status is None else f"status {status}"

@@ -1,4 +1,4 @@
-"""One wheel from the package index that pip or uv would ask here, without either of them (PEP 503, PEP 691)."""
+"""Download one wheel from the package index that pip or uv would use, without either of them (PEP 503, PEP 691)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 
 
 class NotFetchedError(Exception):
-    """The wheel could not be had; its text says why, without credentials."""
+    """The wheel could not be downloaded; the text gives the reason, without credentials."""
 
 
 def fetch(package: str, file_name: str, target: Path, progress: Callable[[int], None]) -> None:
-    """Write the wheel `file_name` of `package` to `target`; `progress` is told how many bytes are there.
+    """Write the wheel `file_name` of `package` to `target`; `progress` gets the number of bytes written so far.
 
-    Raises `NotFetchedError` with the reason that the last index gave, and `OSError` when `target` cannot be written.
+    Raises `NotFetchedError` with the reason of the last index, and `OSError` when `target` cannot be written.
     """
     reason = "no package index is configured"
     for index in indexes():
@@ -52,14 +52,14 @@ def fetch(package: str, file_name: str, target: Path, progress: Callable[[int], 
             why = getattr(error, "reason", None) or error
             reason = f"{_host(index)} cannot be reached ({type(why).__name__})"
         except (ValueError, UnicodeError):
-            reason = f"{_host(index)} sent what is not an index page"
+            reason = f"{_host(index)} did not send an index page"
         else:
             return
     raise NotFetchedError(reason)
 
 
 def indexes() -> Iterator[str]:
-    """Yield the addresses of the indexes to ask, in order, each once: uv's and pip's settings, else the public one."""
+    """Yield the addresses of the indexes in order, each once: from uv's and pip's settings, else the public one."""
     found = [*_of_environment(), *_of_uv(), *_of_pip()]
     found = found if any(address.startswith("http") for address in found) else [*found, _PUBLIC]
     yield from dict.fromkeys(address.rstrip("/") for address in found)
@@ -113,7 +113,7 @@ def _of_uv() -> list[str]:
 
 
 class _Anchors(html.parser.HTMLParser):
-    """Collects the links of a page by the name of the file that each leads to."""
+    """Collects the links of a page by the name of their file."""
 
     def __init__(self) -> None:
         super().__init__()

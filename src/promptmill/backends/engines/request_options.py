@@ -10,13 +10,13 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 CHARACTERS_PER_TOKEN = 16
-"""More than texts have, so that what is longer is known to be too long from its beginning."""
+"""An upper bound: a text with more characters per token of context is measured by its beginning only."""
 
 DEFAULT_MAX_TOKENS = 1024
-"""Longest answer when neither the request nor the model's generation defaults say."""
+"""Longest answer if neither the request nor the model's generation defaults limit it."""
 
 LONGEST = ("max_tokens", "max_completion_tokens", "max_new_tokens")
-"""Names in `extra_params` for the longest answer; the second is OpenAI's newer word, the third transformers'."""
+"""Names in `extra_params` for the longest answer; the second is OpenAI's newer name, the third transformers'."""
 
 _TEMPLATES = ("enable_thinking", "reasoning_effort")
 """Sampling parameters that are switches of chat templates."""
@@ -24,9 +24,9 @@ _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "trun
 
 
 def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
-    """Return the most tokens that a request wants, None when it does not say. Raises `PromptmillError`."""
-    if (said := sampling.get("max_tokens")) is not None:
-        return int(said)
+    """Return the request's limit of answer tokens, None without one. Raises `PromptmillError` (`invalid_input`)."""
+    if (limit := sampling.get("max_tokens")) is not None:
+        return int(limit)
     for name in LONGEST:
         if (value := extra.get(name)) is None:
             continue
@@ -38,7 +38,7 @@ def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int
 
 
 def not_known(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
-    """Return the names in `extra_params` that are not `known`; null asks for nothing, and so does one answer."""
+    """Return the names in `extra_params` that are not `known`; null and `n: 1` request nothing."""
     asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
     return sorted(name for name in asked if name not in known)
 
@@ -50,10 +50,10 @@ def template_options(
     knows: Callable[[str], bool],
     takes: Container[str],
 ) -> dict[str, Any]:
-    """Return what the chat template is given; `knows` says whether it has a switch of that name.
+    """Return the options of the chat template; `knows` returns whether the template has a switch of that name.
 
-    `takes` are the sampling parameters that the engine itself maps. `left_out` gets the names of what neither can
-    take. Raises `PromptmillError` (`invalid_input`).
+    `takes` are the sampling parameters that the engine maps. `left_out` gets the names of parameters that neither
+    engine nor template supports. Raises `PromptmillError` (`invalid_input`).
     """
     left_out += [name for name in sampling if name not in takes and name not in _TEMPLATES]
     options = extra.get("chat_template_kwargs") or {}
@@ -66,7 +66,7 @@ def template_options(
             continue
         if knows(name):
             options[name] = value
-        elif value is not False:  # not to think is what a model without that switch does
+        elif value is not False:  # a model without that switch does not think anyway
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
 
@@ -79,7 +79,7 @@ def is_known_format(wanted: Mapping[str, Any] | None) -> bool:
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
-    """Return the stop strings, and the tokens that end an answer: a stop that is a special token is one."""
+    """Return the stop strings, and as end tokens the stops that are special tokens."""
     stops = [stop for stop in wanted if stop]
     if len(stops) < len(wanted):
         warnings.append("An empty stop string was left out.")
@@ -89,32 +89,32 @@ def split_stops(
 
 
 def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
-    """Return whether a request without a temperature wants tokens drawn: who says how to choose wants a choice."""
+    """Return whether to draw tokens for a request without a temperature: yes if it sets top_p, top_k or min_p."""
     return by_default or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return the tokens that are left out of every answer's text, by name: a stop string cannot be found there."""
+    """Return the special tokens by name. Answers' texts omit them, so they cannot be found as stop strings."""
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in getattr(tokenizer, "all_special_tokens", ())}
     marked = getattr(tokenizer, "added_tokens_decoder", None) or {}
     return named | {str(token): number for number, token in marked.items() if token.special}
 
 
 def warn_of_left_out(names: Iterable[str], engine: str, warnings: list[str]) -> None:
-    """Add to `warnings` what `engine` was asked and does not do."""
+    """Warn of the parameters `names`, which `engine` does not support with this model."""
     warnings += [f"The {engine} backend cannot take {name:.60} with this model; it was left out." for name in names]
 
 
 def refuse(warnings: Iterable[str]) -> None:
-    """Raise `PromptmillError` (`unsupported`) when something was not done as asked, as `unsupported: error` wants."""
+    """Raise `PromptmillError` (`unsupported`) if there are warnings, for `unsupported: error`."""
     if refused := [text for text in warnings if text is not NO_TEMPLATE]:
         raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
 
 
 def check_length(text: str, context: int | None, encode: Callable[[str], Sequence[int]]) -> None:
-    """Raise `PromptmillError` (`context_length`) for a text whose beginning alone is too long.
+    """Raise `PromptmillError` (`context_length`) for a text whose beginning is already too long.
 
-    Megabytes take seconds and gigabytes to split into tokens.
+    Tokenizing megabytes takes seconds and gigabytes of memory.
     """
     if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
         found = len(encode(text[:enough]))
@@ -123,7 +123,7 @@ def check_length(text: str, context: int | None, encode: Callable[[str], Sequenc
 
 
 def too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:
-    """Return the error of a prompt of `found` tokens for a model that takes `context`."""
+    """Return the error for a prompt of `found` tokens and a model with a context of `context` tokens."""
     counted = ", images included" if images else ""
     return PromptmillError(
         Code.CONTEXT_LENGTH,
@@ -133,5 +133,5 @@ def too_long(found: str, context: int, *, images: bool = False) -> PromptmillErr
 
 
 def empty_prompt() -> PromptmillError:
-    """Return the error of a prompt without a token."""
+    """Return the error for a prompt without tokens."""
     return input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")

@@ -1,4 +1,4 @@
-"""Which of an engine's settings a call may set; all others are the operator's."""
+"""The engine settings that a call may set; all others are reserved for the operator."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import config_error
 from promptmill.core.wording import close_matches
 
-# vLLM's arguments that a call may set: numbers, switches and names out of a closed list, which change how much, how
-# fast and in which number format the model computes. All others are the operator's, those of a later vLLM included:
-# they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
+# vLLM's arguments that a call may set: numbers, switches and names from closed lists, which change how much, how fast
+# and in which number format the model computes. All others are reserved for the operator, including those of later
+# versions of vLLM: they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
 ENGINE_ARGUMENTS = frozenset(
     {
         # how much at once, how long, from which memory
@@ -30,7 +30,7 @@ ENGINE_ARGUMENTS = frozenset(
         *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "reasoning_parser", "served_model_name"),
     }
 )
-# With these a call says which model; it may name any, whose own code then does not run.
+# These choose the model. A call may choose any model, whose own code then does not run.
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
@@ -39,9 +39,9 @@ _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
 
 
 def check_arguments(plan: ResolvedConfig) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when a call sets what is the operator's to set.
+    """Raise `PromptmillError` (`invalid_config`) if a call sets a setting that is reserved for the operator.
 
-    A call may repeat what the operator said.
+    A call may repeat the operator's value.
     """
     if plan.trust_client:
         return
@@ -58,25 +58,25 @@ def check_arguments(plan: ResolvedConfig) -> None:
 
 
 def check_written(backend: str, extra: Mapping[str, Any]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for names in an engine's block that look like others.
+    """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known ones.
 
-    For a block that names no model: what stands there instead tells more than what is missing.
+    Used for a block without a model: a misspelt name explains more than "missing".
     """
-    path, told = "", []
+    path, problems = "", []
     for name in extra:
         near = close_matches(name, _BRINGS_NO_CODE, n=1, cutoff=0.8)
         meant = "model_name_or_path" if name == "model" else near[0] if near else name
         if meant != name:
-            told.append(f"{f'{name:.60}: ' if path else ''}unknown key; did you mean {meant}?")
+            problems.append(f"{f'{name:.60}: ' if path else ''}unknown key; did you mean {meant}?")
             path = path or f"backend_configs.{backend}.{name:.60}"
-    if told:
-        raise config_error(path, " ".join(told))
+    if problems:
+        raise config_error(path, " ".join(problems))
 
 
 def trusts_remote_code(plan: ResolvedConfig) -> bool:
-    """Return whether the model's own code may run: only if the operator said so, of this very model.
+    """Return whether the model's own code may run: only if the operator allowed it for this very model.
 
-    So not when a call sets anything beside it that may bring code, such as another tokenizer or revision.
+    It may not run if the call sets anything else that may bring code, such as another tokenizer or revision.
     """
     block = getattr(plan.settings.backend_configs, plan.backend)
     operator = getattr(plan.operator.backend_configs, plan.backend)

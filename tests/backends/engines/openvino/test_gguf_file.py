@@ -85,5 +85,5 @@ def test_a_file_that_ends_too_early_is_refused(tmp_path, size):
 
 def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"PK\3\4" + bytes(200))
-    with pytest.raises(NotReadableError, match="does not begin"):
+    with pytest.raises(NotReadableError, match="does not start"):
         GGUFFile(tmp_path / "other.gguf")

@@ -1,4 +1,4 @@
-"""What vLLM answers, and how: templates, sampling, structured outputs, reasoning, errors of one item alone."""
+"""Answers of vLLM: templates, sampling, structured outputs, reasoning, errors of a single item."""
 
 from __future__ import annotations
 

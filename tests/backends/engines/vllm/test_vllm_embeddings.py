@@ -26,7 +26,7 @@ def embedder(start: Any, small: Any) -> Any:
 
 
 def expected(small: Any, text: str) -> Any:
-    """What transformers computes: the last token's state, normalized, as vLLM pools a decoder."""
+    """Return transformers' embeddings: the last token's state, normalized, as vLLM pools a decoder."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 

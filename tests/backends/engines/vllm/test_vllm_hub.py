@@ -1,4 +1,4 @@
-"""vLLM and the model hub: what is said when it refuses, a token in the configuration, a model that is cached."""
+"""vLLM and the model hub: errors when it refuses, a token in the configuration, a cached model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
         ("gated/without-token", "The model gated/without-token is gated", "Accept its terms at http://127.0.0.1:"),
         ("gated/not-accepted", "The model gated/not-accepted is gated", "set HF_TOKEN"),
         ("nobody/nothing", "The model hub knows no model nobody/nothing, or it is private", "Check the name"),
-        ("wrong/token", "does not give wrong/token to us", "HF_TOKEN"),
+        ("wrong/token", "refused wrong/token", "HF_TOKEN"),
         ("other/format", "other/format on the model hub holds no config.json", "transformers' format"),
         ("hub/busy", "too many requests", "try again later"),
         ("hub/tired", "did not answer for hub/tired", "Try again later"),
@@ -37,7 +37,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(refusal, tmp_path, name, s
     ("offline", "why"),
     [
         ({}, "http://127.0.0.1:9 cannot be reached from here"),
-        ({"HF_HUB_OFFLINE": "1"}, "may not be asked (`HF_HUB_OFFLINE`)"),
+        ({"HF_HUB_OFFLINE": "1"}, "may not be used (`HF_HUB_OFFLINE`)"),
     ],
 )
 def test_without_a_network_that_is_said(refusal, tmp_path, offline, why):

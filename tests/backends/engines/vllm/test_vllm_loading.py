@@ -1,4 +1,4 @@
-"""What is said when vLLM cannot be started, and what may be asked of it by whom."""
+"""Errors when vLLM cannot be started, and the arguments that calls and the operator may set."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from promptmill.core.errors import Code
 from promptmill.core.outcome import Failure
 
 pytestmark = pytest.mark.engine
-# opens a thought, or closes it at once as templates do for models that are told not to think
+# opens a thought, or closes it at once, as templates do when thinking is switched off
 THINKS = (
     "{% for message in messages %}{{ message['content'] }}{% endfor %}<think>"
     "{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"

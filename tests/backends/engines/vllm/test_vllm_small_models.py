@@ -42,7 +42,7 @@ def adapted(start, small, adapter):
 
 
 def _greedy(small: Path, adapter: Path | None, prompt: str, tokens: int) -> str:
-    """Return what transformers says, with the adapter's product added to the weights."""
+    """Return transformers' answer, with the adapter's product added to the weights."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,15 @@
-"""The continuous decode loop: rows join and leave a running batch at any token."""
+"""The continuous decode loop: rows join and leave a running batch at any token.
+
+One turn computes a piece of a new prompt, if one is admitted, and one token of every row in the batch:
+
+    waiting ──admit──▶ Prefill ──join──▶ ContinuousBatch ──token──▶ answered
+       ▲               (a piece a turn)        │
+       └───────────pause, keys kept────────────┘
+
+A row is admitted while `Capacity` allows. If the batch is full, a row of the call with the most running rows is paused
+for a call that has at least two fewer. A call without any running row gets a place from any row that has had
+`_QUANTUM` tokens, so that all calls progress. A long prompt is computed in pieces, so that the batch never waits long.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +23,23 @@ from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.hf.cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.decode_loop import DecodeLoop
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
-from promptmill.backends.engines.hf.schedule import Room, Schedule
+from promptmill.backends.engines.hf.schedule import Capacity, Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
-_QUANTUM = 64  # tokens that a row may compute before it makes room for a run that has no place at all
+_QUANTUM = 64  # tokens that a row may compute before it is paused for a call without a running row
 
 
 class Decoder(DecodeLoop):
-    """Keeps as many rows computing as `room` says; each turn takes a piece of a prompt and one token of every row."""
+    """Runs the batch; see the module's rule."""
 
-    def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, room: Room, chunk: int) -> None:
-        super().__init__(model, schedule, channel, room.rows)
-        self._limits = room
+    def __init__(
+        self, model: LanguageModel, schedule: Schedule, channel: Channel, capacity: Capacity, chunk: int
+    ) -> None:
+        super().__init__(model, schedule, channel, capacity.rows)
+        self._limits = capacity
         self._chunk = chunk
         self._prefill: Prefill | None = None
-        self._batch = ContinuousBatch(model, room.tokens)
+        self._batch = ContinuousBatch(model, capacity.tokens)
 
     def _turn(self) -> None:
         self._drop_cancelled()
@@ -45,11 +58,11 @@ class Decoder(DecodeLoop):
             self._prefill = None
 
     def _admit(self) -> None:
-        """Start the next prompts when there is room, or when a run has less than its share."""
+        """Start the next prompts if there is capacity, or if a run has less than its share."""
         while self._prefill is None:
             rows = self._running()
             running = Counter(row.run for row in rows)
-            free = min(self._room - len(rows), self._limits.more(len(rows), _longest(rows)))
+            free = min(self._places - len(rows), self._limits.more(len(rows), _longest(rows)))
             if free <= 0:
                 free = self._made_room(running)
             if free <= 0:
@@ -60,7 +73,7 @@ class Decoder(DecodeLoop):
             rows = self._running()
             if rows and self._limits.more(len(rows), _longest([*rows, *taken])) < len(taken):
                 for row in reversed(taken):
-                    self._schedule.put_back(row)  # until there is room for one as long as these
+                    self._schedule.put_back(row)  # until a row of this length fits
                 return
             for row in taken:
                 row.turns = 0
@@ -72,13 +85,13 @@ class Decoder(DecodeLoop):
                 else:
                     self._prefill = Prefill(self._model, taken, self._chunk)
             except Exception as error:
-                # a prompt that cannot even begin has spoilt nothing that others computed
+                # a prompt that fails before its first step has not damaged the batch
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _made_room(self, running: Counter[int]) -> int:
-        """Pause a row of the run with the most for a run that has at least two fewer, or none; return the room made.
+        """Pause a row of the run with the most for a run with at least two fewer, or none; return the places freed.
 
-        A run without a place gets one from any row that had its turn, so that many runs go round.
+        A run without a place gets one from any row that has had its quantum, so that many runs take turns.
         """
         fewest = self._schedule.fewest_running(running)
         if fewest is None:
@@ -94,7 +107,7 @@ class Decoder(DecodeLoop):
         row = rows[place]
         self._batch.leave(place)
         if self._schedule.kept() >= self._most:
-            row.kept = None  # memory is for rows that run; computing it again takes less than it may wait
+            row.kept = None  # memory is for running rows; recomputing takes less time than the row may wait
         self._schedule.put_back(row)
         return 1
 
@@ -135,7 +148,7 @@ class Decoder(DecodeLoop):
         self._stepped()
 
     def _accept(self, first: int, scores: Any) -> None:
-        """Give each row from place `first` on its next token; drop those that are answered with it."""
+        """Give each row from place `first` on its next token; drop the rows that are finished with it."""
         advance = self._advance_rows(self._batch.rows[first:], scores)
         for place, token in enumerate(advance.tokens):
             if token is None:
@@ -143,7 +156,7 @@ class Decoder(DecodeLoop):
         self._batch.drop([first + place for place in advance.done])
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
-        """Give up what the batch has computed; return its rows and `more`, each once."""
+        """Discard the batch's computed state; return its rows and `more`, each once."""
         rows = list(dict.fromkeys([*self._batch.rows, *more]))
         self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
@@ -154,42 +167,42 @@ class Decoder(DecodeLoop):
 
 
 def _longest(rows: list[RunningSequence]) -> int:
-    """Return how many tokens the longest of `rows` may come to; the columns of each in the cache are as many."""
+    """Return the longest possible length of any of `rows`; every row takes that many columns of the cache."""
     return max((len(row.prompt) + row.limit for row in rows), default=0)
 
 
 def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
-    """Return `positions`, `(rows, 1)`, as far behind the numbers of tokens as each row's images put them."""
+    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which its images cause."""
     if not any(row.offset for row in rows):
         return positions
     return positions + torch.tensor([[row.offset] for row in rows], device=positions.device)
 
 
 class ContinuousBatch:
-    """A batch that rows join and leave at any token; needs a cache of plain columns."""
+    """A batch that rows join and leave at any token. Requires a cache of plain columns."""
 
     def __init__(self, model: LanguageModel, tokens: int | None) -> None:
-        """`tokens` is how many its cache makes room for (None: as many as come)."""
+        """`tokens` is the capacity of its cache (None: no limit)."""
         self.rows: list[RunningSequence] = []
         self._model = model
         self._cache = PooledCache(len(model.new_cache().layers), tokens)
 
     def join(self, row: RunningSequence, content: KeysValues) -> None:
-        """Add a row with what was computed of its sequence, all but its last token."""
+        """Add a row with the keys and values of its sequence, all but the last token."""
         self._cache.add(content)
         self.rows.append(row)
 
     def leave(self, place: int) -> None:
-        """Take a row out that goes on later, with its content."""
+        """Remove a row that continues later; it keeps its content."""
         self.rows[place].kept = self._cache.copy_of(place)
         self.drop([place])
 
     def wipe(self, place: int) -> None:
-        """Leave nothing of what was computed for a row, where other rows will be."""
+        """Erase a row's content, because another row will use its place."""
         self._cache.wipe(place)
 
     def drop(self, places: list[int]) -> None:
-        """Take the rows at `places` out; the last ones move up."""
+        """Remove the rows at `places`; the last rows take their places."""
         for place in sorted(places, reverse=True):
             self._cache.remove(place)
             self.rows[place] = self.rows[-1]
@@ -203,12 +216,14 @@ class ContinuousBatch:
 
 
 class Prefill:
-    """Prompts on their way into the cache: several of similar length at once, or a long one in pieces."""
+    """The computation of prompts before they join: several of similar length at once, or a long one in pieces."""
 
     def __init__(self, model: LanguageModel, rows: list[RunningSequence], chunk: int) -> None:
         self.rows = rows
         self._model = model
-        self._chunk = chunk if len(rows) == 1 and rows[0].image_inputs is None else None  # images may not be cut
+        self._chunk = (
+            chunk if len(rows) == 1 and rows[0].image_inputs is None else None
+        )  # a prompt with images is computed at once
         self._done = 0
         self._cache = model.new_cache()
         sequences = [row.sequence for row in rows]
@@ -220,7 +235,7 @@ class Prefill:
             self._positions, rows[0].offset = model.positions(self._tokens, self._mask, self._seen)
 
     def step(self) -> Any:
-        """Compute the next piece; return the scores of the rows' next tokens after the last one, else None."""
+        """Compute the next piece; after the last one return the scores of the rows' next tokens, else None."""
         first, whole = self._done, self._tokens.shape[1]
         self._done = end = whole if self._chunk is None else min(whole, first + self._chunk)
         scores = self._model.scores(
@@ -234,5 +249,5 @@ class Prefill:
         return scores if end == whole else None
 
     def content(self, place: int) -> KeysValues:
-        """Return what was computed for a row, to join an open batch with."""
+        """Return the keys and values of a row, with which it joins the batch."""
         return row_of(self._cache, place, self._lengths[place])

@@ -1,4 +1,9 @@
-"""What both decode loops share: the next token of each row, its outcome, and what follows when a step fails."""
+"""The base of both decode loops (next tokens, outcomes, recovery from failed steps), and the fallback loop.
+
+`batches.Decoder` lets rows join a running batch. `GenerateLoop` runs transformers' own `generate` for models that
+cannot do that. After a failed step the rows of the batch start over, fewer at a time; a row that fails alone, or too
+often with others, gets the error.
+"""
 
 from __future__ import annotations
 
@@ -23,33 +28,33 @@ from promptmill.backends.engines.load_errors import first_line
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.frames import Frame
 
-_RECOVERY = 512  # steps without running out of memory after which one more row is tried
-_IDLE_S = 1.0  # then memory that nothing uses is given back; to get it again takes time
-_MISHAPS = 3  # a row that went wrong this often with others is the one that is wrong
+_RECOVERY = 512  # after this many steps without running out of memory, one more row is tried
+_IDLE_S = 1.0  # then unused memory is returned to the system; allocating it again takes time
+_MISHAPS = 3  # a row that took part in this many failed steps is taken for their cause
 _NAN = PromptmillError(
     Code.INTERNAL,
     "The model's scores became NaN, as happens in float16.",
     "Set `dtype: bfloat16` or `dtype: float32`.",
 )
-_QUANTUM = 64  # tokens after which a batch ends for a call of which no row runs
+_QUANTUM = 64  # tokens after which a batch ends if another call has no running row
 
 
 class Advance(NamedTuple):
-    """What a step came to: a token per row (None: its scores are NaN), and the places of the rows that are answered."""
+    """The result of a step: a token per row (None: its scores are NaN), and the places of the finished rows."""
 
     tokens: list[int | None]
     done: list[int]
 
 
 class DecodeLoop(ABC):
-    """Takes waiting rows, and answers them until the process ends."""
+    """Takes waiting rows and answers them until the process ends."""
 
     def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, rows: int) -> None:
-        """`rows` is the most that are computed together."""
+        """`rows` is the largest number to compute together."""
         self._model = model
         self._schedule = schedule
         self._channel = channel
-        self._most = self._room = rows
+        self._most = self._places = rows
         self._steps = 0
 
     def run(self) -> NoReturn:
@@ -66,20 +71,20 @@ class DecodeLoop(ABC):
 
     @abstractmethod
     def _turn(self) -> None:
-        """Do what is next."""
+        """Do the next piece of work."""
 
     @abstractmethod
     def _running(self) -> list[RunningSequence]:
-        """Return the rows that are being computed."""
+        """Return the rows in the batch."""
 
     @abstractmethod
     def _given_up(self) -> list[RunningSequence]:
-        """Give up everything that is being computed; return its rows."""
+        """Discard the batch; return its rows."""
 
     def _advance_rows(self, rows: list[RunningSequence], scores: Any) -> Advance:
-        """Choose each row's next token by `scores`, `(rows, vocabulary)`; answer the rows that are complete with it."""
+        """Choose each row's next token by `scores`, `(rows, vocabulary)`; send the outcomes of finished rows."""
         wrong: dict[int, Exception] = {}
-        # before penalties and masks: how likely the model itself found a token
+        # the model's own log probabilities, before penalties and masks
         found = {place: scores[place].log_softmax(-1) for place, row in enumerate(rows) if row.logprobs is not None}
         for place, row in enumerate(rows):
             try:
@@ -107,29 +112,28 @@ class DecodeLoop(ABC):
         return Advance(tokens, done)
 
     def _stepped(self) -> None:
-        """Count a step; after many without running out of memory one more row is tried."""
+        """Count a step; allow one more row after `_RECOVERY` steps."""
         self._steps += 1
-        if self._room < self._most and self._steps % _RECOVERY == 0:
-            self._room += 1
+        if self._places < self._most and self._steps % _RECOVERY == 0:
+            self._places += 1
 
     def _answer(self, row: RunningSequence, outcome: Frame) -> None:
         row.answered = True
         self._channel.send(outcome)
 
     def _mishap(self, rows: list[RunningSequence], error: Exception) -> None:
-        """Let `rows` start over, fewer at a time, after a step failed; a row that fails alone gets the error.
+        """Let `rows` start over, fewer at a time, after a failed step; a row that fails alone gets the error.
 
-        Raises `error` when it does not concern one row, or the device itself is broken: this process
-        cannot continue then.
+        Raises `error` if it does not concern rows or the device is broken: this process cannot continue then.
         """
         no_memory = _is_out_of_memory(error)
         if not rows or (not no_memory and isinstance(error, getattr(torch, "AcceleratorError", ()))):
             raise error
         alone = len(rows) == 1 and not self._running()
         if no_memory:
-            self._room = max(1, (len(rows) + len(self._running())) // 2)
+            self._places = max(1, (len(rows) + len(self._running())) // 2)
             self._schedule.drop_kept()
-            error.__traceback__ = None  # it holds on to the tensors of the step
+            error.__traceback__ = None  # it references the tensors of the step
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -143,7 +147,7 @@ class DecodeLoop(ABC):
 
 
 def _give_back() -> None:
-    """Give memory that nothing uses back to the system; the allocators keep it."""
+    """Return unused memory to the system; the allocators would keep it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
@@ -176,18 +180,18 @@ def _explained(error: Exception) -> PromptmillError:
 
 
 class GenerateLoop(DecodeLoop):
-    """For models whose rows cannot join a running batch: those with recurrent states, or with caches of their own.
+    """For models whose rows cannot join a running batch, because they have recurrent states or special caches.
 
-    A batch takes as long as its longest answer, except where another call waits; then its rows go on later, from the
-    tokens that they have.
+    A batch runs until its longest answer is complete. If another call waits, the batch ends earlier, and its rows
+    continue later from the tokens that they have.
     """
 
     def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, rows: int, tokens: int) -> None:
-        """`tokens` is the most that prompts computed together have."""
+        """`tokens` limits the total length of prompts that are computed together."""
         super().__init__(model, schedule, channel, rows)
         self._tokens = tokens
         self._rows: list[RunningSequence] = []
-        model.network.generation_config = GenerationConfig()  # what the model's own says, rows follow by themselves
+        model.network.generation_config = GenerationConfig()  # rows apply the model's defaults themselves
 
     def _running(self) -> list[RunningSequence]:
         return self._rows
@@ -197,7 +201,7 @@ class GenerateLoop(DecodeLoop):
         return rows
 
     def _turn(self) -> None:
-        rows = self._rows = self._schedule.take(1 if self._model.alone else self._room, self._tokens, {})
+        rows = self._rows = self._schedule.take(1 if self._model.alone else self._places, self._tokens, {})
         if not rows:
             return
         for row in rows:
@@ -227,7 +231,7 @@ class GenerateLoop(DecodeLoop):
         )
 
     def _choose(self, tokens: Any, scores: Any) -> Any:
-        """Have `generate` take the tokens that the rows choose: all others become impossible."""
+        """Make `generate` take the tokens that the rows choose, by ruling out all others."""
         del tokens
         places = [place for place, row in enumerate(self._rows) if not row.answered]
         advance = self._advance_rows([self._rows[place] for place in places], scores[places])
@@ -244,7 +248,7 @@ class GenerateLoop(DecodeLoop):
         del scores
         waits = self._schedule.fewest_running({row.run: 1 for row in self._rows}) == 0
         leaves = waits and max(row.turns for row in self._rows) >= _QUANTUM
-        # behind the border what was computed counts no more
+        # above the border the computed keys are invalid
         leaves = leaves or self._model.border in {len(row.sequence) - 1 for row in self._rows}
         ended = [leaves or row.answered or self._schedule.is_cancelled(row.run) for row in self._rows]
         return torch.tensor(ended, device=tokens.device)

@@ -18,7 +18,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
     """
-    gc.disable()  # a fifth of the time to import torch and transformers: nothing of them is garbage
+    gc.disable()  # saves a fifth of the time to import torch and transformers, which leave no garbage
     _set_up_libraries()
     location = locate(
         options["model_name_or_path"],
@@ -27,41 +27,40 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         lambda: require_packages("hf", "torch", "transformers"),
     )
     channel.progress("Starting transformers")
-    # torch and transformers, only now that there is something to load
+    # imports torch and transformers, now that a model was found
     from promptmill.backends.engines.hf.batches import Decoder
     from promptmill.backends.engines.hf.decode_loop import GenerateLoop
     from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.prompt import PromptBuilder
-    from promptmill.backends.engines.hf.schedule import Schedule, room_for
+    from promptmill.backends.engines.hf.schedule import Schedule, capacity_for
 
     model = load_model(location, options, channel.progress)
     schedule = Schedule(model.border)
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, schedule, channel)
-    room = room_for(model, options["batch_size"])
+    capacity = capacity_for(model, options["batch_size"])
     chunk = hardware.prompt_chunk(model.device.type, model.parameters)
     loop = (
-        Decoder(model, schedule, channel, room, chunk)
+        Decoder(model, schedule, channel, capacity, chunk)
         if model.merges_rows
-        else GenerateLoop(model, schedule, channel, room.rows, 4 * chunk)
+        else GenerateLoop(model, schedule, channel, capacity.rows, 4 * chunk)
     )
-    gc.freeze()  # what is loaded stays; collections need not look at it again
+    gc.freeze()  # loaded objects stay, so collections can skip them
     gc.enable()
     channel.route(intake.handle)
-    channel.send({"type": "loaded", "window": 2 * room.rows, "images": model.vision is not None})
+    channel.send({"type": "loaded", "window": 2 * capacity.rows, "images": model.vision is not None})
     loop.run()
 
 
 def _set_up_libraries() -> None:
-    """Say to native libraries, before they are imported, what they read from the environment."""
-    # Threads that spin while they wait for each other make a step 10 times as long when anything else runs on this
-    # machine, and keep the server from running. A few microseconds of it (GNU's library alone takes the number) bring
-    # 18 % on an idle machine and cost 10 % where all cores are busy (measured on 2 cores); 3,000 turns bring 30 and
-    # cost 36.
+    """Set environment variables that native libraries read on import."""
+    # Threads that spin while they wait for each other make a step 10 times as long when other programs run, and slow
+    # the server down. A few microseconds of spinning (only GNU's library reads the number) gain 18 % on an idle
+    # machine and cost 10 % on a busy one (measured on 2 cores); 3,000 turns gain 30 % and cost 36 %.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # Else transformers has a service of its makers convert a model of the hub that has no safetensors.
+    # Otherwise transformers asks a service of Hugging Face to convert a hub model without safetensors.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

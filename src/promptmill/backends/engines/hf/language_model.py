@@ -1,26 +1,16 @@
-"""A causal language model and its tokenizer, loaded: token ids in, scores of the next token out."""
+"""A causal language model: load it with its tokenizer; then token ids in, scores of the next token out."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache
-
-from promptmill.backends.engines.hf.cache import is_common, is_of_columns, plain_cache
-from promptmill.backends.engines.hf.sampler import Constraints
-
-if TYPE_CHECKING:
-    from promptmill.backends.engines.hf.vision import Vision
-import os
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AttentionInterface,
@@ -28,7 +18,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationMixin,
 )
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -37,6 +29,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from promptmill.backends.engines import hardware
+from promptmill.backends.engines.hf.cache import is_common, is_of_columns, plain_cache
+from promptmill.backends.engines.hf.sampler import Constraints
 from promptmill.backends.engines.load_errors import (
     NO_WRITER,
     check_memory,
@@ -48,13 +42,16 @@ from promptmill.backends.engines.load_errors import (
 from promptmill.backends.engines.model_location import Location, load_failure
 from promptmill.core.errors import PromptmillError
 
-_SLOPES = frozenset({"bloom", "mpt"})  # kinds that know how far apart tokens are from the mask, or need no more
+if TYPE_CHECKING:
+    from promptmill.backends.engines.hf.vision import Vision
+
+_SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi, which derive distances from the mask or columns
 _SHORT = (torch.float16, torch.bfloat16)
-_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # kinds that keep a state in themselves, or cut their own input
+_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # keep state in the module, or truncate their input
 
 
 class LanguageModel:
-    """What the decode loop needs of a model, whatever its architecture."""
+    """One interface for the decode loop to models of every architecture."""
 
     def __init__(self, model: Any, tokenizer: Any, vision: Vision | None = None) -> None:
         self.network = model
@@ -72,25 +69,26 @@ class LanguageModel:
         self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
         self.border = _border(self.config)
-        """Length behind which all tokens of a sequence, those in the cache too, have to be computed in another way."""
+        """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
         cache = DynamicCache(config=self.config)
         self._layers = len(cache.layers)
         self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself."""
         self.merges_rows = is_of_columns(cache) and self.border is None and not self.alone
-        """Whether rows may join a running batch; if not, transformers' own `generate` computes them."""
+        """Whether rows may join a running batch; otherwise transformers' own `generate` computes them."""
 
     def new_cache(self) -> Cache:
         """Return an empty cache for rows that join a running batch.
 
-        Its layers keep all columns, those with a sliding window too: the mask leaves out what lies before the window.
+        All layers keep all columns, even those with a sliding window: the mask hides the columns before the window.
         """
         return plain_cache(self._layers)
 
     def _bears_padding(self) -> bool:
-        """Return whether rows of several lengths may be computed together: whether the model is told each one's places.
+        """Return whether rows of different lengths may be computed together, padded at the left.
 
-        Some count them by the columns of the cache instead, where a shorter row has columns that are not its own.
+        They may if the model takes each row's positions. Some models derive positions from the columns of the cache
+        instead, and would count a shorter row's padding.
         """
         if not self._takes_positions:
             return self._cache_name == "cache_params" or self.network.config.model_type in _SLOPES
@@ -104,18 +102,18 @@ class LanguageModel:
                 is_first_iteration=False,
                 **{self._cache_name: self.new_cache()},
             )
-        except Exception:  # code that came with a model; each item will meet it again, and say so
+        except Exception:  # the model's own code failed; it will fail again for each item, which reports it
             return True
         return inputs.get("position_ids") is not None
 
     def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:
-        """Return the positions of one prompt with images, and how far the next token's is from the number of tokens.
+        """Return the positions of one prompt with images, and the next token's position minus the number of tokens.
 
         They are `(1, tokens)` or, where images have height and width, `(axes, 1, tokens)`.
         """
         given = {"attention_mask": mask, **seen}
         positions = self.network._prepare_position_ids_for_generation(tokens, given)
-        axes = positions[-3:] if positions.dim() == 3 else positions  # a fourth, in front, counts tokens
+        axes = positions[-3:] if positions.dim() == 3 else positions  # a fourth axis, the first, counts tokens
         return positions, int(axes.max()) + 1 - tokens.shape[1]
 
     def scores(
@@ -128,10 +126,10 @@ class LanguageModel:
         first: bool,
         seen: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        """Compute `tokens` behind what `cache` holds; return each row's scores of its next token.
+        """Compute `tokens`, which follow the content of `cache`; return each row's scores of its next token.
 
         `tokens` and `positions` are `(rows, new)`, `mask` is `(rows, cached + new)`; the result is `(rows, vocabulary)`
-        in float32. `first` says that the cache is empty; `seen` is then what the prompt shows.
+        in float32. `first`: the cache is empty; `seen` then holds the prompt's image inputs.
         """
         inputs = self.network.prepare_inputs_for_generation(
             tokens,
@@ -142,13 +140,13 @@ class LanguageModel:
             **({"position_ids": positions} if self._takes_positions else {}),
             **seen,
         )
-        # Phi-3 would rather have a cache of its own for a prompt that begins behind the border
+        # Phi-3 drops the cache from its inputs for a prompt that is longer than the border
         answered = self.network(**{**inputs, self._cache_name: cache, **self._short_logits}, return_dict=True)
         return answered.logits[:, -1].float()
 
 
 def _border(config: Any) -> int | None:
-    """Return the length at which the model changes the angles by which it turns tokens, as LongRoPE does."""
+    """Return the length at which the model switches its rotary factors, as LongRoPE does; None without one."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
     lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
@@ -157,18 +155,18 @@ def _border(config: Any) -> int | None:
 
 
 def _keeps_more_than_a_cache(network: Any) -> bool:
-    """Return whether the model carries state of its own from token to token, such as what to look at in an image."""
+    """Return whether the model carries more than the cache from token to token, such as image positions."""
     name = "_update_model_kwargs_for_generation"
     return getattr(type(network), name, None) is not getattr(GenerationMixin, name)
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
-    """Return the longest sequence in tokens that the model was made for; None when it has no bound."""
+    """Return the model's context length in tokens; None if it has no bound."""
     for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "n_positions"):
         if isinstance(longest := getattr(config, name, None), int) and longest > 0:
             return longest
     longest = getattr(tokenizer, "model_max_length", None)
-    return longest if isinstance(longest, int) and 0 < longest < 10**9 else None  # 10**30 means: not said
+    return longest if isinstance(longest, int) and 0 < longest < 10**9 else None  # 10**30 means "not set"
 
 
 def _ends(defaults: Any, tokenizer: Any) -> frozenset[int]:
@@ -191,7 +189,7 @@ def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Any, Any, 
 def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
     """Load the model at `location` as `options` (the `hf` block) say.
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) in a sentence that says what to do.
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) with the remedy.
     """
     _be_quiet()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
@@ -225,7 +223,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         )
     except PromptmillError:
         raise
-    except Exception as error:  # transformers raises nearly everything
+    except Exception as error:  # transformers raises nearly every kind
         raise _explained(error, options) from None
     if missing := info.get("missing_keys"):
         raise load_failure(
@@ -238,13 +236,13 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
 
 
 def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
-    """Return the tokenizer of an image model, and what reads its images if that came with the model."""
-    # most of a second to import, which models that read only text need not wait for
+    """Return the tokenizer of an image model, and its `Vision` if the model comes with an image processor."""
+    # imported here: it takes most of a second, and text models do not need it
     from promptmill.backends.engines.hf.vision import Vision, load_processor
 
     try:
         processor = load_processor(source)
-    except OSError:  # no file says how images are prepared: then the model reads text, as some copies are meant to
+    except OSError:  # no image processor configuration: some copies of a model are for text only
         return AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None
@@ -252,13 +250,13 @@ def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
 
 
 def _reads_images(config: Any) -> bool:
-    """Return whether the model is one that reads images, text or both."""
+    """Return whether the model's architecture reads images."""
     known = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return known or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
 
 
 def _refuse_kinds_that_cannot_answer(config: Any) -> None:
-    """Raise for models of which transformers would load a half, or whose answers would be noise, without a word."""
+    """Raise for models that transformers would silently load in part, or whose answers would be noise."""
     decoder = config.get_text_config(decoder=True)
     if config.is_encoder_decoder or decoder.model_type in _STATEFUL:
         raise _unfit(config)
@@ -274,13 +272,13 @@ def _unfit(config: Any) -> PromptmillError:
 
 
 def _takes_a_cache(network: Any) -> bool:
-    """Return whether the model can be given what was computed before; a few early ones compute all of it each time."""
+    """Return whether the model accepts a cache; a few early models recompute the whole sequence for each token."""
     accepted = inspect.signature(network.forward).parameters
     return "input_ids" not in accepted or not accepted.keys().isdisjoint(("past_key_values", "cache_params"))
 
 
 def _writes_its_own_way(network: Any) -> bool:
-    """Return whether the model replaces transformers' loop from token to token, which ours follows."""
+    """Return whether the model overrides `generate`, whose steps our loop follows."""
     return getattr(type(network), "generate", None) is not GenerationMixin.generate
 
 
@@ -292,7 +290,7 @@ def _be_quiet() -> None:
 
 
 def _device(options: Mapping[str, Any]) -> str:
-    """Return the device to load on. Raises when a GPU was asked for that is not there."""
+    """Return the device to load on. Raises if the configured GPU is not available."""
     wanted, gpu_ids = options["device"], options["gpu_ids"]
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu_ids and wanted in {"auto", "cuda"} and present < len(gpu_ids):
@@ -311,7 +309,7 @@ def _without_cuda() -> str:
 
 
 def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
-    """Return the number format: the checkpoint's, except where the CPU would only emulate it."""
+    """Return the number format: the checkpoint's, unless the CPU would have to emulate it."""
     if wanted != "auto":
         return getattr(torch, wanted)
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
@@ -322,7 +320,7 @@ def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
 
 
 def _check_memory(location: Location, device: str, dtype: torch.dtype, config: Any) -> None:
-    """Raise when the weights surely do not fit into main memory."""
+    """Raise if the weights exceed the free main memory."""
     if device != "cpu" or location.folder is None or location.gguf_file is not None:
         return
     own = getattr(config, "dtype", None)
@@ -330,7 +328,7 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
 
 
 def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
-    """Return the error of a model that transformers could not load, in one sentence."""
+    """Return the error for a model that transformers could not load, in one sentence."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return load_failure(
@@ -344,7 +342,7 @@ def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
 
 
 def _install_attention() -> None:
-    """Stand in for transformers' `sdpa` attention in this process."""
+    """Replace transformers' `sdpa` attention in this process."""
     AttentionInterface.register("sdpa", _attention)
 
 
@@ -353,8 +351,8 @@ def _attention(  # noqa: PLR0917 (transformers' signature)
 ) -> Any:
     """Compute as `sdpa_attention_forward` does: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 
-    Where several query heads share one head of the cache, transformers repeats the cache for each of them. For a single
-    new token the heads of a group can be taken as several tokens instead: the same sums without the copy, five times
+    Where several query heads share one head of the cache, transformers copies the cache for each of them. For a single
+    new token, the heads of a group can be treated as several tokens instead: the same sums without the copy, five times
     as fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads on 3).
     """
     rows, heads, tokens, _ = query.shape

@@ -1,4 +1,4 @@
-"""From a submitted request to a row: chat template, tokens, limits, and what of the sampling this engine can do."""
+"""From a submitted request to a row: chat template, tokens, limits, and the sampling parameters of this engine."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _KNOWN = frozenset(
         *(*LONGEST, *tool_use.NAMES, *token_logprobs.NAMES),
     }
 )
-# Parameters of transformers and vLLM with the only value that this engine has.
+# Parameters of transformers and vLLM, with the only value that this engine supports.
 _AS_IT_IS = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -94,13 +94,15 @@ class PromptBuilder:
             ends |= self._model.ends
         ends |= _token_ids(message["extra"].get("stop_token_ids"))
         if message["extra"].get("do_sample") is False:
-            sampling = {**sampling, "temperature": 0.0}  # transformers' word for always taking the likeliest token
+            sampling = {**sampling, "temperature": 0.0}  # transformers' name for always taking the likeliest token
         elif message["extra"].get("do_sample"):
             sampling = {"temperature": 1.0, **sampling}
         choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
         if self._refuse:
             refuse(warnings)
-        warnings += self._model.constraints.warnings(drawing=not choice.greedy)  # of what nobody asked for here
+        warnings += self._model.constraints.warnings(
+            drawing=not choice.greedy
+        )  # after `refuse`: the request did not ask for these
         tokens, image_inputs = self._encoded(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
@@ -151,7 +153,7 @@ class PromptBuilder:
         return prompt_text(list(map(self._turn, messages)), template, render, warnings)
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
-        """Return how the row chooses: what the request says, else the model's generation defaults."""
+        """Return the row's sampling parameters: the request's, else the model's generation defaults."""
         defaults = self._model.defaults
 
         def given(name: str, otherwise: Any) -> Any:
@@ -175,7 +177,7 @@ class PromptBuilder:
         )
 
     def _encoded(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
-        """Return the prompt's tokens, and what it shows when it has images."""
+        """Return the prompt's tokens, and its image inputs if it has images."""
         check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
         images = pictures(message.get("images", ()))
         image_inputs = None
@@ -208,7 +210,7 @@ def _token_ids(value: object) -> frozenset[int]:
 
 
 def _template(source: Any, name: str = "default") -> str | None:
-    """Return the chat template of a tokenizer or processor, of several the one called `name`."""
+    """Return the chat template of a tokenizer or processor; if it has several, the one called `name`."""
     found = getattr(source, "chat_template", None)
     if isinstance(found, dict):
         found = found.get(name)

@@ -1,4 +1,9 @@
-"""Sampler: choose the next token of each row by its own parameters and random numbers."""
+"""Choose the next token of each row: penalties, the model's constraints, the schema's mask, then a draw.
+
+    scores → penalties → `Constraints` → `AnswerMask` → temperature → top_k, top_p, min_p → token
+
+Each row has its own parameters and random numbers, so that its answer does not depend on the rows next to it.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +24,17 @@ from promptmill.backends.engines.load_errors import first_line
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 
-# Likeliest tokens to look at first: sorting a whole vocabulary for each token would cost more than a small model's own
-# step, and the nucleus nearly always lies within.
+# The number of likeliest tokens to examine first: sorting a whole vocabulary for each token would cost more than the
+# step of a small model, and these nearly always include the nucleus.
 _CANDIDATES = 256
-_GREEDY_BELOW = 1e-5  # a temperature that leaves no choice, and divides scores out of the range of float32
+_GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and its scores overflow float32
 _MOST_GRAMMARS = 64
 _TAIL = 12  # tokens in which the end of a reasoning block is looked for
-# Small models write white space without end where a grammar lets them.
+# Small models write endless white space if the grammar allows it.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
-# What requests have a say in, which `PromptBuilder` reads, and what changes no choice.
+# Defaults that `PromptBuilder` combines with the request, or that change no choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
-# Ways to choose that the decode loop does not know, with the values that mean nothing.
+# Ways of choosing that the decode loop does not support, with the values that switch them off.
 _UNSUPPORTED = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1),
@@ -47,7 +52,7 @@ _UNSUPPORTED_WHEN_SAMPLING = {
 
 @dataclass(slots=True)
 class SamplerState:
-    """How one row chooses, and what that depends on so far."""
+    """A row's sampling parameters, and the state of its choices so far."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -58,17 +63,17 @@ class SamplerState:
     frequency_penalty: float = 0.0
     seed: int | None = None
     constraints: Any = None
-    """What changes scores beyond the above (see `constraints`); None: nothing does."""
-    mask: Any = None
-    """What rules tokens out, last of all (see `answer_mask`)."""
+    """The result of `Constraints.processors_for`; None without constraints."""
+    mask: AnswerMask | None = None
+    """Rules tokens out that would violate the schema; applied last."""
     _generator: Any = None
     _seen: Any = None
     _counts: Any = None
-    _told: int = field(default=0)
+    _counted: int = field(default=0)  # tokens of the answer in `_seen` and `_counts`
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken always."""
+        """Whether the likeliest token is always taken."""
         return self.temperature < _GREEDY_BELOW
 
     @property
@@ -77,7 +82,7 @@ class SamplerState:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def draw(self) -> float:
-        """Return the row's next random number, from 0 up to 1."""
+        """Return the row's next random number, at least 0 and less than 1."""
         if self._generator is None:
             self._generator = torch.Generator()
             if self.seed is None:
@@ -87,21 +92,21 @@ class SamplerState:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     def penalise(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
-        """Change the row's `scores`, `(vocabulary,)`, in place by what occurred in its prompt and its answer."""
+        """Apply penalties, constraints and mask to the row's `scores`, `(vocabulary,)`, in place."""
         if self.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # an image's may lie beyond
-            self._seen[tokens[self._told :]] = True
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may lie beyond
+            self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
             torch.where(self._seen, weaker, scores, out=scores)
         if self.presence_penalty or self.frequency_penalty:
             if self._counts is None:
                 self._counts = torch.zeros_like(scores)
-            for token in tokens[self._told :]:
+            for token in tokens[self._counted :]:
                 self._counts[token] += 1
             scores -= self.frequency_penalty * self._counts + self.presence_penalty * (self._counts > 0)
-        self._told = len(tokens)
+        self._counted = len(tokens)
         if self.constraints is not None:
             whole = torch.tensor([prompt + tokens], device=scores.device)
             scores.copy_(self.constraints(whole, scores.unsqueeze(0)).squeeze(0))
@@ -110,7 +115,7 @@ class SamplerState:
 
 
 def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:
-    """Return one token per row of `scores`, `(rows, vocabulary)` in float32; None where scores are NaN."""
+    """Return one token per row of `scores`, `(rows, vocabulary)` in float32; None for a row whose scores are NaN."""
     best, tokens = scores.max(-1)
     broken = best.isnan().tolist()
     chosen = tokens.tolist()
@@ -147,7 +152,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return the place drawn from the likeliest `shares`, falling; None when the cut may lie beyond them."""
+    """Return the place drawn from the likeliest `shares`, in descending order; None if the cut may lie beyond them."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
@@ -166,7 +171,7 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
 
 
 def _place_of(number: float, upto: Any) -> int:
-    """Return the place where the rising sums `upto` pass `number` of their whole."""
+    """Return the first place where the cumulative sums `upto` exceed `number` times their total."""
     aim = number * float(upto[-1])
     if not math.isfinite(aim):
         return 0
@@ -175,7 +180,7 @@ def _place_of(number: float, upto: Any) -> int:
 
 
 class AnswerMasks:
-    """Makes the masks of one model's answers. `ends` are the tokens that end an answer."""
+    """Creates the masks for one model's answers. `ends` are the tokens that end an answer."""
 
     def __init__(self, tokenizer: Any, ends: Collection[int]) -> None:
         self._tokenizer = tokenizer
@@ -184,10 +189,10 @@ class AnswerMasks:
         self._grammars: OrderedDict[str, str] = OrderedDict()
 
     def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
-        """Return the mask of an answer in the `response_format` `wanted`, None where it asks for no JSON.
+        """Return the mask for an answer in the `response_format` `wanted`; None if it is not JSON.
 
-        `thinks`: the answer begins inside its reasoning, and JSON behind it. Raises `PromptmillError` (`unsupported`,
-        `missing_dependency`) for what cannot be held to.
+        `thinks`: the answer starts with reasoning, and JSON follows it. Raises `PromptmillError` (`unsupported`,
+        `missing_dependency`) if the format cannot be enforced.
         """
         schema = schema_of(wanted)
         if schema is None:
@@ -197,7 +202,7 @@ class AnswerMasks:
         except ImportError:
             raise PromptmillError(
                 Code.MISSING_DEPENDENCY,
-                "Answers of a schema need the package llguidance.",
+                "Answers with a schema need the package llguidance.",
                 adding("hf"),
             ) from None
         if self._vocabulary is None:
@@ -228,10 +233,10 @@ def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     try:
         return LLTokenizer(backend.to_str(), n_vocab=len(tokenizer), eos_token=ends[0] if ends else None)
-    except Exception as error:  # of native code, for vocabularies it cannot read
+    except Exception as error:  # native code fails for vocabularies that it cannot read
         raise PromptmillError(
             Code.UNSUPPORTED,
-            f"The hf backend cannot hold this model's answers to a schema: {first_line(error)}.",
+            f"The hf backend cannot constrain this model's answers to a schema: {first_line(error)}.",
             "Choose another model or backend.",
         ) from None
 
@@ -239,13 +244,13 @@ def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
 def _not_held(problem: str) -> PromptmillError:
     return PromptmillError(
         Code.UNSUPPORTED,
-        f"The hf backend cannot hold answers to this schema: {first_line(problem)}.",
+        f"The hf backend cannot constrain answers to this schema: {first_line(problem)}.",
         "Simplify the schema, or choose another backend.",
     )
 
 
 class AnswerMask:
-    """The mask of one answer, which follows it token by token."""
+    """The token mask of one answer: allows only tokens that can still lead to JSON of the schema."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, *, waits: bool) -> None:
         """`known` is the number of tokens that the matcher knows."""
@@ -258,21 +263,21 @@ class AnswerMask:
         self._bits: Any = None
 
     def apply(self, scores: Any, tokens: list[int]) -> None:
-        """Rule out of `scores`, `(vocabulary,)`, in place, what cannot follow `tokens`, the answer so far."""
+        """Set the `scores`, `(vocabulary,)`, of tokens that cannot follow `tokens`, the answer so far, to -inf."""
         if self._waits and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):  # beyond llguidance's limits: a token would take seconds
+            if not self._matcher.consume_token(token):  # a limit of llguidance: a token would take seconds
                 raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
-        if scores.device.type == "cpu":  # numpy: torch would ask its threads to help, which takes longer
+        if scores.device.type == "cpu":  # numpy is faster: torch would involve its threads
             np.copyto(scores.numpy(), -np.inf, where=ruled_out)
         else:
             scores.masked_fill_(torch.from_numpy(ruled_out).to(scores.device), float("-inf"))
 
     def _ruled_out(self, size: int) -> Any:
-        """Return which tokens of a vocabulary of `size` cannot come next."""
+        """Return for each token of a vocabulary of `size` whether it cannot come next."""
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         if self._bits is None:
@@ -280,7 +285,7 @@ class AnswerMask:
         fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
             raise _not_held(self._matcher.get_error())
-        ruled_out: Any = np.ones(size, dtype=bool)  # a model may score more tokens than its tokenizer knows, and fewer
+        ruled_out: Any = np.ones(size, dtype=bool)  # the model may have more or fewer tokens than its tokenizer
         known = min(size, self._known)
         ruled_out[:known] = np.unpackbits(self._bits[0].view(np.uint8), count=known, bitorder="little") == 0
         if self._ends and not ruled_out[self._ends[0]]:
@@ -288,7 +293,7 @@ class AnswerMask:
         return ruled_out
 
     def _begins(self, tokens: list[int]) -> bool:
-        """Return whether the reasoning has ended with the last token; the grammar begins behind it."""
+        """Return whether the last token ended the reasoning; the grammar starts after it."""
         if not closes_reasoning(self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)):
             return False
         self._waits, self._followed = False, len(tokens)
@@ -296,10 +301,10 @@ class AnswerMask:
 
 
 class Constraints:
-    """Forced and banned tokens, no-repeat n-grams, minimum length, as the model's generation defaults say."""
+    """A model's generation defaults as transformers' logits processors: forced and banned tokens, n-gram rules, …"""
 
     def __init__(self, network: Any, ends: Collection[int], device: torch.device) -> None:
-        """`ends` are the tokens that end an answer; `device` is where scores are."""
+        """`ends` are the tokens that end an answer; `device` is that of the scores."""
         self._network = network
         self._device = device
         self._defaults = defaults = copy.deepcopy(network.generation_config)
@@ -312,13 +317,13 @@ class Constraints:
         self._any = bool(self.processors_for([0], 1, always=True))
 
     def warnings(self, *, drawing: bool) -> list[str]:
-        """Return what to say of defaults that are not followed."""
+        """Return warnings about generation defaults that this engine does not follow."""
         return [text for text in self._warnings[: 2 if drawing else 1] if text]
 
     def processors_for(self, prompt: list[int], limit: int, *, always: bool = False) -> Any:
-        """Return what changes the scores of the answer, of up to `limit` tokens, to `prompt`; None when nothing does.
+        """Return the logits processors for an answer of up to `limit` tokens to `prompt`; None if there are none.
 
-        It is called with all tokens so far, `(1, tokens)`, and the scores of the next, `(1, vocabulary)`.
+        They are called with all tokens so far, `(1, tokens)`, and the scores of the next, `(1, vocabulary)`.
         """
         if not (always or self._any):
             return None

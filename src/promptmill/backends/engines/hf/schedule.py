@@ -1,4 +1,8 @@
-"""Fair scheduling of waiting rows between the calls they belong to."""
+"""Which waiting rows are computed next, and how many fit together.
+
+`Schedule` shares places fairly: the next row comes from the run (call) with the fewest rows in the batch, and among
+equals from the one served longest ago. `Capacity` limits the batch by the model's speed and by memory.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +18,39 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.intake import WaitingRows
 
 _SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
-_STATIC_ROWS = 8  # where rows cannot join a running batch: a batch takes as long as its longest
-_CACHE_SHARE = 3  # of free memory one part in this many; what is being moved is there twice
+_STATIC_ROWS = 8  # for models whose rows cannot join a running batch, which lasts as long as its longest row
+_CACHE_SHARE = 3  # the cache gets one third of free memory; while it is moved it exists twice
 
 
 class Schedule(WaitingRows[RunningSequence]):
-    """Rows that wait, by run; chosen so that those computed together fit together."""
+    """Waiting rows by run. Rows that are taken together have similar lengths."""
 
     def __init__(self, border: int | None = None) -> None:
-        """A row that may come to more than `border` tokens is computed by itself."""
+        """A row that may exceed `border` tokens is computed alone."""
         super().__init__()
         self._border = border
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
-        """Return how many rows that run has running which waits with the fewest; None when no run waits."""
+        """Return the smallest number of running rows of any waiting run; None if no run waits."""
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 
     def kept(self) -> int:
-        """Return how many waiting rows hold on to what they had computed."""
+        """Return the number of waiting rows that keep their computed keys and values."""
         with self._changed:
             return sum(row.kept is not None for queue in self._waiting.values() for row in queue)
 
     def drop_kept(self) -> None:
-        """Let waiting rows give up what they had computed; they will compute it again."""
+        """Free the kept keys and values of waiting rows, which will be computed again."""
         with self._changed:
             for queue in self._waiting.values():
                 for row in queue:
                     row.kept = None
 
     def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[RunningSequence]:
-        """Return up to `most` rows to compute together, of similar length and `most_tokens` in all; at least one.
+        """Take up to `most` rows of similar length with `most_tokens` in total, but at least one.
 
-        Each goes to the run with the fewest rows running or taken, and among those to the one served longest ago.
+        Each place goes to the run with the fewest rows running or taken; among equals, to the one served longest ago.
         """
         taken: list[RunningSequence] = []
         counts = dict(running)
@@ -63,7 +67,7 @@ class Schedule(WaitingRows[RunningSequence]):
     def _fitting(
         self, queue: deque[RunningSequence], taken: list[RunningSequence], most_tokens: int
     ) -> RunningSequence | None:
-        """Take the first row of `queue` that goes together with `taken`."""
+        """Take the first row of `queue` that fits together with `taken`."""
         if not taken:
             return queue.popleft()
         if self._is_alone(taken[0]):
@@ -81,33 +85,33 @@ class Schedule(WaitingRows[RunningSequence]):
         return None
 
     def _is_alone(self, row: RunningSequence) -> bool:
-        """Return whether no other is taken with it: it went wrong in company, has images, or nothing to compute."""
+        """Return whether it is taken alone: it failed with others, has images, resumes, or may cross the border."""
         crosses = self._border is not None and len(row.prompt) + row.limit > self._border
         return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """At most `rows` rows, and together `tokens` tokens in the cache (None: nobody can tell)."""
+class Capacity:
+    """Limits of a batch: `rows` rows, and `tokens` tokens in the cache (None: unknown)."""
 
     rows: int
     tokens: int | None = None
 
     def more(self, rows: int, longest: int) -> int:
-        """Return how many may join `rows` rows when the longest of all takes `longest` tokens; each takes as many."""
+        """Return how many rows may join `rows` rows if the longest takes `longest` tokens; each row takes that many."""
         by_memory = self.rows if self.tokens is None or not longest else self.tokens // longest
         return min(self.rows, by_memory) - rows
 
 
-def room_for(model: LanguageModel, wanted: int | None) -> Room:
-    """Return the room of a loaded model; `wanted` are the rows that the operator named."""
+def capacity_for(model: LanguageModel, wanted: int | None) -> Capacity:
+    """Return the limits for a loaded model; `wanted` is the operator's number of rows."""
     if wanted is not None:
-        return Room(wanted)
+        return Capacity(wanted)
     if not model.merges_rows:
-        return Room(_STATIC_ROWS)
+        return Capacity(_STATIC_ROWS)
     free, token = _free_memory(model.device), _bytes_per_token(model)
     tokens = None if free is None or token is None else free // _CACHE_SHARE // token
-    return Room(hardware.batch_rows(model.device.type, model.parameters), tokens)
+    return Capacity(hardware.batch_rows(model.device.type, model.parameters), tokens)
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -115,7 +119,7 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def _bytes_per_token(model: LanguageModel) -> int | None:
-    """Return the size of the keys and values of one token; None for models whose configuration does not say."""
+    """Return the size of the keys and values of one token; None if the model's configuration does not state it."""
     config = model.config
     try:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -1,4 +1,4 @@
-"""One request on its way through the decode loop: prompt tokens in, answer out."""
+"""One request in the decode loop: prompt tokens in, answer out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImageInputs:
     whole: dict[str, Any]
     """Pixels, sizes and the like, as the processor made them."""
     marks: dict[str, Any]
-    """One number per token of the prompt, `(1, tokens)`: what is text and what is image."""
+    """One number per token of the prompt, `(1, tokens)`, that distinguishes text from image."""
 
     def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, text that follows it."""
@@ -41,16 +41,16 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class RunningSequence(GrowingAnswer):
-    """A request with what its computation depends on."""
+    """A request with the state of its computation."""
 
     choice: SamplerState
     image_inputs: ImageInputs | None = None
     offset: int = 0
-    """How far its positions run behind its tokens; models that give an image fewer positions than tokens have it."""
+    """Its position minus its number of tokens; not 0 in models that give an image fewer positions than tokens."""
     kept: KeysValues | None = None
-    """What it had computed when it had to make room."""
+    """The keys and values computed before it was paused."""
     turns: int = 0
-    """Tokens since it got its place."""
+    """Tokens computed since it joined the batch."""
 
     @property
     def sequence(self) -> list[int]:

@@ -1,8 +1,9 @@
-"""An image model's processor: a text with marks and its images → token ids and what the model is to see."""
+"""Prompts with images: the layout of turns for the chat template, then text and images → tokens and pixels."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,27 +16,26 @@ from promptmill.core.errors import Code, PromptmillError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-from collections.abc import Mapping
 
-_BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that no template has of its own
+_BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that no template contains
 
 
 class NoVideos(dict[str, Any]):
-    """Stands in for a processor of videos, which transformers cannot make without torchvision; none is ever read.
+    """Stands in for a video processor, which transformers cannot create without torchvision; videos are never read.
 
-    A dict, because transformers prints processors as JSON.
+    It is a dict because transformers prints processors as JSON.
     """
 
     model_input_names: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(cls, *_: Any, **__: Any) -> NoVideos:
-        """Return one, whatever the model's files say."""
+        """Return an instance; the arguments are ignored."""
         return cls()
 
 
 def stand_in_for_videos() -> None:
-    """Let processors that also take videos be made in this process when torchvision is not installed."""
+    """Allow processors that also take videos to be created without torchvision, in this process."""
     if importlib.util.find_spec("torchvision") is None:
         mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
         mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)
@@ -58,10 +58,10 @@ class Vision:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.mark: str | None = _mark(processor)
-        """What stands for an image in a text; None when the processor does not say."""
+        """The mark of an image in a text; None if the processor does not define one."""
 
     def encode(self, text: str, images: list[Image], *, special: bool) -> tuple[list[int], ImageInputs]:
-        """Return the token ids of `text` and what belongs to them; marks become as many tokens as an image has.
+        """Return the token ids of `text` and its image inputs; each mark becomes as many tokens as its image has.
 
         Raises `PromptmillError` (`invalid_input`, `invalid_image`).
         """
@@ -70,7 +70,7 @@ class Vision:
             made = self.processor(
                 text=[text], images=images, add_special_tokens=special, return_tensors="pt", padding=False
             )
-        except Exception as error:  # StopIteration, IndexError and whatever a processor raises
+        except Exception as error:  # processors raise any exception, StopIteration and IndexError included
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"The model's processor cannot take this prompt's images: {type(error).__name__}: {first_line(error)}",
@@ -78,13 +78,13 @@ class Vision:
             ) from None
         data = dict(made)
         tokens: list[int] = data.pop("input_ids")[0].tolist()
-        for name in ("attention_mask", "labels"):  # ours, and what is for training
+        for name in ("attention_mask", "labels"):  # we make our own mask; labels are for training
             data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
         return tokens, ImageInputs({name: value for name, value in data.items() if name not in marks}, marks)
 
     def _check_marks(self, text: str, images: int) -> None:
-        """Refuse a wrong number of marks; processors and models would fail late, or give images to the wrong places."""
+        """Raise for a wrong number of marks; processors and models would fail late or misplace images."""
         if self.mark is None or (found := text.count(self.mark)) == images:
             return
         raise mark_in_text(self.mark) if found > images else misplaced(found, images)
@@ -92,7 +92,7 @@ class Vision:
 
 def _mark(processor: Any) -> str | None:
     mark = getattr(processor, "image_token", None)
-    return getattr(mark, "content", mark) or None  # some keep it with how it is tokenized
+    return getattr(mark, "content", mark) or None  # some processors hold an `AddedToken`
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:
@@ -100,17 +100,20 @@ def _is_per_token(value: Any, tokens: int) -> bool:
 
 
 class ImageLayout:
-    """For models that read images. What their templates take differs, so the template is asked once."""
+    """Converts turns for the chat template of an image model: content as text, or as a list of text and image parts.
+
+    Templates differ in which they accept, so the template is tried once with probes.
+    """
 
     def __init__(self, tokenizer: Any, template: str | None, mark: str | None) -> None:
-        """`mark` is what stands for an image in a text, if that is known; without a template texts with it are used."""
+        """`mark` is the mark of an image in a text, if known; without a template, turns become texts with marks."""
         self._mark = mark
         text, image = {"type": "text", "text": _BEFORE}, {"type": "image"}
         after = {"type": "text", "text": _AFTER}
         seen = _rendered(tokenizer, template, [text, image, after])
         self._takes_lists = _BEFORE in seen and _AFTER in seen
         self._takes_texts = template is None or _BEFORE in _rendered(tokenizer, template, _BEFORE)
-        # many templates put the images of a turn before its texts, wherever they stood
+        # many templates move the images of a turn before its texts
         between = seen.partition(_BEFORE)[2].partition(_AFTER)[0]
         self._keeps_places = self._takes_lists and (mark is None or mark in between)
 
@@ -139,6 +142,6 @@ def _rendered(tokenizer: Any, template: str | None, content: Any) -> str:
     try:
         turns = [{"role": "user", "content": content}]
         text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    except Exception:  # templates raise whatever they like; then this is not how they take a turn
+    except Exception:  # templates raise any exception; this one does not accept such a turn
         return ""
     return text

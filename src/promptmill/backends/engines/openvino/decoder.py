@@ -16,11 +16,11 @@ from promptmill.backends.engines.openvino.pipeline import Model, Row, last_sente
 from promptmill.backends.engines.request_options import too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
-_MISHAPS = 2  # a row that was there when this many steps failed is told so
+_MISHAPS = 2  # a row that took part in this many failed steps gets the error
 
 
 class Decoder:
-    """Keeps as many rows as the model takes in the pipeline, which decides which of them each step computes."""
+    """Keeps the pipeline full of rows; the pipeline decides which of them each step computes."""
 
     def __init__(self, model: Model, waiting: WaitingRows[Row], channel: Channel) -> None:
         self._model = model
@@ -53,7 +53,7 @@ class Decoder:
         self._running = [row for row in self._running if not self._waiting.is_cancelled(row.run)]
 
     def _admit(self) -> None:
-        """Give the pipeline the next rows. One with a schema that is new comes alone: a bad one breaks the step."""
+        """Add the next rows to the pipeline. A row with a new schema is added last: a bad schema breaks the step."""
         while not any(self._is_on_trial(row) for row in self._running):
             running = Counter(row.run for row in self._running)
             free = self._model.rows - len(self._running)
@@ -75,13 +75,13 @@ class Decoder:
                 continue
             self._running.append(row)
             if row.sight is not None and row.sight.images:
-                return  # looking at images takes its time, and others want their next token
+                return  # encoding images takes long, and the other rows wait for their next token
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.schema is not None and row.schema not in self._good_schemas
 
     def _read(self, row: Row) -> bool:
-        """Take what a step brought a row; return whether it is done with."""
+        """Read a row's new tokens after a step; return whether the row is finished."""
         if row.finish_reason is None:
             status = row.handle.get_status()
             if status == GenerationStatus.IGNORED:
@@ -94,10 +94,10 @@ class Decoder:
                 if (preview := row.preview()) is not None:
                     self._channel.send(preview)
                 return False
-            if status == GenerationStatus.RUNNING:  # a stop string, which the pipeline knows nothing of
+            if status == GenerationStatus.RUNNING:  # it met a stop string, which the pipeline does not know
                 row.handle.cancel()
                 if row.sight is not None:
-                    return False  # how much its images counted is told when it has left, with the next step
+                    return False  # the token count of its images is available after the next step
         if row.sight is not None:
             row.counted = row.handle.get_perf_metrics().get_num_input_tokens()
         self._answer(row, row.outcome())
@@ -122,11 +122,11 @@ class Decoder:
         self._channel.send(outcome)
 
     def _mishap(self, error: Exception) -> None:
-        """Sort out a step that failed: its pipeline is broken, and its rows start over in another one."""
+        """Recover from a failed step: the pipeline is broken, so its rows start over in a new one."""
         rows, self._running = self._running, []
         on_trial = [row for row in rows if self._is_on_trial(row)]
         for row in reversed(rows):
-            if row.finish_reason is not None:  # on its way out
+            if row.finish_reason is not None:  # its answer is complete
                 self._answer(row, row.outcome())
                 continue
             row.handle, row.tokens = None, []
@@ -144,9 +144,9 @@ class Decoder:
 
 
 def _bad_schema(error: Exception) -> PromptmillError:
-    said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar names a place in its own source first
+    said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar puts a source location first
     reason = redact(said[1])[:200].rstrip(".") if said else last_sentence(error)
-    return input_error(f"OpenVINO cannot hold an answer to this JSON schema: {reason}.", "Simplify the schema.")
+    return input_error(f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", "Simplify the schema.")
 
 
 def _refused(error: Exception, row: Row, context: int | None) -> PromptmillError:

@@ -1,6 +1,6 @@
-"""GGUF files: what their heads say, and a copy whose weights are plain 16-bit numbers.
+"""GGUF files: read the header, and write a copy whose weights are plain 16-bit numbers.
 
-Format: github.com/ggml-org/ggml, docs/gguf.md. The gguf package takes ten times as long to read a vocabulary.
+Format: github.com/ggml-org/ggml, docs/gguf.md. The gguf package takes ten times as long to read one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _STRING, _ARRAY = 8, 9
 _SINGLE, _HALF, _Q4_1, _Q8_0 = 0, 1, 3, 8  # types of tensors
 _FILE_TYPE = "general.file_type"
 _PLAIN = 1  # file type: mostly 16-bit
-_ALIGNMENT = 32  # where the file names none
+_ALIGNMENT = 32  # the default
 
 
 class NotReadableError(Exception):
-    """The file is not a GGUF file, or its weights are of a kind that is not read here."""
+    """The file is not a GGUF file, or the kind of its weights is not supported here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class _Tensor:
 
 
 class GGUFFile:
-    """The head of a GGUF file."""
+    """The header of a GGUF file."""
 
     def __init__(self, file: Path) -> None:
-        """Read the head of `file`. Raises `NotReadableError` and `OSError`."""
+        """Read the header of `file`. Raises `NotReadableError` and `OSError`."""
         self._bytes: Any = np.memmap(file, np.uint8, "r")
         self._at = 0
         self.values: dict[str, Any] = {}
-        """What the file says of the model; arrays are left out."""
+        """The metadata of the model, without arrays."""
         try:
             magic, version, tensors, values = struct.unpack("<4sIQQ", self._take(24))
             if magic != b"GGUF" or version not in {2, 3}:
-                raise NotReadableError("it does not begin as a GGUF file")
+                raise NotReadableError("it does not start like a GGUF file")
             self._file_type_at = 0
             for _ in range(values):
                 name = self._string().decode()
@@ -58,7 +58,7 @@ class GGUFFile:
             self._values_end = self._at
             self._tensors = [self._tensor() for _ in range(tensors)]
         except (struct.error, IndexError, UnicodeError, MemoryError, OverflowError):
-            raise NotReadableError("its head is damaged") from None
+            raise NotReadableError("its header is damaged") from None
         alignment = self.values.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
             raise NotReadableError("its `general.alignment` is not a multiple of 8")
@@ -66,7 +66,7 @@ class GGUFFile:
         self._data = self._padded(self._at)
 
     def write_plain(self, target: Path) -> None:
-        """Copy the file, its weights as 16-bit numbers. Raises `NotReadableError` for kinds not read here."""
+        """Copy the file with its weights as 16-bit numbers. Raises `NotReadableError` for unsupported kinds."""
         infos, offset = b"", 0
         for tensor in self._tensors:
             kind = _SINGLE if tensor.kind == _SINGLE else _HALF
@@ -134,7 +134,7 @@ def _scales(blocks: Any, first: int) -> Any:
 
 
 def _q4_1(blocks: Any) -> Any:
-    """Sixteen bytes of two numbers each: the lower halves come first."""
+    """Read sixteen bytes of two numbers each; the lower halves come first."""
     packed = blocks[:, 4:]
     numbers = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)
     return numbers * _scales(blocks, 0) + _scales(blocks, 2)
@@ -145,4 +145,4 @@ def _q8_0(blocks: Any) -> Any:
 
 
 _BLOCKS: Mapping[int, tuple[int, Callable[[Any], Any]]] = MappingProxyType({_Q4_1: (20, _q4_1), _Q8_0: (34, _q8_0)})
-"""Bytes of a block of 32 weights, and how they are read, by the kind of tensor."""
+"""Size in bytes of a block of 32 weights, and the function that reads it, by the kind of tensor."""

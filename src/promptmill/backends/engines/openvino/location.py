@@ -1,4 +1,4 @@
-"""Which file or folder OpenVINO is to read: a model on the disk, of the hub, or the embedded one, converted."""
+"""Find the file or folder that OpenVINO reads: a model on disk, on the hub, or the converted embedded model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ADVICE = (
     "`backend: hf`."
 )
 WITH_IMAGES = "openvino_language_model.xml"
-"""The graph of a model that reads images; beside it stand those for images and for the words of its text."""
+"""The main graph of a model that reads images; `_BESIDE` are its other graphs."""
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
 
@@ -56,7 +56,7 @@ def _complete(folder: Path) -> Path:
 
 
 def _require() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) with every way on: an installation starts on this backend."""
+    """Raise `PromptmillError` (`missing_dependency`) with all alternatives: a new installation uses this backend."""
     hf = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     require_packages(
         "cpu",
@@ -67,7 +67,7 @@ def _require() -> None:
 
 
 def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
-    """Return where a model of the hub lies, fetched now if it is not in the hub's cache."""
+    """Return the path of a hub model, downloading it if it is not in the hub's cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     report(f"Fetching {name} from the model hub")
@@ -75,15 +75,15 @@ def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) ->
         if gguf_file is not None:
             return Path(hf_hub_download(name, gguf_file))
         return Path(snapshot_download(name, allow_patterns=["*.xml", "*.bin", "*.json", "*.jinja"]))
-    except Exception as error:  # whatever the client raises
+    except Exception as error:  # the client raises many kinds
         raise load_failure(
             f"{name} could not be fetched from the model hub: {type(error).__name__}.",
-            "Check the network and the room on the disk.",
+            "Check the network and the free disk space.",
         ) from None
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Write the embedded model as a folder, which OpenVINO loads in two seconds, its GGUF file in nine.
+    """Write the embedded model as a folder: OpenVINO loads it in two seconds instead of nine for the GGUF file.
 
     OpenVINO's own reader rounds the zero points of Q4_1 to whole steps: weights off by up to 0.3, and the capital of
     France becomes "Paris, capital of France". So the weights are made 16-bit numbers first.
@@ -102,10 +102,10 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer = openvino_genai.Tokenizer(file, enable_save_ov_model=True)
     scheduling = openvino_genai.SchedulerConfig()
     with contextlib.suppress(RuntimeError):
-        # it writes the graph before it looks for the device; without one it does not compile, which is all the time
+        # it writes the graph before it looks for the device; without a device it skips compiling, which takes most time
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
-    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # half of what each start would do again
+    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # half of the work that each start would repeat
     target.mkdir()
     openvino.save_model(graph, target / "openvino_model.xml", compress_to_fp16=True)
     for part in plain.glob("openvino_*tokenizer.*"):
@@ -119,4 +119,4 @@ IR = Format(
     ADVICE,
     embedded_model.Conversion("openvino-1", "config.json", "ten seconds", _convert),
 )
-"""OpenVINO's own: a graph and its weights in a folder, with the tokenizer's graphs beside them."""
+"""OpenVINO's own format (IR): a folder with the graph, its weights and the tokenizer's graphs."""

@@ -1,4 +1,4 @@
-"""From files to a pipeline that answers, and what is known about its model."""
+"""OpenVINO's pipeline for one model: loading, the model's facts and tokenizer, and the rows that it computes."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ from promptmill.core.errors import PromptmillError, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
 _GIB = 1 << 30
-_CACHE_SHARE = 4  # of free memory one part in this many, at most _MOST_CACHE
+_CACHE_SHARE = 4  # the cache gets this fraction of free memory: one fourth, at most _MOST_CACHE GiB
 _MOST_CACHE = 8
-# An image model's pipeline is given texts, and adds the tokenizer's special tokens to those that no template made.
+# An image model's pipeline takes text. It adds the tokenizer's special tokens unless a chat template is applied, so
+# rendered prompts go through a template that changes nothing.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
-_LONGEST_OF_GGUF = 8192  # where OpenVINO's tokenizer of a GGUF file cuts texts, and says nothing
-# How special tokens are written; which of these are special is asked of the detokenizer.
+_LONGEST_OF_GGUF = 8192  # tokens; OpenVINO's tokenizer of a GGUF file cuts longer texts silently
+# Candidates for special tokens by their spelling; the detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
 _MOST_MARKED = 4096
 
 
 class Model:
-    """A model's tokenizer and pipeline. A pipeline that once failed in a step is broken; `renew` makes another."""
+    """A model's tokenizer and pipeline. After a failed step the pipeline is broken; `renew` replaces it."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], parameters: int) -> None:
-        """`path` is a GGUF file or a folder, of a model of so many `parameters`."""
+        """`path` is a GGUF file or a folder; `parameters` is the number of the model's parameters."""
         self._path = path
         self._options = options
         self._parameters = parameters
         self.rows = hardware.batch_rows("cpu", parameters)
-        """How many are computed together; there may be as many more."""
+        """The number of rows to compute together; the pipeline accepts twice as many."""
         self._tokenizer = openvino_genai.Tokenizer(path)
         self.tokenizer = Tokenizer(self._tokenizer)
         self.reads_images = (path / WITH_IMAGES).is_file()
         if self.reads_images:
             self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
-        self._renewing = threading.Lock()  # prompts are prepared in other threads
+        self._renewing = threading.Lock()  # the thread that prepares prompts reads the pipeline's defaults
         self.pipeline = self._made()
         defaults = self.defaults()
         own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
@@ -61,14 +62,14 @@ class Model:
         """The tokens that end an answer."""
 
     def defaults(self) -> Any:
-        """Return the model's own `GenerationConfig`, each time a new one."""
+        """Return a new copy of the model's own `GenerationConfig`."""
         with self._renewing:
             return self.pipeline.get_config()
 
     def add(self, number: int, row: Row) -> Any:
-        """Give the pipeline a row, whose images it looks at in here; return its `GenerationHandle`.
+        """Add a row to the pipeline and encode its images; return its `GenerationHandle`.
 
-        Raises `PromptmillError` (`invalid_image`) and what the pipeline raises.
+        Raises `PromptmillError` (`invalid_image`) and the pipeline's own errors.
         """
         if row.sight is None:
             tokens = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
@@ -90,8 +91,8 @@ class Model:
         precision = self._options["precision"]
         properties: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
-            "ENABLE_CPU_PINNING": False,  # threads that cannot move wait for whatever else runs on their cores
-            # the others of an image model know nothing of it
+            "ENABLE_CPU_PINNING": False,  # a pinned thread has to wait while another process uses its core
+            # the other models of an image model do not know this property
             "MODEL_PROPERTIES": {"language_model": {"sampler_num_threads": 1}},
         }
         if precision != "auto":
@@ -104,7 +105,7 @@ class Model:
 def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], None]) -> Model:
     """Load the model at `path` as `options` (the `openvino` block) say.
 
-    Raises `PromptmillError` (`engine_load_failed`) in a sentence that says what to do.
+    Raises `PromptmillError` (`engine_load_failed`) with the remedy.
     """
     weights = path.stat().st_size if path.is_file() else hardware.weights(path, ("*.bin",))
     check_memory(weights)
@@ -113,7 +114,7 @@ def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], N
         return Model(path, options, weights // 2)
     except PromptmillError:
         raise
-    except Exception as error:  # OpenVINO raises RuntimeError for all that may be wrong
+    except Exception as error:  # OpenVINO raises RuntimeError for every failure
         raise _explained(error, path) from None
 
 
@@ -125,20 +126,20 @@ def _explained(error: Exception, path: Path) -> PromptmillError:
 
 
 def last_sentence(error: Exception) -> str:
-    """Return what OpenVINO says behind the places in its own source."""
+    """Return OpenVINO's message without the source locations that precede it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or [type(error).__name__]
     return redact(said[-1])[:200].rstrip(".")
 
 
 def _cache_gb() -> int:
-    """Return how much memory the cache may take when nobody says; it is taken as it is used."""
+    """Return the default size limit of the cache in GiB; memory is allocated as the cache fills."""
     free = hardware.free_memory()
     return 2 if free is None else max(1, min(_MOST_CACHE, free // _CACHE_SHARE // _GIB))
 
 
 def _context(path: Path) -> int | None:
-    """Return how many tokens the model takes, prompt and answer together; None where its files do not say."""
+    """Return the model's context length in tokens; None if its files do not state it."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, NotReadableError):
         if path.is_file():
             values = GGUFFile(path).values
@@ -151,25 +152,25 @@ def _context(path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a model that reads images is given in place of tokens."""
+    """The prompt of a model that reads images: text and images in place of tokens."""
 
     text: str
     """The prompt, with OpenVINO's tags where its images stand."""
     images: Sequence[str]
-    """Files in base64: decoded they take many times as much, and rows wait."""
+    """Files in base64; decoded, waiting rows would take many times the memory."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Row(GrowingAnswer):
-    """A request with OpenVINO's configuration of its generation. With `sight`, `prompt` is its text alone."""
+    """A request with its OpenVINO generation settings. With `sight`, `prompt` holds only the tokens of its text."""
 
     config: Any
     """`openvino_genai.GenerationConfig`."""
     sight: Sight | None = None
     counted: int | None = None
-    """The prompt's tokens with those of its images, once the pipeline has said."""
+    """The number of prompt tokens including images, once the pipeline has reported it."""
     schema: str | None = None
-    """The JSON schema that its answer is held to."""
+    """The JSON schema that constrains its answer."""
     handle: Any = None
     """`openvino_genai.GenerationHandle` while it runs."""
 
@@ -180,7 +181,7 @@ class Row(GrowingAnswer):
 
 
 class Tokenizer:
-    """Texts ↔ tokens of one model; any thread may ask."""
+    """Text ↔ tokens of one model, with the method names of transformers' tokenizers. Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is `openvino_genai.Tokenizer`."""
@@ -197,7 +198,7 @@ class Tokenizer:
         return self.special[token]
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the tokens of `text`; with `special` the tokenizer adds its own, such as one for the beginning."""
+        """Return the tokens of `text`; with `special` the tokenizer adds its own, such as a BOS token."""
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
         return found
 
@@ -208,7 +209,7 @@ class Tokenizer:
 
 
 def _special(tokenizer: Any) -> dict[str, int]:
-    """Return the tokens that the detokenizer leaves out of texts, by name."""
+    """Return the special tokens by name: those that the detokenizer omits from text."""
     vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     marked = [(name.decode(errors="replace"), number) for name, number in vocabulary.items() if _MARKED.fullmatch(name)]
     marked = sorted(marked, key=lambda pair: -pair[1])[:_MOST_MARKED]

@@ -48,14 +48,14 @@ TAKES = frozenset(
 """The sampling parameters that this engine maps."""
 _EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *token_logprobs.NAMES})
 _GREEDY_BELOW = 1e-5
-_NOT_SAID = 2**64 - 1
-_UNLIMITED = 2**63  # OpenVINO's defaults beyond this mean: not said
+_NO_LIMIT = 2**64 - 1
+_UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
 _SEEDS = 2**32
 
-# OpenVINO compiles a grammar inside a step, for which all rows wait and which nothing can end. In hundredths of a
-# second of one core, with 49,152 tokens, as measured: 100 places that a length or a counted repeat unrolls to take
-# 1.1 s, 500 or more 3.5 s; 800 optional properties 6 s, 2,500 take 77; 240 KB of required properties 0.8 s.
-_MOST_WORK = 100
+# OpenVINO compiles a grammar inside a step; all rows wait for it, and it cannot be interrupted. Measured on one core
+# with a vocabulary of 49,152 tokens: a length or counted repeat that unrolls to 100 places takes 1.1 s, to 500 or more
+# 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s.
+_MOST_WORK = 100  # hundredths of a second of one core
 _MOST_OF_A_LENGTH = 350
 _SQUARES_PER_WORK = 1000
 _CHARACTERS_PER_WORK = 3000
@@ -64,7 +64,7 @@ _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$def
 _VALUES = frozenset({"enum", "const", "default", "examples"})
 _TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
 _SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
-_WORD = "promptmillword"  # one that no template has of its own
+_WORD = "promptmillword"  # a word that no template contains
 
 
 class PromptBuilder:
@@ -104,7 +104,7 @@ class PromptBuilder:
         schema = None if found is None else self._grammars.of(found, warnings)
         top_logprobs = token_logprobs.wanted(extra)
         if top_logprobs:
-            left_out.append("top_logprobs")  # of each place it tells the chosen token's alone
+            left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
         warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._rendered(message["messages"], options, warnings)
         stops, ends = split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
@@ -121,10 +121,10 @@ class PromptBuilder:
         config = self._config(sampling, schema, ends)
         config.logprobs = int(top_logprobs is not None)
         limit = self._limit(longest or config.max_new_tokens, len(tokens))
-        # what images count is known to the pipeline alone, which keeps the whole length; the row counts its answer
-        config.max_length = self._model.context or _NOT_SAID
-        config.max_new_tokens = limit if sight is None or self._model.context is None else _NOT_SAID
-        config.apply_chat_template = sight is not None and not special  # one that changes nothing, see `loading`
+        # only the pipeline knows the tokens of images, so it limits the total length; the row limits its answer
+        config.max_length = self._model.context or _NO_LIMIT
+        config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
+        config.apply_chat_template = sight is not None and not special  # `pipeline` sets one that changes nothing
         return Row(
             run=message["run"],
             number=message["id"],
@@ -158,7 +158,7 @@ class PromptBuilder:
         return prompt_text(turns, template.source, lambda turns: template.render(turns, options), warnings)
 
     def _encoded(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
-        """Return the tokens of the prompt's text; an image has at least one more."""
+        """Return the tokens of the prompt's text. Each image counts as at least one more for the context length."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
         check_length(text, context, lambda beginning: self._model.tokenizer.encode(beginning, special=special))
@@ -176,7 +176,7 @@ class PromptBuilder:
         return most if self._model.context is None else min(most, self._model.context - used)
 
     def _config(self, sampling: Mapping[str, Any], schema: str | None, ends: frozenset[int]) -> Any:
-        """Return how the answer is generated: what the request says, else the model's generation defaults."""
+        """Return the generation settings: the request's, else the model's generation defaults."""
         config = self._model.defaults()
         drawing = draws(sampling, by_default=config.do_sample)
         temperature = sampling.get("temperature")
@@ -204,16 +204,16 @@ class PromptBuilder:
 
 
 class Grammars:
-    """Makes the schemas that OpenVINO holds answers to: all of a schema that it compiles within about a second."""
+    """Reduces JSON schemas to the part whose grammar OpenVINO compiles within about a second."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, tuple[str, bool]] = OrderedDict()
 
     def of(self, wanted: Mapping[str, Any], warnings: list[str]) -> str:
-        """Return `wanted` as JSON, without the lengths and patterns that take too long, of which a warning tells.
+        """Return `wanted` as JSON, without lengths and patterns that take too long to compile; warn about these.
 
-        Answers are checked against all of `wanted` once they are there. Raises `PromptmillError` (`invalid_input`) for
-        a schema that takes too long all the same.
+        Complete answers are validated against all of `wanted`. Raises `PromptmillError` (`invalid_input`) for a schema
+        that still takes too long.
         """
         text = json.dumps(wanted)
         if text not in self._known:
@@ -231,10 +231,10 @@ class Grammars:
 
 
 def _within_reach(text: str) -> tuple[str, bool]:
-    """Return the schema `text` as it can be compiled in time, and whether that is all of it."""
+    """Return the part of the schema `text` that compiles in time, and whether it is the whole schema."""
     schema = json.loads(text)
     work = len(text) / _CHARACTERS_PER_WORK
-    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # the same one is compiled once
+    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # equal limits are compiled once
     for node in _schemas(schema):
         properties, required = node.get("properties"), node.get("required")
         if isinstance(properties, dict):
@@ -284,7 +284,7 @@ def _work_of(limit: tuple[str, ...]) -> int:
 
 
 def _repeats(pattern: str) -> int:
-    """Return how many places the counted repeats of a pattern unroll to: those inside others multiply."""
+    """Return the number of places to which a pattern's counted repeats unroll; nested repeats multiply."""
     groups, last, in_class = [0], 0, False
     for piece in re.findall(r"\\.|\{\d+(?:,\d*)?\}|.", pattern, re.DOTALL):
         if in_class:
@@ -314,10 +314,9 @@ def _too_much(what: str) -> PromptmillError:
 
 
 class TaggedImages:
-    """For models that read images: the pipeline makes of each tag what the model knows for an image.
+    """Puts images into a conversation as OpenVINO's tags in its text; the pipeline replaces them by the model's marks.
 
-    A tag stays where it is in its text whatever the template does with images, and most templates have no place for
-    them between texts.
+    A tag keeps its place in the text; most chat templates cannot place an image between two texts.
     """
 
     def __init__(self, template: ChatTemplate | None, special: Collection[str]) -> None:
@@ -333,9 +332,9 @@ class TaggedImages:
         return {**message, "content": content if self._takes_texts else [{"type": "text", "text": content}]}
 
     def check(self, asked: Any) -> None:
-        """Raise `PromptmillError` (`invalid_input`) where what is asked, as JSON, holds what stands for an image.
+        """Raise `PromptmillError` (`invalid_input`) if the request, as JSON, contains a tag or mark for an image.
 
-        The model would look for images behind marks of its own in a text, and find what is not there.
+        The model would expect an image that does not exist.
         """
         said = json.dumps(asked, ensure_ascii=False)
         tag = _TAG.search(said)
@@ -344,9 +343,9 @@ class TaggedImages:
             raise mark_in_text(mark)
 
     def bare(self, text: str, images: int) -> str:
-        """Return the prompt `text` without its tags, of which there has to be one for each of its `images`.
+        """Return the prompt `text` without its tags.
 
-        Raises `PromptmillError` (`unsupported`).
+        Raises `PromptmillError` (`unsupported`) unless the text has one tag for each of its `images`, in order.
         """
         found = _TAG.findall(text)
         if found != [_tag(image) for image in range(images)]:
@@ -361,5 +360,5 @@ def _tag(image: int) -> str:
 def _rendered(template: ChatTemplate, content: Any) -> str:
     try:
         return template.render([{"role": "user", "content": content}], {})
-    except Exception:  # templates raise whatever they like; then this is not how they take a turn
+    except Exception:  # templates raise any exception; this one does not accept such a turn
         return ""

@@ -22,7 +22,7 @@ _OF_NO_EFFECT = frozenset({"user"})
 
 
 class Embedder:
-    """Answers requests for embeddings, where the loaded model gives some."""
+    """Answers requests for embeddings if the loaded model supports them."""
 
     def __init__(self, engine: AsyncLLM, options: Mapping[str, Any]) -> None:
         """`options` are the `vllm` block of the configuration."""
@@ -33,14 +33,14 @@ class Embedder:
         self._names = itertools.count(1)
 
     async def answer(self, body: Mapping[str, Any], warnings: list[str]) -> Frame:
-        """Return the outcome of a request; `warnings` gets what is not done exactly as asked.
+        """Return the outcome of a request; `warnings` gets a line for each deviation from the request.
 
-        Raises `PromptmillError` (`unsupported`, `invalid_input`, `context_length`), and what vLLM raises.
+        Raises `PromptmillError` (`unsupported`, `invalid_input`, `context_length`), and vLLM's own errors.
         """
         if "embed" not in await self._engine.get_supported_tasks():
             raise PromptmillError(
                 Code.UNSUPPORTED,
-                f"{self._model} is loaded to generate text, not to embed.",
+                f"{self._model} is loaded to generate text, not embeddings.",
                 "Load a model for embeddings, or set `backend_configs.vllm.runner: pooling`.",
             )
         warn_of_left_out(sorted(set(body) - _KNOWN - _OF_NO_EFFECT), "vllm", warnings)

@@ -29,7 +29,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) when it cannot be loaded.
     """
     if isinstance(token := options.get("hf_token"), str):
-        os.environ["HF_TOKEN"] = token  # vLLM gives the argument to some of the hub's clients only
+        os.environ["HF_TOKEN"] = token  # vLLM passes the argument to only some of the hub's clients
     location = locate(
         options["model_name_or_path"],
         None,
@@ -74,7 +74,7 @@ def supported_version() -> str:
 
 
 def check_gguf(*, on_cpu: bool) -> None:
-    """Raise when this vLLM reads no GGUF files: its plugin does, on GPUs alone."""
+    """Raise if this vLLM cannot read GGUF files: it needs a plugin and a GPU."""
     if on_cpu:
         raise load_failure(
             "vLLM reads GGUF files only on GPUs, and the installed one is a build for CPUs.",
@@ -90,7 +90,7 @@ def check_gguf(*, on_cpu: bool) -> None:
 
 
 def _set_up_libraries(*, on_cpu: bool) -> None:
-    """Say to native libraries, before they are imported, what they read from the environment."""
+    """Set environment variables that native libraries read on import."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -101,8 +101,8 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
         "TQDM_DISABLE": "1",
     }
     if on_cpu:
-        # It would leave one core idle, and its threads would spin for long while they wait for each other. Not to spin
-        # at all is worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp reads it.
+        # By default vLLM leaves one core idle, and its threads spin long while they wait for each other. No spinning is
+        # worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp reads the spin count.
         defaults |= {"OMP_NUM_THREADS": str(hardware.cores()), "OMP_WAIT_POLICY": "passive"}
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():

@@ -1,4 +1,4 @@
-"""Requests in, answers out: one vLLM request per item, all runs in one continuous batch, in fair shares."""
+"""Requests in, answers out: one vLLM request per item; all runs share one continuous batch fairly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EngineGoneError(Exception):
 
 
 class _Run:
-    """The requests of one call: those that wait, and those that vLLM has."""
+    """The requests of one call: those that wait, and those in vLLM."""
 
     def __init__(self) -> None:
         self.waiting: deque[Frame] = deque()
@@ -43,7 +43,7 @@ class _Run:
 
 
 class RequestRunner:
-    """Gives vLLM as many requests as it computes together, from the call that has the fewest in it first."""
+    """Keeps vLLM's batch full; the next request comes from the call with the fewest requests in vLLM."""
 
     def __init__(self, engine: AsyncLLM, options: Mapping[str, Any], channel: Channel) -> None:
         """`options` are the `vllm` block of the configuration."""
@@ -59,7 +59,7 @@ class RequestRunner:
         self._names = itertools.count(1)
 
     async def run(self) -> None:
-        """Say that the model is loaded and answer. Raises `EngineGoneError` when vLLM's own process ends."""
+        """Report `loaded`, then answer requests. Raises `EngineGoneError` when vLLM's own process ends."""
         loop = asyncio.get_running_loop()
         takes_images = "image" in self._modalities()
 
@@ -110,7 +110,7 @@ class RequestRunner:
         try:
             found = await self._answered(message, warnings)
         except EngineDeadError:
-            return  # told to all by the end of this process
+            return  # this process ends, which the server reports for all requests
         except Exception as error:
             found = {"error": packed_error(_explained(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
@@ -122,7 +122,7 @@ class RequestRunner:
         if "generate" not in await self._engine.get_supported_tasks():
             raise PromptmillError(
                 Code.UNSUPPORTED,
-                "The model is loaded to embed: it answers Batch lines for /v1/embeddings alone.",
+                "The model is loaded for embeddings: it answers only Batch lines for /v1/embeddings.",
                 "Load a model that generates, or leave `backend_configs.vllm.runner` out.",
             )
         prepared = await self._prompts.prepare(message, warnings)
@@ -145,7 +145,7 @@ class RequestRunner:
 def _explained(error: Exception) -> PromptmillError:
     if isinstance(error, PromptmillError):
         return error
-    cause = error.__cause__ or error  # vLLM wraps what it did not expect
+    cause = error.__cause__ or error  # vLLM wraps unexpected errors
     reason = first_line(cause)
     if isinstance(error, VLLMClientError | ValueError):
         return input_error(f"vLLM refused the request: {reason}.")
@@ -156,7 +156,7 @@ class MarkReader:
     """Reads an answer by the marks of `reasoning`: `<think>…</think>` and the like, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
-    """What `AsyncLLM.generate` is told of where reasoning ends, behind which a wanted structure begins."""
+    """Arguments of `AsyncLLM.generate` that state where reasoning ends; a constrained structure begins there."""
 
     def __init__(self, markers: ReasoningMarkers, prepared: Prepared) -> None:
         self._markers = markers
@@ -166,7 +166,7 @@ class MarkReader:
             prepared.params.skip_special_tokens = False
 
     def shown(self, text: str) -> str:
-        """Return `text` without special tokens that mean nothing to its reader."""
+        """Return `text` without special tokens other than marks of reasoning and calls."""
         if self._markers.are_special:
             for name in self._markers.hidden:
                 text = text.replace(name, "")
@@ -178,7 +178,7 @@ class MarkReader:
         return self._markers.split(text, opened=self._opened)
 
     def so_far(self, text: str) -> str:
-        """Return what can be shown of an answer of which `text` has come."""
+        """Return the preview of an answer whose first part is `text`."""
         text = self.shown(text.rstrip(BROKEN))
         return text if self._inline else answer_so_far(self.split(text, ())[1])
 
@@ -187,7 +187,7 @@ class ParserReader:
     """Reads one answer with the configured reasoning parser, as vLLM's own server does."""
 
     def __init__(self, parser: Any, prepared: Prepared) -> None:
-        """`parser` is made for this request alone: it keeps a state."""
+        """`parser` is made for this request only: it has state."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         options = dict(prepared.template_options)
@@ -214,13 +214,13 @@ class ParserReader:
         """Return `(reasoning, answer)`."""
         marks = (self._parser.reasoning_parser.reasoning_start_str, self._parser.reasoning_parser.reasoning_end_str)
         if self._ended and all(marks) and not any(mark in text for mark in marks):
-            return None, text  # of a model that was told not to think; many parsers would take it all for reasoning
+            return None, text  # thinking was switched off; many parsers would return all of it as reasoning
         self._parser.set_prompt_token_ids(self._prompt)
         reasoning, answer, _ = self._parser.parse(text, self._request, model_output_token_ids=tokens)
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> str:
-        """Return what can be shown of an answer of which `text` has come: a parser is sure at the end alone."""
+        """Return the preview of an answer whose first part is `text`; parsers need the end to find the reasoning."""
         return text.rstrip(BROKEN) if self._inline else ""
 
 
@@ -231,10 +231,10 @@ class AnswerParser:
     """Reads the answers of one model."""
 
     def __init__(self, engine: AsyncLLM, parser: str | None, tool_marks: Collection[str]) -> None:
-        """`parser` is the name of one of vLLM's reasoning parsers; without one the marks of `reasoning` count.
+        """`parser` names one of vLLM's reasoning parsers; without it, the marks of `answers.reasoning` are used.
 
-        `tool_marks` are those of the model's calls of tools.
-        Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks what the parser looks for.
+        `tool_marks` are the marks of the model's tool calls.
+        Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks tokens that the parser needs.
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
@@ -255,7 +255,7 @@ class AnswerParser:
             raise unfit_parser(str(error.__cause__ or error)) from None
 
     def reader(self, prepared: Prepared) -> Reader:
-        """Return what reads the answer to a request, which is told here what it must not strip from the text."""
+        """Return the reader for the answer to a request; sets `prepared.params` to keep the tokens that it needs."""
         if self._parser is None:
             return MarkReader(self._tool_markers if prepared.tools else self._markers, prepared)
         if prepared.tools and self._tool_markers.are_special:
@@ -267,13 +267,13 @@ class AnswerParser:
 
 
 def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[Sequence[int]], str]) -> Frame:
-    """Return the fields of an `outcome` message. Raises `PromptmillError` (`internal`) for no answer."""
+    """Return the fields of an `outcome` message. Raises `PromptmillError` (`internal`) if vLLM gave no answer."""
     answer = output.outputs[0]
     if answer.finish_reason in {"abort", "error"}:
         raise PromptmillError(
             Code.INTERNAL,
-            f"vLLM broke the answer off: {answer.finish_reason}.",
-            "Its own messages above say why; a grammar that it cannot compile is the usual reason.",
+            f"vLLM stopped the answer: {answer.finish_reason}.",
+            "The reason is in its log above; usually it could not compile a grammar.",
         )
     found = parted(
         reader.shown(answer.text),

@@ -1,4 +1,4 @@
-"""From engine arguments to a vLLM engine that answers."""
+"""Start vLLM: from the `vllm` block of the configuration to engine arguments to a running `AsyncLLM`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import close_matches
 from promptmill.system.safe_open import home_expanded
 
-_CACHED_TOKENS = 64 * 1024  # that a CPU's cache has room for, or one longest prompt
+_CACHED_TOKENS = 64 * 1024  # capacity of a CPU's cache, unless one longest prompt needs more
 _LEAST_CACHE = 256 << 20
 _MEMORY_SIGNS = (
     *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),
@@ -60,7 +60,7 @@ def load_engine(
 ) -> AsyncLLM:
     """Start vLLM on the model at `location` as `options` (the `vllm` block) say.
 
-    `leave_to_parent` is called in a forked child to let go of what is its parent's; None when nothing may be forked.
+    `leave_to_parent` is called in a forked child to close its parent's pipes; None forbids forking.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`).
     """
     warnings.filterwarnings("ignore")
@@ -85,9 +85,9 @@ def load_engine(
 
 
 def _fork(leave_to_parent: Callable[[], None]) -> None:
-    """Let vLLM fork its process; a spawned one would import for half a minute what this one has imported already.
+    """Let vLLM fork its process; a spawned process would repeat half a minute of imports.
 
-    Fork is safe because this process has computed nothing yet, so that it has no threads which the child would miss.
+    Forking is safe because this process has computed nothing yet, so it has no threads that the child would lack.
     """
     if sys.platform == "linux":
         os.register_at_fork(after_in_child=leave_to_parent)
@@ -104,13 +104,13 @@ def _check_gpus(gpu_ids: list[int] | None) -> None:
 
 
 def _check_memory(location: Location) -> None:
-    """Raise when the weights surely do not fit into main memory."""
+    """Raise if the weights exceed the free main memory."""
     if location.folder is not None and location.gguf_file is None:
         check_memory(hardware.weights(location.folder))
 
 
 def _size_cache(config: Any) -> None:
-    """Give a CPU's cache the room that is needed; vLLM would take nine tenths of main memory, or fail."""
+    """Size a CPU's cache to its need; by default vLLM takes nine tenths of main memory, or fails."""
     cache, model, parallel = config.cache_config, config.model_config, config.parallel_config
     free = hardware.free_memory()
     if cache.kv_cache_memory_bytes is not None or free is None:
@@ -122,7 +122,7 @@ def _size_cache(config: Any) -> None:
 
 
 def _explained(error: Exception, stderr: StderrTee, options: Mapping[str, Any]) -> PromptmillError:
-    """Return the error of an engine that did not start, in one sentence."""
+    """Return the error for an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:
         status, reason = text[text.find("{") : text.rfind("}") + 1], stderr.reason()
@@ -143,7 +143,7 @@ def _explained(error: Exception, stderr: StderrTee, options: Mapping[str, Any]) 
 
 
 def _validation(error: Exception) -> str:
-    """Return what pydantic found, without its frame of counts, inputs and links."""
+    """Return the first problem of a pydantic error, without counts, inputs and links."""
     problems = getattr(error, "errors", None)
     if not callable(problems):
         return ""
@@ -154,7 +154,7 @@ def _validation(error: Exception) -> str:
 
 
 def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the keyword arguments of `AsyncEngineArgs`: what the block says, and for the rest what suits.
+    """Return the keyword arguments of `AsyncEngineArgs`: the block's, plus our choices for the rest.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown engine argument or reasoning parser.
     """
@@ -200,7 +200,7 @@ def _check_parser(given: Mapping[str, Any]) -> None:
 
 
 def unfit_parser(why: str) -> PromptmillError:
-    """Return the error of a reasoning parser that cannot read this model's answers."""
+    """Return the error for a reasoning parser that does not fit the model."""
     reason = first_sentence(why).rstrip("!.")
     return config_error(
         _PARSER, f"does not fit this model: {reason}; name the parser of the model's family, or leave it out."
@@ -223,9 +223,9 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
 
 
 def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what we choose on a CPU where the operator did not.
+    """Return our choices on a CPU for arguments that the operator did not set.
 
-    Compiling takes minutes and is lost on short lives; a number format that the processor only emulates is slow.
+    Compiling takes minutes, which short-lived processes do not earn back; an emulated number format is slow.
     """
     chosen: dict[str, Any] = {}
     if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
@@ -234,14 +234,14 @@ def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["dtype"] = "float32"
     if may_run_in_one_process(given):
         chosen["distributed_executor_backend"] = "uni"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or it would not take "uni" at its word
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else it ignores "uni"
     return chosen
 
 
 def may_run_in_one_process(given: Mapping[str, Any]) -> bool:
-    """Return whether vLLM's scheduler and its only worker can share a process, with threads on all cores.
+    """Return whether vLLM's scheduler and its only worker can share a process and use all cores.
 
-    Of several memory nodes vLLM uses one, and binds threads to it only in a worker of its own.
+    On machines with several memory nodes vLLM uses one, and binds threads to it only in a separate worker.
     """
     one = all(given.get(name, 1) == 1 for name in _PARALLEL) and "distributed_executor_backend" not in given
     nodes = len(list(_NODES.glob("node[0-9]*")))

@@ -1,6 +1,6 @@
 """Tee stderr and keep its tail for error messages.
 
-vLLM's own processes say why they cannot start nowhere else.
+vLLM's own processes report there, and only there, why they cannot start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EMPTY_WORDS = ("initialization failed", "See stack trace", "Failed core proc", 
 
 
 class StderrTee:
-    """Takes over fd 1 and 2 for as long as the process lives."""
+    """Redirects fd 1 and 2 for the life of the process."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT)
@@ -32,14 +32,14 @@ class StderrTee:
     def _pass_on(self, read: int) -> None:
         rest = b""
         while chunk := os.read(read, 1 << 16):
-            with contextlib.suppress(OSError):  # nobody listens
+            with contextlib.suppress(OSError):  # stderr is closed
                 os.write(self._real, chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-_LONGEST:]
             self._lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines)
 
     def reason(self) -> tuple[str, str] | None:
-        """Return name and words of the exception that was printed last and says something; None if there is none."""
+        """Return name and message of the last printed exception that is informative; None without one."""
         for line in reversed(list(self._lines)):
             if (found := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
                 return found[1].rpartition(".")[2], found[2] or ""
