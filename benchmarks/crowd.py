@@ -120,7 +120,7 @@ def _rates(done: list[tuple[float, float]]) -> tuple[float, float]:
 
 async def _live_tasks(field: Field, in_flight: int) -> int:
     """Return the most tasks that a call of 20,000 prompts keeps alive, counted inside one process."""
-    from promptmill.backends.protocol import CallStats
+    from promptmill.backends.protocol import Call
     from promptmill.config.loading import Configuration
     from promptmill.core.conversation import conversation_from_prompt
     from promptmill.service.service import Service
@@ -133,7 +133,7 @@ async def _live_tasks(field: Field, in_flight: int) -> int:
     service = Service(configuration)
     others = len(asyncio.all_tasks())
     call = asyncio.ensure_future(
-        service.generate([conversation_from_prompt(prompt(index), "") for index in range(20_000)], CallStats())
+        service.generate([conversation_from_prompt(prompt(index), "") for index in range(20_000)], Call())
     )
     most = 0
     while not call.done():

@@ -14,11 +14,12 @@ from benchmarks.alone import alone
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import CallStats, Request, Source
+from promptmill.backends.protocol import Call, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling
+from promptmill.service.driver import Driver
 
 _MODEL = "smollm2-135m-instruct"
 BATCH = 8
@@ -62,9 +63,13 @@ async def ours(host: EngineHost, work: list[tuple[str, int]]) -> float:
         Request(i, conversation_from_prompt(text, ""), Sampling(temperature=0, max_tokens=tokens), {"ignore_eos": True})
         for i, (text, tokens) in enumerate(work)
     ]
-    sink = _Sink()
+    sink, call = _Sink(), Call()
     started = time.perf_counter()
-    await host.run(_Source(requests), sink, CallStats())
+    share = host.enter(call)
+    try:
+        await Driver(_Source(requests), sink, call).run(host.answer, share)
+    finally:
+        await host.leave(call)
     assert sink.tokens == sum(tokens for _, tokens in work)
     return sink.tokens / (time.perf_counter() - started)
 

@@ -20,7 +20,7 @@ import uvloop
 from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
@@ -68,7 +68,7 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
         (folder / "job").mkdir()
         file = RandomFile(source)
         store = JobStore(folder / "job" / "job.db", create=True)
-        stats = CallStats()
+        stats = Call()
         began, cpu = time.perf_counter(), own_cpu_s()
         await (_stored if stored else _forgotten)(service, store, stats, file, source)
         seconds = time.perf_counter() - began
@@ -92,7 +92,7 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     return Row("jobs_store", f"database on over off, {what}", value, 1.08, spread=spread, detail=detail, raw=found)
 
 
-async def _stored(service: Service, store: JobStore, stats: CallStats, file: RandomFile, source: Path) -> None:
+async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(store))
     rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
     answering = Answering(service, rows, JobCounts(), stats, None, None, _give_up, (), None, service.plan.name)
@@ -100,7 +100,7 @@ async def _stored(service: Service, store: JobStore, stats: CallStats, file: Ran
     syncing.cancel()
 
 
-async def _forgotten(service: Service, store: JobStore, stats: CallStats, file: RandomFile, source: Path) -> None:
+async def _forgotten(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
     async def settle(row: int, outcome: Outcome) -> None:
         raise AssertionError(row, outcome)
 

@@ -14,16 +14,17 @@ from typing import Any
 
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
-from promptmill.backends.protocol import Backend, CallStats, Request, Source
+from promptmill.backends import registry
+from promptmill.backends.protocol import Backend, Call, Request, Source
+from promptmill.cluster.ray_cluster import RayCluster
+from promptmill.cluster.replica import Report
+from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion, Outcome, Usage
 from promptmill.core.sampling import Sampling
-from promptmill.service import registry
-from promptmill.service.ray_cluster import RayCluster
-from promptmill.service.replica import Report
-from promptmill.service.replicas import Replicas
+from promptmill.service.driver import Driver
 
 ROWS, HF_ROWS, HANDED_OUT = 4_000, 128, 100_000
 
@@ -49,8 +50,12 @@ class Rows(Source):
 
 
 async def _seconds(backend: Backend, count: int, max_tokens: int | None = None) -> float:
-    rows, began = Rows(count, max_tokens), time.perf_counter()
-    await backend.run(rows, rows, CallStats(total=count))
+    rows, call, began = Rows(count, max_tokens), Call(total=count), time.perf_counter()
+    share = backend.enter(call)
+    try:
+        await Driver(rows, rows, call).run(backend.answer, share)
+    finally:
+        await backend.leave(call)
     assert rows.answered == count
     return time.perf_counter() - began
 
@@ -89,7 +94,8 @@ async def two(around: Field, pairs: int) -> list[Row]:
             backend = await _loaded(RayCluster("local", count).create, configuration)
         try:
             assert isinstance(backend, Replicas)
-            await asyncio.wait(backend._loading.values())  # `load` waits for the first
+            while not all(place.ready for place in backend._places):  # `load` waits for the first
+                await asyncio.sleep(0.05)
             await _seconds(backend, HF_ROWS, 2)
             found[f"{count}"] = [await _seconds(backend, HF_ROWS, 16) for _ in range(pairs)]
         finally:
@@ -117,13 +123,13 @@ class _Simulated:
         answers: list[tuple[int, Outcome]] = [
             (key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for key in keys
         ]
-        self._waiting.put_nowait(pickle.dumps(Report(answers, 64, len(keys), 0, 0, [], None)))
+        self._waiting.put_nowait(pickle.dumps(Report(answers, 64, 0, [], None)))
 
     async def report(self) -> Report:
         """Return the next answers."""
         if not hasattr(self, "_asked"):
             self._asked = True
-            return Report([], 64, 0, 0, 0, [], None)
+            return Report([], 64, 0, [], None)
         found: Report = pickle.loads(await self._waiting.get())
         return found
 

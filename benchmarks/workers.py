@@ -17,13 +17,13 @@ from PIL import Image
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.openai.backend import OpenAIBackend
-from promptmill.backends.openai.bulk_path import Bulk
-from promptmill.backends.openai.run import Run
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.openai.workers import FanOut
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.outcome import Completion
 from promptmill.core.sampling import Sampling
+from promptmill.service.driver import Driver
 from promptmill.service.list_call import ListSink, ListSource
 
 _IMAGES = 160
@@ -52,31 +52,25 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
     backend = OpenAIBackend(plan)
     await backend.load(lambda _: None)
-    sink, stats = ListSink(len(items)), CallStats(total=len(items))
-    source = ListSource(items, "", Sampling(), {})
-    limiter = backend._limiter
-    assert limiter is not None
-    bulk = Bulk(plan, backend._endpoints, backend._rules, workers, 64 * workers)
-    async with bulk.opened(source, sink, stats) as (refs, fan_out):
-        while len(fan_out._workers) < workers:
+    sink = ListSink(len(items))
+    call = Call(total=len(items), size=1 << 40)  # large enough for workers
+    attempts = backend.enter(call)
+    fan_out = attempts._sender
+    assert isinstance(fan_out, FanOut)
+    try:
+        await fan_out.wait_ready()
+        while not fan_out.ready:
             await asyncio.sleep(0.01)
         processes = [psutil.Process(worker.process.pid) for worker in fan_out._workers if worker.process]
         for process, core in zip(processes, cores, strict=False):
             process.cpu_affinity([core])
         before = [process.memory_full_info().uss for process in processes]
         cpu, began = _cpu(processes), time.perf_counter()
-        run = Run(
-            refs,
-            sink,
-            stats,
-            settings=plan.settings.backend_configs.openai,
-            concurrency=fan_out.capacity,
-            limiter=limiter,
-            sender=fan_out,
-        )
-        await run.run()
+        await Driver(ListSource(items, "", Sampling(), {}), sink, call).run(backend.answer, attempts)
         seconds, cpu = time.perf_counter() - began, _cpu(processes) - cpu
         growth = [process.memory_full_info().uss - bare for process, bare in zip(processes, before, strict=True)]
+    finally:
+        await backend.leave(call)
     await backend.aclose()
     assert all(isinstance(outcome, Completion) for outcome in sink.result(None))
     return _Taken(seconds, cpu, growth)

@@ -116,9 +116,9 @@ def main() -> int:
     if found == expected:
         return 0
     for name, revisions in found.items():
-        for revision, checks in revisions.items():
+        for revision, now in revisions.items():
             before = expected.get(name, {}).get(revision, {})
-            for what, these in (("new", difference(checks, before)), ("gone", difference(before, checks))):
+            for what, these in (("new", difference(now, before)), ("gone", difference(before, now))):
                 for scenario, ids in these.items():
                     print(f"{name}, {revision}, {scenario}: {what}: {', '.join(ids)}")
     return 1

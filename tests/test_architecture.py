@@ -26,7 +26,10 @@ FLOORS = (
     {"server"},
     {"http", "stdio"},
     {"jobs"},
+    {"cluster"},
     {"service"},
+    {"answering"},
+    {"backends.registry"},
     {"backends"},
     {"backends.rows"},
     {"backends.protocol"},
@@ -40,6 +43,7 @@ FLOORS = (
 SHARED = {
     "backends.batch_lines",
     "backends.protocol",
+    "backends.registry",
     "backends.rows",
 }  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 from pydantic import TypeAdapter, ValidationError
 
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_messages
 from promptmill.core.errors import Code, PromptmillError
@@ -142,7 +142,7 @@ class Sampler:
             plan = plan.with_sampling(changes)
         conversation = conversation_from_messages(turns, "messages")
         (outcome,) = await self._service.generate(
-            [conversation], CallStats(total=1), system_prompt=system_prompt or "", plan=plan
+            [conversation], Call(total=1), system_prompt=system_prompt or "", plan=plan
         )
         if isinstance(outcome, Failure):
             raise outcome.error

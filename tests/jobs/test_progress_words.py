@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.cli.progress_display import _BAR, _line
 from promptmill.jobs import status
 from promptmill.jobs.records import JobCounts
@@ -25,7 +25,7 @@ class Flow:
 
 @pytest.fixture
 def progress():
-    found = Progress(JobCounts(), CallStats())
+    found = Progress(JobCounts(), Call())
     found.state, found.total = RUNNING, 2_000
     found.sample()
     found.counts.done = 120

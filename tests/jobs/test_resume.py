@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.jobs.records import JobCounts
 from promptmill.jobs.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
@@ -348,7 +348,7 @@ def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
 
 
 def test_rates_are_those_of_this_run() -> None:
-    progress = Progress(JobCounts(), CallStats())
+    progress = Progress(JobCounts(), Call())
     progress.total = 2_000_000
     progress.sample()
     progress.counts.done = 1_000_000  # by earlier runs, found in the journal

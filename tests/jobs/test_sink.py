@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.records import JobCounts
@@ -28,9 +28,7 @@ class World:
     def sink(self, limit: str | None = None) -> StoreSink:
         """Return a sink."""
         failure_limit = None if limit is None else FailureLimit.parse(limit)
-        return StoreSink(
-            self.store, self.counts, CallStats(), self.taken, self.reasons.append, failure_limit=failure_limit
-        )
+        return StoreSink(self.store, self.counts, Call(), self.taken, self.reasons.append, failure_limit=failure_limit)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
 from pyarrow import parquet
 
-from fakes import openai_configuration
-from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from fakes import FakeBackend, openai_configuration
+from promptmill.backends.protocol import Request
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Completion
@@ -368,23 +368,14 @@ async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: A
         assert "401" in found["reason"]
 
 
-class Echo:
+class Echo(FakeBackend):
     """A backend like an engine of this process: slow, one row at a time."""
 
-    async def load(self, report: Callable[[str], None]) -> None:
-        report("loading")
+    most = 1
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        while requests := await source.take(1):
-            for request in requests:
-                await asyncio.sleep(0.01)
-                await sink.put(request.key, self._answer(request))
-
-    def _answer(self, request: Request) -> Completion:
+    async def answer(self, request: Request, call: Any) -> Completion:
+        await asyncio.sleep(0.01)
         return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
-
-    async def aclose(self) -> None:
-        pass
 
 
 async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from fakes import KEY
+from promptmill.answering.answer_cache import AnswerCache
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
@@ -24,7 +25,6 @@ from promptmill.jobs import disk, merge
 from promptmill.jobs.disk import RandomFile
 from promptmill.jobs.folder import JobFolders
 from promptmill.jobs.prune import prune
-from promptmill.service.answer_cache import AnswerCache
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure

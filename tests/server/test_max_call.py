@@ -15,9 +15,8 @@ import yaml
 from fastmcp import Client
 
 from everyday import everyday
-from fakes import openai_configuration
+from fakes import FakeBackend, openai_configuration
 from piped import Piped, eventually
-from promptmill.backends.protocol import CallStats
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion
 from promptmill.jobs import status as job_status
@@ -259,8 +258,10 @@ async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look
     assert "secret" not in json.dumps(lines)
 
 
-class Engine:
+class Engine(FakeBackend):
     """A backend like an engine of this machine: slow to load, one row at a time."""
+
+    most = 1
 
     def __init__(self, load_s=0.0, row_s=0.2):
         self._load_s, self._row_s = load_s, row_s
@@ -270,17 +271,10 @@ class Engine:
         report("loading")
         await asyncio.sleep(self._load_s)
 
-    async def run(self, source, sink, stats: CallStats):
-        while requests := await source.take(1):
-            for request in requests:
-                self.asked.append(request.key)
-                await asyncio.sleep(self._row_s)
-                completion = Completion(f"local: {request.conversation.messages[-1].content}", "stop")
-                await sink.put(request.key, completion)
-                stats.settle(completion)
-
-    async def aclose(self):
-        pass
+    async def answer(self, request, call):
+        self.asked.append(request.key)
+        await asyncio.sleep(self._row_s)
+        return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
 
 
 @asynccontextmanager

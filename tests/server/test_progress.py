@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.server.progress import Told, _count, _duration, _rate
 from replies import answer, choose, status
 
@@ -22,7 +22,7 @@ def clock():
 
 
 def test_items_that_are_done_are_told_as_whole_numbers(clock):
-    told, stats = Told(clock), CallStats(total=1000)
+    told, stats = Told(clock), Call(total=1000)
     for done in (1, 250, 999):
         stats.done = done
         assert told.is_news(stats, f"{done} done")
@@ -30,7 +30,7 @@ def test_items_that_are_done_are_told_as_whole_numbers(clock):
 
 
 def test_the_last_item_is_told_at_the_end_and_not_before(clock):
-    told, stats = Told(clock), CallStats(total=3)
+    told, stats = Told(clock), Call(total=3)
     stats.done = 3
     assert not told.is_news(stats, "3 of 3 done")
     told.end(stats)
@@ -38,7 +38,7 @@ def test_the_last_item_is_told_at_the_end_and_not_before(clock):
 
 
 def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_come_after_one(clock):
-    told, stats = Told(clock), CallStats(total=3)
+    told, stats = Told(clock), Call(total=3)
     clock.now += 4.9
     assert not told.is_news(stats, "starting")
     clock.now += 0.2
@@ -51,7 +51,7 @@ def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_com
 
 
 def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
-    told, stats = Told(clock), CallStats(total=9)
+    told, stats = Told(clock), Call(total=9)
     stats.done = 4
     assert told.is_news(stats, "")
     before = told.number
@@ -65,7 +65,7 @@ def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
 
 
 def test_work_without_items_counts_seconds(clock):
-    told, stats = Told(clock), CallStats(total=None)
+    told, stats = Told(clock), Call(total=None)
     clock.now += 3.2
     assert told.is_news(stats, "loading")
     assert told.number == 3
@@ -76,7 +76,7 @@ def test_work_without_items_counts_seconds(clock):
 
 
 def test_words_hold_numbers_that_people_can_read():
-    stats = CallStats(total=1_000_000)
+    stats = Call(total=1_000_000)
     assert _count(stats) == "0 of 1,000,000 done"
     stats.done, stats.failed, stats.retries = 12_345, 1, 2_000
     stats.started -= 100

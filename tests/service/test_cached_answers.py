@@ -13,14 +13,14 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from fakes import openai_configuration
-from promptmill.backends.protocol import CallStats
+from promptmill.answering.answer_cache import AnswerCache
+from promptmill.backends.protocol import Call
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion
 from promptmill.service import list_call
-from promptmill.service.answer_cache import AnswerCache
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, late, status
 
@@ -32,7 +32,7 @@ class Asking:
         self.service = service
 
     async def ask(self, *prompts, images=(), stats=None, **sampling):
-        stats = stats or CallStats(total=len(prompts))
+        stats = stats or Call(total=len(prompts))
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
         plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
         return await self.service.generate(items, stats, plan=plan), stats
@@ -264,7 +264,7 @@ async def test_a_file_that_is_no_image_to_be_read_is_not_read_for_the_cache_eith
 async def test_to_several_clients_a_hit_looks_like_an_answer(opened, upstream, in_flight):
     upstream.reply = late(0.2 if in_flight else 0)
     async with opened(top={"price": {"input": 10.0, "output": 100.0}}) as asking:
-        calls = [CallStats(total=1, hides_hits=True) for _ in range(2)]
+        calls = [Call(total=1, hides_hits=True) for _ in range(2)]
         if in_flight:
             found = await asyncio.gather(*(asking.ask("a", stats=stats) for stats in calls))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.service import list_call
@@ -74,9 +74,9 @@ def test_columns_are_left_out_of_large_calls(items, there):
 
 
 def test_totals_count_tokens_over_time():
-    stats = CallStats()
+    stats = Call()
     for outcome in (GOOD, FILTERED):
-        stats.settle(outcome)
+        stats.count(outcome)
     stats.requests, stats.retries, stats.started = 4, 2, stats.started - 10
     totals = list_call.totals(stats)
     assert {name: totals[name] for name in ("requests", "retries", "prompt_tokens", "completion_tokens")} == {
@@ -91,7 +91,7 @@ def test_totals_count_tokens_over_time():
 
 
 def test_warnings_are_told_once_each_in_order():
-    stats = CallStats()
+    stats = Call()
     for warning in ("b", "a", "b"):
         stats.warn(warning)
     assert list_call.totals(stats)["warnings"] == ["b", "a"]
@@ -119,6 +119,7 @@ async def test_large_answers_are_kept_up_to_a_limit_and_ordinary_ones_always():
         await sink.put(key, Completion(text))
     found = sink.result(None)
     assert [isinstance(outcome, Completion) for outcome in found] == [True, False, True, True, False]
+    assert isinstance(found[1], Failure)
     assert "take more than" in found[1].error.message
     await sink.put(2, Completion("", logprobs={"content": [{"token": "a", "logprob": -0.5}] * 10_000}))
     assert isinstance(sink.result(None)[2], Failure)

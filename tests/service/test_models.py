@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from fakes import FakeBackend
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -14,26 +15,19 @@ from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
 
 
-class Engine:
+class Engine(FakeBackend):
     """Answers with its model's name; `slow` prompts wait for `may_answer`."""
 
     def __init__(self, plan):
         self.name = plan.name
         self.may_answer, self.closed, self.at_it = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def load(self, report):
-        report("loading")
-
-    async def run(self, source, sink, stats):
-        while requests := await source.take(2):
-            for request in requests:
-                text = request.conversation.messages[-1].content
-                if text == "slow":
-                    self.at_it.set()
-                    await self.may_answer.wait()
-                outcome = Completion(f"{self.name}: {text}")
-                await sink.put(request.key, outcome)
-                stats.settle(outcome)
+    async def answer(self, request, call):
+        text = request.conversation.messages[-1].content
+        if text == "slow":
+            self.at_it.set()
+            await self.may_answer.wait()
+        return Completion(f"{self.name}: {text}")
 
     async def aclose(self):
         self.closed.set()
@@ -64,7 +58,7 @@ def _service(engines, models, **top):
 
 async def _ask(service, name, *prompts):
     items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
-    outcomes = await service.generate(items, CallStats(total=len(items)), plan=service.plan_of(name))
+    outcomes = await service.generate(items, Call(total=len(items)), plan=service.plan_of(name))
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 

@@ -9,17 +9,18 @@ import textwrap
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call
 from promptmill.config import backends
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
-from promptmill.service import registry
 from promptmill.service.service import Service
 from talk import serving
 
 TOY = """
+from promptmill.backends.protocol import FixedShare
 from promptmill.config.backends import BackendRecord
 from promptmill.core.outcome import Completion
 
@@ -37,14 +38,15 @@ class Toy:
     async def load(self, report):
         report("winding up")
 
-    async def run(self, source, sink, stats):
-        while requests := await source.take(8):
-            for request in requests:
-                left = sorted(request.sampling.given())
-                text = f"{self.greeting} {request.conversation.messages[-1].content} {left}"
-                outcome = Completion(text, "stop")
-                await sink.put(request.key, outcome)
-                stats.settle(outcome)
+    def enter(self, call):
+        return FixedShare(8)
+
+    async def answer(self, request, call):
+        left = sorted(request.sampling.given())
+        return Completion(f"{self.greeting} {request.conversation.messages[-1].content} {left}", "stop")
+
+    async def leave(self, call):
+        pass
 
     async def aclose(self):
         pass
@@ -97,7 +99,7 @@ async def test_images_do_not_reach_a_backend_that_reads_text(site):
 
 async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that_is_wanted(site, closing):
     service = closing(Service(configured(unsupported="error", sampling_params={"seed": 1})))
-    (outcome,) = await service.generate([conversation_from_prompt("x", "x")], CallStats(total=1))
+    (outcome,) = await service.generate([conversation_from_prompt("x", "x")], Call(total=1))
     assert outcome.error.code == "unsupported"
     assert "seed" in outcome.error.message
 
@@ -105,7 +107,7 @@ async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that
 @pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - {"max_tokens", "n", "reasoning"}))
 async def test_every_parameter_is_named_that_its_record_does_not_name(site, name, closing):
     values = {"stop": ["x"], "response_format": {"type": "text"}, "reasoning_effort": "low", "enable_thinking": True}
-    stats = CallStats(total=1)
+    stats = Call(total=1)
     service = closing(Service(configured(sampling_params={name: values.get(name, 1)})))
     await service.generate([conversation_from_prompt("x", "x")], stats)
     assert any(name in warning for warning in stats.warnings)
@@ -188,17 +190,17 @@ def test_the_shell_takes_it_too(site, option):
     ("code", "said"),
     [
         ("raise KeyError('x')", "The toy backend failed: KeyError"),
-        ("return", "The toy backend returned without an answer"),
-        ("await source.take(1)", "The toy backend returned without an answer"),
+        ("return", "The toy backend returned no outcome"),
+        ("return 'a text'", "The toy backend returned no outcome"),
     ],
 )
 async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, said, closing):
     """A loop over the rows would find no answer to them for ever; an exception would be a traceback."""
     module = site / "toy_package.py"
     before = module.read_text()
-    body = before[before.index("        while requests") : before.index("    async def aclose")]
+    body = before[before.index("        left = sorted") : before.index("    async def leave")]
     module.write_text(before.replace(body, f"        {code}\n\n"))
-    stats = CallStats(total=2)
+    stats = Call(total=2)
 
     service = closing(Service(configured()))
     outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)

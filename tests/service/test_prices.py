@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_plan
+from promptmill.answering.prices import FlatPrice, charge, price_of, worst_case
 from promptmill.backends.protocol import Request
 from promptmill.config import models
 from promptmill.config.loading import Configuration
@@ -14,7 +15,6 @@ from promptmill.core.conversation import Conversation, conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Usage
 from promptmill.core.sampling import Sampling
-from promptmill.service.prices import FlatPrice, charge, price_of, worst_case
 from sure import sure
 
 

@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 import pytest
 
-from promptmill.backends.protocol import CallStats, Request, Source
+from fakes import FakeBackend
+from promptmill.backends.protocol import Call, Request, Source
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -18,7 +19,7 @@ from promptmill.core.sampling import Sampling
 from promptmill.service.service import Service
 
 
-class Backend:
+class Backend(FakeBackend):
     """Answers, or fails as `fails` says of its model; engines note how many of them are loaded at once."""
 
     def __init__(self, plan, shop):
@@ -32,16 +33,14 @@ class Backend:
             self.shop.loaded += 1
             self.shop.most_loaded = max(self.shop.most_loaded, self.shop.loaded)
 
-    async def run(self, source, sink, stats):
-        while requests := await source.take(3):
-            for request in requests:
-                self.requests.append(request)
-                self.shop.asked.append((self.plan.name, request.key))
-                await asyncio.sleep(0)
-                outcome = self._outcome(request)
-                await sink.put(request.key, outcome)
-                stats.requests += 1
-                stats.settle(outcome)
+    most = 3
+
+    async def answer(self, request, call):
+        self.requests.append(request)
+        self.shop.asked.append((self.plan.name, request.key))
+        await asyncio.sleep(0)
+        call.requests += 1
+        return self._outcome(request)
 
     def _outcome(self, request):
         text = request.conversation.messages[-1].content
@@ -102,7 +101,7 @@ def _hf(**more):
 
 
 async def _ask(shop, models, *prompts, stats=None):
-    stats = stats or CallStats(total=len(prompts))
+    stats = stats or Call(total=len(prompts))
     async with aclosing(Service(Configuration({"models": models}), create=shop.create)) as service:
         return await service.generate([conversation_from_prompt(prompt, "p") for prompt in prompts], stats), stats
 
@@ -180,7 +179,7 @@ async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
     }
     service = closing(Service(Configuration({"models": models}), create=shop.create))
     plan = service.plan_of("a").with_sampling({"max_tokens": 9})
-    await service.generate([conversation_from_prompt("x", "p")], CallStats(total=1), plan=plan)
+    await service.generate([conversation_from_prompt("x", "p")], Call(total=1), plan=plan)
     (request,) = shop.made["b"].requests
     assert request.sampling.given() == {"temperature": 1, "max_tokens": 9}, "its own, under what the call brought"
     assert [message.content for message in request.conversation.messages] == ["B", "x"]
@@ -190,7 +189,7 @@ async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
 async def test_rows_go_to_the_model_that_they_name(closing):
     shop = Shop()
     service = closing(Service(Configuration({"models": {"a": _openai(), "b": _openai()}}), create=shop.create))
-    sink, stats = Sink(), CallStats()
+    sink, stats = Sink(), Call()
     await service.run(Rows(None, "b", "elsewhere", "a", "b"), sink, stats)
     assert [sink.outcomes[key].answered_by for key in range(5)] == ["a", "b", "a", "a", "b"]
     extras = {request.key: request.extra for request in shop.made["a"].requests}
@@ -202,7 +201,7 @@ async def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_cal
     shop = Shop()
     service = closing(Service(Configuration({"models": {"a": _hf(), "b": _hf()}}), create=shop.create))
     sink, names = Sink(), [("a", "b")[at % 2] for at in range(3000)]
-    await service.run(Rows(*names), sink, CallStats())
+    await service.run(Rows(*names), sink, Call())
     assert [sink.outcomes[key].answered_by for key in range(3000)] == names
     assert shop.most_loaded == 1
     order = [name for name, _ in shop.asked]
@@ -214,19 +213,18 @@ async def test_what_ends_a_call_ends_it_on_all_models(closing):
     shop = Shop()
     reached = asyncio.Event()
 
-    async def hang(source, sink, stats):
-        await source.take(1)
+    async def hang(request, call):
         reached.set()
         await asyncio.Event().wait()
 
     async def create(plan):
         backend = await shop.create(plan)
-        backend.run = hang
+        backend.answer = hang
         return backend
 
     configuration = Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}})
     service = closing(Service(configuration, create=create))
-    call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], CallStats(total=1)))
+    call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], Call(total=1)))
     await reached.wait()
     await service.aclose()
     (outcome,) = await call

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from promptmill.backends.protocol import CallStats
+from fakes import FakeBackend
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -14,7 +15,7 @@ from promptmill.core.outcome import Completion, Failure
 from promptmill.service.service import Service
 
 
-class Backend:
+class Backend(FakeBackend):
     """Answers with its model's name and the prompt; `ready` and `may_answer` are gates that tests open."""
 
     def __init__(self, plan, shop):
@@ -35,31 +36,31 @@ class Backend:
         if self.model in self.shop.broken or self.load_error:
             raise self.load_error or PromptmillError(Code.ENGINE_LOAD_FAILED, f"There is no model {self.model}.")
 
-    async def run(self, source, sink, stats):
-        assert not self.closes, "run after close"
+    def enter(self, call):
+        assert not self.closes, "entered after close"
         if self.dead:
             raise self.dead
         self.runs += 1
+        return super().enter(call)
+
+    async def answer(self, request, call):
         self.running.set()
         try:
-            while requests := await source.take(2):
-                for request in requests:
-                    self.requests.append(request)
-                    text = request.conversation.messages[-1].content
-                    if not text.startswith("quick"):
-                        await self.may_answer.wait()
-                    if self.run_error:
-                        raise self.run_error
-                    outcome = Completion(f"{self.model}: {text}")
-                    await sink.put(request.key, outcome)
-                    stats.settle(outcome)
+            self.requests.append(request)
+            text = request.conversation.messages[-1].content
+            if not text.startswith("quick"):
+                await self.may_answer.wait()
+            if self.run_error:
+                raise self.run_error
+            return Completion(f"{self.model}: {text}")
         except asyncio.CancelledError:
             self.cancelled += 1
             if self.lingers:
                 await self.lingers.wait()
             raise
-        finally:
-            self.runs -= 1
+
+    async def leave(self, call):
+        self.runs -= 1
 
     async def aclose(self):
         self.closes += 1
@@ -94,7 +95,7 @@ SAME_DEVICE = _hf(model_name_or_path="second", gpu_ids="0")
 
 
 async def _ask(service, *prompts, **options):
-    stats = CallStats(total=len(prompts))
+    stats = Call(total=len(prompts))
     items = [item if isinstance(item, Exception) else conversation_from_prompt(item, "p") for item in prompts]
     outcomes = await service.generate(items, stats, **options)
     assert stats.done <= len(prompts)
@@ -685,6 +686,6 @@ async def test_a_backend_that_fails_to_close_does_not_keep_the_others_open(closi
 async def test_outcomes_keep_their_attempts_and_usage(closing):
     shop = Shop()
     service = closing(_service(shop))
-    outcomes = await service.generate([input_error("x"), conversation_from_prompt("a", "p")], CallStats())
+    outcomes = await service.generate([input_error("x"), conversation_from_prompt("a", "p")], Call())
     assert outcomes[0] == Failure(outcomes[0].error)
     assert outcomes[1] == Completion("first: a")

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
@@ -24,7 +24,7 @@ def ask(upstream, closing):
     async def asker(*prompts, top=None, block=None, **sampling):
         configuration = openai_configuration(upstream.url, **(block or {}))
         service = closing(Service(Configuration({**configuration._raw, **(top or {})})))
-        stats = CallStats(total=len(prompts))
+        stats = Call(total=len(prompts))
         items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
         return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
 

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
@@ -28,7 +28,7 @@ def ask(upstream, closing):
         configuration = openai_configuration(upstream.url)
         configuration = type(configuration)({**configuration._raw, **(top or {})})
         service = closing(Service(configuration))
-        stats = CallStats(total=len(prompts))
+        stats = Call(total=len(prompts))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
         plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
         return await service.generate(items, stats, plan=plan), stats
@@ -137,7 +137,7 @@ async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_
     for shape in SHAPES:
         plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
         items = [conversation_from_prompt(shape.name, "the prompt")]
-        outcomes += await service.generate(items, CallStats(total=1), plan=plan)
+        outcomes += await service.generate(items, Call(total=1), plan=plan)
     for shape, outcome in zip(SHAPES, outcomes, strict=True):
         if isinstance(outcome, Completion):
             jsonschema.validate(json.loads(outcome.text), shape.schema)

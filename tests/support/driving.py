@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
-from promptmill.backends.protocol import Backend, CallStats
+from promptmill.backends import registry
+from promptmill.backends.protocol import Backend, Call, Sink, Source
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.service import registry
+from promptmill.service.driver import Driver
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class Result:
     """What a run brought: `outcomes` in the order of the prompts."""
 
     outcomes: list[Outcome]
-    stats: CallStats
+    stats: Call
     seconds: float
     raised: PromptmillError | None
 
@@ -58,15 +59,20 @@ async def opened(where: str | list[str] | ResolvedConfig, **block: Any) -> Async
 
 
 async def ask(
-    backend: Backend, prompts: Sequence[Any], stats: CallStats | None = None, source: Any = None, sink: Any = None
+    backend: Backend,
+    prompts: Sequence[Any],
+    stats: Call | None = None,
+    source: Any = None,
+    sink: Any = None,
+    around: Any = None,
 ) -> Result:
     """Run `prompts` and check what is true of every run: one outcome per key, counters and ledger that add up."""
-    stats = stats or CallStats(total=len(prompts))
+    stats = stats or Call(total=len(prompts))
     source, sink = source or ListSource(prompts), sink or DictSink()
     began = time.monotonic()
     raised = None
     try:
-        await backend.run(source, sink, stats)
+        await run(backend, source, sink, stats, around)
     except PromptmillError as error:  # the rest is the caller's to settle
         raised = error
         for key in range(len(prompts)):
@@ -82,6 +88,15 @@ async def ask(
         assert stats.requests == sum(outcome.attempts for outcome in outcomes)
         assert stats.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
     return Result(outcomes, stats, seconds, raised)
+
+
+async def run(backend: Backend, source: Source, sink: Sink, call: Call, around: Any = None) -> None:
+    """Answer what `source` brings into `sink`, as the service does; `around` makes the function around `answer`."""
+    share = backend.enter(call)
+    try:
+        await Driver(source, sink, call).run(around(backend.answer).answer if around else backend.answer, share)
+    finally:
+        await backend.leave(call)
 
 
 def echoes(prompts: Sequence[str]) -> list[str]:

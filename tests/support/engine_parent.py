@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 
+from driving import run
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import CallStats, Request, Source
+from promptmill.backends.protocol import Call, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Outcome
@@ -54,7 +55,7 @@ async def _main(backend: str, model: str) -> None:
     print(host._process.pid, flush=True)
     await loading
     print("loaded", flush=True)
-    await host.run(_Endless(), _Nowhere(), CallStats())
+    await run(host, _Endless(), _Nowhere(), Call())
 
 
 if __name__ == "__main__":

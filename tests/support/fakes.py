@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Request, Source
+from promptmill.backends.protocol import Call, FixedShare, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation, Message
@@ -39,6 +39,24 @@ class ListSource(Source):
         prompt = self._prompts[key]
         conversation = prompt if isinstance(prompt, Conversation) else Conversation((Message("user", prompt),))
         return Request(key, conversation, self._sampling, self._extra)
+
+
+class FakeBackend:
+    """A backend that takes `most` requests of a call at a time; a test's own has `answer`."""
+
+    most = 2
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        report("loading")
+
+    def enter(self, call: Call) -> FixedShare:
+        return FixedShare(self.most)
+
+    async def leave(self, call: Call) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
 
 
 class DictSink:

@@ -1,26 +1,66 @@
-"""The interface of backends: requests are pulled from a source, outcomes are pushed into a sink."""
+"""The types that everything above and below a backend shares: a request, a call, and one verb, `answer`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.conversation import Conversation
-from promptmill.core.errors import Code
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling
 
+_CUT_WHILE_REASONING = (
+    "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
+    "set `reasoning: inline`."
+)
+
+
+class RowPlace(NamedTuple):
+    """Where the row of a request stands in its call's input file, so that another process can read it there."""
+
+    offset: int
+    length: int
+
+
+class Account(Protocol):
+    """What a budget has set aside for one request. The sender reports to it what it sends."""
+
+    def sent(self) -> float:
+        """Note that a request is on its way and may be billed; return the most that it can cost."""
+        ...
+
+    def reserve_again(self) -> bool:
+        """Reserve room for another attempt, because one that may be billed brought no answer.
+
+        False when there is no room: the request then fails with code `budget`, and is sent again once there is.
+        """
+        ...
+
+
+class Journal(Protocol):
+    """Keeps on disk which requests are in flight, for a run after a kill."""
+
+    def sent(self, key: int, most: float) -> None:
+        """Note that a request for item `key` is about to be sent, and the most that it can cost."""
+        ...
+
+    def not_billed(self, key: int) -> None:
+        """Note that the last one was refused, which costs nothing."""
+        ...
+
 
 @dataclass(slots=True)
 class Request:
-    """One conversation to answer, never changed. `key` is the caller's (its index, a byte offset); keys may be sparse.
+    """One conversation to answer, never changed.
 
-    `extra` is what `extra_params` hold: it goes through to the engine or into the request body. `attempts` were made
-    before, by a run that ended early.
+    `key` is the caller's (an index, a row number); keys may be sparse, and the answers of one request to several
+    (`Sampling.n`) share theirs. `extra` is what `extra_params` hold: it goes through to the engine or into the request
+    body. `attempts` were made before, by a run that ended early.
     """
 
     key: int
@@ -30,65 +70,18 @@ class Request:
     attempts: int = 0
     path: str = ""
     """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
+    row: RowPlace | None = None
+    """Its place in the call's input file; None where it has none or differs from what stands there."""
+    account: Account | None = None
+    """Set where its cost is charged to a budget."""
 
-
-_CUT_WHILE_REASONING = (
-    "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
-    "set `reasoning: inline`."
-)
-
-
-class Reading(Protocol):
-    """How lines of a file become requests."""
-
-    @property
-    def sampling(self) -> Sampling:
-        """The sampling parameters of lines that have none of their own."""
-        ...
-
-    @property
-    def keep_raw(self) -> bool:
-        """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
-        ...
+    def changed(self, **changes: Any) -> Request:
+        """Return the request with other contents, which no row of a file holds any more."""
+        return replace(self, row=None, **changes)
 
 
 class Source(Protocol):
-    """Where requests come from, and what is known of them before they are taken."""
-
-    @property
-    def size(self) -> int:
-        """The length of all texts together, in characters; 0 where it is not known."""
-        return 0
-
-    @property
-    def sampling(self) -> Sampling | None:
-        """The sampling parameters of all requests, where they share them."""
-        return None
-
-    @property
-    def reading(self) -> Reading | None:
-        """How lines of a file become these requests; None where they do not come from lines."""
-        return None
-
-    @property
-    def keep_raw(self) -> bool:
-        """Whether answers are wanted with all that the endpoint says beside them."""
-        return self.reading is not None and self.reading.keep_raw
-
-    @property
-    def path(self) -> Path | None:
-        """The file whose lines they are, where it may be read beside the source."""
-        return None
-
-    @property
-    def untouched(self) -> bool:
-        """Whether it is known that nothing was taken yet."""
-        return False
-
-    @property
-    def is_rest(self) -> bool:
-        """Whether little is left in it, too little to start workers for."""
-        return False
+    """Where the requests of a call come from."""
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests, `[]` at the end and from then on."""
@@ -101,6 +94,15 @@ class Sink(Protocol):
     async def put(self, key: int, outcome: Outcome) -> None:
         """Take the outcome of `key`, once per key; returning late is the back-pressure."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """The file that holds the rows of a call, for processes that read them by their `RowPlace`."""
+
+    path: Path
+    reader: Mapping[str, Any]
+    """How its lines become requests, as `RowReader.packed` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,43 +143,54 @@ class Flow(Protocol):
         ...
 
 
-class Charges(Protocol):
-    """The account of a call whose requests are charged to a budget. Room for one request per item is reserved."""
+class _Wait:
+    """Counts a request as waiting while the block runs, and lets the driver start another one in its place."""
 
-    def sent(self, key: int) -> float:
-        """Note that a request for item `key` is on its way and may be billed; return the most that it can cost."""
-        ...
+    __slots__ = ("_call", "_name")
 
-    def again(self, key: int) -> bool:
-        """Reserve room for another request for item `key`, because one that may be billed got no answer.
+    def __init__(self, call: Call, name: str) -> None:
+        self._call, self._name = call, name
 
-        False when there is no room: the item then fails with code `budget`, and is sent again once there is room.
-        """
-        ...
+    def __enter__(self) -> None:
+        setattr(self._call, self._name, getattr(self._call, self._name) + 1)
+        self._call.freed()
 
-
-class Journal(Protocol):
-    """Keeps on disk which requests are in flight, for whoever goes on after a kill."""
-
-    def sent(self, key: int, most: float) -> None:
-        """Note that a request for item `key` is about to be sent, and the most that it can cost."""
-        ...
-
-    def not_billed(self, key: int) -> None:
-        """Note that the last one was refused, which costs nothing."""
-        ...
+    def __exit__(self, *_: object) -> None:
+        setattr(self._call, self._name, getattr(self._call, self._name) - 1)
 
 
-@dataclass(slots=True)
-class CallStats:
-    """Live statistics of a call; also its identity for fair sharing.
+def _no_driver() -> None:
+    """No-op callback."""
 
-    `total` is the number of items when known. Times are seconds of `time.monotonic`.
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Call:
+    """One call on its way: its identity for fair sharing, and its counters, which progress and reports read.
+
+    Each counter has one writer. The driver counts outcomes; the sender counts requests, as it alone knows of them; the
+    functions around `answer` count what they do themselves. Times are seconds of `time.monotonic`.
     """
 
     total: int | None = None
+    """The number of items, where it is known."""
+    size: int = 0
+    """The bytes or characters of all items together, 0 where unknown: large calls are worth worker processes."""
+    file: InputFile | None = None
+    """Where the rows of its requests stand, if they stand in a file."""
+    keep_raw: bool = False
+    """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
+
+    # counted by the driver
     done: int = 0
     failed: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    """Failures by code."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    """The cost so far, in US dollars; None where the price is unknown."""
+
+    # counted by the sender
     requests: int = 0
     retries: int = 0
     refused: int = 0
@@ -185,106 +198,153 @@ class CallStats:
     in_flight: int = 0
     flow: Flow | None = None
     """Set while requests are sent to endpoints."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
-    """What the call has cost so far; None where nobody knows the price."""
+
+    # counted by the functions around `answer`
+    cached: int = 0
+    """Items answered without a request: from the cache, or by the same request of another item or call."""
+    repaired: int = 0
+    """Structured answers whose JSON was repaired."""
+    asked_again: int = 0
+    """Structured answers that were requested once more."""
+
     budget: Budget | None = None
-    """What the call may cost at most."""
-    charges: Charges | None = None
-    """Set while its requests are charged to a budget."""
-    model: str = ""
-    """The name of the model that is asked, where there are several."""
+    """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
     hides_hits: bool = False
     """Whether an answer from the cache is reported like any other, because several clients share the cache."""
-    cached: int = 0
-    """Items answered without asking the backend: from the cache, or by the same request of another item or call."""
-    repaired: int = 0
-    """Structured answers whose JSON was repaired."""
-    asked_again: int = 0
-    """Structured answers that were asked for once more."""
+    model: str = ""
+    """The name of the model that answers, where there are several."""
     started: float = field(default_factory=time.monotonic)
-    codes: dict[str, int] = field(default_factory=dict)
-    """Failures by code."""
     chosen: str = ""
-    """What was found out about backend and model because the configuration leaves it open."""
+    """The backend and model that were found, where the configuration leaves them open."""
     preview: Callable[[str], None] | None = None
-    """Told the text of the answer so far, again and again while it comes; for a call of one item, where the backend
-    can. A text that does not begin with the one before is of another attempt."""
+    """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
+    does not begin with the one before belongs to another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
-    """Ordered and without repeats: what was not done exactly as asked."""
+    """Ordered and without repeats: what was not done exactly as requested."""
+
+    # for the driver
+    parked: int = 0
+    """Requests that wait for a time, such as a back-off."""
+    held: int = 0
+    """Requests that wait for other requests: a verdict, a flight, a budget, a model that is loading."""
+    forked: int = 0
+    """Answers in flight beyond one per worker: a request for several answers has several."""
+    freed: Callable[[], None] = _no_driver
+    """Set by the driver: a place has become free."""
+
+    def park(self) -> AbstractContextManager[None]:
+        """Give the place of a request up while it waits for a time."""
+        return _Wait(self, "parked")
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Give the place of a request up while it waits for other requests."""
+        return _Wait(self, "held")
 
     @property
     def waiting(self) -> str:
-        """Why nothing goes on just now, empty while something does."""
+        """Why nothing proceeds just now, empty while something does."""
         return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
-        """Note something that the caller should know although the call goes on."""
+        """Note something that the caller should know although the call proceeds."""
         self.warnings[message] = None
 
-    def sending(self, key: int, requests: int = 1) -> None:
-        """Count a request for item `key` that is about to be sent; 0 where another process counts its requests."""
+    def sending(self, request: Request, requests: int = 1) -> None:
+        """Count a request that is about to be sent; `requests` is 0 where another process counts it."""
         self.requests += requests
-        most = 0.0 if self.charges is None else self.charges.sent(key)
+        most = 0.0 if request.account is None else request.account.sent()
         if self.journal is not None:
-            self.journal.sent(key, most)
+            self.journal.sent(request.key, most)
 
-    def not_billed(self, key: int) -> None:
-        """Note that the last request for item `key` was refused, which costs nothing, and that another will be sent."""
+    def not_billed(self, request: Request) -> None:
+        """Note that the last request for an item was refused, which costs nothing, and that another will be sent."""
         if self.journal is not None:
-            self.journal.not_billed(key)
+            self.journal.not_billed(request.key)
 
-    def fail(self, code: Code) -> None:
-        """Count a failure."""
-        self._fail(code, 1)
-
-    def forgive(self, code: Code) -> None:
-        """Take back a failure that is counted, or about to be."""
-        self._fail(code, -1)
-
-    def _fail(self, code: Code, count: int) -> None:
-        self.failed += count
-        self.codes[str(code)] = self.codes.get(str(code), 0) + count
-        if not self.codes[str(code)]:
-            del self.codes[str(code)]
-
-    def settle(self, outcome: Outcome) -> None:
+    def count(self, outcome: Outcome) -> None:
         """Count one finished item."""
         self.done += 1
         if not isinstance(outcome, Completion):
-            self.fail(outcome.error.code)
+            code = str(outcome.error.code)
+            self.failed += 1
+            self.codes[code] = self.codes.get(code, 0) + 1
         elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
-        self.prompt_tokens += outcome.usage.prompt_tokens
-        self.completion_tokens += outcome.usage.completion_tokens
+        usage = outcome.usage
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        if outcome.cost is not None:
+            self.cost = (self.cost or 0.0) + outcome.cost
+
+
+class Share(Protocol):
+    """One call's share of one backend."""
+
+    @property
+    def most(self) -> int:
+        """Answers to keep in flight now, at least 1; may change at any time."""
+        ...
+
+    grown: Callable[[], None]
+    """Set by the driver; called when `most` has grown."""
+
+    def want(self, items: int | None) -> None:
+        """Note how many items the call still has; None where that is unknown."""
+        ...
+
+    def idle(self) -> None:
+        """All remaining items wait for others: decide."""
+        ...
+
+
+class FixedShare:
+    """The share of a call in a backend that takes `most` of its requests at a time, and none waits for others."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.grown: Callable[[], None] = _no_driver
+
+    def want(self, items: int | None) -> None:
+        """Nothing depends on the number of items."""
+
+    def idle(self) -> None:
+        """No item waits for others."""
+
+
+Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]
+"""Takes one request to its outcome: a backend, a function around one, or a router.
+
+It never raises for its request, and `PromptmillError` only when no request of the call can continue. Cancelling it
+frees everything that it held.
+"""
 
 
 class Backend(Protocol):
-    """An engine, loaded once and run by many calls at the same time."""
+    """An engine or a pool of endpoints, loaded once; it serves many calls at the same time."""
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Make ready to run. `report` is told what happens, in a few words, for people who wait.
+        """Make ready to answer. `report` gets short descriptions of the progress.
 
         Raises `PromptmillError` when it cannot; nothing is left behind then.
         """
         ...
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Answer every request of `source` into `sink`: one outcome per key, in any order.
+    def enter(self, call: Call) -> Share:
+        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`) before anything is taken."""
+        ...
 
-        Each outcome is also counted with `stats.settle(outcome)`, and each request that was made for it in
-        `stats.requests`: progress, `_meta` and reports show what stands there.
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer one request of a call that has entered; see `Answer`."""
+        ...
 
-        Whatever happens to one item is that item's `Failure`. Raises only when nothing can go on: `PromptmillError`
-        (`engine_died`); keys without an outcome are then the caller's to settle. Cancelling the task stops the work.
-        """
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended; none of its answers is in flight."""
         ...
 
     async def aclose(self) -> None:
-        """Free everything; may be called twice, also during `load` and `run` (which then raise `shutdown`)."""
+        """Free everything; no answer is in flight. May be called twice, and during `load`: that raises `shutdown`."""
         ...
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import orjson
@@ -107,6 +107,20 @@ class RowReader:
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
         return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
+
+    def packed(self) -> dict[str, Any]:
+        """Return it as JSON carries it, for another process. A row that names another model is not read there."""
+        plain = {
+            name.name: getattr(self, name.name) for name in fields(self) if name.name not in {"sampling", "models"}
+        }
+        sets = {name: sorted(value) for name, value in plain.items() if isinstance(value, frozenset)}
+        return plain | sets | {"sampling": self.sampling.given(), "extra": dict(self.extra)}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> RowReader:
+        """Return the reader that `packed` wrote."""
+        sets = {name: frozenset(packed[name]) for name in ("paths", "may_name") if packed[name] is not None}
+        return cls(**{**packed, **sets, "sampling": Sampling.model_validate(packed["sampling"])})
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""

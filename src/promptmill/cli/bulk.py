@@ -13,8 +13,10 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends import registry
 from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, text_of
 from promptmill.cli.terminal import say
+from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.wording import counted
@@ -26,8 +28,7 @@ from promptmill.jobs.live_output import LiveOutput
 from promptmill.jobs.progress_text import progress_events, progress_lines, summary
 from promptmill.jobs.runner import Runner, Watch, until_ended
 from promptmill.jobs.spec import JobRequest, stamp
-from promptmill.service import choosing, registry
-from promptmill.service.ray_cluster import RayCluster
+from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import orjson
 
+from promptmill.answering.answer_cache import AnswerCache, path_of
 from promptmill.cli.options import Parser, add_shared
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.wording import counted
-from promptmill.service.answer_cache import AnswerCache, path_of
 
 
 def add_options(parser: Parser) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import orjson
 
-from promptmill.backends.protocol import CallStats, Step
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Step
 from promptmill.cli.error_context import explained
 from promptmill.cli.options import Parser, add_shared
 from promptmill.cli.terminal import say, wrapped
@@ -20,7 +21,7 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError, redact, without_controls
 from promptmill.core.outcome import Failure
 from promptmill.core.wording import counted
-from promptmill.service import choosing, registry
+from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -96,7 +97,7 @@ async def _try(configuration: Configuration, report: Callable[[Step], None]) -> 
 async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
     """Load the engine and have it write one token."""
     plan = configuration.plan.with_sampling({"max_tokens": 1})
-    service, stats = Service(configuration), CallStats(total=1)
+    service, stats = Service(configuration), Call(total=1)
     try:
         started = time.monotonic()
         prompt = conversation_from_prompt("Say yes.", "the trial prompt")

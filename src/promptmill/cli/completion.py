@@ -45,8 +45,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the script for `shell`."""
     import shtab
 
+    from promptmill.backends import registry
     from promptmill.config.backends import AUTO, BACKENDS
-    from promptmill.service import registry
 
     chosen = {"backend": [AUTO, *sorted(BACKENDS)], "provider": [row[0] for row in registry.providers()]}
     for action in _actions(parser):

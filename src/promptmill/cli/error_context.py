@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from promptmill.backends import registry
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import line_of
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.service import choosing, registry
+from promptmill.service import choosing
 
 _OPTIONS = {
     "base_url": "base_url",

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 import orjson
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call
 from promptmill.cli.live_answer import LiveAnswer
 from promptmill.cli.options import SCHEMA, Parser, add_shared, stdin_text
 from promptmill.cli.terminal import say
@@ -23,7 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.service import choosing, list_call, registry
+from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -162,7 +163,7 @@ def generate(
     if output is not None:
         check_writable(output)
     registry.check_key(configuration.plan)
-    stats = CallStats(total=len(prompts))
+    stats = Call(total=len(prompts))
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
@@ -190,7 +191,7 @@ def generate(
     return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))
 
 
-def _as_json(outcomes: Sequence[Outcome], stats: CallStats) -> str:
+def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
     """Return the result as over MCP."""
     found: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
     if several := list_call.several(outcomes):
@@ -259,7 +260,7 @@ async def _answers(
     configuration: Configuration,
     prompts: Sequence[object],
     system_prompt: str,
-    stats: CallStats,
+    stats: Call,
     live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
     """Return the outcomes, and whether Ctrl-C ended the work."""
@@ -281,7 +282,7 @@ async def _answers(
         await service.aclose()
 
 
-async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
+async def _tell_waits(work: asyncio.Future[Any], stats: Call) -> None:
     """Where no progress is shown, say why nothing goes on: at once, then now and then."""
     told = float("-inf")
     while not work.done():
@@ -291,9 +292,7 @@ async def _tell_waits(work: asyncio.Future[Any], stats: CallStats) -> None:
             told = time.monotonic()
 
 
-async def _show_progress(
-    work: asyncio.Future[Any], service: Service, stats: CallStats, live: LiveAnswer | None
-) -> None:
+async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Call, live: LiveAnswer | None) -> None:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from promptmill.backends import registry
 from promptmill.cli import check
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
@@ -15,7 +16,7 @@ from promptmill.config import backends
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.service import choosing, registry
+from promptmill.service import choosing
 from promptmill.system import runtime
 
 _WHERE = """\

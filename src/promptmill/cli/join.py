@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.cli.options import Parser
 from promptmill.cli.terminal import say
 from promptmill.core.wording import counted
@@ -34,7 +34,7 @@ def _join(arguments: argparse.Namespace) -> int:
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=written_lines(output.name, sys.stderr)
     )
     if arguments.json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(CallStats())}).decode())
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Call())}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")

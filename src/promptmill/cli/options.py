@@ -207,7 +207,7 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
     from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 
     if arguments.backend is not None:
-        from promptmill.service import registry
+        from promptmill.backends import registry
 
         registry.check_asked(arguments.backend)
     return Configuration.load(

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
+from promptmill.backends import registry
 from promptmill.cli.options import Parser
 from promptmill.cli.terminal import columns, say
-from promptmill.service import registry
 
 _NAME, _URL = 12, 58  # columns of the list, where nothing is cut
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerType, with_schema
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.compat.datastudio_inputs import conversation_of, parts_of, texts_of
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, ImagePart, Message, TextPart
@@ -377,7 +377,7 @@ class OpenAIAPI(BaseAPI):
         self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
     ) -> list[Outcome]:
         service = Service(configuration)
-        stats = CallStats(total=len(conversations))
+        stats = Call(total=len(conversations))
         outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
@@ -387,7 +387,7 @@ class OpenAIAPI(BaseAPI):
                     places = [place for place in places if _lacks_object(outcomes[place])]
                     if not places:
                         break
-                    more = CallStats(total=len(places))
+                    more = Call(total=len(places))
                     again = await service.generate([conversations[place] for place in places], more)
                     stats.warnings |= more.warnings
                     for place, outcome in zip(places, again, strict=True):
@@ -512,7 +512,7 @@ def _lacks_object(outcome: Outcome) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _progress_shown(stats: CallStats) -> AsyncIterator[None]:
+async def _progress_shown(stats: Call) -> AsyncIterator[None]:
     """Show a bar while the block runs, where standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
@@ -525,7 +525,7 @@ async def _progress_shown(stats: CallStats) -> AsyncIterator[None]:
         await asyncio.wait({showing})
 
 
-async def _show_progress(stats: CallStats) -> None:
+async def _show_progress(stats: Call) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from promptmill.backends import registry
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import changes, columns, disk, first_rows, formats, input_files, status
@@ -31,7 +32,6 @@ from promptmill.jobs.spec import (
     stamp,
 )
 from promptmill.jobs.store import ANSWERED, DamagedError
-from promptmill.service import registry
 
 _ONCE = MappingProxyType(
     {

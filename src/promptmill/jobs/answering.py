@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome
 from promptmill.jobs.duplicates import DedupedSource, FirstSeen
@@ -27,7 +27,7 @@ class Answering:
     service: Service
     rows: Rows
     counts: JobCounts
-    stats: CallStats
+    stats: Call
     failure_limit: FailureLimit | None
     duplicates: Path | None
     """Where to note what was asked, to ask it once; None to ask everything."""
@@ -123,7 +123,7 @@ class Answering:
                         taken.pop(request.key, None)
                         continue
                     sink.record(request.key, outcome)
-                    self.stats.settle(outcome)
+                    self.stats.count(outcome)
         finally:
             await left_out.aclose()
         await sink.aclose()
@@ -133,7 +133,7 @@ class Answering:
         async def settle(row: int, failure: Outcome) -> None:
             if not taken[row].settled:
                 sink.record(row, failure)
-                self.stats.settle(failure)
+                self.stats.count(failure)
 
         loop = asyncio.get_running_loop()
 
@@ -144,7 +144,10 @@ class Answering:
             loop.call_soon_threadsafe(count, number)
 
         told = reused if self.rows.store.reuses else None
-        return FileSource(self.rows, taken, settle, self.give_up, reused=told, everything=everything)
+        source = FileSource(self.rows, taken, settle, self.give_up, reused=told, everything=everything)
+        self.stats.file, self.stats.keep_raw = source.file, self.rows.reading.keep_raw
+        self.stats.size = source.file.path.stat().st_size
+        return source
 
 
 def _copied(outcome: Outcome, attempts: int) -> Outcome:

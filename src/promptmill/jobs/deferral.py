@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
@@ -32,7 +32,7 @@ class DeadlineCall:
         service: Service,
         running_jobs: RunningJobs,
         items: Sequence[Conversation | PromptmillError],
-        stats: CallStats,
+        stats: Call,
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> None:
@@ -59,7 +59,7 @@ class DeadlineCall:
             return await self._service.generate(self._items, self._stats, plan=self._plan)
         for item in self._items:
             if isinstance(item, PromptmillError):
-                self._stats.settle(Failure(item))
+                self._stats.count(Failure(item))
         conversations = [(at, item) for at, item in enumerate(self._items) if isinstance(item, Conversation)]
         folders = self._running_jobs.folders
         writing = asyncio.ensure_future(
@@ -81,7 +81,7 @@ class DeadlineCall:
         self._run = asyncio.ensure_future(self._runner.run())
         return await self._until_limit(self._job, self._runner, self._run)
 
-    def go_on(self) -> tuple[str | None, CallStats]:
+    def go_on(self) -> tuple[str | None, Call]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
         job, run = self._job, self._run
         if job is None or run is None or not self._goes_on.is_set():

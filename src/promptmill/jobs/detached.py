@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, SecretStr
 
+from promptmill.backends import registry
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
@@ -30,7 +31,6 @@ from promptmill.jobs.lock import Lock
 from promptmill.jobs.progress_text import progress_lines, summary
 from promptmill.jobs.runner import Runner, until_ended
 from promptmill.jobs.spec import JobRequest
-from promptmill.service import registry
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
 

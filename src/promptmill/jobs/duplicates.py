@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from promptmill.backends.protocol import Request, Source
-from promptmill.backends.rows import RowReader
 from promptmill.jobs.source import FileSource
 
 _AT_ONCE = 1024
@@ -150,10 +149,7 @@ def _storage(error: sqlite3.OperationalError) -> OSError:
 
 
 class DedupedSource(Source):
-    """A source without the rows that ask what another row asks.
-
-    It has no `take_refs`: to know what a line asks, it has to be read here.
-    """
+    """A source without the rows that ask what another row asks."""
 
     def __init__(self, source: FileSource, asked: FirstSeen, earlier: FirstSeen | None = None) -> None:
         """`source` brings all rows: those answered earlier were asked first as well.
@@ -163,11 +159,6 @@ class DedupedSource(Source):
         self._earlier = earlier
         self._source = source
         self._asked = asked
-
-    @property
-    def reading(self) -> RowReader:
-        """How lines of the file become requests."""
-        return self._source.reading
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests that nobody made before."""

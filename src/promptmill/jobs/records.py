@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 
@@ -319,7 +319,7 @@ class JobCounts:
                 return round(_SHORTEST_S * math.exp((step + 0.5) * _STEP), 4)
         return None
 
-    def as_dict(self, stats: CallStats) -> dict[str, Any]:
+    def as_dict(self, stats: Call) -> dict[str, Any]:
         """Return the counts for people and programs, with what the present run costs, which `stats` counts."""
         return {
             "done": self.done,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
@@ -61,7 +61,7 @@ class Runner:
         service: Service,
         *,
         watch: Watch | None = None,
-        stats: CallStats | None = None,
+        stats: Call | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
         recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
@@ -85,7 +85,7 @@ class Runner:
         """Set when a thread is to leave what it does."""
         self._is_leaving = False
         self._range: shards.Range | None = None
-        self.progress = Progress(JobCounts(), CallStats() if stats is None else stats)
+        self.progress = Progress(JobCounts(), Call() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
         self.progress.follow(job.folder.status)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.disk import why
@@ -74,7 +74,7 @@ class StoreSink:
         self,
         store: JobStore,
         counts: JobCounts,
-        stats: CallStats,
+        stats: Call,
         taken: dict[int, Taken],
         give_up: Callable[[PromptmillError], None],
         *,

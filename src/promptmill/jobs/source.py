@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import Request, Source
+from promptmill.backends.protocol import InputFile, Request, RowPlace, Source
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -76,13 +76,7 @@ class Rows:
 
 
 class FileSource(Source):
-    """Reads in a thread, one block of lines ahead of what was taken. A line that is wrong is settled here.
-
-    Whoever reads the file without it asks for `take_refs`; `reading` says how.
-    """
-
-    untouched = True
-    held = ""
+    """Reads in a thread, one block of lines ahead of what was taken. A line that is wrong is settled here."""
 
     def __init__(
         self,
@@ -103,7 +97,6 @@ class FileSource(Source):
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
-        self._path = rows_.file.shared_path() or rows_.path
         self._rows = rows_
         self._reused = reused
         self._everything = everything
@@ -114,14 +107,9 @@ class FileSource(Source):
         self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
 
     @property
-    def path(self) -> Path:
-        """The file."""
-        return self._path
-
-    @property
-    def reading(self) -> RowReader:
-        """How its lines become requests."""
-        return self._rows.reading
+    def file(self) -> InputFile:
+        """The file, for processes that read its rows by themselves."""
+        return InputFile(self._rows.file.shared_path() or self._rows.path, self._rows.reading.packed())
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests."""
@@ -130,7 +118,6 @@ class FileSource(Source):
             while self._ready and len(taken) < n:
                 line, about = self._ready.popleft()
                 self.taken[line.row] = about
-                self.untouched = False
                 try:
                     large = line.length > _LARGE
                     taken.append(
@@ -141,20 +128,6 @@ class FileSource(Source):
                 except PromptmillError as error:
                     await self._settle(line.row, Failure(error, about.attempts))
         return taken
-
-    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
-        """Return `(row, offset, length)` of up to `n` lines of the file at `path`, to be read elsewhere."""
-        await self._fill()
-        refs = []
-        self.untouched = self.untouched and not self._ready
-        for _ in range(min(n, len(self._ready))):
-            line, self.taken[line.row] = self._ready.popleft()
-            refs.append((line.row, line.offset, line.length))
-        return refs
-
-    def attempts(self, row: int) -> int:
-        """Return how often a row on its way was sent by earlier runs."""
-        return self.taken[row].attempts
 
     async def aclose(self) -> None:
         """Wait until no thread reads the file any more."""
@@ -210,7 +183,7 @@ class FileSource(Source):
             self.rows += 1
             settled, attempts = known.get(line.row, (False, 0))
             if not settled or self._everything:
-                digest = None if settled or line.data is None else self.reading.digest(line.data)
+                digest = None if settled or line.data is None else self._rows.reading.digest(line.data)
                 found.append((line, Taken(0 if settled else attempts, digest, settled)))
         return found if self._reused is None else self._without_reused(found, self._reused)
 
@@ -227,5 +200,7 @@ class FileSource(Source):
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:
-            raise input_error(f"{rows.place(self.reading.kind, line.row)} {TOO_LONG}.")
-        return self.reading.request(line.row, line.data, attempts)
+            raise input_error(f"{rows.place(self._rows.reading.kind, line.row)} {TOO_LONG}.")
+        request = self._rows.reading.request(line.row, line.data, attempts)
+        request.row = RowPlace(line.offset, line.length)
+        return request

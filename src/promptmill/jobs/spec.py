@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.models import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, input_error, unwritable_parameters
 from promptmill.jobs.input_files import Part
-from promptmill.service.ray_cluster import RayCluster
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.folder import Folder
 from promptmill.jobs.records import JobCounts
@@ -31,7 +31,7 @@ _RATE_OVER_S = 30.0
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, counts: JobCounts, stats: CallStats) -> None:
+    def __init__(self, counts: JobCounts, stats: Call) -> None:
         self.counts = counts
         self.stats = stats
         self.is_counted = False
@@ -127,7 +127,7 @@ class Progress:
         rate, tokens = self.rates()
         waiting = self.stats.waiting if self.state == RUNNING else ""
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
-        counts = self.counts.as_dict(CallStats() if self.is_counted else self.stats)
+        counts = self.counts.as_dict(Call() if self.is_counted else self.stats)
         # until the answers are counted, those that the run before left
         left = {} if self._has_counts else {name: self._earlier[name] for name in COUNTS if name in self._earlier}
         set_aside = round(self.set_aside, 9)

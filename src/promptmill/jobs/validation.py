@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from promptmill.answering.prices import price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
@@ -21,7 +22,6 @@ from promptmill.jobs.duplicates import CustomIds
 from promptmill.jobs.source import row_reader
 from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.spool import spool
-from promptmill.service.prices import price_of, tier_of
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it

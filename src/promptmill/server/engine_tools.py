@@ -8,7 +8,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.server.arguments import DEFAULT_BACKEND, BackendConfigs, BackendName, ExtraParams, SamplingParams, Sent
@@ -45,7 +45,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         kept = not isinstance(backend, Sent) and _stays(service, backend_configs)
         chosen = service.plan.backend if kept else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
-        await with_progress(ctx, service, CallStats(), service.init(overrides))
+        await with_progress(ctx, service, Call(), service.init(overrides))
         return ToolResult(content=[TextContent(type="text", text=_KEPT.format(service.plan.backend))] if kept else [])
 
     @tool(

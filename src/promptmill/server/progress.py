@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import anyio
 from fastmcp import Context
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.service.service import Service
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ _SILENCE_S = 5.0  # clients end calls of which they hear nothing
 _STEP = 0.001  # the protocol wants a number that grows each time
 
 
-async def with_progress(ctx: Context, service: Service, stats: CallStats, work: Coroutine[Any, Any, T]) -> T:
+async def with_progress(ctx: Context, service: Service, stats: Call, work: Coroutine[Any, Any, T]) -> T:
     """Run `work` as a task of its own and tell the client how far it is, if it asked.
 
     A task of its own, because FastMCP cancels with an anyio scope, in which the work's clean-up could not wait.
@@ -61,7 +61,7 @@ class Told:
         self._clock = clock
         self._began = self._at = clock()
 
-    def is_news(self, stats: CallStats, words: str) -> bool:
+    def is_news(self, stats: Call, words: str) -> bool:
         """Return whether to tell this now, and remember it then. The last number is left for the end."""
         silent_s = self._clock() - self._at
         done = self._reached(stats)
@@ -73,11 +73,11 @@ class Told:
         self._words, self._at = words, self._clock()
         return True
 
-    def end(self, stats: CallStats) -> None:
+    def end(self, stats: Call) -> None:
         """Take the last number."""
         self._grow(self._reached(stats))
 
-    def _reached(self, stats: CallStats) -> int:
+    def _reached(self, stats: Call) -> int:
         return int(self._clock() - self._began) if stats.total is None else stats.done
 
     def _grow(self, done: int) -> None:
@@ -92,13 +92,13 @@ def _is_wanted(ctx: Context) -> bool:
     return context is not None and (context.meta or {}).get("progressToken") is not None
 
 
-def _status(service: Service, stats: CallStats) -> str:
+def _status(service: Service, stats: Call) -> str:
     if not stats.done and (activity := service.activity):
         return activity
     return "loading" if stats.total is None else _count(stats)
 
 
-def _count(stats: CallStats) -> str:
+def _count(stats: Call) -> str:
     parts = [f"{stats.done:,} of {stats.total:,} done"]
     if stats.failed:
         parts.append(f"{stats.failed:,} failed")

@@ -11,7 +11,7 @@ from fastmcp import Context
 from fastmcp.tools import ToolResult
 from mcp_types import ContentBlock, ResourceLink, TextContent
 
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
@@ -91,9 +91,7 @@ ANSWERS_IN_SHORT: dict[str, Any] = _undescribed(ANSWERS)
 """The same object for the tools that refer to the first one: a client has all schemas in its context at once."""
 
 
-def result_of(
-    outcomes: Sequence[Outcome], stats: CallStats, *, any_failure: bool, job_id: str | None = None
-) -> ToolResult:
+def result_of(outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
     """Return the result of a call; `job_id` names the job that its deferred items go on as."""
     failed = list_call.failed(outcomes, any_failure=any_failure)
     result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
@@ -106,7 +104,7 @@ def result_of(
 def _result(
     outcomes: Sequence[Outcome],
     errors: Sequence[Mapping[str, Any]],
-    stats: CallStats,
+    stats: Call,
     *,
     is_error: bool,
     job_id: str | None,
@@ -176,7 +174,7 @@ def without_copy(result: ToolResult) -> ToolResult:
 
 def first_answers(
     outcomes: Sequence[Outcome],
-    stats: CallStats,
+    stats: Call,
     *,
     any_failure: bool,
     kept_id: str,

@@ -19,10 +19,10 @@ from fastmcp.tools import ToolResult
 from mcp_types import CallToolRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
+from promptmill.backends.registry import check_name
 from promptmill.config.backends import AUTO
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.server import argument_errors
-from promptmill.service.registry import check_name
 from promptmill.system.logs import CALLS
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 
 from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -151,8 +151,8 @@ def plan_of_call(
     return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
 
 
-def _stats(total: int, max_cost: float | None) -> CallStats:
-    return CallStats(total=total, budget=None if max_cost is None else Budget(max_cost))
+def _stats(total: int, max_cost: float | None) -> Call:
+    return Call(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
 async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
@@ -189,7 +189,7 @@ class _Answers:
         self,
         ctx: Context,
         items: Sequence[Conversation | PromptmillError],
-        stats: CallStats,
+        stats: Call,
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> ToolResult:
@@ -222,7 +222,7 @@ class _Answers:
         self,
         ctx: Context,
         outcomes: Sequence[Outcome],
-        stats: CallStats,
+        stats: Call,
         plan: ResolvedConfig,
         keep: Callable[[Sequence[Outcome]], Awaitable[str]],
         *,

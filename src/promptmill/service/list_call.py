@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from promptmill.backends.protocol import Call, Request, Sink, Source
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
@@ -42,20 +42,10 @@ class ListSource(Source):
         self._next = 0
 
     @property
-    def sampling(self) -> Sampling:
-        """The sampling parameters of all requests."""
-        return self._sampling
-
-    @property
     def size(self) -> int:
         """The length of all texts together, in characters."""
         texts = (message.content for item in self._items if isinstance(item, Conversation) for message in item.messages)
         return sum(len(text) for text in texts if isinstance(text, str))
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing was taken yet."""
-        return self._next == 0
 
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""
@@ -175,7 +165,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     return " ".join(parts)
 
 
-def totals(stats: CallStats) -> dict[str, Any]:
+def totals(stats: Call) -> dict[str, Any]:
     """Return the totals of a call. `seconds` counts from its start; `tokens_per_second` counts answers' tokens."""
     seconds = time.monotonic() - stats.started
     found: dict[str, Any] = {

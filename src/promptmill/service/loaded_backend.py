@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from promptmill.backends.protocol import Backend, CallStats, Sink, Source
+from promptmill.answering.answer_cache import AnswerCache, path_of
+from promptmill.answering.budgeted import BudgetedAnswers, unknown_price
+from promptmill.answering.cached import CachedAnswers, SameRequests
+from promptmill.answering.prices import Price, price_of
+from promptmill.answering.screened import ScreenedRequests
+from promptmill.answering.several import SeveralAnswers
+from promptmill.answering.structured import StructuredAnswers
+from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
 from promptmill.config.backends import BACKENDS
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.service.answer_cache import AnswerCache, path_of
-from promptmill.service.budgeted_answers import BudgetedAnswers, unknown_price
-from promptmill.service.cached_answers import CachedAnswers
-from promptmill.service.prices import Price, price_of
-from promptmill.service.screened_requests import ScreenedRequests
-from promptmill.service.several_answers import SeveralAnswers
-from promptmill.service.structured_answers import StructuredAnswers
-from promptmill.service.wrapped_call import RunCall, may_mention
+from promptmill.core.outcome import Outcome
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 Report: TypeAlias = Callable[[str], None]
 Room: TypeAlias = Callable[["LoadedBackend", Report], contextlib.AbstractAsyncContextManager[None]]
-
-# Fields of a file's rows that ask for more than one text.
-_MORE = (b'"n"', b'"response_format"', b'"answer_schema"')
 
 
 class LoadedBackend:
@@ -60,7 +56,15 @@ class LoadedBackend:
         self.leaving: LoadedBackend | None = None
         """The one that has to leave the device before this one loads; None when it has."""
         self._backend: Backend | None = None
-        self._calls: set[asyncio.Task[None]] = set()
+        self._answer: Answer
+        self._price: Price | None = None
+        self._cached: CachedAnswers | None = None
+        self._calls: set[Call] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        """Those that await an answer; `end` cancels them."""
+        self._cancelled: set[asyncio.Task[Any]] = set()
         self._ending: PromptmillError | None = None
         self.ready: asyncio.Task[None]
 
@@ -73,7 +77,7 @@ class LoadedBackend:
 
     async def _load(self, after: LoadedBackend | None) -> None:
         try:
-            backend = WrappedBackend(await self._create(self.plan), self.plan, self._budget)
+            backend = await self._create(self.plan)
             while after is not None:
                 before = after.leaving  # which it was to replace, and may not have yet
                 self._report("waiting for running calls to end")
@@ -82,6 +86,7 @@ class LoadedBackend:
                 self.leaving = after = before
             async with self._room(self, self._report) if self._room else contextlib.nullcontext():
                 self._backend = backend
+                self._answer = await self._composed(backend)
                 await backend.load(self._report)
             self._rest()
         except BaseException:
@@ -89,6 +94,32 @@ class LoadedBackend:
             raise
         finally:
             self.activity, self.leaving = "", None
+
+    async def _composed(self, backend: Backend) -> Answer:
+        """Return the backend's `answer` with all that holds for every backend around it, as the plan says.
+
+        From the inside: what another package's backend does not take; prices and the `budget` of the process, which
+        count every request; structured answers; several answers to a prompt; the cache, which so keeps what satisfied
+        its schema. Raises `PromptmillError` for a budget without a price (`invalid_config`) and a cache that cannot be
+        used (`storage`).
+        """
+        plan, answer = self.plan, backend.answer
+        if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
+            answer = ScreenedRequests(answer, plan).answer
+        self._price = await asyncio.to_thread(price_of, plan)
+        if self._price is not None:
+            answer = BudgetedAnswers(answer, plan, self._price, self._budget).answer
+        elif self._budget is not None:
+            raise unknown_price(plan.model)
+        answer = StructuredAnswers(answer, retries=plan.settings.schema_retries).answer
+        answer = SeveralAnswers(answer).answer
+        if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
+            answer = SameRequests(answer).answer
+        if wanted := plan.operator.cache:
+            cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
+            self._cached = CachedAnswers(answer, plan, cache, everything=wanted == "all")
+            answer = self._cached.answer
+        return answer
 
     def _report(self, activity: str) -> None:
         self.activity = activity
@@ -113,17 +144,36 @@ class LoadedBackend:
         elif self.is_ready:
             self._idle(self)
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call on the loaded backend. Raises why it was ended, or what the backend raises."""
+    def enter(self, call: Call) -> Share:
+        """Note that a call starts here. Raises why it cannot, before anything is taken."""
         if self._ending:
             raise self._ending
         assert self._backend is not None
-        call = asyncio.ensure_future(self._backend.run(source, sink, stats))
-        self._calls.add(call)
+        if call.budget is not None and self._price is None:
+            raise unknown_price(self.plan.model)
         try:
-            await call
+            share = self._backend.enter(call)
+        except PromptmillError as error:
+            self.broken = self.broken or error.code is Code.ENGINE_DIED
+            raise
+        if self._price is not None:
+            call.cost = call.cost or 0.0
+        self._calls.add(call)
+        self._empty.clear()
+        return share
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer one request of a call that has entered, through everything that stands around the backend."""
+        if self._ending:
+            raise self._ending
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await self._answer(request, call)
         except asyncio.CancelledError:
-            if self._ending:
+            if task in self._cancelled and task.uncancel() == 0:
+                assert self._ending is not None
                 raise self._ending from None
             raise
         except PromptmillError as error:
@@ -132,35 +182,52 @@ class LoadedBackend:
             self.broken = self.broken or error.code is Code.ENGINE_DIED
             raise
         finally:
-            self._calls.discard(call)
-            call.cancel()
+            self._tasks.discard(task)
+            self._cancelled.discard(task)
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended; none of its answers is in flight."""
+        assert self._backend is not None
+        self._calls.discard(call)
+        try:
+            await self._backend.leave(call)
+            if self._cached is not None:  # the next process is to find them
+                await asyncio.shield(self._cached.flush())
+        finally:
             self._rest()
+            if not self._calls:
+                self._empty.set()
 
     async def unused(self) -> None:
         """Wait until no call runs here or waits for it."""
         while self._calls or self.awaited:
-            if self._calls:
-                await asyncio.wait(self._calls)
-            await asyncio.sleep(0)  # whoever waited until it was loaded is about to run
+            await self._empty.wait()
+            await asyncio.sleep(0)  # a call that waited until it was loaded is about to enter
 
     async def drain(self, limit_s: float | None) -> None:
         """Wait until no call runs here, or `limit_s` is over."""
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=limit_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
 
     async def end(self, reason: PromptmillError) -> None:
-        """Stop loading and running, for `reason`, and free everything. Idempotent."""
+        """Stop loading and answering, for `reason`, and free everything. Idempotent."""
         self._ending = self._ending or reason
         self.broken = True
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        for task in (self.ready, *self._calls):
+        self.ready.cancel()
+        for task in self._tasks - self._cancelled:
+            self._cancelled.add(task)
             task.cancel()
         try:
-            await asyncio.wait({self.ready, *self._calls}, timeout=1)
-        finally:  # also when whoever wanted the end is cancelled meanwhile
+            await asyncio.wait({self.ready}, timeout=1)
+            await self.drain(1)
+        finally:  # also when the caller is cancelled meanwhile
             if self._backend is not None:
                 await self._backend.aclose()
+            if self._cached is not None:
+                await self._cached.aclose()
 
     async def wait_ready(self) -> None:
         """Wait until loaded. Raises why it could not be; a waiter's cancellation does not stop the loading."""
@@ -183,74 +250,3 @@ def identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
     else:
         spoken = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
     return (plan.backend, block, spoken)
-
-
-class WrappedBackend:
-    """A backend with all that holds for answers of every backend around it, as its plan says.
-
-    From the inside: what another package's backend does not take or leaves unanswered; prices and the `budget` of the
-    process, which count every request; structured answers; several answers to a prompt; the cache, which so keeps what
-    satisfied its schema.
-    """
-
-    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
-        self._backend = backend
-        self._plan = plan
-        self._budget = budget
-        self._price: Price | None = None
-        self._cache: AnswerCache | None = None
-        self._one_text: RunCall = backend.run
-        self._outermost: RunCall = self._one_text_or_more
-
-    async def load(self, report: Callable[[str], None]) -> None:
-        """Find the price, open the cache and load the backend.
-
-        Raises `PromptmillError` for a budget without a price (`invalid_config`) and a cache that cannot be used
-        (`storage`).
-        """
-        plan = self._plan
-        if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
-            self._one_text = ScreenedRequests(self._one_text, plan).run
-        self._price = await asyncio.to_thread(price_of, plan)
-        if self._price is not None:
-            self._one_text = BudgetedAnswers(self._one_text, plan, self._price, self._budget).run
-        elif self._budget is not None:
-            raise unknown_price(plan.model)
-        if wanted := plan.operator.cache:
-            self._cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
-            everything = wanted == "all"
-            self._outermost = CachedAnswers(self._one_text_or_more, plan, self._cache, everything=everything).run
-        await self._backend.load(report)
-
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call on the backend."""
-        if stats.budget is not None and self._price is None:
-            raise unknown_price(self._plan.model)
-        await self._outermost(source, sink, stats)
-
-    async def aclose(self) -> None:
-        """Close the backend and the cache."""
-        try:
-            await self._backend.aclose()
-        finally:
-            if self._cache is not None:
-                await asyncio.to_thread(self._cache.close)
-
-    async def _one_text_or_more(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call, with what checks and counts answers around it only where some request asks for that."""
-        run = self._one_text if await _asks_for_one_text(source) else self._more
-        await run(source, sink, stats)
-
-    @functools.cached_property
-    def _more(self) -> RunCall:
-        checked = StructuredAnswers(self._one_text, retries=self._plan.settings.schema_retries)
-        return SeveralAnswers(checked.run).run
-
-
-async def _asks_for_one_text(source: Source) -> bool:
-    """Return whether no request of `source` asks for several answers or for JSON; one that does not say may."""
-    reading = source.reading
-    sampling = source.sampling if reading is None else reading.sampling
-    if sampling is None or sampling.n is not None or sampling.response_format is not None:
-        return False
-    return reading is None or not await may_mention(source, _MORE)

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from promptmill.backends import registry
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.service import registry
 from promptmill.service.loaded_backend import Create, LoadedBackend, identity_of
 from promptmill.service.room import Room, fits_beside
 
@@ -196,11 +196,3 @@ class Model:
 
 async def _until_drained(loaded: LoadedBackend) -> None:
     await loaded.drain(None)
-
-
-class NotLoadedError(Exception):
-    """The model cannot be loaded, for `reason`."""
-
-    def __init__(self, reason: PromptmillError) -> None:
-        super().__init__(reason)
-        self.reason = reason

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.answering.fallback import NotLoadedError, Router
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Share, Sink, Source
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.models import DEFAULT, ResolvedConfig, unknown_model
@@ -18,11 +20,11 @@ from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.service import choosing, registry
+from promptmill.service import choosing
+from promptmill.service.driver import Driver
 from promptmill.service.list_call import MOST_LARGE, ListSink, ListSource
-from promptmill.service.loaded_backend import Create
-from promptmill.service.model import Model, Models, NotLoadedError
-from promptmill.service.routing import RoutedCall, names_models
+from promptmill.service.loaded_backend import Create, LoadedBackend
+from promptmill.service.model import Model, Models
 
 _DRAIN_S = 30.0
 _COUNTS = (
@@ -173,7 +175,7 @@ class Service:
     async def generate(
         self,
         items: Sequence[Conversation | PromptmillError],
-        stats: CallStats,
+        stats: Call,
         *,
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
@@ -206,7 +208,7 @@ class Service:
         self,
         items: Sequence[Conversation | PromptmillError],
         sink: Sink,
-        stats: CallStats,
+        stats: Call,
         *,
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
@@ -222,11 +224,12 @@ class Service:
                 if isinstance(item, PromptmillError):
                     failure = Failure(item)
                     await sink.put(index, failure)
-                    stats.settle(failure)
+                    stats.count(failure)
             if stats.done == len(items):
                 return None
             system = system_prompt or settings.system_prompt
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
+            stats.size = source.size
             try:
                 await self._run(plan, source, sink, stats)
             except NotLoadedError as error:
@@ -235,7 +238,7 @@ class Service:
                 return error
         return None
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats, name: str | None = None) -> None:
+    async def run(self, source: Source, sink: Sink, stats: Call, name: str | None = None) -> None:
         """Answer whatever `source` brings into `sink` with the model `name`, for callers with ends of their own.
 
         There is no `call_timeout`. Raises `PromptmillError` when it cannot be loaded or nothing can go on.
@@ -261,7 +264,7 @@ class Service:
         await asyncio.gather(*(loaded.end(reason) for loaded in everything), return_exceptions=True)
 
     @contextlib.contextmanager
-    def _counted(self, plan: ResolvedConfig, stats: CallStats) -> Iterator[None]:
+    def _counted(self, plan: ResolvedConfig, stats: Call) -> Iterator[None]:
         for warning in plan.warnings:
             stats.warn(warning)
         if len(self.models) > 1:
@@ -284,17 +287,27 @@ class Service:
             raise unknown_model(name, configuration.names)
         return self._models.add(name, configuration.plan_of(name))
 
-    async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call on the model of `plan`, and on those that its requests name or that stand in for it."""
-        if not plan.fallback and (len(self.models) < 2 or not await names_models(source)):
-            await self._run_on(plan.name, source, sink, stats)
-            return
-        await RoutedCall(
-            plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), self._run_on, source, sink, stats
-        ).run()
+    async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call) -> None:
+        """Run a call on the model of `plan`, and on those that its requests name or that stand in for it.
 
-    async def _run_on(self, name: str, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Run a call on the model `name`. Raises `NotLoadedError`, or what ended the run."""
+        Raises `NotLoadedError`, or what ended the run.
+        """
+        driver = Driver(source, sink, call)
+        if plan.fallback or len(self.models) > 1:
+            router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), self._enter, call)
+            try:
+                await driver.run(router.answer, router)
+            finally:
+                await router.aclose()
+            return
+        model, share = await self._enter(plan.name, call)
+        try:
+            await driver.run(model.answer, share)
+        finally:
+            await model.leave(call)
+
+    async def _enter(self, name: str, call: Call) -> tuple[LoadedBackend, Share]:
+        """Load the model `name` if need be and enter it. Raises `NotLoadedError`, or why the call cannot start."""
         model = self._model(name)
         for last_try in (False, True):
             try:
@@ -303,15 +316,14 @@ class Service:
                 loaded = await model.loaded()
             except PromptmillError as error:
                 raise NotLoadedError(error) from None
-            stats.chosen = loaded.plan.chosen
+            call.chosen = call.chosen or loaded.plan.chosen
             try:
-                await loaded.run(source, sink, stats)
+                return loaded, loaded.enter(call)
             except PromptmillError as error:
-                # one that had died before this call is no reason to fail
-                if error.code is not Code.ENGINE_DIED or last_try or not source.untouched:
+                # an engine that died before this call is no reason to fail
+                if error.code is not Code.ENGINE_DIED or last_try:
                     raise
-            else:
-                return
+        raise AssertionError
 
 
 def too_long(limit_s: float | None) -> PromptmillError:
@@ -320,17 +332,17 @@ def too_long(limit_s: float | None) -> PromptmillError:
 
 
 class ServiceStats:
-    """Counts by reading each call's `CallStats`, so that a call pays nothing for being counted."""
+    """Counts by reading each call's `Call`, so that a call pays nothing for being counted."""
 
     def __init__(self) -> None:
         self.started = time.time()
         self._number = 0
-        self._running: dict[int, CallStats] = {}
+        self._running: dict[int, Call] = {}
         self._ended: Counter[str] = Counter()
         self._codes: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def counted(self, stats: CallStats) -> Iterator[None]:
+    def counted(self, stats: Call) -> Iterator[None]:
         """Count the call of `stats`, in progress until the end of the block."""
         self._number = number = self._number + 1
         self._running[number] = stats
@@ -371,5 +383,5 @@ class ServiceStats:
         return counts | {"errors": dict(codes.most_common())}
 
 
-def _counts(stats: CallStats) -> dict[str, int]:
+def _counts(stats: Call) -> dict[str, int]:
     return {name: getattr(stats, name) for name in _COUNTS}

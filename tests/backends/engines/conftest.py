@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import byte_model
+from driving import run
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import CallStats, Request, Source
+from promptmill.backends.protocol import Call, Request, Source
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
@@ -51,13 +52,13 @@ class DictSink:
 
 
 @dataclass
-class Call:
-    """One `run`, ready to be awaited."""
+class Asking:
+    """One call, ready to be awaited."""
 
     host: EngineHost
     source: ListSource
     sink: DictSink = field(default_factory=DictSink)
-    stats: CallStats = field(default_factory=CallStats)
+    stats: Call = field(default_factory=Call)
 
     async def begun(self) -> asyncio.Task[list[Outcome]]:
         """Run it as a task; return that when the first words of an answer have come."""
@@ -68,7 +69,7 @@ class Call:
         return running
 
     async def run(self) -> list[Outcome]:
-        await self.host.run(self.source, self.sink, self.stats)
+        await run(self.host, self.source, self.sink, self.stats)
         return [self.sink.outcomes[key] for key in sorted(self.sink.outcomes)]
 
 
@@ -77,13 +78,13 @@ class Desk:
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
-        self.stats = CallStats()
+        self.stats = Call()
 
     def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 120) -> Any:
         return self._runner.run(asyncio.wait_for(work, timeout_s))
 
-    def call(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> Call:
-        return Call(host, ListSource(self.requests(prompts, extra, **sampling)))
+    def call(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> Asking:
+        return Asking(host, ListSource(self.requests(prompts, extra, **sampling)))
 
     def requests(self, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Request]:
         sampling.setdefault("temperature", 0)
@@ -101,7 +102,7 @@ class Desk:
 
     def answer(self, host: EngineHost, requests: list[Request]) -> list[Outcome]:
         """Return one outcome per request."""
-        call = Call(host, ListSource(requests))
+        call = Asking(host, ListSource(requests))
         self.stats = call.stats
         return self.wait(call.run())
 

@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from busy import within
+from driving import run
 from engine_parent import engine_parent
 from everyday import everyday
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import CallStats, Source
+from promptmill.backends.protocol import Call, Source
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from sure import sure
@@ -340,7 +341,7 @@ def test_an_error_of_the_source_ends_the_call_alone(desk, tiny_engine):
     async def broken():
         call = desk.call(tiny_engine, [])
         with pytest.raises(OSError, match="disk gone"):
-            await tiny_engine.run(Broken(), call.sink, CallStats())
+            await run(tiny_engine, Broken(), call.sink, Call())
         assert len(await desk.call(tiny_engine, ["Hi!"], max_tokens=1).run()) == 1
 
     desk.wait(broken())

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 from sure import sure
@@ -39,20 +39,21 @@ class Bench:
         settings = OpenAISettings(base_delay=0)
         self.state = EndpointState(endpoint, encoder, settings, LoopThrottle(self.clock), random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
-        self.stats = CallStats(total=10)
+        self.stats = Call(total=10)
+        self.share = ConcurrencyShare(self.limiter, self.stats, 64)
         self.flow = CallFlow(self.limiter, self.stats, self.clock, self.clock())
 
     def fails(self, decision):
-        permit = sure(self.limiter.enter_now(self.stats, 0, None))
+        permit = sure(self.limiter.enter_now(self.share, 0, None))
         self.stats.refused += decision.kind is FailureKind.LOAD
         self.state.failed(permit, decision, None)
-        self.limiter.leave(permit, self.stats)
+        self.limiter.leave(permit, self.share)
 
     def answered(self, headers=None):
-        permit = sure(self.limiter.enter_now(self.stats, 0, None))
+        permit = sure(self.limiter.enter_now(self.share, 0, None))
         self.state.succeeded(permit)
         self.state.note_headers(headers or {})
-        self.limiter.leave(permit, self.stats)
+        self.limiter.leave(permit, self.share)
 
 
 def _refusal(wait_s):
@@ -79,7 +80,7 @@ async def test_a_rate_limit_is_said_with_its_wait_and_how_often():
 
 async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_when_that_ends():
     bench = Bench()
-    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.limiter.enter_now(bench.share, 0, None)
     bench.clock.now += 9
     assert bench.flow.waiting() == "", "answers may take as long"
     bench.clock.now += 2
@@ -93,11 +94,11 @@ async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_wh
 async def test_a_server_of_ones_own_that_never_answered_may_be_loading():
     bench = Bench()
     bench.state.endpoint = replace(bench.state.endpoint, own=True)
-    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.limiter.enter_now(bench.share, 0, None)
     bench.clock.now += 11
     assert "it may still be loading the model" in bench.flow.waiting()
     bench.answered()
-    bench.limiter.enter_now(bench.stats, 0, None)
+    bench.limiter.enter_now(bench.share, 0, None)
     bench.clock.now += 11
     assert "loading" not in bench.flow.waiting()
 
@@ -111,10 +112,10 @@ async def test_an_endpoint_that_is_gone_is_said_with_since_when():
     bench.fails(_gone(8.0))
     assert bench.flow.waiting() == "waiting for api.example.com since 0:14, next try in 8 s"
     bench.clock.now += 60
-    permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
+    permit = sure(bench.limiter.enter_now(bench.share, 0, None))
     assert bench.flow.waiting() == "waiting for api.example.com since 1:14, trying now"
     bench.state.succeeded(permit)
-    bench.limiter.leave(permit, bench.stats)
+    bench.limiter.leave(permit, bench.share)
     assert bench.flow.waiting() == ""
 
 
@@ -127,9 +128,9 @@ async def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal
 async def test_a_rate_of_ones_own_is_told():
     bench = Bench(rpm=2)
     for _ in range(2):
-        if permit := bench.limiter.enter_now(bench.stats, 0, None):
+        if permit := bench.limiter.enter_now(bench.share, 0, None):
             bench.state.succeeded(permit)
-            bench.limiter.leave(permit, bench.stats)
+            bench.limiter.leave(permit, bench.share)
     assert "`rpm` or `tpm` allows the next request in" in bench.flow.waiting()
 
 
@@ -141,9 +142,9 @@ async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_the
     assert bench.flow.waiting() == "502 from api.example.com: server error, next try in 5 s"
     bench.clock.now += 6
     assert "next try in 3 s" in bench.flow.waiting()
-    permit = sure(bench.limiter.enter_now(bench.stats, 0, None))
+    permit = sure(bench.limiter.enter_now(bench.share, 0, None))
     assert bench.flow.waiting() == "", "one of them is being answered"
-    bench.limiter.leave(permit, bench.stats)
+    bench.limiter.leave(permit, bench.share)
 
 
 async def test_the_flow_ends_with_the_run(drive):

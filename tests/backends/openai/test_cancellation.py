@@ -13,12 +13,13 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from busy import within
-from driving import ask, echoes, opened
-from fakes import DictSink, ListSource
+from driving import ask, echoes, opened, run
+from fakes import DictSink, ListSource, openai_configuration
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import Route
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError
+from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -31,8 +32,8 @@ HUNDRED = [f"prompt {i}" for i in range(100)]
 async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     upstream.reply = reply
     async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
-        stats = CallStats(total=100)
-        task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), stats))
+        stats = Call(total=100)
+        task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), stats))
         await upstream.reaches(lambda: upstream.in_flight == 8)
         task.cancel()
         began = time.monotonic()
@@ -76,7 +77,7 @@ async def test_a_cancellation_that_meets_the_head_of_a_response_counts(monkeypat
 async def test_cancelling_ends_all_waiting_too(upstream, reply):
     upstream.reply = reply
     async with opened(upstream.url, retries=100, base_delay=0.05, max_delay=0.2) as backend:
-        task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
+        task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), Call()))
         await upstream.reaches(lambda: upstream.seen)
         await asyncio.sleep(0.1)
         task.cancel()
@@ -116,7 +117,7 @@ async def test_many_cancelled_runs_leak_no_place(upstream):
     upstream.reply = late(0.02)
     async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
         for wait in range(30):
-            task = asyncio.create_task(backend.run(ListSource(HUNDRED), DictSink(), CallStats()))
+            task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), Call()))
             await asyncio.sleep(wait / 1000)
             task.cancel()
             await asyncio.wait({task})
@@ -127,27 +128,25 @@ async def test_many_cancelled_runs_leak_no_place(upstream):
 
 async def test_closing_ends_running_calls_with_shutdown(upstream):
     upstream.reply = by_prompt({"prompt 0": answer()}, hang())
-    async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
-        sink = DictSink()
-        task = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
-        await upstream.reaches(lambda: upstream.in_flight == 4)
-        began = time.monotonic()
-        await backend.aclose()
-        with pytest.raises(PromptmillError) as caught:
-            await task
-        assert caught.value.code == "shutdown"
-        assert time.monotonic() - began < within(1.5)
-        assert sink.outcomes[0].text == "echo: prompt 0"
-        await upstream.reaches(lambda: not upstream.open, 1)
-        await backend.aclose()
-        with pytest.raises(PromptmillError) as caught:
-            await backend.run(ListSource(["a"]), DictSink(), CallStats())
-        assert caught.value.code == "shutdown"
+    service = Service(openai_configuration(upstream.url, concurrency=4, timeout=[2, 60]))
+    sink = DictSink()
+    task = asyncio.create_task(service.run(ListSource(HUNDRED), sink, Call()))
+    await upstream.reaches(lambda: upstream.in_flight == 4)
+    await service.aclose()
+    with pytest.raises(PromptmillError) as caught:
+        await task
+    assert caught.value.code == "shutdown"
+    assert sink.outcomes[0].text == "echo: prompt 0"
+    await upstream.reaches(lambda: not upstream.open, 1)
+    await service.aclose()
+    with pytest.raises(PromptmillError) as caught:
+        await service.run(ListSource(["a"]), DictSink(), Call())
+    assert caught.value.code == "shutdown"
 
 
 async def test_closing_before_loading_is_fine(upstream):
     from fakes import openai_plan
-    from promptmill.service import registry
+    from promptmill.backends import registry
 
     backend = await registry.create(openai_plan(upstream.url))
     await backend.aclose()
@@ -248,10 +247,10 @@ async def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upst
     reported = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
-        other = asyncio.create_task(backend.run(ListSource(["stays"] * 2), DictSink(), CallStats()))
+        other = asyncio.create_task(run(backend, ListSource(["stays"] * 2), DictSink(), Call()))
         await upstream.reaches(lambda: upstream.in_flight == 2)
         sink = SlowToEnd()
-        ending = asyncio.create_task(backend.run(ListSource(HUNDRED), sink, CallStats()))
+        ending = asyncio.create_task(run(backend, ListSource(HUNDRED), sink, Call()))
         await upstream.reaches(lambda: sink.waiting == 2)
         ending.cancel()
         await asyncio.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from fakes import ListSource
+from promptmill.answering.cached import SameRequests
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
 from promptmill.core.sampling import Sampling
@@ -13,8 +14,8 @@ PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20
 
 
 async def _drive(upstream, prompts, sampling, **block):
-    async with opened(upstream.url, dedupe=True, **block) as backend:
-        return await ask(backend, prompts, source=ListSource(prompts, sampling))
+    async with opened(upstream.url, **block) as backend:
+        return await ask(backend, prompts, source=ListSource(prompts, sampling), around=SameRequests)
 
 
 async def test_each_is_sent_once_and_answers_all(upstream):

@@ -13,14 +13,15 @@ import psutil
 import pytest
 from PIL import Image
 
-from driving import ask, echoes, opened
+from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
 from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import CallStats, Request, Source
+from promptmill.backends.protocol import Call, InputFile, Request, RowPlace, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.conversation import Conversation, Message, conversation_from_prompt
 from promptmill.core.errors import Code
+from promptmill.core.outcome import Failure
 from promptmill.core.sampling import Sampling
 from replies import answer, by_prompt, late, quota, reset, status
 
@@ -155,7 +156,7 @@ async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
             outcomes[key] = outcome
 
     async with opened(upstream.url, **BULK) as backend:
-        await backend.run(Items(), Sink(), CallStats(total=2))
+        await run(backend, Items(), Sink(), Call(total=2))
     assert outcomes[0].text == "echo: p 0"
     assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert outcomes[1].error.code == Code.INVALID_IMAGE
@@ -179,7 +180,7 @@ async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempt
         Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
     )
     async with opened(upstream.url, **BULK) as backend:
-        await backend.run(source, sink, CallStats(total=2))
+        await run(backend, source, sink, Call(total=2))
     assert [sink.outcomes[key].attempts for key in (0, 1)] == [1, 3]
     sent = {seen.prompt: seen.json for seen in upstream.seen}
     assert (sent["a"]["model"], sent["a"].get("temperature"), sent["a"].get("max_tokens")) == ("one", 0, None)
@@ -188,7 +189,7 @@ async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempt
 
 async def test_a_large_call_with_nothing_left_to_ask_ends(upstream):
     async with opened(upstream.url, **BULK) as backend:
-        await backend.run(Listed(), DictSink(), CallStats(total=30_000))
+        await run(backend, Listed(), DictSink(), Call(total=30_000))
     assert not upstream.seen
     assert not workers()
 
@@ -221,37 +222,22 @@ async def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream):
 async def test_rows_of_a_file_are_read_where_they_lie(upstream, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
-    refs, offset = [], 0
+    requests, offset = [], 0
     for number, line in enumerate(rows.read_bytes().splitlines(keepends=True)):
-        refs.append((number, offset, len(line)))
-        offset += len(line)
-
-    class Rows(Source):
-        reading = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
-        path = rows
-        held = ""
-
-        async def take(self, n):
-            raise AssertionError("the parent parses nothing")
-
-        async def take_refs(self, n):
-            taken, refs[:] = refs[:n], refs[n:]
-            return taken
-
-        def attempts(self, key):
-            return 2 if key == 4 else 0
-
-    outcomes = {}
-
-    class Sink:
-        async def put(self, key, outcome):
-            outcomes[key] = outcome
-
+        request = Request(number, conversation_from_prompt("as the parent read it", "p"), Sampling())
+        request.row, offset = RowPlace(offset, len(line)), offset + len(line)
+        requests.append(request)
+    requests[4].attempts = 2
+    reader = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
+    sink, call = DictSink(), Call(size=1 << 30, file=InputFile(rows, reader.packed()))
     async with opened(upstream.url, **BULK) as backend:
-        await backend.run(Rows(), Sink(), CallStats())
+        await run(backend, Listed(*requests), sink, call)
+    outcomes = sink.outcomes
     assert [outcomes[i].text for i in range(50)] == [f"echo: row {i}" for i in range(50)]
     assert outcomes[4].attempts == 3
-    assert "line 51" in outcomes[50].error.message
+    broken = outcomes[50]
+    assert isinstance(broken, Failure)
+    assert "line 51" in broken.error.message
     sent = upstream.seen[0].json
     assert (sent["temperature"], sent["tag"], sent["messages"][0]["role"]) == (0, 1, "system")
 

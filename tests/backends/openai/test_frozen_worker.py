@@ -12,7 +12,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.backends.openai import workers
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
@@ -30,7 +30,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     service = closing(
         Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
     )
-    stats = CallStats(total=200)
+    stats = Call(total=200)
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
     answering = asyncio.ensure_future(service.generate(items, stats))
     await upstream.reaches(lambda: len(upstream.seen) > 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from replies import choose, hang, late, status
 
 PROMPTS = [str(i) for i in range(600)]
@@ -20,7 +20,7 @@ async def test_stragglers_are_answered_by_their_twins(upstream, drive):
 async def test_twins_are_counted_and_at_most_one_in_twenty(upstream):
     upstream.reply = choose(lambda seen: late(0.2 if seen.number % 4 == 0 else 0.01))
     async with opened(upstream.url, concurrency=16, hedge=True) as backend:
-        stats = CallStats(total=len(PROMPTS))
+        stats = Call(total=len(PROMPTS))
         result = await ask(backend, PROMPTS, stats)
     assert result.texts == echoes(PROMPTS)
     assert stats.requests == len(upstream.seen) == sum(outcome.attempts for outcome in result.outcomes)

@@ -9,7 +9,7 @@ import pytest
 
 from busy import within
 from driving import ask, echoes, opened
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -212,7 +212,7 @@ async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     upstream.reply = late(0.01)
     huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
     async with opened(upstream.url, concurrency=8) as backend:
-        stats = CallStats(total=len(huge))
+        stats = Call(total=len(huge))
         running = asyncio.create_task(ask(backend, huge, stats))
         await upstream.reaches(lambda: stats.done > 100)
         before = stats.done
@@ -227,7 +227,7 @@ async def test_two_equal_runs_share_evenly(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(600)]
     async with opened(upstream.url, concurrency=8) as backend:
-        all_stats = [CallStats(total=600), CallStats(total=600)]
+        all_stats = [Call(total=600), Call(total=600)]
         first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
         await asyncio.sleep(0)
         second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
@@ -265,7 +265,7 @@ async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(1500)]
     async with opened(upstream.url, concurrency=8) as backend:
-        source, stats, most = ListSource(prompts), CallStats(total=len(prompts)), 0
+        source, stats, most = ListSource(prompts), Call(total=len(prompts)), 0
         task = asyncio.create_task(ask(backend, prompts, stats, source))
         while not task.done():
             most = max(most, source.taken - stats.done)
@@ -281,7 +281,7 @@ async def test_a_slow_sink_is_waited_for(upstream):
 
     prompts = [str(i) for i in range(200)]
     async with opened(upstream.url, concurrency=4) as backend:
-        sink, stats = DictSink(delay_s=0.01), CallStats(total=len(prompts))
+        sink, stats = DictSink(delay_s=0.01), Call(total=len(prompts))
         result = await ask(backend, prompts, stats, sink=sink)
     assert result.texts == echoes(prompts)
     assert result.seconds > 0.4

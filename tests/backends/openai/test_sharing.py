@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
 from promptmill.backends.openai.loop_throttle import LoopThrottle
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -43,15 +44,19 @@ def a_gate(concurrency: int) -> Limiter:
     return Limiter([an_endpoint(LoopThrottle(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
 
 
-def nothing() -> None:
-    pass
+def a_share(limiter: Limiter, *, sent: int = 0, grown: Callable[[], None] | None = None) -> ConcurrencyShare:
+    share = ConcurrencyShare(limiter, Call(), 1000)
+    share.sent = sent
+    limiter.open(share)
+    share.grown = grown or share.grown
+    return share
 
 
 async def shares(concurrency: int, *wanted: int | None) -> list[int]:
     limiter = a_gate(concurrency)
-    opened = [limiter.opened(nothing) for _ in wanted]
+    opened = [a_share(limiter) for _ in wanted]
     for share, items in zip(opened, wanted, strict=True):
-        limiter.want(share, items)
+        share.want(items)
     await asyncio.sleep(0)
     return [share.most for share in opened]
 
@@ -77,20 +82,21 @@ async def test_every_call_may_send_something():
 async def test_a_call_hears_when_its_share_grows():
     heard: list[int] = []
     limiter = a_gate(64)
-    stays = limiter.opened(lambda: heard.append(stays.most))
-    leaves = limiter.opened(nothing)
+    stays = a_share(limiter, grown=lambda: heard.append(stays.most))
+    leaves = a_share(limiter)
     await asyncio.sleep(0)
     assert stays.most == 32
     heard.clear()
-    limiter.closed(leaves)
+    limiter.close(leaves)
     await asyncio.sleep(0)
     assert heard == [64]
 
 
 async def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
-    clock, stats = Clock(), CallStats()
+    clock = Clock()
     failed_there, full = (an_endpoint(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
     limiter = Limiter([failed_there, full], 3, clock)
+    stats = a_share(limiter)
     taken = limiter.enter_now(stats, 0, failed_there)
     assert taken is not None
     patient = asyncio.ensure_future(limiter.enter(stats, 0, failed_there))
@@ -175,17 +181,18 @@ async def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
 async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
     clock = Clock()
     endpoint = an_endpoint(LoopThrottle(clock), max_delay=30)
-    limiter, busy, new = Limiter([endpoint], 8, clock), CallStats(), CallStats()
+    limiter = Limiter([endpoint], 8, clock)
+    busy, new = a_share(limiter), a_share(limiter)
     permit = limiter.enter_now(busy, 0, None)
     assert permit is not None
-    busy.requests = 1
+    busy.sent = 1
     refusal = PromptmillError(Code.RATE_LIMITED, "no")
     endpoint.failed(permit, RetryDecision(FailureKind.LOAD, refusal, 200.0), None)
     limiter.leave(permit, busy)
     assert limiter.enter_now(busy, 0, None) is None, "whoever was refused waits"
     probe = limiter.enter_now(new, 0, None)
     assert probe is not None, "whoever was never sent tries"
-    assert limiter.enter_now(CallStats(), 0, None) is None, "one at a time"
+    assert limiter.enter_now(a_share(limiter), 0, None) is None, "one at a time"
     endpoint.succeeded(probe)
     limiter.leave(probe, new)
 
@@ -194,19 +201,22 @@ async def test_nobody_is_refused_who_was_never_sent():
     clock = Clock()
     endpoint = an_endpoint(LoopThrottle(clock))
     endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
-    limiter, busy = Limiter([endpoint], 8, clock), CallStats(requests=1)
+    limiter = Limiter([endpoint], 8, clock)
+    busy, new = a_share(limiter, sent=1), a_share(limiter)
+    endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
     with pytest.raises(PromptmillError):
         await limiter.enter(busy, 0, None)
-    permit = await limiter.enter(CallStats(), 0, None)
+    permit = await limiter.enter(new, 0, None)
     assert permit.endpoint_state is endpoint
 
 
-def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
+async def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
     """A server that is about to go refuses new requests, with a time, and still answers those that it has begun."""
-    clock, stats = Clock(), CallStats()
+    clock = Clock()
     throttle = LoopThrottle(clock)
     ill, well = an_endpoint(throttle), an_endpoint(throttle)
     limiter = Limiter([ill, well], 8, clock)
+    stats = a_share(limiter)
     begun, refused = ill.enter(clock()), ill.enter(clock())
     error = PromptmillError(Code.CONNECTION_LOST, "503")
     ill.failed(refused, RetryDecision(FailureKind.LOST, error, wait_s=30.0), None)

@@ -1,16 +1,15 @@
-"""One call of an engine: its items go out as frames, as there is room, and what comes of them comes back."""
+"""The requests of one call on their way into an engine, as frames, and the outcomes that come back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
 from promptmill.answers.reasoning import unanswered
-from promptmill.backends.protocol import CallStats, Request, Sink, Source
+from promptmill.backends.protocol import FixedShare, Request
 from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
@@ -26,93 +25,20 @@ _READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their wa
 _LONGEST_ITEM = 256 << 20  # bytes
 
 
-@dataclass(slots=True)
-class Call:
-    """What one `run` of the host has in the engine. `arrived` is the host's to fill."""
+class EngineShare(FixedShare):
+    """A call's share of an engine, which shares its batch out by itself."""
 
-    window: int
-    """Items in the engine at a time."""
-    numbers: Iterator[int]
-    """Ids of items on the wire, no two alike over all calls."""
-    submissions: Submissions
-    send: Callable[[bytes], Awaitable[None]]
-    """Writes a frame; raises why when the engine is gone."""
-    arrived: asyncio.Queue[Frame | PromptmillError | None] = field(default_factory=asyncio.Queue)
-    """Outcomes; an error when the engine is gone."""
-    _sent: dict[int, Request] = field(default_factory=dict)  # by their ids on the wire
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
-    _exhausted: bool = False
-
-    @property
-    def left(self) -> int:
-        """Items that went out and of which nothing came back yet."""
-        return len(self._sent)
-
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Answer every request of `source` into `sink`. Raises `PromptmillError` when the engine is gone."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._feed(source, stats, tasks))
-                tasks.create_task(self._deliver(sink, stats))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            stats.in_flight -= len(self._sent)
-
-    async def _feed(self, source: Source, stats: CallStats, tasks: asyncio.TaskGroup) -> None:
-        reading = asyncio.Semaphore(_READ_AT_ONCE)
-        while True:
-            while len(self._sent) >= self.window:
-                self._room.clear()
-                await self._room.wait()
-            requests = await source.take(self.window - len(self._sent))
-            if not requests:
-                break
-            for request in requests:
-                number = next(self.numbers)
-                self._sent[number] = request
-                stats.in_flight += 1
-                if request.conversation.images:
-                    await reading.acquire()
-                    # a slow disk or host holds up its own item alone
-                    task = tasks.create_task(self._submit(number, stats))
-                    task.add_done_callback(lambda _: reading.release())
-                else:
-                    await self._submit(number, stats)
-        self._exhausted = True
-        self.arrived.put_nowait(None)
-
-    async def _submit(self, number: int, stats: CallStats) -> None:
-        try:
-            frame = await self.submissions.frame(number, self._sent[number])
-        except PromptmillError as error:
-            self.arrived.put_nowait({"id": number, "error": frames.packed_error(error), "attempts": 0})
-        else:
-            stats.sending(self._sent[number].key)
-            await self.send(frame)
-
-    async def _deliver(self, sink: Sink, stats: CallStats) -> None:
-        while self._sent or not self._exhausted:
-            message = await self.arrived.get()
-            if message is None:
-                continue
-            if isinstance(message, PromptmillError):
-                raise message
-            if message.get("type") == "preview":
-                if stats.preview is not None:
-                    stats.preview(message["text"])
-                continue
-            request = self._sent.pop(message["id"])
-            self._room.set()
-            stats.in_flight -= 1
-            for warning in message.get("warnings", ()):
-                stats.warn(warning)
-            outcome = _outcome(message, request)
-            await sink.put(request.key, outcome)
-            stats.settle(outcome)
+    def __init__(self, most: int, run: int, submissions: Submissions) -> None:
+        """`run` is the number of the call on the wire."""
+        super().__init__(most)
+        self.run = run
+        self.submissions = submissions
+        self.abandoned = False
+        """Whether items were submitted whose outcome is not wanted any more."""
 
 
-def _outcome(message: Frame, request: Request) -> Outcome:
+def outcome_of(message: Frame, request: Request) -> Outcome:
+    """Return the outcome that an engine sent for `request`."""
     attempts = request.attempts + message.get("attempts", 1)
     if (error := message.get("error")) is not None:
         return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
@@ -142,6 +68,7 @@ class Submissions:
         self._live = live
         self._takes_images = takes_images
         self._image_cache = ImageCache(rules, _json_base64, web.fetch)
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
 
     async def frame(self, number: int, request: Request) -> bytes:
         """Return the `submit` frame (see `channel`) of a request.
@@ -165,14 +92,20 @@ class Submissions:
                 "Leave it out, or choose the openai backend and a model that listens.",
             )
         check_encodable(conversation)
-        read = [await self._image_cache.read(image.source) for image in images]
-        _check_size(sum(map(len, read)))  # before they are copied into a frame
+        if not images:
+            return self._packed(number, request, ())
+        async with self._reading:  # a slow disk or host holds up no item without images
+            read = [await self._image_cache.read(image.source) for image in images]
+            _check_size(sum(map(len, read)))  # before they are copied into a frame
+            return self._packed(number, request, read)
+
+    def _packed(self, number: int, request: Request, read: Sequence[bytes]) -> bytes:
         return _packed(
             {
                 "type": "submit",
                 "run": self._run,
                 "id": number,
-                "messages": _messages(conversation.messages),
+                "messages": _messages(request.conversation.messages),
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
                 **({"live": True} if self._live else {}),

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from promptmill.backends.engines.embedded_model import cache_folder
-from promptmill.backends.engines.engine_call import Call, Submissions
+from promptmill.backends.engines.engine_call import EngineShare, Submissions, outcome_of
 from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
-from promptmill.backends.protocol import CallStats, Sink, Source
+from promptmill.backends.protocol import Call, Request
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.outcome import Failure, Outcome
 from promptmill.images.load import ImageRules
 from promptmill.images.web import WebImages
 from promptmill.system import frames, subprocesses
@@ -71,7 +72,9 @@ class EngineHost:
         self._end = PromptmillError(Code.ENGINE_DIED, f"The {engine} engine is not loaded.")
         self._last_words = ""
         self._closed = False
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[Call, EngineShare] = {}
+        self._open: dict[int, tuple[asyncio.Future[Frame | PromptmillError], Call]] = {}
+        """Items whose outcome is awaited, by their ids on the wire, no two alike over all calls."""
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
@@ -135,9 +138,12 @@ class EngineHost:
         try:
             while (message := await frames.receive(stdout)) is not None:
                 match message["type"]:
-                    case "outcome" | "preview":
-                        if (call := self._calls.get(message["run"])) is not None:
-                            call.arrived.put_nowait(message)
+                    case "outcome":
+                        if (opened := self._open.get(message["id"])) is not None and not opened[0].done():
+                            opened[0].set_result(message)
+                    case "preview":
+                        if (opened := self._open.get(message["id"])) is not None and opened[1].preview is not None:
+                            opened[1].preview(message["text"])
                     case "last_words":
                         self._last_words = f" It said: {message['text']}"
                     case kind:
@@ -165,28 +171,53 @@ class EngineHost:
             self._end = PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
         self._ended.set()
         self._loading.put_nowait({"type": "failed", "error": frames.packed_error(self._end)})
-        for call in self._calls.values():
-            call.arrived.put_nowait(self._end)
+        for arrived, _ in self._open.values():
+            if not arrived.done():
+                arrived.set_result(self._end)
 
-    async def run(self, source: Source, sink: Sink, stats: CallStats) -> None:
-        """Answer every request of `source` into `sink`; about two batches of them are in the engine at a time.
-
-        Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone; cancelling frees its rows.
-        """
+    def enter(self, call: Call) -> EngineShare:
+        """Note that a call starts. Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone."""
         if self._stdin is None or self._ended.is_set():
             raise self._end
-        number = next(self._numbers)
-        submissions = Submissions(
-            number, self._rules, self._web, takes_images=self._takes_images, live=stats.preview is not None
-        )
-        call = self._calls[number] = Call(self._window, self._numbers, submissions, self._send_frame)
+        number, live = next(self._numbers), call.preview is not None
+        submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images, live=live)
+        share = self._calls[call] = EngineShare(self._window, number, submissions)
+        return share
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Have the engine answer one request. Raises `PromptmillError` (`engine_died`, `shutdown`) when it is gone."""
+        share, number = self._calls[call], next(self._numbers)
+        arrived: asyncio.Future[Frame | PromptmillError] = asyncio.get_running_loop().create_future()
+        self._open[number] = arrived, call
+        call.in_flight += 1
         try:
-            await call.run(source, sink, stats)
+            try:
+                frame = await share.submissions.frame(number, request)
+            except PromptmillError as error:
+                return Failure(error, request.attempts)
+            if self._ended.is_set():
+                raise self._end
+            call.sending(request)
+            await self._send_frame(frame)
+            message = await arrived
+        except asyncio.CancelledError:
+            share.abandoned = True
+            raise
         finally:
-            submissions.close()
-            del self._calls[number]
-            if call.left:
-                self._write({"type": "cancel", "run": number})
+            call.in_flight -= 1
+            del self._open[number]
+        if isinstance(message, PromptmillError):
+            raise message
+        for warning in message.get("warnings", ()):
+            call.warn(warning)
+        return outcome_of(message, request)
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended; the engine forgets the rows that it still has."""
+        share = self._calls.pop(call)
+        share.submissions.close()
+        if share.abandoned:
+            self._write({"type": "cancel", "run": share.run})
 
     async def _send(self, message: Frame) -> None:
         await self._send_frame(frames.packed(message))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.limiter import Limiter
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code
 from promptmill.core.wording import counted
 
@@ -28,9 +28,9 @@ _WORDS = {
 class CallFlow:
     """Explains the waits of one call. Times are seconds of `clock`."""
 
-    def __init__(self, limiter: Limiter, stats: CallStats, clock: Callable[[], float], since: float) -> None:
+    def __init__(self, limiter: Limiter, call: Call, clock: Callable[[], float], since: float) -> None:
         """`since`: when the call began."""
-        self._limiter, self._stats, self._clock = limiter, stats, clock
+        self._limiter, self._call, self._clock = limiter, call, clock
         self._last: tuple[EndpointState, RetryDecision] | None = None
         self._due: list[float] = []
         self._done, self._quiet_since = 0, since
@@ -51,10 +51,10 @@ class CallFlow:
         now = self._clock()
         states = [state for state in self._limiter.endpoint_states if not state.blocked]
         if not states or any(state.room(now) > 0 and not state.is_down for state in states):
-            if states and self._stats.in_flight:
+            if states and self._call.in_flight:
                 return self._without_answers(states, now)
             return self._between_attempts(now) if states else ""
-        if self._stats.in_flight and not all(state.is_down for state in states):
+        if self._call.in_flight and not all(state.is_down for state in states):
             return self._without_answers(states, now)
         state = min(states, key=lambda state: state.paused_until)
         left_s = state.paused_until - now
@@ -73,8 +73,8 @@ class CallFlow:
 
     def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
         """Return for how long all that was sent has been without an answer; empty while that is nothing unusual."""
-        if self._stats.done != self._done:
-            self._done, self._quiet_since = self._stats.done, now
+        if self._call.done != self._done:
+            self._done, self._quiet_since = self._call.done, now
         quiet_s = now - self._quiet_since
         if quiet_s < _QUIET_S:
             return ""
@@ -106,5 +106,5 @@ class CallFlow:
         return f"{status}{state.endpoint.name}: {words}"
 
     def _so_far(self) -> str:
-        refused = self._stats.refused
+        refused = self._call.refused
         return f" ({counted(refused, 'refusal')} so far)" if refused else ""

@@ -6,14 +6,15 @@ import asyncio
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
-from promptmill.backends.openai.item import Item
-from promptmill.backends.openai.limiter import Limiter
+from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
 from promptmill.backends.openai.retry import RetryDecision
-from promptmill.backends.protocol import CallStats
 from promptmill.core.outcome import Completion
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.attempts import Item
 
 _KEPT = 200
 _FEWEST = 20
@@ -28,9 +29,9 @@ Send = Callable[[EndpointState], Awaitable[Result]]
 class Hedge:
     """The stragglers of one call: how long an answer takes, and how many twins were sent."""
 
-    def __init__(self, limiter: Limiter, stats: CallStats) -> None:
+    def __init__(self, limiter: Limiter, share: ConcurrencyShare) -> None:
         self._limiter = limiter
-        self._stats = stats
+        self._share = share
         self._newest: deque[float] = deque()
         self._sorted: list[float] = []
         self._sent = self._twins = 0
@@ -41,7 +42,7 @@ class Hedge:
         times = self._sorted
         return _TIMES * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST else None
 
-    async def send(self, item: Item[Any], permit: Permit, tokens: int, send: Send) -> tuple[Result, Permit]:
+    async def send(self, item: Item, permit: Permit, tokens: int, send: Send) -> tuple[Result, Permit]:
         """Return what came of `send`, or of its twin if that answered first, and the permit of that one.
 
         What `send` raises goes through; the twin's failures are told to its endpoint alone.
@@ -74,22 +75,21 @@ class Hedge:
                 task.cancel()
             await asyncio.gather(*losers, return_exceptions=True)
 
-    async def _twin(
-        self, item: Item[Any], slow: EndpointState, tokens: int, send: Send
-    ) -> tuple[Result, Permit] | None:
+    async def _twin(self, item: Item, slow: EndpointState, tokens: int, send: Send) -> tuple[Result, Permit] | None:
         """Send once more, elsewhere if there is another endpoint; None if that brings no answer."""
         try:
-            permit = await self._limiter.enter(self._stats, tokens, slow)
+            permit = await self._limiter.enter(self._share, tokens, slow)
         except Exception:  # noqa: BLE001 (no endpoint has hope: the first goes on)
             return None
-        stats = self._stats
         try:
-            if stats.charges is not None and not stats.charges.again(item.task.key):
+            account = item.request.account
+            if account is not None and not account.reserve_again():
                 return None
             item.attempts += 1
             item.unmetered += 1  # one of the two brings no answer
-            stats.sending(item.task.key)
-            stats.retries += 1
+            self._share.sent += 1
+            self._share.call.sending(item.request)
+            self._share.call.retries += 1
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit
@@ -99,7 +99,7 @@ class Hedge:
         except Exception:  # noqa: BLE001 (what is wrong with the item shows in the first)
             return None
         finally:
-            self._limiter.leave(permit, self._stats)
+            self._limiter.leave(permit, self._share)
 
     def _note(self, seconds: float) -> None:
         self._newest.append(seconds)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from promptmill.backends.openai.adaptive_limit import QUIET_S
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.rate_limits import RateLimits
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError
 
 
@@ -21,37 +21,53 @@ class _Waiter(NamedTuple):
     avoid: EndpointState | None
 
 
-def _in_flight(entry: tuple[int, tuple[CallStats, deque[_Waiter]]]) -> tuple[int, int]:
-    """Return the sort key of a waiting call: fewest in flight first, then fewest sent."""
-    stats = entry[1][0]
-    return stats.in_flight, stats.requests
+def _no_driver() -> None:
+    """No-op callback."""
 
 
-def _has_sent(stats: CallStats) -> bool:
-    return bool(stats.requests or stats.in_flight)
+class ConcurrencyShare:
+    """A call's fair share of the concurrency limit: how many of its items to have on their way, at least 1.
 
+    Also the identity of the call at its limiter: one call may use several, one for each of its models.
+    """
 
-class FairShare:
-    """A call's fair share of the concurrency limit: a hint how many of its items to have on their way, at least 1."""
-
-    __slots__ = ("grown", "most", "wanted")
-
-    def __init__(self, most: int, grown: Callable[[], None]) -> None:
-        """`grown` is called when `most` has grown."""
-        self.most = most
-        self.grown = grown
+    def __init__(self, limiter: Limiter, call: Call, cap: int) -> None:
+        """`cap`: the most answers in flight that the call can use here."""
+        self.call = call
+        self.most = 1
+        self.cap = cap
+        self.grown: Callable[[], None] = _no_driver
         self.wanted: int | None = None
         """How many items the call still has; None: more than it could be given."""
+        self.in_flight = 0
+        self.sent = 0
+        """Requests sent so far."""
+        self._limiter = limiter
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether a request of the call was sent, or is about to be."""
+        return bool(self.sent or self.in_flight)
+
+    def want(self, items: int | None) -> None:
+        """Note how many items the call still has; None when that is not known."""
+        if items != self.wanted:
+            self.wanted = items
+            self._limiter.share_changed()
+
+    def idle(self) -> None:
+        """Nothing here waits for other items."""
 
 
-def _nobody() -> None:
-    """No-op callback."""
+def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
+    """Return the sort key of a waiting call: fewest in flight first, then fewest sent."""
+    return share.in_flight, share.sent
 
 
 class Limiter:
     """Hands out permits: a free place goes to the waiting call with the fewest requests in flight (max-min fair).
 
-    Calls that keep to their `FairShare` seldom have to wait for one.
+    Calls that keep to their share seldom have to wait for one.
     """
 
     def __init__(
@@ -70,37 +86,34 @@ class Limiter:
         """Whether the sizes of requests are needed."""
         self._rates = RateLimits(rpm, tpm, clock()) if rpm or tpm else None
         self._in_flight = 0
-        self._waiting: dict[int, tuple[CallStats, deque[_Waiter]]] = {}
+        self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._shares: set[FairShare] = set()
+        self._shares: set[ConcurrencyShare] = set()
         self._capacity = 1
         self._sharing = False
 
-    def opened(self, grown: Callable[[], None]) -> FairShare:
-        """Note that a call begins; the first one gives every endpoint a new chance. `grown` is `FairShare.grown`."""
+    def open(self, share: ConcurrencyShare) -> None:
+        """Note that a call begins; the first one gives every endpoint a new chance."""
         if not self._shares:
             self._forgive()
             self._capacity = self.room
-        share = FairShare(max(1, self._capacity // (len(self._shares) + 1)), grown)
+        share.most = min(share.cap, max(1, self._capacity // (len(self._shares) + 1)))
         self._shares.add(share)
         self._share_out_soon()
-        return share
 
-    def closed(self, share: FairShare) -> None:
+    def close(self, share: ConcurrencyShare) -> None:
         """Note that a call has ended."""
         self._shares.discard(share)
-        share.grown = _nobody  # else call and share hold each other, and all its answers, until the collector comes
+        share.grown = _no_driver  # else call and share hold each other, and all its answers, until the collector comes
         self._share_out_soon()
         if not self._shares and self._timer:
             self._timer.cancel()
             self._timer = None
 
-    def want(self, share: FairShare, items: int | None) -> None:
-        """Note how many items the call still has; None when that is not known."""
-        if items != share.wanted:
-            share.wanted = items
-            if len(self._shares) > 1:
-                self._share_out_soon()
+    def share_changed(self) -> None:
+        """Share out anew, as a call wants more or less."""
+        if len(self._shares) > 1:
+            self._share_out_soon()
 
     def _share_out_soon(self) -> None:
         if not self._sharing:
@@ -114,6 +127,7 @@ class Limiter:
         modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
         for position, share in enumerate(modest_first):
             fair = left // (len(modest_first) - position)
+            fair = min(fair, share.cap)
             before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
             left -= share.most
             if share.most > before:
@@ -130,39 +144,39 @@ class Limiter:
         )
         return max(1, min(self._concurrency, size))
 
-    def enter_now(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit | None:
+    def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
         """Return a permit if there is a free place that nobody waits for.
 
         `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
         """
-        return None if self._waiting else self._admit(stats, tokens, avoid, self._clock())
+        return None if self._waiting else self._admit(share, tokens, avoid, self._clock())
 
-    async def enter(self, stats: CallStats, tokens: int, avoid: EndpointState | None) -> Permit:
+    async def enter(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit:
         """Wait for a permit. Raises the endpoints' error when all of them are unusable.
 
         Nobody is refused who was never sent: a call's first request tries an endpoint that others have given up.
         """
         if error := self.unusable():
-            if _has_sent(stats):
+            if share.has_sent:
                 raise error
             self._forgive()
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
-        _, queue = self._waiting.setdefault(id(stats), (stats, deque()))
-        queue.append(_Waiter(future, tokens, avoid))
+        self._waiting.setdefault(share, deque()).append(_Waiter(future, tokens, avoid))
         if self._in_flight < self._concurrency:  # else the next that leaves serves
             self.serve()
         try:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and not future.exception():
-                self.leave(future.result(), stats)
+                self.leave(future.result(), share)
             raise
 
-    def leave(self, permit: Permit, stats: CallStats) -> None:
+    def leave(self, permit: Permit, share: ConcurrencyShare) -> None:
         """Give the place back; the next one in turn gets it."""
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
-        stats.in_flight -= 1
+        share.in_flight -= 1
+        share.call.in_flight -= 1
         self._share_out_soon()  # once per turn: the endpoints' limits may have changed
         if self._waiting:
             self.serve()
@@ -213,14 +227,15 @@ class Limiter:
         Those who wait for another endpoint than the one where they failed hold up nobody else: `stuck` are the
         endpoints to be avoided for which there is no permit at `now`.
         """
-        waiting, alone = self._waiting.items(), len(self.endpoint_states) == 1
-        for key, (stats, queue) in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
+        waiting, alone = self._waiting, len(self.endpoint_states) == 1
+        for share in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
+            queue = waiting[share]
             while queue and queue[0].future.done():
                 queue.popleft()
             for waiter in queue:
                 if waiter.avoid in stuck or waiter.future.done():
                     continue
-                permit = self._admit(stats, waiter.tokens, waiter.avoid, now)
+                permit = self._admit(share, waiter.tokens, waiter.avoid, now)
                 if permit is not None:
                     waiter.future.set_result(permit)
                     queue.remove(waiter)
@@ -231,26 +246,27 @@ class Limiter:
             else:
                 permit = None
             if not queue:
-                del self._waiting[key]
+                del waiting[share]
             if not queue or permit is not None:
                 return True
         return False
 
-    def _admit(self, stats: CallStats, tokens: int, avoid: EndpointState | None, now: float) -> Permit | None:
+    def _admit(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None, now: float) -> Permit | None:
         if self._in_flight >= self._concurrency:
             return None
         endpoint_states = self.endpoint_states
         state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
         if state is None:
             return None
-        if state.room(now) <= 0 and (_has_sent(stats) or not state.may_be_probed):
+        if state.room(now) <= 0 and (share.has_sent or not state.may_be_probed):
             return None
         if self._rates is not None:
             if self._rates.wait_s(now) > 0:
                 return None
             self._rates.take(tokens)
         self._in_flight += 1
-        stats.in_flight += 1
+        share.in_flight += 1
+        share.call.in_flight += 1
         permit = state.enter(now)
         limit = state.limit
         if limit.may_double and state.in_flight >= limit.size and not state.watched:
@@ -294,9 +310,9 @@ class Limiter:
     def _refuse_all(self, error: PromptmillError) -> None:
         """Refuse all who wait, but for calls that have sent nothing yet."""
         waiting = self._waiting
-        self._waiting = {key: entry for key, entry in waiting.items() if not _has_sent(entry[0])}
-        for stats, queue in waiting.values():
-            for waiter in queue if _has_sent(stats) else ():
+        self._waiting = {share: queue for share, queue in waiting.items() if not share.has_sent}
+        for share, queue in waiting.items():
+            for waiter in queue if share.has_sent else ():
                 if not waiter.future.done():
                     waiter.future.set_exception(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from promptmill.answers.reasoning import unanswered, with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
@@ -17,17 +17,18 @@ from promptmill.backends.openai.response import read_other_response, read_respon
 from promptmill.backends.openai.retry import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.sse import StreamPreview
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import CallStats, Request
+from promptmill.backends.protocol import Call, Request
 from promptmill.core.conversation import ImagePart
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.outcome import Completion
 
-TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
+Prepared: TypeAlias = Any
+"""What `Sender.prepare` returned for a request: its images here, its place in a file for a worker."""
 NOTHING: Mapping[str, bytes] = {}
 
 
-class Sender(Protocol[TaskT_contra]):
-    """Makes attempts. A task is a `Request` here, or a reference to one that another process reads."""
+class Sender(Protocol):
+    """Makes attempts for one call."""
 
     @property
     def ready(self) -> bool:
@@ -38,22 +39,31 @@ class Sender(Protocol[TaskT_contra]):
         """Wait until an attempt can begin. Raises `PromptmillError` when none ever will."""
         ...
 
-    def size(self, task: TaskT_contra) -> int:
+    def size(self, request: Request) -> int:
         """Return the estimated number of tokens of the prompt, for `tpm` alone."""
         ...
 
-    def prepare(self, task: TaskT_contra) -> Awaitable[Mapping[str, bytes]] | None:
+    def prepare(self, request: Request) -> Awaitable[Prepared] | None:
         """Return what `send` needs and should not hold a place at the endpoint; mostly None, for `NOTHING`.
 
-        The awaitable raises the task's own error.
+        The awaitable raises the request's own error.
         """
         ...
 
     async def send(
-        self, task: TaskT_contra, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+        self, request: Request, endpoint_state: EndpointState, prepared: Prepared, *, fresh: bool
     ) -> Completion | RetryDecision:
-        """Send once, on a new connection if `fresh`. Raises `PromptmillError` for what is wrong with the task."""
+        """Send once, on a new connection if `fresh`. Raises `PromptmillError` for an error of the request itself."""
         ...
+
+    async def aclose(self) -> None:
+        """Free what the call has here."""
+        ...
+
+
+def estimated_tokens(request: Request) -> int:
+    """Return the tokens of the prompt's texts, at four characters each."""
+    return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
 class LocalSender:
@@ -69,26 +79,24 @@ class LocalSender:
         pool: Pool,
         throttle: LoopThrottle,
         image_encoder: Callable[[], ImageEncoder],
-        stats: CallStats,
+        call: Call,
         *,
         unsupported_is_error: bool,
-        keep_raw: bool = False,
     ) -> None:
-        """`image_encoder` makes one for the first image. `keep_raw`: answers keep the endpoint's other fields."""
+        """`image_encoder` makes one for the first image."""
         self._pool, self._throttle = pool, throttle
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None
-        self._stats = stats
+        self._call = call
         self._unsupported_is_error = unsupported_is_error
-        self._keep_raw = keep_raw
 
-    def size(self, task: Request) -> int:
+    def size(self, request: Request) -> int:
         """Return a rough four bytes a token; what was really used is charged afterwards."""
-        return sum(len(m.content) for m in task.conversation.messages if isinstance(m.content, str)) // 4
+        return estimated_tokens(request)
 
-    def prepare(self, task: Request) -> Awaitable[Mapping[str, bytes]] | None:
-        """Return the task's images, read and encoded."""
-        images = task.conversation.images
+    def prepare(self, request: Request) -> Awaitable[Mapping[str, bytes]] | None:
+        """Return the request's images, read and encoded."""
+        images = request.conversation.images
         if not images:
             return None
         if self._image_encoder is None:
@@ -96,28 +104,28 @@ class LocalSender:
         return self._image_encoder.read(images)
 
     async def send(
-        self, task: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+        self, request: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
     ) -> Completion | RetryDecision:
         """Encode, post, read."""
-        if task.path:
-            return await self._send_elsewhere(task, endpoint_state, fresh=fresh)
+        if request.path:
+            return await self._send_elsewhere(request, endpoint_state, fresh=fresh)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
-        for name in encoder.refused(task):
+        for name in encoder.refused(request):
             text = f"{endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
-            self._stats.warn(f"{text}; it was left out.")
-        preview = self._stats.preview
-        if prepared and endpoint.profile.images == "data" and self._passes_on(task.conversation.images):
+            self._call.warn(f"{text}; it was left out.")
+        preview = self._call.preview
+        if prepared and endpoint.profile.images == "data" and self._passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"{endpoint.name} fetches no images from the web.",
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
-        body = encoder.encode(task, prepared, stream=preview is not None)
+        body = encoder.encode(request, prepared, stream=preview is not None)
         on_data = None
         if preview is not None:
-            on_data = StreamPreview(preview, inline=task.sampling.reasoning == "inline").feed
+            on_data = StreamPreview(preview, inline=request.sampling.reasoning == "inline").feed
         if not self._throttle.pass_now():
             await self._throttle.turn()
         try:
@@ -125,13 +133,13 @@ class LocalSender:
         except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
             without_frames(error)
             return classify_exception(error, endpoint)
-        inline = task.sampling.reasoning == "inline"
-        read = partial(_read, response, endpoint, keep_raw=self._keep_raw, inline=inline)
+        inline = request.sampling.reasoning == "inline"
+        read = partial(_read, response, endpoint, keep_raw=self._call.keep_raw, inline=inline)
         found = read() if len(response.body) <= SMALL_BODY else await self._pool.read_apart(read)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
-                self._stats.preview = None  # it may be the streaming that is refused
-                return await self.send(task, endpoint_state, prepared, fresh=fresh)
+                self._call.preview = None  # it may be the streaming that is refused
+                return await self.send(request, endpoint_state, prepared, fresh=fresh)
             return found
         if response.headers.any_zero():
             endpoint_state.note_headers(response.headers)
@@ -143,20 +151,20 @@ class LocalSender:
     def _passes_on(self, images: Sequence[ImagePart]) -> bool:
         return self._image_encoder is not None and self._image_encoder.passes_on(images)
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Stop what is still being read for it."""
         if self._image_encoder is not None:
             self._image_encoder.close()
 
     async def _send_elsewhere(
-        self, task: Request, endpoint_state: EndpointState, *, fresh: bool
+        self, request: Request, endpoint_state: EndpointState, *, fresh: bool
     ) -> Completion | RetryDecision:
         """Post the body of a request for another path than chats, and keep its response, both unchanged."""
-        endpoint = elsewhere(endpoint_state.endpoint, task.path)
+        endpoint = elsewhere(endpoint_state.endpoint, request.path)
         if not self._throttle.pass_now():
             await self._throttle.turn()
         try:
-            response = await self._pool.send(endpoint, endpoint_state.encoder.encode(task, NOTHING), fresh=fresh)
+            response = await self._pool.send(endpoint, endpoint_state.encoder.encode(request, NOTHING), fresh=fresh)
         except Exception as error:  # noqa: BLE001 (as above)
             without_frames(error)
             return classify_exception(error, endpoint)

@@ -9,148 +9,89 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends.protocol import Request, Source
-from promptmill.backends.rows import RowReader
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.backends.protocol import Request
+from promptmill.core.conversation import check_encodable
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.images.load import HeldImage, encoded
 
-Refuse: TypeAlias = Callable[[Request], Awaitable[None]]
-
-
-_ENCODED_AT_ONCE = 64
+_KEPT_SETTINGS = 1024
 
 
 class Ref(NamedTuple):
-    """Where one payload lies: `key` is the caller's, `offset` and `length` are bytes in the file."""
+    """Where a payload lies, in bytes: in the call's input file, or in the spool, which then has its settings, too."""
 
-    key: int
     offset: int
     length: int
-    attempts: int = 0
-
-
-@runtime_checkable
-class MappedSource(Protocol):
-    """A source whose payloads lie in a file, one row each, which workers read by themselves as `reading` says."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        ...
-
-    @property
-    def reading(self) -> RowReader:
-        """How its lines become requests."""
-        ...
-
-    @property
-    def held(self) -> str:
-        """The prefix of the names of images stored in the file itself; `""` for none."""
-        ...
-
-    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
-        """Return `(key, offset, length)` of up to `n` rows, `[]` at the end and from then on."""
-        ...
-
-    def attempts(self, key: int) -> int:
-        """Return how often the row was sent by earlier runs."""
-        ...
-
-
-class Refs:
-    """The references of a mapped source as tasks."""
-
-    def __init__(self, source: MappedSource) -> None:
-        self._source = source
-
-    async def take(self, n: int) -> list[Ref]:
-        """Return up to `n` references."""
-        return [Ref(*row, self._source.attempts(row[0])) for row in await self._source.take_refs(n)]
+    settings_offset: int = 0
+    settings_length: int = 0
+    """0: it is a row of the input file."""
 
 
 class Spool:
-    """A source in memory as a mapped one: what is taken is written to a private file first.
+    """A private file of requests that stand in no input file, for worker processes to read.
 
-    Requests whose sampling or extra parameters are not those of the first, as all of one call have them, bring theirs.
+    Each distinct pair of sampling and extra parameters is written once, as nearly all requests of a call share theirs.
     """
 
-    def __init__(self, source: Source, first: list[Request], refuse: Refuse) -> None:
-        """`first` is what was taken already; `refuse` takes what cannot be written.
-
-        Raises `PromptmillError` (`storage`), as taking does.
-        """
+    def __init__(self) -> None:
+        """Raises `PromptmillError` (`storage`)."""
         try:
             handle, name = tempfile.mkstemp(prefix="promptmill-", suffix=".spool")  # readable by us alone
         except OSError as error:
             raise _no_room(error) from None
         self._file = os.fdopen(handle, "wb", buffering=1 << 20)
         self.path = _unnamed(Path(name), handle)
-        if first:
-            self.reading = RowReader("messages", first[0].sampling, first[0].extra, keep_raw=source.keep_raw)
-        else:
-            self.reading = RowReader("messages", keep_raw=source.keep_raw)
-        self._source = source
-        self._first = first
-        self._refuse = refuse
         self._end = 0
-        self._before: dict[int, int] = {}
         self.held = f"spool-{secrets.token_hex(8)}:"
         """The prefix of the names of images stored in the file itself; offset and length follow."""
         self._stored: dict[str, str] = {}
+        self._settings: dict[tuple[int, int], tuple[object, object, int, int]] = {}
 
-    async def take_refs(self, n: int) -> list[tuple[int, int, int]]:
-        """Take up to `n` requests and write them."""
-        while requests := self._first or await self._source.take(n):
-            self._first = []
-            try:
-                await self._store_images(requests)
-                refs = [ref for request in requests if (ref := await self._write(request)) is not None]
-                self._file.flush()
-            except OSError as error:
-                raise _no_room(error) from None
-            if refs:
-                return refs
-        return []
+    async def write(self, request: Request) -> Ref:
+        """Write a request and its images that are in memory. Raises `PromptmillError` (`storage`, `invalid_input`)."""
+        try:
+            for image in request.conversation.images:
+                if isinstance(image.source, HeldImage) and image.source not in self._stored:
+                    data = await asyncio.to_thread(_encoded, image.source)
+                    self._stored[image.source] = f"{self.held}{self._append(data)}:{len(data)}"
+            row, settings = self._packed(request)
+            offset = self._append(row)
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from None
+        return Ref(offset, len(row), *settings)
 
-    async def _store_images(self, requests: list[Request]) -> None:
-        """Write the images in memory that are not in the file yet, encoded by several threads."""
-        images = {image.source: image.source for request in requests for image in request.conversation.images}
-        held = [source for source in images if isinstance(source, HeldImage) and source not in self._stored]
-        for start in range(0, len(held), _ENCODED_AT_ONCE):
-            some = held[start : start + _ENCODED_AT_ONCE]
-            files = await asyncio.gather(*(asyncio.to_thread(_encoded, source) for source in some))
-            for source, data in zip(some, files, strict=True):
-                self._file.write(data)
-                self._stored[source] = f"{self.held}{self._end}:{len(data)}"
-                self._end += len(data)
-
-    async def _write(self, request: Request) -> tuple[int, int, int] | None:
+    def _packed(self, request: Request) -> tuple[bytes, tuple[int, int]]:
         conversation = request.conversation.with_sources(lambda source: self._stored.get(source, source))
         value: dict[str, Any] = {"messages": conversation.as_messages()}
         if request.path:
             value = {"path": request.path, "extra": dict(request.extra)}
-        elif request.sampling is not self.reading.sampling or request.extra is not self.reading.extra:
-            value |= {"sampling": request.sampling.given(), "extra": dict(request.extra)}
         try:
-            row = orjson.dumps(value) + b"\n"
+            return orjson.dumps(value), self._settings_of(request)
         except TypeError:
-            await self._refuse(request)
-            return None
-        self._file.write(row)
-        offset, self._end = self._end, self._end + len(row)
-        if request.attempts:
-            self._before[request.key] = request.attempts
-        return request.key, offset, len(row)
+            check_encodable(request.conversation)
+            raise input_error("The request holds a value that JSON cannot carry, or is nested too deeply.") from None
 
-    def attempts(self, key: int) -> int:
-        """Return how often a request was sent by earlier runs; to be asked once."""
-        return self._before.pop(key, 0)
+    def _settings_of(self, request: Request) -> tuple[int, int]:
+        sampling, extra = request.sampling, request.extra
+        found = self._settings.get((id(sampling), id(extra)))
+        if found is None:
+            if len(self._settings) >= _KEPT_SETTINGS:  # rows that each bring their own
+                self._settings.clear()
+            data = orjson.dumps({"sampling": sampling.given(), "extra": {} if request.path else dict(extra)})
+            # with the objects themselves: a number like theirs is not to be taken for them once they are gone
+            found = self._settings[id(sampling), id(extra)] = sampling, extra, self._append(data), len(data)
+        return found[2:]
+
+    def _append(self, data: bytes) -> int:
+        self._file.write(data)
+        offset, self._end = self._end, self._end + len(data)
+        return offset
 
     def close(self) -> None:
         """Remove the file."""

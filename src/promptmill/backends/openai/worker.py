@@ -11,9 +11,10 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import orjson
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import endpoint_states
@@ -24,7 +25,7 @@ from promptmill.backends.openai.sender import NOTHING, LocalSender
 from promptmill.backends.openai.spool import MappedFile, Ref
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import packed_result
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.protocol import Call, Request
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -44,14 +45,13 @@ class Worker:
         """`job` is `workers.FanOut`'s first message."""
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
-        self._file = MappedFile(Path(job["path"]))
+        self._input: tuple[MappedFile, RowReader] | None = None
+        if (reading := job["reading"]) is not None:
+            self._input = MappedFile(Path(job["input"])), RowReader.unpacked(reading)
+        self._spool = MappedFile(Path(job["spool"]))
         self._held: str = job["held"]
-        reading, may_name = job["reading"], job["reading"]["may_name"]
-        named = None if may_name is None else frozenset(may_name)
-        self._reading = RowReader(
-            **{**reading, "sampling": Sampling.model_validate(reading["sampling"]), "may_name": named}
-        )
-        self._stats = CallStats()
+        self._readers: dict[tuple[int, int], RowReader] = {}
+        self._call = Call(keep_raw=job["keep_raw"])
         self._told: set[str] = set()
         throttle = LoopThrottle(time.monotonic)
         self._endpoint_states = endpoint_states(
@@ -66,9 +66,8 @@ class Worker:
             pool,
             throttle,
             lambda: ImageEncoder(rules, fetcher, kept_bytes=_KEPT_BYTES),
-            self._stats,
+            self._call,
             unsupported_is_error=job["unsupported"] == "error",
-            keep_raw=self._reading.keep_raw,
         )
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._results: list[tuple[Any, ...]] = []
@@ -76,19 +75,17 @@ class Worker:
     def hear(self, message: frames.Frame) -> None:
         """Begin or cancel attempts."""
         if message["type"] == "send":
-            for number, endpoint_state, fresh, *place in message["items"]:
-                self._attempts[number] = asyncio.create_task(self._attempt(number, endpoint_state, fresh, Ref(*place)))
+            for number, endpoint_state, fresh, key, *place in message["items"]:
+                attempt = self._attempt(number, endpoint_state, fresh, key, Ref(*place))
+                self._attempts[number] = asyncio.create_task(attempt)
         else:
             for number in message["ids"]:
                 if task := self._attempts.get(number):
                     task.cancel()
 
-    async def _attempt(self, number: int, endpoint_state: int, fresh: bool, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
+    async def _attempt(self, number: int, endpoint_state: int, fresh: bool, key: int, ref: Ref) -> None:  # noqa: FBT001 (off the wire)
         try:
-            row = self._file.read(ref.offset, ref.length)
-            request = self._reading.request(ref.key, row)
-            if self._held:
-                request = replace(request, conversation=request.conversation.with_sources(self._with_bytes))
+            request = self._request(key, ref)
             preparing = self._sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
             result = await self._sender.send(request, self._endpoint_states[endpoint_state], prepared, fresh=fresh)
@@ -101,12 +98,26 @@ class Worker:
         finally:
             del self._attempts[number]
 
+    def _request(self, key: int, ref: Ref) -> Request:
+        if not ref.settings_length:
+            assert self._input is not None, "it has no input file"
+            file, reader = self._input
+            return reader.request(key, file.read(ref.offset, ref.length))
+        place = ref.settings_offset, ref.settings_length
+        if place not in self._readers:
+            settings = orjson.loads(self._spool.read(*place))
+            self._readers[place] = RowReader(
+                "messages", Sampling.model_validate(settings["sampling"]), settings["extra"]
+            )
+        request = self._readers[place].request(key, self._spool.read(ref.offset, ref.length))
+        return request.changed(conversation=request.conversation.with_sources(self._with_bytes))
+
     def _with_bytes(self, source: str) -> str:
         """Return `source`, with what is behind it where that lies in the file."""
         if not source.startswith(self._held):
             return source
         offset, length = source.removeprefix(self._held).split(":")
-        return HeldImage(self._file.read(int(offset), int(length)), source)
+        return HeldImage(self._spool.read(int(offset), int(length)), source)
 
     def _report(self, number: int, *fields: Any) -> None:
         if not self._results:
@@ -117,7 +128,7 @@ class Worker:
         results, self._results = self._results, []
         if self._outgoing.is_closing():  # the parent is gone, and the end of its pipe is about to be read
             return
-        warnings = [warning for warning in self._stats.warnings if warning not in self._told]
+        warnings = [warning for warning in self._call.warnings if warning not in self._told]
         self._told.update(warnings)
         try:
             frame = frames.packed({"type": "results", "results": results, "warnings": warnings})

@@ -6,8 +6,8 @@ its attempts in flight, nothing else.
 
 To a worker:
 
-    {"type": "job", …}                                             first, once: see `bulk_path.Bulk`
-    {"type": "send", "items": [[id, endpoint, fresh, key, offset, length], …]}
+    {"type": "job", …}                                             first, once: see `_job`
+    {"type": "send", "items": [[id, endpoint, fresh, key, *Ref], …]}
     {"type": "cancel", "ids": […]}
 
 From a worker:
@@ -21,15 +21,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.endpoint_state import EndpointState
 from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.openai.spool import Ref
-from promptmill.backends.protocol import CallStats
+from promptmill.backends.openai.sender import estimated_tokens
+from promptmill.backends.openai.spool import Ref, Spool
+from promptmill.backends.protocol import Call, Request
+from promptmill.config.models import ResolvedConfig
+from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.outcome import Completion, Usage
+from promptmill.images.load import ImageRules
 from promptmill.system import frames, subprocesses
 
 _WORKER = "promptmill.backends.openai.worker"
@@ -48,7 +53,7 @@ class _Worker:
         self.number = number
         self.answered = False
         self.attempts: dict[int, asyncio.Future[Completion | RetryDecision]] = {}
-        self.sends: list[tuple[int, int, bool, int, int, int]] = []
+        self.sends: list[tuple[int, int, bool, int, int, int, int, int]] = []
         self.cancels: list[int] = []
         self.process: asyncio.subprocess.Process | None = None
 
@@ -66,40 +71,51 @@ class _Worker:
 
 
 class FanOut:
-    """A `Sender` of references, over worker processes; use as an async context."""
+    """A `Sender` over worker processes. A request is sent to them as the place where it stands in a file."""
 
     def __init__(
-        self, workers: int, per_worker: int, stats: CallStats, job: Mapping[str, Any], *, silence_s: float = SILENCE_S
+        self,
+        plan: ResolvedConfig,
+        endpoints: Sequence[Endpoint],
+        rules: ImageRules,
+        call: Call,
+        *,
+        workers: int,
+        concurrency: int,
+        silence_s: float = SILENCE_S,
     ) -> None:
-        """`job` is what every worker is told first, keys included: over a pipe, never on a command line.
+        """Workers start when the first request is sent. `concurrency` is the most in flight of all of them together.
 
-        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry.
+        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry, and `storage`.
         """
-        self.capacity = workers * per_worker
+        settings = plan.settings.backend_configs.openai.model_copy(update={"concurrency": concurrency})
+        self._per_worker = settings.worker_concurrency or max(1, -(-concurrency // workers))
+        self.capacity = workers * self._per_worker
         """Requests in flight, at most."""
         self._count = workers
         self._silence_s = silence_s
-        self._per_worker = per_worker
-        self._stats = stats
-        try:
-            self._job = frames.packed({"type": "job", "alive_s": silence_s / 6, **job})
-        except TypeError:
-            raise unwritable_parameters() from None
+        self._call = call
         self._workers: list[_Worker] = []
         self._ids = itertools.count(1)
         self._room = asyncio.Event()
-        self._minders: list[asyncio.Task[None]] = []
         self._given_up = 0
         self._broken: PromptmillError | None = None
+        self._spool = Spool()
+        try:
+            job = _job(plan, settings, endpoints, call) | _image_limits(plan, rules, workers)
+            job |= {"type": "job", "alive_s": silence_s / 6, "spool": str(self._spool.path), "held": self._spool.held}
+            self._job = frames.packed(job)
+        except TypeError:
+            self._spool.close()
+            raise unwritable_parameters() from None
+        self._minders: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> FanOut:
-        self._minders = [asyncio.create_task(self._mind(number)) for number in range(self._count)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
+        """End the workers."""
         for minder in self._minders:
             minder.cancel()
         await asyncio.gather(*self._minders, return_exceptions=True)
+        self._spool.close()
 
     @property
     def ready(self) -> bool:
@@ -110,25 +126,27 @@ class FanOut:
         """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
         await self._least_busy()
 
-    def size(self, task: Ref) -> int:
+    def size(self, request: Request) -> int:
         """Return a rough four bytes a token."""
-        return task.length // 4
+        return estimated_tokens(request)
 
-    def prepare(self, task: Ref) -> None:
-        """Prepare nothing: the worker reads."""
+    def prepare(self, request: Request) -> Awaitable[Ref]:
+        """Return where the request stands in a file; one that stands nowhere is written to the spool."""
+        if request.row is not None:
+            return _known(Ref(*request.row))
+        return self._spool.write(request)
 
     async def send(
-        self, task: Ref, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+        self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool
     ) -> Completion | RetryDecision:
-        """Have the least busy worker make the attempt. Raises `PromptmillError` for what is wrong with the row."""
-        del prepared
+        """Have the least busy worker make the attempt. Raises `PromptmillError` for an error of the row itself."""
         worker = await self._least_busy()
         number = next(self._ids)
         attempt: asyncio.Future[Completion | RetryDecision] = asyncio.get_running_loop().create_future()
         worker.attempts[number] = attempt
         if not worker.sends:
             asyncio.get_running_loop().call_soon(worker.flush)
-        worker.sends.append((number, endpoint_state.number, fresh, task.key, task.offset, task.length))
+        worker.sends.append((number, endpoint_state.number, fresh, request.key, *prepared))
         try:
             return await attempt
         except asyncio.CancelledError:
@@ -142,6 +160,8 @@ class FanOut:
             self._room.set()
 
     async def _least_busy(self) -> _Worker:
+        if not self._minders:
+            self._minders = [asyncio.create_task(self._mind(number)) for number in range(self._count)]
         while True:
             if self._broken:
                 raise self._broken
@@ -212,7 +232,7 @@ class FanOut:
     def _hear(self, worker: _Worker, message: frames.Frame) -> None:
         worker.answered = True
         for warning in message["warnings"]:
-            self._stats.warn(warning)
+            self._call.warn(warning)
         for number, kind, *fields in message["results"]:
             attempt = worker.attempts.pop(number, None)
             if attempt is None or attempt.done():
@@ -232,6 +252,47 @@ class FanOut:
             if not attempt.done():
                 attempt.set_result(gone)
         worker.attempts.clear()
+
+
+async def _known(ref: Ref) -> Ref:
+    return ref
+
+
+def _job(
+    plan: ResolvedConfig,
+    block: OpenAISettings,
+    endpoints: Sequence[Endpoint],
+    call: Call,
+) -> dict[str, Any]:
+    """Return all that a worker must know. Keys are in it: it goes through the pipe alone."""
+    return {
+        "settings": block.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
+        "model": block.model_name,
+        "endpoints": [
+            {
+                "url": endpoint.url,
+                "name": endpoint.name,
+                "headers": dict(endpoint.headers),
+                "secrets": endpoint.secrets,
+                "profile": endpoint.profile.name,
+                "key_note": endpoint.key_note,
+            }
+            for endpoint in endpoints
+        ],
+        "input": None if call.file is None else str(call.file.path),
+        "reading": None if call.file is None else call.file.reader,
+        "keep_raw": call.keep_raw,
+        "unsupported": plan.settings.unsupported,
+    }
+
+
+def _image_limits(plan: ResolvedConfig, rules: ImageRules, workers: int) -> dict[str, Any]:
+    return {
+        "allowed_roots": None if rules.allowed_roots is None else list(map(str, rules.allowed_roots)),
+        "max_image_pixels": rules.max_pixels,
+        "max_image_memory": rules.memory.limit // workers,
+        "fetch_images": plan.settings.fetch_images,
+    }
 
 
 def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:

@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from fakes import openai_configuration
+from promptmill.cluster.ray_cluster import RayCluster, _share
 from promptmill.core.errors import PromptmillError
-from promptmill.service.ray_cluster import RayCluster, _share
 
 
 def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together() -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from promptmill.service.rate_leases import LostError, RateLeases
+from promptmill.cluster.rate_leases import LostError, RateLeases
 
 
 class Lessee:

@@ -6,10 +6,10 @@ import importlib
 
 import pytest
 
+from promptmill.backends import registry
 from promptmill.config.backends import BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.service import registry
 
 
 @pytest.mark.parametrize("name", BACKENDS)

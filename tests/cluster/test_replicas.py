@@ -10,44 +10,33 @@ from typing import Any
 
 import pytest
 
+from driving import run
+from fakes import FakeBackend
 from promptmill import __version__
-from promptmill.backends.protocol import CallStats, Request, Source
+from promptmill.backends.protocol import Call, Request, Source
+from promptmill.cluster import replicas
+from promptmill.cluster.rate_leases import LostError
+from promptmill.cluster.replica import Replica, Report
+from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.core.sampling import Sampling
-from promptmill.service import replicas
-from promptmill.service.rate_leases import LostError
-from promptmill.service.replica import Replica, Report
-from promptmill.service.replicas import Replicas
 
 
-class Echo:
+class Echo(FakeBackend):
     """A backend that answers with the prompt, a few at a time; `on` is told each one first."""
 
     def __init__(self, on: Callable[[int], None], most: int) -> None:
         self.on, self.most = on, most
         self.in_flight = 0
 
-    async def load(self, report: Any) -> None:
-        """Nothing to load."""
-
-    async def run(self, source: Any, sink: Any, stats: CallStats) -> None:
-        async with asyncio.TaskGroup() as group:
-            while requests := await source.take(self.most):
-                for request in requests:
-                    stats.requests += 1
-                    group.create_task(self._answer(request, sink))
-                await asyncio.sleep(0)
-
-    async def _answer(self, request: Request, sink: Any) -> None:
-        self.on(request.key)
+    async def answer(self, request: Request, call: Call) -> Completion:
+        text = str(request.conversation.messages[0].content)
+        self.on(int(text))
         await asyncio.sleep(0)
-        await sink.put(request.key, Completion(f"{request.key}", "stop", Usage(1, 1)))
-
-    async def aclose(self) -> None:
-        """Nothing to free."""
+        return Completion(text, "stop", Usage(1, 1))
 
 
 class Here:
@@ -120,22 +109,22 @@ class Rows(Source):
         self.outcomes[key] = outcome
 
 
-def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, CallStats]:
+def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, Call]:
     async def connect() -> Sequence[Here]:
         return links
 
-    rows, stats = Rows(count), CallStats(total=count)
+    rows, stats = Rows(count), Call(total=count)
 
-    async def run() -> None:
+    async def work() -> None:
         backend = Replicas(connect, lambda: None)
         async with asyncio.timeout(60):
             try:
                 await backend.load(lambda _: None)
-                await backend.run(rows, rows, stats)
+                await run(backend, rows, rows, stats)
             finally:
                 await backend.aclose()
 
-    asyncio.run(run())
+    asyncio.run(work())
     return rows, stats
 
 

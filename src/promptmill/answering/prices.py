@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import orjson
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Request
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.outcome import Completion, Outcome, Usage
-from promptmill.service import registry
 
 _MILLION = 1_000_000
 _LONG_CONTEXT = 100_000  # tokens; from some number above it on, several models cost more

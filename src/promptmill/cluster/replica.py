@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from promptmill import __version__
-from promptmill.backends.protocol import Backend, CallStats, RateLimited, Request, Sink, Source
+from promptmill.backends.protocol import Backend, Call, RateLimited, Request, Sink, Source
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Outcome
+from promptmill.service.driver import Driver
 
 _ALIVE_S = 5.0
 
@@ -25,8 +26,6 @@ class Report:
     outcomes: list[tuple[int, Outcome]]
     asked: int
     """How many requests the backend takes at once; 0 before it has taken any."""
-    requests: int
-    retries: int
     refused: int
     warnings: list[str]
     error: PromptmillError | None
@@ -71,8 +70,8 @@ class Replica:
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._hand: _Hand | None = None
-        self._stats = CallStats()
-        self._told = (0, 0, 0)
+        self._stats = Call()
+        self._told = 0
         self._run: asyncio.Task[None] | None = None
 
     async def load(
@@ -123,12 +122,10 @@ class Replica:
         outcomes, hand.outcomes = hand.outcomes, []
         hand.is_hungry = False
         stats = self._stats
-        now = (stats.requests, stats.retries, stats.refused)
-        requests, retries, refused = (new - old for new, old in zip(now, self._told, strict=True))
-        self._told = now
+        refused, self._told = stats.refused - self._told, stats.refused
         warnings = list(stats.warnings)
         stats.warnings.clear()
-        return Report(outcomes, hand.asked, requests, retries, refused, warnings, self._failure)
+        return Report(outcomes, hand.asked, refused, warnings, self._failure)
 
     async def lease(self, share: float) -> None:
         """Use no more than this part of `rpm` and `tpm` from now on."""
@@ -149,7 +146,7 @@ class Replica:
         assert backend is not None
         if self._failure or (self._run is not None and not self._run.done()) or not (hand.queue or even_without):
             return
-        self._run = asyncio.ensure_future(backend.run(hand, hand, self._stats))
+        self._run = asyncio.ensure_future(self._answer_all(hand, backend))
 
         def ended(run: asyncio.Task[None]) -> None:
             hand.news.set()
@@ -157,6 +154,13 @@ class Replica:
                 self._begin()
 
         self._run.add_done_callback(ended)
+
+    async def _answer_all(self, hand: _Hand, backend: Backend) -> None:
+        share = backend.enter(self._stats)
+        try:
+            await Driver(hand, hand, self._stats).run(backend.answer, share)
+        finally:
+            await backend.leave(self._stats)
 
     async def _forget(self) -> None:
         run, self._run, self._hand = self._run, None, None

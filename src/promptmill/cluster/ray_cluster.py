@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from promptmill import __version__
+from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Request
+from promptmill.cluster.rate_leases import LostError
+from promptmill.cluster.replica import Replica, Report
+from promptmill.cluster.replicas import Link, Replicas
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.service import registry
-from promptmill.service.rate_leases import LostError
-from promptmill.service.replica import Replica, Report
-from promptmill.service.replicas import Link, Replicas
 from promptmill.system.installation import adding
 
 _REACHED_S = 10

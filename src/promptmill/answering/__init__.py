@@ -1,0 +1,1 @@
+"""Functions around `answer`, which add a feature to every backend: several answers, cache, schema, budget, …"""

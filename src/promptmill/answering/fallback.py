@@ -1,0 +1,333 @@
+"""One call over several models: each request goes to the model that it names, and from there to the fallbacks of that.
+
+Models that cannot be loaded side by side take turns. A request for a model that is not loaded waits and holds no place;
+so the driver reads on, and the model that is loaded answers its own requests meanwhile. It leaves when it has had
+nothing to do for a moment, or when all that is left of the call waits for another model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
+
+from promptmill.backends.protocol import Answer, Call, Request, Share
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
+
+# The caller's own mistakes, the end of the call and troubles of this machine are the same with every model.
+_STAYS = frozenset(
+    {
+        *(Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET, Code.DEADLINE, Code.DEFERRED, Code.REPLACED),
+        *(Code.SHUTDOWN, Code.STORAGE, Code.NO_FILE_DESCRIPTORS, Code.ITEM_TIMEOUT, Code.INTERNAL),
+    }
+)
+_ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})
+_GIVEN_UP_S = 60.0  # for so long nothing more is sent to a model that answers no request
+_LEAVES_S = 0.25
+
+
+def _no_driver() -> None:
+    """No-op callback."""
+
+
+class NotLoadedError(Exception):
+    """The model cannot be loaded, for `reason`."""
+
+    def __init__(self, reason: PromptmillError) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Entered(Protocol):
+    """A model that is loaded and that the call has entered."""
+
+    @property
+    def answer(self) -> Answer:
+        """Answers one request of the call."""
+        ...
+
+    async def leave(self, call: Call) -> None:
+        """Note that the call has ended here."""
+        ...
+
+
+Enter: TypeAlias = Callable[[str, Call], Awaitable[tuple[Entered, Share]]]
+"""Loads a model if need be and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Route:
+    """The way of a call to one model."""
+
+    name: str
+    plan: ResolvedConfig
+    entering: asyncio.Task[tuple[Entered, Share]] | None = None
+    share: Share | None = None
+    """Set while the model is entered."""
+    wanted: int = 0
+    """Requests on this way, from before the model is loaded."""
+    running: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it is entered and has nothing to do."""
+        return self.share is not None and not self.wanted
+
+    def wake(self) -> None:
+        """Let requests go that there is room for now."""
+        while self.waiting and (self.share is None or self.running < self.share.most):
+            future = self.waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                if self.share is not None:
+                    self.running += 1
+
+
+class Router:
+    """One call's routes: the `answer` of its driver, and the sum of the shares that it has of the models."""
+
+    def __init__(
+        self, first: str, plan_of: Callable[[str], ResolvedConfig], names: frozenset[str], enter: Enter, call: Call
+    ) -> None:
+        """`names` are the models that a request may name in its extra parameter `model`; others ask `first`."""
+        self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
+        self.grown: Callable[[], None] = _no_driver
+        self._routes: dict[str, _Route] = {}
+        self._given_up: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._unpriced: set[str] = set()
+
+    @property
+    def most(self) -> int:
+        """Answers to keep in flight now, over all models."""
+        return sum(route.share.most for route in self._routes.values() if route.share is not None) or 1
+
+    def want(self, items: int | None) -> None:
+        """Note how many items the call still has."""
+        shares = [route.share for route in self._routes.values() if route.share is not None]
+        for share in shares:
+            share.want(items if len(shares) == 1 else None)
+
+    def idle(self) -> None:
+        """Have the models decide what waits for others, and let those leave that have nothing to do."""
+        for route in self._routes.values():
+            if route.share is not None:
+                route.share.idle()
+        self._let_leave()
+
+    async def answer(self, request: Request, call: Call) -> Outcome:  # noqa: ARG002 (it is this router's)
+        """Answer a request by the first model on its way that can."""
+        named = request.extra.get("model")
+        name = self._first
+        if isinstance(named, str) and named in self._names:
+            name = self._own_name(named)
+            request = request.changed(extra={key: value for key, value in request.extra.items() if key != "model"})
+        before, usage, cost = name, NO_USAGE, None
+        raised: PromptmillError | NotLoadedError | None = None
+        way = [name, *self._fallback(name)]
+        for place, name in enumerate(way):
+            if self._is_given_up(name):
+                continue
+            try:
+                route = self._route(name)
+                if name != before:
+                    request, before = adapted(request, self._plan_of(before), route.plan), name
+                route.wanted += 1
+                try:
+                    outcome = await self._ask(route, request)
+                finally:
+                    route.wanted -= 1
+            except (PromptmillError, NotLoadedError) as error:
+                raised = error
+                await self._lost(name, error)
+                continue
+            if outcome is None:
+                continue
+            if isinstance(outcome, Failure) and outcome.error.code not in _STAYS:
+                if outcome.concerns_all:
+                    self._give_up(name, outcome.error)
+                if any(not self._is_given_up(other) for other in way[place + 1 :]):
+                    usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
+                    request = replace(request, attempts=outcome.attempts)
+                    continue
+            return self._answered(outcome, name, usage, cost)
+        if raised is not None and all(
+            self._is_given_up(other) for other in [self._first, *self._fallback(self._first)]
+        ):
+            raise raised  # no model is left that would answer the rest
+        reason = _reason(raised or self._given_up[way[0]][1])
+        return Failure(reason, request.attempts, usage=usage, cost=cost)
+
+    def _answered(self, outcome: Outcome, name: str, usage: Any, cost: float | None) -> Outcome:
+        if usage is not NO_USAGE or cost is not None:
+            outcome = replace(outcome, usage=outcome.usage + usage, cost=sum_of(outcome.cost, cost))
+        if isinstance(outcome, Completion):
+            outcome = replace(outcome, answered_by=name)
+            if outcome.cost is None:
+                self._unpriced.add(name)
+            if self._unpriced and self._call.cost is not None:
+                names = ", ".join(sorted(self._unpriced))
+                self._call.warn(f"The cost leaves out answers of {names}, whose price is not known.")
+        return outcome
+
+    async def aclose(self) -> None:
+        """Leave all models; none of the call's answers is in flight."""
+        for route in self._routes.values():
+            if route.entering is not None:
+                route.entering.cancel()
+        entering = [route.entering for route in self._routes.values() if route.entering is not None]
+        if waiting := {*entering, *self._leaving}:
+            await asyncio.wait(waiting)
+        for route in self._routes.values():
+            await self._leave(route)
+
+    async def _ask(self, route: _Route, request: Request) -> Outcome | None:
+        """Answer a request by one model, once that is loaded and has room for it; None if it was given up meanwhile."""
+        call = self._call
+        while route.share is None:
+            with call.hold():
+                await self._entered(route)
+        if route.running < route.share.most and not route.waiting:
+            route.running += 1
+        else:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            route.waiting.append(future)
+            try:
+                with call.hold():
+                    await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled():
+                    self._give_back(route)
+                raise
+        try:
+            if self._is_given_up(route.name):
+                return None
+            assert route.entering is not None
+            return await route.entering.result()[0].answer(request, call)
+        finally:
+            self._give_back(route)
+
+    @staticmethod
+    def _give_back(route: _Route) -> None:
+        route.running -= 1
+        route.wake()
+
+    async def _entered(self, route: _Route) -> None:
+        """Wait until a model is loaded and entered. Raises why it cannot be."""
+        if route.entering is None:
+            entering = route.entering = asyncio.ensure_future(self._load(route))
+            entering.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(route.entering)
+
+    async def _load(self, route: _Route) -> tuple[Entered, Share]:
+        loading = asyncio.ensure_future(self._enter(route.name, self._call))
+        try:
+            while not loading.done():
+                await asyncio.wait({loading}, timeout=_LEAVES_S)
+                if not loading.done():
+                    self._let_leave()
+            model, share = loading.result()
+        except BaseException:
+            if not loading.done():
+                loading.cancel()
+                await asyncio.wait({loading})
+            route.entering = None
+            raise
+        route.share = share
+        share.grown = lambda: self._grown(route)
+        self.grown()
+        return model, share
+
+    def _grown(self, route: _Route) -> None:
+        route.wake()
+        self.grown()
+
+    def _let_leave(self) -> None:
+        """Leave the models that have nothing to do, if another one of this call is loading."""
+        if not any(route.entering is not None and route.share is None for route in self._routes.values()):
+            return
+        for route in self._routes.values():
+            if route.is_resting:
+                leaving = asyncio.ensure_future(self._leave(route))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, route: _Route) -> None:
+        if route.share is not None and route.entering is not None:
+            model = route.entering.result()[0]
+            route.share.grown = _no_driver
+            route.share = route.entering = None
+            await model.leave(self._call)
+
+    async def _lost(self, name: str, error: PromptmillError | NotLoadedError) -> None:
+        """Give a model up that raised, unless that ends the call: then raise."""
+        if _reason(error).code in _ENDS_CALL:
+            raise error
+        self._give_up(name, error)
+        if (route := self._routes.get(name)) is not None:
+            for future in route.waiting:
+                if not future.done():
+                    future.set_exception(error)
+            route.waiting.clear()
+            if not route.running:
+                await self._leave(route)
+
+    def _route(self, name: str) -> _Route:
+        if name not in self._routes:
+            self._routes[name] = _Route(name, self._plan_of(name))
+        return self._routes[name]
+
+    def _own_name(self, name: str) -> str:
+        """Return the name of a model that may be called `default` as well."""
+        try:
+            return self._plan_of(name).name
+        except PromptmillError:
+            return name
+
+    def _fallback(self, name: str) -> list[str]:
+        try:
+            return [self._own_name(other) for other in self._plan_of(name).fallback]
+        except PromptmillError:
+            return []
+
+    def _is_given_up(self, name: str) -> bool:
+        given_up = self._given_up.get(name)
+        return given_up is not None and given_up[0] > asyncio.get_running_loop().time()
+
+    def _give_up(self, name: str, error: PromptmillError | NotLoadedError) -> None:
+        self._given_up[name] = (asyncio.get_running_loop().time() + _GIVEN_UP_S, error)
+
+
+def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
+    return error.reason if isinstance(error, NotLoadedError) else error
+
+
+def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
+    """Return `request`, made for the model of `before`, as it is sent to that of `now`.
+
+    What the request itself brought stays; what it had from the configuration of the one is that of the other.
+    """
+    if before is now:
+        return request
+    ours, theirs = before.settings, now.settings
+    own = {name: value for name, value in request.sampling if value != getattr(ours.sampling_params, name)}
+    extra: dict[str, Any] = {
+        name: value
+        for name, value in request.extra.items()
+        if name not in ours.extra_params or ours.extra_params[name] != value
+    }
+    conversation = request.conversation
+    first = conversation.messages[0]
+    above = first.content if first.role in {"system", "developer"} else ""
+    if theirs.system_prompt != ours.system_prompt and above in {"", ours.system_prompt}:
+        conversation = conversation.with_system(theirs.system_prompt)
+    return request.changed(
+        conversation=conversation,
+        sampling=now.capped.settings.sampling_params.model_copy(update=own),
+        extra={**theirs.extra_params, **extra},
+    )

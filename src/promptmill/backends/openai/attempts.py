@@ -1,0 +1,445 @@
+"""One call's requests at the endpoints: permit, attempt, classify, wait, again.
+
+An attempt needs a permit, which the limiter gives when the endpoint can take it. A failed attempt is classified: it
+concerns the item alone (final), this attempt alone (try again, counted against `retries`), or the endpoint (try again
+when the endpoint can take it; not counted as long as other items are not answered either). An item fails after
+`retries` counted attempts, and in any case after five times as many.
+
+A refusal that would concern every item, such as that of a key, is held back until it is known whom it concerns: see
+`Attribution`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from promptmill.backends.openai.call_flow import CallFlow
+from promptmill.backends.openai.endpoint_state import SEVERAL, EndpointState, Permit
+from promptmill.backends.openai.hedge import Hedge
+from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
+from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
+from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.sender import NOTHING, Prepared, Sender
+from promptmill.backends.protocol import Call, Request
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+
+# However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
+_HARD_CAP = 5
+# An item that is refused for load while so many others are answered for each one refused is itself what is refused:
+# by chance that would happen to one in a million items, five times in a row.
+_SUCCESSES_PER_REFUSAL = 10
+# However many items are refused with these codes, each is refused for its own contents.
+_OWN = frozenset(
+    {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
+)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A request on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
+
+    request: Request
+    attempts: int
+    counted: int = 0
+    refusals: int = 0
+    first_refusal: tuple[int, int] = (0, 0)
+    """`successes` and `rejections` of the endpoint when it first refused the item for load."""
+    failed_at: EndpointState | None = None
+    failed_serial: int = 0
+    stale: bool = False
+    since: float = 0.0
+    """When it was first given a place at an endpoint; 0: not yet."""
+    usage: Usage = NO_USAGE
+    """Of its attempts that brought no answer."""
+    unmetered: int = 0
+    """Its attempts that may be billed although no usage was reported for them."""
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether an attempt that brought no answer may be billed."""
+        return bool(self.unmetered) or self.usage is not NO_USAGE
+
+    def charge(self, usage: Usage, unmetered: int) -> None:
+        """Note what an attempt took that brought no answer."""
+        if usage != NO_USAGE:
+            self.usage += usage
+        self.unmetered += unmetered
+
+    def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
+        """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""
+        if not self.refusals or self.failed_at is not endpoint_state:
+            self.refusals = 0
+            self.first_refusal = endpoint_state.successes, endpoint_state.rejections
+            return True
+        successes, rejections = self.first_refusal
+        others = endpoint_state.rejections - rejections - self.refusals
+        return endpoint_state.successes - successes <= _SUCCESSES_PER_REFUSAL * others
+
+
+class Attempts(ConcurrencyShare):
+    """The requests of one call at one pool of endpoints. `answer` takes one of them to its outcome."""
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        settings: OpenAISettings,
+        concurrency: int,
+        limiter: Limiter,
+        sender: Sender,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(limiter, call, concurrency)
+        self._settings, self._sender = settings, sender
+        self._rng = rng or random.Random()  # noqa: S311 (jitter)
+        self._hedge = Hedge(limiter, self) if settings.hedge else None
+        self._plain = self._hedge is None and settings.item_timeout is None
+        """Whether an attempt is one request, however long it takes."""
+        self._attribution: Attribution | None = None
+        """Created at the first failure."""
+        self._answered = False
+        self._began = time.monotonic()
+        limiter.open(self)
+        if call.flow is None:
+            call.flow = self
+
+    async def aclose(self) -> None:
+        """Free what the call has here; none of its answers is in flight."""
+        if self.call.flow is self:
+            self.call.flow = None
+        self._limiter.close(self)
+        await self._sender.aclose()
+
+    @property
+    def limit(self) -> int:
+        """How many requests the endpoints are given at once, all calls together."""
+        return self._limiter.room
+
+    def waiting(self) -> str:
+        """Return why nothing proceeds just now and until when, empty while something does."""
+        return self._flow.waiting()
+
+    @cached_property
+    def _flow(self) -> CallFlow:
+        """Created when an item is first put back, or when a display first reads it."""
+        return CallFlow(self._limiter, self.call, time.monotonic, self._began)
+
+    def idle(self) -> None:
+        """Release the refusals that are held back: no other item will show whom they concern."""
+        if self._attribution is not None:
+            self._attribution.release()
+
+    async def answer(self, request: Request) -> Outcome:  # noqa: PLR0912, PLR0915 (a call per step costs more)
+        """Send the request until it has its outcome."""
+        limiter, sender, call = self._limiter, self._sender, self.call
+        item = Item(request, request.attempts)
+        try:
+            preparing = sender.prepare(request)
+            prepared: Prepared = NOTHING if preparing is None else await preparing
+            size = sender.size(request) if limiter.counts_tokens else 0
+        except PromptmillError as error:
+            if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
+                raise
+            return _failure(item, error)
+        except Exception as error:  # noqa: BLE001 (one item never ends the others)
+            return _failure(item, internal_error("The request could not be prepared", error))
+        while True:
+            if self._attribution is not None and self._attribution.ended:
+                return _failure(item, self._attribution.ended, concerns_all=True)
+            try:
+                permit = limiter.enter_now(self, size, item.failed_at)
+                if permit is None:
+                    permit = await limiter.enter(self, size, item.failed_at)
+            except PromptmillError as error:
+                return _failure(item, error, concerns_all=True)
+            endpoint_state = permit.endpoint_state
+            try:
+                now = permit.at
+                if not sender.ready:
+                    await sender.wait_ready()
+                    now = time.monotonic()
+                item.since = item.since or now
+                if not self._plain:
+                    self._check_time(item, now)
+                item.attempts += 1
+                self.sent += 1
+                call.sending(request)
+                call.retries += item.attempts > 1
+                try:
+                    if self._plain:
+                        answering = permit
+                        result = await sender.send(request, endpoint_state, prepared, fresh=item.stale)
+                    else:
+                        result, answering = await self._send_bounded(item, permit, prepared)
+                except PromptmillError as error:
+                    if error.code is Code.ITEM_TIMEOUT:
+                        item.unmetered += 1
+                    else:  # the item's own mistake, found before anything was sent
+                        call.requests -= 1
+                        call.retries -= item.attempts > 1
+                        item.attempts -= 1
+                    raise
+            except PromptmillError as error:
+                limiter.leave(permit, self)
+                return _failure(item, error)
+            except BaseException:
+                limiter.leave(permit, self)
+                raise
+            if isinstance(result, Completion):
+                usage = result.usage
+                now = answering.endpoint_state.succeeded(answering, usage.completion_tokens)
+                limiter.leave(permit, self)
+                if limiter.counts_tokens:
+                    limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
+                self._answered = True
+                if self._attribution is not None:
+                    self._attribution.answered(answering)
+                if item.is_charged:
+                    result.usage = usage + item.usage
+                    result.unmetered = item.unmetered + (not result.is_metered)
+                result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
+                return result
+            result = self._explained(result, endpoint_state)
+            counts = self._counts(item, permit, result)
+            limiter.leave(permit, self)
+            wait = await self._after_failure(item, permit, result, counts=counts)
+            if isinstance(wait, Failure):
+                return wait
+            if wait > 0:
+                with call.park():
+                    await asyncio.sleep(wait)
+
+    def _check_time(self, item: Item, now: float) -> None:
+        limit_s = self._settings.item_timeout
+        if limit_s is not None and now >= item.since + limit_s:
+            raise _too_slow(limit_s)
+
+    async def _send_bounded(
+        self, item: Item, permit: Permit, prepared: Prepared
+    ) -> tuple[Completion | RetryDecision, Permit]:
+        """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
+
+        def send(endpoint_state: EndpointState) -> Awaitable[Completion | RetryDecision]:
+            return self._sender.send(item.request, endpoint_state, prepared, fresh=item.stale)
+
+        limit_s = self._settings.item_timeout
+        left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                if self._hedge is None:
+                    return await send(permit.endpoint_state), permit
+                return await self._hedge.send(item, permit, self._sender.size(item.request), send)
+        except TimeoutError:
+            raise _too_slow(limit_s or 0) from None
+
+    def _counts(self, item: Item, permit: Permit, decision: RetryDecision) -> bool:
+        """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
+        endpoint_state = permit.endpoint_state
+        if decision.kind is FailureKind.ITEM:
+            endpoint_state.succeeded(permit)  # it answered; the response concerns this item alone
+            return True
+        if decision.kind is FailureKind.OURS:
+            return False
+        self.call.refused += decision.kind is FailureKind.LOAD
+        before = item.failed_serial if item.failed_at is endpoint_state else None
+        item.failed_serial = endpoint_state.serial
+        forgiven = endpoint_state.failed(permit, decision, before)
+        if decision.kind is FailureKind.LOAD:
+            return not item.is_refused_for_load(endpoint_state)
+        return not forgiven
+
+    def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
+        """Return `decision` with hints on the key that was sent, the scheme of the URL, or a wait that is too long."""
+        if decision.error.code is Code.UNAUTHORIZED:
+            return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
+        if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.successes:
+            return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
+        limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
+        if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
+            return with_wait_hint(decision, time.time())
+        return decision
+
+    async def _after_failure(
+        self, item: Item, permit: Permit, decision: RetryDecision, *, counts: bool
+    ) -> Failure | float:
+        """Return the seconds until the item is sent again, or its failure."""
+        error, endpoint_state = decision.error, permit.endpoint_state
+        settings = self._settings
+        if self._attribution is None:
+            self._attribution = Attribution(answered=self._answered)
+        attribution = self._attribution
+        item.failed_at, item.stale = endpoint_state, decision.stale
+        item.counted += counts
+        final = decision.kind is FailureKind.ITEM or (
+            decision.kind is FailureKind.ENDPOINT and self._limiter.only(endpoint_state)
+        )
+        if (
+            final
+            or item.counted >= settings.retries
+            or item.attempts - item.request.attempts >= _HARD_CAP * settings.retries
+        ):
+            refused = False
+            if attribution.takes(decision):
+                verdict = attribution.hold(permit, decision)
+                if attribution.ended:
+                    self._limiter.serve()
+                with self.call.hold():
+                    refused = await verdict
+            concerns_all = refused or self._is_gone(endpoint_state, decision)
+            return _failure(item, error, decision, concerns_all=concerns_all)
+        if attribution.is_ended_by(decision):
+            return _failure(item, error, decision, concerns_all=True)
+        item.charge(decision.usage, decision.unmetered)
+        wait_s = self._wait_s(item, endpoint_state, decision, counts=counts)
+        item.refusals += decision.kind is FailureKind.LOAD
+        what = f"{decision.status} {error.code}" if decision.status else error.code
+        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
+        if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
+            return _failure(item, _too_slow(settings.item_timeout))
+        account, is_charged = item.request.account, decision.unmetered or decision.usage != NO_USAGE
+        if account is not None and is_charged and not account.reserve_again():
+            return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
+        if not is_charged:
+            self.call.not_billed(item.request)
+        self._flow.put_back(endpoint_state, decision, wait_s)
+        return wait_s
+
+    def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+        """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
+
+        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts.
+        """
+        if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
+            return False
+        return decision.kind is FailureKind.LOST or not endpoint_state.answered
+
+    def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
+        """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
+        settings = self._settings
+        wait_s = 0.0
+        if decision.kind is FailureKind.LOAD:
+            if item.refusals:  # the first time the lower limit is wait enough
+                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
+        elif counts and not endpoint_state.is_down and not decision.stale:
+            # an endpoint that is down pauses between its probes, which is wait enough
+            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
+        if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
+            wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
+        return wait_s
+
+
+def _failure(
+    item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
+) -> Failure:
+    """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
+    if last is not None:
+        item.charge(last.usage, last.unmetered)
+    age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
+    failure = Failure(error, item.attempts, age_s, item.usage, concerns_all=concerns_all)
+    return replace(failure, unmetered=item.unmetered) if item.unmetered else failure
+
+
+def _too_slow(limit_s: float) -> PromptmillError:
+    return PromptmillError(Code.ITEM_TIMEOUT, f"The item took longer than `item_timeout` ({limit_s:g} s).")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    permit: Permit
+    decision: RetryDecision
+    verdict: asyncio.Future[bool]
+    """Whether the refusal concerns all items."""
+
+
+class Attribution:
+    """Finds out whether the items or the endpoint caused the final failures of a call.
+
+    An item that is refused because of the key or the model waits here until one that was sent later is answered: then
+    the refusal was its own. An answer to a request that was sent before it shows nothing about the key now.
+
+    Every final failure waits so while the call has no answer at all: a parameter that the endpoint does not take fails
+    every item, whatever the words, and as many equal failures as `SEVERAL` end the call.
+    """
+
+    def __init__(self, *, answered: bool) -> None:
+        """`answered`: an item of the call was answered before."""
+        self._held: list[_Held] = []
+        self._answered = answered
+        self._pages = 0
+        self.ended: PromptmillError | None = None
+        """Why no further request of this call is sent."""
+
+    def takes(self, decision: RetryDecision) -> bool:
+        """Return whether a final failure has to wait here."""
+        if decision.kind is FailureKind.ENDPOINT:
+            return True
+        return not self._answered and decision.error.code not in _OWN
+
+    def is_ended_by(self, decision: RetryDecision) -> bool:
+        """Note a failure that would be tried again; return whether it ends the call.
+
+        One web page may be a portal's or a proxy's that is gone the next moment. As many as `SEVERAL`, and no answer,
+        are what that address has.
+        """
+        if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
+            return False
+        self._pages += 1
+        if self._pages >= SEVERAL:
+            self.ended = decision.error
+            self.release()
+        return self.ended is not None
+
+    def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
+        """Return the verdict on a final failure of the request that `permit` sent: whether it concerns all items."""
+        held = _Held(permit, decision, asyncio.get_running_loop().create_future())
+        self._held = [one for one in self._held if not one.verdict.done()]  # without those that were cancelled
+        self._held.append(held)
+        if permit.endpoint_state.blocked:
+            self.ended = permit.endpoint_state.blocked
+        elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
+            self.ended = decision.error
+        if self.ended:
+            self.release()
+        return held.verdict
+
+    def answered(self, permit: Permit) -> None:
+        """Note that the request which `permit` sent was answered: some of the failures were the items' own."""
+        self._answered = True
+        if not self._held:
+            return
+        own = [held for held in self._held if _was_its_own(held, permit)]
+        self._held = [held for held in self._held if not _was_its_own(held, permit)]
+        for held in own:
+            _decide(held, concerns_all=False)
+
+    def release(self) -> None:
+        """Decide on everything that is held: it concerns all items if the call or the endpoint has ended by it."""
+        found, self._held = self._held, []
+        for held in found:
+            state = held.permit.endpoint_state
+            _decide(held, concerns_all=bool(self.ended or state.blocked or state.suspected))
+
+    def _equal(self, code: Code) -> int:
+        return sum(held.decision.error.code is code for held in self._held)
+
+
+def _decide(held: _Held, *, concerns_all: bool) -> None:
+    if not held.verdict.done():
+        held.verdict.set_result(concerns_all)
+
+
+def _was_its_own(held: _Held, answered: Permit) -> bool:
+    if held.decision.kind is not FailureKind.ENDPOINT:
+        return True
+    refused = held.permit
+    return refused.endpoint_state is answered.endpoint_state and refused.serial < answered.serial

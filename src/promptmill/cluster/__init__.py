@@ -1,0 +1,1 @@
+"""Replicas of a model: Ray actors, behind one `answer`."""

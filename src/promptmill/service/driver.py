@@ -1,0 +1,140 @@
+"""The driver: takes the requests of a call from a source, has them answered, and puts the outcomes into a sink.
+
+It keeps `share.most` answers in flight, with one worker for each: a worker takes a request, awaits its answer, puts the
+outcome away, counts it, and takes the next request. A request that has to wait does so in one of three ways:
+
+    for a place at an endpoint    its worker waits with it: it will be its turn soon
+    for a time (`Call.park`)      another worker starts in its place, as long as fewer than 2 x `most` wait so
+    for others (`Call.hold`)      another worker starts in its place; those others decide, whatever else waits
+
+The last kind must not count against the bound of the second: two requests that wait for each other's verdict would
+otherwise block the third, whose answer is the verdict. When the source has ended and every request that is left waits
+for others, nothing will happen by itself, and the driver reports that: `share.idle()`.
+
+Memory holds only the requests in flight. A sink applies back-pressure by returning late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source
+
+_MOST_TAKEN = 256
+_MOST_HELD = 1024
+"""Requests that wait for others; beyond that no more are taken, so that a slow leader does not fill the memory."""
+
+
+def _no_driver() -> None:
+    """No-op callback."""
+
+
+class Driver:
+    """One run of a call: the only place that counts its outcomes."""
+
+    def __init__(self, source: Source, sink: Sink, call: Call) -> None:
+        self._source, self._sink, self._call = source, sink, call
+        self._fresh: deque[Request] = deque()
+        self._ended = False
+        self._short = False
+        """Whether the source brought fewer than it was asked for, so that what is open is all that is left."""
+        self._open = 0
+        self._workers = 0
+        self._taking: asyncio.Lock | None = None
+        self._closed = True
+
+    async def run(self, answer: Answer, share: Share) -> None:
+        """Answer until the source ends and every request has its outcome.
+
+        Raises what the source, the sink or `answer` raises: then no request can continue, and those without an outcome
+        are the caller's.
+        """
+        self._answer, self._share = answer, share
+        self._taking = asyncio.Lock()
+        self._closed = False
+        share.grown = self._call.freed = self._start_workers
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._workers += 1
+                await self._work()  # the first worker needs no task, and a call of one prompt no other worker
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        finally:
+            self._closed = True
+            share.grown = self._call.freed = _no_driver
+
+    @property
+    def _running(self) -> int:
+        """How many answers compete for a place."""
+        call = self._call
+        return self._workers + call.forked - call.parked - call.held
+
+    @property
+    def _may_take(self) -> bool:
+        call = self._call
+        return not self._ended and call.parked < 2 * self._share.most and call.held < _MOST_HELD
+
+    def _start_workers(self) -> None:
+        """Start a worker for each request that waits for one, up to the share; called when a place becomes free."""
+        if self._closed:
+            return
+        assert self._taking is not None
+        wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
+        for _ in range(min(wanted, self._share.most - self._running)):
+            work = self._work()
+            try:
+                self._group.create_task(work)
+            except RuntimeError:  # the run is being ended
+                work.close()
+                self._closed = True
+                return
+            self._workers += 1
+        self._look()
+
+    async def _work(self) -> None:
+        try:
+            # the share may shrink for the sake of another call; the last worker continues
+            while (self._running <= self._share.most or self._workers == 1) and (request := await self._next()):
+                outcome = await self._answer(request, self._call)
+                await self._sink.put(request.key, outcome)
+                self._call.count(outcome)
+                self._open -= 1
+                if self._short:
+                    self._share.want(self._open)
+        finally:
+            self._workers -= 1
+        self._start_workers()
+
+    async def _next(self) -> Request | None:
+        fresh = self._fresh
+        if not fresh and self._may_take:
+            await self._take()
+        return fresh.popleft() if fresh else None
+
+    async def _take(self) -> None:
+        assert self._taking is not None
+        async with self._taking:
+            if self._fresh or not self._may_take:
+                return
+            wanted = min(self._share.most, _MOST_TAKEN)
+            requests = await self._source.take(wanted)
+            self._ended = not requests
+            self._short = len(requests) < wanted
+            self._open += len(requests)
+            self._fresh.extend(requests)
+            self._share.want(self._open if self._short else None)
+        if len(requests) > 1:
+            self._start_workers()
+
+    def _look(self) -> None:
+        """Have the share decide when nothing will happen by itself."""
+        call = self._call
+        if call.held and not call.parked and not self._running and not self._fresh and not self._may_take:
+            self._share.idle()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first exception of `group` that is not one itself."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
