@@ -107,7 +107,7 @@ def test_a_base_url_chooses_the_openai_backend(promptmill, upstream, tmp_path):
 def test_an_option_of_another_backend_is_refused(promptmill):
     code, _, err = promptmill("generate", "--backend", "hf", "--concurrency", "3", "x")
     assert code == 2
-    assert "--concurrency: goes with the backend openai" in err
+    assert "--concurrency: works with the backend openai only" in err
 
 
 def test_an_image_follows_the_text_of_its_prompt(promptmill, upstream):

@@ -120,7 +120,7 @@ async def test_a_warning_is_told_once(ask):
     call = ("generate", {"prompt_ls": ["a"]})
     answers, said = await ask(call, call, sampling_params={"min_tokens": 1})
     assert answers == [["echo: a"], ["echo: a"]]
-    assert said.count("min_tokens is not known here") == len(said.splitlines()) == 1
+    assert said.count("min_tokens is unknown") == len(said.splitlines()) == 1
 
 
 async def test_nothing_to_tell_is_nothing_written(ask):

@@ -21,7 +21,7 @@ def test_ours_and_those_of_the_users_files_are_not():
 
 
 def test_an_unknown_level_is_refused_with_those_there_are():
-    with pytest.raises(PromptmillError, match="PROMPTMILL_LOG_LEVEL: 'verbose' is no level; write debug, info"):
+    with pytest.raises(PromptmillError, match="PROMPTMILL_LOG_LEVEL: 'verbose' is not a log level; write debug, info"):
         environment.check_log_level({"PROMPTMILL_LOG_LEVEL": "verbose"})
     environment.check_log_level({"PROMPTMILL_LOG_LEVEL": "DEBUG"})
     environment.check_log_level({})

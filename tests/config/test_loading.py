@@ -122,7 +122,7 @@ def test_an_empty_file_is_said_with_what_fills_it(write):
 def test_what_set_brings_is_not_blamed_on_the_file(write):
     file = write("backend: hf")
     for assignment, said in (
-        ("temperature=0", "--set: temperature is below sampling_params: --set sampling_params.temperature"),
+        ("temperature=0", "--set: temperature belongs below sampling_params: --set sampling_params.temperature"),
         ("backend_configs.openai.concurency=8", "--set: backend_configs.openai.concurency: unknown key"),
     ):
         with pytest.raises(PromptmillError) as caught:
@@ -138,7 +138,7 @@ def test_a_key_in_place_of_its_variables_name_is_refused_and_not_shown(write, na
     file = write(f"backend: openai\nbackend_configs: {{openai: {{api_key_env: '{name}'}}}}")
     with pytest.raises(PromptmillError) as caught:
         Configuration.load(file, environ={})
-    assert "backend_configs.openai.api_key_env: is to be the NAME" in str(caught.value)
+    assert "backend_configs.openai.api_key_env: should be the NAME" in str(caught.value)
     assert name not in str(caught.value)
 
 
@@ -321,7 +321,7 @@ def test_a_variable_may_have_a_default(write):
 
 def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
     content = "backend: openai\nbackend_configs: {openai: {api_key: '${MY_KEY}'}}"
-    said = "the environment variable MY_KEY is not set: `export MY_KEY=…` in this shell."
+    said = "the environment variable MY_KEY is not set; set it: `export MY_KEY=…`."
     assert _problem(write(content)) == f"backend_configs.openai.api_key: {said}"
 
 
@@ -480,7 +480,7 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         (
             "backend: ollama\nmodel: qwen3:8b",
             (
-                "Ollama is an endpoint. In place of both keys: `backend: openai` and `backend_configs: {openai: "
+                "Ollama is an endpoint. Replace both keys: `backend: openai` and `backend_configs: {openai: "
                 "{base_url: localhost:11434, model_name: …}}`"
             ),
         ),
@@ -489,7 +489,10 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
             "backend: openai\nopenai: {model_name: x}",
             "openai: unknown key; it belongs below backend_configs; indent it",
         ),
-        ("model_list: [{model_name: x}]", "model_list: unknown key; it is LiteLLM's. Here: `models: {NAME: {backend:"),
+        (
+            "model_list: [{model_name: x}]",
+            "model_list: unknown key; this key is LiteLLM's. Write `models: {NAME: {backend:",
+        ),
         ('sampling_params: {temperature: "0,7"}', "should be a number, not '0,7'; write 0.7."),
         ("sampling_params: {max_tokens: 1e3}", "should be a whole number, not '1e3'; write 1000."),
         ("sampling_params: {max_tokens: many}", "should be a whole number, not a text."),

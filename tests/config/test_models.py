@@ -75,7 +75,7 @@ def test_a_model_whose_variable_is_not_set_costs_the_others_nothing(block):
     [
         ({"models": {"f": {"openai": {"modl_name": "x"}}}}, r"models\.f\.openai\.modl_name: .* model_name\?"),
         ({"models": {"f": {"hf": {}, "fallbak": []}}}, r"models\.f\.fallbak: .* fallback\?"),
-        ({"models": {"f": {}}}, r"models\.f: needs one backend's block \(.*hf.*\); it has none"),
+        ({"models": {"f": {}}}, r"models\.f: needs the block of one backend \(.*hf.*\); it has none"),
         ({"models": {"f": {"hf": {}, "vllm": {}}}}, r"models\.f: .* it has hf and vllm"),
         (
             {"models": {"f": {"hf": {}, "fallback": ["g"]}, "gg": {"hf": {}}}},

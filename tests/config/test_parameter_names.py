@@ -18,9 +18,7 @@ def test_parameters_that_are_not_ours_go_on_as_extra_parameters_and_are_told():
     sampling, extra, warnings = _moved(sampling_params={"temperature": 0.5, "best_of": 2, "logit_bias": {"1": 2}})
     assert sampling == {"temperature": 0.5}
     assert extra == {"best_of": 2, "logit_bias": {"1": 2}}
-    assert warnings == [
-        "sampling_params: best_of, logit_bias are not known here and sent on as given, as in `extra_params`."
-    ]
+    assert warnings == ["sampling_params: best_of, logit_bias are unknown; sent on unchanged, as in `extra_params`."]
 
 
 def test_extra_parameters_go_before_those_that_were_moved():
@@ -55,7 +53,7 @@ def test_reasoning_that_is_an_object_is_the_endpoints():
 
 
 def test_unsupported_error_refuses_what_is_not_known():
-    with pytest.raises(PromptmillError, match="sampling_params: best_of is not known here"):
+    with pytest.raises(PromptmillError, match="sampling_params: best_of is unknown"):
         _moved(sampling_params={"best_of": 2}, unsupported="error")
 
 
@@ -72,7 +70,7 @@ def test_an_engine_takes_sampling_from_the_extra_parameters_which_go_first():
 def test_what_other_programs_call_the_longest_answer_is_told_with_our_name(name):
     _, extra, warnings = _moved("openai", sampling_params={name: 100})
     assert extra == {name: 100}
-    assert f"{name} (did you mean max_tokens?) is not known here" in warnings[0]
+    assert f"{name} (did you mean max_tokens?) is unknown" in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["OpenAI", "OPENAI", " openai "])
@@ -171,7 +169,7 @@ def test_the_address_of_a_litellm_block_counts_more_than_its_models_provider(pre
 @pytest.mark.parametrize(
     ("block", "problem"),
     [
-        ({"model_name": "bedrock/m"}, "bedrock cannot be reached .*`backend: openai`"),
+        ({"model_name": "bedrock/m"}, "promptmill does not know bedrock.*`backend: openai`"),
         ({"model_name": "gpt-5-mini"}, "`provider/name`"),
         ({"model_name": "openai/"}, "`provider/name`"),
         ({}, "`provider/name`"),

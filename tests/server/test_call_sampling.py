@@ -28,7 +28,10 @@ async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone
     [
         ({"temprature": 0}, "sampling_params.temprature: unknown key; did you mean temperature?"),
         ({"max_tokens": 0}, "sampling_params.max_tokens"),
-        ({"max_tokens": 101}, "sampling_params.max_tokens: a call may ask for at most 100 here."),
+        (
+            {"max_tokens": 101},
+            "sampling_params.max_tokens: this server allows at most 100 tokens per answer; lower it.",
+        ),
         ({"stop": [None] * 30_000}, "more than 20,000 values"),
     ],
 )
@@ -63,8 +66,8 @@ async def test_generation_init_keeps_to_the_limits_too(serve):
             for asked in ({"model": "dear"}, {"models": ["cheap", "dear"]}, {"fallbacks": [{"model": "dear"}]})
         ]
         model, allowed, tokens, beside = text(model), allowed.is_error, text(tokens), text(beside)
-    assert model == "backend_configs.openai: a call may choose these models here: cheap."
+    assert model == "backend_configs.openai: a call may choose only these models: cheap."
     assert not allowed
     assert "at most 100" in tokens
     assert beside.startswith("extra_params.max_completion_tokens")
-    assert named == ["extra_params: a call may choose these models here: cheap."] * 3
+    assert named == ["extra_params: a call may choose only these models: cheap."] * 3

@@ -134,7 +134,7 @@ def test_nothing_is_imported_before_the_operator_names_it(site):
 )
 def test_a_call_never_brings_in_a_backend_that_the_configuration_does_not_name(site, operators, call):
     for trusted in (False, True):
-        with pytest.raises(PromptmillError, match="only where the configuration file names it"):
+        with pytest.raises(PromptmillError, match="only if the configuration file names it"):
             Configuration(operators, trust_client=trusted).overlaid(call)
     assert "toy_package" not in sys.modules
 

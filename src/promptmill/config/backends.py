@@ -1,4 +1,4 @@
-"""What is known of each backend without importing it: promptmill's own, and other packages' by their entry points."""
+"""A record of each backend's properties, readable without importing it: our own backends, and other packages'."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
 
 GROUP = "promptmill.backends"
 OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
-"""Requests that an endpoint is sent as they are, and whose responses come back so."""
+"""Paths whose requests and responses pass through an endpoint unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendRecord:
-    """What the rest of promptmill asks about a backend, in place of its name."""
+    """Properties of a backend. Other code reads them instead of comparing the backend's name."""
 
     module: str
-    """Has `create(plan)`, which returns a `promptmill.backends.protocol.Backend`."""
+    """A module with `create(plan)`, which returns a `promptmill.backends.protocol.Backend`."""
     model_key: str = "model_name"
-    """The key of its block that names the model."""
+    """The key for the model in the backend's block."""
     is_engine: bool = False
-    """Runs on this machine: takes memory and devices, which `vllm_shutdown` frees, and its jobs end with the server."""
+    """It runs on this machine: `vllm_shutdown` frees its memory and devices, and its jobs end with the server."""
     needs_endpoint: bool = False
     """Its block has `base_url`, `provider` and keys; `--base-url` and the like go with it."""
     any_model: bool = False
-    """A row may name a model of its own."""
+    """Each row may name its own model."""
     other_paths: frozenset[str] = frozenset()
-    """Which requests other than those for a chat the lines of a Batch file may make, such as `/embeddings`."""
+    """Paths other than chat completions that lines of a Batch file may use, such as `/embeddings`."""
     choice: str = ""
-    """The module that finds out which model there is, where none is named."""
+    """The module that finds the model if the configuration names none."""
     diagnosis: str = ""
-    """The module that tries its endpoints stage by stage, for `promptmill check`."""
+    """The module that tests the endpoints stage by stage for `promptmill check`."""
     takes_images: bool = True
-    """Whether any of its models reads images; items with images are refused before they reach one that does not."""
+    """Whether any of its models reads images. If not, items with images are refused before they reach it."""
     sampling: frozenset[str] | None = None
-    """The sampling parameters that it takes, others are named as left out; None: it says so itself, per request."""
+    """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
 
 
 _ENGINE = BackendRecord(module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True)
 AUTO = "auto"
-"""Where the configuration leaves to promptmill what answers."""
+"""The name that leaves the choice of the backend to promptmill."""
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
     {
         "openai": BackendRecord(
@@ -66,24 +66,24 @@ _UNKNOWN = BackendRecord(module="")
 
 
 def record(name: str) -> BackendRecord:
-    """Return the record of the backend `name`, an empty one where there is none.
+    """Return the record of the backend `name`, an empty record for an unknown name.
 
-    Imports another package's backend, so it is for names that the operator wrote. Raises `PromptmillError`
-    (`invalid_config`) when that fails.
+    This imports another package's backend, so call it only with names that the operator wrote. Raises
+    `PromptmillError` (`invalid_config`) when the import fails.
     """
     return BACKENDS.get(name) or (_imported(name) if name in installed() else _UNKNOWN)
 
 
-@cache  # what is installed does not change while a process runs
+@cache  # installed packages do not change during a process
 def installed() -> Mapping[str, EntryPoint]:
-    """Return the backends of other packages by name, none of them imported. Our own names are ours."""
+    """Return the entry points of other packages' backends by name, without importing them or replacing our own."""
     from importlib.metadata import entry_points
 
     return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, AUTO}}
 
 
 def is_named(name: object) -> bool:
-    """Return whether there is a backend of this name, ours or another package's."""
+    """Return whether a backend of this name exists, ours or another package's."""
     return isinstance(name, str) and (name in BACKENDS or name in installed())
 
 
@@ -94,12 +94,12 @@ def _imported(name: str) -> BackendRecord:
         found = entry.load()
     except PromptmillError:
         raise
-    except Exception as error:  # noqa: BLE001 (whatever another package does when it is imported)
+    except Exception as error:  # noqa: BLE001 (another package may raise anything at import)
         why = redact(f"{type(error).__name__}: {error}".splitlines()[0])[:300]
-        problem = f"{name} of the package {package} cannot be imported ({why}); update or remove that package."
+        problem = f"{name} of the package {package} cannot be imported ({why}); update or remove the package."
         raise config_error("backend", problem) from None
     if not isinstance(found, BackendRecord):
         raise config_error(
-            "backend", f"{name} of the package {package} is not a `BackendRecord`; update or remove that package."
+            "backend", f"{name} of the package {package} is not a `BackendRecord`; update or remove the package."
         )
     return found

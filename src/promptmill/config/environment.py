@@ -1,4 +1,4 @@
-"""Variables of the environment: those that are ours, and those that a configuration names as `${NAME}`."""
+"""Environment variables: our own, and those that a configuration names as `${NAME}`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from promptmill.core.wording import close_matches
 from promptmill.system import logs
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
-"""Where a key is looked for that no setting names, in this order."""
-# Those of deploy/ and scripts/, which configuration files there read, among them.
+"""Variables that may hold an API key if no setting names one, in this order."""
+# Includes the variables that configuration files in deploy/ and scripts/ read.
 _KNOWN = tuple(
     f"PROMPTMILL_{name}"
     for name in (
@@ -21,41 +21,41 @@ _KNOWN = tuple(
         *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX"),
     )
 )
-_NEAR = 0.88  # PROMPTMILL_PROVIDER, which a file of the user's may read, is none
+_NEAR = 0.88  # PROMPTMILL_PROVIDER, which a user's file may read, is below it
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
 )  # as in shells; `$${name}` stays `${name}`
 
 
 def misspelled(environ: Mapping[str, str]) -> list[str]:
-    """Return a note about each variable whose name is nearly one of ours, and so is read by nobody."""
+    """Return a note about each variable whose name is nearly one of ours."""
     ours = [name for name in environ if name.upper().startswith("PROMPTMI") and name not in _KNOWN]
     return [
-        f"{name:.60} is read by nobody; did you mean {near[0]}?"
+        f"Unknown variable {name:.60}; did you mean {near[0]}?"
         for name in sorted(ours)
         if (near := close_matches(name.upper(), _KNOWN, n=1, cutoff=_NEAR))
     ]
 
 
 def check_log_level(environ: Mapping[str, str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for a level of PROMPTMILL_LOG_LEVEL that there is none of."""
+    """Raise `PromptmillError` (`invalid_config`) if PROMPTMILL_LOG_LEVEL holds an unknown level."""
     level = environ.get(logs.LEVEL, "").strip().lower()
     if level and level not in logs.LEVELS:
         raise config_error(
             logs.LEVEL,
-            f"{level[:20]!r} is no level; write {', '.join(logs.LEVELS[:-1])} or {logs.LEVELS[-1]}.",
+            f"{level[:20]!r} is not a log level; write {', '.join(logs.LEVELS[:-1])} or {logs.LEVELS[-1]}.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Unset:
-    """Stands where `${name}` could not be read; an error only when the block is used."""
+    """Replaces `${name}` of an unset variable: an error only if its block is used."""
 
     name: str
 
 
 def expanded(value: Any, environ: Mapping[str, str]) -> Any:
-    """Return what a configuration holds with `${NAME}` replaced; see `without_unset` for variables that are not set."""
+    """Return `value`, a part of a configuration, with each `${NAME}` replaced. For unset ones see `without_unset`."""
     if isinstance(value, dict):
         return {key: expanded(inner, environ) for key, inner in value.items()}
     if isinstance(value, list):
@@ -79,22 +79,22 @@ def _is_literal(found: re.Match[str]) -> bool:
 
 
 def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Return what `expanded` gave, without unset variables of blocks other than that of `backend`.
+    """Return `raw`, a result of `expanded`, without the unset variables in blocks of other backends than `backend`.
 
-    Raises `PromptmillError` (`invalid_config`) for one that is in use.
+    Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.
     """
     blocks, named = raw.get("backend_configs"), raw.get("models")
     if isinstance(blocks, dict):
         others = {name: _emptied(block) for name, block in blocks.items() if name != backend}
         raw = {**raw, "backend_configs": {**blocks, **others}}
-    if isinstance(named, dict):  # the one in use stands above them, too
+    if isinstance(named, dict):  # the model in use is also outside of `models`
         raw = {**raw, "models": {name: _emptied(model) for name, model in named.items()}}
     _refuse_unset(raw, "")
     return raw
 
 
 def _emptied(value: Any) -> Any:
-    """Return `value` without the keys of unset variables, and of lists that hold one."""
+    """Return `value` without keys whose value is, or whose list contains, an unset variable."""
     if not isinstance(value, Mapping):
         return value
     return {
@@ -110,9 +110,7 @@ def _holds_unset(value: Any) -> bool:
 
 def _refuse_unset(value: Any, path: str) -> None:
     if isinstance(value, _Unset):
-        raise config_error(
-            path, f"the environment variable {value.name} is not set: `export {value.name}=…` in this shell."
-        )
+        raise config_error(path, f"the environment variable {value.name} is not set; set it: `export {value.name}=…`.")
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_unset(inner, f"{path}.{key}" if path else str(key))

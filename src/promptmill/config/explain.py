@@ -1,4 +1,4 @@
-"""Explain validation errors of the configuration: each key's path, what is wrong, and the key that was meant."""
+"""Explain validation errors of the configuration: each key's path, the problem, and the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_PROBLEMS = 10
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
-# What other programs call it.
+# Names of other programs → our hint.
 _ALIASES = {
     "api_base": "did you mean base_url?",
     "base": "did you mean base_url?",
@@ -27,7 +27,7 @@ _ALIASES = {
     "openai_api_key": "did you mean api_key?",
     "key": "did you mean api_key?",
     "model_list": (
-        "it is LiteLLM's. Here: `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
+        "this key is LiteLLM's. Write `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
         "model_name: …, api_key_env: …}}}}`."
     ),
     "max_new_tokens": "did you mean sampling_params.max_tokens?",
@@ -40,9 +40,9 @@ _ALIASES = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: Mapping[str, Any] = _NOTHING) -> str:
-    """Return what is wrong, key by key, without quoting a value but a number.
+    """Return the problems of `error`, key by key. Numbers are the only values that they quote.
 
-    Unknown keys come with the nearest known one. `above` is the path of `model` itself, `raw` what it was made of.
+    For an unknown key the nearest known one is named. `above` is the path of `model` itself; `raw` is its input.
     """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
@@ -59,15 +59,15 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw
             message = _plain(message)
             got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
-                got += '; remove the "- " before each name below it'
+                got += '; remove the "- " before each name in it'
             lines.setdefault(path, f"{message}{got}.")
-    told = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
-    more = len(lines) - len(told)
-    return " ".join([*told, f"And {more} more."] if more else told)
+    lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    more = len(lines) - len(lines_shown)
+    return " ".join([*lines_shown, f"And {more} more."] if more else lines_shown)
 
 
 def _got(value: object, kind: str) -> str:
-    """Return what stands there instead, and how a number is written that only looks like one."""
+    """Return the kind of the wrong value; for a text that looks like a number, the number to write."""
     if not isinstance(value, str) or not kind.startswith(("int", "float")) or not _NUMBER.fullmatch(value):
         return f", not {shape(value)}"
     number = float(value.replace(",", "."))
@@ -89,14 +89,14 @@ _PLAIN = (
 
 
 def _plain(message: str) -> str:
-    """Return pydantic's words as those of people who write YAML."""
+    """Return pydantic's message in the words of YAML."""
     for words, plain in _PLAIN:
         message = re.sub(words, plain, message)
     return message
 
 
 def _described(location: list[int | str], model: type[BaseModel]) -> str:
-    """Return what the settings say about the key at `location`."""
+    """Return the description of the key at `location`."""
     description = ""
     for part in location:
         field = model.model_fields.get(str(part))
@@ -109,14 +109,14 @@ def _described(location: list[int | str], model: type[BaseModel]) -> str:
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:
-    """Return the model that a field holds: itself, one or none of it, or several by name."""
+    """Return the pydantic model in a field's annotation (`Model`, `Model | None`, `dict[str, Model]`), if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
-    """Return where a key belongs that stands in the wrong block; `""` when it belongs nowhere."""
+    """Return the right place of a key in the wrong block; `""` for a key that has none."""
     if key in Sampling.model_fields and key not in known:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:
@@ -133,13 +133,13 @@ def _elsewhere(key: str, known: list[str]) -> str:
 
 
 def _model_key(known: list[str], raw: Mapping[str, Any]) -> str:
-    """Return what is written in place of `model`, among the keys `known` of its block or at the top of `raw`."""
+    """Return the key to write instead of `model`: one of its block's keys `known`, or one that fits `raw`."""
     if key := next((key for key in ("model_name", "model_name_or_path") if key in known), ""):
         return f"did you mean {key}?"
     backend = raw.get("backend")
     if isinstance(backend, str) and backend.strip().lower() == "ollama":
         return (
-            "Ollama is an endpoint. In place of both keys: `backend: openai` and `backend_configs: {openai: {base_url: "
+            "Ollama is an endpoint. Replace both keys: `backend: openai` and `backend_configs: {openai: {base_url: "
             "localhost:11434, model_name: …}}`."
         )
     field = BackendConfigs.model_fields.get(str(backend))
@@ -151,10 +151,10 @@ def _model_key(known: list[str], raw: Mapping[str, Any]) -> str:
 
 
 def unknown_key(location: list[int | str], model: type[BaseModel], raw: Mapping[str, Any] = _NOTHING) -> str:
-    """Return what to do about the key at `location`, which `model` does not have: the key that was meant, if any."""
+    """Explain the key at `location`, which `model` lacks: the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:
-        field = model.model_fields.get(str(parent))  # a name that the user chose is none
+        field = model.model_fields.get(str(parent))  # None for a name that the user chose
         model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if key == "model":

@@ -1,4 +1,7 @@
-"""The configuration: `parameter.yaml` with the command line over it, and a call's overrides over both."""
+"""The configuration: `parameter.yaml`, overridden by the command line, and both overridden by a call.
+
+file (`${NAME}` expanded) ← command line (`--set`, options) ← `generation_init` (never expanded or trusted)
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ from promptmill.core.wording import shape
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
-# Whoever may call over a network may neither read files nor keep the engine for ever, unless the operator says so.
+# Clients on a network may neither read files nor occupy the engine for ever, unless the operator allows it.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What `generation_init` brings. Not the operator's word: nothing here is expanded or trusted."""
+    """The arguments of `generation_init`. They come from a client: nothing here is expanded or trusted."""
 
     backend: str | None = None
     backend_configs: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +44,7 @@ class Overrides:
 
 
 class Configuration:
-    """The operator's word: file, environment and command line."""
+    """The operator's configuration: file, environment and command line."""
 
     def __init__(
         self,
@@ -53,8 +56,8 @@ class Configuration:
     ) -> None:
         """`raw` is the file's content with `${…}` expanded.
 
-        `calls_replace`, for a pipeline: a call's blocks and parameters replace those of the file instead of merging,
-        unknown keys are left out with a warning, and no answer is checked against `response_format`. Raises
+        `calls_replace` is for pipelines: a call's blocks and parameters replace the file's instead of merging, unknown
+        keys are dropped with a warning, and answers are not checked against `response_format`. Raises
         `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
@@ -64,9 +67,9 @@ class Configuration:
         self._chosen = ""
         self._keyless = False
         self.default = models.default_name(raw)
-        """The name of the model that answers where none is named."""
+        """The name of the model for calls that name none."""
         self.names = tuple(models.names(raw))
-        """The names of all models, that one's first."""
+        """The names of all models, the default one first."""
         self.plan = self.plan_of(self.default)
         models.check_names(self.plan.operator)
 
@@ -81,7 +84,7 @@ class Configuration:
         raw, file = models.raw_of(self._raw, name), None
         if name in models.named(raw):
             named = str(_backend_of(self._raw))
-            # only where the file names one: that decides whether it has a model `default`
+            # only if the file names a backend: this decides whether it has a model `default`
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
             file, _ = self._settings_of(whole, named)
         backend = _backend_of(raw)
@@ -95,9 +98,9 @@ class Configuration:
         )
 
     def settled(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration with `values`, by the paths of their keys, in place of `backend: auto`.
+        """Return the configuration with `values`, by dotted path, in place of `backend: auto`.
 
-        `chosen` says why; see `ResolvedConfig` for it and `keyless`.
+        For `chosen` and `keyless` see `ResolvedConfig`.
         """
         raw = dict(self._raw)
         for path, value in values.items():
@@ -123,11 +126,11 @@ class Configuration:
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
 
-        `content` is that of the file, where it was read already. `values` is given the content so far and returns
-        further values by the paths of their keys; sampling parameters among them count for all models. `defaults` are
-        top keys that differ from the usual ones, for what the file does not set or sets to null.
+        `content` is the file's content if it was read already. `values` gets the content so far and returns further
+        values by the paths of their keys; sampling parameters among them apply to all models. `defaults` replace the
+        usual defaults of top-level keys that the file leaves out or sets to null.
 
-        Raises `PromptmillError` (`invalid_config`) with the key's path and what to do.
+        Raises `PromptmillError` (`invalid_config`) with the key's path and the remedy.
         """
         if path is None or content is None:
             path = find(path, environ)
@@ -140,16 +143,16 @@ class Configuration:
                 _assign(raw, assignment)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # the file's own, whatever it names
+                raw["default_model"] = None  # use the file's own backend, not its default model
             for keys, value in values(raw).items():
                 _put(raw, keys, value)
                 if keys[0] == "sampling_params":
                     models.leave_to_all(raw, keys[1])
-            for assignment in assignments:  # what names a key in full counts, whatever an option means for it
+            for assignment in assignments:  # again: a full path overrides the options
                 _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             raw = expanded(raw, environ)
-        except RecursionError:  # an alias may stand inside what it stands for
+        except RecursionError:  # an alias may contain itself
             raise config_error("", f"{origin} is nested too deeply.") from None
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
@@ -158,10 +161,10 @@ class Configuration:
             raise config_error("", f"{blamed}: {error.message}") from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
-        """Return the plan of the configuration with a call's `overrides` over it.
+        """Return the plan of the configuration with a call's `overrides`.
 
-        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's when not empty. With
-        `calls_replace` all that a call brings replaces the file's.
+        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's if they are not empty. With
+        `calls_replace` a call's blocks replace the file's, too.
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         check_size(given)
@@ -198,16 +201,16 @@ class Configuration:
         return plan
 
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
-        """Raise when a call chooses or sets up a backend of another package without the operator's word.
+        """Raise when a call chooses or configures another package's backend that the operator does not allow.
 
-        It may choose one that the configuration names, and only a trusted client may set its keys: which of them are
-        harmless is not known here.
+        A call may choose one that the configuration names. Only a trusted client may set its keys, because promptmill
+        does not know which of them are harmless.
         """
         operators = {_backend_of(models.raw_of(self._raw, model)) for model in self.names}
         operators |= (self._raw.get("backend_configs") or {}).keys()
         for other in {name, *overrides.backend_configs} & backends.installed().keys():
             if other not in operators:
-                raise config_error("backend", f"a call may choose {other} only where the configuration file names it.")
+                raise config_error("backend", f"a call may choose {other} only if the configuration file names it.")
             if overrides.backend_configs.get(other) and not self._trust_client:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
@@ -228,7 +231,7 @@ class Configuration:
 
 
 def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
-    """Return whether a file's content by itself is a configuration."""
+    """Return whether a file's content is a valid configuration by itself."""
     try:
         Configuration(expanded(content, environ))
     except (PromptmillError, RecursionError):
@@ -242,7 +245,7 @@ def _backend_of(raw: Mapping[str, Any]) -> Any:
 
 
 def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str, Any]:
-    """Return `values` without what is at `place`."""
+    """Return `values` without the key at `place`."""
     key, *rest = place
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
@@ -250,22 +253,24 @@ def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str,
 
 
 def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
-    """Raise when a call chooses what `client_limits` does not allow."""
+    """Raise when a call exceeds `client_limits`."""
     limits = plan.operator.client_limits
     if plan.trust_client:
         return
     if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
         known = ", ".join(limits.models) or "none"
-        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose these models here: {known}.")
+        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose only these models: {known}.")
     for name in models.named_models(overrides.extra_params):
         if limits.models is not None and name not in {*limits.models, plan.operator_model}:
             known = ", ".join(limits.models) or "none"
-            raise config_error("extra_params", f"a call may choose these models here: {known}.")
+            raise config_error("extra_params", f"a call may choose only these models: {known}.")
     if limits.max_tokens is not None:
         plan.within_limits(overrides.sampling_params)
         for name in models.LONGEST_ANSWER:
             if name in overrides.extra_params:
-                raise config_error(f"extra_params.{name}", "a call gives `max_tokens` in `sampling_params` here.")
+                raise config_error(
+                    f"extra_params.{name}", "write it as `max_tokens` in `sampling_params`: this server limits it."
+                )
 
 
 def _assign(raw: dict[str, Any], assignment: str) -> None:
@@ -273,16 +278,16 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     if not equals or not path.strip():
         raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
     if (key := path.strip()) in Sampling.model_fields and key not in Settings.model_fields:
-        raise config_error("--set", f"{key} is below sampling_params: --set sampling_params.{key}=…")
+        raise config_error("--set", f"{key} belongs below sampling_params: --set sampling_params.{key}=…")
     try:
         value = parsed(text)
     except (yaml.YAMLError, ValueError):
-        value = text  # text that is not valid YAML is taken literally
+        value = text  # text that is not valid YAML is the value itself
     _put(raw, path.strip().split("."), value)
 
 
 def _put(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set the key at `path`, making the objects above it."""
+    """Set the key at `path`, and create the mappings above it."""
     *parents, last = path
     block = raw
     for key in parents:

@@ -1,4 +1,4 @@
-"""Models by name: what the configuration comes to for each of them, and which one somebody chooses beside the file."""
+"""Resolve each named model's configuration, and apply choices of the command line to it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
-"""The names under which endpoints and engines take the longest answer, in tokens."""
-_MOST_VALUES = 20_000  # of a call: each that is wrong would be an error of half a kilobyte
+"""Names of the parameter for the longest answer, in tokens, at endpoints and engines."""
+_MOST_VALUES = 20_000  # of one call: each invalid value would become an error of half a kilobyte
 
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """What to load and how to run it.
+    """The settings of one model: the backend to load and how to run it.
 
-    `from_call` names the keys of the chosen backend's block that a call set; `operator` is the configuration without
-    the call, from which it is decided what a call may use (keys, headers, remote code).
+    `from_call` names the keys of the chosen backend's block that a call set. `operator` is the configuration without
+    the call; it decides what a call may use (keys, headers, remote code).
     """
 
     settings: Settings
@@ -42,19 +42,19 @@ class ResolvedConfig:
     from_call: frozenset[str] = frozenset()
     trust_client: bool = False
     warnings: tuple[str, ...] = ()
-    """What is not done exactly as written."""
+    """Settings that promptmill does not follow exactly, as notes for the user."""
     chosen: str = ""
-    """What was found out because the configuration leaves it open, and why: the backend, the model."""
+    """The backend or model that promptmill chose because the configuration leaves it open, and why."""
     keyless: bool = False
-    """Whether the endpoint was found and not named by the operator, so that no key from the environment goes there."""
+    """Whether promptmill found the endpoint by itself: then no key of the environment is sent to it."""
     name: str = DEFAULT
-    """The model's name, by which calls and rows ask for it."""
+    """The model's name in calls and rows."""
     file: Settings | None = None
-    """The whole file's settings, where those of `operator` are one model's of it."""
+    """The whole file's settings, if `operator` holds those of one of its models."""
 
     @cached_property
     def fallback(self) -> list[str]:
-        """The names of the models that answer, in this order, what this one cannot."""
+        """The names of the models that answer, in this order, the items that this one cannot."""
         model = self.operator.models.get(self.name)
         return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
 
@@ -65,22 +65,22 @@ class ResolvedConfig:
 
     @cached_property
     def record(self) -> BackendRecord:
-        """What is known of the chosen backend."""
+        """The record of the chosen backend."""
         return backends.record(self.backend)
 
     @cached_property
     def block(self) -> Block | None:
-        """The chosen backend's settings, None for `auto` and for a name that there is none of."""
+        """The chosen backend's settings; None for `auto` and for an unknown name."""
         return getattr(self.settings.backend_configs, self.backend, None)
 
     @cached_property
     def model(self) -> str:
-        """The model that the chosen backend's block names; `""` when it names none."""
+        """The model in the chosen backend's block; `""` if it names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
     @cached_property
     def is_open(self) -> bool:
-        """Whether something has to be found out before it can be used: the backend, the model."""
+        """Whether promptmill must choose the backend or the model before use."""
         return self.backend == AUTO or (bool(self.record.choice) and not self.model)
 
     @cached_property
@@ -89,9 +89,9 @@ class ResolvedConfig:
         return replace(self, settings=self.operator).model
 
     def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
-        """Return the plan of a call that brings `changes` to `sampling_params`; null takes a parameter out.
+        """Return the plan of a call with `changes` to `sampling_params`; null removes a parameter.
 
-        Tools and `logprobs` are taken here too. Raises `PromptmillError` (`invalid_config`).
+        `changes` may include tools and `logprobs`. Raises `PromptmillError` (`invalid_config`).
         """
         if not changes:
             return self
@@ -108,20 +108,22 @@ class ResolvedConfig:
 
     @cached_property
     def capped(self) -> ResolvedConfig:
-        """The plan of a call that asks for no sampling parameters of its own: within `client_limits`."""
+        """The plan of a call without sampling parameters, within `client_limits`."""
         return self.within_limits({})
 
     def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
-        """Return the plan of a call that asked for the sampling parameters `asked`, within `client_limits`.
+        """Return the plan of a call with the sampling parameters `asked`, within `client_limits`.
 
-        Raises `PromptmillError` (`invalid_config`) when it asked for more.
+        Raises `PromptmillError` (`invalid_config`) when `asked` exceeds them.
         """
         limits = self.operator.client_limits
         most, sampling = limits.max_tokens, self.settings.sampling_params
         if self.trust_client or most is None or (sampling.max_tokens or most + 1) <= most:
             return self
         if asked.get("max_tokens") is not None:
-            raise config_error("sampling_params.max_tokens", f"a call may ask for at most {most} here.")
+            raise config_error(
+                "sampling_params.max_tokens", f"this server allows at most {most} tokens per answer; lower it."
+            )
         capped = sampling.model_copy(update={"max_tokens": most})
         return replace(self, settings=self.settings.model_copy(update={"sampling_params": capped}))
 
@@ -133,7 +135,7 @@ def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def default_name(raw: Mapping[str, Any]) -> str:
-    """Return the name of the model that answers where none is named; `raw` is the content of the file."""
+    """Return the name of the model for calls that name none; `raw` is the content of the file."""
     models = named(raw)
     if chosen := raw.get("default_model"):
         return str(chosen)
@@ -143,16 +145,16 @@ def default_name(raw: Mapping[str, Any]) -> str:
 
 
 def names(raw: Mapping[str, Any]) -> list[str]:
-    """Return the names of all models, that of the one that answers where none is named first."""
+    """Return the names of all models, the default one first."""
     first = default_name(raw)
     own = [DEFAULT] if raw.get("backend") or raw.get("backend_configs") else []
     return list(dict.fromkeys([first, *named(raw), *own]))
 
 
 def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the content of the file as it would be if `name` were its only model.
+    """Return the content of the file as if `name` were its only model.
 
-    A model has a block of its own and takes nothing from the file's, whose key, address and price are for another one.
+    A model has its own block and inherits nothing from the file's: that key, address and price belong to another model.
     """
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
@@ -171,10 +173,11 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def endpoint_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `given`, keys of `openai`, means above those of the file.
+    """Return the keys of `openai` in `given`, which override the file's block `own`.
 
-    Who names a provider means its address, not the file's, and the other way round: then the file's key and headers
-    are for somebody else. `given` may name both.
+    A provider in `given` means that provider's address instead of the file's, and an address replaces the file's
+    provider. Then the file's key and headers must not be sent: they belong to the other endpoint. `given` may name
+    both.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")
@@ -182,8 +185,8 @@ def endpoint_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
 
 
-# A flex answer may take a quarter of an hour, and capacity ("429 Resource Unavailable", which is free) may lack
-# for hours.
+# A flex answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource Unavailable",
+# which costs nothing).
 _FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
 
 
@@ -196,13 +199,12 @@ def settings_of(
     sampling: Mapping[str, Any],
     tier: str | None = None,
 ) -> dict[tuple[str, ...], Any]:
-    """Return the settings that somebody's choices mean, by their paths.
+    """Return the settings for choices of the command line, by their paths.
 
-    `raw` is the file's content, `endpoint` holds keys of `openai`, `tier` is a service tier. `model` is one of the
-    file's `models`; with `backend` or `endpoint`, or where the file has no `models`, a model there.
+    `raw` is the file's content, `endpoint` holds keys of `openai`, `tier` is a service tier. `model` names one of the
+    file's `models`; with `backend` or `endpoint`, or if the file has no `models`, it names a model of that backend.
 
-    Raises `PromptmillError`: `invalid_config` for a key that the backend does not have, `invalid_input` for a model
-    that there is none of.
+    Raises `PromptmillError`: `invalid_config` for a key that the backend lacks, `invalid_input` for an unknown model.
     """
     found: dict[tuple[str, ...], Any] = {}
     of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
@@ -220,11 +222,11 @@ def settings_of(
         found["backend",] = chosen
     if model is not None and named(raw) and not of_backend:
         raise unknown_model(model, names(raw), "--model")
-    answering = "openai" if chosen == backends.AUTO else chosen  # which `auto` may come to, with what is said
+    answering = "openai" if chosen == backends.AUTO else chosen  # `auto` may resolve to openai
     record = backends.record(answering)
     if (endpoint or tier) and not record.needs_endpoint:
         option = next(iter(endpoint), "tier").removeprefix("api_").replace("_", "-")
-        raise config_error(f"--{option}", f"goes with the backend openai, and this one is {chosen}.")
+        raise config_error(f"--{option}", f"works with the backend openai only, and the backend is {chosen}.")
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
     own_blocks = model_raw.get("backend_configs")
@@ -240,13 +242,13 @@ def settings_of(
     for key, value in sampling.items():
         if key not in BESIDE:
             found["sampling_params", key] = value
-        else:  # which a named model does not take from the file
+        else:  # a named model does not inherit these from the file
             found[*(("models", name) if is_named else ()), "extra_params", key] = value
     return found
 
 
 def leave_to_all(raw: dict[str, Any], parameter: str) -> None:
-    """Take a sampling parameter out of every model's own, so that the file's counts."""
+    """Remove a sampling parameter from every model's own block, so that the file's value applies."""
     if found := named(raw):
         raw["models"] = {name: _without(model, parameter) for name, model in found.items()}
 
@@ -259,7 +261,7 @@ def _without(model: Any, parameter: str) -> Any:
 
 
 def check_names(settings: Settings) -> None:
-    """Raise `PromptmillError` (`invalid_config`) where a model is named that there is none of."""
+    """Raise `PromptmillError` (`invalid_config`) if `default_model` or `fallback` names an unknown model."""
     known = [*settings.models, DEFAULT]
     if settings.default_model is not None and settings.default_model not in known:
         raise config_error("default_model", _unknown(settings.default_model, known))
@@ -270,7 +272,7 @@ def check_names(settings: Settings) -> None:
 
 
 def unknown_model(name: str, known: Iterable[str], where: str = "model") -> PromptmillError:
-    """Return the error of a call that names a model that there is none of; the nearest ones first."""
+    """Return the error of a call that names an unknown model; it lists the known ones, the nearest first."""
     return input_error(f"{where}: {_unknown(name, list(known))}")
 
 
@@ -281,22 +283,22 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def named_models(extra: Mapping[str, Any]) -> list[str]:
-    """Return the models that parameters of a request's body name: `model`, and what routers take as alternatives."""
+    """Return the models that a request's body names: `model`, and the alternatives that routers accept."""
     found = [extra.get("model")]
-    for name in ("models", "fallbacks"):  # of OpenRouter and LiteLLM
+    for name in ("models", "fallbacks"):  # OpenRouter and LiteLLM
         found += others if isinstance(others := extra.get(name), list) else [others]
     found = [one.get("model") if isinstance(one, Mapping) else one for one in found]
     return [str(name) for name in found if name is not None]
 
 
 def check_size(given: Any) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when a call brings too many values."""
+    """Raise `PromptmillError` (`invalid_config`) when a call holds too many values."""
     if _has_more_values(given, _MOST_VALUES):
-        raise config_error("", f"The call brings more than {_MOST_VALUES:,} values; send fewer.")
+        raise config_error("", f"The call contains more than {_MOST_VALUES:,} values; send fewer.")
 
 
 def _has_more_values(value: Any, most: int) -> bool:
-    """Return whether `value` holds more than `most` values, without looking at more of them than that."""
+    """Return whether `value` holds more than `most` values; visits at most that many."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -1,33 +1,37 @@
-"""The configuration file: found, and read strictly and in bounded memory."""
+"""The configuration file: find it, read it strictly and in bounded memory, and explain what is wrong with its YAML."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from promptmill.config import yaml_problems
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import shape
 
 FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
 _MOST_NODES = 100_000
+_KEY = re.compile(r"\s*(?:- )?([\w.${}-]+)\s*:(?:\s|$)")
+_UNSPACED = re.compile(r"\s*(?:- )?([A-Za-z_]\w*):(?!//)(\S[^#]*)(?!.*:\s)")
+_QUOTED = re.compile(r"[:-] +['\"]")
+_BRACKETS = {"}": "{", "]": "["}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, of which the parser would keep the last in silence, and of bounded size.
+    """Refuses duplicate keys, of which PyYAML would silently keep the last, and bounds the size.
 
-    An alias costs a few bytes and stands for all it names, so a few nested lines can stand for more than memory holds.
+    An alias takes a few bytes and repeats all that it names, so a few nested lines can expand beyond all memory.
     """
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None and _written_out(node, {}) > _MOST_NODES:
-            raise config_error("", f"what its aliases stand for adds up to more than {_MOST_NODES} values.")
+            raise config_error("", f"its aliases expand to more than {_MOST_NODES} values; write fewer.")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
@@ -37,7 +41,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise config_error(f"line {key_node.start_mark.line + 1}", "a key must be a word.")
+                raise config_error(
+                    f"line {key_node.start_mark.line + 1}", "a key must be a word, not a list or mapping."
+                )
             if key in seen:
                 raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
             seen.add(key)
@@ -45,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many nodes `node` would be without aliases. Raises `RecursionError` when it holds itself."""
+    """Return the number of nodes of `node` with aliases expanded. Raises `RecursionError` if it contains itself."""
     if id(node) not in known:
         size = 1
         if isinstance(node, yaml.SequenceNode):
@@ -66,8 +72,8 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
         file = named / FILE_NAME if named.is_dir() else named
         raise config_error(
             where,
-            f"There is no configuration file at {file.absolute()}; correct the path, or have `promptmill init -o "
-            f"{file}` write one.",
+            f"There is no configuration file at {file.absolute()}; correct the path, or write one with "
+            f"`promptmill init -o {file}`.",
         )
     if named is not None:
         return named
@@ -82,12 +88,15 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
 
 
 def parsed(text: str) -> Any:
-    """Return what YAML says. Raises `yaml.YAMLError`, `ValueError` (no date), `RecursionError`, `PromptmillError`."""
+    """Return the value of YAML text.
+
+    Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
+    """
     return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
 
 
 def line_of(file: Path, keys: Sequence[str]) -> int | None:
-    """Return the line, from 1, where the key at the path `keys` stands, or the nearest above it; None for neither."""
+    """Return the line (from 1) of the key at the path `keys`, or of its nearest parent; None if both are missing."""
     try:
         node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -103,13 +112,13 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the place."""
+    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line."""
     text = ""
     try:
         text = file.read_text(encoding="utf-8-sig")
         content = parsed(text)
     except yaml.YAMLError as error:
-        raise config_error("", f"{file}: {yaml_problems.plain(error, text)}") from None
+        raise config_error("", f"{file}: {yaml_problem(error, text)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:
@@ -128,4 +137,107 @@ def _reason(error: Exception) -> str:
         return error.strerror or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else f"a date or number in it: {error}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else f"a date or number is invalid: {error}"
+
+
+def yaml_problem(error: yaml.YAMLError, text: str) -> str:
+    """Explain `error`, which PyYAML raised for `text`: a whole sentence with the line and the remedy."""
+    problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
+    if mark is None:
+        return "It is not valid YAML."
+    return _no_space(problem, mark.line, text.splitlines()) or _explain(error, problem, mark, text)
+
+
+def _explain(error: yaml.YAMLError, problem: str, mark: yaml.Mark, text: str) -> str:
+    """Explain `problem`, which PyYAML found at `mark`."""
+    began = getattr(error, "context_mark", None) or mark
+    lines, here = text.splitlines(), mark.line
+    place = f"line {here + 1}"
+    if bracket := re.match(r"expected ',' or '([}\]])', but got '(.*)'", problem):
+        if bracket[2] == "{":
+            return f"{place[0].upper()}{place[1:]} needs quotes: inside {{…}}, put `${{…}}` between quotes."
+        end = "the file's end" if "stream end" in bracket[2] else place
+        return (
+            f"The {_BRACKETS[bracket[1]]} in line {began.line + 1} is not closed before {end}: a {bracket[1]} or a "
+            "comma is missing."
+        )
+    if "node content, but found '<stream end>'" in problem:
+        return "A { or [ is not closed before the file's end: a } or ] is missing."
+    if "end of stream" in problem:
+        return f"A quotation mark in line {began.line + 1} is not closed."
+    if "'\\t'" in problem:
+        return f"Line {here + 1} is indented with a tab; indent with spaces."
+    if "cannot start any token" in problem:
+        character = re.search(r"character '(.*?)'", problem)
+        what = f"begins with {character[1]}, which" if character else "begins with a character that"
+        return f"A value in {place} {what} has a meaning in YAML; put the value between quotes."
+    if "undefined alias" in problem:
+        return f"A value in {place} begins with *, which has a meaning in YAML; put the value between quotes."
+    if "not allowed here" in problem:
+        return _one_colon_too_many(here, mark.column, lines)
+    if re.search(r"expected <block end>, but found '<scalar>'", problem) and _QUOTED.search(lines[here]):
+        return (
+            f"Line {here + 1} has text after a closing quotation mark; put the whole value between quotes, and "
+            "double each single quote ('') inside of single quotes."
+        )
+    if "expected ':'" in problem:
+        return f"Line {began.line + 1} is not `key: value`: the colon with a space after it is missing."
+    if "expected <block end>" in problem:
+        return _outline(here, began.line, lines)
+    return f"Line {here + 1}, column {mark.column + 1}, is not valid YAML: {problem}."
+
+
+def _no_space(problem: str, here: int, lines: list[str]) -> str:
+    """Return the error of a line without a space after its colon, at or above line `here`; `""` if there is none."""
+    if not re.search(r"not allowed here|expected ':'|expected <block end>", problem):
+        return ""
+    near = [here, *([] if (above := _above(here, lines)) is None else [above])]
+    for number in near:
+        found = _UNSPACED.match(lines[number]) if number < len(lines) else None
+        if found:
+            return f"Line {number + 1} needs a space after the colon: {found[1]}: {found[2].rstrip()[:60]}."
+    return ""
+
+
+def _one_colon_too_many(here: int, column: int, lines: list[str]) -> str:
+    """Explain a key at a wrong place: it is indented too deep, inside a value, or a colon is missing above it."""
+    line = lines[here] if here < len(lines) else ""
+    above = _above(here, lines)
+    first = _KEY.match(line)
+    if first is None or column > first.end():
+        return f"Line {here + 1} has a second colon followed by a space; put the value between quotes."
+    if above is not None and _depth(line) > _depth(lines[above]):
+        return (
+            f"Line {here + 1} is indented deeper than line {above + 1}, which already has a value; indent both alike."
+        )
+    if above is not None and not _KEY.match(lines[above]):
+        return f"Line {above + 1} has no colon after its key; write `key: value`."
+    return f"Line {here + 1} has a colon at a wrong place; put the value between quotes."
+
+
+def _outline(here: int, began: int, lines: list[str]) -> str:
+    """Explain a line whose indentation fits no line above it."""
+    at = next((number for number in range(min(here, len(lines) - 1), -1, -1) if lines[number].strip()), 0)
+    line, above = lines[at], _above(at, lines)
+    if not _KEY.match(line) and not line.lstrip().startswith("- "):
+        return f"Line {at + 1} is not `key: value`: the colon with a space after it is missing."
+    if lines[began].lstrip().startswith("- ") is not line.lstrip().startswith("- "):
+        return f"Line {at + 1} mixes keys with the list from line {began + 1}; indent it like the lines it belongs to."
+    if above is None or _depth(line) == _depth(lines[began]):
+        return f"Line {at + 1} fits no line above it; correct its indentation."
+    depths = {_depth(other) for other in lines[:at] if other.strip()}
+    deeper = "deeper" if _depth(line) > _depth(lines[above]) else "less"
+    return (
+        f"Line {at + 1} is indented {deeper} than line {above + 1}, by {_depth(line)} spaces, "
+        f"which fits no line above it; indent it by {' or '.join(map(str, sorted(depths)))}."
+    )
+
+
+def _above(line: int, lines: list[str]) -> int | None:
+    """Return the last line above that is neither empty nor a comment."""
+    found = (number for number in range(line - 1, -1, -1) if lines[number].split("#")[0].strip())
+    return next(found, None)
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))

@@ -1,4 +1,4 @@
-"""Typed settings of `parameter.yaml`: every key with default, bounds and meaning."""
+"""The typed settings of `parameter.yaml`: each key with its default, bounds and meaning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Block(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty(cls, data: Any) -> Any:
-        """Read `key:` without a value as the default, as people write it in YAML."""
+        """Read `key:` without a value as the default."""
         if not isinstance(data, dict):
             return data
         fields = cls.model_fields
@@ -65,7 +65,7 @@ class Block(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse `true` and `false` where a number is meant, which Python would take for 1 and 0."""
+        """Refuse `true` and `false` as numbers; Python would read them as 1 and 0."""
         annotation = str(cls.model_fields[info.field_name or ""].annotation)
         given = value if isinstance(value, list | tuple) else [value]
         numeric = ("int" in annotation or "float" in annotation) and "bool" not in annotation
@@ -78,69 +78,76 @@ class OpenAISettings(Block):
     """Any OpenAI-compatible chat completions endpoint."""
 
     provider: str | None = Field(
-        None, description="A known provider or server, whose address is `base_url`'s default; `promptmill providers`."
+        None,
+        description="A known provider or server, see `promptmill providers`; its address is the default of `base_url`.",
     )
     model_name: str | None = Field(
-        None, description="The model's name at the endpoint; null: the only one that it has."
+        None, description="The model's name at the endpoint; null: the endpoint's only model."
     )
     base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
-        [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of those to share the work."
+        [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of addresses that share the work."
     )
     api_key: SecretStr | list[SecretStr] | None = Field(
-        None, description="The key itself, or a list of keys to share the work; better `api_key_env`."
+        None, description="The key itself, or a list of keys that share the work; `api_key_env` is safer."
     )
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
-    headers: dict[str, SecretStr] = Field({}, description="More headers to send with each request.")
-    trust_env: bool = Field(True, description="Use the proxies that the environment names.")
+    headers: dict[str, SecretStr] = Field({}, description="Additional headers for each request.")
+    trust_env: bool = Field(True, description="Use the proxies of the environment variables.")
     concurrency: int = Field(
         64,
         ge=1,
         le=65_536,
-        description="Most requests in flight, of all calls together. Where it is not set, "
-        "a server of your own is given more for as long as it answers more.",
+        description="Most requests in flight, of all calls together. If unset, a local server's limit is raised for "
+        "as long as that increases throughput.",
     )
-    adaptive: bool = Field(True, description="Find out how many requests in flight the endpoint takes.")
+    adaptive: bool = Field(True, description="Find the number of requests in flight that the endpoint accepts.")
     rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
     tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
-    retries: int = Field(5, ge=1, le=100, description="Attempts per item in all, counting only failures of that item.")
-    base_delay: float = Field(1.0, ge=0, description="First wait before trying again, seconds; doubles each time.")
-    max_delay: float = Field(30.0, ge=0, description="Longest wait before trying again, seconds.")
+    retries: int = Field(5, ge=1, le=100, description="Most attempts per item; only failures of the item itself count.")
+    base_delay: float = Field(1.0, ge=0, description="First wait before a retry, in seconds; doubles each time.")
+    max_delay: float = Field(30.0, ge=0, description="Longest wait before a retry, in seconds.")
     timeout: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        (10, 600), description="Seconds to connect, and the longest silence of the endpoint."
+        (10, 600), description="Seconds to connect, and the longest silence of the endpoint in seconds."
     )
-    item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, retries included.")
-    patience: float = Field(120, gt=0, description="Seconds to bear with an endpoint that answers nothing at all.")
-    max_connections: int | None = Field(None, ge=1, description="Most open connections; default: as many as requests.")
+    item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, including retries.")
+    patience: float = Field(120, gt=0, description="Seconds without any answer after which an endpoint is given up.")
+    max_connections: int | None = Field(
+        None, ge=1, description="Most open connections; default: one per request in flight."
+    )
     stream: bool = Field(
-        False, description="Receive answers piece by piece, so that a hung answer ends by its silence."
+        False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."
     )
     hedge: bool = Field(
         False,
-        description="Send a request that takes far longer than others once more, at most one in twenty; the first "
-        "answer counts.",
+        description="Send a request again if it takes far longer than others, at most one in twenty; the first "
+        "answer is used.",
     )
-    dedupe: bool = Field(False, description="Send identical requests of a call only once, at temperature 0.")
+    dedupe: bool = Field(False, description="Send identical requests of a call only once, if their temperature is 0.")
     num_workers: int | None = Field(
-        None, ge=1, le=256, description="Worker processes for large work; default: as many as cores, at most 8."
+        None, ge=1, le=256, description="Worker processes for large calls; default: one per core, at most 8."
     )
     worker_concurrency: int | None = Field(
-        None, ge=1, description="Requests in flight per worker; default: their share."
+        None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
     )
-    bulk_threshold: int = Field(20_000, ge=1, description="Prompts of one call from which on workers share it.")
-    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, which goes first.")
+    bulk_threshold: int = Field(
+        20_000, ge=1, description="Number of prompts from which on a call is shared by workers."
+    )
+    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, whose value wins.")
 
     @field_validator("api_key_env")
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:
         if name and looks_like_key(name):
-            raise ValueError("is to be the NAME of an environment variable, such as OPENAI_API_KEY, and holds a key")
+            raise ValueError(
+                "should be the NAME of an environment variable without `$`, such as OPENAI_API_KEY, not the key itself"
+            )
         return name
 
     @field_validator("timeout", mode="before")
     @classmethod
     def _seconds(cls, timeout: Any) -> Any:
         if isinstance(timeout, str):
-            raise ValueError("should be seconds as a number, such as 300, or two: [to connect, the longest silence]")
+            raise ValueError("should be a number of seconds, such as 300, or two: [to connect, the longest silence]")
         return timeout
 
     @model_validator(mode="before")
@@ -152,13 +159,16 @@ class OpenAISettings(Block):
 
 
 class HFSettings(Block):
-    """A Hugging Face transformers model, run here."""
+    """A Hugging Face transformers model on this machine."""
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
     batch_size: int | None = Field(
-        None, ge=1, le=4096, description="Most prompts computed together; default: by the model's size and free memory."
+        None,
+        ge=1,
+        le=4096,
+        description="Most prompts computed together; default: depends on the model's size and free memory.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
@@ -166,13 +176,13 @@ class HFSettings(Block):
     device: str = Field("auto", pattern=f"^{_DEVICE}$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`.")
     gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="How attention is computed; null: as transformers chooses."
+        None, description="The implementation of attention; null: transformers chooses."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _transformers_names(cls, data: Any) -> Any:
-        """Take what programs of transformers write: `torch_dtype`, and `device_map` where it names one place."""
+        """Accept the names of transformers: `torch_dtype`, and `device_map` if it names one device."""
         if not isinstance(data, Mapping):
             return data
         data = dict(data)
@@ -186,16 +196,16 @@ class HFSettings(Block):
 
 
 class VLLMSettings(Block):
-    """A vLLM engine, run here. Every engine argument of vLLM goes through."""
+    """A vLLM engine on this machine. Every engine argument of vLLM is passed on."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Share of each GPU's memory to take.")
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Fraction of each GPU's memory to use.")
     dtype: str = Field("auto", description="Number format of the weights.")
     lora_modules: dict[str, str] | None = Field(
-        None, description="LoRA adapters by name: their folders. A call takes one with `extra_params: {lora: NAME}`."
+        None, description="Folders of LoRA adapters by name. A call selects one with `extra_params: {lora: NAME}`."
     )
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
 
@@ -209,34 +219,34 @@ class OpenVINOSettings(Block):
         "`smollm2-135m-instruct`, the embedded model.",
     )
     gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
-    threads: int | None = Field(None, ge=1, le=1024, description="Threads that compute; default: one per core.")
+    threads: int | None = Field(None, ge=1, le=1024, description="Compute threads; default: one per core.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format to compute in; `auto`: the fastest of this processor."
+        "auto", description="Number format of the computation; `auto`: the fastest on this processor."
     )
     cache_gb: int | None = Field(
-        None, ge=1, description="GiB for what running prompts have computed; default: a quarter of free memory."
+        None, ge=1, description="GiB for the cache of running prompts (KV cache); default: a quarter of free memory."
     )
 
 
 class ClientLimits(Block):
-    """What a client may choose for its own calls at most. Does not bind a trusted one."""
+    """Limits of a client's choices for its calls. They do not apply to a trusted client."""
 
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer that a call may ask for, or get, in tokens.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer of a call, in tokens.")
     models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
 
 
 class PriceSettings(Block):
-    """What a million tokens cost."""
+    """Prices per million tokens."""
 
-    input: float = Field(ge=0, description="Of the prompt.")
-    output: float = Field(ge=0, description="Of the answer, reasoning included.")
+    input: float = Field(ge=0, description="For prompts.")
+    output: float = Field(ge=0, description="For answers, including reasoning.")
     cached_input: float | None = Field(
-        None, ge=0, description="Of the part of a prompt that the endpoint had read before; default: as `input`."
+        None, ge=0, description="For the part of a prompt in the endpoint's cache; default: as `input`."
     )
 
 
 class OtherSettings(Block):
-    """The block of another package's backend, which checks it when it is made."""
+    """The block of another package's backend; that backend checks it when it is created."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -269,32 +279,34 @@ class BackendConfigs(Block):
 
 
 class ModelSettings(Block):
-    """One of several models: a backend's block of its own, and what differs from the rest of the file."""
+    """One of several models: its own backend block, and the keys that differ from the rest of the file."""
 
     model_config = BackendConfigs.model_config
     __pydantic_extra__: _OtherBlocks
 
-    backend: str | None = Field(None, description="Which backend answers; default: the one whose block is here.")
-    openai: OpenAISettings | None = Field(None, description="As `backend_configs.openai`, of which it takes nothing.")
-    hf: HFSettings | None = Field(None, description="As `backend_configs.hf`, of which it takes nothing.")
-    vllm: VLLMSettings | None = Field(None, description="As `backend_configs.vllm`, of which it takes nothing.")
+    backend: str | None = Field(None, description="The backend; default: the one whose block is present.")
+    openai: OpenAISettings | None = Field(
+        None, description="As `backend_configs.openai`, but inherits nothing from it."
+    )
+    hf: HFSettings | None = Field(None, description="As `backend_configs.hf`, but inherits nothing from it.")
+    vllm: VLLMSettings | None = Field(None, description="As `backend_configs.vllm`, but inherits nothing from it.")
     openvino: OpenVINOSettings | None = Field(
-        None, description="As `backend_configs.openvino`, of which it takes nothing."
+        None, description="As `backend_configs.openvino`, but inherits nothing from it."
     )
-    sampling_params: Sampling = Field(Sampling(), description="Over the file's; null takes a parameter out.")
-    extra_params: dict[str, Any] = Field({}, description="Instead of the file's, which may be for another backend.")
-    system_prompt: str | None = Field(None, description="Instead of the file's.")
-    image_tag: str | None = Field(None, description="Instead of the file's.")
-    price: PriceSettings | None = Field(None, description="What a million tokens of this model cost, in US dollars.")
+    sampling_params: Sampling = Field(Sampling(), description="Override the file's; null removes a parameter.")
+    extra_params: dict[str, Any] = Field({}, description="Replace the file's, which may be for another backend.")
+    system_prompt: str | None = Field(None, description="Replaces the file's.")
+    image_tag: str | None = Field(None, description="Replaces the file's.")
+    price: PriceSettings | None = Field(None, description="US dollars per million tokens of this model.")
     fallback: list[str] = Field(
-        [], description="Models that answer, in this order, what this one cannot: see docs/models.md."
+        [], description="Models that answer the items that this one cannot, in this order: see docs/models.md."
     )
-    idle_unload: float | None = Field(None, gt=0, description="Instead of the file's.")
+    idle_unload: float | None = Field(None, gt=0, description="Replaces the file's.")
 
     @model_validator(mode="before")
     @classmethod
     def _one_block(cls, data: Any) -> Any:
-        """Read the backend off the block that is there."""
+        """Derive the backend from the block that is present."""
         if not isinstance(data, Mapping):
             return data
         known = BackendConfigs.model_fields
@@ -303,7 +315,7 @@ class ModelSettings(Block):
         named = data.get("backend")
         if len(blocks) > 1 or (named is None and not blocks):
             found = " and ".join(blocks) or "none"
-            raise ValueError(f"needs one backend's block ({', '.join(known)}); it has {found}")
+            raise ValueError(f"needs the block of one backend ({', '.join(known)}); it has {found}")
         if named is not None and blocks and named != blocks[0]:
             raise ValueError(f"names the backend {named:.40} but has a block of {blocks[0]}")
         return data if named is not None else {**data, "backend": blocks[0]}
@@ -314,96 +326,102 @@ class Settings(Block):
 
     backend: str = Field(
         "openvino",
-        description="Which backend answers: `openvino`, `hf`, `openai`, `vllm`; or `auto`: a server that runs on this "
-        "machine, else a provider whose key is set and which has `model_name`, else the embedded model. A backend of "
-        "another package goes by that package's name for it.",
+        description="The backend: `openvino`, `hf`, `openai`, `vllm`; or `auto`: a server that runs on this machine, "
+        "else a provider whose key is set and which has `model_name`, else the embedded model. Another package's "
+        "backend has the name that the package gives it.",
     )
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()
-    extra_params: dict[str, Any] = Field({}, description="Goes through to the engine or into the request body.")
+    extra_params: dict[str, Any] = Field({}, description="Passed on to the engine, or in the request body.")
     models: dict[str, ModelSettings] = Field(
-        {}, description="Models that a call or row may name; the file's own backend is the model `default`."
+        {}, description="Models that a call or row may name; the model of `backend` above has the name `default`."
     )
     default_model: str | None = Field(
         None,
-        description="Which of `models` answers where none is named; null: the file's own backend, or, where the file "
-        "names none, the first of `models`.",
+        description="The model for calls that name none; null: the model of `backend`, or the first of `models` if the "
+        "file has no `backend`.",
     )
     idle_unload: float | None = Field(
-        None, gt=0, description="Seconds after which an engine of this machine that nobody asked is unloaded."
+        None, gt=0, description="Seconds without a call after which an engine of this machine is unloaded."
     )
     reasoning: Literal["separate", "inline"] = Field(
         "separate",
-        description="`separate`: reasoning is kept apart from the answers. `inline`: an answer's text is exactly what "
-        "the model or endpoint gave, reasoning in it included.",
+        description="`separate`: reasoning is removed from the answers and kept separately. `inline`: an answer is the "
+        "exact text of the model or endpoint, including reasoning.",
     )
     client_limits: ClientLimits = Field(
         ClientLimits(),
-        description="What a call may choose at most: `max_tokens` (also for calls that choose nothing) and `models` (a "
+        description="Limits of a call's choices: `max_tokens` (also applies to calls without it) and `models` (a "
         "list of names).",
     )
-    system_prompt: str = Field("", description="Used when a call brings none.")
-    image_tag: str | None = Field(None, description="Where images go in a prompt; null: where `image_position` says.")
+    system_prompt: str = Field("", description="The system prompt of calls without one.")
+    image_tag: str | None = Field(
+        None, description="The text in a prompt that images replace; null: see `image_position`."
+    )
     image_position: Literal["after", "before"] = Field(
-        "after", description="Whether images without a tag follow the prompt's text or go before it."
+        "after", description="The place of images without a tag: after or before the prompt's text."
     )
     on_error: Literal["report", "raise"] = Field(
-        "report", description="`raise`: any failed item makes the call an error."
+        "report", description="`raise`: one failed item makes the whole call an error."
     )
     unsupported: Literal["warn", "error"] = Field(
-        "warn", description="What a parameter does that a backend cannot take."
+        "warn", description="The effect of a parameter that a backend does not support."
     )
     schema_retries: int = Field(
-        1, ge=0, le=10, description="How often an answer is asked for again that does not satisfy its schema."
+        1, ge=0, le=10, description="Number of retries for an answer that does not satisfy its schema."
     )
     cache: bool | str = Field(
         False,
-        description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, a file's "
-        "path, or `all` for those at any temperature.",
+        description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, the path of "
+        "a file, or `all` for answers at any temperature.",
     )
     price: PriceSettings | None = Field(
-        None, description="US dollars that a million tokens of the model cost; else as `genai-prices` has it."
+        None, description="US dollars per million tokens of the model; default: the prices of `genai-prices`."
     )
     max_cost: float | None = Field(
         None,
         ge=0,
-        description="Most US dollars that this process, or a job in all its runs, may spend; needs `max_tokens`.",
+        description="Spending limit in US dollars, per process or per job (resumes included). Requires `max_tokens`.",
     )
     call_timeout: float | None = Field(
-        None, gt=0, description="Most seconds for a call; the rest comes back as errors."
+        None, gt=0, description="Most seconds for a call; unanswered items are returned as errors."
     )
     max_call_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds after which a call returns with what is done; the rest goes on as a job that "
+        description="Seconds after which a call returns the answers so far; the rest continues as a job, which "
         "`bulk_results` reads. For clients that give up after a minute.",
     )
     allowed_roots: list[str] | None = Field(
         None,
-        description="Folders that images may be read from, and that jobs of a call may read and write in; "
-        "null: anywhere, and for jobs the working directory; over HTTP nowhere.",
+        description="Folders in which calls may read images, and their jobs may read and write files. null: images "
+        "anywhere and jobs in the working directory; over HTTP: nowhere.",
     )
     fetch_images: bool = Field(
         False,
-        description="Download web images here, instead of passing their URLs on; from public addresses only. "
-        "Engines that run here always do, having nobody to pass a URL on to.",
+        description="Download web images on this machine, from public addresses only, instead of passing on their "
+        "URLs. Local engines always download.",
     )
-    max_image_pixels: int = Field(89_000_000, ge=1, description="Larger images are refused before they are decoded.")
+    max_image_pixels: int = Field(
+        89_000_000, ge=1, description="Most pixels of an image; larger ones are refused before they are decoded."
+    )
     max_result_bytes: int | None = Field(
         None,
         ge=0,
-        description="Largest result of a call; a larger one comes as its first answers and a job with all of them. "
-        "null: 9 MiB over stdio, for the clients that end a session at 10 MiB; none for those known to have no limit. "
-        "0: no limit.",
+        description="Largest result of a call in bytes; a larger one is returned as its first answers and a job with "
+        "all of them. null: 9 MiB over stdio, because some clients end a session at 10 MiB, and no limit for clients "
+        "that are known to have none. 0: no limit.",
     )
     max_image_memory: int = Field(
-        1 << 30, ge=1 << 20, description="Bytes for decoding images, all at once; a larger one is decoded alone."
+        1 << 30,
+        ge=1 << 20,
+        description="Bytes of memory for decoding images at the same time; a larger image is decoded alone.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _inline_reasoning(cls, data: Any) -> Any:
-        """Have `reasoning` of the file hold for sampling parameters that say nothing of it."""
+        """Apply the file's `reasoning` to sampling parameters that do not set it."""
         if not isinstance(data, dict) or data.get("reasoning") != "inline":
             return data
         sampling = data.get("sampling_params") or {}
