@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
 from pydantic import BaseModel
 
+from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
 from promptmill.compat.datastudio import object_in
 from promptmill.compat.datastudio_inputs import conversation_of
 from promptmill.core.conversation import ImagePart, TextPart
