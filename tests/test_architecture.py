@@ -22,7 +22,7 @@ FLOORS = (
     {"bulk_call"},
     {"bulk_rows"},
     {"api"},
-    {"compat", "install", "sampling"},
+    {"compat", "install"},
     {"server"},
     {"http", "stdio"},
     {"jobs"},
