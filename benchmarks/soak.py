@@ -266,7 +266,6 @@ def _serve(config: Path) -> int:
     """Serve as `promptmill serve` does, and write the number of tasks to a file on SIGUSR1."""
     from promptmill.config.loading import Configuration
     from promptmill.server import process
-    from promptmill.stdio.front import Front
     from promptmill.system import logs
 
     run: Callable[..., int] = process.run  # type: ignore[attr-defined]
@@ -285,10 +284,8 @@ def _serve(config: Path) -> int:
 
     process.run = probed  # type: ignore[attr-defined, assignment]
     logs.to_stderr()
-    front = Front.open(locked=False)
     configuration = Configuration.load(config)
-    front.configured()
-    return process.serve_stdio(configuration, front)
+    return process.serve_stdio(configuration)
 
 
 def main() -> int:

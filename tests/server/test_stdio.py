@@ -143,11 +143,41 @@ def test_a_wrong_configuration_ends_it_even_when_somebody_spoke_to_it_already(tm
     file = tmp_path / "wrong.yaml"
     file.write_text("bakend: openai")
     with Piped(file) as server:
-        server.initialize()
-        number = server.request("tools/list")
+        numbers = [server.request("initialize"), server.request("tools/list")]
         assert server.process.wait(60) == 2
-        assert server.found(number) is None
+        assert [server.found(number) for number in numbers] == [None, None]
         assert "backend" in server.said()
+
+
+def test_lines_of_a_person_get_one_hint_that_a_client_starts_the_server(config):
+    with Piped(config()) as server:
+        server.write(b"what is 2 + 2?")
+        server.write(b"and 3?")
+        server.initialize()
+        assert server.said().count("this is an MCP server: a client starts it; for a question: promptmill gen") == 1
+
+
+_PRINTING = """
+import os, subprocess, sys
+from pathlib import Path
+from promptmill.config.loading import Configuration
+from promptmill.server import process
+
+def prints():
+    print("printed", flush=True)
+    os.write(1, b"native\\n")
+    subprocess.run([sys.executable, "-c", "import sys; print('child read', repr(sys.stdin.read()))"], check=True)
+
+process.serve_stdio(Configuration.load(Path(sys.argv[2])), extend=lambda server, _: server.tool(prints))
+"""
+
+
+def test_what_is_printed_goes_to_stderr_and_nothing_else_reads_what_the_client_sends(config):
+    with Piped(None, command=[sys.executable, "-c", _PRINTING, "--config", str(config())]) as server:
+        server.initialize()
+        server.result(server.call("prints"))
+        assert server.answers("x") == ["echo: x"]
+        assert "printed\nnative\nchild read ''\n" in server.said().replace("\r", "")
 
 
 # Progress

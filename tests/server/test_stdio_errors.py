@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from mcp_types import jsonrpc_message_adapter
+from pydantic import ValidationError
 
-from promptmill.server.stdio_errors import answer_to
-from promptmill.server.stdio_transport import message_of
+from promptmill.server.stdio import answer_to
 
 CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"generate","arguments":%s}}'
 
 
 def _answer(line):
-    with pytest.raises(ValueError) as refused:
-        message_of(line)
-    return answer_to(line, refused.value)
+    with pytest.raises(ValidationError) as refused:
+        jsonrpc_message_adapter.validate_json(line, by_name=False)  # as the SDK reads it
+    return answer_to(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from promptmill.system import runtime
+
+    runtime.start_quickly()
     if arguments.log_level is None:
         environment.check_log_level(os.environ)
     return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
@@ -67,16 +70,12 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
     _refuse_http_options(arguments)
     if sys.stdin.isatty():
         print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
-    from promptmill.stdio.front import Front
-
-    front = Front.open(locked=arguments.locked)  # before the imports
     configuration = configuration_of(arguments)
-    front.configured()
     from promptmill.server import process
     from promptmill.system import logs
 
     logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
-    return process.serve_stdio(configuration, front, locked=arguments.locked)
+    return process.serve_stdio(configuration, locked=arguments.locked)
 
 
 def _serve_http(arguments: argparse.Namespace) -> int:

@@ -22,8 +22,7 @@ from promptmill.config.parameter_file import FILE_NAME
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.server import process
-from promptmill.stdio.front import Front
-from promptmill.system import logs
+from promptmill.system import logs, runtime
 
 if TYPE_CHECKING:
     from fastmcp import FastMCP
@@ -39,21 +38,20 @@ _UNTRUSTED = "started by a command that serves any client, so the client is not 
 
 def main(argv: Sequence[str]) -> int:
     """Serve over stdio; `argv` is the server's folder. Returns the exit code."""
+    runtime.start_quickly()
     parser = argparse.ArgumentParser("generation.py", description="The generation server, started by a pipeline.")
     parser.add_argument("folder", type=Path, help=f"where {FILE_NAME} lies")
     parser.add_argument("--untrusted", action="store_true", help="the client is not the operator's own program")
     arguments = parser.parse_args(argv)
     trusted = not arguments.untrusted
-    front = Front.open(locked=False, lists_tools=not trusted)  # else there is one more tool
     logs.to_stderr()
     try:
         configuration = configuration_in(arguments.folder, trust_client=trusted)
     except PromptmillError as error:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
-    front.configured()
     print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
-    return process.serve_stdio(configuration, front, extend=_extended if trusted else lambda _server, _service: None)
+    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _server, _service: None)
 
 
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
 from promptmill.service.service import Service
-from promptmill.stdio.front import ENDING_SIGNALS, Front
 from promptmill.system.runtime import descriptors, run, stay_responsive
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from promptmill.http.options import BoundServer, HttpOptions
 
+_ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
@@ -32,17 +32,19 @@ _MUCH = 5_000  # items in progress: looking through them would be noticed
 
 def serve_stdio(
     configuration: Configuration,
-    front: Front,
     *,
     locked: bool = False,
     extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
-    """Serve the client of `front` until stdin ends (exit code 0) or a signal comes (128 + its number).
+    """Serve over stdio until stdin ends (exit code 0) or a signal comes (128 + its number).
 
     Does not return after either.
     `extend` may add tools to the server before it answers.
     """
-    return run(_serve_stdio(configuration, front, extend, locked=locked))
+    for name in _ENDING_SIGNALS:  # while FastMCP is imported nothing runs that has to be ended
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, lambda got, _frame: os._exit(128 + got))
+    return run(_serve_stdio(configuration, extend, locked=locked))
 
 
 def serve_http(configuration: Configuration, options: HttpOptions) -> int:
@@ -57,19 +59,18 @@ def serve_http(configuration: Configuration, options: HttpOptions) -> int:
 
 
 async def _serve_stdio(
-    configuration: Configuration, front: Front, extend: Callable[[FastMCP, Service], None], *, locked: bool
+    configuration: Configuration, extend: Callable[[FastMCP, Service], None], *, locked: bool
 ) -> int:
     from promptmill.server import create_server
-    from promptmill.server.stdio_transport import StdioServer
+    from promptmill.server.stdio import StdioServer
 
     service = Service(configuration)
     server = create_server(service, locked=locked)
     extend(server, service)
     stay_responsive()
     signals = _Signals()  # after the imports: until now they end the process at once
-    stdio = StdioServer(server, front.wire)
+    stdio = StdioServer(server)
     serving = asyncio.ensure_future(stdio.run())
-    front.hand_over()
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
     await signals.wait_for_one_or(serving)
     tidying.cancel()
@@ -78,7 +79,8 @@ async def _serve_stdio(
     until = loop.time() + _CLOSE_S
     answered = asyncio.ensure_future(stdio.last_answers())  # with what there is when the service closes
     await asyncio.wait({serving, answered}, timeout=_CLOSE_S, return_when=asyncio.FIRST_COMPLETED)
-    front.wire.end()  # the SDK cancels all calls then
+    stdio.hang_up()
+    serving.cancel()  # and all calls with it
     await asyncio.wait({serving, closing}, timeout=until - loop.time() + _LAST_WORDS_S / 2)
     _leave(serving, signals)
 
@@ -145,7 +147,7 @@ class _Signals:
         self.received: list[int] = []
         self._stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for name in ENDING_SIGNALS:
+        for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
             if number is None:
                 continue

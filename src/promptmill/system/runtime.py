@@ -60,6 +60,11 @@ def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+def start_quickly() -> None:
+    """Search for no cyclic garbage until `stay_responsive`: a seventh of the imports' time is such searches."""
+    gc.disable()
+
+
 def stay_responsive() -> None:
     """Keep pauses short in a process of ours: look for cyclic garbage seldom, and let threads in at once.
 
@@ -68,6 +73,7 @@ def stay_responsive() -> None:
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
     sys.setswitchinterval(_SWITCH_S)
 
 
