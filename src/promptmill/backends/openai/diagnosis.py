@@ -18,7 +18,7 @@ from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision, classify_exception
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
-from promptmill.backends.openai.transport_errors import plain_port, tls_error, tls_port
+from promptmill.backends.openai.transport_errors import TransportError, plain_port, tls_error, tls_port
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
@@ -172,7 +172,7 @@ class _Trial:
         started = time.monotonic()
         try:
             response = await self._pool.send(endpoint, encoder.encode(request, {}))
-        except Exception as error:  # noqa: BLE001 (any failure is classified and reported)
+        except (TransportError, PromptmillError, OSError, ValueError) as error:
             found: Any = classify_exception(error, endpoint)
         else:
             found = read_response(response.status, response.headers, response.body, endpoint)

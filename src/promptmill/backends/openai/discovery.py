@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.retry import classify_exception
 from promptmill.backends.openai.transport import Pool
+from promptmill.backends.openai.transport_errors import TransportError
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
@@ -191,9 +193,17 @@ def _ollama_url(named: str) -> str:
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
         name, port = host, "11434"
-    if name in {"", "0.0.0.0", "[::]"}:  # noqa: S104 (what it listens on)
+    if not name or _is_every_address(name.strip("[]")):
         name = "127.0.0.1"
     return f"http://{name}:{port}/v1"
+
+
+def _is_every_address(host: str) -> bool:
+    """Return whether a server with `host` listens on every address of its machine: `0.0.0.0` or `::`."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _providers(
@@ -288,7 +298,7 @@ async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
     base = base_url(endpoint)
     try:
         status, headers, body = await pages.page(endpoint, f"{base}/models", _LARGEST_PAGE)
-    except Exception as error:  # noqa: BLE001 (any failure is classified)
+    except (TransportError, OSError, ValueError) as error:
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
     entries = _entries(payload) if 200 <= status < 300 else None
@@ -320,7 +330,7 @@ async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Ma
         try:
             async with asyncio.timeout(_NATIVE_S):
                 status, _, body = await pages.page(endpoint, f"{root}{path}", _LARGEST_PAGE)
-        except Exception:  # noqa: BLE001 (an optional page, which only another server has)
+        except (TransportError, OSError, ValueError):  # an optional page, which only another server has
             return None
         return _json(body) if status == 200 else None
 

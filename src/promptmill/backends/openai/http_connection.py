@@ -211,6 +211,30 @@ class Owner(Protocol):
         """Note that a connection is closed."""
 
 
+class _PartialResponse:
+    """The response that a connection is receiving."""
+
+    __slots__ = (
+        "body",
+        "body_size",
+        "complete",
+        "head_size",
+        "headers",
+        "held",
+        "in_body",
+        "interim",
+        "started",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.status = self.head_size = self.body_size = self.interim = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body: list[bytes] = []
+        self.started = self.in_body = self.complete = False
+        self.held: HeldBody | None = None
+
+
 class Connection(asyncio.Protocol):
     """One connection. Data between requests closes it, because it would be taken for the answer to the next request."""
 
@@ -227,14 +251,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answered = False
         self._parser = httptools.HttpResponseParser(self)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._status = self._head_size = self._body_size = self._interim = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._started = self._in_body = self._complete = False
-        self._held: HeldBody | None = None
+        self._response = _PartialResponse()
 
     # asyncio
 
@@ -242,40 +259,42 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass
 
     def data_received(self, data: bytes) -> None:
+        response = self._response
         if self.answer is None:
             self.close()
             return
         self.at = self._clock()
-        if not self._in_body:
-            self._head_size += len(data)
-        self._started = True
+        if not response.in_body:
+            response.head_size += len(data)
+        response.started = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.keep = False
-            if not self._complete:
+            if not response.complete:
                 inner = error.__context__
                 problem = inner if isinstance(inner, TooLargeError) else InvalidResponseError("not an HTTP response")
                 self._end(problem)
                 return
-        if self._complete:
+        if response.complete:
             self._finish()
-        elif not self._in_body and self._head_size > _LARGEST_HEAD:
+        elif not response.in_body and response.head_size > _LARGEST_HEAD:
             self._end(InvalidResponseError("a head without an end"))
 
     def eof_received(self) -> None:
-        if self.answer is not None and self._in_body and not self._complete and self._until_closed():
+        response = self._response
+        if self.answer is not None and response.in_body and not response.complete and self._until_closed():
             self.keep = False
-            self._complete = True
+            response.complete = True
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self.answer is None:
             self._owner.forget(self)
-        elif not self._started and self._answered:
+        elif not self._response.started and self._answered:
             self._end(StaleError())
-        elif self._in_body:
+        elif self._response.in_body:
             self._end(TransportError("the connection ended within the body"))
         else:
             self._end(exc or TransportError("the connection ended before a response"))
@@ -283,51 +302,55 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        if self._complete:  # a second response to one request
+        if self._response.complete:  # a second response to one request
             self.keep = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._complete:
-            self._headers.append((name, value))
+        if not self._response.complete:
+            self._response.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if not self._complete:
-            self._in_body = True
-            self._status = self._parser.get_status_code()
+        response = self._response
+        if not response.complete:
+            response.in_body = True
+            response.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._body_size += len(body)
-            if self._body_size > LARGEST_BODY:
+        response = self._response
+        if not response.complete:
+            response.body_size += len(body)
+            if response.body_size > LARGEST_BODY:
                 raise TooLargeError(f"more than {LARGEST_BODY} bytes")
-            self._body.append(body)
-            if self._body_size > SMALL_BODY:
+            response.body.append(body)
+            if response.body_size > SMALL_BODY:
                 self._hold(len(body))
 
     def _hold(self, size: int) -> None:
         """Count the body, and stop reading it while other bodies have priority."""
+        response = self._response
         assert self._transport is not None
-        if self._held is None:
-            self._held = HeldBody(self._transport.resume_reading)
-            size = self._body_size
-        if not self._held.add(size):
+        if response.held is None:
+            response.held = HeldBody(self._transport.resume_reading)
+            size = response.body_size
+        if not response.held.add(size):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if self._complete:
+        response = self._response
+        if response.complete:
             return
-        status = self._status
+        status = response.status
         if status == 101:
             raise InvalidResponseError("an unasked-for upgrade")
         if 100 <= status < 200:
-            self._interim += 1
-            if self._interim > _MOST_INTERIM:  # each one resets the timeout of silence, so they could go on forever
+            response.interim += 1
+            if response.interim > _MOST_INTERIM:  # each one resets the timeout of silence, so they could go on forever
                 raise InvalidResponseError("interim responses without end")
-            self._headers.clear()
-            self._in_body = False
-            self._head_size = 0
+            response.headers.clear()
+            response.in_body = False
+            response.head_size = 0
             return
-        self._complete = True
+        response.complete = True
         if not self._parser.should_keep_alive():
             self.keep = False
 
@@ -337,7 +360,7 @@ class Connection(asyncio.Protocol):
         """Send a request with a body of these pieces; `answer` gets the response or the exception."""
         transport = self._transport
         assert transport is not None
-        self._begin()
+        self._response = _PartialResponse()
         self.answer = answer
         self.at = self._clock()
         head = self.target.head(length)
@@ -348,11 +371,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close at once, without a result for `answer`."""
+        response = self._response
         self.keep = False
         self.answer = None
-        if self._held is not None:
-            self._held.free()
-            self._held, self._body = None, []
+        if response.held is not None:
+            response.held.free()
+            response.held, response.body = None, []
         if self._transport is not None and not self.closed:
             self.closed = True
             self._transport.abort()
@@ -365,11 +389,12 @@ class Connection(asyncio.Protocol):
 
     def _until_closed(self) -> bool:
         """Return whether only the end of the connection ends the body."""
-        return not any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._headers)
+        return not any(name.lower() in {b"content-length", b"transfer-encoding"} for name, _ in self._response.headers)
 
     def _finish(self) -> None:
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        headers = self._headers
+        response = self._response
+        body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
+        headers = response.headers
         self._answered = True
         try:
             for name, value in headers:
@@ -379,14 +404,15 @@ class Connection(asyncio.Protocol):
             self.keep = False
             self._end(error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding"))
             return
-        if len(body) > max(self._body_size, SMALL_BODY):  # it was compressed
-            self._held = self._held or HeldBody(_nothing)
-            self._held.add(len(body) - self._body_size)
-        self._end(HttpResponse(self._status, Headers(headers), body, self._held))
+        if len(body) > max(response.body_size, SMALL_BODY):  # it was compressed
+            response.held = response.held or HeldBody(_nothing)
+            response.held.add(len(body) - response.body_size)
+        self._end(HttpResponse(response.status, Headers(headers), body, response.held))
 
     def _end(self, result: HttpResponse | Exception) -> None:
+        response = self._response
         answer, self.answer = self.answer, None
-        held, self._held, self._body = self._held, None, []
+        held, response.held, response.body = response.held, None, []
         if held is not None and self._transport is not None:
             if isinstance(result, HttpResponse):
                 held.complete()

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
@@ -108,7 +109,7 @@ class Pool:
                 page, session = URL(url), await self._opened()
                 response = await session.get(Route(page, CIMultiDict(), None), page, largest)
                 return response.body if response.status == 200 else None
-        except Exception:  # noqa: BLE001 (an optional page)
+        except (TransportError, OSError, ValueError):
             return None
 
     async def read_apart(self, read: Callable[[], T]) -> T:
@@ -392,5 +393,5 @@ def trust_of_environment() -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
     for path in named[:1]:
-        context.load_verify_locations(**({"capath": path} if os.path.isdir(path) else {"cafile": path}))  # noqa: PTH112
+        context.load_verify_locations(**({"capath": path} if Path(path).is_dir() else {"cafile": path}))
     return context
