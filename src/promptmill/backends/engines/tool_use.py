@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
@@ -25,7 +26,7 @@ from promptmill.core.wording import shape
 NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 """The names in `extra_params` that concern tools."""
 _ADVICE = "Choose a model that was trained to call tools, or send the request without tools."
-_ENVIRONMENT = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701 (no HTML)
+_ENVIRONMENT = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
 Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The JSON Schemas of the tools' parameters, by the tools' names."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.hf.cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.decode_loop import DecodeLoop
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
+from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.schedule import Capacity, Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
 

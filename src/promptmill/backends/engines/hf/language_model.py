@@ -6,6 +6,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.hf.cache import is_common, is_of_columns, plain_cache
+from promptmill.backends.engines.hf.pooled_cache import is_common, is_of_columns, plain_cache
 from promptmill.backends.engines.hf.sampler import Constraints
 from promptmill.backends.engines.load_errors import (
     NO_WRITER,
@@ -50,6 +51,26 @@ _SHORT = (torch.float16, torch.bfloat16)
 _STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # keep state in the module, or truncate their input
 
 
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """The arguments that a model's `forward` takes; they differ between architectures."""
+
+    takes_positions: bool
+    cache_name: str
+    short_logits: Mapping[str, int]
+    """Restricts the scores to the last token, where the model can."""
+
+    @classmethod
+    def of(cls, network: Any) -> _Forward:
+        """Return those of `network`."""
+        accepted = inspect.signature(network.forward).parameters
+        return cls(
+            takes_positions="position_ids" in accepted,
+            cache_name="cache_params" if "cache_params" in accepted else "past_key_values",
+            short_logits={"logits_to_keep": 1} if "logits_to_keep" in accepted else {},
+        )
+
+
 class LanguageModel:
     """One interface for the decode loop to models of every architecture."""
 
@@ -57,25 +78,31 @@ class LanguageModel:
         self.network = model
         self.tokenizer = tokenizer
         self.vision = vision
-        self.config = model.config.get_text_config(decoder=True)
         self.defaults = model.generation_config
         self.device = model.get_input_embeddings().weight.device
-        self.context = _context(self.config, tokenizer)
+        config = self.config
+        self.context = _context(config, tokenizer)
         self.ends = _ends(model.generation_config, tokenizer)
         self.constraints = Constraints(model, self.ends, self.device)
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._short_logits = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"
-        self.border = _border(self.config)
+        self._forward = _Forward.of(model)
+        self.border = _border(config)
         """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
-        cache = DynamicCache(config=self.config)
+        cache = DynamicCache(config=config)
         self._layers = len(cache.layers)
         self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
         """Whether each row must be computed by itself."""
         self.merges_rows = is_of_columns(cache) and self.border is None and not self.alone
         """Whether rows may join a running batch; otherwise transformers' own `generate` computes them."""
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the decoder; an image model's configuration holds others, too."""
+        return self.network.config.get_text_config(decoder=True)
+
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
     def new_cache(self) -> Cache:
         """Return an empty cache for rows that join a running batch.
@@ -90,8 +117,8 @@ class LanguageModel:
         They may if the model takes each row's positions. Some models derive positions from the columns of the cache
         instead, and would count a shorter row's padding.
         """
-        if not self._takes_positions:
-            return self._cache_name == "cache_params" or self.network.config.model_type in _SLOPES
+        if not self._forward.takes_positions:
+            return self._forward.cache_name == "cache_params" or self.network.config.model_type in _SLOPES
         ones = torch.ones((1, 1), dtype=torch.long, device=self.device)
         try:
             inputs = self.network.prepare_inputs_for_generation(
@@ -100,7 +127,7 @@ class LanguageModel:
                 position_ids=ones,
                 use_cache=True,
                 is_first_iteration=False,
-                **{self._cache_name: self.new_cache()},
+                **{self._forward.cache_name: self.new_cache()},
             )
         except Exception:  # the model's own code failed; it will fail again for each item, which reports it
             return True
@@ -136,12 +163,13 @@ class LanguageModel:
             attention_mask=mask,
             use_cache=True,
             is_first_iteration=first,
-            **{self._cache_name: cache},
-            **({"position_ids": positions} if self._takes_positions else {}),
+            **{self._forward.cache_name: cache},
+            **({"position_ids": positions} if self._forward.takes_positions else {}),
             **seen,
         )
         # Phi-3 drops the cache from its inputs for a prompt that is longer than the border
-        answered = self.network(**{**inputs, self._cache_name: cache, **self._short_logits}, return_dict=True)
+        given = {**inputs, self._forward.cache_name: cache, **self._forward.short_logits}
+        answered = self.network(**given, return_dict=True)
         return answered.logits[:, -1].float()
 
 
@@ -346,8 +374,8 @@ def _install_attention() -> None:
     AttentionInterface.register("sdpa", _attention)
 
 
-def _attention(  # noqa: PLR0917 (transformers' signature)
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **options: Any
+def _attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float | None = None, **options: Any
 ) -> Any:
     """Compute as `sdpa_attention_forward` does: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 

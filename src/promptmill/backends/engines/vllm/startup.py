@@ -26,7 +26,6 @@ from promptmill.backends.engines.load_errors import (
     missing_package,
 )
 from promptmill.backends.engines.model_location import Location, load_failure
-from promptmill.backends.engines.vllm.stderr_tee import StderrTee
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import close_matches
 from promptmill.system.safe_open import home_expanded
@@ -54,13 +53,14 @@ _NODES = Path("/sys/devices/system/node")
 def load_engine(
     location: Location,
     options: Mapping[str, Any],
-    stderr: StderrTee,
+    stderr_reason: Callable[[], tuple[str, str] | None],
     report: Callable[[str], None],
     leave_to_parent: Callable[[], None] | None,
 ) -> AsyncLLM:
     """Start vLLM on the model at `location` as `options` (the `vllm` block) say.
 
-    `leave_to_parent` is called in a forked child to close its parent's pipes; None forbids forking.
+    `stderr_reason` returns the last exception that vLLM's processes printed. `leave_to_parent` is called in a forked
+    child to close its parent's pipes; None forbids forking.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`).
     """
     warnings.filterwarnings("ignore")
@@ -81,7 +81,7 @@ def load_engine(
     except PromptmillError:
         raise
     except Exception as error:  # vLLM and transformers raise nearly everything
-        raise _explained(error, stderr, options) from None
+        raise _explained(error, stderr_reason, options) from None
 
 
 def _fork(leave_to_parent: Callable[[], None]) -> None:
@@ -121,11 +121,13 @@ def _size_cache(config: Any) -> None:
     cache.kv_cache_memory_bytes = int(min(wanted, max(_LEAST_CACHE, free // 2)))
 
 
-def _explained(error: Exception, stderr: StderrTee, options: Mapping[str, Any]) -> PromptmillError:
+def _explained(
+    error: Exception, stderr_reason: Callable[[], tuple[str, str] | None], options: Mapping[str, Any]
+) -> PromptmillError:
     """Return the error for an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:
-        status, reason = text[text.find("{") : text.rfind("}") + 1], stderr.reason()
+        status, reason = text[text.find("{") : text.rfind("}") + 1], stderr_reason()
         if reason is not None:
             kind, text = reason
         elif status:

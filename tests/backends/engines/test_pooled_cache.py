@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.cache import PooledCache, is_of_columns, plain_cache
+from promptmill.backends.engines.hf.pooled_cache import PooledCache, is_of_columns, plain_cache
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
