@@ -24,7 +24,7 @@ _INFO = RequestInfo(_URL, "POST", CIMultiDictProxy(CIMultiDict()), _URL)
 _KEY = ConnectionKey("127.0.0.1", 1, False, True, None, None, None)
 _OS = ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
-# How each class is made that does not take plain words; a class that cannot be made fails the test.
+# Constructors of the classes that need more than a message; a class without a working constructor fails the test.
 _ARGUMENTS = {
     aiohttp.ClientResponseError: lambda cls: cls(_INFO, ()),
     aiohttp.ClientConnectorError: lambda cls: cls(_KEY, _OS),

@@ -1,4 +1,4 @@
-"""What `promptmill check` finds out about an endpoint: stage by stage, one attempt each, with hints that fit."""
+"""`promptmill check` tries an endpoint stage by stage, with one attempt each, and gives fitting hints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _failed(steps):
     return step
 
 
-async def test_each_stage_is_told_in_its_order_and_tried_once(checked, upstream):
+async def test_each_stage_is_tried_once_and_reported_in_order(checked, upstream):
     steps = await checked()
     assert [name for name, _, _ in steps] == ["URL", "connection", "key", "models", "answer"]
     assert all(ok for _, ok, _ in steps)
@@ -40,7 +40,7 @@ async def test_each_stage_is_told_in_its_order_and_tried_once(checked, upstream)
     assert upstream.seen[-1].json["max_tokens"] == 1
 
 
-async def test_a_local_server_is_said_with_its_models_context(checked, upstream):
+async def test_a_local_server_is_reported_with_its_models_context(checked, upstream):
     tags = {"models": [{"name": "tiny:1b"}, {"name": "large:70b"}]}
     running = {"models": [{"name": "tiny:1b", "context_length": 4096}]}
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
@@ -50,13 +50,13 @@ async def test_a_local_server_is_said_with_its_models_context(checked, upstream)
 
 
 @pytest.mark.parametrize(("variable", "told"), [("LLM_API_KEY", "LLM_API_KEY"), ("MY_API_KEY", "MY_API_KEY")])
-async def test_a_key_is_said_by_where_it_comes_from(checked, monkeypatch, variable, told):
+async def test_the_source_of_the_key_is_reported(checked, monkeypatch, variable, told):
     monkeypatch.setenv(variable, KEY)
     block = {"api_key_env": variable} if variable.startswith("MY") else {}
     assert ("key", True, f"{told} in the environment") in await checked(api_key=None, **block)
 
 
-async def test_an_unknown_model_comes_with_its_nearest_names(checked, upstream):
+async def test_an_unknown_model_is_reported_with_the_nearest_names(checked, upstream):
     upstream.models = ["qwen3-8b", "qwen3-4b", "other"]
     upstream.reply = status(404, "The model `qwen-8b` does not exist")
     steps = await checked(model_name="qwen-8b")
@@ -66,7 +66,7 @@ async def test_an_unknown_model_comes_with_its_nearest_names(checked, upstream):
     assert "has qwen3-8b, qwen3-4b, other: name one of them" in detail
 
 
-async def test_a_missing_model_is_a_list(checked, upstream):
+async def test_a_missing_model_name_gives_the_list_of_models(checked, upstream):
     upstream.models = ["a", "b"]
     name, detail = _failed(await checked(model_name=None))
     assert name == "models"
@@ -74,14 +74,14 @@ async def test_a_missing_model_is_a_list(checked, upstream):
     assert not upstream.attempts
 
 
-async def test_a_model_that_is_not_listed_may_answer_all_the_same(checked, upstream):
+async def test_an_unlisted_model_may_still_answer(checked, upstream):
     upstream.gets = {"/v1/models": None}
     steps = await checked()
     assert steps[3][2].startswith("the list is unavailable (")
     assert steps[4][:2] == ("answer", True)
 
 
-async def test_a_list_of_models_that_is_refused_for_the_key_is_a_warning(upstream, monkeypatch):
+async def test_a_refused_key_for_the_list_of_models_is_a_warning(upstream, monkeypatch):
     monkeypatch.setattr(upstream, "choose", lambda seen: status(401, "no entry"))
     steps = []
     await diagnose(openai_plan(upstream.url, api_key=None), steps.append)
@@ -92,44 +92,44 @@ async def test_a_list_of_models_that_is_refused_for_the_key_is_a_warning(upstrea
 
 
 @pytest.mark.parametrize("code", [401, 403])
-async def test_no_key_is_only_spoken_of_where_one_was_asked_for(checked, upstream, code):
+async def test_a_missing_key_is_mentioned_only_if_the_endpoint_requires_one(checked, upstream, code):
     upstream.reply = status(code, "no entry")
     assert "No key was sent" in _failed(await checked(api_key=None))[1]
     assert "No key was sent" not in _failed(await checked())[1]
 
 
 @pytest.mark.parametrize(("code", "message"), [(400, "Invalid API key"), (429, "account deactivated"), (402, "pay")])
-async def test_other_statuses_say_nothing_of_a_missing_key(checked, upstream, code, message):
+async def test_other_statuses_do_not_mention_a_missing_key(checked, upstream, code, message):
     upstream.reply = status(code, message)
     assert "No key was sent" not in _failed(await checked(api_key=None))[1]
 
 
-async def test_a_used_up_quota_says_what_to_do(checked, upstream):
+async def test_a_used_up_quota_has_a_hint(checked, upstream):
     upstream.reply = status(429, "You exceeded your current quota, please check your plan and billing details.")
     assert "Top up the account" in _failed(await checked())[1]
 
 
-async def test_tls_on_a_plain_port_is_told_as_that(checked, upstream):
+async def test_tls_on_a_plain_port_is_reported(checked, upstream):
     name, detail = _failed(await checked(upstream.url.replace("http:", "https:")))
     assert name == "TLS"
     assert "speaks plain HTTP, not TLS. Write http:// instead of https://" in detail
 
 
-async def test_plain_http_to_a_port_that_speaks_tls_is_told_as_that(checked, upstreams):
+async def test_plain_http_on_a_tls_port_is_reported(checked, upstreams):
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(await checked(secure.url.replace("https:", "http:")))
     assert name == "TLS"
     assert "speaks TLS, not plain HTTP. Write https:// instead of http://" in detail
 
 
-async def test_a_proxy_that_wants_tls_is_named_too(checked, upstream):
+async def test_a_proxy_that_requires_tls_is_named_too(checked, upstream):
     upstream.gets = {"/v1/models": None}
     page = b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>"  # nginx
     upstream.reply = raw(page, code=400)
     assert "Write https://" in _failed(await checked())[1]
 
 
-async def test_a_certificate_signed_by_itself_is_told_with_how_to_trust_it(checked, upstreams, monkeypatch):
+async def test_a_self_signed_certificate_is_reported_with_the_way_to_trust_it(checked, upstreams, monkeypatch):
     secure: Upstream = upstreams(tls=True)
     name, detail = _failed(await checked(secure.url))
     assert name == "TLS"
@@ -140,27 +140,27 @@ async def test_a_certificate_signed_by_itself_is_told_with_how_to_trust_it(check
     assert "certificate valid until" in {name: detail for name, _, detail in steps}["TLS"]
 
 
-async def test_a_wrong_path_comes_with_the_right_one(checked, upstream):
+async def test_a_wrong_path_is_reported_with_the_right_one(checked, upstream):
     upstream.reply = status(404, "Not Found")
     name, detail = _failed(await checked(upstream.url.replace("/v1", "/api/wrong")))
     assert name == "answer"
     assert f"The API is at {upstream.url}: set `base_url` to that." in detail
 
 
-async def test_a_port_where_nobody_listens_is_told(checked, upstream):
+async def test_a_closed_port_is_reported(checked, upstream):
     upstream.vanish()
     name, detail = _failed(await checked())
     assert name == "connection"
     assert "refused the connection" in detail
 
 
-async def test_a_name_that_nobody_knows_is_told(checked):
+async def test_an_unknown_host_name_is_reported(checked):
     name, detail = _failed(await checked("https://no-such-host.example/v1"))
     assert name == "connection"
     assert "cannot resolve the name" in detail
 
 
-async def test_an_endpoint_that_hangs_ends_in_time_at_the_stage_it_hangs_in(checked, upstream):
+async def test_a_hanging_endpoint_is_reported_in_time_with_its_stage(checked, upstream):
     upstream.reply = late(None, answer())
     name, detail = _failed(await checked(limit_s=1.0))
     assert name == "answer"
@@ -171,7 +171,7 @@ async def test_a_port_that_never_accepts(checked, unaccepting):
     assert _failed(await checked(f"http://127.0.0.1:{unaccepting}/v1", limit_s=1.0))[0] == "connection"
 
 
-async def test_a_model_that_only_begins_to_reason_has_answered(checked, upstream):
+async def test_a_model_that_only_starts_to_reason_has_answered(checked, upstream):
     upstream.reply = status(
         400, "Could not finish the message because max_tokens or model output limit was reached. Please try again."
     )
@@ -185,7 +185,7 @@ async def test_each_endpoint_of_a_list_is_tried(checked, upstreams):
     assert [ok for name, ok, _ in steps if name == "answer"] == [False, True]
 
 
-async def test_the_way_through_a_proxy_is_said(checked, upstream, monkeypatch):
+async def test_a_proxy_is_reported(checked, upstream, monkeypatch):
     monkeypatch.setenv("http_proxy", f"http://user:hunter2@127.0.0.1:{upstream.port}")
     steps = await checked("http://elsewhere.example/v1")
     assert ("connection", True, f"through the proxy 127.0.0.1:{upstream.port} that the environment names") in steps

@@ -1,4 +1,4 @@
-"""What is read of an error body."""
+"""Error bodies are read within bounds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from promptmill.backends.openai.error_body import read_error
     ],
     ids=["page", "keys", "many leaves", "nested text", "many fields"],
 )
-def test_of_a_long_error_only_the_beginning_is_read(payload):
+def test_only_the_start_of_a_long_error_is_read(payload):
     body = read_error(payload)
     assert max(len(body.shown), len(body.text), len(body.words)) <= 16 * 1024
 
 
-def test_a_page_with_a_script_that_never_ends_is_read_up_to_it():
+def test_a_page_with_an_unclosed_script_is_read_up_to_the_script():
     body = read_error("<html><title>Busy</title><p>rate limit</p><script>var wait = 5;")
     assert body.shown == "Busy"
     assert body.words.split() == ["busy", "rate", "limit"]

@@ -28,7 +28,7 @@ from promptmill.core.outcome import Completion
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]
 _NAMES = {"qwen": "dashscope", "gemini": "google"}
 _NOW = re.compile(r"\$NOW_(MS|S|UTC)\+(\d+)")
-_LONGEST_WAIT_S = 300.0  # ten times the default `max_delay`: nobody sits out more
+_LONGEST_WAIT_S = 300.0  # ten times the default `max_delay`: no run waits longer
 
 _KINDS = {
     "retry": {FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST},
@@ -38,7 +38,7 @@ _KINDS = {
 
 
 def _dated(text: str) -> str:
-    """Replace the times that a body names by ones as far from now as they were from the request."""
+    """Replace the times in a body by times with the same distance from now as from the original request."""
 
     def written(found: re.Match[str]) -> str:
         when = time.time() + int(found[2]) / (1000 if found[1] == "MS" else 1)
@@ -50,7 +50,7 @@ def _dated(text: str) -> str:
 
 
 def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision:
-    """Return what the response of a row is taken for."""
+    """Return the answer or decision that `read_response` gives for a row."""
     body = row["body"] if isinstance(row["body"], str) else orjson.dumps(row["body"]).decode()
     headers = {name: _dated(value) for name, value in row.get("headers", {}).items()}
     profile = profile or profile_named(_NAMES.get(row["provider"], row["provider"]))

@@ -1,4 +1,4 @@
-"""`provider: NAME`: a profile brings its address, its key and what it takes."""
+"""`provider: NAME`: a profile provides the address, the key and the supported parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _plan(**block):
 
 
 @pytest.mark.parametrize("row", [row for row in PROFILES if row.base_url], ids=lambda row: row.name)
-def test_a_provider_is_its_address_and_its_key(row):
+def test_a_provider_has_an_address_and_a_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
     assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
     assert endpoint.profile is row
@@ -31,7 +31,7 @@ def test_a_provider_is_its_address_and_its_key(row):
         assert endpoint.headers["Authorization"] == "Bearer the-key"
 
 
-def test_there_are_profiles_of_the_large_ones_and_the_local_servers():
+def test_large_providers_and_local_servers_have_profiles():
     names = {name for name, base_url, _, _ in listed({}) if base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
@@ -42,17 +42,17 @@ def test_there_are_profiles_of_the_large_ones_and_the_local_servers():
 
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
-def test_other_names_for_the_same_are_understood(name, row):
+def test_aliases_of_providers_are_accepted(name, row):
     (endpoint,) = endpoints(_plan(provider=name), {})
     assert endpoint.profile.name == row
 
 
-def test_an_unknown_provider_comes_with_the_nearest():
+def test_the_error_of_an_unknown_provider_suggests_the_nearest():
     with pytest.raises(PromptmillError, match=r"backend_configs.openai.provider: .*did you mean deepseek"):
         endpoints(_plan(provider="deepsek"), {})
 
 
-def test_a_base_url_goes_before_the_rows_and_gets_none_of_its_key():
+def test_a_base_url_overrides_the_profiles_and_does_not_get_its_key():
     (endpoint,) = endpoints(
         _plan(provider="groq", base_url="http://proxy.example/v1"), {"GROQ_API_KEY": "k", "LLM_API_KEY": "mine"}
     )
@@ -82,7 +82,7 @@ def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another
         ("openrouter", True, {}),
     ],
 )
-def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
+def test_each_provider_gets_its_own_switch_for_thinking(name, thinking, body):
     assert translate(profile_named(name), "m", {"enable_thinking": thinking}) == (body, [])
 
 
@@ -97,7 +97,7 @@ def test_each_is_told_in_its_own_way_whether_to_think(name, thinking, body):
         ("openrouter", "deepseek/deepseek-r1"),
     ],
 )
-def test_thinking_that_cannot_be_switched_off_is_said_and_never_a_silent_nothing(name, model):
+def test_thinking_that_cannot_be_switched_off_is_reported_and_not_dropped_silently(name, model):
     assert translate(profile_named(name), model, {"enable_thinking": False}) == ({}, ["enable_thinking"])
     assert translate(profile_named(name), model, {"enable_thinking": True}) == ({}, [])
 
@@ -108,7 +108,7 @@ def test_thinking_of_other_models_can_be_switched(model):
         assert translate(profile_named(name), model, {"enable_thinking": False})[1] == []
 
 
-async def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(upstream):
+async def test_an_endpoint_that_downloads_no_images_gets_no_image_urls(upstream):
     conversation = conversation_from_prompt("look", "prompt 1").with_images(["https://example.com/a.png"], None)
 
     async def first_outcome(provider):
@@ -122,7 +122,7 @@ async def test_an_endpoint_that_fetches_no_images_is_sent_none_to_fetch(upstream
     assert (await first_outcome("vllm")).text.startswith("echo:")
 
 
-def test_plans_without_a_provider_are_as_before():
+def test_plans_without_a_provider_have_the_plain_profile():
     (endpoint,) = endpoints(openai_plan("http://localhost:9/v1"), {})
     assert endpoint.profile.name == "plain"
 
@@ -152,7 +152,7 @@ def test_a_body_without_a_message_shows_its_code() -> None:
         ("openai", "gpt-5-mini", False),
     ],
 )
-def test_a_model_that_refuses_to_be_told_a_temperature_is_told_none(name, model, taken):
+def test_a_model_that_refuses_a_temperature_gets_none(name, model, taken):
     body, refused = translate(profile_named(name), model, {"temperature": 0, "max_tokens": 5})
     assert ("temperature" in body, refused) == (taken, [] if taken else ["temperature"])
     assert 5 in body.values()

@@ -91,7 +91,7 @@ def client(limit: int = 10, silence_s: float = 5.0):
 async def asked(
     answer: Answer, times: int = 1, silence_s: float = 5.0, *, closes: bool = False
 ) -> tuple[list[HttpResponse | BaseException], Server]:
-    """Return what came of so many requests, one after the other; `closes`: the client closes after each."""
+    """Return the results of `times` requests in sequence; `closes`: the client closes the connection after each."""
     found: list[HttpResponse | BaseException] = []
     async with served(answer) as (server, target):
         with client(silence_s=silence_s) as raw:
@@ -145,13 +145,13 @@ async def test_responses_of_every_shape_are_read_and_the_connection_is_kept(piec
     ],
     ids=["close", "HTTP/1.0", "garbage behind", "a second response", "204"],
 )
-async def test_a_connection_that_cannot_be_trusted_any_more_is_not_used_again(said, body):
+async def test_a_connection_in_an_unknown_state_is_not_used_again(said, body):
     found, server = await asked(saying(said), times=2)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [body] * 2
     assert server.connections == (1 if b"204" in said else 2)
 
 
-async def test_what_comes_between_requests_is_nobodys_answer():
+async def test_data_between_requests_is_not_taken_for_an_answer():
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
         await writer.drain()
@@ -225,12 +225,12 @@ async def test_a_new_connection_that_ends_without_a_byte_is_not():
     ],
     ids=["smtp", "length", "lengths", "upgrade", "interim flood", "endless head", "chunk", "brotli", "not gzip"],
 )
-async def test_what_is_not_a_response_is_said_to_be_none(said):
+async def test_an_invalid_response_is_reported(said):
     (error,), _ = await asked(saying(said))
     assert isinstance(error, InvalidResponseError)
 
 
-async def test_a_compressed_body_is_read_though_nobody_asked_for_compression():
+async def test_an_unrequested_compression_is_decoded():
     packed = gzip.compress(b"first") + gzip.compress(b", second")
     said = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed)
     (response,), server = await asked(saying(said))
@@ -307,7 +307,7 @@ async def test_a_fresh_connection_is_used_once():
     assert result == 3
 
 
-async def test_nobody_listening_is_said():
+async def test_a_closed_port_is_reported():
     async with served(saying(OK)) as (_, target):
         pass
     with client() as raw, pytest.raises(UnreachableError):

@@ -1,4 +1,4 @@
-"""A web page where an answer should be: once it is a portal on the way, again and again it is the wrong address."""
+"""Web pages instead of answers: a single page comes from a captive portal, repeated pages mean a wrong address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPTS = [str(number) for number in range(300)]
 
 
 @pytest.mark.parametrize("block", [{"concurrency": 8}, {"concurrency": 8, "num_workers": 2, "bulk_threshold": 1}])
-async def test_pages_alone_end_the_run_after_a_few(upstream, drive, block):
+async def test_a_few_pages_without_any_answer_end_the_run(upstream, drive, block):
     upstream.reply = html()
     result = await drive(PROMPTS, retries=5, **block)
     assert len(upstream.seen) <= SEVERAL + 2 * 8
@@ -22,11 +22,11 @@ async def test_pages_alone_end_the_run_after_a_few(upstream, drive, block):
     assert all(failure.concerns_all for failure in result.failures.values())
 
 
-async def test_pages_that_stop_coming_cost_no_answer(upstream, drive):
+async def test_temporary_pages_cost_no_answer(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number < SEVERAL else answer())
     assert (await drive(PROMPTS, concurrency=4, retries=5, max_delay=0.02)).answered == len(PROMPTS)
 
 
-async def test_pages_after_an_answer_are_each_items_own(upstream, drive):
+async def test_pages_after_an_answer_affect_only_their_items(upstream, drive):
     upstream.reply = choose(lambda seen: html() if seen.number > 1 and seen.attempt == 1 else answer())
     assert (await drive(PROMPTS, concurrency=8, retries=3)).answered == len(PROMPTS)

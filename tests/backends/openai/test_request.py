@@ -1,4 +1,4 @@
-"""How each provider is asked for JSON."""
+"""Request bodies: the form in which each provider gets a request for JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _sent(profile, *messages, wanted=ASKED):
     return orjson.loads(body)
 
 
-def test_a_host_that_is_not_listed_gets_the_schema_as_it_is():
+def test_an_unlisted_host_gets_the_schema_unchanged():
     assert _sent(PLAIN)["response_format"] == ASKED
 
 
@@ -37,14 +37,14 @@ def test_openai_gets_the_strict_form():
     assert (schema["required"], schema["additionalProperties"]) == (["n"], False)
 
 
-def test_what_strict_mode_cannot_say_goes_without_strict():
+def test_a_schema_that_strict_mode_cannot_express_is_sent_without_strict():
     wanted = asking_for({"type": "object", "additionalProperties": {"type": "integer"}})
     sent = _sent(profile_named("openai"), wanted=wanted)["response_format"]["json_schema"]
     assert sent == {**wanted["json_schema"], "strict": False}
 
 
 @pytest.mark.parametrize("name", ["deepseek", "groq", "dashscope"])
-def test_providers_with_json_mode_alone_get_it_and_the_schema_in_words(name):
+def test_providers_with_only_json_mode_get_it_and_the_schema_in_the_prompt(name):
     body = _sent(profile_named(name))
     assert body["response_format"] == {"type": "json_object"}
     assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
@@ -52,13 +52,13 @@ def test_providers_with_json_mode_alone_get_it_and_the_schema_in_words(name):
     assert "JSON" in body["messages"][0]["content"]  # DeepSeek refuses JSON mode without the word
 
 
-def test_anthropics_endpoint_which_ignores_response_format_is_told_in_words_alone():
+def test_anthropics_endpoint_which_ignores_response_format_gets_the_schema_in_the_prompt():
     body = _sent(profile_named("anthropic"), ("system", "Be brief."), ("user", "Hi"))
     assert "response_format" not in body
     assert [turn["role"] for turn in body["messages"]] == ["system", "user"]
     assert body["messages"][0]["content"].startswith("Be brief.\n\nAnswer with JSON alone")
 
 
-def test_a_response_format_that_asks_for_text_stays_as_it_is():
+def test_a_response_format_for_text_is_unchanged():
     for form in ("strict", "schema", "object", "words"):
         assert asked_of(form, {"type": "text"}) == ({"type": "text"}, "")

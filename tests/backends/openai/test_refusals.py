@@ -1,4 +1,4 @@
-"""What is said to do about a refusal fits its cause. Where the bodies come from stands beside them."""
+"""The hint of a refusal fits its cause. A comment names the source of each body."""
 
 from __future__ import annotations
 
@@ -74,33 +74,33 @@ def test_the_hint_fits(status: int, body: bytes, said: str) -> None:
     assert said in _error(status, body).hint
 
 
-def test_an_unknown_model_is_not_taken_for_a_wrong_path() -> None:
+def test_an_unknown_model_is_not_reported_as_a_wrong_path() -> None:
     assert "model_name" in _error(404, b'{"error": {"message": "The model `x` does not exist."}}').hint
 
 
-def test_a_path_without_v1_is_told() -> None:
+def test_a_path_without_v1_is_reported() -> None:
     assert "usually ends in /v1" in _error(404, _NGINX, "http://127.0.0.1:8000/chat/completions").hint
 
 
-def test_a_web_page_is_told_by_its_title() -> None:
+def test_a_web_page_is_reported_with_its_title() -> None:
     said = _error(200, b"<!doctype html><title>Open WebUI</title>")
     assert "answered with a web page (Open WebUI)." in said.message
     assert "usually ends" not in said.hint
 
 
-def test_a_path_that_a_line_asks_for_and_that_is_not_there_is_named() -> None:
+def test_a_missing_path_of_a_batch_line_is_named() -> None:
     hint = _error(404, _NGINX, "http://127.0.0.1:8000/api/v1/embeddings").hint
     assert hint.endswith("/api/v1/embeddings: the endpoint has no /v1/embeddings, the line's path.")
 
 
-def test_a_doubled_path_is_told_and_no_query_is_shown() -> None:
+def test_a_doubled_path_is_reported_and_no_query_is_shown() -> None:
     hint = _error(404, _NGINX, "http://127.0.0.1:8000/v1/v1/chat/completions?key=very-secret").hint
     assert "It contains `/v1` twice." in hint
     assert "very-secret" not in hint
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_says_what_to_write_without_credentials(status: int) -> None:
+def test_a_redirect_names_the_new_base_url_without_credentials(status: int) -> None:
     there = "https://me:very-secret@api.example.com:8443/v1/chat/completions?key=very-secret"
     hint = _error(status, b"", Location=there).hint
     assert hint == "It redirects to https://api.example.com:8443/v1; put that into `base_url`."
@@ -108,7 +108,7 @@ def test_a_redirect_says_what_to_write_without_credentials(status: int) -> None:
     assert "very-secret" not in _error(status, b"", Location="https://[::1").hint
 
 
-def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
+def test_tls_on_a_plain_port_and_plain_http_on_a_tls_port_are_named() -> None:
     plain = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
     plain.reason = "WRONG_VERSION_NUMBER"
     assert "Write http:// instead of https://" in classify_exception(plain, _ENDPOINT).error.hint
@@ -119,7 +119,7 @@ def test_tls_on_a_plain_port_is_named_and_so_is_the_other_way_round() -> None:
     assert "http://" not in with_scheme_hint(far, lost).hint, "a key is not to go to a provider in clear"
 
 
-def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
+def test_the_source_of_a_refused_key_is_named() -> None:
     refused = PromptmillError(Code.UNAUTHORIZED, "answered 401.")
     sent = replace(
         _ENDPOINT, headers={"Authorization": "Bearer very-secret"}, key_source="LLM_API_KEY in the environment"
@@ -130,5 +130,5 @@ def test_a_refused_key_is_named_by_where_it_comes_from() -> None:
 
 
 @pytest.mark.parametrize("status", [420, 429])
-def test_either_status_of_a_rate_limit_is_one(status: int) -> None:
+def test_both_statuses_of_a_rate_limit_are_recognized(status: int) -> None:
     assert _error(status, b'{"error": {"message": "Enhance your calm."}}').code is Code.RATE_LIMITED

@@ -1,4 +1,4 @@
-"""Which models an endpoint has and which server it is, from what the servers themselves say of it.
+"""The models of an endpoint and the name of its server, read from the responses of real servers.
 
 Bodies: vLLM's and SGLang's `/v1/models`, llama.cpp's `/v1/models` and `/props` (tools/server/README.md), Ollama's
 `/api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio's `/api/v0/models` (lmstudio.ai/docs/api/rest-api),
@@ -70,7 +70,7 @@ async def _models(plan):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream):
+async def test_a_local_server_is_recognized_by_its_responses(server, upstream):
     upstream.gets, model, context = SERVERS[server]
     found = await _models(openai_plan(upstream.url))
     assert found.server == server
@@ -80,45 +80,45 @@ async def test_a_server_of_ones_own_is_known_by_what_it_says(server, upstream):
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_base_url_alone_is_enough_where_there_is_one_model(server, upstream):
+async def test_base_url_alone_is_enough_if_there_is_one_model(server, upstream):
     upstream.gets, model, _ = SERVERS[server]
     plan = await with_model(openai_plan(upstream.url, model_name=None))
     assert plan.model == plan.operator_model == model
     assert model in plan.chosen
 
 
-async def test_an_older_ollama_lists_its_models_on_its_own_page_alone(upstream):
+async def test_an_older_ollama_lists_its_models_only_on_its_own_page(upstream):
     upstream.gets = {"/v1/models": None, "/api/version": {"version": "0.1.20"}, "/api/tags": TAGS}
     assert (await _models(openai_plan(upstream.url))).only() == ListedModel("llama3.2:latest")
 
 
-async def test_a_model_that_ollama_has_loaded_comes_with_its_context_and_is_meant(upstream):
+async def test_a_model_that_ollama_has_loaded_has_its_context_and_is_the_default(upstream):
     tags = {"models": [{"name": "a:1b"}, {"name": "b:2b"}]}
     running = {"models": [{"name": "b:2b", "context_length": 4096}]}
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
     assert (await _models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
 
 
-async def test_of_several_models_one_has_to_be_named(upstream):
+async def test_one_of_several_models_must_be_named(upstream):
     upstream.models = ["small", "large"]
     with pytest.raises(PromptmillError, match=r"model_name: is missing; .* has small, large: name one") as caught:
         await with_model(openai_plan(upstream.url, model_name=None))
     assert caught.value.code is Code.INVALID_CONFIG
 
 
-async def test_a_long_list_is_told_with_its_beginning(upstream):
+async def test_a_long_list_is_shortened_in_the_message(upstream):
     upstream.models = [f"m{number}" for number in range(300)]
     with pytest.raises(PromptmillError, match=r"m11 and 288 more: name one"):
         await with_model(openai_plan(upstream.url, model_name=None))
 
 
-async def test_a_server_without_a_model_yet_is_said_so(upstream):
+async def test_a_server_without_models_is_reported(upstream):
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": []}, "/v1/models": {"data": []}}
     with pytest.raises(PromptmillError, match=r"Ollama 0\.9\.0 at .* has no model yet"):
         await with_model(openai_plan(upstream.url, model_name=None))
 
 
-async def test_an_endpoint_without_a_list_asks_for_the_name(upstream):
+async def test_an_endpoint_without_a_list_requires_a_model_name(upstream):
     upstream.gets = {"/v1/models": None}
     with pytest.raises(
         PromptmillError, match=r"model_name: is missing; name one \(--model NAME\)\. .* answered 404 for /v1/models"
@@ -126,14 +126,14 @@ async def test_an_endpoint_without_a_list_asks_for_the_name(upstream):
         await with_model(openai_plan(upstream.url, model_name=None))
 
 
-async def test_nobody_there_is_no_mistake_of_the_configuration(upstream):
+async def test_an_unreachable_endpoint_is_not_a_configuration_error(upstream):
     upstream.vanish()
     with pytest.raises(PromptmillError) as caught:
         await with_model(openai_plan(upstream.url, model_name=None))
     assert caught.value.code is Code.UNREACHABLE
 
 
-async def test_the_list_is_asked_for_with_the_key(upstream):
+async def test_the_list_is_requested_with_the_key(upstream):
     await with_model(openai_plan(upstream.url, model_name=None))
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
@@ -146,6 +146,6 @@ async def test_the_list_is_asked_for_with_the_key(upstream):
         ("api.deepseek.com", "https://api.deepseek.com/v1/chat/completions"),
     ],
 )
-def test_an_address_without_its_scheme_is_read_as_people_mean_it(written, meant):
+def test_an_address_without_a_scheme_gets_the_likely_one(written, meant):
     (endpoint,) = endpoints(openai_plan(written), {})
     assert endpoint.url == meant

@@ -1,4 +1,4 @@
-"""An ordinary answer is read in one step, and means what the careful way makes of it."""
+"""An ordinary answer is read on a short path, with the same result as on the long one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def payload(message: dict[str, Any] = PLAIN, finish: Any = "stop", usage: Any = 
         payload(choices=[]),
     ],
 )
-def test_both_ways_find_the_same(body):
+def test_both_paths_give_the_same_result(body):
     found, careful = read_response(200, {}, orjson.dumps(body), ENDPOINT), read_payload(body, {}, ENDPOINT)
     if isinstance(careful, RetryDecision):
         assert isinstance(found, RetryDecision)
