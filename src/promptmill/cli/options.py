@@ -7,13 +7,11 @@ import itertools
 import json
 import os
 import re
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from promptmill.cli import habits
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
@@ -22,16 +20,10 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
-_MISSING = re.compile(r"the following arguments are required: (.*)")
-_NO_VALUE = re.compile(r"argument (?:-\w/)?(\S+): expected one argument")
-_NO_NUMBER = re.compile(r"argument (?:-\w/)?(\S+): invalid (float|int) value: (.*)")
-_WRONG_VALUE = re.compile(r"argument (?:-\w/)?(\S+): (.*)", re.DOTALL)
-_SHORTEST_GUESSED = 5  # to what is shorter nearly everything is near
-_NO_CHOICE = re.compile(r"argument (?:-\w/)?(\S+): invalid choice: (['\"])(.*)\2 \(choose from (.*)", re.DOTALL)
+_SHORTEST_GUESSED = 4  # to what is shorter nearly everything is near
 _LONGEST_SHOWN = 20
+_KINDS = ("COMMAND", "CLIENT")  # arguments whose errors name the kind of word
 SCHEMA = "a JSON Schema that every answer must satisfy"
-_INPUTS = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
 def text_of(option: str, file: Path) -> str:
@@ -46,87 +38,77 @@ def text_of(option: str, file: Path) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors name the nearest option or command."""
+    """An argument parser whose errors take one line and name the nearest option, command or value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **options})
+        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self.set_defaults(parser=self)  # that of the command in use, in the end
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but let the command in use say which of its options is nearest to an unknown one."""
+        """Parse as argparse does; the parser of the command in use reports what it does not know."""
         arguments, unknown = self.parse_known_args(args, namespace)
-        if arguments.parser._command == "jobs" and (meant := habits.job(arguments.parser._given)):
-            arguments.parser.error(f"`jobs` does what options say; write `{meant}`")
         if unknown:
-            arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            arguments.parser._refuse_unknown(unknown)
         return arguments
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, and keep what was given: an error is about all of it."""
+        """Parse as argparse does, and keep the arguments for `error`."""
         self._given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(self._given, namespace)
-
-    @property
-    def _command(self) -> str:
-        return self.prog.rpartition(" ")[2]
+        try:
+            return super().parse_known_args(self._given, namespace)
+        except argparse.ArgumentError as error:
+            if error.argument_name is None:
+                self.error(error.message)
+            name = error.argument_name.rpartition("/")[2]
+            self._leave(error.message if name in _KINDS else f"{name}: {error.message}")
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line with the nearest name, and leave with exit code 2."""
-        hint = ""
-        if (found := _UNKNOWN.search(message)) or _MISSING.search(message):
-            message, hint = self._unknown(found[1].split() if found else [], message)
-        elif found := _NO_VALUE.search(message):
-            message = f"{found[1]} needs a value"
-        elif found := _NO_NUMBER.search(message):
-            message = f"{found[1]}: {found[3]} is not a {'whole ' if found[2] == 'int' else ''}number"
-        elif found := _NO_CHOICE.match(message):
-            message, hint = self._no_choice(found[1], found[3], re.findall(r"[\w-]+", found[4]))
-        elif found := _WRONG_VALUE.match(message):
-            message = f"{found[1]}: {found[2]}"
-        self.exit(2, f"promptmill: {message}{hint}\n`{self.prog} --help` lists what there is.\n")
+        """Report `message` in one line and leave with exit code 2.
 
-    def _unknown(self, unknown: Sequence[str], message: str) -> tuple[str, str]:
-        """Return message and hint for options that there are none of; values are not shown, one may be a key."""
-        if meant := habits.option(self._command, self._given):
-            return f"unknown option {meant[0]}", f"; {meant[1]}"
-        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", self.format_help())
-        if not unknown:  # what is missing may be behind an option that there is none of
-            given = itertools.takewhile(lambda word: word != "--", self._given)
-            unknown = [word for word in given if re.match("--[a-z]", word) and word.partition("=")[0] not in known]
-        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        if not options and unknown:
-            return f"{_shorten(redact(unknown[0]))!r} is an argument too many", ""
-        if not options:
-            missing = message.rpartition(": ")[2]
-            if self._command == "bulk" and missing == "OUTPUT":
-                named = next((word for word in self._given if word.endswith(_INPUTS)), "INPUT")
-                return "OUTPUT is missing", f": promptmill bulk {shlex.quote(named)} answers.jsonl"
-            if self._command == "bulk":
-                return "INPUT and OUTPUT are missing", ": promptmill bulk prompts.jsonl answers.jsonl"
-            known = [str(one) for action in self._actions if action.metavar == missing for one in action.choices or ()]
-            return f"{missing} is missing", f"; {missing.lower()}s: {', '.join(known)}" if known else ""
-        (first, *_), message = options, f"unknown option {', '.join(dict.fromkeys(options))}"
-        if _is_sampling(name := first.lstrip("-").replace("-", "_")):
-            return message, f"; `--set sampling_params.{name}=…` sets it"
-        near = close_matches(first, known, n=1, cutoff=0.6) if len(first) >= _SHORTEST_GUESSED else []
-        return message, f"; did you mean {near[0]}?" if near else ""
+        An unknown option comes first: with it, its value may be missing elsewhere.
+        """
+        given = itertools.takewhile(lambda word: word != "--", self._given)
+        options = [word for word in given if word.startswith("--") and word.partition("=")[0] not in self._options]
+        if options:
+            self._refuse_unknown(options)
+        self._leave(message)
 
-    def _no_choice(self, of: str, given: str, known: Sequence[str]) -> tuple[str, str]:
-        """Return message and hint for a value, or a command, that is none of those `known`."""
-        near = close_matches(habits.value(given), known, n=2, cutoff=0.55)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        if of not in {"COMMAND", "CLIENT"}:
-            return f"{of}: {given[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}", meant
-        kind = of.lower()
-        message, listed = f"unknown {kind} {_shorten(given)!r}", f"; {kind}s: {', '.join(known)}"
-        if kind == "client":
-            return message, meant or listed
-        if instead := habits.command(given):
-            return message, f"; write `{instead}`"
-        if " " in given:  # a prompt
-            return message, f"; to have it answered: promptmill generate {_shorten(given)!r}"
-        return message, meant or f"; to have a text answered: promptmill generate 'PROMPT'{listed}"
+    @property
+    def _options(self) -> Collection[str]:
+        return self._option_string_actions
+
+    def _leave(self, message: str) -> NoReturn:
+        self.exit(2, f"promptmill: {message}\n`{self.prog} --help` lists what there is.\n")
+
+    def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """Leave because of `words` that no argument takes. The values of options are not shown: one may be a key."""
+        names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
+        if not names:
+            self._leave(f"{_shorten(redact(words[0]))!r} is an argument too many")
+        message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
+        if _is_sampling(key):
+            self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
+        self._leave(message + did_you_mean(names[0], self._options, 1))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the action's choices, as argparse does, and name the nearest."""
+        if action.choices is None or value in action.choices:
+            return
+        known, name = [str(one) for one in action.choices], str(action.metavar)
+        hint = did_you_mean(value, known)
+        if name not in _KINDS:
+            raise argparse.ArgumentError(action, f"{value[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}{hint}")
+        hint = hint or f"; {name.lower()}s: {', '.join(known)}"
+        if name == "COMMAND" and " " in value:  # a prompt
+            hint = f"; to have it answered: promptmill generate {_shorten(value)!r}"
+        raise argparse.ArgumentError(action, f"unknown {name.lower()} {_shorten(value)!r}{hint}")
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 2) -> str:
+    """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
+    near = close_matches(word, known, n=most, cutoff=0.55) if len(word) >= _SHORTEST_GUESSED else []
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _shorten(text: str) -> str:

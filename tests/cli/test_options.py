@@ -1,0 +1,70 @@
+"""An argument that is wrong is named in one line, with the nearest name that there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptmill.cli import main as cli
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command line that cannot be parsed; return what stderr says."""
+
+    def runner(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(list(arguments))
+        assert stopped.value.code == 2
+        out, err = capsys.readouterr()
+        assert not out
+        return err
+
+    return runner
+
+
+@pytest.mark.parametrize("given", [["--api-key", "sk-abc123"], ["--api-key=sk-abc123"], ["-k", "sk-abc123"]])
+def test_a_key_on_the_command_line_is_refused_and_not_shown(refused, given):
+    said = refused("generate", *given, "Hi")
+    assert f"unknown option {given[0].partition('=')[0]}" in said
+    assert "abc123" not in said
+
+
+def test_the_value_of_an_unknown_option_is_not_shown(refused):
+    assert "secret" not in refused("generate", "--passwort=secret", "Hi")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--log-level", "verbose"], "--log-level: 'verbose' is none of debug, info, warning, error"),
+        (["completion", "pwsh"], "did you mean zsh or powershell?"),
+        (["generate", "--max-tokens", "1k", "Hi"], "--max-tokens: '1k' is not a whole number; write 1000"),
+        (["bulk", "--limit", "some", "a", "b"], "--limit: 'some' is not a whole number"),
+        (["generate", "--max-tokens", "0", "Hi"], "--max-tokens: '0' must be at least 1"),
+        (["bulk", "a.jsonl"], "the following arguments are required: OUTPUT"),
+        (["bulk"], "the following arguments are required: INPUT, OUTPUT"),
+        (["chat", "Hi"], "unknown command 'chat'"),
+        (["generate", "--model"], "--model: expected one argument"),
+        (["generate", "--top-p", "1", "Hi"], "unknown option --top-p; `--set sampling_params.top_p=…` sets it"),
+        (["serve", "--token-env", "A", "--token-file", "b"], "--token-file: not allowed with argument --token-env"),
+        (["bulk", "--prompt-colum", "text"], "did you mean --prompt-column?"),
+        (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
+        (["join", "a", "b"], "'b' is an argument too many"),
+        (["install"], "the following arguments are required: CLIENT"),
+        (["install", "claude-dekstop"], "unknown client 'claude-dekstop'; did you mean claude-desktop"),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_option_it_is_of(refused, arguments, said):
+    assert said in refused(*arguments)
+
+
+def test_a_prompt_without_its_command_gets_the_command(refused):
+    said = refused("What is the capital of France?")
+    assert "promptmill generate 'What is" in said
+    assert "commands:" not in said
+
+
+def test_a_key_in_place_of_its_variables_name_is_not_shown(refused):
+    said = refused("generate", "--key-env", "sk-proj-abcdef", "Hi")
+    assert "--key-env: that looks like a key" in said
+    assert "abcdef" not in said
