@@ -45,9 +45,11 @@ class NotLoadedError(Exception):
 class Entered(Protocol):
     """A model that is loaded and that the call has entered."""
 
-    @property
-    def answer(self) -> Answer:
-        """Answers one request of the call."""
+    answer: Answer
+    """Answers one request of the call."""
+
+    def note(self, error: PromptmillError) -> None:
+        """Note why the call cannot continue here."""
         ...
 
     async def leave(self, call: Call) -> None:
@@ -55,7 +57,8 @@ class Entered(Protocol):
         ...
 
 
-Enter: TypeAlias = Callable[[str, Call], Awaitable[tuple[Entered, Share]]]
+Stop: TypeAlias = Callable[[PromptmillError], None]
+Enter: TypeAlias = Callable[[str, Call, Stop], Awaitable[tuple[Entered, Share]]]
 """Loads a model if need be and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
 
 
@@ -72,11 +75,23 @@ class _Route:
     """Requests on this way, from before the model is loaded."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Those that await an answer of the model."""
+    stopped: set[asyncio.Task[Any]] = field(default_factory=set)
+    reason: PromptmillError | None = None
+    """Why the answers of `stopped` were cancelled."""
 
     @property
     def is_resting(self) -> bool:
         """Whether it is entered and has nothing to do."""
         return self.share is not None and not self.wanted
+
+    def stop(self, reason: PromptmillError) -> None:
+        """Have the answers of the model raise `reason`."""
+        self.reason = reason
+        for task in self.tasks - self.stopped:
+            self.stopped.add(task)
+            task.cancel()
 
     def wake(self) -> None:
         """Let requests go that there is room for now."""
@@ -208,9 +223,27 @@ class Router:
             if self._is_given_up(route.name):
                 return None
             assert route.entering is not None
-            return await route.entering.result()[0].answer(request, call)
+            return await self._answer_of(route, route.entering.result()[0], request)
         finally:
             self._give_back(route)
+
+    async def _answer_of(self, route: _Route, model: Entered, request: Request) -> Outcome:
+        task = asyncio.current_task()
+        assert task is not None
+        route.tasks.add(task)
+        try:
+            return await model.answer(request, self._call)
+        except asyncio.CancelledError:
+            if task in route.stopped and task.uncancel() == 0:
+                assert route.reason is not None
+                raise route.reason from None
+            raise
+        except PromptmillError as error:
+            model.note(error)
+            raise
+        finally:
+            route.tasks.discard(task)
+            route.stopped.discard(task)
 
     @staticmethod
     def _give_back(route: _Route) -> None:
@@ -225,7 +258,7 @@ class Router:
         await asyncio.shield(route.entering)
 
     async def _load(self, route: _Route) -> tuple[Entered, Share]:
-        loading = asyncio.ensure_future(self._enter(route.name, self._call))
+        loading = asyncio.ensure_future(self._enter(route.name, self._call, route.stop))
         try:
             while not loading.done():
                 await asyncio.wait({loading}, timeout=_LEAVES_S)

@@ -20,6 +20,7 @@ import asyncio
 from collections import deque
 
 from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source
+from promptmill.core.errors import PromptmillError
 
 _MOST_TAKEN = 256
 _MOST_HELD = 1024
@@ -64,6 +65,16 @@ class Driver:
             self._closed = True
             share.grown = self._call.freed = _no_driver
 
+    def stop(self, reason: PromptmillError) -> None:
+        """Have `run` raise `reason`, whatever its workers wait for."""
+        if self._closed:
+            return
+        raising = _raised(reason)
+        try:
+            self._group.create_task(raising)
+        except RuntimeError:  # the run is being ended
+            raising.close()
+
     @property
     def _running(self) -> int:
         """How many answers compete for a place."""
@@ -93,30 +104,29 @@ class Driver:
         self._look()
 
     async def _work(self) -> None:
+        call, share, sink, fresh = self._call, self._share, self._sink, self._fresh
         try:
-            # the share may shrink for the sake of another call; the last worker continues
-            while (self._running <= self._share.most or self._workers == 1) and (request := await self._next()):
-                outcome = await self._answer(request, self._call)
-                await self._sink.put(request.key, outcome)
-                self._call.count(outcome)
+            # the share may shrink for the sake of another call
+            while self._workers + call.forked - call.parked - call.held <= share.most:
+                if not fresh and (not self._may_take or not await self._take()):
+                    break
+                request = fresh.popleft()
+                outcome = await self._answer(request, call)
+                await sink.put(request.key, outcome)
+                call.count(outcome)
                 self._open -= 1
                 if self._short:
-                    self._share.want(self._open)
+                    share.want(self._open)
         finally:
             self._workers -= 1
         self._start_workers()
 
-    async def _next(self) -> Request | None:
-        fresh = self._fresh
-        if not fresh and self._may_take:
-            await self._take()
-        return fresh.popleft() if fresh else None
-
-    async def _take(self) -> None:
+    async def _take(self) -> bool:
+        """Have requests ready; return whether there are some."""
         assert self._taking is not None
         async with self._taking:
             if self._fresh or not self._may_take:
-                return
+                return bool(self._fresh)
             wanted = min(self._share.most, _MOST_TAKEN)
             requests = await self._source.take(wanted)
             self._ended = not requests
@@ -126,12 +136,17 @@ class Driver:
             self._share.want(self._open if self._short else None)
         if len(requests) > 1:
             self._start_workers()
+        return bool(self._fresh)
 
     def _look(self) -> None:
         """Have the share decide when nothing will happen by itself."""
         call = self._call
         if call.held and not call.parked and not self._running and not self._fresh and not self._may_take:
             self._share.idle()
+
+
+async def _raised(reason: PromptmillError) -> None:
+    raise reason
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

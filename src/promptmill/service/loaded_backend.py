@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from promptmill.answering.answer_cache import AnswerCache, path_of
 from promptmill.answering.budgeted import BudgetedAnswers, unknown_price
@@ -15,15 +15,15 @@ from promptmill.answering.prices import Price, price_of
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
 from promptmill.answering.structured import StructuredAnswers
-from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
+from promptmill.backends.protocol import Answer, Backend, Call, Share
 from promptmill.config.backends import BACKENDS
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Outcome
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 Report: TypeAlias = Callable[[str], None]
+Stop: TypeAlias = Callable[[PromptmillError], None]
 Room: TypeAlias = Callable[["LoadedBackend", Report], contextlib.AbstractAsyncContextManager[None]]
 
 
@@ -56,15 +56,13 @@ class LoadedBackend:
         self.leaving: LoadedBackend | None = None
         """The one that has to leave the device before this one loads; None when it has."""
         self._backend: Backend | None = None
-        self._answer: Answer
+        self.answer: Answer
+        """Answers one request of a call that has entered, through everything around the backend. Set by loading."""
         self._price: Price | None = None
         self._cached: CachedAnswers | None = None
-        self._calls: set[Call] = set()
+        self._calls: dict[Call, Stop] = {}
         self._empty = asyncio.Event()
         self._empty.set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        """Those that await an answer; `end` cancels them."""
-        self._cancelled: set[asyncio.Task[Any]] = set()
         self._ending: PromptmillError | None = None
         self.ready: asyncio.Task[None]
 
@@ -86,7 +84,7 @@ class LoadedBackend:
                 self.leaving = after = before
             async with self._room(self, self._report) if self._room else contextlib.nullcontext():
                 self._backend = backend
-                self._answer = await self._composed(backend)
+                self.answer = await self._composed(backend)
                 await backend.load(self._report)
             self._rest()
         except BaseException:
@@ -144,8 +142,11 @@ class LoadedBackend:
         elif self.is_ready:
             self._idle(self)
 
-    def enter(self, call: Call) -> Share:
-        """Note that a call starts here. Raises why it cannot, before anything is taken."""
+    def enter(self, call: Call, stop: Stop) -> Share:
+        """Note that a call starts here. Raises why it cannot, before anything is taken.
+
+        `stop` ends its answers, for the reason that it gets, when the backend has to go while they run.
+        """
         if self._ending:
             raise self._ending
         assert self._backend is not None
@@ -154,41 +155,22 @@ class LoadedBackend:
         try:
             share = self._backend.enter(call)
         except PromptmillError as error:
-            self.broken = self.broken or error.code is Code.ENGINE_DIED
+            self.note(error)
             raise
         if self._price is not None:
             call.cost = call.cost or 0.0
-        self._calls.add(call)
+        self._calls[call] = stop
         self._empty.clear()
         return share
 
-    async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer one request of a call that has entered, through everything that stands around the backend."""
-        if self._ending:
-            raise self._ending
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            return await self._answer(request, call)
-        except asyncio.CancelledError:
-            if task in self._cancelled and task.uncancel() == 0:
-                assert self._ending is not None
-                raise self._ending from None
-            raise
-        except PromptmillError as error:
-            if self._ending:
-                raise self._ending from None
-            self.broken = self.broken or error.code is Code.ENGINE_DIED
-            raise
-        finally:
-            self._tasks.discard(task)
-            self._cancelled.discard(task)
+    def note(self, error: PromptmillError) -> None:
+        """Note why a call could not continue here: an engine that died is loaded again by the next call."""
+        self.broken = self.broken or error.code is Code.ENGINE_DIED
 
     async def leave(self, call: Call) -> None:
         """Note that a call has ended; none of its answers is in flight."""
         assert self._backend is not None
-        self._calls.discard(call)
+        self._calls.pop(call, None)
         try:
             await self._backend.leave(call)
             if self._cached is not None:  # the next process is to find them
@@ -217,9 +199,8 @@ class LoadedBackend:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self.ready.cancel()
-        for task in self._tasks - self._cancelled:
-            self._cancelled.add(task)
-            task.cancel()
+        for stop in self._calls.values():
+            stop(self._ending)
         try:
             await asyncio.wait({self.ready}, timeout=1)
             await self.drain(1)

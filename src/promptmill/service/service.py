@@ -23,7 +23,7 @@ from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing
 from promptmill.service.driver import Driver
 from promptmill.service.list_call import MOST_LARGE, ListSink, ListSource
-from promptmill.service.loaded_backend import Create, LoadedBackend
+from promptmill.service.loaded_backend import Create, LoadedBackend, Stop
 from promptmill.service.model import Model, Models
 
 _DRAIN_S = 30.0
@@ -300,13 +300,16 @@ class Service:
             finally:
                 await router.aclose()
             return
-        model, share = await self._enter(plan.name, call)
+        model, share = await self._enter(plan.name, call, driver.stop)
         try:
             await driver.run(model.answer, share)
+        except PromptmillError as error:
+            model.note(error)
+            raise
         finally:
             await model.leave(call)
 
-    async def _enter(self, name: str, call: Call) -> tuple[LoadedBackend, Share]:
+    async def _enter(self, name: str, call: Call, stop: Stop) -> tuple[LoadedBackend, Share]:
         """Load the model `name` if need be and enter it. Raises `NotLoadedError`, or why the call cannot start."""
         model = self._model(name)
         for last_try in (False, True):
@@ -318,7 +321,7 @@ class Service:
                 raise NotLoadedError(error) from None
             call.chosen = call.chosen or loaded.plan.chosen
             try:
-                return loaded, loaded.enter(call)
+                return loaded, loaded.enter(call, stop)
             except PromptmillError as error:
                 # an engine that died before this call is no reason to fail
                 if error.code is not Code.ENGINE_DIED or last_try:
