@@ -217,14 +217,6 @@ def test_no_file_is_called_by_what_it_is_not():
     assert not names & {"utils", "util", "helpers", "common", "misc", "base", "manager"}
 
 
-def test_a_test_can_find_a_wrong_arrow(tmp_path):
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text("def f():\n    from promptmill.service.service import Service\n")
-    assert _ours(wrong) == {"service.service"}
-    assert not _imports(wrong, top_level=True)
-    assert _floor("service") < _floor("backends.openai.run")
-
-
 def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_ground():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
