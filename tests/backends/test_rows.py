@@ -67,7 +67,7 @@ def test_a_malformed_line_is_named_by_its_number(row: Any, said: str) -> None:
 
 
 def test_more_tags_than_images_name_the_line() -> None:
-    with pytest.raises(PromptmillError, match="line 7: The prompt holds the image tag 2"):
+    with pytest.raises(PromptmillError, match="line 7: The prompt contains the image tag 2"):
         read("jsonl", {"prompt": "<i><i>", "images": ["a.png"]}, image_tag="<i>")
 
 

@@ -310,7 +310,7 @@ def test_a_client_that_was_never_started_is_named_with_its_file(home, capsys):
     (home / ".cursor").rmdir()
     assert _install("cursor") == 2
     said = capsys.readouterr().err
-    assert f"Cursor seems not to be here: the folder {home / '.cursor'} is missing" in said
+    assert f"Cursor seems not to be installed: the folder {home / '.cursor'} is missing" in said
     assert "--file" in said
 
 
@@ -318,6 +318,6 @@ def test_a_client_that_was_never_started_is_named_with_its_file(home, capsys):
 def test_a_value_behind_env_is_refused_and_not_shown(home, capsys, given):
     assert cli.main(["install", "cursor", "--env", given]) == 2
     out, err = capsys.readouterr()
-    assert "--env takes a name alone: --env OPENAI_API_KEY" in err
+    assert "--env takes only a name: --env OPENAI_API_KEY" in err
     assert "sk-123" not in out + err
     assert not (home / ".cursor" / "mcp.json").exists()

@@ -1,1 +1,1 @@
-"""What an answer holds, and what it must be."""
+"""Answers: the reasoning in them, and the JSON Schema that they must satisfy."""

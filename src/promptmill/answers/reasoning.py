@@ -11,8 +11,8 @@ from promptmill.core.outcome import Completion
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
 _END = re.compile(r"<\|(?:end|return|call)\|>")
-# How models mark their thinking in their text: Qwen, DeepSeek and most; Magistral; Kimi-VL; Seed-OSS; EXAONE and
-# Gemini; OpenThinker; Command A.
+# Models' marks around reasoning: Qwen, DeepSeek and most; Magistral; Kimi-VL; Seed-OSS; EXAONE and Gemini;
+# OpenThinker; Command A.
 _PAIRS = (
     ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),
@@ -34,8 +34,8 @@ _WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
     """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or another model's marks.
 
-    `opened` says that the prompt itself ended with the opening mark, as some chat templates do. A block that never
-    closes (an answer cut at its length) is all reasoning, and the answer is empty.
+    `opened`: the prompt itself ended with the opening mark, as in some chat templates. If a block never closes (an
+    answer cut at its length), all of the text is reasoning and the answer is empty.
     """
     if opened:
         closing = _CLOSING.search(text)
@@ -64,10 +64,10 @@ def closes_reasoning(text: str) -> bool:
 
 
 def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text as an endpoint passed it on, whichever marks the model writes.
+    """Return `(reasoning, answer)` of a text from an endpoint, with the marks of any model.
 
-    The opening mark may be missing: some chat templates end the prompt with it. `already` says that the endpoint gave
-    the reasoning apart; then only a closing mark that was left at the start goes.
+    The opening mark may be missing: some chat templates end the prompt with it. `already`: the endpoint has separated
+    the reasoning; then only a closing mark left at the start is removed.
     """
     start = text.lstrip("\ufeff \t\r\n")
     if start.startswith((_CHANNEL, _START)):
@@ -84,9 +84,9 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
 
 
 def _place_of(mark: str, text: str) -> int:
-    """Return where a closing mark is that is meant, not quoted or written about; the length of `text` for none.
+    """Return the position of a closing mark that is not quoted or part of prose; the length of `text` without one.
 
-    A regular expression takes twenty times as long, in which nothing else goes on.
+    A regular expression takes twenty times as long and blocks the event loop.
     """
     place = text.find(mark)
     while place >= 0:
@@ -98,16 +98,16 @@ def _place_of(mark: str, text: str) -> int:
 
 
 def answer_so_far(text: str) -> str:
-    """Return what can be shown of an answer of which `text` has come: nothing as long as it may be reasoning."""
+    """Return the part of an unfinished answer to show: `""` while `text` may still be reasoning."""
     start = text.lstrip("\ufeff \t\r\n")
     marks = (_CHANNEL, _START, *_OPENING)
     return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
-    """Return `completion` with the reasoning in its text moved to where reasoning belongs."""
+    """Return `completion` with the reasoning in its text moved to `reasoning`."""
     text = completion.text
-    if "<" not in text and "[" not in text and "◁" not in text:  # one of these is in every mark
+    if "<" not in text and "[" not in text and "◁" not in text:  # every mark contains one of these
         return completion
     reasoning, text = split_marked(text, already=completion.reasoning is not None)
     if text == completion.text:
@@ -116,30 +116,30 @@ def with_reasoning_apart(completion: Completion) -> Completion:
 
 
 def unanswered(completion: Completion) -> PromptmillError | None:
-    """Return the error of a completion that ended within its reasoning, or None when it is an answer.
+    """Return the error of a completion that ended within its reasoning; None for an answer.
 
-    One that reached its longest length is an answer that was cut, and says so by its finish reason.
+    A completion that reached the longest length is a cut answer; its finish reason shows that.
     """
     if completion.text or completion.tool_calls or not completion.reasoning or completion.finish_reason == "length":
         return None
     return PromptmillError(
         Code.OPEN_REASONING,
-        "The model stopped, or met a stop string, while it was still reasoning: there is no answer.",
+        "The model stopped, or reached a stop string, while it was still reasoning, so there is no answer.",
     )
 
 
 def split_channels(text: str) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text in the Harmony format, its marks included, as gpt-oss writes it.
+    """Return `(reasoning, answer)` of a text in the Harmony format of gpt-oss, marks included.
 
-    What is said on the channel `final` is the answer, and so is what is said on none; all else is reasoning. Format:
+    Messages in the channel `final` and messages without a channel are the answer; all others are reasoning. Format:
     github.com/openai/harmony, docs/format.md.
     """
     if _CHANNEL not in text and _MESSAGE not in text:
         return None, text
-    said: dict[bool, list[str]] = {True: [], False: []}
+    texts: dict[bool, list[str]] = {True: [], False: []}
     for message in text.split(_START):
         header, _, content = message.partition(_MESSAGE)
         channel = header.partition(_CHANNEL)[2].strip()
-        said[not channel or channel.startswith("final")].append(_END.split(content, maxsplit=1)[0])
-    reasoning = "\n".join(filter(None, map(str.strip, said[False])))
-    return reasoning or None, "".join(said[True])
+        texts[not channel or channel.startswith("final")].append(_END.split(content, maxsplit=1)[0])
+    reasoning = "\n".join(filter(None, map(str.strip, texts[False])))
+    return reasoning or None, "".join(texts[True])

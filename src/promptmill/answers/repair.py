@@ -1,4 +1,4 @@
-"""JSON out of an answer that holds more or less than JSON, where there is no doubt what was meant."""
+"""Extract JSON from an answer with text around it or slips in writing, if its meaning is beyond doubt."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, SupportsIndex
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
 _LONGEST = 1 << 17  # characters
-# `json_repair` reads a text of slips three times, and others thousands of times. This takes it half a second.
+# `json_repair` reads a text with slips three times, but some texts thousands of times. This limit is half a second.
 _MOST_READS = 500_000
 _MOST_VALUES = 16
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-# What may differ between what was written and what it was taken for: marks of JSON alone, never a word or a number.
+# A repair may change these marks of JSON only, never a word or a number.
 _MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
 
 
 def values(text: str) -> int:
-    """Return the most values that a JSON text may hold."""
+    """Return an upper bound of the number of values in a JSON text."""
     return text.count(",") + text.count("[") + text.count("{")
 
 
@@ -39,7 +39,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def written(value: Any) -> str:
-    """Return `value` as JSON, `""` for a number that JSON has no form for (1e999 is infinite to Python)."""
+    """Return `value` as JSON; `""` for a number that JSON cannot express (Python reads 1e999 as infinite)."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -47,9 +47,9 @@ def written(value: Any) -> str:
 
 
 def candidates(text: str) -> Iterator[Any]:
-    """Yield the values that `text` may stand for: what its code fences hold, objects and lists between prose.
+    """Yield the values that `text` may mean: those in its code fences, else objects and lists between prose.
 
-    With slips of writing (trailing commas, single quotes, missing quotes) only where the words stay the same.
+    If there are none, slips (trailing commas, single quotes, missing quotes) are corrected, but never a word.
     """
     if len(text) > _LONGEST:
         return
@@ -85,7 +85,7 @@ def _values(text: str) -> Iterator[Any]:
         try:
             value, place = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
-            return  # what stands open here may hold all that follows: that is a case for mending
+            return  # an unclosed bracket may contain all that follows: `_mended` handles it
         found += 1
         yield value
 
@@ -96,7 +96,7 @@ def _next_bracket(text: str, place: int) -> int:
 
 
 def _mended(text: str) -> Any:
-    """Return the one object or list in `text` with its slips of writing corrected, None where there is doubt."""
+    """Return the only object or list in `text` with its slips corrected; None in case of doubt."""
     from json_repair import repair_json
 
     start = _next_bracket(text, 0)
@@ -104,7 +104,7 @@ def _mended(text: str) -> Any:
         return None
     end = text.rfind("}" if text[start] == "{" else "]")
     if end < start:
-        return None  # it never ends: cut off, or something else
+        return None  # it has no end: the answer is cut
     part = text[start : end + 1]
     try:
         value = repair_json(_Metered(part), return_objects=True)
@@ -115,11 +115,11 @@ def _mended(text: str) -> Any:
 
 
 class _TooManyReadsError(Exception):
-    """The repair of a text takes too long."""
+    """Raised when the repair of a text takes too long."""
 
 
 class _Metered(str):
-    """A text that can be read only so often."""
+    """A text that raises after a limited number of reads."""
 
     _reads = 0
 
@@ -131,6 +131,6 @@ class _Metered(str):
 
 
 def _words(text: str) -> str:
-    """Return what `text` says beside the marks of JSON, and Python's names of its constants."""
+    """Return the words of `text` without the marks of JSON, Python's `None` as `null`."""
     text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
     return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")

@@ -1,4 +1,7 @@
-"""JSON Schema of an answer: what `response_format` asks for, compiled once, checked for every answer."""
+"""The JSON Schema of an answer: read from `response_format`, compiled once, checked for every answer.
+
+response_format → schema_of → compile_schema (bounded size) → AnswerSchema.check: valid | repaired | problem
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ AnswerType: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
 """A JSON Schema, or a pydantic class: answers become instances of it."""
 
 _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
-_LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, each as often as a `$ref` or another leads to it
+_LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, counted once per `$ref` to them
 _LONGEST_PATTERNS = 16 * 1024  # characters together
 _PATTERN_BYTES = 8 << 20  # of all compiled patterns of a schema together
 _MOST_PROBLEMS = 3
 _MOST_KEPT = 32
-# Checks of an answer, at some 10 ns. Above the first number they take place in a thread, where they let the event loop
-# go on; above the second no answer is worth them.
+# Checks of one answer, about 10 ns each. Above the first number they run in a thread, so that the event loop continues;
+# above the second the answer is not checked and counts as invalid.
 _FEW_CHECKS = 200_000
 _MOST_CHECKS = 500_000_000
-# Errors, which hold the answer's text and cost 20 µs each; where there may be more, the answer's problem has no place.
+# Errors contain the answer's text and take 20 µs each. If more are possible, the problem is reported without a place.
 _MOST_ERRORS = 10_000
 _MOST_QUOTED = 32 << 20
 _SHORT, _SHORT_FOR_PATTERNS = 16 * 1024, 1024
@@ -37,14 +40,14 @@ _LONGEST_ANSWER = 1 << 20
 _MOST_VALUES = 100_000  # of an answer; reading more would hold up everything else
 _SHOWN = 60
 _LONGEST_PROBLEM = 300
-# `fancy-regex` looks around and back, as patterns of pydantic's `Decimal` do; the limit ends what never would
+# `fancy-regex` supports lookaround (patterns of pydantic's `Decimal` use it); the limit ends endless matching
 _BACKTRACKS = 10_000
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
-# what other languages call them
+# names in other languages
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
-# json-schema.org, draft 2020-12, less what only describes; `json_schema` is what `response_format` has one in
+# keywords of json-schema.org, draft 2020-12, without annotations; `response_format` has a schema in `json_schema`
 _SAYING = frozenset(
     {"properties", "required", "items", "enum", "const"}
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
@@ -60,7 +63,7 @@ _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
 
 class Checked(NamedTuple):
-    """What an answer turned out to be: `text` satisfies the schema when `problem` is empty."""
+    """The result of a check: `text` satisfies the schema if `problem` is empty."""
 
     text: str
     problem: str = ""
@@ -75,10 +78,10 @@ class AnswerSchema:
     _validator: Any
     _cost: _Cost
     _short: int
-    """How long an answer may be, in characters, to be checked while the event loop waits."""
+    """The longest answer, in characters, that is checked on the event loop."""
 
     def is_soon_valid(self, text: str) -> bool:
-        """Return whether the answer `text` satisfies the schema and this takes a few milliseconds to find out."""
+        """Return whether `text` satisfies the schema; False also if the check would take over a few milliseconds."""
         if len(text) > self._short or self._checks(text) > _FEW_CHECKS:
             return False
         try:
@@ -87,9 +90,9 @@ class AnswerSchema:
             return False
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
-        """Return the answer `text` as it is if it satisfies the schema, else repaired, else with its problem.
+        """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
 
-        Only what leaves no doubt is repaired (see `repair`), and nothing in an answer that is not `complete`.
+        Only a repair beyond doubt is made (see `repair`), and none in an answer that is not `complete`.
         """
         if len(text) > _LONGEST_ANSWER:
             return Checked(text, f"it is longer than {_LONGEST_ANSWER >> 20} MiB")
@@ -118,7 +121,7 @@ class AnswerSchema:
         if len(found) == 1:
             return Checked(found.popitem()[1], repaired=True)
         if found:
-            problem = "it holds several JSON values, and each of them would do"
+            problem = "it contains several JSON values that satisfy the schema"
         return Checked(text, problem)
 
     def _checks(self, text: str) -> int:
@@ -141,9 +144,9 @@ class AnswerSchema:
         return "; ".join(problems)
 
     def _without_nulls(self, value: Any, text: str) -> Iterator[Any]:
-        """Yield `value` without the fields that are null and may be missing.
+        """Yield `value` without its optional fields that are null.
 
-        Strict endpoints write null for a field that may be missing, because they let none be.
+        Strict endpoints require every field, so they write null for an optional one.
         """
         if self._errors_can_be_read(text):
             flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
@@ -164,7 +167,7 @@ class _Cost(NamedTuple):
     errors: int
 
 
-# Subschemas for the value itself; all others are for a part of it, of which each is checked by one of its siblings.
+# Keywords whose subschemas apply to the value itself. Other subschemas apply to a part of it, one of them per part.
 _IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"})
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _DEFINITIONS = frozenset({"$defs", "definitions"})
@@ -172,7 +175,7 @@ _DATA = frozenset({"const", "default", "examples", "example"})
 
 
 class _CostOf:
-    """Computes the cost of a schema; a reference to what it stands in counts once."""
+    """Computes the cost of a schema; a recursive reference counts once."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._root = schema
@@ -213,7 +216,9 @@ class _CostOf:
                 checks += len(inner)
                 part_checks += max(cost.checks for cost in inner)
                 part_errors += max(cost.errors for cost in inner)
-        if "unevaluatedProperties" in schema or "unevaluatedItems" in schema:  # goes over its siblings again
+        if (
+            "unevaluatedProperties" in schema or "unevaluatedItems" in schema
+        ):  # these keywords check their siblings again
             size, checks = 2 * size, 2 * checks
         self._open.discard(id(schema))
         found = self._known[id(schema)] = _Cost(size, checks + part_checks, errors + part_errors)
@@ -259,7 +264,7 @@ def _subschemas(name: str, value: Any) -> Iterable[Any]:
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
-    """Return `value` without the null fields at `places`, or without any where that is None."""
+    """Return `value` without the null fields at `places` (None: everywhere)."""
     if isinstance(value, dict):
         return {
             key: _pruned(inner, places, (*here, key))
@@ -272,11 +277,11 @@ def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[s
 
 
 def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> AnswerSchema:
-    """Return `schema`, ready to check answers; nothing is fetched for a `$ref` elsewhere.
+    """Return `schema`, ready to check answers; a `$ref` to another document is never fetched.
 
-    Raises `PromptmillError` (`invalid_input`) for what is not a JSON Schema, or too large a one; `where` names it.
+    Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
     """
-    import jsonschema_rs  # 20 ms, for those who ask for it
+    import jsonschema_rs  # the import takes 20 ms
 
     try:
         if len(json.dumps(schema)) > _LONGEST_SCHEMA:
@@ -285,7 +290,7 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
         cost = costs.of(schema)
         if cost.size > _LARGEST_SCHEMA:
             raise input_error(
-                f"{where} is too large: with each `$ref` replaced by what it refers to, it has more than "
+                f"{where} is too large: with each `$ref` replaced by its target, it has more than "
                 f"{_LARGEST_SCHEMA:,} parts. Refer to fewer subschemas in `anyOf`, `oneOf` and `allOf`."
             )
         if sum(map(len, costs.patterns)) > _LONGEST_PATTERNS:
@@ -306,22 +311,21 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
 
 
 def why_no_schema(schema: Mapping[str, Any]) -> str:
-    """Return that it is an answer as it might be, rather than a schema, and what to write; `""` for a schema."""
+    """Return the problem of an example answer in place of a schema, with the schema to write; `""` for a schema."""
     if not _is_example(schema):
         return ""
     name = f"{next(iter(schema)):.40}"
     fields = f'{{"{name}": {{"type": "string"}}}}'
     return (
-        "is an example, not a JSON Schema, which says what kind each field is: "
+        "is an example, not a JSON Schema. A schema states the type of each field: "
         f'{{"type": "object", "properties": {fields}, "required": ["{name}"]}}.'
     )
 
 
 def _is_example(schema: Mapping[str, Any]) -> bool:
-    """Return whether it is an answer as it might be, rather than a schema.
+    """Return whether `schema` is an example answer: it has fields, but no keyword that constrains an answer.
 
-    It has fields, and none that says anything about an answer: `name` and `title` are fields of many an answer, and
-    words of a schema only beside others.
+    `name` and `title` do not count as keywords: they are fields of many answers.
     """
     kind = schema.get("type")
     if isinstance(kind, list) or (isinstance(kind, str) and (kind in _TYPES or _meant_type(kind))):
@@ -333,13 +337,13 @@ def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:
     path = list(getattr(error, "instance_path", []))
     if path and (wrong := _wrong_type(path, schema)):
         return wrong
-    # its first line: the others quote the schema
+    # only the first line: the others quote the schema
     reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
     return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
 
 
 def _wrong_type(path: list[str | int], schema: Mapping[str, Any]) -> str:
-    """Return what is wrong where a keyword `type` names a type that there is not, "" elsewhere."""
+    """Return the problem of a `type` that names an unknown type; `""` for other problems."""
     value: Any = schema
     for part in path:
         value = value[part]
@@ -361,9 +365,9 @@ def _dotted(path: list[str | int]) -> str:
 
 
 def why_not_json(error: json.JSONDecodeError) -> str:
-    """Return what is wrong with a text that is meant to be JSON, and where, in words."""
+    """Explain why a text is not valid JSON: the line, the column and the remedy."""
     before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    if rest.startswith(","):  # where newer Pythons point
+    if rest.startswith(","):  # newer versions of Python point to the comma
         before, rest = f"{before},", rest[1:].lstrip()
     what = error.msg[:1].lower() + error.msg[1:]
     if not rest:
@@ -378,12 +382,12 @@ def why_not_json(error: json.JSONDecodeError) -> str:
 
 
 def asking_for(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `response_format` that asks for answers that satisfy `schema`."""
+    """Return the `response_format` that requests answers according to `schema`."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
 
 def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
-    """Return `options` plus the `response_format` that asks for `answer_schema`. Raises `PromptmillError`."""
+    """Return `options` plus the `response_format` of `answer_schema`. Raises `PromptmillError`."""
     if answer_schema is None:
         return options
     schema = answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
@@ -392,9 +396,9 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
 
 
 def schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Return the schema that answers must satisfy, None where `wanted` asks for no JSON.
+    """Return the schema in the `response_format` `wanted`; None if it requests no JSON.
 
-    JSON mode asks for any object. Forms of other kinds (`structural_tag`, …) are the engine's or endpoint's own.
+    JSON mode means any object. The engine or endpoint handles other kinds (`structural_tag`, …).
     Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
     """
     kind = (wanted or {}).get("type")
@@ -415,15 +419,15 @@ class SchemaCache:
     """Compiled schemas of `response_format` values, so that each is compiled once."""
 
     def __init__(self) -> None:
-        # by identity, because a call's items share the object; kept with it, so that an id is never reused
+        # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
         self._by_id: dict[int, tuple[Mapping[str, Any], AnswerSchema | None]] = {}
         self._by_content: dict[str, AnswerSchema] = {}
 
     async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
-        """Return the schema that `wanted` asks for, None for none. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
         known = self._by_id.get(id(wanted))
         if known is None:
-            if len(self._by_id) >= _MOST_KEPT:  # rows that each bring their own
+            if len(self._by_id) >= _MOST_KEPT:  # each row may have its own
                 self._by_id.clear()
             schema = schema_of(wanted)
             known = self._by_id[id(wanted)] = (wanted, None if schema is None else await self._compiled(schema))

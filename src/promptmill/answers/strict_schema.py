@@ -1,4 +1,4 @@
-"""JSON Schema → the subset that OpenAI's strict mode takes: all fields required, no open objects.
+"""JSON Schema → the subset that OpenAI's strict mode accepts: all fields required, no open objects.
 
 Rules: platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that bring an error were
 compared with pydantic-ai's and openai-python's translations (November 2026).
@@ -12,7 +12,7 @@ from typing import Any
 _SILENT = frozenset(
     {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
 )
-# Checked here all the same; the model is told in words.
+# Described to the model in words; promptmill checks them in the answer.
 _IN_WORDS = frozenset(
     {
         "minLength",
@@ -50,14 +50,14 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 class _InexpressibleError(Exception):
-    """Strict mode has no form for it."""
+    """Strict mode cannot express the schema."""
 
 
 def strict_form(schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return `schema` as strict mode takes it, None where it cannot say the same.
+    """Return `schema` in the form of strict mode; None if strict mode cannot express it.
 
-    Whatever satisfies the result satisfies `schema`, but for fields that may be missing, which are null then, and for
-    what strict mode can only be told in words.
+    An answer that satisfies the result satisfies `schema`, with two exceptions: optional fields may be null, and
+    keywords that strict mode lacks are only described in words.
     """
     try:
         found = _node(_with_root(schema))
@@ -67,7 +67,7 @@ def strict_form(schema: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _with_root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `schema` with what its root refers to in its place, as strict mode wants an object there."""
+    """Return `schema` with the reference at its root replaced: strict mode requires an object there."""
     reference = schema.get("$ref")
     for name in _DEFINITIONS:
         if isinstance(reference, str) and reference.startswith(f"#/{name}/"):
@@ -92,7 +92,7 @@ def _node(schema: Any) -> dict[str, Any]:
         elif key not in _SILENT:
             node[key] = value
     if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
-        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # a reference may have nothing beside it, alternatives may
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no siblings, `anyOf` may
     if words:
         node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
     if "properties" in node or node.get("type") == "object":
@@ -111,10 +111,10 @@ def _options(key: str, value: Any, taken: bool) -> list[dict[str, Any]]:  # noqa
 
 
 def _close(node: dict[str, Any]) -> None:
-    """Let an object have all its fields and no others; one that need not be there may be null."""
+    """Require all fields of an object and allow no others; an optional field may be null."""
     properties = node.get("properties")
     if not properties or node.get("type", "object") != "object":
-        raise _InexpressibleError  # any names at all: closed, it would always be empty
+        raise _InexpressibleError  # an object with arbitrary names would always be empty
     required = node.get("required") or ()
     if not set(required) <= properties.keys():
         raise _InexpressibleError

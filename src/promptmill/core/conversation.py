@@ -2,7 +2,7 @@
 
 Accepted shapes: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
 OpenAI chat messages (platform.openai.com, chat completions). MCP's blocks with images, audio and embedded text are
-parts. Everything else is refused with its place and shape.
+parts. Any other shape is refused with its place and kind.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class AudioPart:
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
 ImagePosition: TypeAlias = Literal["after", "before"]
-"""Where images go when no tag says it: after or before the text."""
+"""The place of images without a tag: after or before the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `extra` goes through to the endpoint or chat template as it came (`tool_calls`, `name`, …)."""
+    """One turn. `extra` (`tool_calls`, `name`, …) is passed to the endpoint or chat template unchanged."""
 
     role: str
     content: str | tuple[Part, ...] | None
@@ -82,7 +82,7 @@ def _openai_part(part: Part) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The turns that the model answers."""
+    """The turns of one request."""
 
     messages: tuple[Message, ...]
 
@@ -102,13 +102,13 @@ class Conversation:
         return any(isinstance(part, AudioPart) for content in contents for part in content)
 
     def as_messages(self) -> list[dict[str, Any]]:
-        """Return the turns as OpenAI messages, from which `conversation_from_messages` makes the same conversation."""
+        """Return the turns as OpenAI messages, the inverse of `conversation_from_messages`."""
         return [message.as_openai() for message in self.messages]
 
     def with_system(self, system_prompt: str) -> Conversation:
         """Return the conversation under `system_prompt`, which replaces a leading system turn; `""` changes nothing.
 
-        Replaces, because two system turns make many chat templates fail.
+        It replaces, because many chat templates fail on two system turns.
         """
         if not system_prompt:
             return self
@@ -126,7 +126,7 @@ class Conversation:
     ) -> Conversation:
         """Return the conversation with images in its last message: at its image tags, or after or before its text.
 
-        Without sources nothing changes, so a tag in the text stays text. Raises `PromptmillError` (`invalid_input`)
+        Without sources it returns itself, so a tag in the text stays text. Raises `PromptmillError` (`invalid_input`)
         when there are more tags than images or more images than tags.
         """
         if not sources:
@@ -169,8 +169,8 @@ def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: st
             placed.append(TextPart(text))
     if tags != len(images):
         raise input_error(
-            f"The prompt holds the image tag {tags} time(s) but comes with {len(images)} image(s); "
-            "send as many images as tags, or no image tag to put the images behind the text."
+            f"The prompt contains the image tag {tags} time(s) but has {len(images)} image(s); "
+            "send one image per tag, or no image tag to put the images after the text."
         )
     return placed
 
@@ -178,7 +178,7 @@ def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: st
 def conversation_from_prompt(item: object, where: str) -> Conversation:
     """Return the conversation of one prompt item; `where` names it in errors, such as `prompts[3]`.
 
-    Raises `PromptmillError` (`invalid_input`) for any shape that is not listed in this module's docstring.
+    Raises `PromptmillError` (`invalid_input`) for a shape that this module's docstring does not list.
     """
     if isinstance(item, str):
         return Conversation((Message("user", item),))
@@ -199,7 +199,7 @@ def conversation_from_prompt(item: object, where: str) -> Conversation:
 def conversation_from_messages(messages: Sequence[object], where: str) -> Conversation:
     """Return the conversation of OpenAI-style `messages`, at least one.
 
-    Raises `PromptmillError` (`invalid_input`) naming the index of a message of another shape or an unknown role.
+    Raises `PromptmillError` (`invalid_input`) with the index of a message that has another shape or an unknown role.
     """
     if not messages:
         raise input_error(f'{where} is empty. Send at least one message, such as {{"role": "user", "content": "…"}}.')
@@ -212,7 +212,7 @@ def _message(item: object, where: str) -> Message:
     role = item.get("role")
     if role is None and {"from", "value"} <= item.keys():
         raise input_error(
-            f'{where} has `from` and `value`; write {{"role": "user", "content": "…"}}, the role assistant for gpt.'
+            f'{where} has `from` and `value`; write {{"role": "user", "content": "…"}}, with role assistant for gpt.'
         )
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
@@ -260,7 +260,7 @@ def _part(part: object, where: str) -> Part:
 
 
 def _mcp_block(block: Mapping[Any, Any]) -> Part | None:
-    """Return the part that a content block of MCP stands for, None for any other object."""
+    """Return an MCP content block as a part; None for any other object."""
     match block:
         case {"type": "image", "data": str(data), "mimeType": str(media_type)}:
             return ImagePart(f"data:{media_type};base64,{data}")

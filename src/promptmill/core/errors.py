@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 
 class Code(StrEnum):
-    """Stable lower-case words that programs may test for. `docs/errors.md` explains each."""
+    """Stable lower-case codes for programs. `docs/errors.md` explains each."""
 
-    # what the caller sent
+    # the caller's input
     INVALID_INPUT = "invalid_input"
     EMPTY_PROMPT = "empty_prompt"
     INVALID_CONFIG = "invalid_config"
     INVALID_IMAGE = "invalid_image"
     UNSUPPORTED = "unsupported"
-    # what an endpoint answered
+    # an endpoint's answer
     UNAUTHORIZED = "unauthorized"
     INSUFFICIENT_QUOTA = "insufficient_quota"
     BUDGET = "budget"
@@ -34,7 +34,7 @@ class Code(StrEnum):
     OPEN_REASONING = "open_reasoning"
     CONTENT_FILTER = "content_filter"
     INVALID_ANSWER = "invalid_answer"
-    # the way there
+    # the connection
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
     CONNECTION_LOST = "connection_lost"
@@ -50,7 +50,7 @@ class Code(StrEnum):
     OMITTED = "omitted"
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
-    # engines in a process of their own
+    # engines, each in its own process
     MISSING_DEPENDENCY = "missing_dependency"
     ENGINE_LOAD_FAILED = "engine_load_failed"
     ENGINE_DIED = "engine_died"
@@ -64,28 +64,26 @@ class _Trait(NamedTuple):
 
 
 _TRAITS: dict[Code, _Trait] = {
-    Code.INVALID_INPUT: _Trait(False, "Correct the argument that is named and call again."),
-    Code.EMPTY_PROMPT: _Trait(False, "Write what to ask, or leave such rows out with `--skip-empty`."),
-    Code.INVALID_CONFIG: _Trait(False, "Correct the key that is named."),
+    Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
+    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out with `--skip-empty`."),
+    Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
-    Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and what it may be used for."),
+    Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
-    Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or go on with the job."),
-    Code.NOT_FOUND: _Trait(
-        False, "Check `base_url` and `model_name`; `promptmill check` lists the models that are there."
-    ),
-    Code.BAD_REQUEST: _Trait(False, "The endpoint does not accept this request: correct what it names above."),
+    Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or resume the job."),
+    Code.NOT_FOUND: _Trait(False, "Check `base_url` and `model_name`; `promptmill check` lists the available models."),
+    Code.BAD_REQUEST: _Trait(False, "The endpoint does not accept this request: correct the cause named above."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
     Code.REQUEST_TOO_LARGE: _Trait(
         False, "Make this one request smaller: a shorter prompt or fewer or smaller images."
     ),
     Code.RATE_LIMITED: _Trait(True, "Try again later, or lower `concurrency`, or set `rpm` / `tpm`."),
-    Code.SERVER_ERROR: _Trait(True, "The endpoint has a problem of its own; try again later."),
+    Code.SERVER_ERROR: _Trait(True, "The endpoint itself has a problem; try again later."),
     Code.BAD_RESPONSE: _Trait(True, "Check that `base_url` is an OpenAI-compatible chat completions endpoint."),
-    Code.EMPTY_ANSWER: _Trait(True, "The model said nothing; try again or change the prompt."),
+    Code.EMPTY_ANSWER: _Trait(True, "The model returned an empty answer; try again or change the prompt."),
     Code.OPEN_REASONING: _Trait(
-        False, "Change `stop` or the prompt, or set `reasoning: inline` to get the text as the model gave it."
+        False, "Change `stop` or the prompt, or set `reasoning: inline` to get the exact text of the model."
     ),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.INVALID_ANSWER: _Trait(
@@ -93,21 +91,19 @@ _TRAITS: dict[Code, _Trait] = {
     ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
-    Code.CONNECTION_LOST: _Trait(True, "The endpoint or something between closed the connection; try again."),
-    Code.TLS: _Trait(False, "Check the certificate of the host, or whether `base_url` should say http."),
+    Code.CONNECTION_LOST: _Trait(True, "The endpoint or a proxy in between closed the connection; try again."),
+    Code.TLS: _Trait(False, "Check the certificate of the host, or whether `base_url` should begin with http://."),
     Code.NAME_RESOLUTION: _Trait(True, "Check the host in `base_url` and this machine's name resolution."),
     Code.NO_FILE_DESCRIPTORS: _Trait(True, "Raise this process's limit of open files or lower `concurrency`."),
-    Code.STORAGE: _Trait(
-        True, "Free space there or make it writable, and run the job again; what is answered is kept."
-    ),
+    Code.STORAGE: _Trait(True, "Free space there or make it writable, and run the job again; its answers are kept."),
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
     Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
-    Code.DEFERRED: _Trait(False, "No failure: the item goes on as a job; read its answer with `bulk_results`."),
+    Code.DEFERRED: _Trait(False, "No failure: the item continues as a job; read its answer with `bulk_results`."),
     Code.OMITTED: _Trait(False, "No failure: the result was too large for one message; read it with `bulk_results`."),
-    Code.REPLACED: _Trait(True, "Another configuration was loaded meanwhile; send these items again."),
+    Code.REPLACED: _Trait(True, "Another configuration was loaded during the call; send these items again."),
     Code.SHUTDOWN: _Trait(True, "The engine was shut down during the call; send these items again."),
-    Code.MISSING_DEPENDENCY: _Trait(False, "Install the extra that is named."),
-    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct what the reason names in the configuration, and call again."),
+    Code.MISSING_DEPENDENCY: _Trait(False, "Install the named extra."),
+    Code.ENGINE_LOAD_FAILED: _Trait(False, "Correct the cause in the configuration, and call again."),
     Code.ENGINE_DIED: _Trait(True, "The next call starts a new engine; send these items again."),
     Code.OUT_OF_MEMORY: _Trait(False, "Lower `batch_size` or `max_tokens`, or use a smaller model."),
     Code.INTERNAL: _Trait(False, "This is a bug in promptmill; please report it."),
@@ -117,14 +113,14 @@ _TRAITS: dict[Code, _Trait] = {
 class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
-    `message` says what went wrong and where, `hint` what to do next. No key, prompt or image is ever part of either.
+    `message` states the problem and its place, `hint` the remedy. Neither ever contains a key, prompt or image.
     """
 
     said: Mapping[str, Any] | None = None
-    """What an endpoint answered: its `status_code`, and the fields of its `error`."""
+    """An endpoint's own error: its `status_code`, and the fields of its `error`."""
 
     def __init__(self, code: Code, message: str, hint: str | None = None) -> None:
-        super().__init__(code, message, hint)  # the arguments, so that pickle can rebuild it
+        super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
         self.code = code
         self.message = message
         self.hint = _TRAITS[code].hint if hint is None else hint
@@ -139,7 +135,7 @@ class PromptmillError(Exception):
 
 
 def input_error(message: str, hint: str = "") -> PromptmillError:
-    """Return the error of a caller's mistake in an argument; `message` already says what to do."""
+    """Return the error of a caller's mistake in an argument; `message` includes the remedy."""
     return PromptmillError(Code.INVALID_INPUT, message, hint)
 
 
@@ -148,24 +144,24 @@ def config_error(path: str, problem: str) -> PromptmillError:
     return PromptmillError(Code.INVALID_CONFIG, f"{path}: {problem}" if path else problem, "")
 
 
-# What a terminal obeys or hides: C0, DEL and C1 but for white space, and marks that turn the direction of writing.
+# Characters that control a terminal or are invisible: C0, DEL and C1 except white space, and direction marks.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
-# A prefix that providers give their keys, and then a run of sixteen letters, or of ten letters and digits:
-# ordinary words of names and paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. Two patterns,
-# because one would look for the run again behind each of many prefixes in one word.
+# A provider's prefix of keys, followed by a run of sixteen letters, or of ten letters and digits: ordinary names and
+# paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. There are two patterns because one would
+# search for the run again after each of many prefixes in one word.
 _KEY_PREFIXED = re.compile(r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi)[-_]|AIza)([A-Za-z0-9_-]{16,})")
 _KEY_RUN = re.compile(r"[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]")
 
 
 def without_controls(text: str) -> str:
-    """Return `text` with U+FFFD for characters that command a terminal instead of being seen."""
+    """Return `text` with U+FFFD in place of characters that control a terminal."""
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return `text` without `secrets`, userinfo of URLs, bearer tokens and words shaped like API keys."""
+    """Return `text` without `secrets`, userinfo in URLs, bearer tokens and words that look like API keys."""
     for secret in secrets:
         if len(secret) >= 4:
             text = text.replace(secret, "[redacted]")
@@ -175,30 +171,31 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def looks_like_key(text: str) -> bool:
-    """Return whether `text`, which should be the name of a variable, is rather a key that was pasted there."""
+    """Return whether `text`, which should be the name of a variable, looks like a pasted key."""
     mixed = len(text) >= 20 and text.upper() != text and any(character.isdigit() for character in text)
     return mixed or redact(text) != text or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)
 
 
 def internal_error(what: str, error: BaseException) -> PromptmillError:
-    """Return the error of a bug of ours; its place goes to the log, its message, which may quote anything, nowhere."""
+    """Turn an unexpected exception into INTERNAL; log its traceback, never its message, which may quote data."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     logging.getLogger("promptmill").error("%s: %s\n%s", what, type(error).__name__, frames)
     return PromptmillError(Code.INTERNAL, f"{what}: {type(error).__name__}.")
 
 
 def unwritable_parameters() -> PromptmillError:
-    """Return the error of parameters that orjson refuses to write."""
+    """Return the error for parameters that orjson cannot write."""
     return input_error(
-        "`sampling_params`, `extra_params` or the system prompt hold half a surrogate pair, a number above 64 bits or "
-        "too deep a nesting, which JSON cannot carry; correct it."
+        "`sampling_params`, `extra_params` or the system prompt cannot be written as JSON: they contain half a "
+        "surrogate pair, a number above 64 bits, or nesting that is too deep. Correct that."
     )
 
 
 def without_frames(error: BaseException) -> None:
     """Clear the tracebacks of a stored exception and its causes, so that they keep no frames alive.
 
-    A frame holds the call with all its answers, which hold the error: a circle that only the collector would find.
+    A frame refers to the call with all its answers, which refer to the error: a cycle that only the garbage collector
+    would free.
     """
     found: BaseException | None = error
     while found is not None and found.__traceback__ is not None:

@@ -1,4 +1,4 @@
-"""What may be spent: a budget, reserved before a request is sent and settled after, and amounts as text."""
+"""Budgets: an amount is reserved before a request is sent and settled afterwards. Amounts as text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _CLOSE = 1e-9  # sums of floats differ by less
 
 
 class Budget:
-    """One limit. Belongs to one event loop."""
+    """One spending limit. It belongs to one event loop."""
 
     def __init__(self, limit: float, spent: float = 0.0, set_aside: float = 0.0) -> None:
-        """`spent` was spent before, by earlier runs; `set_aside` is the most that requests cost that they lost."""
+        """`spent` is the amount of earlier runs; `set_aside` is the highest cost of requests that they lost."""
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
@@ -21,27 +21,27 @@ class Budget:
         self._waiting: list[asyncio.Future[None]] = []
 
     def reserve(self, amount: float) -> bool:
-        """Set `amount` aside; return whether there was room for it."""
+        """Reserve `amount`; return False if the limit does not allow it."""
         if self.spent + self.set_aside + self._reserved + amount > self.limit + _CLOSE:
             return False
         self._reserved += amount
         return True
 
     def settle(self, reserved: float, spent: float) -> None:
-        """Give back what was reserved and note what was spent of it."""
+        """Release the amount `reserved` and count the amount `spent`."""
         self._reserved = max(0.0, self._reserved - reserved)
         self.spent += spent
         self._changed()
 
     def lend(self, most: float | None) -> float:
-        """Set up to `most` aside, None for all that there is room for; return how much."""
+        """Set aside up to `most` (None: all that is left); return the amount."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
         lent = room if most is None else min(room, max(0.0, most))
         self.set_aside += lent
         return lent
 
     def free(self, set_aside: float, spent: float) -> None:
-        """Note that requests for which an amount was set aside cost `spent`."""
+        """Release `set_aside`, and count the amount `spent` by the requests that it was for."""
         self.set_aside = max(0.0, self.set_aside - set_aside)
         self.spent += spent
         self._changed()
@@ -53,22 +53,22 @@ class Budget:
                 waiter.set_result(None)
 
     def fits(self, amount: float) -> bool:
-        """Return whether there would be room for `amount` if all that is reserved were given back."""
+        """Return whether the limit would allow `amount` if no amount were reserved."""
         return self.spent + self.set_aside + amount <= self.limit + _CLOSE
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is reserved."""
+        """Whether no amount is reserved."""
         return self._reserved <= _CLOSE
 
     async def changed(self) -> None:
-        """Wait until something is settled."""
+        """Wait until an amount is settled or freed."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         await waiter
 
 
 def dollars(amount: float) -> str:
-    """Return an amount of US dollars with two digits that count: `$1,234.50`, `$0.012`, `$0.000072`."""
+    """Return an amount of US dollars with two significant digits: `$1,234.50`, `$0.012`, `$0.000072`."""
     places = _DIGITS if amount <= 0 else max(_DIGITS, _DIGITS - 1 - math.floor(math.log10(amount)))
     return f"${amount:,.{places}f}"

@@ -11,14 +11,14 @@ from promptmill.core.errors import PromptmillError, without_frames
 
 @dataclass(slots=True, unsafe_hash=True)
 class Usage:
-    """Tokens as the engine or endpoint counted them; 0 where it said nothing. Never changed."""
+    """Token counts of the engine or endpoint; 0 if it reported none. Never changed."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt's: those that the endpoint had read before, and charges less for."""
+    """Prompt tokens from the endpoint's cache, which cost less."""
     reasoning_tokens: int = 0
-    """Of the completion's: those that are no part of the answer."""
+    """Completion tokens of the reasoning."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -34,9 +34,9 @@ NO_USAGE = Usage()
 
 @dataclass(slots=True)
 class Completion:
-    """An answer. `text` never holds reasoning; `finish_reason` is OpenAI's word (`stop`, `length`, `tool_calls`).
+    """An answer. `text` never contains reasoning; `finish_reason` is OpenAI's value (`stop`, `length`, `tool_calls`).
 
-    Never changed once it is passed on. Not frozen: with so many fields that is six times slower to make.
+    It is never changed after it is passed on. It is not frozen, because creating it would take six times longer.
     """
 
     text: str
@@ -47,43 +47,43 @@ class Completion:
     attempts: int = 1
     latency_s: float = 0.0
     logprobs: Mapping[str, Any] | None = None
-    """The tokens' probabilities as the endpoint gave them, where it was asked to."""
+    """The endpoint's probabilities of tokens, if the request has `logprobs`."""
     details: Mapping[str, Any] | None = None
-    """What else the endpoint said, where that is wanted: see `extra_fields.details_of`."""
+    """Further fields of the endpoint's response, for Batch output: see `extra_fields.details_of`."""
     answered_by: str = ""
-    """The name of the model, where a call had a choice of several."""
+    """The name of the model, if a call could use several."""
     cost: float | None = None
-    """What it cost, attempts that became no answer included; None where nobody knows the price."""
+    """The cost in US dollars, including failed attempts; None for an unknown price."""
     answers: tuple[str, ...] = ()
-    """All answers, where several were asked for; `text` is the first."""
+    """All answers, if `n` is above 1; `text` is the first one."""
     tier: str = ""
     """The service tier that the endpoint reports, in lower case."""
     unmetered: int = 0
-    """Requests sent for it that may be billed although no usage was reported for them."""
+    """Requests without reported usage that may be billed all the same."""
 
     @property
     def is_metered(self) -> bool:
-        """Whether its usage can be billed by: it counts the prompt, and the answer if there is one."""
+        """Whether its usage suffices to compute a cost: it counts the prompt, and the answer if there is one."""
         says = self.text or self.tool_calls or self.reasoning
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property
     def wanted(self) -> int:
-        """How many answers were asked for: the requests that it takes when none has to be sent again."""
+        """The requested number of answers, which is the number of requests without retries."""
         return len(self.answers) or 1
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing and calls no tool."""
+        """Whether it has neither text nor tool calls."""
         return not self.text.strip() and not self.tool_calls
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer. `attempts` counts requests really sent for this item; `usage` what a refused answer still cost.
+    """An item without an answer. `attempts` counts the requests sent for it; `usage` is that of rejected answers.
 
-    `text` is what the model said where that could not be taken for an answer.
-    `concerns_all`: whatever comes after it would fail alike (a refused key, an endpoint that was given up).
+    `text` is the rejected answer of the model, if any.
+    `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that was given up).
     """
 
     error: PromptmillError
@@ -94,12 +94,12 @@ class Failure:
     concerns_all: bool = False
     cost: float | None = None
     wanted: int = 1
-    """How many answers were asked for."""
+    """The requested number of answers."""
     unmetered: int = 0
     """As for a `Completion`."""
 
     def __post_init__(self) -> None:
-        """Let go of the call that `error` came through."""
+        """Release the frames of the call that raised `error`."""
         without_frames(self.error)
 
 
@@ -107,5 +107,5 @@ Outcome: TypeAlias = Completion | Failure
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
-    """Return what two costs are together, None where neither is known."""
+    """Return the sum of two costs; None if both are unknown."""
     return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
-"""Names of OpenAI's that a call may give among its sampling parameters, and that travel with the extra ones."""
+"""OpenAI parameters that a call may put into `sampling_params`, and that are sent with `extra_params`."""
 
 
 def _list_of_stops(value: object) -> object:
@@ -22,7 +22,7 @@ def _none_for_one(value: int | None) -> int | None:
 
 
 class Sampling(BaseModel):
-    """How the model chooses its words. What is not set is left to the engine or endpoint.
+    """Parameters for choosing tokens. The engine or endpoint decides those that are not set.
 
     Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
     """

@@ -1,4 +1,4 @@
-"""Values in messages: what kind of thing one is, and numbers with their nouns."""
+"""Words for messages: the kind of a value, numbers with their nouns, names that look alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_COMPARED = 2000
 
 
 def shape(value: object) -> str:
-    """Return what kind of thing `value` is in a few words, never what it says."""
+    """Return the kind of `value` in a few words, never its content."""
     match value:
         case None:
             return "null"
@@ -39,7 +39,7 @@ def counted(number: int, noun: str) -> str:
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return up to `n` of the names `known` that look like `name`, the best first.
 
-    Long names look like no other: comparing them takes the product of their lengths.
+    Long names have no matches: a comparison takes time in proportion to the product of the lengths.
     """
     if len(name) > _LONGEST_COMPARED:
         return []

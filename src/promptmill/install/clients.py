@@ -1,4 +1,4 @@
-"""MCP clients as rows of data: where each keeps its servers, and in which words.
+"""MCP clients as rows of data: each one's configuration file, and the form of its entries.
 
 Read in each client's own documentation in November 2026: claude.com/docs (Claude Desktop and Claude Code),
 cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com.
@@ -15,25 +15,25 @@ from typing import Any
 
 from promptmill.core.errors import config_error
 
-_MAX_CALL_S = 50  # below the minute after which several clients give a call up
+_MAX_CALL_S = 50  # several clients give up a call after a minute
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client. `file` returns where its configuration lies; `key` holds the servers there."""
+    """One client. `file` returns its configuration file; `key` is the key of the servers there."""
 
     name: str
     title: str
     file: Callable[[], Path]
     key: str = "mcpServers"
     more: Mapping[str, Any] = field(default_factory=dict)
-    """What each entry holds beside command and arguments."""
+    """Further fields of each entry."""
     variable: str | None = None
-    """How the entry refers to an environment variable; None where the client cannot."""
+    """The form of a reference to an environment variable; None if the client has none."""
     gives_up: bool = False
-    """Whether it gives a call up after about a minute."""
+    """Whether it gives up a call after about a minute."""
     afterwards: str = ""
-    """What the user does next."""
+    """The user's next step."""
 
 
 def _home(*parts: str) -> Callable[[], Path]:
@@ -61,7 +61,7 @@ CLIENTS: Sequence[Client] = (
         "Claude Desktop",
         _roaming("Claude", "claude_desktop_config.json"),
         gives_up=True,
-        afterwards="Quit Claude Desktop and start it again; it reads its configuration only then.",
+        afterwards="Quit Claude Desktop and start it again: it reads its configuration only at the start.",
     ),
     Client(
         "claude-code",
@@ -109,10 +109,10 @@ CLIENTS: Sequence[Client] = (
 
 
 def entry(client: Client, configuration: Path | None = None, variables: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the entry that starts our server in `client`, by absolute paths: desktop programs have another PATH.
+    """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
 
     `variables` are names of environment variables that the entry passes on; their values are never written. Raises
-    `PromptmillError` (`invalid_config`) where the client cannot refer to one.
+    `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]

@@ -1,4 +1,4 @@
-"""One more MCP server in Codex's `config.toml`, every other line as it is."""
+"""Add an MCP server to Codex's `config.toml` without a change to any other line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
-    """Return the steps that put the table `[key.name]` into `file`; none if it is there.
+    """Return the steps that put the table `[key.name]` into `file`; none if it is there already.
 
-    What an entry that is there holds beside it stays, tables below it, such as `env`, too. Raises `PromptmillError`
-    when the file is not valid TOML.
+    Further fields of an existing entry stay, and so do tables below it, such as `env`. Raises `PromptmillError` when
+    the file is not valid TOML.
     """
     text = _read(file)
     there = tomllib.loads(text).get(key, {}).get(name)
@@ -43,20 +43,20 @@ def _with_table(text: str, key: str, name: str, entry: Mapping[str, Any]) -> str
 
 
 def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
-    """Return the entry `name` of `file` as it stands there; empty without one. Raises as `install`."""
+    """Return the entry `name` of `file`, empty if there is none. Raises like `install`."""
     found = tomllib.loads(_read(file)).get(key, {}).get(name)
     return found if isinstance(found, dict) else {}
 
 
 def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry that is there with `added` over it."""
+    """Return an existing entry overridden by `added`."""
     return {**there, **added}
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
-    """Return the steps that undo `install`: an earlier table comes back, else it goes with those below it.
+    """Return the steps that undo `install`: restore the earlier table, else remove the table and those below it.
 
-    There are none without the table.
+    There are no steps without the table.
     """
     text, copy = _read(file), backup_of(file)
     servers = tomllib.loads(text).get(key, {})
@@ -74,18 +74,18 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
 
 
 def _checked(file: Path, text: str) -> bytes:
-    """Return `text` to be written. Raises `PromptmillError` when it is not valid TOML."""
+    """Return the bytes of `text`. Raises `PromptmillError` when it is not valid TOML."""
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError:
-        raise config_error("", f"{file}: the entry is written in an unusual way; change it by hand.") from None
+        raise config_error("", f"{file}: the entry has an unusual form; edit it by hand.") from None
     return text.encode()
 
 
 def _parts(text: str, key: str, name: str, *, below: bool = False) -> tuple[str, str, str]:
-    """Return what stands before, in and after the table `[key.name]`; all of it before where there is none.
+    """Return the text before, in and after the table `[key.name]`; without the table all text is before.
 
-    With `below` the tables `[key.name.…]` belong to it, too.
+    With `below` the tables `[key.name.…]` are part of it.
     """
     own = rf"\[\s*{re.escape(key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\")"
     heads = re.compile(own + (r"\s*[.\]]" if below else r"\s*\]"))
@@ -113,7 +113,9 @@ def _read(file: Path) -> str:
         text = file.read_bytes().decode() if file.exists() else ""
         tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise config_error("", f"{file} is not valid TOML: {error}. Nothing was changed; correct that first.") from None
+        raise config_error(
+            "", f"{file} is not valid TOML: {error}. Nothing was changed; correct the file first."
+        ) from None
     except OSError as error:
         raise config_error("", f"{file} cannot be read: {error.strerror}.") from None
     return text

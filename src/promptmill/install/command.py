@@ -18,23 +18,27 @@ from promptmill.install.steps import Step
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYS = """\
-No key was written. A program with windows does not see your shell's variables: pass one on by its name with --env NAME,
-or let the configuration file hold `api_key`. A server that takes none needs nothing of this."""
+No API key was written. Desktop programs do not see your shell's variables: pass one on by its name with --env NAME, or
+set `api_key` in the configuration file. A server without keys needs neither."""
 _KEYS_BY_HAND = """\
-No key was written. A program with windows does not see your shell's variables: put "env": {"LLM_API_KEY": "…"} into the
-entry yourself, or let the configuration file hold `api_key`. A server that takes none needs nothing of this."""
+No API key was written. Desktop programs do not see your shell's variables: put "env": {"LLM_API_KEY": "…"} into the
+entry yourself, or set `api_key` in the configuration file. A server without keys needs neither."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command `install`. Its parsers set `unconfigured`."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dry-run", action="store_true", help="say what would be done and do nothing")
-    shared.add_argument("--undo", action="store_true", help="take it out again")
+    shared.add_argument("--dry-run", action="store_true", help="print the steps without doing them")
+    shared.add_argument("--undo", action="store_true", help="remove the entry again")
     targets = parser.add_subparsers(required=True, metavar="CLIENT")
     for client in CLIENTS:
         target = targets.add_parser(client.name, parents=[shared], help=f"add an entry to {client.title}")
-        target.add_argument("--config", type=Path, metavar="PATH", help="our configuration file, named by the entry")
-        target.add_argument("--file", type=Path, metavar="PATH", help=f"{client.title}'s file, if not its usual one")
+        target.add_argument(
+            "--config", type=Path, metavar="PATH", help="promptmill's configuration file, which the entry names"
+        )
+        target.add_argument(
+            "--file", type=Path, metavar="PATH", help=f"{client.title}'s file, if it is not the usual one"
+        )
         target.add_argument("--name", default="promptmill", help="the entry's name (promptmill)")
         target.add_argument(
             "--env",
@@ -46,9 +50,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         target.set_defaults(unconfigured=_client, client=client)
 
     pipelines = targets.add_parser(
-        "ultrarag", parents=[shared], help="be the generation server of a checkout of UltraRAG"
+        "ultrarag", parents=[shared], help="become the generation server of a checkout of UltraRAG"
     )
-    pipelines.add_argument("checkout", type=Path, metavar="CHECKOUT", help="the folder that holds servers/generation")
+    pipelines.add_argument(
+        "checkout", type=Path, metavar="CHECKOUT", help="the folder that contains servers/generation"
+    )
     pipelines.set_defaults(unconfigured=_ultrarag)
 
 
@@ -57,7 +63,7 @@ def _client(arguments: argparse.Namespace) -> int:
     _refuse_values(arguments.env)
     file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
     if not file.parent.is_dir() and not arguments.dry_run:
-        raise config_error("--file", f"there is no folder {file.parent}; correct the path, or make the folder first.")
+        raise config_error("--file", f"there is no folder {file.parent}; correct the path, or create the folder first.")
     editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
         steps = editor.undo(file, client.key, arguments.name)
@@ -67,7 +73,7 @@ def _client(arguments: argparse.Namespace) -> int:
         result = editor.over(editor.entry_in(file, client.key, arguments.name), added)
         steps = editor.install(file, client.key, arguments.name, added)
     except PromptmillError:
-        print(_shown(arguments.name, added))  # to be added by hand
+        print(_shown(arguments.name, added))  # for adding it by hand
         raise
     code = _apply(steps, f"{file} has this entry already.", arguments)
     keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
@@ -81,32 +87,32 @@ def _shown(name: str, result: Mapping[str, Any]) -> str:
 
 
 def _refuse_values(given: Sequence[str]) -> None:
-    """Raise `PromptmillError` where `--env` holds more than a name, as NAME=VALUE; the value is not shown."""
+    """Raise `PromptmillError` if `--env` has more than a name, such as NAME=VALUE; the value is not shown."""
     for text in given:
         name = text.partition("=")[0]
         if _VARIABLE.fullmatch(text) and not looks_like_key(text):
             continue
         shown = name if _VARIABLE.fullmatch(name) and not looks_like_key(name) else "OPENAI_API_KEY"
         raise config_error(
-            "", f"--env takes a name alone: --env {shown}; its value stays in your shell. Nothing was written."
+            "", f"--env takes only a name: --env {shown}; the value stays in your shell. Nothing was written."
         )
 
 
 def _usual_file(client: Client) -> Path:
-    """Return the client's configuration file. Raises `PromptmillError` where the client seems not to be installed."""
+    """Return the client's configuration file. Raises `PromptmillError` if the client seems not to be installed."""
     file = client.file()
     if file.exists() or (file.parent != Path.home() and file.parent.is_dir()):
         return file
     missing = f"{file} is" if file.parent == Path.home() else f"the folder {file.parent} is"
     raise config_error(
-        "", f"{client.title} seems not to be here: {missing} missing. Start it once, or name its file with --file."
+        "", f"{client.title} seems not to be installed: {missing} missing. Start it once, or name its file with --file."
     )
 
 
 def _named_configuration(given: Path | None) -> Path | None:
-    """Return the configuration file to name in the entry; None for one that is found from any working directory.
+    """Return the configuration file for the entry; None for one that promptmill finds from any working directory.
 
-    Raises `PromptmillError` when the file is not there or wrong.
+    Raises `PromptmillError` when the file is missing or invalid.
     """
     found = parameter_file.find(given)
     loading.Configuration.load(found)

@@ -1,4 +1,4 @@
-"""One more MCP server in a client's JSON configuration, with every other byte as it was: comments and commas too."""
+"""Add an MCP server to a client's JSON configuration without a change to any other byte, comments included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.wording import shape
 from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
 
-# VS Code's files have comments, and commas after the last member.
+# VS Code's files may have comments, and commas after the last member.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
 _SPACE, _COMMA = re.compile(r"\s*"), re.compile(r"\s*,")
@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder()
 
 
 class _Member(NamedTuple):
-    """Where a member of an object stands: its key, its value, the end of its value."""
+    """The positions of a member of an object: its key, its value, the end of its value."""
 
     key: int
     value: int
@@ -29,7 +29,7 @@ class _Member(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file; `bare` is `text` with blanks for comments, `plain` is JSON, with blanks for last commas as well."""
+    """A file. `bare` is `text` with comments blanked out; `plain` is JSON: trailing commas are blanked out, too."""
 
     text: str
     bare: str
@@ -37,19 +37,19 @@ class _File(NamedTuple):
     content: dict[str, Any]
 
     def comma_after(self, at: int) -> int | None:
-        """Return where the comma behind a value stands."""
+        """Return the position of the comma after a value."""
         match = _COMMA.match(self.bare, at)
         return None if match is None else match.end() - 1
 
     def members(self, *path: str) -> tuple[dict[str, _Member], int]:
-        """Return the members of the object at `path`, and where its closing brace stands."""
+        """Return the members of the object at `path`, and the position of its closing brace."""
         at = self._after(0)
         for key in path:
             at = self.members_at(at)[0][key].value
         return self.members_at(at)
 
     def members_at(self, at: int) -> tuple[dict[str, _Member], int]:
-        """Return the same of the object that begins at `at`."""
+        """Return the same for the object that begins at `at`."""
         found: dict[str, _Member] = {}
         at = self._after(at + 1)
         while self.plain[at] != "}":
@@ -69,10 +69,10 @@ class _File(NamedTuple):
 
 
 def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
-    """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there.
+    """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there already.
 
-    The other fields of an entry that is there, such as a timeout, stay; `env` is merged. Raises
-    `PromptmillError` when the file is not as it should be.
+    Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` when the file
+    is invalid.
     """
     found = _read(file)
     there = _servers(file, found.content, key).get(name)
@@ -86,7 +86,7 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
 
 
 def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry that is there with `added` over it."""
+    """Return an existing entry overridden by `added`."""
     entry = {**there, **added}
     if "env" in added and isinstance(there.get("env"), dict):
         entry["env"] = {**there["env"], **added["env"]}
@@ -94,15 +94,15 @@ def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
-    """Return the entry `name` of `file` as it stands there; empty without one. Raises as `install`."""
+    """Return the entry `name` of `file`, empty if there is none. Raises like `install`."""
     found = _servers(file, _read(file).content, key).get(name)
     return found if isinstance(found, dict) else {}
 
 
 def undo(file: Path, key: str, name: str) -> list[Step]:
-    """Return the steps that undo `install`: an earlier entry comes back, else the entry goes; none without it.
+    """Return the steps that undo `install`: restore the earlier entry or remove it; none without an entry.
 
-    Raises as `install`.
+    Raises like `install`.
     """
     found, copy = _read(file), backup_of(file)
     servers = _servers(file, found.content, key)
@@ -133,7 +133,7 @@ def _with_entry(found: _File, key: str, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _with_member(found: _File, path: tuple[str, ...], name: str, value: Mapping[str, Any]) -> str:
-    """Return the text with one more member at the end of the object at `path`."""
+    """Return the text with a new member at the end of the object at `path`."""
     text = found.text
     line, depth = _line_end(text), len(path) + 1
     if not text.strip(_BOM).strip():
@@ -151,7 +151,7 @@ def _with_member(found: _File, path: tuple[str, ...], name: str, value: Mapping[
 
 
 def _without(found: _File, key: str, name: str, *, empty: bool = False) -> str:
-    """Return the text without the entry, and without the object `key` if it has no other and not `empty`."""
+    """Return the text without the entry; an object `key` that becomes empty is removed, unless `empty`."""
     members, _ = found.members(key)
     if len(members) == 1 and not empty:
         name, (members, _) = key, found.members()
@@ -166,7 +166,7 @@ def _without(found: _File, key: str, name: str, *, empty: bool = False) -> str:
 
 
 def _written(text: str, value: Any, depth: int) -> str:
-    """Return `value` as JSON, indented as `text` is, in an object at `depth`."""
+    """Return `value` as JSON with the indentation of `text`, for an object at `depth`."""
     lines = json.dumps(value, indent=_indent(text), ensure_ascii=False).split("\n")
     return (_line_end(text) + _indent(text) * depth).join(lines)
 
@@ -190,7 +190,7 @@ def _blanked(match: re.Match[str]) -> str:
 
 
 def _read(file: Path) -> _File:
-    """Return `file`, which is empty when it is not there."""
+    """Return the parsed `file`; a missing file is empty."""
     try:
         text = file.read_bytes().decode() if file.exists() else ""
         bare = _COMMENT.sub(_blanked, text.replace(_BOM, " ", 1))
@@ -220,7 +220,7 @@ def _servers(file: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 class _TwinError(Exception):
-    """A key that occurs twice: reading it would lose one of the values."""
+    """A key occurs twice: parsing the file would lose one of the values."""
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -233,4 +233,4 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _broken(file: Path, problem: str) -> PromptmillError:
-    return config_error("", f"{file}: {problem}. Nothing was changed; correct that first.")
+    return config_error("", f"{file}: {problem}. Nothing was changed; correct the file first.")

@@ -1,6 +1,6 @@
-"""Installation steps on other programs' files; each can say what it will do before doing it.
+"""Installation steps on other programs' files; each has a description to show before it runs.
 
-A file is changed whole or not at all, and what it held before is kept beside it.
+A file is replaced completely or not at all, and a copy of the original is kept next to it.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ class Step:
 
 
 def backup_of(file: Path) -> Path:
-    """Return where a copy of `file` is kept."""
+    """Return the path of the copy of `file`."""
     return file.with_name(file.name + _SUFFIX)
 
 
 def keep(file: Path) -> list[Step]:
-    """Copy `file`, if there is one, beside itself. The first copy stays: it is what was there before promptmill."""
+    """Copy `file`, if it exists, to its backup. The first copy stays: it is the original from before promptmill."""
     if not file.exists() or (copy := backup_of(file)).exists():
         return []
-    return [Step(f"keep what was there as {copy}", lambda: _copy(file, copy))]
+    return [Step(f"keep the original as {copy}", lambda: _copy(file, copy))]
 
 
 def keep_at(copy: Path, file: Path) -> Step:
-    """Copy `file` to `copy`, over an earlier copy: for a file that `put_back` restores whole."""
-    return Step(f"keep what was there as {copy}", lambda: _write(copy, file.read_bytes()))
+    """Copy `file` to `copy`, over an earlier copy: for a file that `put_back` restores completely."""
+    return Step(f"keep the original as {copy}", lambda: _write(copy, file.read_bytes()))
 
 
 def put_back(file: Path, copy: Path) -> Step:
-    """Make `file` what it was when it was kept; the copy goes."""
+    """Restore `file` from its copy and remove the copy."""
 
     def act() -> None:
         _write(file, copy.read_bytes())
         copy.unlink()
 
-    return Step(f"put back {file}", act)
+    return Step(f"restore {file}", act)
 
 
 def write(file: Path, content: bytes, words: str = "") -> Step:
-    """Make `content` what `file` holds; its permissions stay."""
+    """Replace the content of `file`; its permissions stay."""
     return Step(words or f"write {file}", lambda: _write(file, content))
 
 
@@ -68,7 +68,7 @@ def _copy(file: Path, copy: Path) -> None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    file = file.resolve()  # the file that a link leads to, not the link
+    file = file.resolve()  # replace the target of a link, not the link
     make_private(file.parent)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
     part = Path(name)

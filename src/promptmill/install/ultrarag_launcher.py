@@ -1,6 +1,6 @@
-"""`promptmill install ultrarag CHECKOUT`: its generation server becomes ours; everything else stays as it is.
+"""`promptmill install ultrarag CHECKOUT`: replace its generation server by ours, and nothing else.
 
-One file of the checkout changes, which it tracks: `git checkout` brings the original back and nothing stays behind.
+One file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
 _BELONG = (_LAUNCHER, _SERVER / "parameter.yaml", Path("src", "ultrarag", "client.py"))
 _PLACE = b'INTERPRETER = ""'
-_OURS = b"PROMPTMILL_PYTHON"  # nobody else's generation.py speaks of it
+_OURS = b"PROMPTMILL_PYTHON"  # no other generation.py contains it
 
 
 def install(checkout: Path) -> list[Step]:
-    """Return the steps that put our launcher, which hands over to this Python, into `checkout`; none if it is there.
+    """Return the steps that put our launcher, which starts this Python, into `checkout`; none if it is there already.
 
-    Raises `PromptmillError` when that is not a checkout of UltraRAG.
+    Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG.
     """
     launcher = _launcher_in(checkout)
     ours = launch_file().read_bytes().replace(_PLACE, f"INTERPRETER = {sys.executable!a}".encode(), 1)
@@ -32,16 +32,16 @@ def install(checkout: Path) -> list[Step]:
 
 
 def undo(checkout: Path) -> list[Step]:
-    """Return the steps that put the checkout's own generation server back; none if it is there.
+    """Return the steps that restore the checkout's own generation server; none if it is there already.
 
-    Raises `PromptmillError` when that is not a checkout of UltraRAG, or nothing was kept.
+    Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG, or when there is no copy of its server.
     """
     launcher = _launcher_in(checkout)
     backup = _backup_of(launcher)
-    if not _is_ours(launcher):  # brought back by other means
+    if not _is_ours(launcher):  # restored by other means
         return [remove(backup)] if backup.exists() else []
     if not backup.exists():
-        raise config_error("", f"{backup} is gone; `git checkout -- {_LAUNCHER.as_posix()}` there brings it back.")
+        raise config_error("", f"{backup} is missing; run `git checkout -- {_LAUNCHER.as_posix()}` in the checkout.")
     return [put_back(launcher, backup)]
 
 
@@ -63,7 +63,7 @@ def _launcher_in(checkout: Path) -> Path:
 
 
 def _backup_of(launcher: Path) -> Path:
-    """Return where the checkout's own server is kept: not in the checkout, where nobody tracks it."""
+    """Return the path for the copy of the checkout's own server, outside of the checkout."""
     import platformdirs
 
     name = hashlib.sha256(os.fsencode(launcher.resolve())).hexdigest()[:16]

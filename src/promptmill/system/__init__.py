@@ -1,1 +1,1 @@
-"""What differs between operating systems, and what every process of ours needs."""
+"""Differences between operating systems, and the set-up of our processes."""

@@ -1,7 +1,7 @@
 """Messages between a process and its children: a four-byte length, then one JSON object.
 
-JSON, not pickle: what comes out of a process that ran a model's code, or read an endpoint's answer, is data. What the
-messages say is told where they are heard: `backends/engines/channel.py`, `backends/openai/workers.py`.
+The format is JSON, not pickle: the output of a process that ran a model's code, or read an endpoint's answer, must be
+data. The receivers define the messages: `backends/engines/channel.py`, `backends/openai/workers.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 Frame: TypeAlias = dict[str, Any]
 
 _LENGTH = struct.Struct("<I")
-_LONGEST = 1 << 30  # bytes; a larger length means that the two sides are out of step
+_LONGEST = 1 << 30  # bytes; a larger length means that the stream is out of sync
 
 
 class OutOfStepError(Exception):
@@ -25,13 +25,13 @@ class OutOfStepError(Exception):
 
 
 def packed(message: Frame) -> bytes:
-    """Return `message` as one frame. Raises `TypeError` for what JSON cannot hold, such as half a surrogate pair."""
+    """Return `message` as one frame. Raises `TypeError` for values outside of JSON (half a surrogate pair)."""
     body = orjson.dumps(message)
     return _LENGTH.pack(len(body)) + body
 
 
 def read(pipe: BinaryIO) -> Frame | None:
-    """Return the next message, waiting for it; None when the other side is gone."""
+    """Return the next message, waiting for it; None when the other side has closed."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -41,7 +41,7 @@ def read(pipe: BinaryIO) -> Frame | None:
 
 
 async def receive(stream: asyncio.StreamReader) -> Frame | None:
-    """Return the next message; None when the other side is gone."""
+    """Return the next message; None when the other side has closed."""
     try:
         head = await stream.readexactly(_LENGTH.size)
         return _unpacked(await stream.readexactly(_body_length(head)))
@@ -67,7 +67,7 @@ def _unpacked(body: bytes) -> Frame:
 
 
 def packed_error(error: PromptmillError) -> list[Any]:
-    """Return `error` in the form that frames carry."""
+    """Return `error` in a form for frames."""
     return [error.code, error.message, error.hint, *([] if error.said is None else [error.said])]
 
 

@@ -1,4 +1,4 @@
-"""How this installation of promptmill can be extended: in words for whoever lacks a package."""
+"""The commands that add an extra or a package to this installation of promptmill, for error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = "promptmill"
 
 @functools.cache
 def _source() -> tuple[str, bool]:
-    """Return what installs promptmill as it was installed, and whether from a checkout that is worked on."""
+    """Return the source that promptmill was installed from, and whether that is an editable checkout."""
     try:
         about = json.loads(importlib.metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -30,7 +30,7 @@ def _source() -> tuple[str, bool]:
 
 
 def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bool] | None = None) -> str:
-    """Return the command that adds `extra` to the environment that this Python runs in."""
+    """Return the command that adds `extra` to this Python's environment."""
     prefix, (named, editable) = prefix or Path(sys.prefix), source or _source()
     name, at, url = named.partition(" @ ")
     wanted = shlex.quote(f"{name}[{extra}]{at}{url}")
@@ -42,7 +42,7 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
 
 
 def command_for_package(package: str) -> str:
-    """Return the command that adds another package to the environment that this Python runs in."""
+    """Return the command that adds another package to this Python's environment."""
     prefix = Path(sys.prefix)
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx inject {_NAME} {shlex.quote(package)}"
@@ -51,11 +51,11 @@ def command_for_package(package: str) -> str:
 
 def _into(prefix: Path, wanted: str) -> str:
     python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
-    if importlib.util.find_spec("pip") is None:  # environments that uv made have none
+    if importlib.util.find_spec("pip") is None:  # environments made by uv have no pip
         return f"uv pip install --python {python} {wanted}"
     return f"{python} -m pip install {wanted}"
 
 
 def adding(extra: str) -> str:
-    """Return the hint that says how `extra` is added."""
+    """Return the hint with the command that adds `extra`."""
     return f"Run: {command_for(extra)}"

@@ -13,10 +13,10 @@ CALLS = "promptmill.calls"
 
 
 def to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
-    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: a line for those that succeed, too.
+    """Send logs to stderr; stdout belongs to the protocol. `all_calls`: log successful calls, too.
 
-    `level` is our own loggers', by default PROMPTMILL_LOG_LEVEL, else warning: libraries stay at warning, for below it
-    some log whole messages, keys and prompts included.
+    `level` applies to our own loggers; its default is PROMPTMILL_LOG_LEVEL, else warning. Libraries stay at warning:
+    below it some log whole messages, keys and prompts included.
     """
     logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     wanted = (level or os.environ.get(LEVEL, "")).strip().lower()

@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 
 def private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return stdin and stdout as private pipes; leave the null device at fd 0 and stderr at fd 1 for everybody else.
+    """Return stdin and stdout as private pipes; replace fd 0 by the null device and fd 1 by stderr.
 
-    Copies of a descriptor are not inherited, so no grandchild can write to the protocol or keep it open either.
+    Duplicated descriptors are not inherited, so no grandchild can write to the pipes or keep them open.
     """
     incoming, outgoing = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)

@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")
-# How long a thread waits for a busy event loop to let it in. At Python's 5 ms a ping, which a thread reads and another
-# writes, takes up to 47 ms beside a full pool; at this 26 (99th percentile), at the same rate.
+# A thread's longest wait for the GIL of a busy event loop. At Python's 5 ms a ping, which one thread reads and another
+# writes, takes up to 47 ms next to a full pool; at this value 26 ms (99th percentile), at the same throughput.
 _SWITCH_S = 0.0005
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on an event loop of its own and return its result."""
+    """Run `work` on a new event loop and return its result."""
     with asyncio.Runner(loop_factory=_factory()) as runner:
         return runner.run(work)
 
 
 def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end, in a thread of its own where this one runs an event loop already (a notebook)."""
+    """Run `work` to its end; in a separate thread if this one already runs an event loop (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -46,7 +46,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
             return result.result()
         except KeyboardInterrupt:
             if stop and not result.done():
-                with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the work has just ended
                     stop[0]()
             raise
 
@@ -66,10 +66,10 @@ def start_quickly() -> None:
 
 
 def stay_responsive() -> None:
-    """Keep pauses short in a process of ours: look for cyclic garbage seldom, and let threads in at once.
+    """Keep pauses short in this process: collect cyclic garbage seldom, and switch threads quickly.
 
-    By default 100,000 prompts make several full searches of 0.2 s and more, in which the process answers nobody.
-    Prompts and answers hold no cycles, and what the imports left is never garbage.
+    By default 100,000 prompts cause several full collections of 0.2 s or more, during which the process answers no
+    request. Prompts and answers have no cycles, and imported objects are never garbage.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -78,8 +78,8 @@ def stay_responsive() -> None:
 
 
 def usable_cores() -> int:
-    """Return the cores that affinity and the container's quota leave to this process, hyper-threads included."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    """Return the number of cores that affinity and the container's quota allow, hyper-threads included."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -93,7 +93,7 @@ def usable_cores() -> int:
 
 
 def limit_memory(most: int) -> None:
-    """Make this process fail with `MemoryError` where it would take more than `most` bytes; Linux alone does."""
+    """Make allocations beyond `most` bytes fail with `MemoryError`; Linux only."""
     if sys.platform == "linux":
         import resource
 
@@ -102,9 +102,9 @@ def limit_memory(most: int) -> None:
 
 
 def descriptors(wanted: int) -> int:
-    """Return how many descriptors this process may have, having raised its soft limit to `wanted` where it was lower.
+    """Raise the soft limit of file descriptors to `wanted` if it is lower; return the resulting limit.
 
-    At least `wanted` where nothing limits them.
+    Without any limit the result is `wanted`.
     """
     if sys.platform == "win32":
         return wanted
@@ -118,6 +118,6 @@ def descriptors(wanted: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
             soft = goal
-        except (ValueError, OSError):  # macOS has a lower ceiling of its own
+        except (ValueError, OSError):  # macOS has its own lower limit
             pass
     return soft

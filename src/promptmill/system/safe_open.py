@@ -17,7 +17,7 @@ class OutsideError(Exception):
 
 
 class NoFileError(Exception):
-    """There is something, but no regular file: a folder, a pipe, a device."""
+    """The path exists but is not a regular file: a folder, a pipe, a device."""
 
 
 def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
@@ -29,11 +29,11 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
         raise OutsideError
     try:
         resolved = path.resolve()
-    except (RuntimeError, ValueError):  # a ring of links, a NUL
+    except (RuntimeError, ValueError):  # a cycle of links, a NUL character
         raise FileNotFoundError(path) from None
     if roots is not None and not _inside(resolved, roots):
         raise OutsideError
-    if not stat.S_ISREG(resolved.stat().st_mode):  # a device may do something when it is opened
+    if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have an effect
         raise NoFileError
     descriptor = os.open(resolved, _FLAGS)
     try:
@@ -48,9 +48,9 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
 
 
 def make_private(path: Path) -> None:
-    """Make the folder `path` and every missing folder above it for this user alone, whatever the umask is.
+    """Create the folder `path` and its missing parents with access for this user only, whatever the umask.
 
-    A folder that exists is left as it is. Raises `OSError`.
+    Existing folders are not changed. Raises `OSError`.
     """
     for folder in reversed((path, *path.parents)):
         if not folder.is_dir():
@@ -58,22 +58,22 @@ def make_private(path: Path) -> None:
 
 
 def home_expanded(text: str) -> Path:
-    """Return the path that `text` names, `~` being the user's home.
+    """Return `text` as a path with `~` expanded to the user's home.
 
-    `~name` is a name like any other: what becomes of it would tell which accounts there are.
+    `~name` stays as it is: its expansion would reveal which accounts exist.
     """
     return Path(text).expanduser() if text == "~" or text.startswith(("~/", "~\\")) else Path(text)
 
 
 def is_remote(path: str, platform: str = sys.platform) -> bool:
-    r"""Return whether Windows would ask another machine for `path` and prove who the user is: `\\host\share\…`."""
+    r"""Return whether `path` is a UNC path (`\\host\share\…`), which would leak the user's Windows credentials."""
     return platform == "win32" and path[:2].replace("/", "\\") == "\\\\"
 
 
 def _inside(path: Path, roots: Sequence[Path]) -> bool:
     if any(path.is_relative_to(root) for root in roots):
         return True
-    # systems that do not tell capitals from small letters know a folder by several names
+    # on case-insensitive systems one folder has several spellings
     return sys.platform in {"darwin", "win32"} and any(
         _same(above, root) for above in (path, *path.parents) for root in roots
     )
@@ -87,7 +87,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _place_of(descriptor: int, resolved: Path) -> Path:
-    """Return where the open file lies, as the system says; `resolved` is where it was looked for."""
+    """Return the path of the open file from the system; `resolved` is the path that was opened."""
     try:
         if sys.platform == "linux":
             return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115 (a path beside the work)

@@ -53,16 +53,16 @@ _NICENESS = 5  # low enough that the server answers at once on a busy machine, n
 if sys.platform == "win32":
 
     def group_creation_flags() -> int:
-        """Return the flags that put a new process into a group of its own, out of reach of Ctrl-C."""
+        """Return the flags that start a process in its own group, so that Ctrl-C does not reach it."""
         return subprocess.CREATE_NEW_PROCESS_GROUP
 
     def end_group(pid: int) -> None:
-        """End the process at once; Windows has no group to end with it."""
+        """End the process at once; Windows has no process groups."""
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)  # TerminateProcess
 
     def group_exists(pid: int) -> bool:
-        """Return False: Windows has no group that could outlive its first process."""
+        """Return False: Windows has no process groups."""
         del pid
         return False
 
@@ -71,7 +71,7 @@ if sys.platform == "win32":
         os._exit(1)
 
     def lower_priority() -> None:
-        """Do nothing: the scheduler favours the process that waits for input anyway."""
+        """Do nothing: the scheduler already favours the process that waits for input."""
 
 else:
 
@@ -85,7 +85,7 @@ else:
             os.killpg(pid, signal.SIGKILL)
 
     def group_exists(pid: int) -> bool:
-        """Return whether any process is left of the group that `pid` led; one that nobody has waited for counts."""
+        """Return whether the group that `pid` led still has a process; an unreaped zombie counts."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, 0)
             return True
@@ -98,15 +98,15 @@ else:
         os._exit(1)
 
     def lower_priority() -> None:
-        """Give way to the server, which must answer within milliseconds while this process computes."""
+        """Lower this process's priority, so that the server answers within milliseconds while this one computes."""
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
 
 
 async def start(module: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
-    """Start `module` of ours in a group of its own, with pipes to its stdin and stdout.
+    """Start our module `module` in its own process group, with pipes to its stdin and stdout.
 
-    uvloop starts none while a loop of another thread starts one: it is tried again then. Raises `OSError`.
+    uvloop cannot start a process while a loop in another thread starts one; then this tries again. Raises `OSError`.
     """
     tries = 0
     while True:
@@ -128,7 +128,7 @@ async def start(module: str, environment: Mapping[str, str]) -> asyncio.subproce
 
 
 def end_with_parent() -> None:
-    """Ask the system, where it can, to end this process when its parent dies; for one that shares no pipe with it."""
+    """Have Linux end this process when its parent dies; for a process without a pipe to its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -140,22 +140,22 @@ def remove_scratch() -> None:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for a child that must find this very package, a checkout's too; without API keys.
+    """Return the environment for a child that imports this package (also from a checkout), without API keys.
 
-    Workers are told over their pipe which key to send where, and engines, which run other people's code, need none.
+    Workers receive keys over their pipe. Engines run other people's code and need no keys.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_API_KEY")}
     root = Path(__file__).parents[2]
-    if root.name not in {"site-packages", "dist-packages"}:  # a checkout that may be on our path alone
+    if root.name not in {"site-packages", "dist-packages"}:  # a checkout may be on this process's path only
         inherited = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
     return environment
 
 
 def bare_environment(keys: Collection[str]) -> dict[str, str]:
-    """Return the environment for a child that lives on alone: the variables `keys`, and no other that may be secret.
+    """Return the environment for a detached child: the variables `keys`, and no others that may be secret.
 
-    Those of the system, of Python, the network and the libraries that compute are passed on by their names.
+    Variables of the system, Python, the network and compute libraries are passed on by name.
     """
     return {
         name: value
@@ -165,7 +165,7 @@ def bare_environment(keys: Collection[str]) -> dict[str, str]:
 
 
 def how_it_ended(returncode: int | None) -> str:
-    """Return the end of a process in words: `it was killed by SIGKILL`, `it ended with status 3`."""
+    """Describe the end of a process: `it was killed by SIGKILL`, `it ended with status 3`."""
     if returncode is None:
         return "how it ended is unknown"
     if returncode >= 0:
