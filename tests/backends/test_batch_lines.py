@@ -1,4 +1,4 @@
-"""Batch files as providers' documentation shows them."""
+"""Batch files in the formats of the providers' documentation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ GEMINI = {
 
 
 def body(line: dict[str, Any]) -> dict[str, Any]:
-    """Return what the line asks in OpenAI's form."""
+    """Return the request of the line in OpenAI's form."""
     path, found = batch_lines.read(line, "line 1")
     assert path == batch_lines.CHAT
     return dict(found)
@@ -119,13 +119,13 @@ def test_a_line_of_geminis_is_read_whole() -> None:
         ),
     ],
 )
-def test_what_cannot_be_honoured_is_said(line: dict[str, Any], code: Code, said: str) -> None:
+def test_an_unsupported_field_is_an_error(line: dict[str, Any], code: Code, said: str) -> None:
     with pytest.raises(PromptmillError, match=said) as caught:
         batch_lines.read(line, "line 1")
     assert caught.value.code is code
 
 
-def test_a_line_that_is_none_for_a_chat_goes_to_its_own_path() -> None:
+def test_a_line_that_is_not_a_chat_goes_to_its_own_path() -> None:
     line = {
         "custom_id": "e",
         "method": "POST",

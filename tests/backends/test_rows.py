@@ -15,7 +15,7 @@ from promptmill.core.sampling import Sampling
 
 
 def read(kind: str, row: Any, **options: Any) -> Any:
-    """Return what a row asks that is given as JSON or text."""
+    """Return the request of a row, given as JSON or text."""
     return RowReader(kind, **options).read(6, row if isinstance(row, bytes) else json.dumps(row).encode())
 
 
@@ -71,12 +71,12 @@ def test_more_tags_than_images_name_the_line() -> None:
         read("jsonl", {"prompt": "<i><i>", "images": ["a.png"]}, image_tag="<i>")
 
 
-def test_numbers_that_only_python_reads_are_no_reason_to_refuse_a_row() -> None:
+def test_numbers_that_only_pythons_parser_reads_are_accepted() -> None:
     conversation, *_ = read("jsonl", b'{"prompt": "a", "id": 123456789012345678901234567890, "score": NaN}')
     assert conversation.as_messages() == [{"role": "user", "content": "a"}]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_line() -> None:
     assert read("jsonl", b'\xef\xbb\xbf{"prompt": "a"}')[0].messages[0].content == "a"
 
 
@@ -115,7 +115,7 @@ def test_a_batch_line_brings_its_own_parameters() -> None:
         ({"body": {**BATCH["body"], "temperature": "hot"}}, "invalid_input", "body.temperature"),  # type: ignore[dict-item]
     ],
 )
-def test_a_batch_line_that_cannot_be_honoured_is_an_error(change: dict[str, Any], code: str, said: str) -> None:
+def test_an_unsupported_batch_line_is_an_error(change: dict[str, Any], code: str, said: str) -> None:
     with pytest.raises(PromptmillError) as caught:
         read("batch", {**BATCH, **change})
     assert caught.value.code == code
@@ -135,7 +135,7 @@ def test_requests_on_disk_come_back_whole() -> None:
     assert (sampling, extra) == (Sampling(top_p=0.5), {"a": 1})
 
 
-def test_a_reading_gives_what_the_line_does_not_bring_and_can_be_sent_to_another_process() -> None:
+def test_a_reader_adds_the_settings_that_a_line_lacks_and_can_be_sent_to_another_process() -> None:
     reading = pickle.loads(pickle.dumps(RowReader("jsonl", Sampling(temperature=0), {"x": 1}, "Be brief.")))
     conversation, sampling, extra = reading.read(0, b'{"prompt": "a"}')
     assert [message.role for message in conversation.messages] == ["system", "user"]
@@ -173,7 +173,7 @@ def test_an_image_of_another_shape_is_that_rows_error(image: Any) -> None:
         read("jsonl", {"prompt": "look", "image": image})
 
 
-def test_a_rows_own_parameters_lie_over_the_jobs() -> None:
+def test_a_rows_own_parameters_override_the_jobs() -> None:
     reader = RowReader("jsonl", Sampling(temperature=0.5, top_p=0.9), {"logit_bias": {}}, "Be brief.")
     row = {"prompt": "a", "temperature": 0, "stop": "x", "model": "b", "tools": [{}], "system": "Be long.", "id": 3}
     conversation, sampling, extra = reader.read(0, json.dumps(row).encode())
@@ -203,7 +203,7 @@ def test_cells_of_a_table_hold_numbers_and_json_as_text() -> None:
         ({"model": "other"}, "line 7 names a model other than the loaded one"),
     ],
 )
-def test_what_a_row_asks_for_and_cannot_have_is_its_error(given: dict[str, Any], said: str) -> None:
+def test_an_unsupported_field_is_an_error_of_its_row(given: dict[str, Any], said: str) -> None:
     with pytest.raises(PromptmillError, match=re.escape(said)):
         read("jsonl", {"prompt": "a", **given}, model="loaded")
 
@@ -230,13 +230,13 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
         ("batch", {"custom_id": "1", "params": {"max_tokens": 101, "messages": [{"role": "user", "content": "a"}]}}),
     ],
 )
-def test_a_row_that_asks_for_a_longer_answer_than_a_call_may_fails(kind: str, row: Any) -> None:
+def test_a_row_above_the_limit_of_tokens_fails(kind: str, row: Any) -> None:
     reader = RowReader(kind, paths=OTHER_PATHS, most_tokens=100)
     with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens must be 1 to 100 tokens on this server"):
         reader.request(6, json.dumps(row).encode())
 
 
-def test_the_limit_of_tokens_holds_for_rows_that_name_none() -> None:
+def test_the_limit_of_tokens_applies_to_rows_without_one() -> None:
     def body(row: Any, kind: str = "batch", **more: Any) -> dict[str, Any]:
         asked = RowReader(kind, paths=OTHER_PATHS, most_tokens=100, **more).request(6, json.dumps(row).encode())
         return {name: value for name, value in {**asked.sampling.given(), **asked.extra}.items() if "tokens" in name}

@@ -1,9 +1,9 @@
-"""What providers and servers really answer, each body with its source, is understood: no sockets, no waiting.
+"""Real responses of providers and servers are classified correctly: no sockets, no waiting.
 
-A row of `evidence.jsonl`: `provider`, `status`, `headers`, `body` (JSON, or text as it came), and what it `means`:
-`retry` (after `wait_s` where one is asked for), `item` (final, for this one alone), `endpoint` (for all: key, account,
-model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`. `code` is our code, where that
-matters; `source` where the body was seen; `host` stands where only the profile of that host can explain it.
+A row of `evidence.jsonl` has `provider`, `status`, `headers`, `body` (JSON, or the original text), and what it `means`:
+`retry` (after `wait_s`, if the response names a wait), `item` (final for this item), `endpoint` (for all items: key,
+account, model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`. `code` is our code, where
+it matters; `source` is the place where the body was found; `host` is set if only that host's profile explains the body.
 """
 
 from __future__ import annotations

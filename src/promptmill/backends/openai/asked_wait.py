@@ -71,7 +71,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
     """
     now = time.time() if now is None else now
     for found in (
-        retry_after_s(headers, now),
+        _retry_after_s(headers, now),
         _from_fields(payload, now),
         _from_words(text, now),
         _from_resets(headers, now),
@@ -92,7 +92,7 @@ def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float |
     return max(waits) if waits else None
 
 
-def retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+def _retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Return the wait that `retry-after-ms` or `Retry-After` asks for: seconds, a date, or a span such as `1m30s`."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

@@ -11,7 +11,6 @@ Format: platform.openai.com/docs/api-reference/chat.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,18 +91,6 @@ class RequestEncoder:
             raise PromptmillError(
                 Code.INVALID_INPUT, "The request contains a value that JSON cannot represent, or is nested too deeply."
             ) from None
-
-    def fingerprint(self, request: Request) -> bytes:
-        """Return a digest that is equal for requests with equal bodies; an image is identified by its source."""
-        try:
-            sources = {image.source: orjson.dumps(image.source) for image in request.conversation.images}
-            body = self.encode(request, sources)
-            read = (request.path[:16] or request.sampling.reasoning or "").encode()
-            return hashlib.blake2b(
-                body if isinstance(body, bytes) else b"".join(body), digest_size=16, person=read
-            ).digest()
-        except (PromptmillError, TypeError):
-            return b"%d" % request.key  # unique; its own attempt will report the error
 
     def _head(self, request: Request) -> _Head:
         last, sampling, extra = self._last, request.sampling, request.extra

@@ -1,6 +1,6 @@
 """Retry decisions: what a failed attempt affects, when to try again, and the classification of exceptions.
 
-This module only decides; the loop in `run` waits and retries. `refusals` classifies error responses.
+This module only decides; the loop in `attempts` waits and retries. `refusals` classifies error responses.
 """
 
 from __future__ import annotations
