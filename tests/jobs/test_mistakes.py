@@ -70,7 +70,6 @@ def test_an_input_without_rows_is_one_line(bench: Any) -> None:
 def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> None:
     bench.prompts(1)
     for options, words in [
-        (["--id-column", "idd"], "No row has 'idd'; the fields are: id, prompt"),
         (["--prompt", "{{txt}}"], "no column 'txt'"),
     ]:
         said = bench.fail("--quiet", *options)

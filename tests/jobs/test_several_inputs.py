@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench: Any) -> N
     for at in range(3):
         (folder / f"{at}.jsonl").write_text(json.dumps({"q": f"prompt {at}", "id": at}) + "\n")
     bench.input = folder
-    options = ("--prompt-column", "q", "--id-column", "id")
+    options = ("--prompt-column", "q")
     bench.succeed(*options)
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(3)]
     assert [row["source_file"] for row in bench.answers()] == ["0.jsonl", "1.jsonl", "2.jsonl"]
@@ -42,8 +43,8 @@ def test_several_inputs_may_be_named(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.parquet"])
-def test_rows_that_are_not_told_apart_are_refused_before_anything_is_sent(bench: Any, name: str) -> None:
-    table = pa.table({"prompt": ["a", "b", "c"], "key": ["x", "y", "x"]})
+def test_validate_notes_rows_that_repeat_an_id(bench: Any, name: str) -> None:
+    table = pa.table({"prompt": ["a", "b", "c"], "id": ["x", "y", "x"]})
     bench.input = bench.path / name
     if name.endswith("parquet"):
         parquet.write_table(table, bench.input)
@@ -52,10 +53,8 @@ def test_rows_that_are_not_told_apart_are_refused_before_anything_is_sent(bench:
     else:
         rows = [json.dumps(row) for row in table.to_pylist()]
         bench.input.write_text(f"[{','.join(rows)}]" if name.endswith("json") else "\n".join(rows))
-    assert " 3 has the `key` of " in bench.fail("--id-column", "key")
-    checked = json.loads(bench.run("--id-column", "key", "--validate", "--json").stdout)
-    assert checked["invalid"] == 1
-    said = bench.fail("--id-column", "nothing")
-    assert "has no column 'nothing'" in said or "No row has 'nothing'" in said
+    checked = json.loads(bench.run("--validate", "--json").stdout)
+    assert checked["invalid"] == 0
+    (note,) = [note for note in checked["notes"] if "`id`" in note]
+    assert re.fullmatch(r"(\w+) 3 has the `id` of \1 1; repeated ids in all: 1\.", note)
     assert not bench.upstream.seen
-    bench.succeed("--id-column", "prompt")

@@ -59,7 +59,6 @@ def add_options(bulk: Parser) -> None:
         "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
     )
     bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
-    bulk.add_argument("--id-column", metavar="NAME", help="the field or column that tells rows apart, once each")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     bulk.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
     bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
@@ -116,7 +115,6 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         answer_column=arguments.answer_column,
         row_settings=arguments.row_settings,
         skip_empty=arguments.skip_empty,
-        id_column=arguments.id_column,
         system_prompt=arguments.system,
         limit=arguments.limit,
         max_failures=arguments.max_failures,

@@ -53,9 +53,8 @@ class FirstSeen:
 class CustomIds:
     """The ids of rows, such as the `custom_id`s of a Batch file, each of which is to stand there once."""
 
-    def __init__(self, path: Path, name: str = "custom_id") -> None:
-        """Begin with nothing, in a file of its own at `path`; `name` is the field that holds them."""
-        self.name = name
+    def __init__(self, path: Path) -> None:
+        """Begin with nothing, in a file of its own at `path`."""
         self._missing = 0
         # sorted at the end, within a few pages: an index of so many at random places is ten times slower
         self._table = Table(path, "ids (digest INTEGER, row INTEGER)")
@@ -91,12 +90,12 @@ class CustomIds:
     def warning(self) -> str:
         """What is to be said about ids that stand there more than once, `""` when none does."""
         count, examples = self.repeated(1)
-        missing = f"{self._missing} row(s) have no `{self.name}`." if self._missing else ""
+        missing = f"{self._missing} row(s) have no `custom_id`." if self._missing else ""
         if not count:
             return missing
         row, first = examples[0]
         return missing + (
-            f"{count} line(s) repeat the `{self.name}` of an earlier one, line {row + 1} that of line {first + 1} "
+            f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} "
             "first: their answers are told apart by their order alone."
         )
 

@@ -18,7 +18,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
-from promptmill.jobs import admission, columns, disk, merge, row_ids, shards, status
+from promptmill.jobs import admission, columns, disk, merge, shards, status
 from promptmill.jobs.admission import Job
 from promptmill.jobs.answering import Answering
 from promptmill.jobs.disk import RandomFile
@@ -192,7 +192,6 @@ class Runner:
                 if shard is not None:
                     rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
                     opened.callback(rows.close)
-                await self._in_thread(self._check_ids)
                 await self._rounds(lines, rows, path)
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
@@ -262,12 +261,6 @@ class Runner:
             job.folder.put(spec=spec)
         self.progress.columns = found.names
         self.progress.notes += found.notes
-
-    def _check_ids(self) -> None:
-        """Raise `PromptmillError` when rows are not told apart by what is to tell them apart, before they are paid."""
-        job, name = self._job, self._job.order.id_column
-        if name is not None and job.folder.store.is_empty:
-            row_ids.check(job.input, job.spec.input_format, name, job.folder.duplicates)
 
     async def _count(self, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done."""

@@ -63,8 +63,6 @@ class JobRequest(BaseModel):
     """What to ask of every row, with its fields in double braces."""
     prompt_column: str | None = None
     """The field that is asked, where it is not called `prompt`."""
-    id_column: str | None = None
-    """The field that tells rows apart, each of which has one of its own."""
     system_prompt: str = ""
     limit: int | None = None
     """Only the first rows, this many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +16,12 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs import admission, columns, formats, input_files, row_ids
+from promptmill.jobs import admission, columns, formats, input_files, json_rows
+from promptmill.jobs.cell_table import CellTable
 from promptmill.jobs.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.duplicates import CustomIds
+from promptmill.jobs.input_files import InputFiles
+from promptmill.jobs.parquet_table import ParquetTable
 from promptmill.jobs.source import row_reader
 from promptmill.jobs.spec import JobRequest
 from promptmill.jobs.spool import spool
@@ -72,14 +75,52 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
             rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
             found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
             found["notes"] = list(columns.of_order(order, input_format, file, lines).notes)
-            if order.id_column is not None:
-                count, said = row_ids.problems(
-                    file, input_format, order.id_column, Path(name) / "ids", _SHOWN - len(found["problems"])
-                )
-                found |= {"invalid": found["invalid"] + count, "problems": [*found["problems"], *said]}
+            if ids is None and (note := _repeated_ids(file, input_format, Path(name) / "ids")):
+                found["notes"].append(note)
             return found | _cost(plan, found)
     finally:
         file.close()
+
+
+def _repeated_ids(files: InputFiles, input_format: str, scratch: Path) -> str:
+    """Return the note on rows that repeat the `id` of an earlier row, "" when no row does. Raises `OSError`."""
+    where = rows.row_word(formats.row_kind(input_format))
+    with contextlib.closing(CustomIds(scratch)) as ids:
+        for row, value in _ids(files, input_format):
+            if value not in (None, ""):
+                ids.note(value, row)
+        count, examples = ids.repeated(1)
+    if not count:
+        return ""
+    ((row, first),) = examples
+    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {count}."
+
+
+def _ids(files: InputFiles, input_format: str) -> Iterator[tuple[int, object]]:
+    """Yield the number and the `id` of each row."""
+    if input_format in formats.CELLS:
+        table = CellTable(files, input_format)
+        at = table.header.index("id") if "id" in table.header else None
+        if at is not None:
+            for row, found in enumerate(table.rows()):
+                yield row, found.cells[at] if at < len(found.cells) else None
+    elif input_format == "parquet":
+        parquet = ParquetTable(files)
+        if "id" in parquet.schema.names:
+            values = (value for batch in parquet.batches(["id"]) for value in batch.column(0).to_pylist())
+            yield from enumerate(values)
+    else:
+        for row, line in enumerate(json_rows.lines(files)):
+            if line.strip():
+                yield row, _id_of(line)
+
+
+def _id_of(line: bytes) -> object:
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        return None
+    return value.get("id") if isinstance(value, dict) else None
 
 
 def _check_lines(
