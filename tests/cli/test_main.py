@@ -385,11 +385,11 @@ def test_a_wrong_value_of_an_option_is_told_by_the_options_name(promptmill):
     )
 
 
-def test_an_answer_without_a_word_is_a_warning_of_check(promptmill, upstream):
+def test_check_warns_about_an_empty_answer(promptmill, upstream):
     upstream.reply = answer("")
     code, out, _ = promptmill("check")
     assert code == 0
-    assert "warn  answer: it is empty" in out
+    assert "warn  answer: the answer is empty" in out
 
 
 # check
