@@ -17,7 +17,7 @@ from promptmill.cli.terminal import LostOutputError, flush, say
 from promptmill.config import environment
 from promptmill.core.errors import PromptmillError
 
-if TYPE_CHECKING:  # imported where it is needed: `serve` has its first answers ready before that
+if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 OK, SOME_FAILED, USAGE = 0, 1, 2

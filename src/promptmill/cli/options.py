@@ -27,7 +27,7 @@ SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
 def text_of(option: str, file: Path) -> str:
-    """Return what the file of an option holds. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the text in the file of an option. Raises `PromptmillError` (`invalid_config`)."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         self._leave(message + did_you_mean(names[0], self._options, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is none of the action's choices, as argparse does, and name the nearest."""
+        """Refuse a value that is not among the action's choices, and name the nearest choice."""
         if action.choices is None or value in action.choices:
             return
         known, name = [str(one) for one in action.choices], str(action.metavar)
@@ -116,7 +116,7 @@ def _shorten(text: str) -> str:
 
 
 def _is_sampling(name: str) -> bool:
-    from promptmill.core.sampling import Sampling  # `serve` answers before pydantic is imported
+    from promptmill.core.sampling import Sampling  # pydantic takes a tenth of a second
 
     return name in Sampling.model_fields
 
@@ -229,7 +229,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
     """
-    from promptmill.config import models  # `serve` answers before these are imported
+    from promptmill.config import models  # imported where it is needed, as above
 
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
