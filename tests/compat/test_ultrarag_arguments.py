@@ -61,7 +61,7 @@ def test_images_go_to_their_tags_and_blanks_between_them_are_no_text():
 
 
 def test_other_than_as_many_tags_as_images_is_an_error():
-    with pytest.raises(PromptmillError, match=r"prompt_ls\[0\] holds the image tag 0 time"):
+    with pytest.raises(PromptmillError, match=r"prompt_ls\[0\] contains the image tag 0 time"):
         image_arguments({"prompt_ls": ["See"], "multimodal_path": [["a"]], "image_tag": "<i>"})
 
 

@@ -1,8 +1,8 @@
 """Python classes over the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
 
-Constructor arguments and their defaults are those of DataStudio's classes of the same names, so that programs written
-for those run on promptmill; everything behind them is the backend that the server uses. `BaseAPI` is the base class of
-both, for programs that bring a client of their own.
+Constructor arguments and their defaults are those of DataStudio's classes with the same names, so that programs written
+for those run on promptmill. Both classes use the server's backend. `BaseAPI` is their base class, for programs
+with their own client.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
     "enable_thinking",
 )
-# Arguments of the classes that programs pass on to calls, too, where they are no part of a request.
+# Arguments of the classes that programs also pass to calls, where they are not part of a request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _MOST_CONNECTIONS = 16384
 _MOST_ATTEMPTS = 100
@@ -52,7 +52,7 @@ _BAR_EVERY_S = 0.2
 
 
 class InterruptedCall(KeyboardInterrupt):
-    """Ctrl-C ended a call; `answers` are those that were there, in their order, `fail_msg` for the others."""
+    """Ctrl-C ended a call; `answers` holds the answers so far in their order, and `fail_msg` for the others."""
 
     def __init__(self, answers: list[Any]) -> None:
         super().__init__(answers)
@@ -60,9 +60,9 @@ class InterruptedCall(KeyboardInterrupt):
 
 
 class BaseAPI(abc.ABC):
-    """DataStudio's base class: a program's own client is a subclass with `generate_inner`, and needs nothing else.
+    """DataStudio's base class: a program's own client is a subclass that defines `generate_inner`.
 
-    `generate` reads inputs of any shape, calls `generate_inner` for each in a thread, and tries failures again.
+    `generate` reads inputs of any shape, calls `generate_inner` for each one in a thread, and retries failures.
     """
 
     allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
@@ -121,7 +121,7 @@ class BaseAPI(abc.ABC):
                 time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311 (no secret)
             try:
                 code, answer, _ = self.generate_inner(message, **all_kwargs)
-            except Exception as error:  # noqa: BLE001 (whatever a program's own client raises)
+            except Exception as error:  # noqa: BLE001 (a program's own client may raise anything)
                 self._log("error", f"attempt {attempt + 1} failed: {type(error).__name__}: {error}")
                 continue
             if isinstance(answer, str) and self.return_dict:
@@ -179,7 +179,7 @@ class BaseAPI(abc.ABC):
         return self._encoded(HeldImage(img_item))[1] if is_image(img_item) else img_item
 
     def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
-        """Do nothing: calls close what they open."""
+        """Do nothing: each call closes its own connections."""
 
     def _check_types(self, parts: Iterable[Mapping[str, Any]]) -> None:
         wrong = {str(part.get("type"))[:40] for part in parts if "role" not in part} - {*self.allowed_types}
@@ -278,7 +278,7 @@ class OpenAIAPI(BaseAPI):
         self.max_tokens = max_tokens
         self.max_connections = max_connections
         self.enable_thinking = enable_thinking
-        self._configuration({}, shared=True)  # what is wrong with it shows now
+        self._configuration({}, shared=True)  # reports an invalid configuration now
 
     def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
@@ -346,7 +346,7 @@ class OpenAIAPI(BaseAPI):
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self.key if isinstance(self.key, str | None) else list(self.key),
             "concurrency": self.thread_num,
-            "adaptive": False,  # who says how many are in flight means it from the first on
+            "adaptive": False,  # a program that sets `thread_num` expects it from the first request on
             "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
             "retries": min(max(self.retry, 1), _MOST_ATTEMPTS),
             "base_delay": min(1.0, self.wait),
@@ -357,7 +357,7 @@ class OpenAIAPI(BaseAPI):
         }
 
     def _sharing(self) -> Mapping[str, Any]:
-        """Return the settings under which several processes share the inputs of a call."""
+        """Return the settings for sharing a call's inputs among several processes."""
         return {}
 
     def _outcomes(
@@ -366,7 +366,7 @@ class OpenAIAPI(BaseAPI):
         return runtime.run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
     def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
-        """Return the answers that there are, `fail_msg` for the others."""
+        """Return the answers so far, and `fail_msg` for the others."""
         outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
         return [
             self._answer_of(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
@@ -405,20 +405,20 @@ class OpenAIAPI(BaseAPI):
         if isinstance(answer_schema, type):
             try:
                 return answer_schema.model_validate_json(split_marked(outcome.text)[1])
-            except ValidationError as error:  # by a validator of the class, which its schema cannot tell
-                self._log("error", f"input {index}: the answer is no {answer_schema.__name__}: {error}")
+            except ValidationError as error:  # a validator of the class can refuse an answer that its schema allows
+                self._log("error", f"input {index}: the answer is not a valid {answer_schema.__name__}: {error}")
                 return self.fail_msg
         if not self.return_dict:
             return outcome.text
         found = object_in(split_marked(outcome.text)[1])
         if found is None:
-            self._log("error", f"input {index}: the answer holds no JSON object")
+            self._log("error", f"input {index}: the answer contains no JSON object")
             return self.fail_msg
         return found
 
 
 class MPOpenAIAPI(OpenAIAPI):
-    """`OpenAIAPI` over worker processes, for work where one process is busy encoding images and JSON."""
+    """`OpenAIAPI` with worker processes, for calls whose images and JSON are too much work for one process."""
 
     def __init__(  # noqa: PLR0917 (positions are DataStudio's)
         self,
@@ -447,7 +447,7 @@ class MPOpenAIAPI(OpenAIAPI):
     ) -> None:
         """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
 
-        The default of `worker_concurrency` is each worker's share of `thread_num`. All else is `OpenAIAPI`'s.
+        The default of `worker_concurrency` is each worker's share of `thread_num`. The others are `OpenAIAPI`'s.
         """
         self.num_workers = num_workers
         self.worker_concurrency = worker_concurrency
@@ -497,7 +497,7 @@ def _port(port: int | str) -> int:
 
 
 def _is_beyond(name: str, value: Any) -> bool:
-    """Return whether `value` is a number out of the range of a sampling parameter, which some endpoints take."""
+    """Return whether `value` is a number outside a sampling parameter's range; some endpoints accept such values."""
     if not isinstance(value, int | float):
         return False
     try:
@@ -541,7 +541,7 @@ async def _show_progress(stats: Call) -> None:
 
 
 def object_in(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that an answer holds, around which models like to talk, or None."""
+    """Return the JSON object in an answer, with or without text around it; None if there is none."""
     from json_repair import repair_json
 
     start, end = text.find("{"), text.rfind("}")

@@ -1,4 +1,4 @@
-"""One input of the Python faces, in any of the shapes that DataStudio's classes take → a conversation."""
+"""An input of the Python classes, in any shape that DataStudio's classes accept → a conversation."""
 
 from __future__ import annotations
 

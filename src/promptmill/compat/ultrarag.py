@@ -1,9 +1,9 @@
-"""The server as `servers/generation/src/generation.py` starts it for a pipeline of UltraRAG.
+"""The server for a UltraRAG pipeline, started by `servers/generation/src/generation.py`.
 
-Such a client is the operator's own program, so it is trusted, unless the file was started by a command that serves any
-client. What a pipeline brings with a call replaces what the configuration file says, the server's `parameter.yaml`; its
-calls are read as UltraRAG's own server reads them, what became of them is told on stderr, and there is the tool
-`build`, which tells the pipeline how to call the others.
+The pipeline is the operator's own program, so it is trusted, unless the file was started by a command that serves any
+client. The arguments of a pipeline's call replace the values of the server's `parameter.yaml`. Calls are read as
+UltraRAG's own server reads them, and their failures and progress are reported on stderr. The additional tool `build`
+describes the other tools to the pipeline.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def main(argv: Sequence[str]) -> int:
     """Serve over stdio; `argv` is the server's folder. Returns the exit code."""
     runtime.start_quickly()
     parser = argparse.ArgumentParser("generation.py", description="The generation server, started by a pipeline.")
-    parser.add_argument("folder", type=Path, help=f"where {FILE_NAME} lies")
-    parser.add_argument("--untrusted", action="store_true", help="the client is not the operator's own program")
+    parser.add_argument("folder", type=Path, help=f"the folder with {FILE_NAME}")
+    parser.add_argument(
+        "--untrusted", action="store_true", help="do not trust the client: it is not the operator's own program"
+    )
     arguments = parser.parse_args(argv)
     trusted = not arguments.untrusted
     logs.to_stderr()
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
     """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `parameter_file.find` finds.
 
-    Pipelines may keep values of their own there, to be named as `$key` in a step: such keys are told and left alone.
+    Pipelines may keep their own values there, which a step names as `$key`: a log line lists such keys.
     """
     file, mine = folder / FILE_NAME, None
     if file.is_file():
@@ -65,8 +67,8 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
         mine = {key: value for key, value in found.items() if key in Settings.model_fields}
         if others := sorted(map(str, found.keys() - mine.keys())):
             log = logging.getLogger(__name__)
-            log.warning("%s: %s: no keys of promptmill, left to the pipeline", file, ", ".join(others))
-        if trust_client:  # a pipeline brings these two with each call, also when they are to be none
+            log.warning("%s: %s: not keys of promptmill, left to the pipeline", file, ", ".join(others))
+        if trust_client:  # a pipeline sends these two with each call, even when they are empty
             mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
     path = None if mine is None else file
     if not trust_client:
@@ -75,7 +77,7 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
 
 
 def _extended(server: FastMCP, service: Service) -> None:
-    # FastMCP is imported with the server, not before
+    # these import FastMCP, so import them with the server, not before
     from promptmill.compat.ultrarag_calls import PipelineCalls
     from promptmill.compat.ultrarag_tools import add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
@@ -83,4 +85,4 @@ def _extended(server: FastMCP, service: Service) -> None:
     add_build(server)
     with_plain_results(server)
     checks = next(at for at, one in enumerate(server.middleware) if isinstance(one, PlainArguments))
-    server.middleware.insert(checks, PipelineCalls(service))  # the arguments are checked as they are in our words
+    server.middleware.insert(checks, PipelineCalls(service))  # first adapt the arguments, then check them

@@ -1,8 +1,10 @@
-"""Calls of UltraRAG's client: read as its own generation server reads them, and reported on stderr.
+"""Calls of UltraRAG's client: arguments as its own generation server reads them, and reports on stderr.
 
-Its client keeps the answers of a result and nothing else, so failures, warnings and progress go to stderr. A tool error
-ends the client's whole run, with the answers of all earlier steps: a call without any answer is one only when the cause
-of a failure affects all items.
+The client uses only the answers of a result, so failures, warnings and progress go to stderr. A tool error ends the
+client's whole run and loses the answers of all earlier steps. So a call without any answer becomes an error only if the
+cause of a failure affects all items.
+
+Source of the arguments: OpenBMB/UltraRAG, `servers/generation/src/generation.py` (0.3.0).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _BAR_EVERY_S = 0.2
 _BAR_CELLS = 24
 _CONFIGURING = frozenset({"build", "generation_init"})
 _ANSWERING = frozenset({"generate", "multimodal_generate", "multiturn_generate"})
-# Key, endpoint, model, configuration, engine: the next item would fail alike.
+# Key, endpoint, model, configuration, engine: the next item would fail in the same way.
 _AFFECTS_ALL = frozenset(
     {
         *(Code.INVALID_CONFIG, Code.UNSUPPORTED, Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED, Code.ENGINE_DIED),
@@ -39,8 +41,8 @@ _AFFECTS_ALL = frozenset(
         *(Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN, Code.INTERNAL),
     }
 )
-# About the configuration (a parameter that the model refuses, an address that is not the API's) as long as nothing has
-# been answered under it; later about the item.
+# Until the first answer under a configuration, these concern the configuration (a parameter that the model refuses, a
+# wrong address); after it, the item.
 _AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 _ROLES = frozenset({"user", "assistant", "system"})
@@ -48,15 +50,15 @@ _AT_LEAST_ONE = ("concurrency", "retries")
 
 
 class PipelineCalls(Middleware):
-    """Adapts arguments and results, and writes to stderr what the client does not show. A warning is written once."""
+    """Adapts arguments and results, and writes to stderr all that the client does not show; each warning only once."""
 
     def __init__(self, service: Service, stream: TextIO | None = None, every_s: float = _LINE_EVERY_S) -> None:
         self._service = service
         self._stream = stream or sys.stderr
         self._every_s = every_s
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._has_answered = False
-        """Whether a call since the last `generation_init` has had an answer."""
+        """Whether a call has received an answer since the last `generation_init`."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -64,10 +66,10 @@ class PipelineCalls(Middleware):
         """Answer one call."""
         name = context.message.name
         try:
-            arguments, told = _adapted(name, context.message.arguments or {})
+            arguments, notes = _adapted(name, context.message.arguments or {})
         except PromptmillError as error:
             raise ToolError(redact(str(error))) from None
-        self._tell(name, told)
+        self._warn(name, notes)
         if arguments is None:
             answers: dict[str, Any] = {"ans_ls": []}
             return ToolResult([TextContent(type="text", text='{"ans_ls":[]}')], answers)
@@ -75,17 +77,17 @@ class PipelineCalls(Middleware):
         if name not in _ANSWERING:
             self._has_answered = self._has_answered and name not in _CONFIGURING
             result = await call_next(adapted)
-            self._tell(name, self._service.plan.warnings if name in _CONFIGURING else ())
+            self._warn(name, self._service.plan.warnings if name in _CONFIGURING else ())
             return result
         async with self._spinner(name):
             result = await call_next(adapted)
-        self._tell(name, (result.meta or {}).get("warnings", ()))
+        self._warn(name, (result.meta or {}).get("warnings", ()))
         if line := _failures(result.structured_content or {}):
             self._write(f"{name}: {line}")
         return self._for_a_run(result)
 
     def _for_a_run(self, result: ToolResult) -> ToolResult:
-        """Return the result; without any answer it is an error only where a failure affects all items."""
+        """Return the result; one without answers is an error only if a failure affects all items."""
         structured = result.structured_content or {}
         codes = {error["code"] for error in structured.get("errors", ())}
         if not result.is_error:
@@ -96,10 +98,10 @@ class PipelineCalls(Middleware):
             return result
         return ToolResult([TextContent(type="text", text=orjson.dumps(structured).decode())], structured, result.meta)
 
-    def _tell(self, name: str, warnings: Iterable[str]) -> None:
+    def _warn(self, name: str, warnings: Iterable[str]) -> None:
         for warning in warnings:
-            if warning not in self._told:
-                self._told.add(warning)
+            if warning not in self._warned:
+                self._warned.add(warning)
                 self._write(f"{name}: {warning}")
 
     @contextlib.asynccontextmanager
@@ -132,7 +134,7 @@ class PipelineCalls(Middleware):
         self._raw(f"generation: {without_controls(line)}\n")
 
     def _raw(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody there to read is no reason to end a call
+        with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end a call
             self._stream.write(text)
             self._stream.flush()
 
@@ -151,7 +153,7 @@ def _adapted(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | 
 
 
 def _failures(structured: Mapping[str, Any]) -> str:
-    """Return one line on the items without an answer, the commonest reason first; `""` when all have one."""
+    """Return one line about the failed items, the most common reason first; `""` if there are none."""
     errors = structured.get("errors") or []
     if not errors:
         return ""
@@ -159,8 +161,8 @@ def _failures(structured: Mapping[str, Any]) -> str:
     parts = []
     for code, count in by_code:
         first = next(error for error in errors if error["code"] == code)
-        said = " ".join(str(first["message"]).split())
-        parts.append(f"{code} x{count} (item {first['index']}: {said:.200})")
+        reason = " ".join(str(first["message"]).split())
+        parts.append(f"{code} x{count} (item {first['index']}: {reason:.200})")
     return f"{len(errors)} of {len(structured.get('ans_ls', ()))} not answered: {'; '.join(parts)}"
 
 
@@ -173,7 +175,7 @@ def _progress(sums: Mapping[str, int], seconds: float) -> str:
 
 
 def init_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `generation_init`, and what to tell about them."""
+    """Return the arguments of `generation_init`, and notes about changes to them."""
     adapted, notes = without_litellm(arguments), []
     blocks = adapted.get("backend_configs")
     block = blocks.get("openai") if isinstance(blocks, Mapping) else None
@@ -182,7 +184,7 @@ def init_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         for key in _AT_LEAST_ONE:
             if _is_nothing(block.get(key)):
                 block[key] = 1
-                notes.append(f"backend_configs.openai.{key}: 0 would send nothing; it counts as 1.")
+                notes.append(f"backend_configs.openai.{key}: 0 would send no requests; 1 is used.")
         adapted["backend_configs"] = {**blocks, "openai": block}
     return adapted, notes
 
@@ -195,20 +197,20 @@ def _is_nothing(value: object) -> bool:
 
 
 def prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `generate`: every prompt is the text of a user's turn, without white space around it."""
+    """Return the arguments of `generate`: each prompt is the stripped text of a user's turn."""
     return {**arguments, "prompt_ls": _prompts(arguments), "system_prompt": _stripped(arguments.get("system_prompt"))}
 
 
 def image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `multimodal_generate` as whole messages, and what to tell about them.
+    """Return the arguments of `multimodal_generate` as complete messages, and notes about changes to them.
 
-    Images go before the text or to their tags; empty names are passed over; too few lists are filled up, those that
-    are too many left out. Raises `PromptmillError` when a prompt has more tags than images, or fewer.
+    Images are placed before the text or at their tags. Empty names are ignored, missing lists count as empty, and
+    surplus lists are dropped. Raises `PromptmillError` when the numbers of tags and images in a prompt differ.
     """
     prompts, lists, notes = _prompts(arguments), arguments.get("multimodal_path") or [], []
     tag = _stripped(arguments.get("image_tag"))
     if not isinstance(lists, list):
-        return dict(arguments), []  # refused by the tool
+        return dict(arguments), []  # the tool refuses it
     if len(lists) != len(prompts):
         rest = "prompts without one have no image" if len(lists) < len(prompts) else "the rest was left out"
         notes.append(f"multimodal_path has {len(lists)} lists for {len(prompts)} prompts; {rest}.")
@@ -216,7 +218,7 @@ def image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     for index, prompt in enumerate(prompts):
         names = _names(lists[index] if index < len(lists) else [])
         parts = _at_tags(prompt, names, tag, index) if tag else [*_images(names), _text(prompt)]
-        # a turn without a part cannot be sent
+        # a turn needs at least one part
         messages.append({"role": "user", "content": parts or [_text("")]})
     adapted = {
         "prompt_ls": messages,
@@ -227,9 +229,9 @@ def image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of `multiturn_generate`, or None when there is nothing to answer.
+    """Return the arguments of `multiturn_generate`; None if there is no turn to answer.
 
-    Turns of unknown roles and empty ones are passed over; a system prompt goes before those of the conversation.
+    Empty turns and turns with unknown roles are dropped; `system_prompt` precedes the conversation's own.
     """
     turns = arguments.get("messages")
     if not isinstance(turns, list):
@@ -238,7 +240,7 @@ def turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     kept: list[Any] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            kept.append(turn)  # refused by the tool
+            kept.append(turn)  # the tool refuses it
             continue
         role, content = turn.get("role", "user"), turn.get("content", "")
         if role in _ROLES and content:
@@ -279,8 +281,8 @@ def _at_tags(prompt: str, names: Sequence[str], tag: str, index: int) -> list[di
     texts_between = prompt.split(tag)
     if len(texts_between) - 1 != len(names):
         raise input_error(
-            f"prompt_ls[{index}] holds the image tag {len(texts_between) - 1} time(s) but comes with {len(names)} "
-            "image(s); send as many images as tags."
+            f"prompt_ls[{index}] contains the image tag {len(texts_between) - 1} time(s) but has {len(names)} "
+            "image(s); send one image per tag."
         )
     parts: list[dict[str, Any]] = []
     for number, text in enumerate(texts_between):

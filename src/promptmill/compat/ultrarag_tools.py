@@ -18,7 +18,7 @@ from pydantic import Field
 from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.server.tool_calls import tool
 
-# What a pipeline gives to each tool; parameters of ours are left at their defaults.
+# The parameters that a pipeline passes to each tool; our further parameters keep their defaults.
 _TOOLS = {
     "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
     "generate": ("prompt_ls", "system_prompt"),
@@ -43,19 +43,19 @@ def add_build(server: FastMCP) -> None:
             str, Field(description=f"The server's {FILE_NAME}.", examples=["servers/generation/parameter.yaml"])
         ],
     ) -> None:
-        """Write `server.yaml` beside the parameter file: for each tool what it takes from where, and what it gives."""
+        """Write `server.yaml` next to the parameter file: each tool's inputs, their sources, and its outputs."""
         by_name = {tool.name: tool for tool in await server.list_tools()}
         tools = [by_name[name] for name in _TOOLS if name in by_name]
         try:
             await asyncio.to_thread(_write, parameter_file, tools)
         except OSError as error:
-            raise ToolError(f"server.yaml cannot be written beside {parameter_file}: {error.strerror}.") from None
+            raise ToolError(f"server.yaml cannot be written next to {parameter_file}: {error.strerror}.") from None
 
 
 def with_plain_results(server: FastMCP) -> None:
-    """Describe results as objects without naming their members: FastMCP's client then gives a dict, not a class.
+    """Describe results as objects without naming their members: FastMCP's client then returns a dict, not a class.
 
-    Programs that call tools through UltraRAG's `ToolCall` look answers up by their key.
+    Programs that call tools through UltraRAG's `ToolCall` read answers by their key.
     """
     server.add_middleware(_PlainResults())
 
