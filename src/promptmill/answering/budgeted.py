@@ -19,7 +19,6 @@ from promptmill.core.money import Budget, dollars
 from promptmill.core.outcome import NO_USAGE, Failure, Outcome
 from promptmill.system.installation import command_for
 
-_KEPT = 100
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 
@@ -34,7 +33,7 @@ class BudgetedAnswers:
         self._tier = tier_of(plan.settings.extra_params)
         self._line = asyncio.Lock()
         """First come, first served: a large request is not passed by small ones for ever."""
-        self._no_room: dict[str, Failure] = {}
+        self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request, within the budgets that there are."""
@@ -69,7 +68,8 @@ class BudgetedAnswers:
         while True:
             account = BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
-                no_room = await self._wait_for_room(account, call)
+                full = account.never_fits()
+                no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call)
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all items that were never sent: there may be hundreds of thousands
                 if no_room is not None:
@@ -100,21 +100,20 @@ class BudgetedAnswers:
         return None
 
     def _failure(self, full: Budget, worst: float) -> Failure:
-        """Return why no further request is sent, one object for all items with the same reason."""
-        aside = (
-            f"{dollars(full.set_aside)} is set aside for jobs and for requests that a kill cut off, "
-            if full.set_aside
-            else ""
-        )
-        message = (
-            f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
-            f"{aside}and the next could cost {dollars(worst)}."
-        )
-        if message not in self._no_room:
-            if len(self._no_room) >= _KEPT:
-                self._no_room.clear()
-            self._no_room[message] = Failure(PromptmillError(Code.BUDGET, message))
-        return self._no_room[message]
+        """Return why no further request is sent: one object for all items, until something else is spent."""
+        state = full.limit, full.spent, full.set_aside
+        if self._no_room is None or self._no_room[0] != state:
+            aside = (
+                f"{dollars(full.set_aside)} is set aside for jobs and for requests that a kill cut off, "
+                if full.set_aside
+                else ""
+            )
+            message = (
+                f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
+                f"{aside}and the next could cost {dollars(worst)}."
+            )
+            self._no_room = state, Failure(PromptmillError(Code.BUDGET, message))
+        return self._no_room[1]
 
 
 class BudgetAccount(Account):

@@ -51,7 +51,8 @@ ANSWERS: dict[str, Any] = {
                     "message": {"type": "string"},
                     "last": {
                         "type": "integer",
-                        "description": "With code `omitted`: the entry stands for all items from `index` to this one.",
+                        "description": "The entry stands for all items from `index` to this one: they failed alike, or "
+                        "were omitted.",
                     },
                     "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
                     "attempts": {"type": "integer", "description": "Requests made for it."},

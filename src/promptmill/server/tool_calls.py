@@ -101,15 +101,17 @@ def _end_of(result: ToolResult) -> str:
     structured = result.structured_content or {}
     answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
     entries: list[dict[str, Any]] = errors if isinstance(errors, list) else []  # those of a job are counts by code
-    codes = Counter(error["code"] for error in entries)
+    codes: Counter[str] = Counter()
+    for entry in entries:
+        codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
     deferred, omitted = codes.pop(Code.DEFERRED, 0), codes.pop(Code.OMITTED, 0)
     parts = [f"code={codes.most_common(1)[0][0]}" if codes else _OK]
     if answers is not None:
         parts.append(f"items={len(answers)} failed={codes.total()}")
     if deferred:
         parts.append(f"deferred={deferred}")
-    if omitted:  # one entry for all
-        parts.append(f"omitted={entries[-1]['last'] - entries[-1]['index'] + 1}")
+    if omitted:
+        parts.append(f"omitted={omitted}")
     return " ".join(parts)
 
 

@@ -129,6 +129,7 @@ class Driver:
                 return bool(self._fresh)
             wanted = min(self._share.most, _MOST_TAKEN)
             requests = await self._source.take(wanted)
+            await asyncio.sleep(0)  # neither a list nor a request that fails at once lets the event loop go on
             self._ended = not requests
             self._short = len(requests) < wanted
             self._open += len(requests)

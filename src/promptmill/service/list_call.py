@@ -126,14 +126,24 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one."""
+    """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one.
+
+    Hundreds of thousands of items may share one failure, of a budget for instance: from some number on, one entry with
+    `index` and `last` stands for a run of them.
+    """
     found: list[dict[str, Any]] = []
     shared: dict[int, list[Any]] = {}  # by the error's identity: how many items have it, and what they say
+    before: Outcome | None = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):
+            before = outcome
             continue
         known = shared.get(id(outcome.error)) or shared.setdefault(id(outcome.error), [0, str(outcome.error)])
         known[0] += 1
+        if outcome is before and known[0] > _MOST_REPEATED + 1:
+            found[-1]["last"] = index
+            continue
+        before = outcome
         entry = {
             "index": index,
             "code": str(outcome.error.code),
