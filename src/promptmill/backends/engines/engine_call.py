@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -33,6 +32,8 @@ class EngineShare(FixedShare):
         super().__init__(most)
         self.run = run
         self.submissions = submissions
+        self.writing = asyncio.Lock()
+        self.reading = asyncio.Semaphore(_READ_AT_ONCE)
         self.abandoned = False
         """Whether items were submitted whose outcome is not wanted any more."""
 
@@ -68,7 +69,6 @@ class Submissions:
         self._live = live
         self._takes_images = takes_images
         self._image_cache = ImageCache(rules, _json_base64, web.fetch)
-        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
 
     async def frame(self, number: int, request: Request) -> bytes:
         """Return the `submit` frame (see `channel`) of a request.
@@ -92,20 +92,14 @@ class Submissions:
                 "Leave it out, or choose the openai backend and a model that listens.",
             )
         check_encodable(conversation)
-        if not images:
-            return self._packed(number, request, ())
-        async with self._reading:  # a slow disk or host holds up no item without images
-            read = [await self._image_cache.read(image.source) for image in images]
-            _check_size(sum(map(len, read)))  # before they are copied into a frame
-            return self._packed(number, request, read)
-
-    def _packed(self, number: int, request: Request, read: Sequence[bytes]) -> bytes:
+        read = [await self._image_cache.read(image.source) for image in images]
+        _check_size(sum(map(len, read)))  # before they are copied into a frame
         return _packed(
             {
                 "type": "submit",
                 "run": self._run,
                 "id": number,
-                "messages": _messages(request.conversation.messages),
+                "messages": _messages(conversation.messages),
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
                 **({"live": True} if self._live else {}),

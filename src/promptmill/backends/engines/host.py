@@ -192,13 +192,11 @@ class EngineHost:
         call.in_flight += 1
         try:
             try:
-                frame = await share.submissions.frame(number, request)
+                await self._submit(number, request, call, share)
             except PromptmillError as error:
+                if self._ended.is_set():
+                    raise
                 return Failure(error, request.attempts)
-            if self._ended.is_set():
-                raise self._end
-            call.sending(request)
-            await self._send_frame(frame)
             message = await arrived
         except asyncio.CancelledError:
             share.abandoned = True
@@ -211,6 +209,19 @@ class EngineHost:
         for warning in message.get("warnings", ()):
             call.warn(warning)
         return outcome_of(message, request)
+
+    async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
+        """Write a request into the pipe. Raises the request's own error, or why the engine is gone.
+
+        One request of a call at a time, for a frame may be large and the pipe full; of those with images several, so
+        that a slow disk or host holds up its own request alone.
+        """
+        async with share.reading if request.conversation.images else share.writing:
+            frame = await share.submissions.frame(number, request)
+            if self._ended.is_set():
+                raise self._end
+            call.sending(request)
+            await self._send_frame(frame)
 
     async def leave(self, call: Call) -> None:
         """Note that a call has ended; the engine forgets the rows that it still has."""
