@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -45,6 +47,8 @@ from promptmill.service.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.running_jobs import RunningJobs
+
+_FEW = 10_000  # items whose result is built on the event loop
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -232,7 +236,9 @@ class _Answers:
         any_failure = plan.settings.on_error == "raise"
         if list_call.failed(outcomes, any_failure=any_failure):
             outcomes = await _with_models(outcomes, plan)
-        result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+        build = partial(result_of, outcomes, stats, any_failure=any_failure, job_id=job_id)
+        # in a thread, other calls go on while hundreds of thousands of entries are made
+        result = build() if len(outcomes) <= _FEW else await asyncio.to_thread(build)
         most = most_bytes(ctx, plan)
         if most is None or message_bytes(result) <= most:
             return result

@@ -27,6 +27,7 @@ from promptmill.service.loaded_backend import Create, LoadedBackend, Stop
 from promptmill.service.model import Model, Models
 
 _DRAIN_S = 30.0
+_FEW = 10_000  # items that are looked at on the event loop
 _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
@@ -229,7 +230,7 @@ class Service:
                 return None
             system = system_prompt or settings.system_prompt
             source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-            stats.size = source.size
+            stats.size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
             try:
                 await self._run(plan, source, sink, stats)
             except NotLoadedError as error:
