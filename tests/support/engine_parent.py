@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from driving import run
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Request, Source
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Outcome
 from promptmill.core.sampling import Sampling
+from promptmill.service.driver import Driver
 
 _SOURCE = Path(__file__).parents[2] / "src"
 
@@ -55,7 +55,8 @@ async def _main(backend: str, model: str) -> None:
     print(host._process.pid, flush=True)
     await loading
     print("loaded", flush=True)
-    await run(host, _Endless(), _Nowhere(), Call())
+    call = Call()
+    await Driver(_Endless(), _Nowhere(), call).run(host.answer, host.enter(call))
 
 
 if __name__ == "__main__":
