@@ -233,6 +233,8 @@ def check_private_folder(path: Path) -> None:
 
 
 def _check_owner(path: Path) -> None:
+    if sys.platform == "win32":
+        return
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(errno.EACCES, f"{path.name} is not a folder of this user's")

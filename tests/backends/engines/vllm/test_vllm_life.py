@@ -71,7 +71,7 @@ def test_it_looks_up_no_other_machine(tmp_path):
 @pytest.mark.parametrize("victim", ["ours", "vLLM's own"])
 def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_plan, small, victim):
     async def killed():
-        host = create(make_vllm_plan(small, max_num_seqs=2))
+        host = create(make_vllm_plan(small, max_num_seqs=2, dtype="float32"))
         await host.load(ignore)
         processes = family(sure(host._process).pid)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
