@@ -60,7 +60,10 @@ def text(result: Any) -> str:
 
 def codes(result: Any) -> dict[int, str]:
     """Return index → code of the failed items."""
-    return {entry["index"]: entry["code"] for entry in result.structured_content.get("errors", [])}
+    found: dict[int, str] = {}
+    for entry in result.structured_content.get("errors", []):
+        found |= dict.fromkeys(range(entry["index"], entry.get("last", entry["index"]) + 1), entry["code"])
+    return found
 
 
 def sent(upstream: Upstream, number: int = 0) -> Any:
