@@ -125,6 +125,10 @@ def test_an_agent_has_the_tools_in_its_first_turn_and_gives_its_model_the_answer
     if agent.installed_as:
         install = [sys.executable, "-m", "promptmill", "install", agent.installed_as, "--config", config]
         _ended(install, calm, work)
+        if agent.name == "codex":  # `codex exec` waits for no other server, as docs/clients.md says
+            written = (home / where).read_text(encoding="utf-8")
+            table = "[mcp_servers.promptmill]\n"
+            (home / where).write_text(written.replace(table, f"{table}required = true\n"), encoding="utf-8")
     else:
         start = [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
         ours = {"mcp": {"promptmill": {"type": "local", "command": start, "enabled": True}}}

@@ -44,7 +44,7 @@ elif what == "spool":
 else:
     record = record_of(0, Completion("yes", "stop", Usage(1, 1)), None, ())
     with source.with_suffix(".out").open("wb") as out:
-        parquet_table.write(files, out, lambda row: record, (), most=1 << 60)
+        parquet_table.write(files, out, lambda row: record, (), {}, most=1 << 60)
 """
 
 

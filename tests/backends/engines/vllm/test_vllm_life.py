@@ -34,7 +34,7 @@ def ignore(text: str) -> None:
 
 def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, small):
     async def life():
-        host = create(make_vllm_plan(small))
+        host = create(make_vllm_plan(small, dtype="float32"))
         await host.load(ignore)
         processes = family(sure(host._process).pid)
         scratch = Path(psutil.Process(sure(host._process).pid).environ()[SCRATCH])
