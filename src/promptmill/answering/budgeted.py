@@ -117,7 +117,7 @@ class BudgetedAnswers:
 
 
 class BudgetAccount(Account):
-    """What is reserved for one item: room for one request at a time, each at its worst case."""
+    """The reservation of one item: room for one request at a time, each at its worst case."""
 
     __slots__ = ("_budgets", "is_sent", "reserved", "worst")
 

@@ -110,7 +110,7 @@ class CachedAnswers:
             flight.set_result(answer)
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
-        """Return what tells the request apart from all that may be answered otherwise, None if it is not cached."""
+        """Return the cache key of a request, None if its answer is not cached."""
         sources = [image.source for image in request.conversation.images]
         if any(images.is_web(source) for source in sources):
             return None  # there may be another image tomorrow
@@ -246,7 +246,7 @@ class SameRequests:
 
 
 def request_digest(request: Request, *context: Any) -> bytes:
-    """Return what tells a request apart from all others, and from the same in another `context`.
+    """Return a digest of the request's contents and of its `context`.
 
     Raises `TypeError` or `ValueError` for what JSON cannot carry.
     """
@@ -259,7 +259,7 @@ def request_digest(request: Request, *context: Any) -> bytes:
 
 
 def _fingerprint_of(plan: ResolvedConfig) -> bytes:
-    """Return what of the configuration changes answers, in addition to what each request says itself."""
+    """Return a digest of the settings that change answers, other than those that each request carries."""
     block = plan.block
     assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})

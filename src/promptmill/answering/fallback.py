@@ -76,10 +76,10 @@ class _Route:
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Those that await an answer of the model."""
+    """Tasks that await an answer of the model."""
     stopped: set[asyncio.Task[Any]] = field(default_factory=set)
     reason: PromptmillError | None = None
-    """Why the answers of `stopped` were cancelled."""
+    """The error for which the answers of `stopped` were cancelled."""
 
     @property
     def is_resting(self) -> bool:
@@ -129,7 +129,7 @@ class Router:
             share.want(items if len(shares) == 1 else None)
 
     def idle(self) -> None:
-        """Have the models decide what waits for others, and let those leave that have nothing to do."""
+        """Let each model decide on its held requests, and leave the models without work."""
         for route in self._routes.values():
             if route.share is not None:
                 route.share.idle()
@@ -191,7 +191,7 @@ class Router:
         return outcome
 
     async def aclose(self) -> None:
-        """Leave all models; none of the call's answers is in flight."""
+        """Leave all models, once no answer of the call is in flight."""
         for route in self._routes.values():
             if route.entering is not None:
                 route.entering.cancel()
@@ -202,7 +202,7 @@ class Router:
             await self._leave(route)
 
     async def _ask(self, route: _Route, request: Request) -> Outcome | None:
-        """Answer a request by one model, once that is loaded and has room for it; None if it was given up meanwhile."""
+        """Answer a request by one model, once it is loaded and has room; None if the model failed meanwhile."""
         call = self._call
         while route.share is None:
             with call.hold():

@@ -1,4 +1,4 @@
-"""What a token costs: the operator's price, else that of `genai-prices`; never a guess."""
+"""The price of a token: the operator's, else that of `genai-prices`; never a guess."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 
 
 class Price(Protocol):
-    """What one model costs, in US dollars."""
+    """The price of one model, in US dollars."""
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return what `usage` cost at a service tier: `flex`, `priority`; others cost the standard price."""
+        """Return the cost of `usage` at a service tier: `flex`, `priority`; others cost the standard price."""
         ...
 
 
@@ -47,7 +47,7 @@ class FlatPrice:
     cached_input: float
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return what `usage` cost."""
+        """Return the cost of `usage`."""
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         fresh = usage.prompt_tokens - cached
         cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
@@ -63,7 +63,7 @@ class ListedPrice:
         self._usual = {tier: self._flat(tier) for tier in ("", *_TIERS)}
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return what `usage` cost. A tier without a price of its own in the list costs the standard price."""
+        """Return the cost of `usage`. A tier without a price of its own in the list costs the standard price."""
         tier = tier if tier in _TIERS else ""
         return self._usual[tier].cost(usage) if usage.prompt_tokens < _LONG_CONTEXT else self._exact(usage, tier)
 
@@ -86,7 +86,7 @@ class ListedPrice:
 
 
 def price_of(plan: ResolvedConfig) -> Price | None:
-    """Return the price of the plan's model, None when nobody says. Slow the first time."""
+    """Return the price of the plan's model, None if unknown. Slow the first time."""
     settings = plan.settings
     if (said := settings.price) is not None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
@@ -111,7 +111,10 @@ class Prices:
         self._others: dict[str, Price | None] = {}
 
     def of(self, request: Request) -> Price | None:
-        """Return the price of what `request` asks, None when nobody says: the operator's price is for one model."""
+        """Return the price of the model that `request` names, None if unknown.
+
+        The operator's price is for one model.
+        """
         model = request.extra.get("model")
         if not isinstance(model, str) or model in {self._plan.model, self._plan.name}:
             return self.own
@@ -186,7 +189,7 @@ def _as_json(extra: Mapping[str, Any]) -> bytes:
 
 
 def charge(outcome: Outcome, price: Price, tier: str, worst: float) -> float:
-    """Return what the requests for `outcome` cost: by the tier that the answer reports, else by the requested `tier`.
+    """Return the cost of the requests for `outcome`: by the tier that the answer reports, else by the requested `tier`.
 
     `worst` is what one of them can cost at most, which is charged for each whose usage is not known.
     """

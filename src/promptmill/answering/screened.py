@@ -1,4 +1,4 @@
-"""Screens the requests to a backend whose record says what it takes, and the outcomes of another package's."""
+"""Screens requests by the parameters that a backend supports, and the outcomes of another package's backend."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ _CUT_WHILE_REASONING = (
 
 
 class RowPlace(NamedTuple):
-    """Where the row of a request stands in its call's input file, so that another process can read it there."""
+    """The place of a request's row in its call's input file, so that another process can read it there."""
 
     offset: int
     length: int
 
 
 class Account(Protocol):
-    """What a budget has set aside for one request. The sender reports to it what it sends."""
+    """The amount that a budget has set aside for one request. The sender reports its requests here."""
 
     def sent(self) -> float:
         """Note that a request is on its way and may be billed; return the most that it can cost."""
@@ -81,7 +81,7 @@ class Request:
 
 
 class Source(Protocol):
-    """Where the requests of a call come from."""
+    """Supplies the requests of a call."""
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests, `[]` at the end and from then on."""
@@ -89,7 +89,7 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where outcomes go."""
+    """Takes the outcomes of a call."""
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Take the outcome of `key`, once per key; returning late is the back-pressure."""
@@ -102,7 +102,7 @@ class InputFile:
 
     path: Path
     reader: Mapping[str, Any]
-    """How its lines become requests, as `RowReader.packed` writes it."""
+    """The packed `RowReader` that turns its lines into requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Call:
     size: int = 0
     """The bytes or characters of all items together, 0 where unknown: large calls are worth worker processes."""
     file: InputFile | None = None
-    """Where the rows of its requests stand, if they stand in a file."""
+    """The file with the rows of its requests, if there is one."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
 
@@ -244,7 +244,7 @@ class Call:
 
     @property
     def waiting(self) -> str:
-        """Why nothing proceeds just now, empty while something does."""
+        """The reason why the call is stalled, `""` while requests are running."""
         return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
@@ -340,7 +340,7 @@ class Backend(Protocol):
         ...
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended; none of its answers is in flight."""
+        """Note that a call has ended, with no answer in flight."""
         ...
 
     async def aclose(self) -> None:

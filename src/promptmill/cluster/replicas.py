@@ -74,7 +74,7 @@ class _Place:
     ready: bool = False
     false_starts: int = 0
     hand: dict[int, _Item] = field(default_factory=dict)
-    """What it holds, by the number that the item has there."""
+    """The items that it holds, by their numbers there."""
     asked: int = 0
     """How many its backend takes at once."""
     holds_suspect: bool = False
@@ -110,7 +110,7 @@ class ReplicaShare:
         """No item waits for others here: the replicas decide by themselves."""
 
     def waiting(self) -> str:
-        """Return why nothing proceeds: no replica is there."""
+        """Return why the call is stalled: no replica is ready; `""` otherwise."""
         return self._replicas.waiting()
 
 
@@ -217,7 +217,7 @@ class Replicas:
         return max(1, sum(2 * max(1, min(place.asked, _MOST_AT_ONCE)) for place in self._places if place.ready))
 
     def waiting(self) -> str:
-        """Return why nothing proceeds: no replica is there."""
+        """Return why the call is stalled: no replica is ready; `""` otherwise."""
         if any(place.ready for place in self._places):
             return ""
         return f"waiting for one of {len(self._places)} replicas"
@@ -318,7 +318,7 @@ class Replicas:
         return max(0, most - len(place.hand))
 
     async def _items(self, place: _Place, *, wait: bool) -> list[_Item]:
-        """Return items for a replica, lost ones first; with `wait` not none of them."""
+        """Return items for a replica, lost ones first; with `wait` at least one."""
         while True:
             n = max(1, self._wants(place))
             for queue in (self._again, self._queue):

@@ -39,7 +39,7 @@ class Driver:
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
-        """Whether the source brought fewer than it was asked for, so that what is open is all that is left."""
+        """Whether the source returned fewer than requested, so that the open requests are all that is left."""
         self._open = 0
         self._workers = 0
         self._taking: asyncio.Lock | None = None

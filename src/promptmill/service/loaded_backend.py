@@ -168,7 +168,7 @@ class LoadedBackend:
         self.broken = self.broken or error.code is Code.ENGINE_DIED
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended; none of its answers is in flight."""
+        """Note that a call has ended, with no answer in flight."""
         assert self._backend is not None
         self._calls.pop(call, None)
         try:

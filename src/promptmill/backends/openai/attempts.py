@@ -69,7 +69,7 @@ class Item:
         return bool(self.unmetered) or self.usage is not NO_USAGE
 
     def charge(self, usage: Usage, unmetered: int) -> None:
-        """Note what an attempt took that brought no answer."""
+        """Add the usage of an attempt without an answer."""
         if usage != NO_USAGE:
             self.usage += usage
         self.unmetered += unmetered
@@ -113,7 +113,7 @@ class Attempts(ConcurrencyShare):
             call.flow = self
 
     async def aclose(self) -> None:
-        """Free what the call has here; none of its answers is in flight."""
+        """Free the call's resources, once no answer is in flight."""
         if self.call.flow is self:
             self.call.flow = None
         self._limiter.close(self)
@@ -125,7 +125,7 @@ class Attempts(ConcurrencyShare):
         return self._limiter.room
 
     def waiting(self) -> str:
-        """Return why nothing proceeds just now and until when, empty while something does."""
+        """Return why the call is stalled and when it resumes; `""` while requests are running."""
         return self._flow.waiting()
 
     @cached_property
@@ -134,7 +134,7 @@ class Attempts(ConcurrencyShare):
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:
-        """Release the refusals that are held back: no other item will show whom they concern."""
+        """Decide on the refusals that are held back: no other item will show whether they concern all."""
         if self._attribution is not None:
             self._attribution.release()
 
@@ -377,7 +377,7 @@ class Attribution:
         self._answered = answered
         self._pages = 0
         self.ended: PromptmillError | None = None
-        """Why no further request of this call is sent."""
+        """The error that ends the call: no further request is sent."""
 
     def takes(self, decision: RetryDecision) -> bool:
         """Return whether a final failure has to wait here."""

@@ -23,7 +23,7 @@ from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.outcome import Completion
 
 Prepared: TypeAlias = Any
-"""What `Sender.prepare` returned for a request: its images here, its place in a file for a worker."""
+"""The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
 NOTHING: Mapping[str, bytes] = {}
 
 

@@ -23,7 +23,7 @@ _KEPT_SETTINGS = 1024
 
 
 class Ref(NamedTuple):
-    """Where a payload lies, in bytes: in the call's input file, or in the spool, which then has its settings, too."""
+    """The place of a payload, in bytes: in the call's input file, or in the spool together with its settings."""
 
     offset: int
     length: int
