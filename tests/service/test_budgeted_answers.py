@@ -214,6 +214,18 @@ def test_a_budget_holds_over_kills(job, upstream):
     assert _charged(upstream) <= LIMIT
 
 
+async def test_identical_requests_of_a_call_are_paid_once(opened, upstream):
+    upstream.reply = answer()
+    top = {"sampling_params": {"max_tokens": 20, "temperature": 0}}
+    once, twice = opened(top, dedupe=True), opened(top)
+    costs = []
+    for service in (once, twice):
+        stats = Call(total=4)
+        await service.generate([conversation_from_prompt("same", "a prompt")] * 4, stats)
+        costs.append(stats.cost or 0.0)
+    assert 0 < costs[1] == pytest.approx(4 * costs[0])
+
+
 async def test_what_is_already_known_costs_nothing(opened, upstream, tmp_path):
     top = {"cache": str(tmp_path / "a.sqlite"), "sampling_params": {"max_tokens": 20, "temperature": 0}}
     upstream.reply = answer()

@@ -229,7 +229,8 @@ class SameRequests:
             with call.hold():
                 outcome = await asyncio.shield(earlier)
             if outcome is not None:
-                return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0)
+                cost = None if outcome.cost is None else 0.0  # it was paid once
+                return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0, cost=cost)
             is_last = True
         flight = answers[key] = asyncio.get_running_loop().create_future()
         shared: Outcome | None = None

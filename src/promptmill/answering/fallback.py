@@ -95,12 +95,11 @@ class _Route:
 
     def wake(self) -> None:
         """Let requests go that there is room for now."""
-        while self.waiting and (self.share is None or self.running < self.share.most):
+        while self.waiting and self.share is not None and self.running < self.share.most:
             future = self.waiting.popleft()
             if not future.done():
                 future.set_result(None)
-                if self.share is not None:
-                    self.running += 1
+                self.running += 1
 
 
 class Router:
@@ -216,7 +215,7 @@ class Router:
                 with call.hold():
                     await future
             except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
+                if future.done() and not future.cancelled() and future.exception() is None:
                     self._give_back(route)
                 raise
         try:
