@@ -20,8 +20,8 @@ from benchmarks.field import Field
 from benchmarks.jobs_store import report
 from benchmarks.measure import Row
 from promptmill.core.outcome import Completion, Usage
-from promptmill.jobs.records import record_of
-from promptmill.jobs.store import JobStore
+from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.records import record_of
 
 
 async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> list[Row]:

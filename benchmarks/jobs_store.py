@@ -24,11 +24,11 @@ from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
-from promptmill.jobs.answering import Answering
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.records import JobCounts
-from promptmill.jobs.source import FileSource, Rows
-from promptmill.jobs.store import NEVER, JobStore
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.run.answering import Answering
+from promptmill.jobs.run.source import FileSource, Rows
+from promptmill.jobs.store.answers import NEVER, JobStore
+from promptmill.jobs.store.records import JobCounts
 from promptmill.service.service import Service
 
 _SYNC_S = 0.9

@@ -25,15 +25,16 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.core.wording import close_matches
-from promptmill.jobs import admission, status
-from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import JobFolders
-from promptmill.jobs.given_rows import GivenRows
-from promptmill.jobs.progress_text import progress_lines
-from promptmill.jobs.records import Record, answer_fields
-from promptmill.jobs.runner import Runner, Watch
-from promptmill.jobs.spec import JobRequest
-from promptmill.jobs.status import Progress
+from promptmill.jobs.manage.progress_text import progress_lines
+from promptmill.jobs.run import admission
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.runner import Runner, Watch
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.given_rows import GivenRows
+from promptmill.jobs.store.records import Record, answer_fields
+from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.status import Progress
 from promptmill.service.service import Service
 from promptmill.system import runtime
 

@@ -20,9 +20,9 @@ import killed
 from busy import within
 from fakes import KEY
 from promptmill.cli import main as cli
-from promptmill.jobs import status
-from promptmill.jobs.folder import Folder, JobFolders
-from promptmill.jobs.records import Record
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.records import Record
 from replies import answer, late
 from upstream import Upstream
 

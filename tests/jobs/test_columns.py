@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.records import OURS
+from promptmill.jobs.store.records import OURS
 from replies import answer, choose, status
 
 GIVEN: dict[str, Any] = {

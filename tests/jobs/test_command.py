@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.progress_text import summary
+from promptmill.jobs.manage.progress_text import summary
 from replies import answer, choose, late, status
 
 LOST = 32 + 16  # in flight at a kill, and not written yet

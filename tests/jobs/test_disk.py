@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs import disk as module
-from promptmill.jobs.disk import Line, Lines, RandomFile
+from promptmill.jobs.files import disk as module
+from promptmill.jobs.files.disk import Line, Lines, RandomFile
 
 
 def read(path: Path, first: int = 0) -> list[Line]:

@@ -18,14 +18,15 @@ from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs import cell_table, disk, formats, input_files, json_rows, merge
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.merge import Merge
-from promptmill.jobs.parquet_table import ParquetTable
-from promptmill.jobs.records import record_of
-from promptmill.jobs.spool import spool
-from promptmill.jobs.store import JobStore
+from promptmill.jobs.files import cell_table, disk, formats, input_files, json_rows
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.spool import spool
+from promptmill.jobs.run import merge
+from promptmill.jobs.run.merge import Merge
+from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.records import record_of
 
 ROWS = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 3, "prompt": "c"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -119,7 +120,7 @@ def test_cells_stay_cells(tmp_path: Path, target: str, delimiter: str) -> None:
 
 
 def test_an_array_is_read_over_any_block_and_its_numbers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptmill.jobs.json_rows._BLOCK", 7)
+    monkeypatch.setattr("promptmill.jobs.files.json_rows._BLOCK", 7)
     items = '[ {"prompt":\n "\\u00e4\u00f6 ]", "n": 1.50},{"prompt":"x", "big": 123456789012345678901234567890}\n]\n'
     (tmp_path / "in.json").write_text(items, encoding="utf-8")
     asked = Asked(tmp_path, "in.json")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from busy import within
-from promptmill.jobs import lease, lock
-from promptmill.jobs.lease import Lease
-from promptmill.jobs.lock import Lock
+from promptmill.jobs.store import lease, lock
+from promptmill.jobs.store.lease import Lease
+from promptmill.jobs.store.lock import Lock
 
 NEVER_S = 3600.0
 

@@ -32,9 +32,10 @@ EITHER = """
 import sys
 from pathlib import Path
 from promptmill.core.outcome import Completion, Usage
-from promptmill.jobs import parquet_table, spool
-from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.records import record_of
+from promptmill.jobs.files import parquet_table
+from promptmill.jobs.files import spool
+from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.store.records import record_of
 source, what = Path(sys.argv[1]), sys.argv[2]
 files = InputFiles([Part(source)])
 if what == "open":

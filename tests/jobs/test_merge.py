@@ -10,13 +10,13 @@ import pytest
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs import merge
-from promptmill.jobs.input_files import InputFiles, Part
-from promptmill.jobs.merge import Merge
-from promptmill.jobs.records import record_of
-from promptmill.jobs.spec import OutputRecord
-from promptmill.jobs.spool import Halted
-from promptmill.jobs.store import JobStore
+from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.run import merge
+from promptmill.jobs.run.merge import Merge
+from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.spec import OutputRecord
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.prompt_template import PromptTemplate
-from promptmill.jobs.spec import JobRequest
+from promptmill.jobs.files.prompt_template import PromptTemplate
+from promptmill.jobs.store.spec import JobRequest
 from replies import answer, late
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from promptmill.backends.protocol import Call
 from promptmill.cli.progress_display import _BAR, _line
-from promptmill.jobs import status
-from promptmill.jobs.records import JobCounts
-from promptmill.jobs.status import MERGING, RUNNING, Progress
+from promptmill.jobs.store import status
+from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.status import MERGING, RUNNING, Progress
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 

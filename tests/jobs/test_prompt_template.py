@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.prompt_template import PromptTemplate
+from promptmill.jobs.files.prompt_template import PromptTemplate
 
 
 def _prompts(bench: Any) -> list[str]:

@@ -15,10 +15,12 @@ import pytest
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import admission, prune, status
-from promptmill.jobs.folder import Folder, JobFolders
-from promptmill.jobs.lock import Lock
-from promptmill.jobs.spec import JobRequest
+from promptmill.jobs.manage import prune
+from promptmill.jobs.run import admission
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.spec import JobRequest
 from replies import answer, hang
 from sure import sure
 
@@ -26,9 +28,9 @@ DAY_S = 86_400
 REMOVING = """
 import sys
 from pathlib import Path
-from promptmill.jobs import prune
-from promptmill.jobs.folder import Folder
-from promptmill.jobs.folder import JobFolders
+from promptmill.jobs.manage import prune
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.folder import JobFolders
 folders = JobFolders(Path(sys.argv[1]), beside_outputs=True)
 while True:
     prune.prune(folders, 0, unfinished=True)

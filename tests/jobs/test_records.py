@@ -5,8 +5,8 @@ import random
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.records import JobCounts
-from promptmill.jobs.spec import FailureLimit
+from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.spec import FailureLimit
 
 
 def test_latencies_are_within_four_percent() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.jobs.records import JobCounts
-from promptmill.jobs.status import Progress
+from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")

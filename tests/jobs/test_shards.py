@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from promptmill.jobs import shards
-from promptmill.jobs.disk import RandomFile
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.run import shards
 
 
 def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:

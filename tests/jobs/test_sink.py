@@ -10,10 +10,10 @@ import pytest
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.records import JobCounts
-from promptmill.jobs.sink import StoreSink, Taken
-from promptmill.jobs.spec import FailureLimit
-from promptmill.jobs.store import JobStore
+from promptmill.jobs.run.sink import StoreSink, Taken
+from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.spec import FailureLimit
 
 
 class World:

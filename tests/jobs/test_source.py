@@ -10,11 +10,11 @@ import pytest
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.records import record_of
-from promptmill.jobs.sink import Taken
-from promptmill.jobs.source import FileSource, Rows
-from promptmill.jobs.store import RETRYABLE, JobStore
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.run.sink import Taken
+from promptmill.jobs.run.source import FileSource, Rows
+from promptmill.jobs.store.answers import RETRYABLE, JobStore
+from promptmill.jobs.store.records import record_of
 
 
 class World:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from promptmill.cli import main as cli
-from promptmill.jobs import disk
+from promptmill.jobs.files import disk
 from replies import answer, choose, late, status
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")

@@ -13,10 +13,10 @@ import pytest
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
-from promptmill.jobs import disk
-from promptmill.jobs.records import record_of
-from promptmill.jobs.salvage import salvage
-from promptmill.jobs.store import FAILED, NEVER, RETRYABLE, DamagedError, JobStore
+from promptmill.jobs.files import disk
+from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, JobStore
+from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.salvage import salvage
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
@@ -130,8 +130,8 @@ def test_a_reader_beside_the_writer_sees_what_was_written(store: JobStore) -> No
 
 
 def test_the_log_does_not_grow_without_end(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptmill.jobs.store._WAL_CHECKPOINT", 1 << 16)
-    monkeypatch.setattr("promptmill.jobs.store._LONGEST_WAL", 1 << 18)
+    monkeypatch.setattr("promptmill.jobs.store.answers._WAL_CHECKPOINT", 1 << 16)
+    monkeypatch.setattr("promptmill.jobs.store.answers._LONGEST_WAL", 1 << 18)
     largest = 0
     for at in range(400):
         store.write([record_of(row, Completion("x" * 500)) for row in range(at * 16, at * 16 + 16)])

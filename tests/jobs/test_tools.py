@@ -26,9 +26,9 @@ from promptmill.backends.protocol import Request
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.outcome import Completion
-from promptmill.jobs.folder import JobFolders
-from promptmill.jobs.lock import Lock
-from promptmill.jobs.running_jobs import RunningJobs
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.lock import Lock
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, choose, late
@@ -180,7 +180,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
 async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
     bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptmill.jobs.lock._PATIENCE_S", 0.0)
+    monkeypatch.setattr("promptmill.jobs.store.lock._PATIENCE_S", 0.0)
     bench.prompts(3)
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools() as call:
@@ -477,7 +477,7 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     (runner,) = [
         one
         for one in psutil.process_iter(["cmdline", "cwd"])
-        if "promptmill.jobs.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
+        if "promptmill.jobs.manage.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
     ]
     shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
     assert b"very-secret" not in shown

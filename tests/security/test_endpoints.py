@@ -18,7 +18,7 @@ from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.retry import RetryDecision
 from promptmill.core.outcome import Completion
-from promptmill.jobs.records import record_of
+from promptmill.jobs.store.records import record_of
 from replies import by_prompt, huge, raw, status
 
 

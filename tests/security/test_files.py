@@ -21,10 +21,11 @@ from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.install.steps import write
-from promptmill.jobs import disk, merge
-from promptmill.jobs.disk import RandomFile
-from promptmill.jobs.folder import JobFolders
-from promptmill.jobs.prune import prune
+from promptmill.jobs.files import disk
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.manage.prune import prune
+from promptmill.jobs.run import merge
+from promptmill.jobs.store.folder import JobFolders
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure

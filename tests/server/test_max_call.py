@@ -19,8 +19,8 @@ from fakes import FakeBackend, openai_configuration
 from piped import Piped, eventually
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion
-from promptmill.jobs import status as job_status
-from promptmill.jobs.folder import JobFolders
+from promptmill.jobs.store import status as job_status
+from promptmill.jobs.store.folder import JobFolders
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptmill.jobs.spec import JobSpec
+from promptmill.jobs.store.spec import JobSpec
 
 
 def spec_of(input_format: str) -> JobSpec:

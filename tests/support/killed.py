@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from promptmill.cli.main import main
-from promptmill.jobs import merge
-from promptmill.jobs.store import JobStore
+from promptmill.jobs.run import merge
+from promptmill.jobs.store.answers import JobStore
 
 
 def passing(function: Callable[..., Any], before: str, after: str = "") -> Callable[..., Any]:

@@ -20,14 +20,16 @@ from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.wording import counted
-from promptmill.jobs import admission, detached, given_rows, status
-from promptmill.jobs.admission import Job
-from promptmill.jobs.folder import Folder, JobFolders
-from promptmill.jobs.given_rows import GivenRows
-from promptmill.jobs.live_output import LiveOutput
-from promptmill.jobs.progress_text import progress_events, progress_lines, summary
-from promptmill.jobs.runner import Runner, Watch, until_ended
-from promptmill.jobs.spec import JobRequest, stamp
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.progress_text import progress_events, progress_lines, summary
+from promptmill.jobs.run import admission
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.live_output import LiveOutput
+from promptmill.jobs.run.runner import Runner, Watch, until_ended
+from promptmill.jobs.store import given_rows, status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.given_rows import GivenRows
+from promptmill.jobs.store.spec import JobRequest, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime

@@ -15,10 +15,11 @@ from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.wording import counted
-from promptmill.jobs import prune, status
-from promptmill.jobs.export import export
-from promptmill.jobs.folder import Folder, JobFolders
-from promptmill.jobs.spec import JobRequest
+from promptmill.jobs.manage import prune
+from promptmill.jobs.manage.export import export
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.spec import JobRequest
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from promptmill.core.errors import without_controls
-from promptmill.jobs import status
+from promptmill.jobs.store import status
 
 _WIDE = 1000  # where a program reads, nothing is cut off
 _COLUMNS: dict[str, Literal["left", "right"]] = {

@@ -12,9 +12,9 @@ from promptmill.backends.protocol import Call
 from promptmill.cli.options import Parser
 from promptmill.cli.terminal import say
 from promptmill.core.wording import counted
-from promptmill.jobs import shards
-from promptmill.jobs.folder import JobFolders
-from promptmill.jobs.progress_text import written_lines
+from promptmill.jobs.manage.progress_text import written_lines
+from promptmill.jobs.run import shards
+from promptmill.jobs.store.folder import JobFolders
 
 
 def add_options(parser: Parser) -> None:

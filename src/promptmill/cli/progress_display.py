@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import TextIO
 
-from promptmill.jobs import status
-from promptmill.jobs.runner import Watch
-from promptmill.jobs.status import Progress
+from promptmill.jobs.run.runner import Watch
+from promptmill.jobs.store import status
+from promptmill.jobs.store.status import Progress
 
 _BAR = 12  # beside it, 80 columns have room for why a job waits
 

@@ -13,8 +13,8 @@ from promptmill.backends.registry import addresses
 from promptmill.cli.terminal import say
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.money import dollars
-from promptmill.jobs.spec import JobRequest
-from promptmill.jobs.validation import check
+from promptmill.jobs.run.validation import check
+from promptmill.jobs.store.spec import JobRequest
 from promptmill.system.installation import command_for
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}

@@ -30,7 +30,7 @@ from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
-    from promptmill.jobs.running_jobs import RunningJobs
+    from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
@@ -97,7 +97,7 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
     @functools.cache
     def running_jobs() -> RunningJobs:
-        from promptmill.jobs.running_jobs import RunningJobs
+        from promptmill.jobs.manage.running_jobs import RunningJobs
 
         return RunningJobs(service, roots)
 
@@ -106,7 +106,7 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the answers of rows and their ids, without the other fields of the input, which the client has."""
-    from promptmill.jobs.records import OURS
+    from promptmill.jobs.store.records import OURS
 
     kept = _OF_THE_ROW | {columns.get(name, name) for name in OURS}
     return [{name: value for name, value in row.items() if name in kept} for row in rows]

@@ -46,7 +46,7 @@ from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
-    from promptmill.jobs.running_jobs import RunningJobs
+    from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _FEW = 10_000  # items whose result is built on the event loop
 
@@ -202,7 +202,7 @@ class _Answers:
         stats.hides_hits = service.is_shared
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
-            from promptmill.jobs import call_job
+            from promptmill.jobs.manage import call_job
 
             asked = system_prompt or plan.settings.system_prompt
             return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan)
@@ -211,7 +211,7 @@ class _Answers:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
             return await self._result(ctx, outcomes, stats, plan, keep)
-        from promptmill.jobs.deferral import DeadlineCall  # who sets no limit need not import jobs
+        from promptmill.jobs.manage.deferral import DeadlineCall  # who sets no limit need not import jobs
 
         plan = await service.settled(plan)  # a job is kept with its backend and model
         call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan)

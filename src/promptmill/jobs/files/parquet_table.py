@@ -1,0 +1,218 @@
+"""Parquet files: rows streamed in batches of so many bytes, and written again with their answers, types kept."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from promptmill.core.errors import input_error
+from promptmill.jobs.files import formats
+from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
+from promptmill.jobs.files.input_files import InputFiles
+from promptmill.jobs.store.records import ANSWER_FIELDS, Record, answer_fields
+
+Answer = Callable[[int], Record | None]  # None leaves the row out
+_MAGIC = b"PAR1"
+_MOST_ROWS = 4096
+_BATCH_BYTES = 1 << 20
+_EXPANDED_BYTES = 16 << 20
+_SMALL_DICTIONARY = 4 << 10
+_PAGE_HEADER = 32  # bytes that hold its first fields
+_GROUP_BYTES = 4 << 20
+_VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
+_PAGE_BYTES = 1 << 20
+
+
+class ParquetTable:
+    """The rows of all files of an input under one schema; columns with the same name are one."""
+
+    def __init__(self, files: InputFiles) -> None:
+        """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
+        if sys.platform == "linux":  # where every build of pyarrow's has it
+            # keeps the fewest freed pages; what the system's own keeps depends on what was freed before
+            os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+        import pyarrow as pa
+
+        self._files = files
+        schemas = []
+        for at, part in enumerate(files.parts):
+            with self._opened(at) as (file, _):
+                schema = file.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                twice = next(name for at, name in enumerate(schema.names) if name in schema.names[:at])
+                raise input_error(f"{part.path.name} has two columns {twice[:60]!r}, which cannot be told apart.")
+            for name in part.columns:
+                if name not in schema.names:
+                    schema = schema.append(pa.field(name, pa.string()))
+            schemas.append(schema)
+        try:
+            self.schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) > 1 else schemas[0]
+        except pa.ArrowException as error:
+            raise input_error(f"The Parquet files have columns of different kinds: {error}") from None
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """Yield all rows as record batches of a few megabytes, with `columns` alone if given."""
+        import pyarrow as pa
+
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        for at, part in enumerate(self._files.parts):
+            with self._opened(at) as (file, stream):
+                there = set(file.schema_arrow.names)  # made anew each time it is asked for
+                own = [name for name in wanted.names if name in there]
+                rows = _rows_at_once(file, stream, set(own))
+                for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
+                    yield batch if batch.schema.equals(wanted) else _fitted(batch, wanted, part.columns)
+
+    @contextmanager
+    def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        with self._files.stream(at, seekable=True) as stream:
+            # a page that passes through Python is in memory once more
+            path = self._files.shared_path(at)
+            try:
+                # without a buffer, and with what is read ahead, the column of a whole row group would be in memory
+                file = parquet.ParquetFile(stream if path is None else path, pre_buffer=False, buffer_size=_PAGE_BYTES)
+            except (pa.ArrowException, OSError) as error:
+                raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
+            yield file, stream
+
+
+def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
+    stream.seek(0)
+    if stream.read(4) != _MAGIC:
+        return f"{path.name} is not a Parquet file; name it by what it holds, such as {path.stem}.csv or .jsonl."
+    return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
+
+
+def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
+    """Return how many rows of these columns are a few megabytes, by the fullest row group.
+
+    A value that a chunk's dictionary holds once may be that of every row: the rows are so few that even then they fit.
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    rows = _MOST_ROWS
+    for at in range(file.num_row_groups):
+        group, size, largest = file.metadata.row_group(at), 0, 0
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] not in columns:
+                continue
+            size += chunk.total_uncompressed_size
+            formats.check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
+            largest += _largest_repeated(stream, chunk)
+        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size), _EXPANDED_BYTES // max(1, largest))
+    return max(1, rows)
+
+
+def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
+    """Return the most bytes that a value of the chunk's dictionary may have."""
+    if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
+        return 0
+    stream.seek(start)
+    _, size, packed = _page_header(stream.read(_PAGE_HEADER))
+    if size > LONGEST_LINE:
+        raise input_error(f"A cell of {chunk.path_in_schema:.60} {TOO_LONG}.")
+    if size <= _SMALL_DICTIONARY or chunk.physical_type != "BYTE_ARRAY":
+        return size
+    import pyarrow as pa
+
+    stream.seek(chunk.data_page_offset - packed)
+    data, codec = stream.read(packed), chunk.compression.lower()
+    try:
+        values = memoryview(data if codec == "uncompressed" else pa.decompress(data, size, codec=codec, asbytes=True))
+    except (pa.ArrowException, OSError, ValueError):
+        return size
+    at = largest = 0
+    while at + 4 <= len(values):  # each value follows its length
+        length = int.from_bytes(values[at : at + 4], "little")
+        largest, at = max(largest, length), at + 4 + length
+    return min(size, largest)
+
+
+def _page_header(data: bytes) -> list[int]:
+    """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
+    found: list[int] = []
+    at = 0
+    while len(found) < 3 and at < len(data):
+        at += 1  # which field it is
+        value = shift = 0
+        while at < len(data):
+            value |= (data[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                break
+        found.append(value >> 1)  # zigzag; none is negative
+    return found + [0] * (3 - len(found))
+
+
+def _fitted(batch: Any, schema: Any, columns: Any) -> Any:
+    import pyarrow as pa
+
+    arrays = []
+    for field in schema:
+        if field.name in batch.schema.names:
+            arrays.append(batch.column(field.name).cast(field.type))
+        elif field.name in columns:
+            arrays.append(pa.repeat(pa.scalar(columns[field.name], field.type), batch.num_rows))
+        else:
+            arrays.append(pa.nulls(batch.num_rows, field.type))
+    return pa.record_batch(arrays, schema=schema)
+
+
+def write(
+    files: InputFiles,
+    out: IO[bytes],
+    answer: Answer,
+    extra: tuple[str, ...],
+    columns: Mapping[str, str],
+    *,
+    most: int,
+) -> None:
+    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept.
+
+    `extra` are the rare fields that some answer has; `columns` the names of fields that have another one.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = pa.string()
+    kinds = dict.fromkeys(ANSWER_FIELDS, text) | {
+        "error": pa.struct([("code", text), ("message", text), ("retryable", pa.bool_()), ("attempts", pa.int64())]),
+        "usage": pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())]),
+        **dict.fromkeys(extra, text),
+    }
+    table = ParquetTable(files)
+    fields = [*table.schema, *(pa.field(columns.get(name, name), kind) for name, kind in kinds.items())]
+    schema = pa.schema(fields, metadata=table.schema.metadata)
+    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
+        number, group, size = 0, [], 0
+        for batch in table.batches():
+            rows = batch.slice(0, most - number)
+            found = [(at, record) for at in range(rows.num_rows) if (record := answer(number + at)) is not None]
+            records = [answer_fields(record) for _, record in found]
+            seen = rows.num_rows
+            if len(found) < seen:
+                rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
+            answered = [
+                pa.array([_cell(record.get(name), kind == text) for record in records], kind)
+                for name, kind in kinds.items()
+            ]
+            group.append(pa.record_batch([*rows.columns, *answered], schema=schema))
+            number, size = number + seen, size + group[-1].nbytes
+            if size >= _GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group, schema))
+                group, size = [], 0
+            if number >= most:
+                break
+        writer.write_table(pa.Table.from_batches(group, schema))
+
+
+def _cell(value: Any, as_text: bool) -> Any:  # noqa: FBT001 (a column's kind)
+    return orjson.dumps(value).decode() if as_text and not isinstance(value, str | None) else value

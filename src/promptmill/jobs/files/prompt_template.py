@@ -1,0 +1,171 @@
+"""A prompt with places for columns, `Classify: {{text}}`, written out for every row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from promptmill.backends import rows
+from promptmill.backends.rows import NAMES
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import close_matches
+from promptmill.jobs.store.records import plain_line
+
+_ROW = "row"
+_CELL = "promptmill_cell"  # a filter
+_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that nothing closes
+_NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
+_LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
+
+
+class PromptTemplate:
+    """A Jinja template over a row's fields; `row` is all of them, for names such as `row["my column"]`."""
+
+    def __init__(self, text: str, read: frozenset[str] = NAMES) -> None:
+        """`read`: the fields beside the prompt that say something about an answer.
+
+        Raises `PromptmillError` (`invalid_input`) for what is not a template, or names no column.
+        """
+        self.read = read
+        if open_ := _OPEN.search(text):
+            raise input_error(f"--prompt: a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, keep_trailing_newline=True, finalize=_as_text, autoescape=False
+        )
+        environment.filters[_CELL] = _not_empty
+        try:
+            parsed = environment.parse(text)
+            self.names = frozenset(meta.find_undeclared_variables(parsed))
+            self._template = environment.from_string(_checked(parsed, self.names))
+        except TemplateError as error:
+            raise input_error(f"--prompt is not a template: {_why(error, environment)}") from None
+        if not self.names:
+            single = re.search(r"\{(\w+)\}", text)
+            name = single[1][:40] if single else "text"
+            raise input_error(f"--prompt names no column; write it in double braces, such as {{{{{name}}}}}.")
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it may ask for any column."""
+        return _ROW in self.names
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for a name that no column of `known` has; the nearest is told."""
+        columns = list(known)
+        for name in sorted(self.names - {_ROW, *columns}):
+            near = close_matches(name, columns, n=1, cutoff=0.5)
+            shown = ", ".join(column[:40] for column in columns[:10]) or "none"
+            meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
+            raise input_error(f"--prompt: the input has no column {name[:60]!r}; {meant}")
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        try:
+            return str(self._template.render({_ROW: row, **row}))
+        except UndefinedError as error:
+            raise input_error(f"--prompt: {error.message}.") from None
+        except PromptmillError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a template does with a row's values is that row's failure)
+            raise input_error(f"--prompt cannot be written out: {type(error).__name__}: {error}"[:300]) from None
+
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """Return the prompt of a row as a field, or which cell holds nothing. Raises as `render`."""
+        try:
+            return {"prompt": self.render(row)}
+        except PromptmillError as error:
+            if error.code is Code.EMPTY_PROMPT:
+                return {rows.EMPTY: error.message}
+            raise
+
+    def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `row` asks: its prompt, and those of its fields that say something about an answer."""
+        return {name: row[name] for name in (self.read & row.keys()) - {"prompt", "messages"}} | self.prompt(row)
+
+    def lines(self, found: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield lines of JSON with their prompts. Raises `PromptmillError` when none of the first rows has a name."""
+        seen: dict[str, None] = {}
+        looked_at = 0
+        for line in found:
+            if line.strip():
+                looked_at += 1
+            yield self._line(line, seen if looked_at <= _LOOKED_AT else None)
+            if looked_at == _LOOKED_AT:
+                self.check(seen)
+        if 0 < looked_at < _LOOKED_AT:
+            self.check(seen)
+
+    def _line(self, line: bytes, seen: dict[str, None] | None) -> bytes:
+        try:
+            row = rows.load(line, "")
+        except PromptmillError:  # which reading it says better
+            return line
+        if not isinstance(row, dict):
+            return line
+        if seen is not None:
+            seen.update(dict.fromkeys(row))
+        try:
+            asked = self.asked(row)
+        except PromptmillError as error:
+            asked = {rows.PROBLEM: error.message}
+        return plain_line(asked | {rows.ROW: row}).removesuffix(b"\n")
+
+
+def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
+    """Return `template` with a check around each place where one of `cells` is written as it is, or filtered.
+
+    `default` is left alone, and so is every other expression: they say what to write in place of nothing.
+    """
+    for output in template.find_all(nodes.Output):
+        for at, place in enumerate(output.nodes):
+            inner, last, filters = place, None, set()
+            while isinstance(inner, nodes.Filter) and inner.node is not None:
+                filters.add(inner.name)
+                inner, last = inner.node, inner
+            if (name := _cell(inner, cells)) and not filters & {"default", "d"}:
+                checked = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
+                checked.set_environment(template.environment)
+                if last is None:
+                    output.nodes[at] = checked
+                else:
+                    last.node = checked
+    return template
+
+
+def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
+    """Return which cell an expression is: `name`, `row.name` or `row["name"]`; `""` for any other."""
+    if isinstance(node, nodes.Name):
+        return str(node.name) if node.name in cells - {_ROW} else ""
+    if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == _ROW:
+        if isinstance(node, nodes.Getattr):
+            return str(node.attr)
+        return str(node.arg.value) if isinstance(node.arg, nodes.Const) else ""
+    return ""
+
+
+def _not_empty(value: Any, name: str) -> Any:
+    if what := rows.emptiness(value):
+        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
+    return value
+
+
+def _why(error: TemplateError, environment: Environment) -> str:
+    """Return what is wrong with a template, in one line; the nearest filter is told."""
+    said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
+    found = _NO_FILTER.match(said)
+    if found is None:
+        return f"{said}."
+    near = close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
+    return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
+
+
+def _as_text(value: Any) -> Any:
+    """Return what stands for a value in a prompt: nothing for null, JSON for what has parts."""
+    if value is None:
+        return ""
+    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value

@@ -1,0 +1,191 @@
+"""A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.conversation import Conversation
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Failure, Outcome
+from promptmill.images import load as images
+from promptmill.images.load import ImageRules
+from promptmill.jobs.files import disk
+from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.spec import JobRequest, JobSpec, fingerprint
+
+_BUFFER = 1 << 20
+_FORMAT = "messages"
+
+
+def write(
+    items: Sequence[tuple[int, Conversation | PromptmillError]],
+    system_prompt: str,
+    plan: ResolvedConfig,
+    folders: JobFolders,
+) -> Job:
+    """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
+
+    It survives the end of this process, but a power loss only after `make_durable`. Raises `PromptmillError`
+    (`storage`); nothing is left behind then.
+    """
+    job_id = f"call-{secrets.token_hex(8)}"  # nobody can guess it: it is all that is needed to read the answers
+    folder = folders.of_call(job_id)
+    with contextlib.ExitStack() as undo:
+        try:
+            disk.make_private_folder(folders.root)
+            disk.make_private_folder(folder.path)
+            undo.callback(shutil.rmtree, folder.path, ignore_errors=True)
+            lock = Lock.take(folder.lock)
+            assert lock is not None, "nobody else knows this folder"
+            undo.callback(lock.release)
+            digest = _write_lines(folder.prompts, items, system_prompt, plan)
+            file = InputFiles([Part(folder.prompts.resolve())])
+            undo.callback(file.close)
+            size, mtime_ns = file.stamp()
+            source, target = folder.prompts.resolve(), folder.answers.resolve()
+            spec = JobSpec(
+                job_id=job_id,
+                input=source,
+                output=target,
+                input_format=_FORMAT,
+                output_format="jsonl",
+                size=size,
+                mtime_ns=mtime_ns,
+                sha256=digest,
+                lines=len(items),
+                columns={},
+                fingerprint=fingerprint(plan, "", _FORMAT),
+                backend=plan.backend,
+                model=plan.model,
+                created=int(time.time()),
+            )
+            folder.open()
+            undo.callback(folder.close)
+            order = JobRequest(input=source, output=target)
+            folder.put(spec=spec, request=order, status={"state": status.STARTING})
+        except OSError as error:
+            raise PromptmillError(
+                Code.STORAGE, f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}.", ""
+            ) from None
+        undo.pop_all()
+    return Job(folder, spec, order, plan, file, lock)
+
+
+def make_durable(job: Job) -> None:
+    """Return when the job would survive a power loss. Blocks. Raises `OSError`."""
+    disk.sync_path(job.folder.prompts)
+    job.folder.store.sync()
+    disk.sync_folder(job.folder.path)
+
+
+def discard(job: Job) -> None:
+    """Remove a job that is not needed after all. Blocks."""
+    job.close()
+    shutil.rmtree(job.folder.path, ignore_errors=True)
+
+
+async def keep(
+    running_jobs: RunningJobs,
+    items: Sequence[Conversation | PromptmillError],
+    outcomes: Sequence[Outcome],
+    system_prompt: str,
+    plan: ResolvedConfig,
+) -> str:
+    """Return the id of a job with the settled `outcomes` of `items`; it is finished, and its rows can be read.
+
+    Raises `PromptmillError` (`storage`).
+    """
+    rows = [
+        (index, item, outcome)
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+        if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
+    ]
+
+    def written() -> Job:
+        job = write([(index, item) for index, item, _ in rows], system_prompt, plan, running_jobs.folders)
+        try:
+            job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
+        except OSError as error:
+            discard(job)
+            raise PromptmillError(Code.STORAGE, f"The answers cannot be kept: {disk.why(error)}.", "") from None
+        return job
+
+    job = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(written)))
+    await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
+    return job.spec.job_id
+
+
+def _write_lines(
+    path: Path, items: Sequence[tuple[int, Conversation | PromptmillError]], system_prompt: str, plan: ResolvedConfig
+) -> str:
+    settings = plan.settings
+    shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
+    allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
+    digest = hashlib.sha256()
+    with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
+        for index, item in items:
+            line = _line(index, item, system_prompt, shared, allowed)
+            digest.update(line)
+            file.write(line)
+    return digest.hexdigest()
+
+
+def _line(
+    index: int,
+    item: Conversation | PromptmillError,
+    system_prompt: str,
+    shared: Mapping[str, Any],
+    roots: Sequence[Path] | None,
+) -> bytes:
+    try:
+        if isinstance(item, PromptmillError):
+            raise item
+        messages = _portable(item.with_system(system_prompt), roots)
+    except PromptmillError as error:
+        return orjson.dumps({"index": index, "problem": str(error)}, option=orjson.OPT_APPEND_NEWLINE)
+    value = {"index": index, "messages": messages, **shared}
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # half a surrogate pair and the like: asking for it will say so
+        return json.dumps(value, default=str).encode() + b"\n"
+
+
+def _portable(conversation: Conversation, roots: Sequence[Path] | None) -> list[dict[str, Any]]:
+    """Return the messages as another process can ask them: from another folder, with no wider rights to files."""
+    messages = conversation.as_messages()
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part["type"] != "image_url" or (path := _resolved(part["image_url"]["url"])) is None:
+                continue
+            if roots is not None and not any(path.is_relative_to(root) for root in roots):
+                raise PromptmillError(Code.INVALID_IMAGE, "An image is outside the folders of `allowed_roots`.", "")
+            part["image_url"]["url"] = str(path)
+    return messages
+
+
+def _resolved(source: str) -> Path | None:
+    if images.is_web(source) or source[:5].lower() == "data:":
+        return None
+    try:
+        return images.local_path(source).resolve()
+    except (OSError, RuntimeError, ValueError):
+        raise PromptmillError(Code.INVALID_IMAGE, "An image has a path that cannot be used.", "") from None

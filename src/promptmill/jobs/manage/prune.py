@@ -1,0 +1,114 @@
+"""Old jobs forgotten. Never one that runs, and one that could still go on only when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from pathlib import Path
+
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs.files import disk
+from promptmill.jobs.run import merge
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.given_rows import GivenRows
+from promptmill.jobs.store.lock import Lock
+
+_UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def age_s(text: str) -> float:
+    """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
+    if found is None:
+        raise input_error(f"--prune {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
+    """Remove the folders of jobs in which nothing has happened for `older_than_s`; return their ids.
+
+    With `unfinished` also those of jobs that could go on, answers included. A finished job's output file is the user's
+    and stays, unless the job was a call, whose answers lie in its folder. Raises `PromptmillError` (`storage`).
+    """
+    before = time.time() - older_than_s
+    removed = []
+    for path in folders.paths():
+        folder = folders.folder_at(path)
+        try:
+            if folder is not None and _is_forgotten(folder, before, unfinished=unfinished):
+                removed.append(path.stem)
+                folder = None
+            if folder is None:  # the job is gone from where this says
+                path.unlink(missing_ok=True)
+        except (FileNotFoundError, IsADirectoryError):  # somebody else removes it
+            continue
+        except OSError as error:
+            raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
+    with contextlib.suppress(OSError):  # the next time
+        GivenRows.prune(folders, before)
+    return removed
+
+
+def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
+    """Remove the folder unless something changed there since `before`; return whether it is gone."""
+    try:
+        disk.check_private_folder(folder.path)
+    except OSError:
+        return False
+    if _last_change(folder.path) > before:
+        return False
+    if not unfinished and not _is_done(folder):
+        return False
+    lock = Lock.take(folder.lock)
+    if lock is None:
+        return False
+    try:
+        if _last_change(folder.path) > before:
+            return False
+        _remove(folder)
+    finally:
+        lock.release()
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):  # somebody looks at the lock, or has begun the job anew
+            folder.lock.unlink()
+            folder.path.rmdir()
+    return True
+
+
+def _is_done(folder: Folder) -> bool:
+    """Return whether nothing could go on here: no job any more, or one whose output holds every row."""
+    spec, result = folder.spec, folder.result
+    if spec is None:
+        return not folder.database.exists()
+    is_whole = result is not None and result.holds(spec.lines)  # None: not known, so that only all will do
+    return is_whole and status.read(folder)["state"] == status.FINISHED
+
+
+def _remove(folder: Folder) -> None:
+    """Remove all of the job; the caller holds its lock, and so nobody begins it before it is gone."""
+    if (spec := folder.spec) is not None:
+        merge.discard(spec.output, spec.job_id)
+    for file in folder.path.iterdir():
+        if file != folder.lock:
+            file.unlink()
+    if sys.platform != "win32":  # which removes no open file
+        folder.lock.unlink()
+        with contextlib.suppress(OSError):  # somebody begins the job anew
+            folder.path.rmdir()
+
+
+def _last_change(path: Path) -> float:
+    """Return when the job was last at work; looking at it or taking the lock does not count."""
+    folder = Folder(path)
+    if (spec := folder.spec) is not None:
+        updated = folder.status.get("updated")
+        return float(updated if isinstance(updated, int | float) else spec.created)
+    times = []
+    for file in path.iterdir():
+        if file.name != "lock":
+            with contextlib.suppress(FileNotFoundError):  # removed just now
+                times.append(file.stat().st_mtime)
+    return max(times) if times else path.stat().st_mtime

@@ -1,0 +1,179 @@
+"""Files by URL (`s3://…`, whatever `fsspec` knows): fetched before a job and put where they belong at its end.
+
+A database cannot live in an object store, so the job and copies of its files lie in the folder of given rows, under
+names made of the URL and of what the store says of the object (its etag): an object that changed is another file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.jobs.files import disk
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.given_rows import root_of
+from promptmill.jobs.store.spec import stamp
+from promptmill.system.installation import adding
+from promptmill.system.safe_open import make_private
+
+# Where an object is there whole or not at all; elsewhere it gets its name at the end.
+_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
+_ETAGS = ("ETag", "etag", "md5Hash", "generation")
+Say = Callable[[str], None]
+
+
+def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:
+    """Return the file that holds what is at the only one of `urls`, or the folder with all of them, patterns included.
+
+    What was fetched before and has not changed is not fetched again. Raises `PromptmillError`.
+    """
+    with _errors(urls[0]):
+        found = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
+        if not found:
+            raise input_error(f"There is nothing at {redact(urls[0])}.")
+        digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in found])).hexdigest()
+        folder = root_of(folders) / digest[:20]
+        common = posixpath.commonpath([posixpath.dirname(path) for _, path, *_ in found])
+        names = [posixpath.relpath(path, common or ".") for _, path, *_ in found]
+        is_one = len(found) == 1 and not glob.has_magic(urls[0])
+        if not folder.exists():
+            _fetch(folder, list(zip(found, names, strict=True)), say)
+        os.utime(folder)
+        return (folder / names[0]).resolve() if is_one else folder.resolve()
+
+
+def _fetch(folder: Path, found: Sequence[tuple[tuple[Any, str, str, str], str]], say: Say) -> None:
+    disk.make_private_folder(folder.parent)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        for (fs, path, key, url), name in found:
+            say(f"fetching {redact(url)}")
+            target = beside / name
+            if not target.resolve().is_relative_to(beside.resolve()):
+                raise input_error(f"{redact(url)} has a name that is no file's.")
+            make_private(target.parent)
+            fs.get_file(path, str(target))
+            fs.invalidate_cache()
+            if _version(fs, path) != key:
+                raise input_error(f"{redact(url)} changed while it was fetched; run the command again.")
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _expand(url: str) -> Iterator[tuple[Any, str]]:
+    fs, path = _open(url)
+    if glob.has_magic(path):
+        yield from ((fs, one) for one in sorted(fs.glob(path)))
+    else:
+        yield fs, path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOutput:
+    """An output by URL, and the file that is written in its place."""
+
+    url: str
+    local: Path
+
+    @classmethod
+    def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
+        """Return that of `url`, the same for the same URL. Raises `PromptmillError`."""
+        _, path = _open(url)
+        folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
+        disk.make_private_folder(folder.parent)
+        disk.make_private_folder(folder)
+        return cls(url, folder.resolve() / posixpath.basename(path))
+
+    def check(self, *, may_replace: bool) -> None:
+        """Raise `PromptmillError` (`invalid_input`) when something is there that this did not put there."""
+        with _errors(self.url):
+            key = self._key()
+        if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
+            raise input_error(
+                f"{redact(self.url)} exists and is not this job's own output; name another, or --replace it."
+            )
+
+    def deliver(self, say: Say) -> None:
+        """Put the file at the URL, at once or not at all, unless it is there. Raises `PromptmillError` (`storage`)."""
+        with _errors(self.url):
+            told, made = self._read_note(), stamp(self.local)
+            if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
+                return
+            say(f"writing {redact(self.url)}")
+            fs, path = _open(self.url)
+            protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+            if protocols & _ATOMIC:
+                fs.put_file(str(self.local), path)
+            else:
+                beside = f"{path}.partial"
+                fs.put_file(str(self.local), beside)
+                fs.mv(beside, path)
+            self._note.write_bytes(orjson.dumps({"key": self._key(), "stamp": made}))
+
+    @property
+    def _note(self) -> Path:
+        return self.local.with_name("delivered")
+
+    def _read_note(self) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, orjson.JSONDecodeError):
+            found: dict[str, Any] = orjson.loads(self._note.read_bytes())
+            return found
+        return None
+
+    def _key(self) -> str | None:
+        """Return what tells versions of the object apart, None when there is none."""
+        fs, path = _open(self.url)
+        fs.invalidate_cache()
+        return _version(fs, path) if fs.exists(path) else None
+
+
+def _version(fs: Any, path: str) -> str:
+    """Return what tells versions of an object apart: its etag, or what the store says in place of one."""
+    about = fs.info(path)
+    etag = next((about[name] for name in _ETAGS if about.get(name)), None)
+    return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
+
+
+def _open(url: str) -> tuple[Any, str]:
+    protocol = url.partition("://")[0].lower()
+    extra = "s3" if protocol in {"s3", "s3a"} else "fsspec"
+    try:
+        from fsspec.core import url_to_fs
+
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY, f"{protocol}:// needs a package: {error}".removesuffix(".") + ".", adding(extra)
+        ) from None
+    except ValueError as error:
+        raise input_error(f"{redact(url)} is not a URL of a file: {error}") from None
+    return fs, str(path)
+
+
+@contextlib.contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Turn what a store raises, each of its own kind, into ours."""
+    try:
+        yield
+    except PromptmillError:
+        raise
+    except FileNotFoundError:
+        raise input_error(f"There is nothing at {redact(url)}.") from None
+    except PermissionError as error:
+        raise input_error(f"{redact(url)} may not be used: {redact(str(error)):.200}") from None
+    except Exception as error:  # noqa: BLE001 (botocore's, aiohttp's, …)
+        said = redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
+        raise PromptmillError(Code.STORAGE, f"{redact(url)} cannot be used: {said:.200}", "Try again.") from None

@@ -1,0 +1,311 @@
+"""Jobs as a server's callers see them: start, watch, read, cancel, inside the folders that they may use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.files import formats, input_files
+from promptmill.jobs.files.disk import Line, Lines, RandomFile
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.progress_text import progress_lines
+from promptmill.jobs.run import admission
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.store import changes, status
+from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.records import Record, answer_fields
+from promptmill.jobs.store.spec import JobRequest, JobSpec
+from promptmill.service.service import Service
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
+
+_LARGEST_PAGE = 8 << 20
+_WAIT_S = 1.0
+_MOST_LISTED = 20
+_MOST_VALIDATED = 2  # at a time: each is a process
+Only = Literal["all", "answers", "failed"]
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
+
+
+class RunningJobs:
+    """All jobs of this user that a server's callers may see. Jobs that run here end with the service."""
+
+    def __init__(
+        self, service: Service, roots: Callable[[], Sequence[Path]], folders: JobFolders | None = None
+    ) -> None:
+        """`roots` gives the folders whose files may be read and written; `folders` is where jobs live."""
+        self._service = service
+        self._roots = roots
+        self.folders = folders or JobFolders.from_environ()
+        self._here: dict[str, asyncio.Task[None]] = {}
+        self._of_calls: set[str] = set()
+        self._validating = asyncio.Semaphore(_MOST_VALIDATED)
+
+    async def start(
+        self,
+        input_file: str,
+        output_file: str,
+        system_prompt: str,
+        *,
+        resume: bool,
+        validate: bool = False,
+        plan: ResolvedConfig | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
+
+        `plan` is the call's own, where it asks for more than the configuration says.
+
+        `validate` starts nothing and returns what is found in the file instead.
+
+        On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
+        `PromptmillError` (`invalid_input`) for what `admission` refuses and files outside the folders.
+        """
+        order = JobRequest(
+            input=self._allowed(input_file, "input_file"),
+            output=self._allowed(output_file, "output_file"),
+            system_prompt=system_prompt,
+            anew=not resume,
+            over_mcp=True,
+            **options,
+        )
+        plan = await self._service.settled(plan or self._service.plan)
+        if validate:
+            async with self._validating:
+                found = await detached.validated(plan, order, self.folders)
+            return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found
+        job = await self._admitted(order, plan)
+        folder = job.folder
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
+            if not self._may_see(folder):  # became a link since it was looked at
+                raise self._outside("input_file or output_file")
+            if job.finished:
+                job.close()
+                return {"job_id": job.spec.job_id, "message": "The job is finished already."} | status.read(folder)
+            status.write_starting(folder)
+            held.pop_all()
+        if not plan.record.is_engine:
+            ended = self._budgeted(job)
+            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, self.folders, ended))
+
+            def started(done: asyncio.Future[None]) -> None:
+                job.close()  # not before, though nobody may wait any more
+                if done.cancelled() or done.exception():
+                    ended()
+
+            starting.add_done_callback(started)
+            await asyncio.shield(starting)
+        else:
+            self.run_here(job)
+        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | status.read(folder)
+
+    def _budgeted(self, job: Job) -> Callable[[], None]:
+        """Let the job, which another process runs, spend what the server's budget has room for.
+
+        Returns what to call when that process has ended: it charges what the job has spent, and frees the rest.
+        """
+        budget, folder = self._service.budget, job.folder
+        if budget is None:
+            return lambda: None
+        before = folder.status.get("cost", 0.0) + folder.store.in_flight.most
+        wanted = job.order.max_cost
+        lent = budget.lend(None if wanted is None else wanted - before)
+        job.order = job.order.model_copy(update={"max_cost": before + lent})
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            found = folder.status
+            spent = found.get("cost", 0.0) + found.get("cost_set_aside", 0.0) - before
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
+
+        return ended
+
+    async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
+        """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""
+
+        def let_go(done: asyncio.Future[Job]) -> None:
+            if not done.cancelled() and not done.exception():
+                done.result().close()
+
+        admitting = asyncio.ensure_future(asyncio.to_thread(admission.admit, order, plan, self.folders))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(let_go)
+            raise
+
+    def status(self, job_id: str | None, limit: int = _MOST_LISTED) -> dict[str, Any]:
+        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`."""
+        if job_id is not None:
+            return status.read(self._find(job_id))
+        found = status.read_all(filter(self._is_listed, self.folders.all()))
+        return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
+
+    def results(self, job_id: str, offset: int, limit: int, only: Only = "all") -> dict[str, Any]:
+        """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
+
+        `only` leaves out rows that failed, or those that did not.
+
+        `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
+        """
+        folder = self._find(job_id)
+        spec = folder.spec
+        assert spec is not None
+        fields = _index if spec.of_call else _fields
+        found: list[dict[str, Any]] = []
+        names = spec.columns or {}
+        size, after = 0, None
+        with folder.reading() as store:
+            for line, record in _rows(folder, spec, store, offset):
+                if len(found) >= limit or size > _LARGEST_PAGE:
+                    after = line.row
+                    break
+                if record is not None and _is_wanted(record, only) and not spec.leaves_out(record.code):
+                    found.append({names.get("row", "row"): line.row} | fields(line) | answer_fields(record, names))
+                    size += line.length + len(record.text)
+        told = status.read(folder)
+        return {
+            "job_id": job_id,
+            "state": told["state"],
+            "done": told.get("done", 0),
+            "total": told.get("total"),
+            **({"columns": names} if names else {}),
+            "rows": found,
+            "next_offset": after,
+        }
+
+    async def cancel(self, job_id: str) -> dict[str, Any]:
+        """End a job if it runs, within about a second; what is answered is kept."""
+        folder = self._find(job_id)
+        if folder.request_cancel():
+            await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
+        return status.read(folder)
+
+    def run_here(self, job: Job) -> asyncio.Task[Any]:
+        """Run a job in this process; return its run."""
+
+        async def run() -> None:
+            with job.folder.log.open("a") as log:
+                await Runner(job, self._service, watch=progress_lines(job.spec.job_id, log)).run()
+
+        task = asyncio.ensure_future(run())
+        self.adopt(job, task)
+        return task
+
+    def adopt(self, job: Job, run: asyncio.Task[Any]) -> None:
+        """Look after a job that runs here until its end, and close it then."""
+        job_id = job.spec.job_id
+        self._here[job_id] = run
+        if job.spec.of_call:
+            self._of_calls.add(job_id)
+
+        def ended(done: asyncio.Task[Any]) -> None:
+            job.close()
+            self._here.pop(job_id, None)
+            if not done.cancelled() and (error := done.exception()):
+                print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
+
+        run.add_done_callback(ended)
+
+    def _find(self, job_id: str) -> Folder:
+        folder = self.folders.find(job_id)
+        if not self._may_see(folder):
+            raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
+        return folder
+
+    def _is_listed(self, folder: Folder) -> bool:
+        spec = folder.spec
+        return spec is not None and (spec.job_id in self._of_calls if spec.of_call else self._may_see(folder))
+
+    def _may_see(self, folder: Folder) -> bool:
+        spec = folder.spec
+        if spec is None:
+            return False
+        # whoever knows the id of a call's job made that call, or was told by who did
+        if spec.of_call and folder.output_beside is None:
+            return True
+        return all(map(self._inside, (spec.output, *(part.path for part in spec.parts))))
+
+    def _allowed(self, text: str, name: str) -> Path:
+        try:
+            path = home_expanded(text).absolute().resolve()
+        except (OSError, ValueError, RuntimeError):
+            raise input_error(f"{name} is not a usable path.") from None
+        admission.check_name(path)
+        if self.folders.owner(path) is not None:
+            return path
+        if not self._inside(path):
+            raise self._outside(name)
+        kind = formats.by_suffix(path, name)
+        if kind not in _FORMATS:  # many a file of the user's is a text or JSON, and none of a caller's affair
+            raise input_error(f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here.")
+        if input_files.is_several(path):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
+        return path
+
+    def _outside(self, name: str) -> PromptmillError:
+        shown = ", ".join(str(root) for root in self._roots()) or "none"
+        return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
+
+    def _inside(self, path: Path) -> bool:
+        return any(path.is_relative_to(root) for root in self._roots())
+
+
+def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
+    """Yield the lines from row `first` on with their records, None for those without a sound one."""
+    try:
+        file = RandomFile(folder.rows) if spec.spooled else RandomFile.given(spec.input)
+    except (FileNotFoundError, OutsideError, NoFileError):
+        if spec.spooled:
+            return  # nothing is answered yet
+        raise input_error(  # gone, or a link to something else now
+            f"{spec.input} is not there any more, and rows are read from it; put it back. "
+            "What is answered is kept, and a finished job's output has all of it."
+        ) from None
+    try:
+        if not spec.spooled and file.stamp()[0] != spec.size:
+            # else answers would stand beside rows that did not ask for them
+            raise changes.changed_input(spec, over_mcp=True)
+        lines = Lines(file)
+        lines.skip(first)
+        while block := lines.read():
+            found = store.page(block[0].row, f"row <= {block[-1].row}", len(block))
+            records = {record.row: record for record in found if record.is_sound}
+            for line in block:
+                if not line.blank:
+                    yield line, records.get(line.row)
+    finally:
+        file.close()
+
+
+def _is_wanted(record: Record, only: Only) -> bool:
+    return only == "all" or (record.code is None) == (only == "answers")
+
+
+def _index(line: Line) -> dict[str, Any]:
+    """Return which item of its call the row is; the caller has the prompt."""
+    return {"index": rows.load(line.data or b"", "")["index"]}
+
+
+def _fields(line: Line) -> dict[str, Any]:
+    """Return the row's own fields, as far as they can be sent; none of a row that no page has room for."""
+    if line.length > _LARGEST_PAGE:
+        return {}
+    try:
+        value = rows.load(rows.as_it_was(line.data or b""), "")
+        orjson.dumps(value)
+    except (PromptmillError, TypeError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""One run of a job: from the admitted input through its answers to the output."""

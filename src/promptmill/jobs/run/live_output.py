@@ -1,0 +1,146 @@
+"""The answers of a job on a stream while it runs: rows in input order, each as soon as all before it are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.files import disk, formats
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.run import merge
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.store.answers import DamagedError
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.records import Record
+
+_LOOK_S = 0.2  # answers of another job are recorded without a word
+FORMATS = frozenset({"jsonl", "json", "batch"})
+"""Those that can be written before all is known; the columns of a table depend on every answer."""
+
+
+class LiveOutput:
+    """Writes in a thread of its own: a reader that is slow keeps no answer from being recorded."""
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self._answers: LiveAnswers | None = None
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def begin(self, job: Job, lines: RandomFile, again: str, give_up: Callable[[PromptmillError], None]) -> None:
+        """Start to write, unless that is done. Records that meet `again` are about to be replaced.
+
+        `give_up` is told when nobody reads any more. Needs a running event loop.
+        """
+        out = self._out
+        if self._thread is not None or job.spec.output_format not in FORMATS:
+            return
+        replaced = {record.row for record in job.folder.store.records(where=again)}
+        self._answers = answers = LiveAnswers(job.folder, replaced)
+        rows = merge.of_job(job, lines, answers)
+        loop = asyncio.get_running_loop()
+
+        def write() -> None:
+            try:
+                with formats.compressed(out, formats.compression_of(job.spec.output)) as content:
+
+                    def flush() -> None:
+                        content.flush()
+                        out.flush()
+
+                    answers.before_waiting = flush
+                    merge.write_rows(rows, content)
+                out.flush()
+            except Halted:
+                pass
+            except OSError as error:
+                self._error = error
+                said = f"Standard output cannot be written: {disk.why(error)}."
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
+                    loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, said, ""))
+
+        # not one of the loop's: a process may end while nobody reads
+        self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
+        self._thread.start()
+
+    def recorded(self, rows: Sequence[int]) -> None:
+        """Take notice that `rows` were recorded."""
+        if self._answers is not None:
+            self._answers.recorded(rows)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether all rows are written."""
+        return self._thread is not None and not self._thread.is_alive() and self._error is None
+
+    def wait(self, halt: threading.Event) -> None:
+        """Return when all is written that there is, or `halt` is set. Blocks."""
+        while self._thread is not None and self._thread.is_alive() and not halt.is_set():
+            self._thread.join(_LOOK_S)
+
+    def stop(self) -> None:
+        """Write no more rows."""
+        if self._answers is not None:
+            self._answers.stop()
+
+
+class LiveAnswers(merge.Answers):
+    """The records of a job that runs: whoever asks for a row waits until it has one."""
+
+    def __init__(self, folder: Folder, replaced: set[int]) -> None:
+        """`replaced`: rows whose record is about to be replaced."""
+        super().__init__()
+        self._folder = folder
+        self._replaced = replaced
+        self.before_waiting: Callable[[], None] | None = None
+        self._page: list[Record] = []
+        self._wanted: int | None = None
+        self._stopped = False
+        self._news = threading.Condition()
+
+    def of(self, row: int) -> Record:
+        """Return the record of `row`, once there is one. Raises `Halted`."""
+        self.rows = row + 1
+        if (record := self._find(row)) is not None:
+            return record
+        if self.before_waiting is not None:
+            self.before_waiting()
+        with self._news:
+            self._wanted = row
+            while not self._stopped:
+                if (record := self._find(row)) is not None:
+                    self._wanted = None
+                    return record
+                self._news.wait(_LOOK_S)
+        raise Halted
+
+    def recorded(self, rows: Sequence[int]) -> None:
+        """Take notice that `rows` were recorded."""
+        with self._news:
+            self._replaced.difference_update(rows)
+            if self._wanted in rows:
+                self._news.notify()
+
+    def stop(self) -> None:
+        """Let nobody wait any more."""
+        with self._news:
+            self._stopped = True
+            self._news.notify()
+
+    def _find(self, row: int) -> Record | None:
+        """Return the record of `row` if there is a sound one that stays."""
+        while self._page and self._page[-1].row < row:
+            self._page.pop()
+        if not self._page:
+            with contextlib.suppress(OSError, DamagedError, AssertionError):  # it is being mended: a new one is opened
+                self._page = self._folder.store.page(row)[::-1]
+        record = self._page[-1] if self._page else None
+        if record is None or record.row != row or row in self._replaced or not record.is_sound:
+            self._page = []  # it will be another one
+            return None
+        return record

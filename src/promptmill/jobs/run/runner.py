@@ -1,0 +1,469 @@
+"""Runs one job in this process: what is unanswered goes through the service, what is answered becomes the output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from promptmill.backends.protocol import Call
+from promptmill.backends.rows import RowReader
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.money import Budget
+from promptmill.jobs.files import disk
+from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.spool import spool
+from promptmill.jobs.run import admission, columns, merge, shards
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.answering import Answering
+from promptmill.jobs.run.duplicates import CustomIds
+from promptmill.jobs.run.live_output import LiveOutput
+from promptmill.jobs.run.source import Rows, row_reader
+from promptmill.jobs.store import status
+from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
+from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.spec import OutputRecord
+from promptmill.jobs.store.status import Progress
+from promptmill.service.service import Service
+
+T = TypeVar("T")
+Watch = Callable[[Progress], None]
+_LOOK_S = 0.2
+_STATUS_S = 1.0
+# A record that turns out damaged when the output is written is done again, but not without end.
+_ROUNDS = 3
+_SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
+_LEAVING_S = 60.0
+_GO_ON = "Run the command again: what can be read of it is kept."
+
+
+class JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)
+    """The job's new `state`, and why when it is an `error`."""
+
+    def __init__(self, state: str, error: PromptmillError | None = None) -> None:
+        super().__init__(state)
+        self.state = state
+        self.error = error
+
+
+class Runner:
+    """One run of a job that `admission` let in. The caller made job and service, and closes them."""
+
+    def __init__(
+        self,
+        job: Job,
+        service: Service,
+        *,
+        watch: Watch | None = None,
+        stats: Call | None = None,
+        before_output: Callable[[], Awaitable[None]] | None = None,
+        recorded: Callable[[Sequence[int]], None] | None = None,
+        live: LiveOutput | None = None,
+    ) -> None:
+        """`watch` is shown the progress several times a second; `stats` counts what this run costs.
+
+        `before_output` is waited for when all rows are answered. `recorded` gets the rows that were recorded.
+        `live` writes them while they come.
+
+        Needs a running event loop.
+        """
+        self._job = job
+        self._service = service
+        self._watch = watch
+        self._before_output = before_output
+        self._live = live
+        self._recorded = recorded if live is None else live.recorded
+        self._working: asyncio.Task[None] | None = None
+        self._stopped: JobStopped | None = None
+        self._halt = threading.Event()
+        """Set when a thread is to leave what it does."""
+        self._is_leaving = False
+        self._range: shards.Range | None = None
+        self.progress = Progress(JobCounts(), Call() if stats is None else stats)
+        self.error: PromptmillError | None = None
+        """Why the run stopped early."""
+        self.progress.follow(job.folder.status)
+        self.progress.counts.skips_empty = job.spec.skip_empty
+
+    async def run(self) -> dict[str, Any]:
+        """Run until the output is there or something ends it; returns the final status.
+
+        Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; when the service or
+        this task is ended, `interrupted`. Whatever happens, what is answered is kept, and the job can be run again.
+        """
+        progress = self.progress
+        self._working = asyncio.ensure_future(self._work())
+        looking_after = asyncio.ensure_future(self._look_after())
+        try:
+            await self._until_stopped(self._working)
+            progress.state = status.FINISHED
+        except JobStopped as ended:
+            self.error, progress.state = ended.error, ended.state
+            progress.reason = redact(str(ended.error)) if ended.error else ""
+        except asyncio.CancelledError:
+            progress.state = status.INTERRUPTED
+            raise
+        except BaseException as error:
+            progress.state = status.STOPPED
+            progress.reason = f"A bug in promptmill ({type(error).__name__}); please report it."
+            raise
+        finally:
+            progress.activity = ""
+            looking_after.cancel()
+            await asyncio.wait({looking_after})
+            self._close()
+        return self.progress.as_dict()
+
+    async def _until_stopped(self, working: asyncio.Task[None]) -> None:
+        """Wait for the work. Raises `JobStopped` with the first reason to end it before it is done."""
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            if self._stopped is None:  # else it is ending, which a second time would cut short
+                working.cancel()
+            await asyncio.wait({working})
+            raise
+        try:
+            working.result()
+        except BaseException:
+            if self._stopped is None:
+                raise
+            raise self._stopped from None
+
+    def _stop(self, stopped: JobStopped) -> None:
+        """End the run early; the first reason counts."""
+        if self._stopped is None and self._working is not None:
+            self._stopped = stopped
+            self._working.cancel()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run what blocks in a thread; when the run ends before, `_halt` asks it to leave, and it is waited for."""
+        thread = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            self._halt.set()
+            await asyncio.wait({thread})
+            thread.cancelled() or thread.exception()  # of no interest any more
+            raise
+
+    def leave(self) -> bool:
+        """Take no more rows and end as `interrupted` when those in flight are answered; return whether any are."""
+        self._is_leaving = self.progress.state == status.RUNNING and self.progress.stats.in_flight > 0
+        self._show()
+        return self._is_leaving
+
+    def _leaving(self) -> str:
+        left = self.progress.stats.in_flight
+        return f"finishing {left} in flight; Ctrl-C again stops at once" if self._is_leaving else ""
+
+    def _close(self) -> None:
+        if self.error is not None and self.error.code is Code.STORAGE:
+            with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
+                self.progress.counts.replace(self._job.folder.store.counts(self.again))
+        self._show()
+        with contextlib.suppress(OSError, DamagedError):
+            self._job.folder.store.sync()
+        with contextlib.suppress(OSError):
+            self._job.folder.cancel.unlink(missing_ok=True)
+
+    async def _work(self) -> None:
+        job = self._job
+        try:
+            if job.has_output:  # ended between the output's rename and its last words
+                merge.discard(job.spec.output, job.spec.job_id)
+                await self._count(NEVER)
+                self.progress.total = self.progress.counts.done
+                return
+            self._enter(status.STARTING, "reading the input")
+            await self._in_thread(lambda: admission.check_content(job, self._halt))
+            with contextlib.ExitStack() as opened:
+                lines, path = await self._in_thread(self._open_lines)
+                if job.spec.spooled:
+                    opened.callback(lines.close)
+                await self._in_thread(functools.partial(self._name_columns, lines))
+                rows, shard = lines, job.order.cut
+                if shard is not None:
+                    rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
+                    opened.callback(rows.close)
+                await self._rounds(lines, rows, path)
+        except PromptmillError as error:
+            gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
+            raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
+        except OSError as error:
+            unusable = f"A file of the job cannot be used: {disk.why(error)}."
+            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
+        except DamagedError:
+            damaged = f"The job's database {job.folder.database} is damaged."
+            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
+
+    async def _rounds(self, lines: RandomFile, rows: RandomFile, path: Path) -> None:
+        """Have the rows answered and the output written, again where records turn out to be damaged."""
+        live = self._live
+        try:
+            for _ in range(_ROUNDS):
+                try:
+                    await self._count(self.again)
+                    if live is not None:
+                        live.begin(self._job, lines, self.again, self._give_up)
+                    await self._answer(rows, path)
+                    if self._is_leaving:
+                        raise JobStopped(status.INTERRUPTED)
+                    if self._before_output is not None:
+                        await self._before_output()
+                    if await self._merge(lines):
+                        if live is not None:
+                            await self._in_thread(functools.partial(live.wait, self._halt))
+                        await self._in_thread(self._job.folder.store.end_reuse)
+                        return
+                    await self._drop_unsound()
+                except DamagedError:
+                    await self._in_thread(self._job.folder.salvage)
+                    self.progress.notes.append(_SALVAGED)
+            raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
+        finally:
+            if live is not None:
+                live.stop()
+
+    def _open_lines(self) -> tuple[RandomFile, Path]:
+        """Return the file of lines to read: the input, or its rows as lines, which are written once."""
+        job, folder = self._job, self._job.folder
+        if not job.spec.spooled:
+            return job.input.first, job.spec.input
+        if job.spec.lines is None or not folder.rows.exists():
+            self._enter(self.progress.state, "reading the rows")
+            spec = job.spec
+            count = spool(
+                job.input,
+                spec.input_format,
+                folder.rows,
+                self._halt,
+                prompt_column=spec.prompt_column,
+                prompt_template=spec.prompt_template,
+                row_settings=spec.rows_set,
+            )
+            job.spec = job.spec.model_copy(update={"lines": count})
+            folder.put(spec=job.spec)
+        return RandomFile(folder.rows), folder.rows
+
+    def _name_columns(self, lines: RandomFile) -> None:
+        """Name the columns of the answers, and put sentences on columns into the notes."""
+        job = self._job
+        spec, found = columns.of_job(job.spec, job.input, lines, self._halt)
+        if spec is not job.spec:
+            job.spec = spec
+            job.folder.put(spec=spec)
+        self.progress.columns = found.names
+        self.progress.notes += found.notes
+
+    async def _count(self, again: str) -> None:
+        """Count what is answered; rows whose record meets `again` are to be done."""
+        self._enter(self.progress.state, "counting the answers")
+        store = self._job.folder.store
+        await self._in_thread(lambda: self.progress.count(store, again))
+
+    @property
+    def again(self) -> str:
+        """Which records are to be replaced, as a condition for `store`."""
+        order = self._job.order
+        again = FAILED if order.retry_failed else RETRYABLE
+        return f"({again}) OR {TRUNCATED}" if order.retry_truncated else again
+
+    async def _drop_unsound(self) -> None:
+        store = self._job.folder.store
+        if damaged := await self._in_thread(store.drop_unsound):
+            self.progress.notes.append(
+                f"{damaged} damaged record(s) in the job's database are not trusted; their rows are done again."
+            )
+
+    async def _answer(self, lines: RandomFile, path: Path) -> None:
+        """Have every unanswered row answered and recorded."""
+        progress, limit = self.progress, self._job.order.limit
+        total = self._job.spec.lines if self._range is None else self._range.lines
+        progress.total = total if limit is None or total is None else min(limit, total)
+        progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
+        progress.begin_rates()
+        self._enter(status.RUNNING)
+        self._limit_cost()
+        progress.stats.journal = self._job.folder.store.in_flight
+        seen = await self._answering(lines, path).run()
+        progress.total = progress.total if self._is_leaving else seen
+
+    def _limit_cost(self) -> None:
+        """Let the rows cost what is left of the job's budget, where it has one."""
+        order, stats, progress = self._job.order, self.progress.stats, self.progress
+        limit = self._job.plan.operator.max_cost if order.max_cost is None else order.max_cost
+        if limit is None or stats.budget is not None:
+            return
+
+        stats.budget = Budget(limit, progress.cost or 0.0, self._job.folder.store.in_flight.most)
+
+    def _answering(self, lines: RandomFile, path: Path) -> Answering:
+        job, plan = self._job, self._job.plan
+        now = self._service.plan_of(plan.name)
+        if (now.backend, now.model) != (plan.backend, plan.model):
+            raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
+        offered = [name for name in self._service.usable if name in self._service.offered]
+        readers = {name: self._reader(self._service.plan_of(name).capped) for name in offered}
+        reading = replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
+        return Answering(
+            self._service,
+            Rows(
+                lines,
+                path,
+                reading,
+                job.folder.store,
+                self.again,
+                job.order.limit,
+                self._guard,
+                (0, 0) if self._range is None else (self._range.row, self._range.offset),
+                lambda: self._is_leaving,
+            ),
+            self.progress.counts,
+            self.progress.stats,
+            job.order.failure_limit,
+            job.folder.duplicates if job.order.dedupe else None,
+            self._give_up,
+            job.spec.changed,
+            self._recorded,
+            plan.name,
+        )
+
+    def _reader(self, plan: ResolvedConfig) -> RowReader:
+        job, spec = self._job, self._job.spec
+        return row_reader(
+            plan,
+            spec.input_format,
+            system_prompt=job.order.system_prompt,
+            prompt_column=spec.prompt_column,
+            row_settings=spec.rows_set,
+            begun_in=spec.working_folder,
+            may_name=self._service.row_models(plan),
+        )
+
+    async def _merge(self, lines: RandomFile) -> bool:
+        """Write the output and give it its name; False when some row turns out to have no answer after all.
+
+        No file is left when it raises.
+        """
+        self._enter(status.MERGING, "writing the output")
+        job, spec, folder = self._job, self._job.spec, self._job.folder
+        self._guard()
+        try:
+            partial, counts = await self._in_thread(lambda: self._write_output(lines))
+        except merge.Unanswered:
+            return False
+        except BaseException:  # it may have been written whole at that very moment
+            merge.discard(spec.output, spec.job_id)
+            raise
+        made = folder.result
+        is_own = made is not None and made.is_own(spec.output)
+        folder.put(output=OutputRecord.of(partial, job.order.limit, spec.output if is_own else None))
+        try:
+            merge.publish(partial, spec.output, may_replace=job.order.overwrite or is_own)
+        except (PromptmillError, OSError):
+            partial.unlink(missing_ok=True)
+            raise
+        self.progress.counts, self.progress.is_counted = counts, True
+        self.progress.lost_before = folder.store.in_flight.requests_lost
+        return True
+
+    def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:
+        """Write the output beside its place; return where it lies, and the counts of what is in it."""
+        job, spec, store = self._job, self._job.spec, self._job.folder.store
+        if spec.shard is not None:
+            return shards.write_part(store, spec), store.counts(skips_empty=spec.skip_empty)
+        answers = merge.Answers(store)
+        merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
+        if spec.input_format != "batch":
+            return merge.write(merged), store.counts(before=answers.rows, skips_empty=spec.skip_empty)
+        with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
+            partial = merge.write(replace(merged, ids=ids))
+            if warning := ids.warning:
+                self.progress.notes.append(warning)
+        return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
+
+    def _guard(self) -> None:
+        """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
+        job = self._job
+        if job.input.stamp() not in {(job.spec.size, job.spec.mtime_ns), job.seen}:
+            admission.check_content(job, self._halt)
+            if job.input.end is not None:
+                self.progress.stats.warn("Lines were appended to the input while the job ran; --reuse does them.")
+
+    def _give_up(self, error: PromptmillError) -> None:
+        self._stop(JobStopped(status.STOPPED, error))
+
+    async def _look_after(self) -> None:
+        """Show the progress, and look whether somebody wants the job to end."""
+        shown = 0.0
+        while True:
+            if self._job.folder.cancel.exists():
+                self._stop(JobStopped(status.CANCELLED))
+            if self._job.lock.lost:
+                self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
+            if time.monotonic() - shown >= _STATUS_S:
+                shown = time.monotonic()
+                self.progress.sample()
+                self._show()
+            else:
+                self._tell()
+            await asyncio.sleep(_LOOK_S)
+
+    def _enter(self, state: str, activity: str = "") -> None:
+        self.progress.state, self.progress.activity = state, activity
+        self._show()
+
+    def _show(self) -> None:
+        if self.progress.state == status.RUNNING:
+            self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
+        budget, is_running = self.progress.stats.budget, self.progress.state == status.RUNNING
+        with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
+            most = self._job.folder.store.in_flight.most
+            self.progress.set_aside = budget.set_aside if budget is not None and is_running else most
+            self._job.folder.put(status=self.progress.as_dict())
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._watch:
+            with contextlib.suppress(OSError):  # nobody looks any more: no reason to end a job
+                self._watch(self.progress)
+
+
+async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
+
+    The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid for. Raises
+    `KeyboardInterrupt` after Ctrl-C.
+    """
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(runner.run())
+    signals: list[int] = []
+
+    def on_signal(number: int) -> None:
+        signals.append(number)
+        if signals == [signal.SIGINT] and runner.leave():
+            loop.call_later(_LEAVING_S, work.cancel)
+        else:
+            work.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, on_signal, number)
+    try:
+        found = await work
+    except asyncio.CancelledError:
+        if not signals:
+            raise
+        found = runner.progress.as_dict()
+    if signal.SIGINT in signals:
+        raise KeyboardInterrupt
+    return found, runner.error, bool(signals)

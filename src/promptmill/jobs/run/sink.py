@@ -1,0 +1,249 @@
+"""Outcomes into the job's database. Errors that are not about one row stop the job instead."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from promptmill.backends.protocol import Call
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.jobs.files.disk import why
+from promptmill.jobs.store.answers import DamagedError, JobStore
+from promptmill.jobs.store.records import JobCounts, record_of
+from promptmill.jobs.store.spec import FailureLimit
+
+_LARGEST_BATCH = 16
+_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
+_DAMAGED = "is damaged. Run the command again: what can be read of it is kept"
+# While a job runs, one latency of so many is enough; all are counted at the end.
+_SAMPLED = 8
+# Never a row's own: the key, the account, the way to the host, the end of the process.
+_ENDS_ALL = frozenset(
+    {
+        Code.INVALID_CONFIG,
+        Code.BUDGET,
+        Code.DEADLINE,
+        Code.REPLACED,
+        Code.SHUTDOWN,
+    }
+)
+# The same when the row was not even sent: then the endpoint was given up as a whole.
+_ENDS_UNSENT = frozenset(
+    {
+        Code.UNREACHABLE,
+        Code.CONNECTION_LOST,
+        Code.RATE_LIMITED,
+        Code.SERVER_ERROR,
+        Code.BAD_RESPONSE,
+        Code.TIMEOUT,
+        Code.NAME_RESOLUTION,
+        Code.NO_FILE_DESCRIPTORS,
+        Code.ENGINE_DIED,
+        Code.NOT_FOUND,
+    }
+)
+
+
+class Taken(NamedTuple):
+    """What is known of a row on its way."""
+
+    attempts: int = 0
+    """Made for it by earlier runs."""
+    digest: bytes | None = None
+    """See `rows.digest`."""
+    settled: bool = False
+    """Whether it has an outcome already."""
+
+
+_UNKNOWN = Taken()
+
+
+class StoreSink:
+    """Writes what has come within one turn of the event loop at its end, in one commit, or when 16 outcomes wait.
+
+    So a killed process pays twice for what was in flight and for at most 16 outcomes of that very turn. If `put` waited
+    for its write it would be the former alone, at twice the cost. Where a commit waits for the disk, it does: the
+    commit is made in a thread, and whatever comes meanwhile waits for the next one.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        counts: JobCounts,
+        stats: Call,
+        taken: dict[int, Taken],
+        give_up: Callable[[PromptmillError], None],
+        *,
+        failure_limit: FailureLimit | None = None,
+        changed: Sequence[str] = (),
+        recorded: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """`taken` has the rows on their way; those that are recorded are removed from it.
+
+        `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
+        record. `recorded` gets the rows that were recorded.
+        """
+        self._store = store
+        self._counts = counts
+        self._stats = stats
+        self._taken = taken
+        self._give_up = give_up
+        self._failure_limit = failure_limit
+        self._changed = changed
+        self._recorded = recorded
+        self._failed = self._settled = self._answers = 0
+        self._batch: list[tuple[int, Outcome]] = []
+        self._committed: asyncio.Future[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
+        self._broken = False
+        self._loop = asyncio.get_running_loop()
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Record the outcome of row `key`.
+
+        Raises `CancelledError` once the job was given up, for this outcome's sake or because nothing can be recorded:
+        whoever was told is cancelling the run.
+        """
+        if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
+            raise asyncio.CancelledError
+        self.record(key, outcome)
+        if self._store.waits_for_disk:
+            if self._committed is None:
+                self._committed = self._loop.create_future()
+            await asyncio.shield(self._committed)
+
+    def record(self, key: int, outcome: Outcome) -> None:
+        """Record the outcome of row `key`, whatever it is."""
+        if (lost := self._store.in_flight.lost.get(key)) is not None:
+            outcome = self._with_lost(outcome, *lost[1:])
+        batch = self._batch
+        if not batch:
+            self._loop.call_soon(self._turn_ended)
+        batch.append((key, outcome))
+        self._settled += 1
+        if isinstance(outcome, Failure):
+            self._failed += not self._counts.skips(outcome.error.code)
+            self._check(outcome)
+        if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
+            self._flush()
+
+    def _with_lost(self, outcome: Outcome, billed: int, most: float) -> Outcome:
+        """Return the outcome with what requests cost that a kill cut off: as much as the answer, else the `most`."""
+        cost = most
+        if isinstance(outcome, Completion) and outcome.cost is not None and outcome.attempts:
+            each = outcome.cost / max(1, outcome.unmetered + outcome.is_metered)
+            cost = min(billed * each, most or billed * each)
+        if self._stats.budget is not None:
+            self._stats.budget.free(most, cost)
+        if not cost:
+            return outcome
+        self._stats.cost = (self._stats.cost or 0.0) + cost
+        return replace(outcome, cost=(outcome.cost or 0.0) + cost)
+
+    async def keep_synced(self) -> None:
+        """Bring what is written to the disk itself, at least once a second, until this is cancelled."""
+        while not self._broken:
+            began = time.monotonic()
+            syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
+            try:
+                await asyncio.shield(syncing)
+            except asyncio.CancelledError:
+                await asyncio.wait({syncing})  # the database is closed after this
+                syncing.exception()
+                raise
+            except FileNotFoundError:
+                self._break("was removed while the job ran", "Run the command again; it begins anew.")
+            except OSError as error:
+                self._break(f"cannot be kept: {why(error)}")
+            except DamagedError:
+                self._break(_DAMAGED)
+            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
+
+    async def aclose(self) -> None:
+        """Write what was put."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+        self._flush()
+
+    def _turn_ended(self) -> None:
+        if not self._store.waits_for_disk:
+            self._flush()
+        elif self._committing is None and self._batch:
+            self._committing = self._loop.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        """Write batch after batch in a thread, until nothing waits."""
+        while self._batch:
+            batch, self._batch = self._batch, []
+            committed, self._committed = self._committed, None
+            await asyncio.to_thread(self._write, batch)
+            self._count(batch)
+            if committed is not None:
+                committed.set_result(None)
+        self._committing = None
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
+        if batch:
+            self._write(batch)
+            self._count(batch)
+
+    def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        taken = self._taken
+        # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+        changed = self._changed
+        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest, changed) for row, outcome in batch]
+        try:
+            self._store.write(records)
+        except OSError as error:
+            self._break(f"cannot be written: {why(error)}")
+        except DamagedError:
+            self._break(_DAMAGED)
+
+    def _break(self, reason: str, hint: str | None = None) -> None:
+        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
+        self._loop.call_soon_threadsafe(self._give_up, error)
+        self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
+
+    def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        self._counts.done += len(batch)
+        self._store.in_flight.recorded([row for row, _ in batch])
+        if self._recorded is not None:
+            self._recorded([row for row, _ in batch])
+        for row, outcome in batch:
+            self._taken.pop(row, None)
+            if isinstance(outcome, Completion):
+                self._answers += 1
+                if not self._answers % _SAMPLED:
+                    self._counts.sample(outcome.latency_s)
+                if outcome.finish_reason == "length":
+                    self._counts.truncated += 1
+                if outcome.is_empty:
+                    self._counts.empty += 1
+            else:
+                self._counts.fail(str(outcome.error.code))
+
+    def _check(self, failure: Failure) -> None:
+        limit = self._failure_limit
+        if limit is not None and limit.exceeded(self._failed, self._settled):
+            said = f"{self._failed} of {self._settled} rows failed, more than --max-failures allows."
+            self._give_up(PromptmillError(failure.error.code, f"{said} The last one: {failure.error}", ""))
+
+    def _concerns_all(self, row: int, failure: Failure) -> bool:
+        """Return whether the job is to stop instead of counting this failure, having said so."""
+        code = failure.error.code
+        if code in _ENDS_UNSENT and not failure.concerns_all:
+            concerns_all = failure.attempts == self._taken.get(row, _UNKNOWN).attempts
+        else:
+            concerns_all = failure.concerns_all or code in _ENDS_ALL
+        if concerns_all:
+            self._give_up(failure.error)
+        return concerns_all

@@ -1,0 +1,208 @@
+"""A whole file looked at before anything is spent. No request is sent, no job is made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from promptmill.answering.prices import price_of, tier_of
+from promptmill.backends import rows
+from promptmill.backends.rows import RowReader
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.conversation import Conversation, TextPart, check_encodable
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.outcome import Usage
+from promptmill.images import load as images
+from promptmill.jobs.files import formats, input_files, json_rows
+from promptmill.jobs.files.cell_table import CellTable
+from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
+from promptmill.jobs.files.input_files import InputFiles
+from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.spool import spool
+from promptmill.jobs.run import admission, columns
+from promptmill.jobs.run.duplicates import CustomIds
+from promptmill.jobs.run.source import row_reader
+from promptmill.jobs.store.spec import JobRequest
+
+_SHOWN = 20
+_BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
+
+
+def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | None = None) -> dict[str, Any]:
+    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens.
+
+    It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
+    """
+    target = order.output.absolute().resolve()
+    for path in (order.input, *order.more):
+        admission.check_name(path.absolute())
+    admission.check_name(target, is_output=True)
+    parts = input_files.find([order.input, *order.more], target)
+    file = input_files.opened(parts, known=False)
+    try:
+        input_format = formats.of_input(file)
+        formats.of_output(target, input_format)
+        formats.check_installed(target, *(part.path for part in parts))
+        with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
+            ids = None
+            if order.prompt_template is None and formats.is_read_directly(file, input_format):
+                lines = file.first
+            else:
+                spooled = Path(name) / "rows.jsonl"
+                spool(
+                    file,
+                    input_format,
+                    spooled,
+                    prompt_column=order.prompt_column,
+                    prompt_template=order.prompt_template,
+                    row_settings=order.rows_set,
+                )
+                lines = RandomFile(spooled)
+                opened.callback(lines.close)
+            if input_format == "batch":
+                ids = CustomIds(Path(name) / "custom_ids")
+                opened.callback(ids.close)
+            reading = row_reader(
+                plan,
+                input_format,
+                system_prompt=order.system_prompt,
+                prompt_column=order.prompt_column,
+                row_settings=order.rows_set,
+                may_name=may_name,
+            )
+            rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+            found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
+            found["notes"] = list(columns.of_order(order, input_format, file, lines).notes)
+            if ids is None and (note := _repeated_ids(file, input_format, Path(name) / "ids")):
+                found["notes"].append(note)
+            return found | _cost(plan, found)
+    finally:
+        file.close()
+
+
+def _repeated_ids(files: InputFiles, input_format: str, scratch: Path) -> str:
+    """Return the note on rows that repeat the `id` of an earlier row, "" when no row does. Raises `OSError`."""
+    where = rows.row_word(formats.row_kind(input_format))
+    with contextlib.closing(CustomIds(scratch)) as ids:
+        for row, value in _ids(files, input_format):
+            if value not in (None, ""):
+                ids.note(value, row)
+        count, examples = ids.repeated(1)
+    if not count:
+        return ""
+    ((row, first),) = examples
+    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {count}."
+
+
+def _ids(files: InputFiles, input_format: str) -> Iterator[tuple[int, object]]:
+    """Yield the number and the `id` of each row."""
+    if input_format in formats.CELLS:
+        table = CellTable(files, input_format)
+        at = table.header.index("id") if "id" in table.header else None
+        if at is not None:
+            for row, found in enumerate(table.rows()):
+                yield row, found.cells[at] if at < len(found.cells) else None
+    elif input_format == "parquet":
+        parquet = ParquetTable(files)
+        if "id" in parquet.schema.names:
+            values = (value for batch in parquet.batches(["id"]) for value in batch.column(0).to_pylist())
+            yield from enumerate(values)
+    else:
+        for row, line in enumerate(json_rows.lines(files)):
+            if line.strip():
+                yield row, _id_of(line)
+
+
+def _id_of(line: bytes) -> object:
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        return None
+    return value.get("id") if isinstance(value, dict) else None
+
+
+def _check_lines(
+    file: RandomFile, reading: RowReader, rules: images.ImageRules, order: JobRequest, ids: CustomIds | None
+) -> dict[str, Any]:
+    count = invalid = skipped = pictures = tokens = 0
+    limit = order.limit
+    problems: list[str] = []
+    lines = Lines(file)
+    while block := lines.read():
+        for line in block:
+            if line.blank:
+                continue
+            if limit is not None and count >= limit:
+                break
+            count += 1
+            try:
+                where = rows.place(reading.kind, line.row)
+                if line.data is None:
+                    raise input_error(f"{where} {TOO_LONG}.")
+                conversation = reading.request(line.row, line.data).conversation
+                tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
+                pictures += len(conversation.images)
+                _check_payload(conversation, rules, where)
+                if ids is not None:
+                    ids.note(rows.load(line.data, where).get("custom_id"), line.row)
+            except PromptmillError as error:
+                if order.skip_empty and error.code is Code.EMPTY_PROMPT:
+                    skipped += 1
+                    continue
+                invalid += 1
+                if len(problems) < _SHOWN:
+                    problems.append(str(error))
+        if limit is not None and count >= limit:
+            break
+    if ids is not None:  # OpenAI refuses a file in which one stands twice
+        repeated, examples = ids.repeated(_SHOWN - len(problems))
+        invalid += repeated
+        problems += [
+            f"line {row + 1} has the custom_id of line {first + 1}; give each line one of its own."
+            for row, first in examples
+        ]
+    return {
+        "rows": count,
+        "invalid": invalid,
+        **({"skipped": skipped} if skipped else {}),
+        "images": pictures,
+        "estimated_prompt_tokens": tokens,
+        "problems": problems,
+    }
+
+
+def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return what the prompts will cost and the most that prompts and answers can, where the price is known."""
+    price = price_of(plan)
+    if price is None:
+        return {}
+    tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
+    rows_ = found["rows"] - found["invalid"]
+    each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
+    tier = tier_of(plan.settings.extra_params)
+    prompts = price.cost(each, tier) * found["rows"]
+    if longest is None:
+        return {"estimated_cost": prompts, "most_cost": None}
+    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest), tier) * rows_}
+
+
+def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:
+    try:
+        check_encodable(conversation)
+        for image in conversation.images:
+            if not images.is_web(image.source):  # those are the endpoint's to fetch
+                images.load_image(image.source, rules)
+    except PromptmillError as error:
+        raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+
+
+def _bytes(conversation: Conversation) -> int:
+    size = 0
+    for message in conversation.messages:
+        content = message.content
+        parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
+        size += sum(len(part.text.encode("utf-8", "replace")) for part in parts if isinstance(part, TextPart))
+    return size

@@ -1,0 +1,1 @@
+"""A job's folder: its specification, its answers and its lock."""

@@ -1,0 +1,127 @@
+"""A job belongs to one process at a time, and is alive as long as that process is: the system frees the lock.
+
+Where the file system refuses locks (some network file systems), a lease that has to be renewed takes their place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from promptmill.jobs.files.disk import PRIVATE_FILE
+from promptmill.jobs.store import lease
+from promptmill.jobs.store.lease import Lease
+
+# Someone who only looks holds the lock for a moment; whoever wants it tries again for this long.
+_PATIENCE_S = 0.5
+_PAUSE_S = 0.02
+_REFUSED = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+
+class Lock:
+    """The held lock of one job; it ends with `release` or with the process."""
+
+    def __init__(self, descriptor: int, held: Lease | None = None) -> None:
+        self._descriptor = descriptor
+        self._lease = held
+
+    @classmethod
+    def take(cls, path: Path) -> Lock | None:
+        """Return the lock, None when another process has it. Raises `OSError`."""
+        end = time.monotonic() + _PATIENCE_S
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+            try:
+                held = _try(descriptor)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in _REFUSED:
+                    raise
+                taken = Lease.take(_lease_of(path))
+                return None if taken is None else cls(-1, taken)
+            if held and _is_at(descriptor, path):
+                _lease_of(path).unlink(missing_ok=True)  # from where it could not be locked
+                return cls(descriptor)
+            os.close(descriptor)
+            if held:  # its holder removed it, with the job: what is there now, if anything, is another file
+                continue
+            if time.monotonic() > end:
+                return None
+            time.sleep(_PAUSE_S)
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> Lock:
+        """Return the lock that another process took and handed to this one at its start (POSIX)."""
+        return cls(descriptor)
+
+    @property
+    def descriptor(self) -> int | None:
+        """The open file that holds the lock; whoever inherits it holds the lock as well. None where there is none."""
+        return None if self._lease or self._descriptor < 0 else self._descriptor
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has the job by now."""
+        return self._lease is not None and self._lease.lost
+
+    def release(self) -> None:
+        """Let others have it; a second time does nothing."""
+        if self._lease is not None:
+            self._lease.release()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether some process has the lock now."""
+    if not has_locks(path):
+        return lease.is_alive(_lease_of(path))
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _try(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def has_locks(path: Path) -> bool:
+    """Return whether files beside the lock at `path` can be locked, as far as its last holder found out."""
+    return not _lease_of(path).exists()
+
+
+def _lease_of(path: Path) -> Path:
+    return path.with_name("lease")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _try(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

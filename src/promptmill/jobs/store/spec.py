@@ -1,0 +1,300 @@
+"""What a job is and how it is asked for: the request, what became of it, and the output it made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from promptmill.cluster.ray_cluster import RayCluster
+from promptmill.config.models import DEFAULT, ResolvedConfig
+from promptmill.core.errors import Code, input_error, unwritable_parameters
+from promptmill.jobs.files.input_files import Part
+
+WHOLE_REQUESTS = frozenset({"batch", "messages"})
+"""Formats whose rows are whole requests."""
+_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
+"""Of a model's block, what decides about its answers."""
+PART = re.compile(r"\.part-(\d+)-of-(\d+)")
+_SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
+# A share of failures says nothing before this many rows are settled.
+_FIRST_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class FailureLimit:
+    """How many failures end a run: more than `count`, or more than `percent` of what is settled."""
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FailureLimit:
+        """Read `100` or `5%`. Raises `PromptmillError` (`invalid_input`)."""
+        if re.fullmatch(r"\d+", text):
+            return cls(count=int(text))
+        if (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(found[1]) <= 100:
+            return cls(percent=float(found[1]))
+        raise input_error(f"--max-failures {text[:20]!r} is neither a number nor a share such as 5%.")
+
+    def exceeded(self, failed: int, settled: int) -> bool:
+        """Return whether `failed` of `settled` rows are too many."""
+        if self.count is not None and failed > self.count:
+            return True
+        return self.percent is not None and settled >= _FIRST_ROWS and failed > settled * self.percent / 100
+
+
+class JobRequest(BaseModel):
+    """One job and how to run it this time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input: Path
+    """A file, a folder or a pattern."""
+    more: tuple[Path, ...] = ()
+    """Further ones, whose rows come behind."""
+    output: Path
+    prompt_template: str | None = None
+    """What to ask of every row, with its fields in double braces."""
+    prompt_column: str | None = None
+    """The field that is asked, where it is not called `prompt`."""
+    system_prompt: str = ""
+    limit: int | None = None
+    """Only the first rows, this many."""
+    max_failures: str | None = None
+    max_cost: float | None = None
+    """Most that all runs together may spend; None: as the configuration says."""
+    answer_column: str = "answer"
+    """The column of the output that holds the answers; another one where a row has it itself."""
+    row_settings: bool = False
+    """Whether rows set their model, sampling, … also with a template or a column."""
+    skip_empty: bool = False
+    """Whether rows that ask nothing are left out, instead of being failures."""
+    dedupe: bool = False
+    overwrite: bool = False
+    """Start anew and replace whatever is at `output`."""
+    anew: bool = False
+    """Start anew, but replace only an output that this job made itself."""
+    replace: bool = False
+    """Replace whatever is at `output`, but go on with the job."""
+    retry_failed: bool = False
+    retry_truncated: bool = False
+    """Answer rows again whose answer was cut short by `max_tokens`."""
+    reuse: bool = False
+    """Take the input as it is now: only rows that ask something new are asked."""
+    reuse_from: Path | None = None
+    """The database of another job, whose answers count for rows that ask the same."""
+    accept_change: bool = False
+    """Go on under other settings than the job was begun with, which is noted in every later row."""
+    over_mcp: bool = False
+    """Whether a call over MCP asks, which has arguments and no options: for what is said about it."""
+    by_id: bool = False
+    """Go on under no other settings than the job was begun with, whatever it has answered."""
+    urls: dict[str, str] = {}
+    """The URLs whose copies `input_file` and `output_file` of the status are, without secrets."""
+    ray: RayCluster | None = None
+    """Where it is answered, if not here."""
+    shard: str | None = None
+    """`3/16`: only the third of sixteen ranges of the input, into a part file."""
+
+    @property
+    def cut(self) -> tuple[int, int] | None:
+        """`shard`, read. Raises `PromptmillError` (`invalid_input`)."""
+        if self.shard is None:
+            return None
+        found = _SHARD.fullmatch(self.shard)
+        if found is None:
+            raise input_error(f"--shard {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
+        at, count = int(found[1]), int(found[2])
+        if not 1 <= at <= count:
+            wrong = f"{at} is more than {count}" if at else "the first is 1"
+            raise input_error(f"--shard {self.shard}: {wrong}; the {count} shards are 1/{count} to {count}/{count}.")
+        if self.limit is not None:
+            raise input_error("--shard goes without --limit.")
+        return at, count
+
+    @property
+    def rows_set(self) -> bool:
+        """Whether rows set their own model, sampling, …: a template or a column makes them data, which does not."""
+        return self.row_settings or (self.prompt_template is None and self.prompt_column is None)
+
+    @property
+    def target(self) -> Path:
+        """The file that the job writes: `output`, or the shard's part of it."""
+        cut = self.cut
+        if cut is None or PART.search(self.output.name):
+            return self.output
+        at, count = cut
+        return self.output.with_name(f"{self.output.name}.part-{at:0{len(str(count))}}-of-{count}")
+
+    @property
+    def whole_output(self) -> Path:
+        """The output that all shards make together."""
+        return self.output if self.shard is None else self.output.with_name(PART.sub("", self.output.name))
+
+    @property
+    def failure_limit(self) -> FailureLimit | None:
+        """`max_failures`, read."""
+        return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
+
+
+class JobSpec(BaseModel):
+    """What a job is. `fingerprint` tells model, sampling and prompts apart without showing them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    input: Path
+    output: Path
+    files: list[Part] = []
+    """Those of the input where it is a folder, a pattern or several paths; else `input` is the only one."""
+    input_format: str
+    output_format: str
+    spooled: bool = False
+    """Whether its rows are written out as lines before they are asked, see `spool`."""
+    prompt_column: str | None = None
+    prompt_template: str | None = None
+    answer_column: str = "answer"
+    columns: dict[str, str] | None = None
+    """The names of our columns that are not the usual ones; None until the input was looked through for them."""
+    rows_set: bool = True
+    """Whether rows set their own model, sampling, …"""
+    settings_read: list[str] = []
+    """Columns of the input that are such settings."""
+    skip_empty: bool = False
+    shard: str | None = None
+    """Which range of the input it is, `3/16`; its output is a part file then."""
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+    lines: int | None = None
+    """Lines of the input (CSV, Parquet: its rows), once it was read through."""
+    sampling: dict[str, bool | int | float | str] | None = None
+    """Sampling parameters that are one value, to say what has changed; None in jobs of older releases."""
+    fingerprint: dict[str, str]
+    models: dict[str, str] = {}
+    """The same of the other models that rows may name, and that stand in."""
+    backend: str
+    model: str
+    created: int
+    changed: list[str] = []
+    """Settings that are not what they were when the job began, see `--accept-change`."""
+    working_folder: Path | None = None
+    """Where relative image paths start, from wherever the job is taken up again."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files of the input."""
+        return self.files or [Part(self.input)]
+
+    def leaves_out(self, code: str | None) -> bool:
+        """Return whether a row that came to this error is no part of the output."""
+        return self.skip_empty and code == Code.EMPTY_PROMPT
+
+    @property
+    def of_call(self) -> bool:
+        """Whether the job is the rest of a call: its input and output lie in its folder."""
+        return self.input_format == "messages"
+
+
+class OutputRecord(BaseModel):
+    """A file that a job made, as the file system showed it then."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    mtime_ns: int
+    limit: int | None
+    """How many rows of the input it holds; None for all, 0 for another one's file that may be replaced."""
+    finished: bool = True
+    """False when the job was begun anew since, or its failures were."""
+    replaces: tuple[int, int] | None = None
+    """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
+
+    @classmethod
+    def of(cls, partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:
+        """Return what the file system says about an output; a rename over its `own` old one changes nothing in it."""
+        found = partial.stat()
+        replaces = None if own is None else stamp(own)
+        return cls(size=found.st_size, mtime_ns=found.st_mtime_ns, limit=limit, replaces=replaces)
+
+    def holds(self, limit: int | None) -> bool:
+        """Return whether the first `limit` rows are in it, None for all."""
+        return self.limit is None or (limit is not None and limit <= self.limit)
+
+    def is_still(self, path: Path) -> bool:
+        """Return whether the file at `path` is that file, untouched."""
+        return stamp(path) == (self.size, self.mtime_ns)
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether the file at `path` is that file or the one it was to replace, untouched."""
+        found = stamp(path)
+        return found is not None and found in {(self.size, self.mtime_ns), self.replaces}
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Return `(size in bytes, time of the last change in ns)` of the file at `path`, None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def above_rows(plan: ResolvedConfig, given: str, input_format: str) -> str:
+    """Return the system prompt above every row: the given one, else the configured one.
+
+    A line of a Batch file or of a call's rest is a whole request, which only a given prompt changes.
+    """
+    return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
+
+
+def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> dict[str, str]:
+    """Return digests of what decides about answers; what each line brings itself is part of the input."""
+    settings = plan.settings
+    above = above_rows(plan, given_prompt, input_format)
+    found = {"model": digest(plan.model), "system_prompt": digest(above), "backend": digest(plan.backend)}
+    if plan.record.needs_endpoint:
+        found["endpoint"] = digest(getattr(plan.block, "base_url", None))
+        found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
+    if input_format not in WHOLE_REQUESTS:
+        extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
+        found["sampling"] = digest(settings.sampling_params.given(), extra)
+        found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
+    return found
+
+
+def other_models(plan: ResolvedConfig) -> dict[str, str]:
+    """Return digests of what decides about the answers of the other models of the file, by their names."""
+    file = plan.file or plan.operator
+    blocks: dict[str, tuple[str, object, Any]] = {
+        name: (model.backend or "", getattr(model, model.backend or "", None), model)
+        for name, model in file.models.items()
+    }
+    blocks.setdefault(DEFAULT, (file.backend, getattr(file.backend_configs, file.backend, None), file))
+    return {
+        name: digest(
+            backend,
+            block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
+            {**file.sampling_params.given(), **own.sampling_params.given()},
+            own.extra_params,
+            own.system_prompt if own.system_prompt is not None else file.system_prompt,
+            own.image_tag or file.image_tag,
+        )
+        for name, (backend, block, own) in blocks.items()
+        if name != plan.name
+    }
+
+
+def digest(*values: object) -> str:
+    """Return a short digest of values of JSON. Raises `PromptmillError` for what JSON cannot hold."""
+    try:
+        text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # orjson's error is one
+        raise unwritable_parameters() from None
+    return hashlib.sha256(text).hexdigest()[:16]

@@ -1,0 +1,240 @@
+"""How far a job is: written by its runner, read by everybody."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from promptmill.backends.protocol import Call
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.store.answers import DamagedError, JobStore
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.records import JobCounts
+
+STARTING, RUNNING, MERGING = "starting", "running", "merging"
+FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
+# What `Progress.as_dict` says about the whole job, over all its runs.
+COUNTS = (
+    *("total", "done", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
+    *("prompt_tokens", "completion_tokens", "latency_s"),
+    *("cost", "cached", "repaired", "asked_again"),
+)
+_BESIDE = ("cached", "repaired", "asked_again")
+ALIVE = frozenset({STARTING, RUNNING, MERGING})
+ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
+_RATE_OVER_S = 30.0
+
+
+class Progress:
+    """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
+
+    def __init__(self, counts: JobCounts, stats: Call) -> None:
+        self.counts = counts
+        self.stats = stats
+        self.is_counted = False
+        """Whether `counts` holds what this run cost as well, because every record was counted again."""
+        self.state = STARTING
+        self.activity = ""
+        self.reason = ""
+        self.total: int | None = None
+        self.written = 0
+        """Rows of the output that are written."""
+        self.notes: list[str] = []
+        self.columns: Mapping[str, str] = {}
+        """The names of columns of the output that are not the usual ones."""
+        self.seconds_before = 0.0
+        """Wall time of earlier runs."""
+        self.lost_before = 0
+        """Requests of earlier runs that no record counts."""
+        self.set_aside = 0.0
+        """The most that requests cost whose rows have no record."""
+        self._earlier: Mapping[str, Any] = {}
+        self._forgotten = 0.0
+        """What rows cost whose records were forgotten, because the job was started over."""
+        self._has_counts = False
+        self._before: Mapping[str, Any] = {}
+        self._began = time.monotonic()
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def follow(self, earlier: Mapping[str, Any]) -> None:
+        """Go on from the status that the run before left."""
+        self._earlier = earlier
+        seconds = earlier.get("seconds")
+        self.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
+        self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
+        forgotten = earlier.get("cost_forgotten")
+        self._forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
+
+    def count(self, store: JobStore, again: str) -> None:
+        """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
+        counts = store.counts(again, skips_empty=self.counts.skips_empty)
+        if not self._has_counts:
+            if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
+                cost = max(store.cost() + self._forgotten, self._before.get("cost", 0.0))
+                self._before = {**self._before, "cost": cost} if cost else self._before
+            self.lost_before = store.in_flight.requests_lost
+        self.counts, self._has_counts = counts, True
+
+    @property
+    def cost(self) -> float | None:
+        """What all runs have cost, None where nobody knows the price."""
+        now, before = self.stats.cost, self._before.get("cost")
+        return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all runs."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def pass_row(self, rows: int) -> None:
+        """Take notice that so many rows of the output are written."""
+        self.written = rows
+
+    def begin_rates(self) -> None:
+        """Have the rates count from here: what is done already was done by earlier runs."""
+        self._samples.clear()
+        self.sample()
+
+    def sample(self) -> None:
+        """Note how far it is, about once a second, for the rates."""
+        now = time.monotonic()
+        self._samples.append((now, self.counts.done, self.stats.completion_tokens))
+        while len(self._samples) > 2 and self._samples[0][0] < now - _RATE_OVER_S:
+            self._samples.popleft()
+
+    def rates(self) -> tuple[float, float]:
+        """Return rows and answers' tokens per second, lately."""
+        if not self._samples:
+            return 0.0, 0.0
+        (then, done, tokens), now = self._samples[0], time.monotonic()
+        seconds = max(now - then, 0.001)
+        return max(0.0, (self.counts.done - done) / seconds), max(
+            0.0, (self.stats.completion_tokens - tokens) / seconds
+        )
+
+    def eta_s(self) -> float | None:
+        """Return the seconds left at the present rate, None when nobody can know."""
+        rate, _ = self.rates()
+        if self.total is None or rate <= 0:
+            return None
+        return max(0.0, (self.total - self.counts.done) / rate)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the picture for people and programs."""
+        rate, tokens = self.rates()
+        waiting = self.stats.waiting if self.state == RUNNING else ""
+        eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
+        counts = self.counts.as_dict(Call() if self.is_counted else self.stats)
+        # until the answers are counted, those that the run before left
+        left = {} if self._has_counts else {name: self._earlier[name] for name in COUNTS if name in self._earlier}
+        set_aside = round(self.set_aside, 9)
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "activity": self.activity,
+            "total": self.total,
+            **counts,
+            "requests": counts["requests"] + self.lost_before,
+            **({"columns": dict(self.columns)} if self.columns else {}),
+            **({} if self.cost is None else {"cost": self.cost}),
+            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in self._earlier else {}),
+            **({"cost_forgotten": self._forgotten} if self._forgotten else {}),
+            **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
+            **({"written": self.written} if self.state == MERGING else {}),
+            "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
+            **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
+            **({"refused": self.stats.refused} if self.stats.refused else {}),
+            **({"waiting": waiting} if waiting else {}),
+            "rows_per_second": round(rate, 2),
+            "tokens_per_second": round(tokens, 1),
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "seconds": round(self.seconds, 2),
+            "updated": time.time(),
+            "warnings": [*self.notes, *self.stats.warnings],
+        } | left
+
+
+def write_starting(folder: Folder) -> None:
+    """Say that somebody is about to run the job in `folder`, which is open here. Raises as `JobStore` does."""
+    folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
+
+
+def read(folder: Folder) -> dict[str, Any]:
+    """Return what is known about the job in `folder`. One that says it runs, but nobody runs, was interrupted.
+
+    Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
+    """
+    spec = folder.spec
+    if spec is None:
+        raise input_error(f"Job {folder.job_id} is not there any more.")
+    found: dict[str, Any] = {"state": INTERRUPTED, **folder.status}
+    alive = folder.alive
+    if not alive and found["state"] in ALIVE:
+        found.pop("waiting", None)
+        found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
+    about: dict[str, Any] = {"job_id": spec.job_id, "input_file": str(spec.input), "output_file": str(spec.output)}
+    about |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
+    return about | found | {"alive": alive}
+
+
+def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
+    """Return what is known about each job that is still there, the newest first."""
+    found = []
+    for folder in folders:
+        with contextlib.suppress(PromptmillError):
+            found.append(read(folder))
+    return sorted(found, key=lambda one: -one["created"])
+
+
+def examples(folder: Folder) -> dict[str, str]:
+    """Return a message for each code of failures, as far as the job's database says."""
+    try:
+        with folder.reading() as store:
+            return store.examples()
+    except (OSError, DamagedError):
+        return {}
+
+
+def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
+    """Return `row` (from 1), `code` and `message` of the first `most` rows that failed. Raises as `JobStore` does."""
+    spec = folder.spec
+    with folder.reading() as store:
+        found = store.failures(most, skips_empty=spec is not None and spec.skip_empty)
+        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in found]
+
+
+def line(status: Mapping[str, Any]) -> str:
+    """Return one line on how far a job is."""
+    total = status.get("total")
+    parts = [
+        f"{status.get('done', 0):,}{'' if total is None else f' of {total:,}'} done",
+        f"{status.get('failed', 0):,} failed",
+    ]
+    if status.get("state") == RUNNING and (waiting := status.get("waiting")):
+        parts.append(waiting)
+    elif status.get("state") == MERGING and "written" in status:
+        parts.append(f"{status['written']:,} written")
+    elif status.get("state") == RUNNING:
+        parts.append(f"{status['rows_per_second']:.1f} rows/s")
+        parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
+        parts.append(in_flight(status))
+        if status.get("eta_s") is not None:
+            parts.append(f"{duration(status['eta_s'])} left")
+    return ", ".join(parts)
+
+
+def in_flight(status: Mapping[str, Any]) -> str:
+    """Return how many requests are in flight, of how many that may be, and how many were refused for load."""
+    window, refused = status.get("window"), status.get("refused")
+    of = "" if window is None else f" of {window}"
+    return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
+
+
+def duration(seconds: float) -> str:
+    """Return `1:02:03`, or `2:03` below an hour."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
