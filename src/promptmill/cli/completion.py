@@ -1,6 +1,6 @@
 """Scripts that complete commands, options, files, jobs and models with Tab.
 
-shtab writes them from the parser; which values an option takes is told to it here, when a script is asked for.
+shtab writes them from the parser; this module adds the values that an option takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHELLS = {
     "tcsh": "promptmill completion tcsh > ~/.promptmill.tcsh, and `source` it in ~/.tcshrc",
     "powershell": "promptmill completion powershell | Out-String | Invoke-Expression in $PROFILE",
 }
-"""What to do with a script, by shell."""
+"""How to install the script, by shell."""
 
 _PATHS = ("input", "output", "image")  # paths that may be something else as well
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}

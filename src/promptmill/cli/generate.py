@@ -17,12 +17,11 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
-from promptmill.cli.live_answer import LiveAnswer
 from promptmill.cli.options import SCHEMA, Parser, add_shared, stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
@@ -31,7 +30,7 @@ from promptmill.system import runtime
 
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
-_TELL_EVERY_S = 10.0
+_REPORT_EVERY_S = 10.0
 _LONGEST_SHOWN = 60
 _BAR = 10  # leaves room for why nothing goes on
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
@@ -218,7 +217,7 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
 
 
 def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
-    """Print the answers; on a terminal several are told apart by their numbers. One that failed is an empty line."""
+    """Print the answers, numbered on a terminal if there are several; a failed one is an empty line."""
     if len(outcomes) == 1 and not isinstance(outcomes[0], Completion):
         return
     numbered = len(outcomes) > 1 and target.isatty()
@@ -272,7 +271,7 @@ async def _answers(
         if sys.stderr.isatty():
             await _show_progress(work, service, stats, live)
         else:
-            await _tell_waits(work, stats)
+            await _report_waits(work, stats)
         return await work, False
     except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
         work.cancel()
@@ -282,14 +281,14 @@ async def _answers(
         await service.aclose()
 
 
-async def _tell_waits(work: asyncio.Future[Any], stats: Call) -> None:
-    """Where no progress is shown, say why nothing goes on: at once, then now and then."""
-    told = float("-inf")
+async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:
+    """Print the reason of a wait at once, then every few seconds. Used without a progress display."""
+    printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
-        if not work.done() and time.monotonic() - told >= _TELL_EVERY_S and (waiting := stats.waiting):
+        if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and (waiting := stats.waiting):
             say(f"promptmill: {waiting}", sys.stderr)
-            told = time.monotonic()
+            printed = time.monotonic()
 
 
 async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Call, live: LiveAnswer | None) -> None:
@@ -317,3 +316,36 @@ async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Cal
             await asyncio.wait({work}, timeout=_PAUSE_S)
             doing_what = ("" if stats.done else service.activity) or stats.waiting or "answering"
             progress.update(bar, total=stats.total, completed=stats.done, description=doing_what)
+
+
+class LiveAnswer:
+    """Prints an answer on a terminal as it grows. The answer of a new attempt starts on a new line."""
+
+    def __init__(self, target: TextIO) -> None:
+        """`target` is a terminal."""
+        self._target = target
+        self._shown = ""
+        self.begins: Callable[[], None] | None = None
+        """Called before the first text, to clear the line."""
+
+    def show(self, text: str) -> None:
+        """Print the new part of `text`, the answer so far."""
+        text = without_controls(text)
+        if self._shown and not text.startswith(self._shown):
+            self._target.write("\n")
+            self._shown = ""
+        if len(text) == len(self._shown):
+            return
+        if self.begins is not None:
+            self.begins()
+            self.begins = None
+        self._target.write(text[len(self._shown) :])
+        self._target.flush()
+        self._shown = text
+
+    def end(self, text: str | None) -> None:
+        """Print the rest of the finished answer; None after a failure."""
+        if text is not None:
+            self.show(text)
+        if text is not None or self._shown:
+            self._target.write("\n")

@@ -22,23 +22,26 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
 
 OK, SOME_FAILED, USAGE = 0, 1, 2
 COMMANDS = {
-    "serve": ("cli.serve", "serve MCP over stdio, or over HTTP with --http"),
-    "generate": ("cli.generate", "answer prompts and print the answers"),
-    "bulk": ("cli.bulk", "answer a file of prompts into another; goes on after a crash"),
-    "join": ("cli.join", "make one output of the parts that `bulk --shard I/N` made"),
-    "jobs": ("cli.jobs", "how far jobs are; go on with one, forget old ones"),
-    "cache": ("cli.cache", "what the cache of answers holds"),
-    "models": ("cli.models", "list the models that --model NAME knows"),
-    "providers": ("cli.providers", "list the providers that `provider: NAME` knows, and their keys"),
-    "check": ("cli.check", "try configuration, endpoint, key and model"),
-    "init": ("cli.init", "ask three questions, write parameter.yaml, check it"),
+    "serve": ("cli.serve.add_options", "serve MCP over stdio, or over HTTP with --http"),
+    "generate": ("cli.generate.add_options", "answer prompts and print the answers"),
+    "bulk": ("cli.bulk.add_options", "answer a file of prompts into another; goes on after a crash"),
+    "join": ("cli.join.add_options", "make one output of the parts that `bulk --shard I/N` made"),
+    "jobs": ("cli.jobs.add_options", "how far jobs are; go on with one, forget old ones"),
+    "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
+    "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
+    "providers": (
+        "cli.listings.add_providers_options",
+        "list the providers for `provider: NAME`, and their keys",
+    ),
+    "check": ("cli.setup.add_check_options", "try configuration, endpoint, key and model"),
+    "init": ("cli.setup.add_init_options", "ask three questions, write parameter.yaml, check it"),
     "completion": (
-        "cli.completion",
+        "cli.completion.add_options",
         "print a script that completes commands, options, files, jobs and models with Tab",
     ),
-    "install": ("install.command", "add promptmill to a client's configuration"),
+    "install": ("install.command.add_options", "add promptmill to a client's configuration"),
 }
-"""Each with the module of its options, which is imported when it is used, and a line of help."""
+"""The function that adds each command's options (imported when the command is used), and a line of help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         say(f"promptmill: {error}", sys.stderr, wrap=True)
         return USAGE
-    except (BrokenPipeError, LostOutputError) as error:  # who reads it has enough, as `head`; or the disk is full
+    except (BrokenPipeError, LostOutputError) as error:  # the reader, such as `head`, has ended; or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, LostOutputError):
             say(f"promptmill: {error}", sys.stderr, wrap=True)
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        name = os.fspath(error.filename or "")  # of whichever argument or setting it is
+        name = os.fspath(error.filename or "")  # any argument or setting
         say(f"promptmill: {name[:60]}… is longer than the name of a file can be; shorten it.", sys.stderr, wrap=True)
         return USAGE
     except KeyboardInterrupt:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _speak_utf8() -> None:
-    """Make pipes and files UTF-8 on Windows too, and let no character that an output cannot show end the program."""
+    """Use UTF-8 for pipes and files on Windows too, and escape characters that an output cannot show."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             if sys.platform == "win32" and not stream.isatty():
@@ -95,20 +98,21 @@ def _configured(arguments: argparse.Namespace) -> int:
     try:
         return command(arguments, configuration)
     except PromptmillError as error:
-        from promptmill.cli.error_context import explained
+        from promptmill.cli.options import explained
 
         raise explained(error, arguments, configuration) from None
 
 
 def parser_of(words: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Return the parser of the command line. Of commands that are not among `words`, it knows the name alone."""
+    """Return the parser of the command line; only the commands in `words` get their options."""
     parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("-v", "-V", "--version", action="version", version=f"promptmill {__version__}")
     added = parser.add_subparsers(metavar="COMMAND")
-    for name, (module, told) in COMMANDS.items():
-        command = added.add_parser(name, help=told)
+    for name, (adds, purpose) in COMMANDS.items():
+        command = added.add_parser(name, help=purpose)
         if name in words:
-            importlib.import_module(f"promptmill.{module}").add_options(command)
+            module, _, add_options = adds.rpartition(".")
+            getattr(importlib.import_module(f"promptmill.{module}"), add_options)(command)
     helping = added.add_parser("help", help="what a command does and takes")
     helping.add_argument("words", nargs="*", metavar="COMMAND")
     helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
@@ -116,7 +120,7 @@ def parser_of(words: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Print the help of the whole command line, or of the command that `words` name."""
+    """Print the help of the command that `words` name, else of the whole command line."""
     if words:
         parser.parse_args([*words, "--help"])
     parser.print_help()

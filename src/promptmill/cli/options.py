@@ -1,4 +1,4 @@
-"""Options that several commands share, the configuration that they say, and a parser that names the nearest option."""
+"""Options that several commands share, the configuration that they make, and a parser that names the nearest option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import config_error, looks_like_key, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
@@ -23,6 +23,18 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # to what is shorter nearly everything is near
 _LONGEST_SHOWN = 20
 _KINDS = ("COMMAND", "CLIENT")  # arguments whose errors name the kind of word
+_SETS = {
+    "base_url": "base_url",
+    "provider": "provider",
+    "api_key_env": "key_env",
+    "concurrency": "concurrency",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "temperature": "temperature",
+    "max_tokens": "max_tokens",
+    "backend": "backend",
+}
+"""Keys of the configuration, and the arguments of the command line that set them."""
 SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
@@ -265,3 +277,51 @@ def stdin_text() -> str:
             "", f"stdin is not UTF-8 text{place}; convert it first, such as with `iconv -t utf-8`."
         ) from None
     return text
+
+
+def explained(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
+    """Return `error` with the place of a wrong setting: an option, `--set`, or a line of the file.
+
+    The error of an engine that cannot be loaded names the source of that choice and other ways to get answers.
+    """
+    return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
+
+
+def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
+    """Replace the path of a key at the start of an error by the place where the key was written."""
+    from promptmill.config.parameter_file import line_of
+    from promptmill.config.settings import Settings
+
+    path, colon, said = error.message.partition(": ")
+    keys = path.split(".")
+    if error.code is not Code.INVALID_CONFIG or not colon or keys[0] not in Settings.model_fields:
+        return error
+    argument = _SETS.get(keys[-1], "")
+    if getattr(arguments, argument, None) is not None:
+        return config_error(f"--{argument.replace('_', '-')}", said)
+    if keys[0] == "backend_configs" and argument == "model" and arguments.backend:
+        return config_error(f"--backend {arguments.backend}", said)
+    if any(text.partition("=")[0].strip() == path for text in arguments.set):
+        return config_error(f"--set {path}", said)
+    line = line_of(Path(configuration.origin), keys)
+    return config_error(f"{configuration.origin}{f', line {line}' if line else ''}: {path}", said)
+
+
+def _with_other_ways(
+    error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration
+) -> PromptmillError:
+    from promptmill.backends import registry
+    from promptmill.service import choosing
+
+    plan = configuration.plan
+    if error.code not in {Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED} or not plan.record.is_engine:
+        return error
+    chose = "--backend" if arguments.backend else configuration.origin
+    ways = ["--base-url URL"]
+    with_key = [name for name, _, key_env, is_set in registry.providers() if key_env and is_set]
+    ways += [f"--provider {with_key[0]}, whose key is set" if with_key else "--provider NAME"]
+    here = choosing.local_engine()
+    if here != plan.backend and choosing.is_installed(here):
+        ways.append(f"--backend {here}, which is installed here")
+    hint = f"{error.hint.rstrip('.')}. {chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    return PromptmillError(error.code, error.message, hint)

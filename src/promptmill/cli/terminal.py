@@ -16,14 +16,13 @@ _LABEL = re.compile(r" *(\S+ {2,})?")
 
 
 class LostOutputError(Exception):
-    """What was printed could not be written to stdout."""
+    """Stdout takes no more output, such as on a full disk."""
 
 
 def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
-    """Write `text` and a line feed to `stream`, else to stdout; byte for byte where a program reads it.
+    """Write `text` and a line feed to `stream` (default: stdout), unchanged if it is not a terminal.
 
-    `wrap`: lines are sentences, broken between words where the terminal ends. Raises `LostOutputError` where stdout
-    takes no more, such as on a full disk.
+    `wrap`: on a terminal, break long lines between words. Raises `LostOutputError`.
     """
     stream = stream or sys.stdout
     if stream.isatty():
@@ -34,7 +33,7 @@ def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
 
 
 def flush(stream: TextIO) -> None:
-    """Write what is still held back. Raises as `say`."""
+    """Write the buffered output. Raises `LostOutputError`."""
     with _lost_in_words(stream):
         stream.flush()
 
@@ -49,13 +48,12 @@ def _lost_in_words(stream: TextIO) -> Iterator[None]:
         if stream is not sys.stdout:
             raise
         raise LostOutputError(
-            f"stdout cannot be written: {error.strerror}. What is missing there is lost; write elsewhere, and run it "
-            "again."
+            f"stdout cannot be written: {error.strerror}. The rest is lost; write elsewhere and run it again."
         ) from None
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return `text` with lines of at most `width` where words allow it; what goes on stands below its beginning."""
+    """Return `text` with lines of at most `width`, broken between words; continuation lines are indented."""
     lines = []
     for line in text.split("\n"):
         found = _LABEL.match(line)
@@ -67,7 +65,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def columns(stream: TextIO) -> int:
-    """Return how wide the terminal behind `stream` is."""
+    """Return the width of the terminal behind `stream`, 80 if it is not a terminal."""
     try:
         return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):

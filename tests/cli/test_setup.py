@@ -114,9 +114,7 @@ def test_a_file_that_is_there_stays(init, tmp_path):
 def test_with_nobody_to_ask_the_option_is_named_and_nothing_is_asked(init, tmp_path):
     code, out, err = init()
     assert (code, out) == (2, "")
-    assert "stdin is no terminal, so nobody can be asked; say it with --base-url, --provider or" in " ".join(
-        err.split()
-    )
+    assert "stdin is not a terminal and has no answer; use --base-url, --provider or" in " ".join(err.split())
     assert not (tmp_path / "parameter.yaml").exists()
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from fakes import KEY
 from promptmill.cli import main as cli
-from promptmill.cli.live_answer import LiveAnswer
+from promptmill.cli.generate import LiveAnswer
 from replies import answer, attempts, choose, sse, status
 from upstream import head
 

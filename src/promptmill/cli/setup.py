@@ -1,22 +1,32 @@
-"""`promptmill init`: three questions, a configuration file with comments, and a check of it."""
+"""`promptmill init` and `check`: write a configuration from three questions, and try one stage by stage."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
+
 from promptmill.backends import registry
-from promptmill.cli import check
-from promptmill.cli.options import Parser, add_shared, configuration_of
-from promptmill.cli.terminal import say
+from promptmill.backends.protocol import Call, Step
+from promptmill.cli.options import Parser, add_shared, configuration_of, explained
+from promptmill.cli.terminal import say, wrapped
 from promptmill.config import backends
+from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import PromptmillError, config_error, redact, without_controls
+from promptmill.core.outcome import Failure
+from promptmill.core.wording import counted
 from promptmill.service import choosing
+from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _WHERE = """\
@@ -30,28 +40,29 @@ _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
 _MOST_SHOWN = 12
 _OF_THIS_MACHINE = "http://127.0.0.1"
+_LOOK_S = 0.2
 
 
 class Answers(NamedTuple):
-    """What the file is to say. `block` are the keys of the backend's block, each with its comment."""
+    """The content of the new file. `block` holds the keys of the backend's block: `(key, value, comment)`."""
 
     backend: str
     block: list[tuple[str, str, str]]
     notes: tuple[str, ...] = ()
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of the command."""
+def add_init_options(parser: Parser) -> None:
+    """Add the options of `promptmill init`."""
     add_shared(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    parser.set_defaults(unconfigured=_run)
+    parser.set_defaults(unconfigured=_init)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Ask what the options leave open, write the file, and check it. Returns the exit code of the check.
+def _init(arguments: argparse.Namespace) -> int:
+    """Ask the questions that the options leave open, write the file and check it. Returns the exit code of the check.
 
-    Raises `PromptmillError` (`invalid_config`): the file exists, or nobody is there to ask.
+    Raises `PromptmillError` (`invalid_config`): the file exists, or stdin gives no answers.
     """
     file: Path = arguments.output or Path(FILE_NAME)
     if file.exists() and not arguments.force:
@@ -65,14 +76,14 @@ def _run(arguments: argparse.Namespace) -> int:
     say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
     sys.stdout.flush()
     checked = argparse.Namespace(config=file, backend=None, set=arguments.set, json=False)
-    code = check.check(checked, configuration_of(checked))
+    code = _check(checked, configuration_of(checked))
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
         print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
-        todo = answers.notes or (f"The last line above says what to change in {file}.",)
+        todo = answers.notes or (f"The last line above names the change that {file} needs.",)
         say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
     return code
 
@@ -100,7 +111,7 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
 
 
 def _model_at(url: str) -> str:
-    """Return the model that is chosen of those the server has. Raises `PromptmillError` for a URL that cannot be."""
+    """Return the user's choice among the server's models. Raises `PromptmillError` for an invalid URL."""
     raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
     try:
         names = runtime.run(choosing.models_at(Configuration(raw).plan))
@@ -137,22 +148,25 @@ def _provider(arguments: argparse.Namespace) -> Answers:
 
 
 def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
-    """Ask until there is an answer; where nobody can be asked it is `unasked`. Raises `PromptmillError` without one."""
+    """Return the answer to a question, asked until it is valid; `unasked` where stdin has ended.
+
+    Raises `PromptmillError` (`invalid_config`) where stdin has ended and `unasked` is None.
+    """
     while True:
         asked = f"{question}{f' [{default}]' if default else ''}: "
         try:
-            said = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
+            answer = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
         except KeyboardInterrupt:
             print()  # the shell's next prompt begins a line
             raise
         except EOFError:
             if unasked is not None:
                 return unasked
-            why = "there is no answer" if sys.stdin.isatty() else "stdin is no terminal, so nobody can be asked"
-            raise config_error("", f"{why}; say it with {option}.") from None
-        if said and (not among or said in among):
-            return said
-        print(f"Write one of {', '.join(among)}." if among else "It needs one.")
+            why = "there is no answer" if sys.stdin.isatty() else "stdin is not a terminal and has no answer"
+            raise config_error("", f"{why}; use {option}.") from None
+        if answer and (not among or answer in among):
+            return answer
+        print(f"Write one of {', '.join(among)}." if among else "An answer is needed.")
 
 
 def _answer_to(asked: str) -> str:
@@ -165,7 +179,7 @@ def _answer_to(asked: str) -> str:
 
 
 def _line_for(asked: str) -> str:
-    """Return the next line of a pipe; what is asked is shown with it, and not where nothing comes."""
+    """Return the next line of a pipe and print it after its question. Raises `EOFError` at the end."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -174,7 +188,7 @@ def _line_for(asked: str) -> str:
 
 
 def written(answers: Answers) -> str:
-    """Return the file."""
+    """Return the text of the configuration file."""
     import yaml
 
     def quoted(value: str) -> str:
@@ -185,9 +199,9 @@ def written(answers: Answers) -> str:
     if backends.record(answers.backend).needs_endpoint:
         more = """
     # concurrency: 64  # most requests in flight; a server of your own gets more for as long as it answers more
-    # rpm: 500         # most requests a minute, where the provider says so"""
+    # rpm: 500         # most requests a minute, if the provider has such a limit"""
     return f"""\
-# What promptmill starts from; every key: docs/configuration.md. `${{VAR}}` reads the environment.
+# The configuration of promptmill. docs/configuration.md lists every key. `${{VAR}}` reads the environment.
 
 backend: {answers.backend}
 backend_configs:
@@ -202,3 +216,95 @@ sampling_params:
 # max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)
 # cache: true        # keep answers at temperature 0 and never pay for them twice
 """
+
+
+def add_check_options(parser: Parser) -> None:
+    """Add the options of `promptmill check`."""
+    add_shared(parser)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(command=_check)
+
+
+def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Try the configuration, with a one-token call at the end. Returns 0, or 2 if a stage fails.
+
+    `arguments` are those of the command line, `json` among them.
+    """
+    as_json = arguments.json
+    steps: list[Step] = []
+
+    def report(step: Step) -> None:
+        steps.append(step)
+        if not as_json:
+            _print(step)
+
+    report(Step("configuration", ok=True, detail=configuration.origin))
+    try:
+        runtime.run(_try_stages(configuration, report))
+    except PromptmillError as error:
+        error = explained(error, arguments, configuration)
+        report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
+    good = all(step.ok for step in steps)
+    if as_json:
+        say(orjson.dumps({"ok": good, "steps": [_as_dict(step) for step in steps]}).decode())
+    return 0 if good else 2
+
+
+def _print(step: Step) -> None:
+    mark, style = ("FAIL", "bold red") if not step.ok else ("warn", "yellow") if step.warns else ("ok  ", "green")
+    text = f"{step.step}: {step.detail}"
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        text = wrapped(f"{mark}  {without_controls(text)}", console.width).removeprefix(mark)
+        console.print(mark, style=style, end="")
+        console.print(text, markup=False, soft_wrap=True)
+    else:
+        say(f"{mark}  {text}")
+    sys.stdout.flush()
+
+
+def _as_dict(step: Step) -> dict[str, object]:
+    found: dict[str, object] = {"step": step.step, "ok": step.ok, "detail": step.detail}
+    return found | ({"warning": True} if step.warns else {}) | ({"code": step.code} if step.code else {})
+
+
+async def _try_stages(configuration: Configuration, report: Callable[[Step], None]) -> None:
+    if configuration.plan.backend == AUTO:
+        configuration = await choosing.decided(configuration)
+    plan = configuration.plan
+    registry.check_name(plan.backend)
+    registry.check_key(plan)
+    detail = plan.chosen.removeprefix("backend ") or f"{plan.backend}, {plan.model or 'no model named'}"
+    report(Step("backend", ok=True, detail=detail))
+    for warning in plan.warnings:
+        report(Step("configuration", ok=True, detail=warning, warns=True))
+    if not await registry.diagnose(plan, report):
+        await _load_and_ask(configuration, report)
+
+
+async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
+    """Load the engine and have it write one token."""
+    plan = configuration.plan.with_sampling({"max_tokens": 1})
+    service, stats = Service(configuration), Call(total=1)
+    try:
+        started = time.monotonic()
+        prompt = conversation_from_prompt("Say yes.", "the trial prompt")
+        work = asyncio.ensure_future(service.generate([prompt], stats, plan=plan))
+        activity = ""
+        while not work.done():
+            await asyncio.wait({work}, timeout=_LOOK_S)
+            if service.activity not in {activity, ""}:
+                activity = service.activity
+                report(Step("loading", ok=True, detail=activity.removeprefix("Loading ")))
+        (outcome,) = work.result()
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        tokens = outcome.usage.completion_tokens
+        seconds = time.monotonic() - started
+        report(Step("answer", ok=True, detail=f"{counted(tokens, 'token')}, {seconds:.1f} s with loading"))
+        for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
+            report(Step("answer", ok=True, detail=warning, warns=True))
+    finally:
+        await service.aclose()

@@ -1,0 +1,101 @@
+"""`promptmill models`, `providers` and `cache`: lists of what can answer, and of the answers that are kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import orjson
+
+from promptmill.answering.answer_cache import AnswerCache, path_of
+from promptmill.backends import registry
+from promptmill.cli.options import Parser, add_shared
+from promptmill.cli.terminal import columns, say
+from promptmill.config.loading import Configuration
+from promptmill.core.wording import counted
+from promptmill.service.service import Service
+
+_NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
+
+
+def add_models_options(parser: Parser) -> None:
+    """Add the options of `promptmill models`."""
+    add_shared(parser, answering=False)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(command=_show_models)
+
+
+def _show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Print the models of the configuration, the default model first. Returns 0."""
+    service = Service(configuration)
+    found = service.described(service.models)
+    if arguments.json:
+        say(orjson.dumps(found).decode())
+        return 0
+    for model in found:
+        name = f"{model['name']}{' (default)' if model['is_default'] else ''}"
+        if "reason" in model:
+            say(f"{name:24} {model['reason']}")
+            continue
+        fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
+        say(f"{name:24} {model['backend']:9} {model['model'] or 'no model named'}{fallback}")
+    return 0
+
+
+def add_providers_options(parser: Parser) -> None:
+    """Add the options of `promptmill providers`."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(unconfigured=_show_providers)
+
+
+def _show_providers(arguments: argparse.Namespace) -> int:
+    """Print the providers for `provider: NAME`. Returns 0."""
+    rows = registry.providers()
+    if arguments.json:
+        names = ("provider", "base_url", "key_env", "key_is_set")
+        say(orjson.dumps([dict(zip(names, row, strict=True)) for row in rows], option=orjson.OPT_INDENT_2).decode())
+        return 0
+    keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set in rows]
+    room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL_WIDTH
+    for (name, base_url, *_), key in zip(rows, keys, strict=True):
+        url = base_url or "needs base_url"
+        say(f"{name:{_NAME_WIDTH}} {url if len(url) <= room else f'{url[: room - 1]}…':{room}} {key}")
+    return 0
+
+
+def add_cache_options(parser: Parser) -> None:
+    """Add the options of `promptmill cache`."""
+    add_shared(parser)
+    parser.add_argument("--clear", action="store_true", help="forget all of it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(command=_show_cache)
+
+
+def _show_cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Print the size of the configuration's cache, after clearing it with `--clear`. Returns 0.
+
+    Raises `PromptmillError` (`storage`).
+    """
+    wanted = configuration.plan.operator.cache
+    found: dict[str, Any] = {"in_use": bool(wanted)}
+    path = path_of(wanted or True)
+    if path.exists():
+        cache = AnswerCache(path)
+        try:
+            if arguments.clear:
+                found["cleared"] = cache.clear()
+            found |= cache.summary()
+        finally:
+            cache.close()
+    else:
+        found |= {"path": str(path), "answers": 0, "bytes": 0, "oldest_s": None}
+    if arguments.json:
+        say(orjson.dumps(found).decode())
+        return 0
+    if arguments.clear:
+        say(f"{counted(found.get('cleared', 0), 'answer')} forgotten")
+    say(f"{counted(found['answers'], 'answer')}, {found['bytes'] / 2**20:.1f} MiB, in {found['path']}")
+    if not wanted:
+        say("not in use: set `cache: true`")
+    return 0
