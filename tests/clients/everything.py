@@ -11,7 +11,7 @@ import contextlib
 import io
 import sys
 
-import promptmill.system.fastmcp_environment  # noqa: F401 (before FastMCP, which reads it)
+from promptmill.http.address import Address, HostAllowlist, url  # first: its package sets FastMCP's variables
 
 from fastmcp import Context, FastMCP  # isort: skip
 from fastmcp.exceptions import ToolError
@@ -20,7 +20,6 @@ from fastmcp.tools import ToolResult
 from mcp_types import AudioContent, EmbeddedResource, ImageContent, TextContent, TextResourceContents
 from PIL import Image
 
-from promptmill.http.address import Address, HostAllowlist, url
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
 

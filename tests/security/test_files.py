@@ -209,7 +209,7 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
 ATTACK = """
 import asyncio, sys, threading
 import psutil
-from promptmill.images.cache import ImageCache
+from promptmill.images.load import ImageCache
 from promptmill.images.load import ImageRules
 
 process, peak, done = psutil.Process(), [0], threading.Event()

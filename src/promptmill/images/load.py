@@ -1,19 +1,25 @@
-"""Load an image from a path, a URL or memory as bytes that models read: PNG, JPEG, WebP or GIF.
+"""Load images from paths, URLs or memory as bytes that models read: PNG, JPEG, WebP or GIF.
 
-A file that is not an image is never read beyond its header, and never sent.
+A file that is not an image is never read beyond its header, and never sent. `ImageCache` loads and keeps the images of
+a call, those of the web by way of `WebImages`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
+import functools
+import importlib
 import io
 import os
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +32,10 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from promptmill.images.fetch import ImageFetcher
+
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
+_PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
@@ -46,6 +55,10 @@ _ORIENTATION = 0x0112
 
 DEFAULT_BYTES = 1 << 30
 """Bytes of memory that images may take together while they are decoded."""
+KEPT_BYTES = 256 * 1024 * 1024
+"""Bytes of images kept for later items of a call that share them."""
+_THREADS = 8
+_EACH = 4096  # bytes of a kept entry without its image; most of them are the error of an unreadable image
 _LARGE = 32 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -231,9 +244,10 @@ def _probe(start: bytes, name: str) -> None:
 
 
 def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
-    # import these plugins here: otherwise Pillow imports all its plugins at the first image in such a format
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+    from PIL import Image
 
+    for plugin in _PLUGINS:
+        importlib.import_module(plugin)
     _probe(data[:16], name)
     try:
         with warnings.catch_warnings():
@@ -375,3 +389,93 @@ def _to_eight_bits(image: Image) -> Image:
     scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
     offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
     return image.point(lambda value: value * scale + offset).convert("L")
+
+
+class WebImages:
+    """Downloads images from public addresses; the HTTP client is imported at the first download."""
+
+    def __init__(self) -> None:
+        self._fetcher: ImageFetcher | None = None
+
+    async def fetch(self, url: str) -> str:
+        """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
+        # importing the HTTP client takes long, and most calls have no image on the web
+        module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
+        if self._fetcher is None:
+            self._fetcher = module.ImageFetcher()
+        return await self._fetcher.fetch(url)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            await fetcher.aclose()
+
+
+class ImageCache:
+    """The images of one call: reads each source once, off the event loop, and keeps it for later items.
+
+    Items that need the same file at the same time share one reading.
+    """
+
+    def __init__(
+        self,
+        rules: ImageRules,
+        encode: Callable[[ImageFile], bytes],
+        fetch: Callable[[str], Awaitable[str]] | None,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        """`encode` makes the bytes to keep, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL.
+
+        At most `kept_bytes` are kept for later items of the call; items in flight keep their own images alive.
+        """
+        self._rules = rules
+        self._encode = encode
+        self._fetch = fetch
+        self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
+        self._kept_bytes = kept_bytes
+        self._kept = 0
+        # separate from the default pool: images may wait for memory, and must not block other work
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def read(self, source: str) -> bytes:
+        """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
+        reading = self._readings.get(source)
+        if reading is None:
+            reading = asyncio.ensure_future(self._read(source))
+            self._readings[source] = reading
+            reading.add_done_callback(functools.partial(self._remember, source))
+        return await asyncio.shield(reading)  # another item may be waiting for the same file
+
+    async def _read(self, source: str) -> bytes:
+        if self._fetch is not None and is_web(source):
+            source = await self._fetch(source)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_THREADS, "images")
+        return await asyncio.wrap_future(self._threads.submit(self._load, source))
+
+    def _load(self, source: str) -> bytes:
+        return self._encode(load_image(source, self._rules))
+
+    def _remember(self, read: str, reading: asyncio.Future[bytes]) -> None:
+        self._kept += _kept_size(read, reading)
+        while self._kept > self._kept_bytes and len(self._readings) > 1:
+            source, oldest = next(iter(self._readings.items()))
+            if not oldest.done():
+                break
+            del self._readings[source]
+            self._kept -= _kept_size(source, oldest)
+
+    def close(self) -> None:
+        """Cancel all running reads and downloads."""
+        for reading in self._readings.values():
+            reading.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
+    image = b"" if reading.cancelled() or reading.exception() else reading.result()
+    size = _EACH + len(source) + len(image)
+    # a `data:` URL seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
+    return size * 8 if source.startswith("data:") else size

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import promptmill.system.fastmcp_environment  # noqa: F401 (before FastMCP is imported)
+from promptmill.system import logs
 
 if TYPE_CHECKING:
     from promptmill.server.app import create_server
 
 __all__ = ["create_server"]
+
+logs.quiet_fastmcp()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Logs on stderr."""
+"""Logs on stderr: our own, and those of FastMCP."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ def to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
     logging.getLogger("promptmill").setLevel((wanted if wanted in LEVELS else "warning").upper())
     if all_calls:
         logging.getLogger(CALLS).setLevel(logging.INFO)
+
+
+def quiet_fastmcp() -> None:
+    """Set FastMCP's environment variables. Call it before FastMCP is imported, which reads them then."""
+    # A `.env` in the working directory is the caller's, not FastMCP's: a bad value there would stop the import.
+    os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
+    os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
+    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # our own log has the failed calls
+    # At DEBUG both libraries log the arguments of calls and whole messages, with prompts and keys in them.
+    if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
+        os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
+    logging.getLogger("mcp").setLevel(logging.WARNING)

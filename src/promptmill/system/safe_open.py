@@ -90,7 +90,7 @@ def _place_of(descriptor: int, resolved: Path) -> Path:
     """Return the path of the open file from the system; `resolved` is the path that was opened."""
     try:
         if sys.platform == "linux":
-            return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115 (a path beside the work)
+            return Path(f"/proc/self/fd/{descriptor}").readlink()
         if sys.platform == "darwin":
             import fcntl
 

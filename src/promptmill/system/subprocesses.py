@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 SCRATCH = "PROMPTMILL_SCRATCH"
 """The environment variable that names a child's folder for temporary files."""
@@ -125,6 +125,22 @@ async def start(module: str, environment: Mapping[str, str]) -> asyncio.subproce
             if tries == _TRIES:
                 raise
             await asyncio.sleep(_PAUSE_S)
+
+
+def private_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """In a child: return stdin and stdout as private pipes; replace fd 0 by the null device and fd 1 by stderr.
+
+    Duplicated descriptors are not inherited, so no grandchild can write to the pipes or keep them open.
+    """
+    incoming, outgoing = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # no stderr
+        os.dup2(null, 1)
+    os.close(null)
+    return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
 
 
 def end_with_parent() -> None:

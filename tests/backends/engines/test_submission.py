@@ -16,8 +16,7 @@ from promptmill.backends.protocol import Request
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError
 from promptmill.core.sampling import Sampling
-from promptmill.images.load import ImageRules
-from promptmill.images.web import WebImages
+from promptmill.images.load import ImageRules, WebImages
 from promptmill.system import frames
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from promptmill.system.pipes import private_pipes  # it imports only `os`
+from promptmill.system import subprocesses  # it imports the standard library only
 
 _ENGINES = {
     "hf": "promptmill.backends.engines.hf.engine",
@@ -17,7 +17,7 @@ _ENGINES = {
 
 def main() -> None:
     """Reserve the pipes for the protocol, then load the engine and serve."""
-    incoming, outgoing = private_pipes()
+    incoming, outgoing = subprocesses.private_pipes()
     # from here on, output of imported code cannot reach the protocol
     import importlib
     import signal
@@ -25,7 +25,7 @@ def main() -> None:
 
     from promptmill.backends.engines.channel import Channel
     from promptmill.core.errors import PromptmillError, redact
-    from promptmill.system import frames, subprocesses
+    from promptmill.system import frames
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     subprocesses.lower_priority()

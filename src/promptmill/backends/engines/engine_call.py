@@ -12,9 +12,7 @@ from promptmill.backends.protocol import FixedShare, Request
 from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
-from promptmill.images.cache import ImageCache
-from promptmill.images.load import ImageFile, ImageRules
-from promptmill.images.web import WebImages
+from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames
 from promptmill.system.frames import Frame
 

@@ -17,8 +17,7 @@ from promptmill.backends.protocol import Call, Request
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Failure, Outcome
-from promptmill.images.load import ImageRules
-from promptmill.images.web import WebImages
+from promptmill.images.load import ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 

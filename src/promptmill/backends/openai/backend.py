@@ -19,8 +19,7 @@ from promptmill.backends.protocol import Call, Request
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Outcome
-from promptmill.images.load import ImageRules
-from promptmill.images.web import WebImages
+from promptmill.images.load import ImageRules, WebImages
 from promptmill.system.runtime import usable_cores
 
 _LARGE_BYTES = 256 * 1024 * 1024

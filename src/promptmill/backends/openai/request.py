@@ -26,9 +26,7 @@ from promptmill.core.conversation import AudioPart, Conversation, ImagePart, Mes
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
 from promptmill.core.wording import shape
-from promptmill.images.cache import KEPT_BYTES, ImageCache
-from promptmill.images.load import ImageFile, ImageRules, is_web
-from promptmill.images.web import WebImages
+from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
 
 _LARGE_PIECE = 32 * 1024
 _OURS = frozenset({"messages", "stream", "stream_options"})

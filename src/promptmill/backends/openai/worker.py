@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from promptmill.system.pipes import private_pipes
+from promptmill.system import subprocesses
 
-_PIPES = private_pipes() if __name__ == "__main__" else None  # before an import can print into the protocol
+_PIPES = (
+    subprocesses.private_pipes() if __name__ == "__main__" else None
+)  # before an import can print into the protocol
 
 import asyncio
 import os
@@ -30,8 +32,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import Sampling
-from promptmill.images.load import DecodeMemory, HeldImage, ImageRules
-from promptmill.images.web import WebImages
+from promptmill.images.load import DecodeMemory, HeldImage, ImageRules, WebImages
 from promptmill.system import frames
 from promptmill.system.runtime import run, stay_responsive
 

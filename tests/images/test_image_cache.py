@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from promptmill.core.errors import PromptmillError
-from promptmill.images.cache import ImageCache
-from promptmill.images.load import ImageRules
+from promptmill.images.load import ImageCache, ImageRules
 
 
 @pytest.fixture
