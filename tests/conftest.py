@@ -2,8 +2,9 @@
 
 Fixtures: `upstream` (one `Upstream`), `upstreams` (a maker of more, also with TLS), `drive` (runs
 prompts through the openai backend), `talk` and `serve` (a server's client), `closing` (closes with the test what it
-opened). An `async def` test or fixture runs on an event loop of its own. The modules in `support/`, such as
-`upstream`, `replies` and `fakes`, can be imported by name from every test.
+opened). An `async def` test or fixture runs on an event loop of its own, whose time is simulated where the test is
+marked `simulated`. The modules in `support/`, such as `upstream`, `replies` and `fakes`, can be imported by name from
+every test.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ipaddress
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
+from simulated_time import SimulatedLoop
 from upstream import Upstream
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # reports each import of openvino to its makers
@@ -72,18 +75,26 @@ def _check_address(address: object) -> None:
         raise AssertionError(f"a test tried to reach {address[0]}")
 
 
-class SealedLoop(_EventLoop):  # type: ignore[misc, valid-type]
+class _Sealed:
     """An event loop that knows no other machine; uvloop connects and looks up names below Python's socket module."""
 
     async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
         _check_name(host)
-        return await super().getaddrinfo(host, port, **options)
+        return await super().getaddrinfo(host, port, **options)  # type: ignore[misc]
 
     async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         if host is not None:
             _check_name(host)
             _check_address((host, port))
-        return await super().create_connection(factory, host, port, **options)
+        return await super().create_connection(factory, host, port, **options)  # type: ignore[misc]
+
+
+class SealedLoop(_Sealed, _EventLoop):  # type: ignore[misc, valid-type]
+    """The event loop of tests."""
+
+
+class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
+    """The event loop of tests whose time is simulated."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -125,21 +136,32 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", sealed_getaddrinfo)
 
 
+def _is_simulated(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("simulated") is not None
+
+
 @pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The event loop of asynchronous tests and fixtures: a new one for each test."""
-    return "asyncio", {"loop_factory": SealedLoop}
+    return "asyncio", {"loop_factory": _SealedSimulatedLoop if _is_simulated(request) else SealedLoop}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
     if inspect.iscoroutinefunction(obj) and collector.istestfunction(obj, name):
-        pytest.mark.usefixtures("_nothing_left_running")(obj)
+        pytest.mark.usefixtures("_clock", "_nothing_left_running")(obj)
 
 
 @pytest.fixture
 async def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
+
+
+@pytest.fixture
+def _clock(request: pytest.FixtureRequest, _loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let simulated time be everybody's."""
+    if _is_simulated(request):
+        monkeypatch.setattr(time, "monotonic", _loop.time)
 
 
 @pytest.fixture
@@ -177,12 +199,13 @@ async def closing() -> AsyncIterator[Closing]:
 
 
 @pytest.fixture
-def upstreams(tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
+def upstreams(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Upstream]]:
     """Make endpoints: `upstreams()`, `upstreams(reply)`, `upstreams(tls=True)`. They end with the test."""
+    loop = request.getfixturevalue("_loop") if _is_simulated(request) else None
     with ExitStack() as stack:
 
         def start(reply: Any = None, *, tls: bool = False) -> Upstream:
-            return stack.enter_context(Upstream(reply, tls=tmp_path if tls else None))
+            return stack.enter_context(Upstream(reply, tls=tmp_path if tls else None, loop=loop))
 
         yield start
 

@@ -263,7 +263,10 @@ def _unchunked(buffer: bytearray, start: int) -> tuple[bytes, int] | None:
 class Upstream:
     """The endpoint. Set `reply` at any time; read `seen`, `attempts`, `in_flight`, `peak`, `connections`, `open`."""
 
-    def __init__(self, reply: Reply | None = None, *, tls: Path | None = None) -> None:
+    def __init__(
+        self, reply: Reply | None = None, *, tls: Path | None = None, loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        """`loop` is the test's own, where time is simulated; without it the endpoint has a thread with a loop."""
         from replies import answer
 
         self.reply: Reply = reply or answer()
@@ -292,10 +295,10 @@ class Upstream:
             self.certificate, key = self_signed(tls)
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(self.certificate, key)
-        self._loop = new_event_loop()
+        self._loop = loop or new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
-        self._thread = threading.Thread(target=self._run, name="upstream", daemon=True)
+        self._thread = None if loop else threading.Thread(target=self._run, name="upstream", daemon=True)
         self.port = 0
 
     @property
@@ -309,14 +312,20 @@ class Upstream:
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Upstream:
-        self._thread.start()
-        self.come_back()
+        if self._thread is not None:
+            self._thread.start()
+        listening = _bound(0)
+        self.port = listening.getsockname()[1]
+        self._on_loop(self._listen(listening))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.vanish()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        if self._thread is None:
+            self._loop.run_until_complete(self._end_tasks())
+        else:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(5)
         assert not self.problems, f"a reply of the upstream failed: {self.problems[0]!r}"
 
     def vanish(self, seconds: float | None = None) -> None:
@@ -378,13 +387,18 @@ class Upstream:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
-        for task in self._tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._loop.run_until_complete(self._end_tasks())
         self._loop.close()
 
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        if threading.current_thread() is self._thread:
+        if self._thread is None and not self._loop.is_running():
+            self._loop.run_until_complete(work)
+        elif self._thread in {None, threading.current_thread()}:
             self.spawn(work)
         else:
             asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
@@ -409,11 +423,10 @@ class Upstream:
         self._listener = None
         await self._listen()
 
-    async def _listen(self) -> None:
+    async def _listen(self, listening: socket.socket | None = None) -> None:
         if self._listener is not None:
             return
-        listening = _bound(self.port)
-        self.port = listening.getsockname()[1]
+        listening = listening or _bound(self.port)
         self._listener = await self._loop.create_server(lambda: _Connection(self), sock=listening, ssl=self._tls)
 
 
@@ -422,7 +435,7 @@ def _bound(port: int) -> socket.socket:
     # can meet itself (TCP simultaneous open), or somebody else can take the port while the upstream is away.
     ports = [port] if port else random.sample(range(15_000, 32_000), 50)
     for candidate in ports:
-        listening = socket.socket()
+        listening = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio sends at once only where the protocol is named
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(("127.0.0.1", candidate))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import time
 
 import aiohttp
 import pytest
 from multidict import CIMultiDict
 from yarl import URL
 
-from busy import within
 from driving import ask, echoes, opened, run
 from fakes import DictSink, ListSource, openai_configuration
 from promptmill.backends.openai.session import Session
@@ -36,17 +34,13 @@ async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
         task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), stats))
         await upstream.reaches(lambda: upstream.in_flight == 8)
         task.cancel()
-        began = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - began < within(1)
         assert stats.in_flight == 0
-        await upstream.reaches(lambda: upstream.in_flight == 0, 1)
+        await upstream.reaches(lambda: upstream.in_flight == 0)
         sent = len(upstream.seen)
         upstream.reply = answer()
-        result = await ask(backend, HUNDRED)
-        assert result.texts == echoes(HUNDRED)
-        assert result.seconds < within(3)
+        assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
         assert len(upstream.seen) == sent + 100
     assert all(seen.left for seen in upstream.seen[:8])
 
@@ -73,6 +67,7 @@ async def test_a_cancellation_that_meets_the_head_of_a_response_counts(monkeypat
         await task
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize("reply", [status(429, retry_after="1"), status(500), status(503)])
 async def test_cancelling_ends_all_waiting_too(upstream, reply):
     upstream.reply = reply
@@ -85,7 +80,7 @@ async def test_cancelling_ends_all_waiting_too(upstream, reply):
             await task
         await asyncio.sleep(0.1)  # what was on its way may still arrive
         sent = len(upstream.seen)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(60)
         assert len(upstream.seen) == sent
 
 
@@ -113,6 +108,7 @@ async def test_cancelling_one_run_leaves_the_others_alone(upstream):
         assert upstream.peak == 8
 
 
+@pytest.mark.simulated
 async def test_many_cancelled_runs_leak_no_place(upstream):
     upstream.reply = late(0.02)
     async with opened(upstream.url, concurrency=4, adaptive=False) as backend:
@@ -137,7 +133,7 @@ async def test_closing_ends_running_calls_with_shutdown(upstream):
         await task
     assert caught.value.code == "shutdown"
     assert sink.outcomes[0].text == "echo: prompt 0"
-    await upstream.reaches(lambda: not upstream.open, 1)
+    await upstream.reaches(lambda: not upstream.open)
     await service.aclose()
     with pytest.raises(PromptmillError) as caught:
         await service.run(ListSource(["a"]), DictSink(), Call())
@@ -153,6 +149,7 @@ async def test_closing_before_loading_is_fine(upstream):
     await backend.aclose()
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize("reply", [hang(), hang(30), drip(0.1, 100), late(30)])
 async def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply):
     upstream.reply = by_prompt({"bad": reply}, late(0.005))
@@ -161,13 +158,14 @@ async def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply
     failure = result.failures[50]
     assert (failure.error.code, failure.attempts) == ("item_timeout", 1)
     assert "item_timeout" in str(failure.error)
-    assert 0.4 < failure.latency_s < 1.5
-    assert result.seconds < within(3)
+    assert 0.5 <= failure.latency_s < 0.51
+    assert result.seconds < 0.7
     bad = next(seen for seen in upstream.seen if seen.prompt == "bad")
     assert bad.left is not None
-    assert bad.left - bad.at < 1.5
+    assert bad.left - bad.at < 0.51
 
 
+@pytest.mark.simulated
 @pytest.mark.parametrize(
     ("reply", "block"),
     [
@@ -182,31 +180,35 @@ async def test_item_timeout_includes_the_waiting_between_attempts(upstream, driv
     result = await drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
     assert list(result.failures) == [20]
     assert result.failures[20].error.code == "item_timeout"
-    assert result.seconds < within(2.5)
+    assert result.seconds <= 0.7
 
 
+@pytest.mark.simulated
 async def test_item_timeout_holds_while_the_endpoint_is_away(upstream):
     async with opened(upstream.url, item_timeout=0.5, retries=100, patience=60, timeout=[2, 60]) as backend:
         await ask(backend, ["first"])
         upstream.reply = choose(lambda seen: status(503) if seen.prompt != "bad" else hang())
         result = await ask(backend, ["x", "bad", *HUNDRED[:10]])
     assert result.codes == {"item_timeout"}
-    assert result.seconds < within(5)
+    assert result.seconds < 0.7
 
 
+@pytest.mark.simulated
 async def test_item_timeout_does_not_count_the_queue(upstream, drive):
     upstream.reply = late(0.1)
     result = await drive(HUNDRED[:12], concurrency=1, item_timeout=0.6)
     assert result.texts == echoes(HUNDRED[:12])
 
 
+@pytest.mark.simulated
 async def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
     upstream.reply = attempts(hang(), hang(), answer())
     result = await drive(["a"], timeout=[2, 0.3])
     assert result.texts == ["echo: a"]
-    assert 0.5 < result.seconds < within(2.5)
+    assert 0.6 <= result.seconds < 1
 
 
+@pytest.mark.simulated
 async def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive):
     from replies import completion, events
     from upstream import head

@@ -8,6 +8,8 @@ from driving import ask, echoes, opened
 from promptmill.backends.protocol import Call
 from replies import choose, hang, late, status
 
+pytestmark = pytest.mark.simulated
+
 PROMPTS = [str(i) for i in range(600)]
 
 

@@ -7,12 +7,11 @@ import time
 
 import pytest
 
-from busy import within
 from driving import ask, echoes, opened
 from promptmill.backends.protocol import Call
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
 
-pytestmark = pytest.mark.usefixtures("either_way")
+pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("either_way")]
 THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
@@ -24,7 +23,7 @@ async def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retr
     upstream.reply = at_most(4, late(0.005), status(429, retry_after=retry_after))
     result = await drive(THOUSAND, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND)
-    assert result.seconds < within(30)
+    assert result.seconds < 3 * 1000 / 4 * 0.005
     assert max(outcome.attempts for outcome in result.outcomes) <= 15
 
 
@@ -35,7 +34,7 @@ async def test_50_in_a_fifth_of_a_second_costs_1000_prompts_no_answer(upstream, 
     prompts = THOUSAND[: 500 if retry_after else 1000]
     result = await drive(prompts, retries=5, concurrency=64, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(prompts)
-    assert result.seconds < within(30)
+    assert result.seconds < 2 * len(prompts) / 50 * 0.2
 
 
 async def test_the_limit_of_the_endpoint_is_found(upstream, drive):
@@ -44,9 +43,9 @@ async def test_the_limit_of_the_endpoint_is_found(upstream, drive):
     result = await drive(prompts, concurrency=256)
     assert result.texts == echoes(prompts)
     refused = len(upstream.seen) - len(prompts)
-    # with 256 in flight it would be five of six; a tenth on an idle machine, more where the endpoint gets no core
-    assert refused < 0.33 * len(upstream.seen), f"{refused} of {len(upstream.seen)} refused"
-    assert result.seconds < within(3 * 2000 / 40 * 0.02 + 1)
+    # with 256 in flight it would be five of six
+    assert refused < 0.15 * len(upstream.seen), f"{refused} of {len(upstream.seen)} refused"
+    assert result.seconds < 2 * 2000 / 40 * 0.02
 
 
 async def test_a_limit_that_is_there_from_the_first_request_is_waited_out(upstream, drive):
@@ -188,9 +187,8 @@ async def test_back_off_is_capped_at_max_delay(upstream, drive):
     upstream.reply = attempts(*[status(500)] * 9, answer())
     result = await drive(["a"], retries=10, base_delay=0.02, max_delay=0.05)
     assert result.answered == 1
-    assert result.seconds < within(2)
     gaps = [after.at - before.ended for before, after in zip(upstream.seen, upstream.seen[1:], strict=False)]
-    assert max(gaps) < 0.3
+    assert max(gaps) <= 0.05
 
 
 # Our own limits
@@ -246,7 +244,7 @@ async def test_a_run_that_is_held_up_does_not_hold_up_another(upstream):
         held.cancel()
         await asyncio.wait({held})
     assert result.texts == echoes(THOUSAND[:100])
-    assert result.seconds < within(2)
+    assert result.seconds < 0.5
 
 
 async def test_requests_per_minute_hold(upstream, drive):
@@ -254,8 +252,7 @@ async def test_requests_per_minute_hold(upstream, drive):
     assert (await drive(prompts, rpm=1200)).texts == echoes(prompts)  # 20 a second, after one second's worth
     times = [seen.at for seen in upstream.seen]
     for at, began in enumerate(times):
-        within = sum(began <= time_ < began + 1 for time_ in times[at:])
-        assert within <= 2 * 20 + 2
+        assert sum(began <= time_ < began + 1 for time_ in times[at:]) <= 2 * 20 + 2
     assert times[-1] - times[0] > 1.5
 
 

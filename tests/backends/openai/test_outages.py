@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from busy import within
 from driving import ask, echoes, opened
 from replies import (
     answer,
@@ -27,7 +26,7 @@ from replies import (
     wrong_length,
 )
 
-pytestmark = pytest.mark.usefixtures("either_way")
+pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("either_way")]
 
 THOUSAND = [f"prompt {i}" for i in range(1000)]
 
@@ -38,7 +37,7 @@ async def test_an_endpoint_gone_amid_1000_prompts_costs_no_answer(upstream, driv
     upstream.reply = vanishing(300, seconds, late(0.02))
     result = await drive(THOUSAND, retries=3, concurrency=32, base_delay=0.05, max_delay=0.5)
     assert result.texts == echoes(THOUSAND)
-    assert seconds < result.seconds < seconds + 10
+    assert seconds < result.seconds < seconds + 3
     assert len(upstream.seen) < 1200
 
 
@@ -63,7 +62,7 @@ async def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, dr
     upstream.reply = choose(reply)
     result = await drive(THOUSAND[:400], retries=3, concurrency=32)
     assert result.texts == echoes(THOUSAND[:400])
-    assert result.seconds < within(15)
+    assert result.seconds < 3
 
 
 async def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, drive):
@@ -83,7 +82,7 @@ async def test_an_endpoint_that_drains_before_it_goes_costs_no_answer(upstream, 
     upstream.reply = choose(reply)
     result = await drive(THOUSAND[:150], retries=5, concurrency=32, base_delay=0.025, max_delay=0.75)
     assert result.texts == echoes(THOUSAND[:150])
-    assert result.seconds < within(30)
+    assert result.seconds < 8
 
 
 async def test_a_tls_endpoint_gone_costs_no_answer(upstreams, drive, monkeypatch):
@@ -130,7 +129,7 @@ async def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, dr
     failure = result.failures[at]
     assert failure.error.code == "connection_lost"
     assert failure.attempts <= 25
-    assert result.seconds < within(20)
+    assert result.seconds < 5
 
 
 async def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
@@ -138,7 +137,7 @@ async def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
     prompts = [*THOUSAND[:20], "killer", *THOUSAND[20:80]]
     result = await drive(prompts, concurrency=8)
     assert list(result.failures) == [20]
-    assert result.seconds < within(3 * 80 / 8 * 0.2)
+    assert result.seconds < 1.5 * 80 / 8 * 0.2
 
 
 async def test_several_killers_cost_only_themselves(upstream, drive):
@@ -146,14 +145,14 @@ async def test_several_killers_cost_only_themselves(upstream, drive):
     prompts = [f"killer {i // 20}" if i % 20 == 0 else str(i) for i in range(100)]
     result = await drive(prompts, concurrency=8)
     assert list(result.failures) == [0, 20, 40, 60, 80]
-    assert result.seconds < within(15)
+    assert result.seconds < 3
 
 
 async def test_patience_ends_with_an_endpoint_that_nobody_listens_at(upstream, drive):
     upstream.vanish()
     result = await drive(THOUSAND[:100], retries=100, patience=0.6, base_delay=0.05)
     assert result.codes == {"unreachable"}
-    assert result.seconds < within(6)
+    assert 0.6 <= result.seconds < 1.5
 
 
 @pytest.mark.parametrize("fault", ["vanish", "429", "503", "reset"])
@@ -164,7 +163,7 @@ async def test_patience_ends_with_an_endpoint_that_was_well(upstream, drive, fau
     codes = {"vanish": {"unreachable", "connection_lost"}, "429": {"rate_limited"}, "503": {"server_error"}}
     assert 99 - 16 <= result.answered <= 99 + 16
     assert result.codes <= codes.get(fault, {"connection_lost"})
-    assert 0.4 < result.seconds < within(8)
+    assert 0.6 <= result.seconds < 1.5
 
 
 async def test_patience_begins_anew_with_each_answer(upstream, drive):
@@ -206,4 +205,4 @@ async def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive)
     upstream.reply = chaos(seed, 0.2, faults, late(0.005))
     result = await drive(THOUSAND, retries=10, timeout=[2, 0.5], concurrency=64)
     assert result.texts == echoes(THOUSAND)
-    assert result.seconds < within(30)
+    assert result.seconds < 5

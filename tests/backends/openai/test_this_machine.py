@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from busy import within
 from driving import ask, echoes, opened
 from replies import by_prompt, huge, late
 
@@ -43,7 +42,6 @@ async def test_a_name_that_does_not_resolve_is_ours_to_say(drive):
         assert "no-such-host.invalid" in failure.error.message
         assert failure.error.retryable
         assert failure.attempts <= 2
-    assert result.seconds < within(5)
 
 
 async def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, monkeypatch):

@@ -105,6 +105,7 @@ def test_servers_say_how_many_requests_wait(page, waiting):
     assert waiting_in(page) == waiting
 
 
+@pytest.mark.simulated
 async def test_the_page_of_metrics_is_read_while_a_run_lasts_and_gets_no_key(upstream, drive):
     upstream.metrics = b"vllm:num_requests_waiting 40.0\n"
     upstream.reply = late(0.6)
@@ -115,6 +116,7 @@ async def test_the_page_of_metrics_is_read_while_a_run_lasts_and_gets_no_key(ups
     assert not any("authorization" in page.headers for page in upstream.pages)
 
 
+@pytest.mark.simulated
 async def test_a_server_without_such_a_page_is_asked_once(upstream, drive):
     upstream.reply = late(0.5)
     prompts = [str(i) for i in range(500)]
@@ -122,6 +124,7 @@ async def test_a_server_without_such_a_page_is_asked_once(upstream, drive):
     assert len(upstream.pages) <= 1
 
 
+@pytest.mark.simulated
 async def test_a_bound_that_was_set_is_kept_to(upstream, drive):
     upstream.reply = late(0.05)
     prompts = [str(i) for i in range(2000)]
