@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from promptmill.backends.openai import error_body
 from promptmill.backends.openai.error_body import read_error
 
 
@@ -29,3 +30,14 @@ def test_a_page_with_an_unclosed_script_is_read_up_to_the_script():
     body = read_error("<html><title>Busy</title><p>rate limit</p><script>var wait = 5;")
     assert body.shown == "Busy"
     assert body.words.split() == ["busy", "rate", "limit"]
+
+
+def test_each_level_of_a_nested_error_is_read_once(monkeypatch):
+    calls = []
+    read = error_body._message
+    monkeypatch.setattr(error_body, "_message", lambda value: calls.append(value) or read(value))
+    payload = {"message": "the cause"}
+    for _ in range(40):
+        payload = {"inner": payload}
+    assert read_error(payload).shown == "the cause"
+    assert len(calls) < 40 * 20

@@ -10,6 +10,7 @@ import pytest
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.response import read_payload, read_response
+from promptmill.backends.openai.response_fields import Ending, read_finish
 from promptmill.backends.openai.retry import RetryDecision
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
@@ -65,3 +66,10 @@ def test_both_paths_give_the_same_result(body):
         assert (str(found.error), found.usage) == (str(careful.error), careful.usage)
     else:
         assert found == careful
+
+
+def test_only_the_start_of_a_long_finish_reason_is_read():
+    finish, ending = read_finish("e" * 1_000_000)
+    assert finish is not None
+    assert len(finish) <= 200
+    assert ending is Ending.WHOLE

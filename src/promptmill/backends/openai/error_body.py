@@ -139,16 +139,18 @@ def _searched(leaves: list[str]) -> tuple[str, str]:
 def _message(value: Any) -> str:
     """Return the message of a body; it may be nested, such as FastAPI's list of errors and their locations."""
     if isinstance(value, dict):
+        inner = _message(value.get("inner"))  # read once: twice on each level would double the time of each level
         found = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
         if not found:
-            nested = (value.get(name) for name in ("base_resp", "header", "response", "inner", "body"))
-            found = next((text for inner in nested if (text := _message(inner))), "")
+            nested = ("base_resp", "header", "response", "inner", "body")
+            texts = (inner if name == "inner" else _message(value.get(name)) for name in nested)
+            found = next(filter(None, texts), "")
         raw = value.get("metadata")
-        more = _message(raw.get("raw")) if isinstance(raw, dict) else _message(value.get("inner"))
+        more = _message(raw.get("raw")) if isinstance(raw, dict) else inner
         return f"{found}: {more}" if found and more and more != found else found or more
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
-    return value.strip() if isinstance(value, str) else ""
+    return value[:_LONGEST_TEXT].strip() if isinstance(value, str) else ""
 
 
 class Cause(Enum):

@@ -14,6 +14,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
 _DEEPEST = 8
+_LONGEST_REASON = 200  # characters; a search through a longer one would hold up everything else
 _DEEPEST_JSON = 32  # levels of nesting; deeper values are measured, because each encoder on their way has its own limit
 _DEEPEST_ORJSON = 254
 # Fields that `Completion` has itself, or that are equal in every answer.
@@ -127,6 +128,7 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, Ending.WHOLE
+    reason = reason[:_LONGEST_REASON]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_")
     if word in _STOP:
         return "stop", Ending.WHOLE
