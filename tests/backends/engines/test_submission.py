@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promptmill.backends.engines.engine_call import Submissions
+from promptmill.backends.engines.host import Submissions
 from promptmill.backends.engines.image_decoding import pictures
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt

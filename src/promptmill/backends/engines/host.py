@@ -1,4 +1,14 @@
-"""Our side of an engine in a process of its own: start it, talk to it, watch it, end it."""
+"""Our side of an engine in a process of its own: start it, submit requests to it, watch it, end it.
+
+One `EngineHost` is the backend of a loaded model. Each load starts an `EngineProcess`, whose life is this:
+
+    start ──▶ load … loaded ──▶ submit … outcome, preview ──▶ its pipe closes ──▶ group ended ──▶ `ended`
+                 └── failed ──▶ the host ends the group ───────────┘
+
+Whatever happens to the process (it crashes, it is killed, the host closes), its pipe closes. There, and only there, the
+rest of its group is ended, its scratch folder is removed, and all requests that still wait get the reason. So a request
+ends exactly once: by its outcome, by a cancellation, or by the end of the process.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +20,23 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
+from promptmill.answers.reasoning import unanswered
 from promptmill.backends.engines.embedded_model import cache_folder
-from promptmill.backends.engines.engine_call import EngineShare, Submissions, outcome_of
 from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import Call, FixedShare, Request
 from promptmill.config.models import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.outcome import Failure, Outcome
-from promptmill.images.load import ImageRules, WebImages
+from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error
+from promptmill.core.outcome import Completion, Failure, Outcome, Usage
+from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 
 _CHILD = "promptmill.backends.engines.child"
+_READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
+_LONGEST_ITEM = 256 << 20  # bytes
 
 
 def create(plan: ResolvedConfig) -> EngineHost:
@@ -63,17 +78,11 @@ class EngineHost:
         self._environment = dict(environment)
         self._rules = rules
         self._web = WebImages()
-        self._process: asyncio.subprocess.Process | None = None
-        self._stdin: asyncio.StreamWriter | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._loading: asyncio.Queue[Frame] = asyncio.Queue()
-        self._ended = asyncio.Event()
-        self._end = PromptmillError(Code.ENGINE_DIED, f"The {engine} engine is not loaded.")
-        self._last_words = ""
+        self._process: EngineProcess | None = None
         self._closed = False
         self._calls: dict[Call, EngineShare] = {}
         self._open: dict[int, tuple[asyncio.Future[Frame | PromptmillError], Call]] = {}
-        """Items whose outcome is awaited, by their ids on the wire, no two alike over all calls."""
+        """Requests whose outcome is awaited, by their numbers on the wire, which are unique over all calls."""
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
@@ -83,29 +92,26 @@ class EngineHost:
 
         Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`, `shutdown`).
         """
-        if self._stdin is not None and not self._ended.is_set():
+        if self._process is not None and self._process.end is None:
             return
         try:
-            await self._start()
-            while (message := await self._loading.get())["type"] == "progress":
+            process = await self._start()
+            while (message := await process.loading.get())["type"] == "progress":
                 report(message["text"])
             if message["type"] == "failed":
-                raise frames.unpacked_error(message["error"])
+                raise _shut_down() if self._closed else frames.unpacked_error(message["error"])
             self._window = message["window"]
             self._takes_images = message["images"]
         except BaseException:
-            await self._finish()
+            if self._process is not None:
+                await self._process.finish()
             raise
 
-    async def _start(self) -> None:
+    async def _start(self) -> EngineProcess:
         if self._closed:
             raise _shut_down()
-        self._ended.clear()
-        self._last_words = ""
-        self._loading = asyncio.Queue()
         try:
-            scratch = tempfile.mkdtemp(prefix="promptmill-")
-            child = await self._spawn(scratch)
+            self._process = process = await EngineProcess.start(self._engine, self._environment, self._deliver)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise PromptmillError(
@@ -113,71 +119,36 @@ class EngineHost:
                 f"The {self._engine} engine's process could not be started: {reason}.",
                 "Look at this machine's limits of processes, open files and memory.",
             ) from None
-        self._process, self._stdin = child, child.stdin
-        assert child.stdout is not None
-        self._listener = asyncio.create_task(
-            self._listen(child, child.stdout, scratch), name=f"listen to {self._engine}"
-        )
         if self._closed:
             raise _shut_down()
-        await self._send({"type": "load", "engine": self._engine, "options": self._options})
+        await process.send(frames.packed({"type": "load", "engine": self._engine, "options": self._options}))
+        return process
 
-    async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
-        """Start the process, whose temporary files go into `scratch`; without a process that goes, too."""
-        try:
-            return await subprocesses.start(
-                _CHILD, self._environment | {subprocesses.SCRATCH: scratch, "TMPDIR": scratch}
-            )
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    def _deliver(self, message: Frame | PromptmillError) -> None:
+        """Pass an outcome or a preview to its request, and the error of the process's end to all requests."""
+        if isinstance(message, PromptmillError):
+            for arrived, _ in self._open.values():
+                if not arrived.done():
+                    arrived.set_result(_shut_down() if self._closed else message)
+        elif (found := self._open.get(message["id"])) is not None:
+            arrived, call = found
+            if message["type"] == "outcome" and not arrived.done():
+                arrived.set_result(message)
+            elif message["type"] == "preview" and call.preview is not None:
+                call.preview(message["text"])
 
-    async def _listen(self, child: asyncio.subprocess.Process, stdout: asyncio.StreamReader, scratch: str) -> None:
-        loaded = False
-        try:
-            while (message := await frames.receive(stdout)) is not None:
-                match message["type"]:
-                    case "outcome":
-                        if (opened := self._open.get(message["id"])) is not None and not opened[0].done():
-                            opened[0].set_result(message)
-                    case "preview":
-                        if (opened := self._open.get(message["id"])) is not None and opened[1].preview is not None:
-                            opened[1].preview(message["text"])
-                    case "last_words":
-                        self._last_words = f" It said: {message['text']}"
-                    case kind:
-                        loaded = loaded or kind == "loaded"
-                        self._loading.put_nowait(message)
-        except (frames.OutOfStepError, KeyError, TypeError):
-            self._last_words = " What it sent could not be read."
-        finally:
-            subprocesses.end_group(child.pid)  # also what it started itself
-            if child.stdin is not None:
-                child.stdin.close()
-            await child.wait()
-            await _group_gone(child.pid)
-            shutil.rmtree(scratch, ignore_errors=True)  # sockets and such, for which a killed process has no time
-            self._settle_end(child.returncode, loaded)
-
-    def _settle_end(self, returncode: int | None, loaded: bool) -> None:  # noqa: FBT001
-        how = f"{subprocesses.how_it_ended(returncode)}.{self._last_words}"
+    def _gone(self) -> PromptmillError | None:
+        """Return why no request can be answered; None while the engine runs."""
         if self._closed:
-            self._end = _shut_down()
-        elif loaded:
-            self._end = PromptmillError(Code.ENGINE_DIED, f"The {self._engine} engine's process is gone: {how}")
-        else:
-            failed = f"The {self._engine} engine's process ended while it loaded the model: {how}"
-            self._end = PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
-        self._ended.set()
-        self._loading.put_nowait({"type": "failed", "error": frames.packed_error(self._end)})
-        for arrived, _ in self._open.values():
-            if not arrived.done():
-                arrived.set_result(self._end)
+            return _shut_down()
+        if self._process is None:
+            return PromptmillError(Code.ENGINE_DIED, f"The {self._engine} engine is not loaded.")
+        return self._process.end
 
     def enter(self, call: Call) -> EngineShare:
         """Note that a call starts. Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone."""
-        if self._stdin is None or self._ended.is_set():
-            raise self._end
+        if (gone := self._gone()) is not None:
+            raise gone
         number, live = next(self._numbers), call.preview is not None
         submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images, live=live)
         share = self._calls[call] = EngineShare(self._window, number, submissions)
@@ -193,8 +164,8 @@ class EngineHost:
             try:
                 await self._submit(number, request, call, share)
             except PromptmillError as error:
-                if self._ended.is_set():
-                    raise
+                if (gone := self._gone()) is not None:
+                    raise gone from None
                 return Failure(error, request.attempts)
             message = await arrived
         except asyncio.CancelledError:
@@ -210,57 +181,133 @@ class EngineHost:
         return outcome_of(message, request)
 
     async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
-        """Write a request into the pipe. Raises the request's own error, or why the engine is gone.
+        """Write a request into the pipe. Raises the request's own error, or the reason why the engine is gone.
 
         One request of a call at a time, for a frame may be large and the pipe full; of those with images several, so
         that a slow disk or host holds up its own request alone.
         """
         async with share.reading if request.conversation.images else share.writing:
             frame = await share.submissions.frame(number, request)
-            if self._ended.is_set():
-                raise self._end
+            if (gone := self._gone()) is not None:
+                raise gone
             call.sending(request)
-            await self._send_frame(frame)
+            assert self._process is not None
+            await self._process.send(frame)
 
     async def leave(self, call: Call) -> None:
         """Note that a call has ended; the engine forgets the rows that it still has."""
         share = self._calls.pop(call)
         share.submissions.close()
-        if share.abandoned:
-            self._write({"type": "cancel", "run": share.run})
-
-    async def _send(self, message: Frame) -> None:
-        await self._send_frame(frames.packed(message))
-
-    async def _send_frame(self, frame: bytes) -> None:
-        """Write one frame and wait while the pipe is full; when the engine is gone, raise why."""
-        assert self._stdin is not None
-        if not self._ended.is_set():
-            self._stdin.write(frame)
-            with contextlib.suppress(ConnectionError):
-                await self._stdin.drain()
-                return
-            await self._ended.wait()
-        raise self._end
-
-    def _write(self, message: Frame) -> None:
-        """Write a small message without waiting; nothing happens when the engine is gone."""
-        if self._stdin is not None and not self._ended.is_set() and not self._stdin.is_closing():
-            self._stdin.write(frames.packed(message))
+        if share.abandoned and self._process is not None:
+            self._process.write({"type": "cancel", "run": share.run})
 
     async def aclose(self) -> None:
         """End the process group at once and wait until it is gone; running calls raise `shutdown`."""
         self._closed = True
-        await self._finish()
+        if self._process is not None:
+            await self._process.finish()
         await self._web.aclose()
-        if self._process is None:
-            self._end = _shut_down()
 
-    async def _finish(self) -> None:
-        if self._process is None or self._listener is None:
-            return
-        if not self._ended.is_set():
-            subprocesses.end_group(self._process.pid)
+
+class EngineProcess:
+    """One process of an engine, from its start until its whole group is gone."""
+
+    def __init__(
+        self,
+        engine: str,
+        child: asyncio.subprocess.Process,
+        scratch: str,
+        deliver: Callable[[Frame | PromptmillError], None],
+    ) -> None:
+        """`scratch` is the folder of its temporary files; for `deliver` see `start`."""
+        self._engine = engine
+        self._child = child
+        self._deliver = deliver
+        self._loaded = False
+        self._last_words = ""
+        self.loading: asyncio.Queue[Frame] = asyncio.Queue()
+        """The messages about the load: `progress`, then `loaded` or `failed`."""
+        self.ended = asyncio.Event()
+        self.end: PromptmillError | None = None
+        """The reason of its end; None while it runs."""
+        self._listener = asyncio.create_task(self._listen(scratch), name=f"listen to {engine}")
+
+    @classmethod
+    async def start(
+        cls, engine: str, environment: Mapping[str, str], deliver: Callable[[Frame | PromptmillError], None]
+    ) -> EngineProcess:
+        """Start the process of `engine`, whose temporary files go into a folder of their own. Raises `OSError`.
+
+        `deliver` gets each outcome and preview, and at last the error of the process's end.
+        """
+        scratch = tempfile.mkdtemp(prefix="promptmill-")
+        try:
+            child = await subprocesses.start(_CHILD, {**environment, subprocesses.SCRATCH: scratch, "TMPDIR": scratch})
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        return cls(engine, child, scratch, deliver)
+
+    @property
+    def pid(self) -> int:
+        """The number of the process, which leads its group."""
+        return self._child.pid
+
+    async def _listen(self, scratch: str) -> None:
+        assert self._child.stdout is not None
+        try:
+            while (message := await frames.receive(self._child.stdout)) is not None:
+                match message["type"]:
+                    case "outcome" | "preview":
+                        self._deliver(message)
+                    case "last_words":
+                        self._last_words = f" It said: {message['text']}"
+                    case kind:
+                        self._loaded = self._loaded or kind == "loaded"
+                        self.loading.put_nowait(message)
+        except (frames.OutOfStepError, KeyError, TypeError):
+            self._last_words = " What it sent could not be read."
+        finally:
+            subprocesses.end_group(self.pid)  # also the processes that it started
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            await self._child.wait()
+            await _group_gone(self.pid)
+            shutil.rmtree(scratch, ignore_errors=True)  # sockets and such, for which a killed process has no time
+            self.end = self._reason()
+            self.ended.set()
+            self.loading.put_nowait({"type": "failed", "error": frames.packed_error(self.end)})
+            self._deliver(self.end)
+
+    def _reason(self) -> PromptmillError:
+        how = f"{subprocesses.how_it_ended(self._child.returncode)}.{self._last_words}"
+        if self._loaded:
+            return PromptmillError(Code.ENGINE_DIED, f"The {self._engine} engine's process is gone: {how}")
+        failed = f"The {self._engine} engine's process ended while it loaded the model: {how}"
+        return PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
+
+    async def send(self, frame: bytes) -> None:
+        """Write one frame and wait while the pipe is full; when the process is gone, raise the reason."""
+        if self.end is None:
+            assert self._child.stdin is not None
+            self._child.stdin.write(frame)
+            with contextlib.suppress(ConnectionError):
+                await self._child.stdin.drain()
+                return
+            await self.ended.wait()
+        assert self.end is not None
+        raise self.end
+
+    def write(self, message: Frame) -> None:
+        """Write a small message without waiting; nothing happens when the process is gone."""
+        pipe = self._child.stdin
+        if self.end is None and pipe is not None and not pipe.is_closing():
+            pipe.write(frames.packed(message))
+
+    async def finish(self) -> None:
+        """End the process group at once and wait until it is gone."""
+        if self.end is None:
+            subprocesses.end_group(self.pid)
         await asyncio.shield(self._listener)
 
 
@@ -274,3 +321,138 @@ async def _group_gone(pid: int) -> None:
 
 def _shut_down() -> PromptmillError:
     return PromptmillError(Code.SHUTDOWN, "The engine was shut down.")
+
+
+class EngineShare(FixedShare):
+    """A call's share of an engine, which shares its batch out by itself."""
+
+    def __init__(self, most: int, run: int, submissions: Submissions) -> None:
+        """`run` is the number of the call on the wire."""
+        super().__init__(most)
+        self.run = run
+        self.submissions = submissions
+        self.writing = asyncio.Lock()
+        self.reading = asyncio.Semaphore(_READ_AT_ONCE)
+        self.abandoned = False
+        """Whether items were submitted whose outcome is not wanted any more."""
+
+
+class Submissions:
+    """The requests of one run, on their way into the pipe."""
+
+    def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool, live: bool = False) -> None:
+        """`live`: answers are wanted while they grow."""
+        self._run = run
+        self._live = live
+        self._takes_images = takes_images
+        self._image_cache = ImageCache(rules, _json_base64, web.fetch)
+
+    async def frame(self, number: int, request: Request) -> bytes:
+        """Return the `submit` frame (see `channel`) of a request.
+
+        Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
+        """
+        if request.path:
+            return self._other(number, request)
+        conversation = request.conversation
+        images = conversation.images
+        if images and not self._takes_images:
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The prompt comes with images, and this model reads only text.",
+                "Load a model that reads images, or choose another backend.",
+            )
+        if conversation.has_audio:
+            raise PromptmillError(
+                Code.UNSUPPORTED,
+                "The prompt comes with audio, which engines on this machine do not read.",
+                "Leave it out, or choose the openai backend and a model that listens.",
+            )
+        check_encodable(conversation)
+        read = [await self._image_cache.read(image.source) for image in images]
+        _check_size(sum(map(len, read)))  # before they are copied into a frame
+        return _packed(
+            {
+                "type": "submit",
+                "run": self._run,
+                "id": number,
+                "messages": _messages(conversation.messages),
+                "sampling": request.sampling.given(),
+                "extra": dict(request.extra),
+                **({"live": True} if self._live else {}),
+                **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
+            }
+        )
+
+    def _other(self, number: int, request: Request) -> bytes:
+        """Return the frame of a request other than a chat."""
+        body = dict(request.extra)
+        return _packed({"type": "submit", "run": self._run, "id": number, "path": request.path, "body": body})
+
+    def close(self) -> None:
+        """Stop what is still being read or fetched."""
+        self._image_cache.close()
+
+
+def _check_size(size: int) -> None:
+    if size > _LONGEST_ITEM:
+        raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads.")
+
+
+def _packed(message: frames.Frame) -> bytes:
+    try:
+        frame = frames.packed(message)
+    except (TypeError, ValueError, RecursionError):
+        raise input_error(
+            "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
+            "pair, a number above 64 bits, or too deep a nesting; remove it."
+        ) from None
+    _check_size(len(frame))
+    return frame
+
+
+def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    """Return the turns as OpenAI messages whose images are numbers, counted over all of them."""
+    index = 0
+    turns = []
+    for message in messages:
+        content: object = message.content
+        if isinstance(content, tuple):
+            parts: list[dict[str, Any]] = []
+            for part in content:
+                if isinstance(part, TextPart):
+                    parts.append({"type": "text", "text": part.text})
+                elif isinstance(part, ImagePart):
+                    parts.append({"type": "image", "index": index})
+                    index += 1
+            content = parts
+        turns.append({**(message.extra or {}), "role": message.role, "content": content})
+    return turns
+
+
+def _json_base64(image: ImageFile) -> bytes:
+    import pybase64
+
+    return b'"%b"' % pybase64.b64encode(image.data)
+
+
+def outcome_of(message: Frame, request: Request) -> Outcome:
+    """Return the outcome that an engine sent for `request`."""
+    attempts = request.attempts + message.get("attempts", 1)
+    if (error := message.get("error")) is not None:
+        return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
+    prompt_tokens, completion_tokens = message["usage"]
+    completion = Completion(
+        message["text"],
+        message["finish_reason"],
+        Usage(prompt_tokens, completion_tokens),
+        message["reasoning"],
+        tuple(message.get("tool_calls", ())),
+        attempts,
+        message["latency_s"],
+        message.get("logprobs"),
+        message.get("details"),
+    )
+    if problem := unanswered(completion):
+        return Failure(problem, attempts, completion.latency_s, completion.usage)
+    return completion
