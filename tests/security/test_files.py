@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from fakes import KEY
-from promptmill.answering.answer_cache import AnswerCache
+from promptmill.answering.cached import AnswerCache
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image

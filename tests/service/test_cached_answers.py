@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answering.answer_cache import AnswerCache
+from promptmill.answering.cached import AnswerCache
 from promptmill.backends.protocol import Call
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration

@@ -150,14 +150,14 @@ async def test_a_run_is_stopped_for_a_reason_and_cancelled_for_none():
         driver, run, *_ = _run(gate.answer, Share(3), 10)
         await _turns()
         if end == "stop":
-            driver.stop(PromptmillError(Code.SHUTDOWN, "bye"))
+            driver.stoppable.stop(PromptmillError(Code.SHUTDOWN, "bye"))
             with pytest.raises(PromptmillError, match="bye"):
                 await run
         else:
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run
-        driver.stop(PromptmillError(Code.SHUTDOWN, "too late to matter"))
+        driver.stoppable.stop(PromptmillError(Code.SHUTDOWN, "too late to matter"))
 
 
 async def test_answers_that_come_at_once_let_the_event_loop_go_on():

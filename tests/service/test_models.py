@@ -1,4 +1,4 @@
-"""Several models in one service: loaded side by side, swapped by need, unloaded when idle."""
+"""Several models in one service: loaded side by side, swapped by need, unloaded when idle; what fits side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import asyncio
 import pytest
 
 from fakes import FakeBackend
+from promptmill.backends.engines import hardware
 from promptmill.backends.protocol import Call
-from promptmill.config.loading import Configuration
+from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion
+from promptmill.service import model as model_module
 from promptmill.service.service import Service
 
 
@@ -106,6 +108,27 @@ async def test_an_engine_does_not_leave_under_a_running_call_and_calls_take_turn
     assert engines.names == ["a", "b", "a"]
 
 
+async def test_a_model_waits_for_an_engine_that_is_being_swapped_on_their_device(closing):
+    engines = Engines()
+    service = closing(_service(engines, {"a": _hf("0"), "b": _hf("0")}))
+    first = asyncio.ensure_future(_ask(service, "a", "slow"))
+    while not engines.made:
+        await asyncio.sleep(0)
+    a = engines.made[0]
+    await a.at_it.wait()
+    swap = asyncio.ensure_future(service.init(Overrides("hf", {"hf": {"model_name_or_path": "/new", "gpu_ids": "0"}})))
+    while service.activity != "waiting for running calls to end":
+        await asyncio.sleep(0)
+    other = asyncio.ensure_future(_ask(service, "b", "x"))
+    while not any("running calls of the model a" in model.activity for model in service._models._by_name.values()):
+        await asyncio.sleep(0)
+    a.may_answer.set()
+    assert await first == ["a: slow"]
+    assert await other == ["b: x"]
+    await swap
+    assert await _ask(service, "a", "y") == ["a: y"]
+
+
 async def test_an_idle_engine_is_unloaded_and_loaded_again_by_the_next_call(closing):
     engines = Engines()
     service = closing(_service(engines, {"a": _hf("0", idle_unload=0.01), "b": _hf("1")}))
@@ -139,3 +162,59 @@ def test_a_client_chooses_among_what_the_operator_offers():
     assert service.offered_plan("b").name == "b"
     with pytest.raises(PromptmillError, match="models here: a, b"):
         service.offered_plan("c")
+
+
+# Which engines fit side by side
+
+
+def _plan(backend="hf", **block):
+    return Configuration({"backend": backend, "backend_configs": {backend: block}}).plan
+
+
+@pytest.mark.parametrize(("old", "new"), [("openai", "openai"), ("openai", "hf"), ("vllm", "openai")])
+def test_connections_fit_beside_anything(old, new):
+    assert model_module.fits_beside(_plan(old), _plan(new))
+
+
+@pytest.mark.parametrize(("old", "new", "fits"), [("0", "1", True), ("0,1", "1,2", False), ("2", "2", False)])
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_engines_fit_beside_each_other_on_separate_gpus(backend, old, new, fits):
+    assert model_module.fits_beside(_plan("hf", gpu_ids=old), _plan(backend, gpu_ids=new)) is fits
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model of so many bytes on a machine with so much free memory and no accelerator."""
+
+    def of(size: int, free: int | None, *, accelerator: bool = False):
+        monkeypatch.setattr(hardware, "free_memory", lambda: free)
+        monkeypatch.setattr(model_module, "_has_accelerator", lambda: accelerator)
+        with (tmp_path / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+        return _plan(model_name_or_path=str(tmp_path))
+
+    return of
+
+
+GIB = 2**30
+
+
+def test_on_the_cpu_an_engine_fits_when_memory_is_ample(model):
+    assert model_module.fits_beside(_plan(), model(GIB, 8 * GIB))
+    assert not model_module.fits_beside(_plan(), model(GIB, 4 * GIB))
+
+
+def test_where_little_is_known_nothing_fits(model):
+    assert not model_module.fits_beside(_plan(), model(GIB, None)), "free memory unknown"
+    assert not model_module.fits_beside(_plan(), model(0, 64 * GIB)), "no weights found"
+    model(GIB, 64 * GIB)
+    assert not model_module.fits_beside(_plan(), _plan(model_name_or_path="hub/name")), "size unknown"
+
+
+def test_an_accelerator_is_not_shared_without_gpu_ids(model):
+    assert not model_module.fits_beside(_plan(), model(GIB, 64 * GIB, accelerator=True))
+
+
+def test_free_memory_is_read_where_the_system_tells_it():
+    free = hardware.free_memory()
+    assert free is None or free > 2**20

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.prices import FlatPrice, charge, price_of, worst_case
+from promptmill.answering.costs import FlatPrice, charge, price_of, worst_case
 from promptmill.backends.protocol import Request
 from promptmill.config import models
 from promptmill.config.loading import Configuration

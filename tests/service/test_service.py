@@ -380,7 +380,7 @@ async def test_a_call_that_waits_for_a_load_is_answered_by_what_replaced_it(clos
         return backend
 
     shop.create = slowly
-    service._models._create = slowly
+    service._models.create = slowly
     waiting = asyncio.create_task(_ask(service, "a"))
     while not shop.made:
         await asyncio.sleep(0)
@@ -422,10 +422,10 @@ async def test_what_is_refused_before_the_old_one_had_to_leave_leaves_it(closing
     async def create(plan):
         raise PromptmillError(Code.MISSING_DEPENDENCY, "not installed")
 
-    service._models._create = create
+    service._models.create = create
     with pytest.raises(PromptmillError, match="not installed"):
         await service.init(SAME_DEVICE)
-    service._models._create = make
+    service._models.create = make
     assert await _ask(service, "b") == ["first: b"]
     assert len(shop.made) == 1
 

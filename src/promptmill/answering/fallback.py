@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
-from promptmill.backends.protocol import Answer, Call, Request, Share
+from promptmill.backends.protocol import Answer, Call, Request, Share, Stoppable, ignored
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
@@ -30,10 +30,6 @@ _GIVEN_UP_S = 60.0  # for so long nothing more is sent to a model that answers n
 _LEAVES_S = 0.25
 
 
-def _no_driver() -> None:
-    """No-op callback."""
-
-
 class NotLoadedError(Exception):
     """The model cannot be loaded, for `reason`."""
 
@@ -45,8 +41,10 @@ class NotLoadedError(Exception):
 class Entered(Protocol):
     """A model that is loaded and that the call has entered."""
 
-    answer: Answer
-    """Answers one request of the call."""
+    @property
+    def answer(self) -> Answer:
+        """Answers one request of the call."""
+        ...
 
     def note(self, error: PromptmillError) -> None:
         """Note why the call cannot continue here."""
@@ -57,8 +55,7 @@ class Entered(Protocol):
         ...
 
 
-Stop: TypeAlias = Callable[[PromptmillError], None]
-Enter: TypeAlias = Callable[[str, Call, Stop], Awaitable[tuple[Entered, Share]]]
+Enter: TypeAlias = Callable[[str, Call, Stoppable], Awaitable[tuple[Entered, Share]]]
 """Loads a model if need be and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
 
 
@@ -75,23 +72,13 @@ class _Route:
     """Requests on this way, from before the model is loaded."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Tasks that await an answer of the model."""
-    stopped: set[asyncio.Task[Any]] = field(default_factory=set)
-    reason: PromptmillError | None = None
-    """The error for which the answers of `stopped` were cancelled."""
+    stoppable: Stoppable = field(default_factory=Stoppable)
+    """The answers of the model that are in flight."""
 
     @property
     def is_resting(self) -> bool:
         """Whether it is entered and has nothing to do."""
         return self.share is not None and not self.wanted
-
-    def stop(self, reason: PromptmillError) -> None:
-        """Have the answers of the model raise `reason`."""
-        self.reason = reason
-        for task in self.tasks - self.stopped:
-            self.stopped.add(task)
-            task.cancel()
 
     def wake(self) -> None:
         """Let requests go that there is room for now."""
@@ -110,7 +97,7 @@ class Router:
     ) -> None:
         """`names` are the models that a request may name in its extra parameter `model`; others ask `first`."""
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
-        self.grown: Callable[[], None] = _no_driver
+        self.grown: Callable[[], None] = ignored
         self._routes: dict[str, _Route] = {}
         self._given_up: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -227,22 +214,12 @@ class Router:
             self._give_back(route)
 
     async def _answer_of(self, route: _Route, model: Entered, request: Request) -> Outcome:
-        task = asyncio.current_task()
-        assert task is not None
-        route.tasks.add(task)
         try:
-            return await model.answer(request, self._call)
-        except asyncio.CancelledError:
-            if task in route.stopped and task.uncancel() == 0:
-                assert route.reason is not None
-                raise route.reason from None
-            raise
+            with route.stoppable:
+                return await model.answer(request, self._call)
         except PromptmillError as error:
             model.note(error)
             raise
-        finally:
-            route.tasks.discard(task)
-            route.stopped.discard(task)
 
     @staticmethod
     def _give_back(route: _Route) -> None:
@@ -257,7 +234,7 @@ class Router:
         await asyncio.shield(route.entering)
 
     async def _load(self, route: _Route) -> tuple[Entered, Share]:
-        loading = asyncio.ensure_future(self._enter(route.name, self._call, route.stop))
+        loading = asyncio.ensure_future(self._enter(route.name, self._call, route.stoppable))
         try:
             while not loading.done():
                 await asyncio.wait({loading}, timeout=_LEAVES_S)
@@ -292,7 +269,7 @@ class Router:
     async def _leave(self, route: _Route) -> None:
         if route.share is not None and route.entering is not None:
             model = route.entering.result()[0]
-            route.share.grown = _no_driver
+            route.share.grown = ignored
             route.share = route.entering = None
             await model.leave(self._call)
 

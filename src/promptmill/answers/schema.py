@@ -1,18 +1,20 @@
 """The JSON Schema of an answer: read from `response_format`, compiled once, checked for every answer.
 
 response_format → schema_of → compile_schema (bounded size) → AnswerSchema.check: valid | repaired | problem
+
+A repair extracts JSON from an answer with text around it or slips in writing, if its meaning is beyond doubt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
-from promptmill.answers import repair
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import close_matches, shape
 
@@ -61,6 +63,16 @@ _SAYING = frozenset(
 _AN_OBJECT: Mapping[str, Any] = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
+_LONGEST_REPAIRED = 1 << 17  # characters
+# `json_repair` reads a text with slips three times, but some texts thousands of times. This limit is half a second.
+_MOST_READS = 500_000
+_MOST_CANDIDATES = 16
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+# A repair may change these marks of JSON only, never a word or a number.
+_MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
+
 
 class Checked(NamedTuple):
     """The result of a check: `text` satisfies the schema if `problem` is empty."""
@@ -85,21 +97,21 @@ class AnswerSchema:
         if len(text) > self._short or self._checks(text) > _FEW_CHECKS:
             return False
         try:
-            return bool(self._validator.is_valid(repair.load(text)))
+            return bool(self._validator.is_valid(_read_json(text)))
         except ValueError:
             return False
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
 
-        Only a repair beyond doubt is made (see `repair`), and none in an answer that is not `complete`.
+        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`.
         """
         if len(text) > _LONGEST_ANSWER:
             return Checked(text, f"it is longer than {_LONGEST_ANSWER >> 20} MiB")
-        if repair.values(text) > _MOST_VALUES:
+        if _most_values(text) > _MOST_VALUES:
             return Checked(text, f"it may have more than {_MOST_VALUES:,} values")
         try:
-            value = repair.load(text)
+            value = _read_json(text)
         except ValueError:
             start = " ".join(text[:_SHOWN].split())
             problem = f"it is not JSON, it begins with {start!r}" if start else "it is not JSON, it is empty"
@@ -112,10 +124,10 @@ class AnswerSchema:
         if not complete:
             return Checked(text, problem)
         found: dict[str, str] = {}
-        for value in repair.candidates(text):
+        for value in _candidates(text):
             problem = self._problem(value, text)
             for kept in (value, *self._without_nulls(value, text)):
-                if self._validator.is_valid(kept) and (written := repair.written(kept)):
+                if self._validator.is_valid(kept) and (written := _written(kept)):
                     found[json.dumps(kept, sort_keys=True)] = written
                     break
         if len(found) == 1:
@@ -125,11 +137,11 @@ class AnswerSchema:
         return Checked(text, problem)
 
     def _checks(self, text: str) -> int:
-        return (1 + repair.values(text)) * self._cost.checks
+        return (1 + _most_values(text)) * self._cost.checks
 
     def _errors_can_be_read(self, text: str) -> bool:
         """Return whether few enough errors can occur in the answer `text` for all of them to be created."""
-        most = (1 + repair.values(text)) * self._cost.errors
+        most = (1 + _most_values(text)) * self._cost.errors
         return most <= _MOST_ERRORS and most * len(text) <= _MOST_QUOTED
 
     def _problem(self, value: Any, text: str) -> str:
@@ -441,3 +453,121 @@ class SchemaCache:
                 self._by_content.clear()
             found = self._by_content[content] = await asyncio.to_thread(compile_schema, schema, "response_format")
         return found
+
+
+def _most_values(text: str) -> int:
+    """Return an upper bound of the number of values in a JSON text."""
+    return text.count(",") + text.count("[") + text.count("{")
+
+
+def _read_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises `ValueError`, for NaN and too deep a nesting as well."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _written(value: Any) -> str:
+    """Return `value` as JSON; `""` for a number that JSON cannot express (Python reads 1e999 as infinite)."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return ""
+
+
+def _candidates(text: str) -> Iterator[Any]:
+    """Yield the values that `text` may mean: those in its code fences, else objects and lists between prose.
+
+    If there are none, slips (trailing commas, single quotes, missing quotes) are corrected, but never a word.
+    """
+    if len(text) > _LONGEST_REPAIRED:
+        return
+    parts = list(_fenced(text)) or [text]
+    seen = False
+    for part in parts:
+        for value in _values(part):
+            seen = True
+            yield value
+    if not seen:
+        for part in parts:
+            if (value := _mended(part)) is not None:
+                yield value
+
+
+def _fenced(text: str) -> Iterator[str]:
+    """Yield the contents of the code fences of `text`, without the name of the language."""
+    pieces = text.split(_FENCE)
+    for piece in pieces[1:-1:2]:  # the last one has no closing fence
+        found = _LANGUAGE.match(piece)
+        yield piece[found.end() if found else 0 :].strip()
+
+
+def _values(text: str) -> Iterator[Any]:
+    """Yield the JSON values in `text`: the whole of it, or objects and lists between other words."""
+    try:
+        yield _read_json(text)
+        return
+    except ValueError:
+        pass
+    place = found = 0
+    while found < _MOST_CANDIDATES and (start := _next_bracket(text, place)) >= 0:
+        try:
+            value, place = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return  # an unclosed bracket may contain all that follows: `_mended` handles it
+        found += 1
+        yield value
+
+
+def _next_bracket(text: str, place: int) -> int:
+    places = [found for mark in "{[" if (found := text.find(mark, place)) >= 0]
+    return min(places, default=-1)
+
+
+def _mended(text: str) -> Any:
+    """Return the only object or list in `text` with its slips corrected; None in case of doubt."""
+    from json_repair import repair_json
+
+    start = _next_bracket(text, 0)
+    if start < 0:
+        return None
+    end = text.rfind("}" if text[start] == "{" else "]")
+    if end < start:
+        return None  # it has no end: the answer is cut
+    part = text[start : end + 1]
+    try:
+        value = repair_json(_Metered(part), return_objects=True)
+        same = _words(part) == _words(_written(value))
+    except (ValueError, RecursionError, TypeError, _TooManyReadsError):
+        return None
+    return value if same and isinstance(value, dict | list) else None
+
+
+class _TooManyReadsError(Exception):
+    """Raised when the repair of a text takes too long."""
+
+
+class _Metered(str):
+    """A text that raises after a limited number of reads."""
+
+    _reads = 0
+
+    def __getitem__(self, place: SupportsIndex | slice) -> str:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise _TooManyReadsError
+        return super().__getitem__(place)
+
+
+def _words(text: str) -> str:
+    """Return the words of `text` without the marks of JSON, Python's `None` as `null`."""
+    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
+    return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")

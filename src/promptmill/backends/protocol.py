@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.conversation import Conversation
+from promptmill.core.errors import PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling
@@ -119,9 +121,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What `backend: auto` has come to: `values` by the paths of their keys, empty when nothing of it works.
+    """The choice of `backend: auto`: `values` by the paths of their keys, empty if nothing of it works.
 
-    `against`: what spoke against those before it. `keyless`: no key of the environment goes there.
+    `against`: the reasons against the candidates before it. `keyless`: no key of the environment goes there.
     """
 
     values: Mapping[str, Any]
@@ -139,7 +141,7 @@ class Flow(Protocol):
         ...
 
     def waiting(self) -> str:
-        """Return why nothing goes on just now and until when, empty while something does."""
+        """Return why the call is stalled and until when; empty while requests are running."""
         ...
 
 
@@ -159,8 +161,8 @@ class _Wait:
         setattr(self._call, self._name, getattr(self._call, self._name) - 1)
 
 
-def _no_driver() -> None:
-    """No-op callback."""
+def ignored() -> None:
+    """The callback while no driver listens."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -231,7 +233,7 @@ class Call:
     """Requests that wait for other requests: a verdict, a flight, a budget, a model that is loading."""
     forked: int = 0
     """Answers in flight beyond one per worker: a request for several answers has several."""
-    freed: Callable[[], None] = _no_driver
+    freed: Callable[[], None] = ignored
     """Set by the driver: a place has become free."""
 
     def park(self) -> AbstractContextManager[None]:
@@ -279,6 +281,37 @@ class Call:
             self.cost = (self.cost or 0.0) + outcome.cost
 
 
+class Stoppable:
+    """What a call does with one model, which can be stopped from outside: `with stoppable:` in each of its tasks."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopped: set[asyncio.Task[Any]] = set()
+        self._reason: PromptmillError | None = None
+
+    def stop(self, reason: PromptmillError) -> None:
+        """Have each block that runs now raise `reason`, whatever it waits for."""
+        self._reason = reason
+        for task in self._tasks - self._stopped:
+            self._stopped.add(task)
+            task.cancel()
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+
+    def __exit__(self, *_: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.discard(task)
+        if task in self._stopped:
+            self._stopped.discard(task)
+            if task.uncancel() == 0:  # else the caller is cancelled as well
+                assert self._reason is not None
+                raise self._reason from None
+
+
 class Share(Protocol):
     """One call's share of one backend."""
 
@@ -304,7 +337,7 @@ class FixedShare:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.grown: Callable[[], None] = _no_driver
+        self.grown: Callable[[], None] = ignored
 
     def want(self, items: int | None) -> None:
         """Nothing depends on the number of items."""

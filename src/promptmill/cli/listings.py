@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.answering.answer_cache import AnswerCache, path_of
+from promptmill.answering.cached import AnswerCache, path_of
 from promptmill.backends import registry
 from promptmill.cli.options import Parser, add_shared
 from promptmill.cli.terminal import columns, say

@@ -19,16 +19,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source
-from promptmill.core.errors import PromptmillError
+from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source, Stoppable, ignored
 
 _MOST_TAKEN = 256
 _MOST_HELD = 1024
 """Requests that wait for others; beyond that no more are taken, so that a slow leader does not fill the memory."""
-
-
-def _no_driver() -> None:
-    """No-op callback."""
 
 
 class Driver:
@@ -44,6 +39,8 @@ class Driver:
         self._workers = 0
         self._taking: asyncio.Lock | None = None
         self._closed = True
+        self.stoppable = Stoppable()
+        """Has `run` raise a reason from outside."""
 
     async def run(self, answer: Answer, share: Share) -> None:
         """Answer until the source ends and every request has its outcome.
@@ -56,24 +53,15 @@ class Driver:
         self._closed = False
         share.grown = self._call.freed = self._start_workers
         try:
-            async with asyncio.TaskGroup() as self._group:
-                self._workers += 1
-                await self._work()  # the first worker needs no task, and a call of one prompt no other worker
+            with self.stoppable:
+                async with asyncio.TaskGroup() as self._group:
+                    self._workers += 1
+                    await self._work()  # the first worker needs no task, and a call of one prompt no other worker
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
             self._closed = True
-            share.grown = self._call.freed = _no_driver
-
-    def stop(self, reason: PromptmillError) -> None:
-        """Have `run` raise `reason`, whatever its workers wait for."""
-        if self._closed:
-            return
-        raising = _raised(reason)
-        try:
-            self._group.create_task(raising)
-        except RuntimeError:  # the run is being ended
-            raising.close()
+            share.grown = self._call.freed = ignored
 
     @property
     def _running(self) -> int:
@@ -144,10 +132,6 @@ class Driver:
         call = self._call
         if call.held and not call.parked and not self._running and not self._fresh and not self._may_take:
             self._share.idle()
-
-
-async def _raised(reason: PromptmillError) -> None:
-    raise reason
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,81 +1,131 @@
-"""The models by name: the plan of each, and the backend that is loaded for it."""
+"""The models of a process: each is loaded when a call needs it, may be swapped, and is unloaded.
+
+    not loaded ──a call, init──▶ loading ──▶ ready ──▶ unloading ──▶ not loaded
+                                    └── failed, died ─────▲ the next call loads it again
+
+**Load.** The first call that needs a model loads it, and so does `generation_init`. Calls that come meanwhile wait for
+the same load. **Use.** A call enters a ready model and leaves it when it ends; any number of calls share a model.
+**Unload.** Either after its last call: when no call used it for `idle_unload` seconds, when another engine needs its
+device, or when it was swapped for one that fits beside it. Or at once, and its calls end with the reason:
+`vllm_shutdown`, the end of the server, a swap on the same device whose running calls take longer than `drain_s`.
+
+**Turns.** Engines that do not fit side by side (`fits_beside`) take turns. One that is to be loaded waits until those
+in its way are unloaded, the least recently used first and each after its last call. A call for a model that is
+unloading loads it again, behind the other one, so two such models alternate. Endpoints are never in the way.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable, Coroutine
-from typing import Any
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
 
+from promptmill.answering.chain import Chain
 from promptmill.backends import registry
+from promptmill.backends.engines import embedded_model, hardware
+from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
 from promptmill.config.models import ResolvedConfig
+from promptmill.config.settings import OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.service.loaded_backend import Create, LoadedBackend, identity_of
-from promptmill.service.room import Room, fits_beside
+
+Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+
+_STOPPING_S = 1.0  # for stopped calls and a stopped load to end, before the backend is closed under them
+# Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
+_MEMORY_PER_WEIGHT = 2.5
 
 
 class Models:
-    """The models of a process, each made when it is first asked for. Engines among them share its machine."""
+    """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
 
     def __init__(self, create: Create, drain_s: float, budget: Budget | None) -> None:
-        """`create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed."""
-        self._create, self._drain_s, self._budget = create, drain_s, budget
+        """`create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped."""
+        self.create, self.drain_s, self.budget = create, drain_s, budget
         self._by_name: dict[str, Model] = {}
+        self._turn = asyncio.Lock()
+        self._loading: list[Loaded] = []
+        """The engines that have room and are loading."""
 
     def get(self, name: str) -> Model | None:
-        """Return the model `name`, None before it was asked for."""
+        """Return the model `name`; None if it was never needed."""
         return self._by_name.get(name)
 
     def add(self, name: str, plan: ResolvedConfig) -> Model:
-        """Return a new model, for which nothing is loaded yet."""
-        model = self._by_name[name] = Model(plan, self._new)
+        """Return a new model, which is not loaded."""
+        model = self._by_name[name] = Model(plan, self)
         return model
 
     @property
     def activity(self) -> str:
-        """What is being done before calls can run, in a few words; empty when nothing."""
+        """The current step of a load, in a few words; empty if no model is loading."""
         return next((model.activity for model in self._by_name.values() if model.activity), "")
 
-    def let_go(self, wanted: Callable[[ResolvedConfig], bool]) -> list[LoadedBackend]:
-        """Return the backends whose plan is `wanted`, for their end; a later call loads again."""
-        return [loaded for model in self._by_name.values() for loaded in model.let_go(wanted)]
+    async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
+        """Unload at once, for `reason`, each model whose plan is `wanted`; a later call loads it again.
 
-    @functools.cached_property
-    def _room(self) -> Room:
-        return Room(self._backends, self._unload)
+        All are unloaded even if one fails to close; its error is raised then.
+        """
+        unloading = [model.unload(wanted, reason) for model in self._by_name.values()]
+        for error in await asyncio.gather(*unloading, return_exceptions=True):
+            if error is not None:
+                raise error
 
-    def _backends(self) -> list[LoadedBackend]:
-        return [loaded for model in self._by_name.values() for loaded in model.backends]
+    @contextlib.asynccontextmanager
+    async def room(self, coming: Loaded) -> AsyncIterator[None]:
+        """Make room for `coming`, and keep it until the end of the block, in which it loads."""
+        if not coming.plan.record.is_engine:
+            yield
+            return
+        async with self._turn:
+            while (other := self._loading_there(coming)) is not None:
+                coming.activity = f"waiting until the model {other.plan.name} is loaded"
+                await asyncio.wait({other.ready})
+            while (other := self._in_the_way(coming)) is not None:
+                coming.activity = f"waiting for running calls of the model {other.plan.name} to end"
+                await other.model.unload_after_calls(other)
+            self._loading.append(coming)
+        try:
+            yield
+        finally:
+            self._loading.remove(coming)
 
-    def _new(self, plan: ResolvedConfig) -> LoadedBackend:
-        room = self._room.made if plan.record.is_engine else None
-        return LoadedBackend(plan, self._create, self._drain_s, self._budget, room=room, idle=self._leave)
+    def _loading_there(self, coming: Loaded) -> Loaded | None:
+        """Return an engine that is loading, perhaps on the same device: its memory is not known yet."""
+        return next((other for other in self._loading if not _on_other_gpus(other.plan, coming.plan)), None)
 
-    async def _unload(self, loaded: LoadedBackend) -> None:
-        for model in [*self._by_name.values()]:
-            await model.unload(loaded)
-
-    def _leave(self, loaded: LoadedBackend) -> None:
-        for model in self._by_name.values():
-            model.leave(loaded)
+    def _in_the_way(self, coming: Loaded) -> Loaded | None:
+        """Return the next engine to unload; None if `coming` fits beside all that are loaded."""
+        there = [
+            other
+            for model in self._by_name.values()
+            for other in model.all_loaded()
+            if other is not coming and other.is_ready and other.plan.record.is_engine
+        ]
+        blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
+        return min(blocking, key=lambda other: other.last_used, default=None)
 
 
 class Model:
-    """Loads its backend when it is asked for, swaps it, and lets go of it."""
+    """One model: its plan, and what is loaded of it; during a swap that is both the old and the new one."""
 
-    def __init__(self, plan: ResolvedConfig, new: Callable[[ResolvedConfig], LoadedBackend]) -> None:
-        """`new` makes a backend that nobody has begun to load."""
-        self.plan = plan
-        self._new = new
-        self._current: LoadedBackend | None = None
-        self._coming: LoadedBackend | None = None  # loads beside the one in use
-        self._retiring: dict[LoadedBackend, asyncio.Task[None]] = {}
+    def __init__(self, plan: ResolvedConfig, models: Models) -> None:
+        self.plan, self.models = plan, models
+        self._current: Loaded | None = None
+        """The one that calls enter."""
+        self._coming: Loaded | None = None
+        """Its successor, while that loads beside it."""
+        self._unloading: dict[Loaded, asyncio.Task[None]] = {}
+        """Those that are unloaded after their last call."""
         self._swapping = asyncio.Lock()
 
     @property
     def activity(self) -> str:
-        """What is being done before calls can run, in a few words; empty when nothing."""
+        """The current step of its load, in a few words; empty if it is not loading."""
         return next((loaded.activity for loaded in (self._coming, self._current) if loaded and loaded.activity), "")
 
     @property
@@ -83,116 +133,312 @@ class Model:
         """`not_loaded`, `loading`, `ready` or `failed` (the next call tries again)."""
         if self._current is None:
             return "not_loaded"
-        if self._current.broken:
+        if not self._current.is_usable:
             return "failed"
-        return "ready" if self._current.ready.done() else "loading"
+        return "ready" if self._current.is_ready else "loading"
 
-    @property
-    def backends(self) -> list[LoadedBackend]:
-        """All that is loaded, loads, or has still to leave."""
-        found = [loaded for loaded in (self._current, self._coming, *self._retiring) if loaded is not None]
-        return found + [loaded.leaving for loaded in found if loaded.leaving is not None]
+    def all_loaded(self) -> Iterator[Loaded]:
+        """Yield everything that is loaded, loads, or must still be unloaded."""
+        for loaded in (self._current, self._coming, *self._unloading):
+            if loaded is not None:
+                yield loaded
+                if loaded.predecessor is not None:
+                    yield loaded.predecessor
 
-    async def init(self, plan: ResolvedConfig, refuse_when_closed: Callable[[], None]) -> None:
-        """Load what `plan` says. An unchanged engine stays, with new sampling.
-
-        Raises `PromptmillError`; what was loaded before and still exists then goes on serving, as it was.
-        """
-        registry.check_name(plan.backend)
-        async with self._swapping:
-            refuse_when_closed()
-            old = self._usable()
-            if old is not None and old.identity == identity_of(plan):
-                self.plan = plan
-                await old.wait_ready()
-                return
-            new = self._new(plan)
-            if old is None or not fits_beside(old.plan, plan):
-                before, self.plan, self._current = self.plan, plan, new
-                new.start(after=old)
-                try:
-                    await new.wait_ready()
-                except PromptmillError as error:
-                    is_wanted = old is None and error.code is Code.SHUTDOWN  # freed, and loaded again by the next call
-                    if self._current in {new, None} and not is_wanted:  # else a call loads again already
-                        # refused before the old one had to leave, or gone with it: either way back to what was said
-                        self.plan, self._current = before, old if old and not old.broken else None
-                        await new.end(error)
-                    raise
-                except asyncio.CancelledError:
-                    if not new.awaited:
-                        self.plan, self._current = before, old if old and not old.broken else None
-                        await new.end(PromptmillError(Code.SHUTDOWN, "Loading was cancelled."))
-                    raise
-                return
-            self._coming = new
-            new.start()
-            try:
-                await new.wait_ready()
-            except BaseException:
-                await new.end(PromptmillError(Code.SHUTDOWN, "It was not needed any more."))
-                raise
-            finally:
-                self._coming = None
-            # which may be another one by now: one that died is loaded again by the next call
-            replaced, self.plan, self._current = self._current, plan, new
-            if replaced is not None:
-                self._retire(replaced, _until_drained)
-
-    async def loaded(self) -> LoadedBackend:
-        """Return the backend to run on, loading it first if need be. Raises why it cannot be loaded."""
+    async def load(self) -> Loaded:
+        """Return what calls can enter, loading it first if need be. Raises the reason why it cannot be loaded."""
         loaded = self._usable()
         if loaded is None:
             registry.check_name(self.plan.backend)
-            dead, loaded = self._current, self._new(self.plan)
+            dead, loaded = self._current, Loaded(self.plan, self)
             self._current = loaded
             loaded.start(after=dead)
         try:
             await loaded.wait_ready()
         except PromptmillError as error:
-            if error.code is Code.REPLACED and self._usable() is not None:  # nothing was sent: the new one may answer
-                return await self.loaded()
+            if error.code is Code.REPLACED and self._usable() is not None:  # swapped before the call sent anything
+                return await self.load()
             raise
         return loaded
 
-    async def unload(self, loaded: LoadedBackend) -> None:
-        """Free `loaded` when its last call has ended; a call that comes meanwhile loads it again after that."""
-        self.leave(loaded)
-        if retiring := self._retiring.get(loaded):
-            await asyncio.shield(retiring)
+    async def swap(self, plan: ResolvedConfig, refuse_when_closed: Callable[[], None]) -> None:
+        """Load the model of `plan` in place of the present one. An unchanged engine stays, with new sampling.
 
-    def leave(self, loaded: LoadedBackend) -> None:
-        """Have `loaded` freed when its last call has ended."""
-        if loaded in self._retiring or loaded is not self._current:
-            return
-        self._current = None
-        self._retire(loaded, LoadedBackend.unused)
+        Raises `PromptmillError`; the present one, if it still exists, then goes on serving unchanged.
+        """
+        registry.check_name(plan.backend)
+        async with self._swapping:
+            refuse_when_closed()
+            old = self._usable()
+            if old is not None and _identity_of(old.plan) == _identity_of(plan):
+                self.plan = plan
+                await old.wait_ready()
+            elif old is None or not fits_beside(old.plan, plan):
+                await self._swap_on_the_device(old, Loaded(plan, self))
+            else:
+                await self._swap_beside(Loaded(plan, self))
 
-    def let_go(self, wanted: Callable[[ResolvedConfig], bool]) -> list[LoadedBackend]:
-        """Return those of `backends` whose plan is `wanted`, for their end; a later call loads again."""
-        found = [loaded for loaded in self.backends if wanted(loaded.plan)]
+    async def _swap_on_the_device(self, old: Loaded | None, new: Loaded) -> None:
+        """Load `new` once `old` is unloaded; calls that come meanwhile wait for `new`."""
+        before, self.plan, self._current = self.plan, new.plan, new
+
+        async def back(error: PromptmillError) -> None:
+            self.plan, self._current = before, old if old is not None and old.is_usable else None
+            await new.unload(error)
+
+        new.start(after=old)
+        try:
+            await new.wait_ready()
+        except PromptmillError as error:
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # the next call loads it after all
+            if self._current in {new, None} and not is_wanted:  # else a call is loading it again already
+                await back(error)
+            raise
+        except asyncio.CancelledError:
+            if not new.awaited:
+                await back(PromptmillError(Code.SHUTDOWN, "Loading was cancelled."))
+            raise
+
+    async def _swap_beside(self, new: Loaded) -> None:
+        """Load `new` beside the present one, which serves until then and is unloaded after its last call."""
+        self._coming = new
+        new.start()
+        try:
+            await new.wait_ready()
+        except BaseException:
+            await new.unload(PromptmillError(Code.SHUTDOWN, "The load was abandoned."))
+            raise
+        finally:
+            self._coming = None
+        # `_current` may be another one by now: an engine that died is loaded again by the next call
+        old, self.plan, self._current = self._current, new.plan, new
+        if old is not None:
+            self.unload_after_calls(old)
+
+    def unload_after_calls(self, loaded: Loaded) -> Awaitable[None]:
+        """Unload `loaded` after its last call, which may be awaited; a call that comes meanwhile loads it again."""
+        if loaded is self._current:
+            self._current = None
+        if loaded not in self._unloading:
+            self._unloading[loaded] = asyncio.ensure_future(self._unload_unused(loaded))
+        return asyncio.shield(self._unloading[loaded])
+
+    async def _unload_unused(self, loaded: Loaded) -> None:
+        try:
+            await loaded.wait_unused()
+            await loaded.unload(PromptmillError(Code.REPLACED, "Another configuration was loaded."))
+        finally:
+            del self._unloading[loaded]
+
+    async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
+        """Unload at once, for `reason`, whatever of it is `wanted`. Raises the first error of a close."""
+        found = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
         if self._current in found:
             self._current = None
-        return found
+        for error in await asyncio.gather(*(loaded.unload(reason) for loaded in found), return_exceptions=True):
+            if error is not None:
+                raise error
 
-    def _usable(self) -> LoadedBackend | None:
-        """Return the backend in use, unless it failed to load, died or was ended."""
-        return self._current if self._current and not self._current.broken else None
-
-    def _retire(self, loaded: LoadedBackend, until: Callable[[LoadedBackend], Coroutine[Any, Any, None]]) -> None:
-        """Close `loaded` when `until` is over."""
-
-        async def retire() -> None:
-            await until(loaded)
-            await loaded.end(PromptmillError(Code.REPLACED, "Another configuration was loaded."))
-
-        def forget(_: object) -> None:
-            self._retiring.pop(loaded, None)
-
-        task = asyncio.ensure_future(retire())
-        self._retiring[loaded] = task
-        task.add_done_callback(forget)
+    def _usable(self) -> Loaded | None:
+        return self._current if self._current is not None and self._current.is_usable else None
 
 
-async def _until_drained(loaded: LoadedBackend) -> None:
-    await loaded.drain(None)
+class Loaded:
+    """One backend of a model, from its load until it is unloaded, and the calls on it."""
+
+    def __init__(self, plan: ResolvedConfig, model: Model) -> None:
+        self.plan, self.model = plan, model
+        self.activity = ""
+        self.last_used = time.monotonic()
+        self.predecessor: Loaded | None = None
+        """Must be unloaded before this one loads; None once it is."""
+        self.ready: asyncio.Task[None]
+        """The load."""
+        self.awaited = 0
+        """Calls that wait until it is loaded."""
+        self._chain: Chain | None = None
+        self._calls: dict[Call, Stoppable] = {}
+        self._no_calls = asyncio.Event()
+        self._no_calls.set()
+        self._reason: PromptmillError | None = None
+        """The reason why it is unloaded or of no use."""
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether calls may wait for it or enter it: it neither failed to load, nor died, nor is unloaded."""
+        return self._reason is None and (not self.ready.done() or self.is_ready)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is loaded and calls can enter it."""
+        ready = self.ready
+        return self._reason is None and ready.done() and not ready.cancelled() and ready.exception() is None
+
+    @property
+    def answer(self) -> Answer:
+        """Answers one request of a call that has entered."""
+        assert self._chain is not None
+        return self._chain.answer
+
+    def start(self, *, after: Loaded | None = None) -> None:
+        """Start to load, once `after` is unloaded."""
+        self.predecessor = after
+        self.ready = asyncio.ensure_future(self._load(after))
+        # each caller that waits gets the error, but there may be none: no "exception was never retrieved"
+        self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _load(self, after: Loaded | None) -> None:
+        models = self.model.models
+        try:
+            backend = await models.create(self.plan)
+            while after is not None:
+                before = after.predecessor  # which `after` was to replace, and perhaps has not yet
+                self.activity = "waiting for running calls to end"
+                await after.wait_without_calls(models.drain_s)
+                await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
+                self.predecessor = after = before
+            async with models.room(self):
+                self._chain = Chain(backend, self.plan, models.budget)
+                await self._chain.load(self._report)
+            self._note_use()
+        finally:
+            self.activity, self.predecessor = "", None
+
+    def _report(self, activity: str) -> None:
+        self.activity = activity
+
+    async def wait_ready(self) -> None:
+        """Wait until it is loaded. Raises why it cannot be; a cancelled waiter does not stop the load."""
+        self.awaited += 1
+        try:
+            await asyncio.shield(self.ready)
+        except asyncio.CancelledError:
+            if self._reason is not None and self.ready.cancelled():
+                raise self._reason from None
+            raise
+        finally:
+            self.awaited -= 1
+
+    def enter(self, call: Call, run: Stoppable) -> Share:
+        """Note that a call starts here. Raises why it cannot, before anything is taken.
+
+        `run` is what the call does here: it is stopped if the model is unloaded meanwhile.
+        """
+        if self._reason is not None:
+            raise self._reason
+        assert self._chain is not None
+        try:
+            share = self._chain.enter(call)
+        except PromptmillError as error:
+            self.note(error)
+            raise
+        self._calls[call] = run
+        self._no_calls.clear()
+        return share
+
+    def note(self, error: PromptmillError) -> None:
+        """Note why a call cannot continue here: an engine that died is loaded again by the next call."""
+        if error.code is Code.ENGINE_DIED:
+            self._reason = self._reason or error
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended, with no answer in flight."""
+        assert self._chain is not None
+        self._calls.pop(call, None)
+        try:
+            await self._chain.leave(call)
+        finally:
+            self._note_use()
+            if not self._calls:
+                self._no_calls.set()
+
+    async def wait_without_calls(self, limit_s: float | None = None) -> None:
+        """Wait until no call runs here, at most `limit_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._no_calls.wait()
+
+    async def wait_unused(self) -> None:
+        """Wait until no call runs here or waits for it."""
+        while self._calls or self.awaited:
+            await self._no_calls.wait()
+            await asyncio.sleep(0)  # a call that waited for the load is about to enter
+
+    async def unload(self, reason: PromptmillError) -> None:
+        """Unload at once: the load stops, running calls end for `reason`, all is freed. May be called twice."""
+        self._reason = self._reason or reason
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self.ready.cancel()
+        for run in self._calls.values():
+            run.stop(self._reason)
+        try:
+            await asyncio.wait({self.ready}, timeout=_STOPPING_S)
+            await self.wait_without_calls(_STOPPING_S)
+        finally:  # also when the caller is cancelled meanwhile
+            if self._chain is not None:
+                await self._chain.aclose()
+
+    def _note_use(self) -> None:
+        """Note that it was used just now, from when on `idle_unload` counts."""
+        self.last_used = time.monotonic()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        limit_s = self.plan.settings.idle_unload
+        if limit_s is not None and self.plan.record.is_engine:
+            self._idle_timer = asyncio.get_running_loop().call_later(limit_s, self._unload_idle)
+
+    def _unload_idle(self) -> None:
+        if self._calls or self.awaited:
+            self._note_use()
+        elif self.is_ready:
+            self.model.unload_after_calls(self)
+
+
+def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
+    """Return what a loaded model depends on: its block, and which keys a call set if that changes its permissions."""
+    block = plan.block
+    if plan.record.needs_endpoint:
+        from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
+    else:
+        from_call = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
+    return (plan.backend, block, from_call)
+
+
+def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
+    """Return whether `new` may load while `old` still runs.
+
+    Endpoints always may. Engines may on separate GPUs, and on the CPU if its free memory is ample for the weights.
+    """
+    if not (old.record.is_engine and new.record.is_engine):
+        return True
+    ours, theirs = old.block, new.block
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
+        elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
+        return elsewhere or _enough_memory(new.model)
+    if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):
+        return _on_other_gpus(old, new)
+    return not _has_accelerator() and _enough_memory(new.model)
+
+
+def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
+    """Return whether two engines are known to share no device."""
+    used = [set(getattr(plan.block, "gpu_ids", None) or ()) for plan in (one, other)]
+    return all(used) and not used[0] & used[1]
+
+
+def _has_accelerator() -> bool:
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def _enough_memory(model: str) -> bool:
+    weights, free = _weights(model), hardware.free_memory()
+    return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
+
+
+def _weights(model: str) -> int:
+    """Return the bytes of a model's weights, 0 if unknown."""
+    if model == embedded_model.NAME:
+        return embedded_model.WEIGHTS_BYTES
+    return hardware.weights(Path(model))

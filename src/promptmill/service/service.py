@@ -12,7 +12,7 @@ from typing import Any
 
 from promptmill.answering.fallback import NotLoadedError, Router
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Share, Sink, Source
+from promptmill.backends.protocol import Call, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.models import DEFAULT, ResolvedConfig, unknown_model
@@ -23,8 +23,7 @@ from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing
 from promptmill.service.driver import Driver
 from promptmill.service.list_call import MOST_LARGE, ListSink, ListSource
-from promptmill.service.loaded_backend import Create, LoadedBackend, Stop
-from promptmill.service.model import Model, Models
+from promptmill.service.model import Create, Loaded, Model, Models
 
 _DRAIN_S = 30.0
 _FEW = 10_000  # items that are looked at on the event loop
@@ -166,7 +165,7 @@ class Service:
         elif overrides.backend == AUTO:
             raise config_error("backend", "`auto` stands in the configuration alone; name a backend.")
         plan = await choosing.with_model(self._configuration.overlaid(overrides))
-        await self._model().init(plan, self._refuse_when_closed)
+        await self._model().swap(plan, self._refuse_when_closed)
 
     @property
     def configured_backend(self) -> str | None:
@@ -254,15 +253,14 @@ class Service:
     async def shutdown_engine(self) -> None:
         """Free the engines and their memory; connections have nothing to free. A later call loads again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
-        engines = self._models.let_go(lambda plan: plan.record.is_engine)
-        await asyncio.gather(*(engine.end(reason) for engine in engines))
+        await self._models.unload(lambda plan: plan.record.is_engine, reason)
 
     async def aclose(self) -> None:
         """End everything; running calls end with code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        everything = self._models.let_go(lambda _: True)
-        await asyncio.gather(*(loaded.end(reason) for loaded in everything), return_exceptions=True)
+        with contextlib.suppress(Exception):  # of a backend that fails to close
+            await self._models.unload(lambda _: True, reason)
 
     @contextlib.contextmanager
     def _counted(self, plan: ResolvedConfig, stats: Call) -> Iterator[None]:
@@ -301,7 +299,7 @@ class Service:
             finally:
                 await router.aclose()
             return
-        model, share = await self._enter(plan.name, call, driver.stop)
+        model, share = await self._enter(plan.name, call, driver.stoppable)
         try:
             await driver.run(model.answer, share)
         except PromptmillError as error:
@@ -310,19 +308,19 @@ class Service:
         finally:
             await model.leave(call)
 
-    async def _enter(self, name: str, call: Call, stop: Stop) -> tuple[LoadedBackend, Share]:
+    async def _enter(self, name: str, call: Call, run: Stoppable) -> tuple[Loaded, Share]:
         """Load the model `name` if need be and enter it. Raises `NotLoadedError`, or why the call cannot start."""
         model = self._model(name)
         for last_try in (False, True):
             try:
                 self._refuse_when_closed()
                 await self.decided(name)
-                loaded = await model.loaded()
+                loaded = await model.load()
             except PromptmillError as error:
                 raise NotLoadedError(error) from None
             call.chosen = call.chosen or loaded.plan.chosen
             try:
-                return loaded, loaded.enter(call, stop)
+                return loaded, loaded.enter(call, run)
             except PromptmillError as error:
                 # an engine that died before this call is no reason to fail
                 if error.code is not Code.ENGINE_DIED or last_try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from promptmill.backends.openai.adaptive_limit import QUIET_S
 from promptmill.backends.openai.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.rate_limits import RateLimits
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, ignored
 from promptmill.core.errors import PromptmillError
 
 
@@ -19,10 +19,6 @@ class _Waiter(NamedTuple):
     future: asyncio.Future[Permit]
     tokens: int
     avoid: EndpointState | None
-
-
-def _no_driver() -> None:
-    """No-op callback."""
 
 
 class ConcurrencyShare:
@@ -36,7 +32,7 @@ class ConcurrencyShare:
         self.call = call
         self.most = 1
         self.cap = cap
-        self.grown: Callable[[], None] = _no_driver
+        self.grown: Callable[[], None] = ignored
         self.wanted: int | None = None
         """How many items the call still has; None: more than it could be given."""
         self.in_flight = 0
@@ -104,7 +100,7 @@ class Limiter:
     def close(self, share: ConcurrencyShare) -> None:
         """Note that a call has ended."""
         self._shares.discard(share)
-        share.grown = _no_driver  # else call and share hold each other, and all its answers, until the collector comes
+        share.grown = ignored  # else call and share hold each other, and all its answers, until the collector comes
         self._share_out_soon()
         if not self._shares and self._timer:
             self._timer.cancel()

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from promptmill.answering.prices import price_of, tier_of
+from promptmill.answering.costs import price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
 from promptmill.config.models import ResolvedConfig

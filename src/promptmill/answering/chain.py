@@ -1,0 +1,299 @@
+"""The chain of a loaded model: its backend, and around its `answer` the functions that every backend gets.
+
+    request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ backend
+    outcome ◀──────────────────────────────────────────────────────────────────────────────┘
+
+A request that uses nothing of a function passes through it. The cache is outermost, so that it keeps what satisfied its
+schema; prices and budgets are far inside, so that they see every request. `Chain` is the whole, with load and close;
+the shorter functions follow it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
+from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
+from promptmill.answers.reasoning import split_marked
+from promptmill.answers.schema import AnswerSchema, SchemaCache
+from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
+from promptmill.config.backends import BACKENDS
+from promptmill.config.models import ResolvedConfig
+from promptmill.core.conversation import Conversation, Message
+from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.money import Budget
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
+from promptmill.core.sampling import Sampling
+
+_OURS = frozenset({"reasoning"})  # read by promptmill, whichever backend answers
+_MOST_SAMPLINGS = 1024
+_LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that is sent back
+
+
+class Chain:
+    """The backend of `plan` with everything around its `answer`. `budget` is that of the process."""
+
+    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
+        self._backend, self._plan, self._budget = backend, plan, budget
+        self._cached: CachedAnswers | None = None
+        self._is_priced = False
+        self.answer: Answer = backend.answer
+        """Answers one request of a call that has entered; whole once it is loaded."""
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Put the chain together and load the backend; `report` gets short descriptions of the progress.
+
+        Raises `PromptmillError`, also for a budget without a price (`invalid_config`) and a cache that cannot be used
+        (`storage`).
+        """
+        plan, answer = self._plan, self._backend.answer
+        if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
+            answer = ScreenedRequests(answer, plan).answer
+        price = await asyncio.to_thread(price_of, plan)
+        if price is not None:
+            self._is_priced = True
+            answer = BudgetedAnswers(answer, plan, price, self._budget).answer
+        elif self._budget is not None:
+            raise unknown_price(plan.model)
+        answer = StructuredAnswers(answer, retries=plan.settings.schema_retries).answer
+        answer = SeveralAnswers(answer).answer
+        if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
+            answer = SameRequests(answer).answer
+        if wanted := plan.operator.cache:
+            cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
+            self._cached = CachedAnswers(answer, plan, cache, everything=wanted == "all")
+            answer = self._cached.answer
+        self.answer = answer
+        await self._backend.load(report)
+
+    def enter(self, call: Call) -> Share:
+        """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
+        if call.budget is not None and not self._is_priced:
+            raise unknown_price(self._plan.model)
+        share = self._backend.enter(call)
+        if self._is_priced:
+            call.cost = call.cost or 0.0
+        return share
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended, with no answer in flight."""
+        await self._backend.leave(call)
+        if self._cached is not None:  # the next process is to find them
+            await asyncio.shield(self._cached.flush())
+
+    async def aclose(self) -> None:
+        """Free everything, even while it loads."""
+        try:
+            await self._backend.aclose()
+        finally:
+            if self._cached is not None:
+                await self._cached.aclose()
+
+
+class ScreenedRequests:
+    """Drops the parameters that the backend does not support, with a warning, and fails what it raises for."""
+
+    def __init__(self, following: Answer, plan: ResolvedConfig) -> None:
+        self._following = following
+        self._backend = plan.backend
+        self._record = plan.record
+        self._is_error = plan.settings.unsupported == "error"
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request."""
+        return self._screened(request, call)
+
+    async def _screened(self, request: Request, call: Call) -> Outcome:
+        try:
+            outcome = await self._following(self._supported(request, call), call)
+        except PromptmillError as error:
+            if error.code is Code.UNSUPPORTED:
+                return Failure(error, request.attempts)
+            raise
+        except Exception as error:  # noqa: BLE001 (another package's mistake costs its item)
+            return Failure(internal_error(f"The {self._backend} backend failed", error), request.attempts)
+        if not isinstance(outcome, Completion | Failure):
+            problem = f"The {self._backend} backend returned no outcome for this item; report it to its author."
+            return Failure(PromptmillError(Code.INTERNAL, problem), request.attempts)
+        return outcome
+
+    def _supported(self, request: Request, call: Call) -> Request:
+        if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):
+            raise PromptmillError(
+                Code.UNSUPPORTED, f"The prompt comes with images or audio, and the {self._backend} backend reads text."
+            )
+        takes = self._record.sampling
+        left_out = [] if takes is None else sorted(request.sampling.given().keys() - takes - _OURS)
+        if not left_out:
+            return request
+        problem = f"The {self._backend} backend cannot take {', '.join(left_out)}"
+        if self._is_error:
+            raise PromptmillError(Code.UNSUPPORTED, f"{problem}.")
+        call.warn(f"{problem}; left out.")
+        return request.changed(sampling=request.sampling.model_copy(update=dict.fromkeys(left_out)))
+
+
+class SeveralAnswers:
+    """Sends n requests where `n` answers are wanted: on every backend, each answer checked on its own."""
+
+    def __init__(self, following: Answer) -> None:
+        """`following` takes requests for one answer."""
+        self._following = following
+        self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request; one for one answer passes through."""
+        if request.sampling.n is None:
+            return self._following(request, call)
+        return self._each(request, request.sampling.n, call)
+
+    async def _each(self, request: Request, n: int, call: Call) -> Outcome:
+        async def one(place: int) -> Outcome:
+            try:
+                sampling = self._single_sampling(request.sampling, place)
+                earlier = 0 if place else request.attempts  # once, for they are summed up
+                return await self._following(request.changed(sampling=sampling, attempts=earlier), call)
+            finally:
+                call.forked -= 1
+                call.freed()
+
+        call.forked += n - 1  # the worker of the request waits for all of them
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(place)) for place in range(n)]
+        except BaseExceptionGroup as found:
+            raise found.exceptions[0] from None
+        finally:
+            call.forked += 1
+        return _joined([task.result() for task in tasks], call)
+
+    def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
+        """Return the parameters of one answer, the same object for all requests that share them."""
+        if sampling.seed is None:
+            place = 0
+        if (id(sampling), place) not in self._single:
+            seed = None if sampling.seed is None else sampling.seed + place
+            if len(self._single) >= _MOST_SAMPLINGS:  # rows that each bring their own
+                self._single.clear()
+            self._single[id(sampling), place] = sampling, sampling.model_copy(update={"n": None, "seed": seed})
+        return self._single[id(sampling), place][1]
+
+
+def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
+    """Return the first answer with all of them; one that failed is `""` among them."""
+    usage, cost = found[0].usage, found[0].cost
+    for outcome in found[1:]:
+        usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
+    attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
+    failed = [outcome for outcome in found if isinstance(outcome, Failure)]
+    answers = [outcome for outcome in found if isinstance(outcome, Completion)]
+    if not answers:
+        return replace(failed[0], usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
+    if failed:
+        call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
+    texts = tuple(outcome.text if isinstance(outcome, Completion) else "" for outcome in found)
+    joined = replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
+    return replace(joined, details=_details(found, answers[0])) if call.keep_raw else joined
+
+
+def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
+    """Return the details of several answers: the first one's `body` without its usage, and `choices` of all."""
+    body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
+    choices = [
+        {
+            "index": index,
+            "text": one.text,
+            "finish_reason": one.finish_reason,
+            "reasoning": one.reasoning,
+            "tool_calls": one.tool_calls,
+            "logprobs": one.logprobs,
+            "details": {name: value for name, value in (one.details or {}).items() if name != "body"},
+        }
+        for index, one in enumerate(found)
+        if isinstance(one, Completion)
+    ]
+    return {"body": body, "choices": choices}
+
+
+class StructuredAnswers:
+    """Checks, repairs and requests again at most `retries` times; a wrong answer then fails with `invalid_answer`."""
+
+    def __init__(self, following: Answer, *, retries: int) -> None:
+        self._following = following
+        self._retries = retries
+        self._schemas = SchemaCache()
+        # one at a time: several threads that compute would leave the event loop little
+        self._checking = asyncio.Lock()
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request; one without a schema passes through."""
+        if request.sampling.response_format is None:
+            return self._following(request, call)
+        return self._checked(request, call)
+
+    async def _checked(self, request: Request, call: Call) -> Outcome:
+        wanted = request.sampling.response_format
+        assert wanted is not None
+        try:
+            schema = await self._schemas.of(wanted)
+        except PromptmillError as error:
+            return Failure(error, request.attempts)
+        outcome = await self._following(request, call)
+        if schema is None:
+            return outcome
+        usage, latency_s, cost = NO_USAGE, 0.0, None
+        for again in range(self._retries + 1):
+            usage, latency_s = usage + outcome.usage, round(latency_s + outcome.latency_s, 6)
+            cost = sum_of(cost, outcome.cost)
+            if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
+                return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
+            complete = outcome.finish_reason != "length"
+            text, problem = await self._check(schema, request, outcome, call)
+            if not problem:
+                return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
+            if not complete or again == self._retries:
+                break
+            conversation = _with_complaint(request.conversation, outcome.text, problem, again=again > 0)
+            request = request.changed(conversation=conversation, attempts=outcome.attempts)
+            call.asked_again += 1
+            outcome = await self._following(request, call)
+        assert isinstance(outcome, Completion)
+        invalid = _invalid(problem, complete=complete)
+        return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
+
+    async def _check(self, schema: AnswerSchema, request: Request, outcome: Completion, call: Call) -> tuple[str, str]:
+        """Return the text of an answer, repaired if need be, and what is wrong with it, `""` if nothing is."""
+        # in-line reasoning stays in front of an answer and is no part of it
+        text = outcome.text
+        answer = split_marked(text)[1] if request.sampling.reasoning == "inline" else text
+        if schema.is_soon_valid(answer):
+            return text, ""
+        async with self._checking:
+            checked = await asyncio.to_thread(schema.check, answer, complete=outcome.finish_reason != "length")
+        if checked.problem:
+            return text, checked.problem
+        call.repaired += checked.repaired
+        return text[: text.rfind(answer)] + checked.text if checked.repaired else text, ""
+
+
+def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:
+    """Return the conversation with a wrong answer and what is wrong with it; of several the last alone."""
+    messages = conversation.messages[:-2] if again else conversation.messages
+    complaint = (
+        f"This answer does not satisfy the required JSON schema: {problem}. "
+        "Answer again with the corrected JSON alone, without any other words."
+    )
+    return Conversation((*messages, Message("assistant", answer[:_LONGEST_QUOTED]), Message("user", complaint)))
+
+
+def _invalid(problem: str, *, complete: bool) -> PromptmillError:
+    if complete:
+        return PromptmillError(Code.INVALID_ANSWER, f"The answer does not satisfy its schema: {problem}.")
+    return PromptmillError(
+        Code.INVALID_ANSWER,
+        f"The answer was cut off at `max_tokens` and does not satisfy its schema: {problem}.",
+        "Raise `max_tokens`.",
+    )
