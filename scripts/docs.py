@@ -23,8 +23,8 @@ def configuration() -> str:
     parts = [
         "# Configuration: `parameter.yaml`",
         "Read from `--config PATH`, else `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's configuration folder, or "
-        "the file that comes with promptmill: the first that exists. `--backend NAME` and `--set key.path=value` lie "
-        "over it. `${VAR}` reads the environment, `${VAR:-default}` with a default. An unknown key is an error that "
+        "the file that comes with promptmill: the first that exists. `--backend NAME` and `--set key.path=value` override "
+        "it. `${VAR}` reads the environment, `${VAR:-default}` with a default. An unknown key is an error that "
         "names the nearest known one. This page is written by `scripts/docs.py` from the settings themselves.",
         "## Top level",
         table(Settings, skip={"backend_configs", "sampling_params"}),
@@ -39,8 +39,8 @@ def configuration() -> str:
         "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "
         "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you "
         "named: in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's over https. A "
-        "`base_url` that only a call named gets none, and neither does it get the file's `api_key` or `headers`. "
-        "`promptmill serve --trust-client` lifts that for a client that is your own program.",
+        "`base_url` that only a call named gets no key, and not the file's `api_key` or `headers` either. "
+        "`promptmill serve --trust-client` removes this limit for a client that is your own program.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -91,8 +91,8 @@ def errors() -> str:
             [
                 "# Error codes",
                 'A failed item has the answer `""` and an entry in `errors`: `index`, `code`, `message`, `retryable`, '
-                "`attempts`. When no item was answered the call itself is an error that says the commonest reason first. "
-                "promptmill has already tried again where that helps; *try again?* says whether the same request may "
+                "`attempts`. If no item was answered, the call itself is an error that begins with the most frequent reason. "
+                "promptmill has already retried where that helps; *try again?* states whether the same request may "
                 "succeed later. This page is written by `scripts/docs.py`.",
                 "\n".join(rows),
             ]
@@ -121,28 +121,27 @@ def providers() -> str:
         "\n\n".join(
             [
                 "# A provider, with your key",
-                "Put the key into the variable that the provider's row below names, and name provider and model:",
+                "Set the key in the provider's variable (see the table below), and name the provider and the model:",
                 "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
                 'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
                 "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
                 "In a configuration file, which `promptmill init` writes after three questions:",
                 "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
-                "promptmill knows more about each provider than its address: what its limits, its errors and its reasoning look like, and which parameters "
-                "it refuses. Any other OpenAI-compatible endpoint goes by `--base-url URL` and `--key-env NAME`; a server with one "
-                "model needs no `--model`. A provider's key goes to that provider alone "
+                "Besides the address, promptmill knows the limits, errors, reasoning format and refused parameters of each provider. "
+                "For any other OpenAI-compatible endpoint, use `--base-url URL` and `--key-env NAME`; a server with one "
+                "model needs no `--model`. A provider's key is sent only to that provider "
                 "([which key goes where](configuration.md#which-key-goes-where)).",
-                "`promptmill check` goes by stages (configuration, URL, connection, TLS, key, models, a one-token call), each "
-                "attempted once, all within 15 s, and stops at the first that fails with a hint that fits it: TLS on a plain "
-                "port, a certificate that is not trusted and how to trust it, the right path for a wrong one, the nearest names of "
-                "an unknown model.",
-                "`backend: auto` takes the first that works: the endpoint that the `openai` block names, a server that runs on "
-                "this machine at its usual address (`OLLAMA_HOST` counts), a provider whose key is set and which has "
-                "`model_name`, else the embedded model. What was chosen and why stands in the log, in `_meta.chosen` and in the "
-                "status, and does not change until promptmill is started again. A server that was found gets no key.",
-                "A run that waits says why: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or `waiting for "
-                "api.example.com since 0:14, next try in 8 s`.",
+                "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
+                "stage once, takes at most 15 s, and stops at the first failure with a specific hint: TLS on a plain "
+                "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
+                "`backend: auto` uses the first of these that works: the endpoint of the `openai` block, a server on "
+                "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
+                "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
+                "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
+                "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or "
+                "`waiting for api.example.com since 0:14, next try in 8 s`.",
                 "\n".join(rows),
-                "`promptmill providers` lists them too, and which keys are set. What each takes and where it says so: "
+                "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
                 "[provider-rows.md](provider-rows.md). This page is written by `scripts/docs.py`.",
             ]
         )
@@ -168,12 +167,12 @@ def provider_rows() -> str:
     return (
         "\n\n".join(
             [
-                "# What each provider takes",
-                "*Thinking off* is what `enable_thinking: false` becomes; without a switch, and for models that always think "
-                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), a warning says that it was left out. *JSON* is the form in "
-                "which a schema is asked for. Where *web images* says no, give files or set `fetch_images: true`. What a provider "
-                "*leaves out* brings a warning, or an error with `unsupported: error`. *Read*: the day on which the row was last "
-                "compared with that page. This page is written by `scripts/docs.py`.",
+                "# Parameters of the providers",
+                "*Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
+                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), it is left out with a warning. *JSON* is the form in "
+                "which a schema is sent. If *web images* is no, use files or set `fetch_images: true`. The parameters in "
+                "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. *Read* is the date on "
+                "which the row was last compared with its page. This page is written by `scripts/docs.py`.",
                 "\n".join(rows),
             ]
         )
