@@ -103,6 +103,33 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_unfolded(server, item
 
 
 @pytest.mark.rule("X4")
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("generate", b'{"prompt_ls":"[%s]"}'),
+        ("generate", b'{"prompt_ls":["x"],"sampling_params":"{\\"stop\\":[%s]}"}'),
+        ("generate", b'{"prompt_ls":["x"],"answer_schema":"{\\"enum\\":[%s]}"}'),
+        ("multimodal_generate", b'{"prompt_ls":["x"],"multimodal_path":["[%s]"]}'),
+        ("multiturn_generate", b'{"messages":"[%s]"}'),
+    ],
+    ids=["prompts", "sampling", "schema", "images", "messages"],
+)
+def test_a_text_of_too_many_values_is_refused_before_it_is_read(server, tool, arguments):
+    body = _call(tool.encode(), arguments % _many(b"[]", 5_000_000))
+    session = server.session()
+    with _Peak(server.process.pid) as peak:
+        got = server.ask(headers=session.headers, body=body)
+    assert b"more than 300,000 values" in got.body
+    assert peak.bytes < 8 * len(body), "it was 40 times"
+
+
+@pytest.mark.rule("X4")
+async def test_images_in_texts_are_counted_together():
+    with pytest.raises(PromptmillError, match="more than 300,000 images"):
+        await prompt_lists.conversations_with_images(["x"] * 4, ['["",' + '"",' * 99_999 + '""]'] * 4, None, "after")
+
+
+@pytest.mark.rule("X4")
 @pytest.mark.stdio
 def test_over_stdio_a_line_of_many_values_takes_no_more_than_the_sdk_needs(tmp_path, upstream):
     body = _call(b"generate", b'{"prompt_ls":[%s]}' % _many(b'{"role":"robot","content":[{"type":"text"}]}', 100_000))

@@ -123,3 +123,18 @@ async def test_large_answers_are_kept_up_to_a_limit_and_ordinary_ones_always():
     assert "take more than" in found[1].error.message
     await sink.put(2, Completion("", logprobs={"content": [{"token": "a", "logprob": -0.5}] * 10_000}))
     assert isinstance(sink.result(None)[2], Failure)
+
+
+async def test_all_answers_together_have_a_limit_that_ends_the_call():
+    sink = list_call.ListSink(4, 1_000_000, 200_000)
+    for key in range(3):
+        await sink.put(key, Completion("x" * 60_000))
+    with pytest.raises(PromptmillError, match="answers of this call take more than 0 MiB"):
+        await sink.put(3, Completion("x" * 60_000))
+    assert not sink.missing, "the answer that is too much is there"
+
+
+async def test_many_small_values_in_an_answer_count_with_their_memory():
+    sink = list_call.ListSink(1, 1_000_000)
+    await sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))
+    assert isinstance(sink.result(None)[0], Failure), "they take 2 MB, their JSON 80 KB"

@@ -69,6 +69,9 @@ def wrong_values(error: ValidationError) -> str:
         place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
         expected = _expected(problem["type"], problem.get("ctx", {}))
         given = problem["input"]
+        if problem["type"] == "value_error":  # of a validator of ours, in words
+            lines.setdefault(place, str(problem["ctx"]["error"]))
+            continue
         is_number = problem["type"].endswith("_than_equal")
         lines.setdefault(place, f"is {f'{given:g}' if is_number else shape(given)}; {expected}")
     return joined([f"{place:.100} {text}" for place, text in lines.items()])

@@ -278,7 +278,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             found = await asyncio.to_thread(running_jobs().results, job_id, max(0, offset), _MOST_ROWS)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
-        found = page(found, (most_bytes(ctx, service.plan) or _PAGE_BYTES) - _ENVELOPE, copies=1)
+        found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)
         after = found.pop("next_offset")
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return orjson.dumps(found).decode()

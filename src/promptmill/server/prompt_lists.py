@@ -23,21 +23,30 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _FEW = 500  # half a millisecond
+_MOST_VALUES = 300_000  # as in the body of a request over HTTP, where only values outside of texts are counted
 
 
 def as_list_or_object(value: object) -> object:
-    """Read a list or object that arrives as a JSON string, as language models like to send it."""
-    if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"}:
-        try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
-    return value
+    """Read a list or object that arrives as a JSON string, as language models like to send it.
+
+    Raises `ValueError` for one that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in {"[", "{"}:
+        return value
+    if len(value) > _MOST_VALUES and sum(map(value.count, "[{,")) > _MOST_VALUES:
+        raise ValueError(f"is a text that may hold more than {_MOST_VALUES:,} values; send a list or an object.")
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
 
 
 def list_of(value: object, name: str) -> list[Any]:
     """Return the list that an argument is; a lone text or object is a list of one. Raises `PromptmillError`."""
-    value = as_list_or_object(value)
+    try:
+        value = as_list_or_object(value)
+    except ValueError as error:
+        raise input_error(f"{name} {error}") from None
     if isinstance(value, str | dict):
         return [value]
     if not isinstance(value, list):
@@ -66,7 +75,13 @@ async def conversations_with_images(
     """Return one conversation for each prompt and its images. Raises `PromptmillError` for a list that is wrong."""
 
     def read() -> list[Conversation | PromptmillError]:
-        sources = [_sources(item, f"multimodal_path[{index}]") for index, item in enumerate(images)]
+        sources: list[list[str]] = []
+        left = _MOST_VALUES
+        for index, item in enumerate(images):
+            sources.append(_sources(item, f"multimodal_path[{index}]"))
+            left -= len(sources[-1])
+            if left < 0:
+                raise input_error(f"multimodal_path holds more than {_MOST_VALUES:,} images; send fewer at once.")
         if len(sources) != len(prompts):
             raise input_error(
                 f"multimodal_path has {len(sources)} entries but prompt_ls has {len(prompts)}; "
@@ -91,7 +106,10 @@ async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
 
 def _sources(item: object, where: str) -> list[str]:
     """Return the images of one prompt; a lone one is a list of one."""
-    item = as_list_or_object(item)
+    try:
+        item = as_list_or_object(item)
+    except ValueError as error:
+        raise input_error(f"{where} {error}") from None
     if isinstance(item, str):
         return [item]
     if isinstance(item, list) and all(isinstance(source, str) for source in item):

@@ -22,6 +22,8 @@ from promptmill.service import list_call
 # these names are the defaults of clients without a limit, and every bare Python client is `mcp`.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
+# Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
+_HTTP_BYTES = 32 << 20
 _ENVELOPE = 4 << 10
 ANSWERS: dict[str, Any] = {
     "type": "object",
@@ -146,7 +148,7 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
     limit, context = plan.settings.max_result_bytes, ctx.request_context
     if context is not None and context.request is not None:
         response: EitherResponse | None = context.request.scope.get(RESPONSE)
-        limits = (limit, None if response is None else response.most_bytes())
+        limits = (_HTTP_BYTES if limit is None else limit, None if response is None else response.most_bytes())
         return min(filter(None, limits), default=None)
     if plan.trust_client:
         return None
@@ -156,7 +158,18 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
     return limit or None
 
 
-def message_bytes(result: ToolResult) -> int:
+def whole_result(
+    outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None, most: int | None
+) -> ToolResult | None:
+    """Return the result of a call, without its copy if need be; None when it is larger than `most` bytes."""
+    result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
+    if most is None or _message_bytes(result) <= most:
+        return result
+    shorter = without_copy(result)
+    return shorter if _message_bytes(shorter) <= most else None
+
+
+def _message_bytes(result: ToolResult) -> int:
     """Return the size of the message that `result` becomes, within a few bytes of the truth."""
     size = _ENVELOPE + len(orjson.dumps(result.structured_content)) + len(orjson.dumps(result.meta))
     return size + sum(len(orjson.dumps(block.text)) for block in result.content if isinstance(block, TextContent))
@@ -207,7 +220,7 @@ def first_answers(
         result.content = [*_texts(str(left_out.error), *reasons, *_goes_on(outcomes, job_id)), link]
         return result
 
-    left = most - message_bytes(with_first(0))
+    left = most - _message_bytes(with_first(0))
     count = 0
     for size in itertools.islice(_sizes(outcomes), len(outcomes) - 1):
         left -= size

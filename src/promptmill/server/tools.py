@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
@@ -18,7 +18,7 @@ from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Failure, Outcome
+from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.server import prompt_lists
 from promptmill.server.arguments import (
     AnswerSchema,
@@ -36,9 +36,8 @@ from promptmill.server.results import (
     ANSWERS,
     ANSWERS_IN_SHORT,
     first_answers,
-    message_bytes,
     most_bytes,
-    result_of,
+    whole_result,
     without_copy,
 )
 from promptmill.server.tool_calls import tool
@@ -48,7 +47,9 @@ from promptmill.service.service import Service
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
+T = TypeVar("T")
 _FEW = 10_000  # items whose result is built on the event loop
+_LITTLE = 1 << 20  # characters of theirs
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -172,8 +173,12 @@ async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Seq
 
 
 def _lacks_model(outcome: Outcome) -> bool:
-    usual = PromptmillError(Code.NOT_FOUND, "").hint  # another one is about the address
-    return isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND and outcome.error.hint == usual
+    # another hint than the usual one is about the address
+    return (
+        isinstance(outcome, Failure)
+        and outcome.error.code is Code.NOT_FOUND
+        and outcome.error.hint == PromptmillError(Code.NOT_FOUND, "").hint
+    )
 
 
 def _hinted(failure: Failure, hint: str) -> Failure:
@@ -234,19 +239,34 @@ class _Answers:
     ) -> ToolResult:
         """Return the result; what the client could not take is kept as a job."""
         any_failure = plan.settings.on_error == "raise"
-        if list_call.failed(outcomes, any_failure=any_failure):
+        is_small = _is_small(outcomes)
+
+        async def apart(work: Callable[[], T]) -> T:
+            """Run `work`, in a thread if it takes long, so that other calls go on meanwhile."""
+            return work() if is_small else await asyncio.to_thread(work)
+
+        if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
             outcomes = await _with_models(outcomes, plan)
-        build = partial(result_of, outcomes, stats, any_failure=any_failure, job_id=job_id)
-        # in a thread, other calls go on while hundreds of thousands of entries are made
-        result = build() if len(outcomes) <= _FEW else await asyncio.to_thread(build)
         most = most_bytes(ctx, plan)
-        if most is None or message_bytes(result) <= most:
+        build = partial(whole_result, outcomes, stats, any_failure=any_failure, job_id=job_id)
+        if (result := await apart(partial(build, most=most))) is not None:
             return result
-        if message_bytes(shorter := without_copy(result)) <= most:
-            return shorter
+        assert most is not None
         try:
             kept_id = await keep(outcomes)
         except PromptmillError as error:
             stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
-            return without_copy(result_of(outcomes, stats, any_failure=any_failure, job_id=job_id))
-        return first_answers(outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id, most=most)
+            result = await apart(partial(build, most=None))
+            assert result is not None
+            return without_copy(result)
+        first = partial(first_answers, outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
+        return await apart(partial(first, most=most))
+
+
+def _is_small(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether the result of a call takes a few milliseconds to build."""
+    if len(outcomes) > _FEW:
+        return False
+    done = [one for one in outcomes if isinstance(one, Completion)]
+    characters = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
+    return characters < _LITTLE and not any(one.logprobs or one.tool_calls for one in done)

@@ -19,10 +19,13 @@ from promptmill.core.sampling import Sampling
 LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
 """Items of one error that repeat its message; hundreds of thousands may share it."""
-_LARGE_ANSWER = 64 * 1024  # bytes in memory; whatever their number, smaller ones are kept
+_LARGE_ANSWER = 64 * 1024  # bytes in memory
 MOST_LARGE = 32 * 1024 * 1024
 """Bytes in memory of the large answers of a call together: its result is written several times over."""
-_VALUES_IN_MEMORY = 4  # bytes for each byte of their JSON
+MOST_SHARED = 64 * 1024 * 1024
+"""Bytes in memory of all answers of a call to a server that several clients share."""
+_VALUE = 100
+"""Bytes in memory of a value in tool calls and `logprobs`, with its name."""
 
 
 class ListSource(Source):
@@ -62,27 +65,33 @@ class ListSource(Source):
 class ListSink(Sink):
     """Outcomes by position."""
 
-    def __init__(self, size: int, most_large: int | None = None) -> None:
-        """`most_large` limits the bytes of large answers; None is no limit."""
+    def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
+        """`most_large` limits the bytes of large answers, `most` those of all; None is no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
-        self._most_large = most_large
-        self._large = 0
+        self._most_large, self._most = most_large, most
+        self._large = self._all = 0
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`; a large answer fails where the limit has no room for it."""
+        """Keep the outcome of item `key`; a large answer fails where its limit has no room for it.
+
+        Raises `PromptmillError` when the limit of all answers is reached, so that no more requests are sent.
+        """
         if self._most_large is not None and isinstance(outcome, Completion):
             size = _size(outcome)
             if size > _LARGE_ANSWER and self._large + size > self._most_large:
                 outcome = Failure(
-                    _too_large(self._most_large),
+                    _too_large("large answers", self._most_large),
                     outcome.attempts,
                     outcome.latency_s,
                     outcome.usage,
                     cost=outcome.cost,
                 )
-            elif size > _LARGE_ANSWER:
-                self._large += size
+            else:
+                self._large += size if size > _LARGE_ANSWER else 0
+                self._all += size
         self._outcomes[key] = outcome
+        if self._most is not None and self._all > self._most:
+            raise _too_large("answers", self._most)
 
     @property
     def missing(self) -> list[int]:
@@ -102,14 +111,15 @@ def _size(completion: Completion) -> int:
     """Return the bytes that an answer takes in memory, roughly."""
     size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
     if completion.logprobs or completion.tool_calls:
-        size += _VALUES_IN_MEMORY * len(orjson.dumps((completion.logprobs, completion.tool_calls)))
+        values = orjson.dumps((completion.logprobs, completion.tool_calls))
+        size += len(values) + _VALUE * sum(map(values.count, (b"{", b"[", b",")))
     return size + sum(map(sys.getsizeof, completion.answers[1:]))
 
 
-def _too_large(most: int) -> PromptmillError:
+def _too_large(which: str, most: int) -> PromptmillError:
     return PromptmillError(
         Code.BAD_RESPONSE,
-        f"The answer is large, and the large answers of this call take more than {most >> 20} MiB together.",
+        f"The {which} of this call take more than {most >> 20} MiB of memory together.",
         "Send fewer prompts in a call, lower `max_tokens`, or answer the prompts as a file job.",
     )
 

@@ -22,7 +22,7 @@ from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing
 from promptmill.service.driver import Driver
-from promptmill.service.list_call import MOST_LARGE, ListSink, ListSource
+from promptmill.service.list_call import MOST_LARGE, MOST_SHARED, ListSink, ListSource
 from promptmill.service.model import Create, Loaded, Model, Models
 
 _DRAIN_S = 30.0
@@ -189,7 +189,7 @@ class Service:
         Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
         without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
-        sink = sink or ListSink(len(items), MOST_LARGE)
+        sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
         limit_s = self.plan.settings.call_timeout
         unanswered: PromptmillError | None
         try:
