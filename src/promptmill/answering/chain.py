@@ -17,6 +17,7 @@ from typing import Any
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
 from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
+from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, SchemaCache
 from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
@@ -30,6 +31,7 @@ from promptmill.core.sampling import Sampling
 
 _OURS = frozenset({"reasoning"})  # read by promptmill, whichever backend answers
 _MOST_SAMPLINGS = 1024
+_LONG = 1 << 16  # characters, whose marks are searched for in a thread
 _LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that is sent back
 
 
@@ -39,6 +41,7 @@ class Chain:
     def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
         self._backend, self._plan, self._budget = backend, plan, budget
         self._cached: CachedAnswers | None = None
+        self._structured: StructuredAnswers | None = None
         self._is_priced = False
         self.answer: Answer = backend.answer
         """Answers one request of a call that has entered; whole once it is loaded."""
@@ -58,7 +61,8 @@ class Chain:
             answer = BudgetedAnswers(answer, plan, price, self._budget).answer
         elif self._budget is not None:
             raise unknown_price(plan.model)
-        answer = StructuredAnswers(answer, retries=plan.settings.schema_retries).answer
+        self._structured = StructuredAnswers(answer, retries=plan.settings.schema_retries)
+        answer = self._structured.answer
         answer = SeveralAnswers(answer).answer
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
@@ -89,6 +93,8 @@ class Chain:
         try:
             await self._backend.aclose()
         finally:
+            if self._structured is not None:
+                await self._structured.aclose()
             if self._cached is not None:
                 await self._cached.aclose()
 
@@ -225,8 +231,11 @@ class StructuredAnswers:
         self._following = following
         self._retries = retries
         self._schemas = SchemaCache()
-        # one at a time: several threads that compute would leave the event loop little
-        self._checking = asyncio.Lock()
+        self._checker = Checker()
+
+    async def aclose(self) -> None:
+        """End the process that checks answers."""
+        await self._checker.aclose()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one without a schema passes through."""
@@ -268,11 +277,12 @@ class StructuredAnswers:
         """Return the text of an answer, repaired if need be, and what is wrong with it, `""` if nothing is."""
         # in-line reasoning stays in front of an answer and is no part of it
         text = outcome.text
-        answer = split_marked(text)[1] if request.sampling.reasoning == "inline" else text
+        answer = text
+        if request.sampling.reasoning == "inline":
+            answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
         if schema.is_soon_valid(answer):
             return text, ""
-        async with self._checking:
-            checked = await asyncio.to_thread(schema.check, answer, complete=outcome.finish_reason != "length")
+        checked = await self._checker.check(schema, answer, complete=outcome.finish_reason != "length")
         if checked.problem:
             return text, checked.problem
         call.repaired += checked.repaired

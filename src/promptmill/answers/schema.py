@@ -28,15 +28,18 @@ _LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _LARGEST_SCHEMA = 10_000  # subschemas and entries of `enum`, counted once per `$ref` to them
 _LONGEST_PATTERNS = 16 * 1024  # characters together
 _PATTERN_BYTES = 8 << 20  # of all compiled patterns of a schema together
+# A hostile pattern takes 30 µs per character and 100 KiB. Larger ones are matched by the process of `Checker` alone.
+_SMALL_PATTERN_BYTES = 128 << 10
+_LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
+_CHECKS_OF_MULTIPLE = 10_000  # `multipleOf` computes with fractions of any length
 _MOST_PROBLEMS = 3
 _MOST_KEPT = 32
-# Checks of one answer, about 10 ns each. Above the first number they run in a thread, so that the event loop continues;
-# above the second the answer is not checked and counts as invalid.
+# Checks of one answer, about 40 ns each. With more of them, the answer is checked by the process of `Checker`.
 _FEW_CHECKS = 200_000
-_MOST_CHECKS = 500_000_000
 # Errors contain the answer's text and take 20 µs each. If more are possible, the problem is reported without a place.
 _MOST_ERRORS = 10_000
 _MOST_QUOTED = 32 << 20
+_DEEPEST = 30  # levels; 2 to the power of this is more than any limit here
 _SHORT, _SHORT_FOR_PATTERNS = 16 * 1024, 1024
 _LONGEST_ANSWER = 1 << 20
 _MOST_VALUES = 100_000  # of an answer; reading more would hold up everything else
@@ -86,38 +89,48 @@ class Checked(NamedTuple):
 class AnswerSchema:
     """A schema that answers must satisfy. Make one with `compile_schema`."""
 
-    schema: Mapping[str, Any]
+    content: str
+    """The schema as JSON text."""
     _validator: Any
     _cost: _Cost
+    _is_recursive: bool
     _short: int
-    """The longest answer, in characters, that is checked on the event loop."""
+    """The longest answer, in characters, that is checked on the event loop; -1 for none."""
 
     def is_soon_valid(self, text: str) -> bool:
-        """Return whether `text` satisfies the schema; False also if the check would take over a few milliseconds."""
-        if len(text) > self._short or self._checks(text) > _FEW_CHECKS:
+        """Return whether `text` satisfies the schema; False also if the check would take over some milliseconds."""
+        if len(text) > self._short or (1 + _most_values(text)) * self._cost.checks > _FEW_CHECKS:
+            return False
+        if _LONG_NUMBER.search(text):
             return False
         try:
             return bool(self._validator.is_valid(_read_json(text)))
         except ValueError:
             return False
 
+    @staticmethod
+    def why_not_read(text: str) -> str:
+        """Return why the answer `text` is too large to be checked; `""` if it is not."""
+        if len(text) > _LONGEST_ANSWER:
+            return f"it is longer than {_LONGEST_ANSWER >> 20} MiB"
+        if _most_values(text) > _MOST_VALUES:
+            return f"it may have more than {_MOST_VALUES:,} values"
+        return ""
+
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
 
-        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`.
+        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`. It may take any
+        time and memory: see `Checker`.
         """
-        if len(text) > _LONGEST_ANSWER:
-            return Checked(text, f"it is longer than {_LONGEST_ANSWER >> 20} MiB")
-        if _most_values(text) > _MOST_VALUES:
-            return Checked(text, f"it may have more than {_MOST_VALUES:,} values")
+        if problem := self.why_not_read(text):
+            return Checked(text, problem)
         try:
             value = _read_json(text)
         except ValueError:
             start = " ".join(text[:_SHOWN].split())
             problem = f"it is not JSON, it begins with {start!r}" if start else "it is not JSON, it is empty"
         else:
-            if self._checks(text) > _MOST_CHECKS:
-                return Checked(text, "it has too many values for a schema of this size")
             if self._validator.is_valid(value):
                 return Checked(text)
             problem = self._problem(value, text)
@@ -136,16 +149,15 @@ class AnswerSchema:
             problem = "it contains several JSON values that satisfy the schema"
         return Checked(text, problem)
 
-    def _checks(self, text: str) -> int:
-        return (1 + _most_values(text)) * self._cost.checks
-
-    def _errors_can_be_read(self, text: str) -> bool:
-        """Return whether few enough errors can occur in the answer `text` for all of them to be created."""
-        most = (1 + _most_values(text)) * self._cost.errors
+    def _errors_can_be_read(self, value: Any, text: str) -> bool:
+        """Return whether few enough errors can occur in the `value` of the answer `text` to create all of them."""
+        most = float(1 + _most_values(text)) * self._cost.errors
+        if self._is_recursive and self._cost.errors > 1:
+            most *= self._cost.errors ** min(_depth(value), _DEEPEST)
         return most <= _MOST_ERRORS and most * len(text) <= _MOST_QUOTED
 
     def _problem(self, value: Any, text: str) -> str:
-        if not self._errors_can_be_read(text):
+        if not self._errors_can_be_read(value, text):
             return "it does not satisfy the schema"
         problems = []
         for error in self._validator.iter_errors(value):
@@ -153,14 +165,14 @@ class AnswerSchema:
             problems.append(f"at ${place}: {error.message}"[:_LONGEST_PROBLEM])
             if len(problems) == _MOST_PROBLEMS:
                 break
-        return "; ".join(problems)
+        return "; ".join(problems) or "it does not satisfy the schema"
 
     def _without_nulls(self, value: Any, text: str) -> Iterator[Any]:
         """Yield `value` without its optional fields that are null.
 
         Strict endpoints require every field, so they write null for an optional one.
         """
-        if self._errors_can_be_read(text):
+        if self._errors_can_be_read(value, text):
             flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
             pruned = _pruned(value, flagged, ())
             if pruned != value:
@@ -187,7 +199,7 @@ _DATA = frozenset({"const", "default", "examples", "example"})
 
 
 class _CostOf:
-    """Computes the cost of a schema; a recursive reference counts once."""
+    """Computes the cost of a schema; a recursive reference counts once and sets `is_recursive`."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._root = schema
@@ -195,6 +207,7 @@ class _CostOf:
         self._open: set[int] = set()
         self._anchors: dict[str, Any] | None = None
         self.patterns: list[str] = []
+        self.is_recursive = False
 
     def of(self, schema: Any) -> _Cost:  # noqa: PLR0912 (a branch per kind of keyword)
         """Return the cost of a subschema."""
@@ -203,6 +216,7 @@ class _CostOf:
         if (known := self._known.get(id(schema))) is not None:
             return known
         if id(schema) in self._open:
+            self.is_recursive = True
             return _Cost(1, 1, 1)
         self._open.add(id(schema))
         size, checks, errors, part_checks, part_errors = 1, 1, 1, 0, 0
@@ -218,6 +232,9 @@ class _CostOf:
             elif name in {"enum", "required"} and isinstance(value, list):
                 inner = []
                 size, checks = size + len(value), checks + len(value)
+            elif name == "multipleOf":
+                inner = []
+                checks += _CHECKS_OF_MULTIPLE
             else:
                 inner = [self.of(one) for one in _subschemas(name, value)]
             size += sum(cost.size for cost in inner)
@@ -226,8 +243,10 @@ class _CostOf:
                 errors += sum(cost.errors for cost in inner)
             elif inner:
                 checks += len(inner)
-                part_checks += max(cost.checks for cost in inner)
-                part_errors += max(cost.errors for cost in inner)
+                # several patterns may match the name of one part
+                most = sum if name == "patternProperties" else max
+                part_checks += most(cost.checks for cost in inner)
+                part_errors += most(cost.errors for cost in inner)
         if (
             "unevaluatedProperties" in schema or "unevaluatedItems" in schema
         ):  # these keywords check their siblings again
@@ -293,11 +312,8 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
 
     Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
     """
-    import jsonschema_rs  # the import takes 20 ms
-
     try:
-        if len(json.dumps(schema)) > _LONGEST_SCHEMA:
-            raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+        content = _content_of(schema, where)
         costs = _CostOf(schema)
         cost = costs.of(schema)
         if cost.size > _LARGEST_SCHEMA:
@@ -307,19 +323,65 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
             )
         if sum(map(len, costs.patterns)) > _LONGEST_PATTERNS:
             raise input_error(f"{where} has patterns of more than {_LONGEST_PATTERNS >> 10} KiB; send shorter ones.")
-        validator = jsonschema_rs.validator_for(
-            dict(schema),
-            offline=True,
-            mask="it",
-            pattern_options=jsonschema_rs.FancyRegexOptions(
-                backtrack_limit=_BACKTRACKS, size_limit=_PATTERN_BYTES // max(1, len(costs.patterns))
-            ),
-        )
+        short = _SHORT
+        if not costs.patterns:
+            validator = _validator_of(schema, 1)
+        else:
+            short = _SHORT_FOR_PATTERNS
+            try:
+                validator = _validator_of(schema, _SMALL_PATTERN_BYTES // len(costs.patterns))
+            except ValueError:
+                short = -1
+                validator = _validator_of(schema, _PATTERN_BYTES // len(costs.patterns))
     except PromptmillError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
-    return AnswerSchema(schema, validator, cost, _SHORT_FOR_PATTERNS if costs.patterns else _SHORT)
+    return AnswerSchema(content, validator, cost, costs.is_recursive, short)
+
+
+def _content_of(schema: Mapping[str, Any], where: str) -> str:
+    """Return `schema` as JSON text. Raises `PromptmillError` (`invalid_input`) for one that is too long."""
+    content = "" if _is_long(schema) else json.dumps(schema)
+    if not 0 < len(content) <= _LONGEST_SCHEMA:
+        raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+    return content
+
+
+def _is_long(schema: Any) -> bool:
+    """Return whether `schema` is surely too long. Writing tens of megabytes would hold up everything else."""
+    left, waiting = _LONGEST_SCHEMA, [schema]
+    while waiting:
+        value = waiting.pop()
+        left -= len(value) if isinstance(value, str | list | Mapping) else 1
+        if left < 0:
+            return True
+        if isinstance(value, Mapping):
+            waiting += value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
+def _validator_of(schema: Mapping[str, Any], pattern_bytes: int) -> Any:
+    """Return the validator of `schema`. Raises `ValueError`, also for a pattern that is larger than `pattern_bytes`."""
+    import jsonschema_rs  # the import takes 20 ms
+
+    options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS, size_limit=pattern_bytes)
+    return jsonschema_rs.validator_for(dict(schema), offline=True, mask="it", pattern_options=options)
+
+
+def _depth(value: Any) -> int:
+    """Return how deep the lists and objects in `value` are nested, up to `_DEEPEST`."""
+    depth, level = 0, [value]
+    while depth < _DEEPEST:
+        inner = [one for one in level if isinstance(one, dict | list)]
+        if not inner:
+            break
+        depth += 1
+        level = [part for one in inner for part in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def why_no_schema(schema: Mapping[str, Any]) -> str:
@@ -446,7 +508,10 @@ class SchemaCache:
         return known[1]
 
     async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
-        content = json.dumps(schema, sort_keys=True)
+        try:
+            content = _content_of(schema, "response_format")
+        except (ValueError, TypeError, RecursionError):  # not usable: compiling it states why
+            content = ""
         found = self._by_content.get(content)
         if found is None:
             if len(self._by_content) >= _MOST_KEPT:
