@@ -120,8 +120,8 @@ class AnswerSchema:
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
 
-        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`. It may take any
-        time and memory: see `Checker`.
+        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`. This may
+        take any time and memory: see `Checker`.
         """
         if problem := self.why_not_read(text):
             return Checked(text, problem)
