@@ -15,8 +15,8 @@ from driving import ask, opened
 from everyday import everyday
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.response import read_response
-from promptmill.backends.openai.retry import RetryDecision
 from promptmill.core.outcome import Completion
 from promptmill.jobs.store.records import record_of
 from replies import by_prompt, huge, raw, status

@@ -11,8 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from promptmill.backends.openai.adaptive_limit import QUIET_S, AdaptiveLimit
-from promptmill.backends.openai.throughput_search import ThroughputSearch
+from promptmill.backends.openai.limit.adaptive_limit import QUIET_S, AdaptiveLimit, ThroughputSearch
 
 _BASE_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 Answers = Literal["one by one", "by sixteen", "together"]
@@ -21,7 +20,8 @@ Answers = Literal["one by one", "by sixteen", "together"]
 class Endpoint:
     """Answers after `delay_s`: each for itself, sixteen at a time, or all that is there as one batch.
 
-    It refuses a share of `refused` whatever happens, and what is beyond `limit` in flight.
+    It refuses a share of `refused` whatever happens, what is beyond `limit` in flight, and what is beyond `per_minute`
+    requests in a minute of the clock. A request and its response take `network_s` each on their way.
     """
 
     def __init__(
@@ -32,9 +32,13 @@ class Endpoint:
         limit: int | None = None,
         refused: float = 0.0,
         refusal_s: float = 0.001,
+        per_minute: int | None = None,
+        network_s: float = 0.0,
         seed: int = 1,
     ) -> None:
         self.limit = limit
+        self._per_minute, self._network_s = per_minute, network_s
+        self._minute = self._in_minute = 0
         self._delay_s, self._answers, self._refused, self._refusal_s = delay_s, answers, refused, refusal_s
         self._chance = random.Random(seed)
         self._in_flight = 0
@@ -45,8 +49,24 @@ class Endpoint:
 
     def arrive(self, call: Call, *sent: Any) -> None:
         """Take a request."""
+        if self._network_s:
+            call.at(self._network_s, self._take, call, sent)
+        else:
+            self._take(call, sent)
+
+    def _refuses(self, now: float) -> bool:
         if (self.limit is not None and self._in_flight >= self.limit) or self._chance.random() < self._refused:
-            return call.at(self._refusal_s, call.refused, *sent)
+            return True
+        if self._per_minute is None:
+            return False
+        if self._minute != now // 60:
+            self._minute, self._in_minute = int(now // 60), 0
+        self._in_minute += 1
+        return self._in_minute > self._per_minute
+
+    def _take(self, call: Call, sent: Any) -> None:
+        if self._refuses(call.now):
+            return call.at(self._refusal_s + self._network_s, call.refused, *sent)
         self._in_flight += 1
         if self._answers == "together":
             self._batch.append(sent)
@@ -83,7 +103,10 @@ class Endpoint:
     def _give(self, call: Call, batch: list[Any]) -> None:
         self._in_flight -= len(batch)
         for sent in batch:
-            call.answered(*sent)
+            if self._network_s:
+                call.at(self._network_s, call.answered, *sent)
+            else:
+                call.answered(*sent)
 
 
 class BatchingServer:
@@ -125,13 +148,16 @@ class BatchingServer:
         done = []
         while self._running and self._running[0][0] <= self._computed + 1e-6:
             done.append(heapq.heappop(self._running))
-        for _, _, tokens, (item, round_number, sent_at) in done:
-            call.answered(item, round_number, sent_at, tokens)
+        for _, _, tokens, sent in done:
+            call.answered(*sent, tokens=tokens)
         self._look_later(call)
 
 
 class Call:
-    """So many prompts, sent as `run.Run` sends them: what was refused goes to the back of the queue."""
+    """So many prompts, sent as `Attempts` sends them: an item that was refused waits and goes to the back of the queue.
+
+    An endpoint that takes nothing is paused, then probed by one request at a time, as `EndpointState` does it.
+    """
 
     def __init__(
         self, prompts: int, limit: AdaptiveLimit, endpoint: Endpoint | BatchingServer, *, seed: int = 1
@@ -146,6 +172,8 @@ class Call:
         self._count = 0
         self._in_flight = 0
         self._watched = False
+        self._waiting = 0
+        self._strikes, self._struck_at, self._answered_at, self._paused_until = 0, 0, 0, 0.0
         self._chance = random.Random(seed)
         self._answer_s = _BASE_DELAY_S
         self.search: ThroughputSearch | None = None
@@ -166,7 +194,7 @@ class Call:
 
     def _send(self) -> None:
         limit = self.limit
-        while self._in_flight < limit.size and (self._fresh or self._back):
+        while self._in_flight < self._room() and (self._back or (self._fresh and self._waiting <= 2 * limit.size)):
             if self._back and (self.sent % 2 or not self._fresh):
                 item = self._back.popleft()
             else:
@@ -174,20 +202,26 @@ class Call:
                 item = [0]
             self._in_flight += 1
             self.sent += 1
-            self._endpoint.arrive(self, item, limit.taken(self._in_flight), self.now)
+            self._endpoint.arrive(self, item, limit.taken(self._in_flight), self.now, self.sent)
         if limit.may_double and self._in_flight >= limit.size and not self._watched:
             self._watched = True
             self.at(QUIET_S, self._quiet, limit.round_number)
+
+    def _room(self) -> int:
+        if self.now < self._paused_until:
+            return 0
+        return 1 if self._strikes else self.limit.size
 
     def _quiet(self, round_number: int) -> None:
         self._watched = False
         self.limit.stayed_quiet(round_number)
         self._send()
 
-    def answered(self, item: list[int], round_number: int, sent_at: float, tokens: int = 0) -> None:
+    def answered(self, item: list[int], round_number: int, sent_at: float, serial: int, tokens: int = 0) -> None:
         """Have an answer come."""
-        del item
+        del item, serial
         self.done += 1
+        self._strikes, self._answered_at = 0, self.sent
         self.latencies.append(self.now - sent_at)
         if self.search is not None:
             self.search.answered(round_number, self._in_flight, self.now - sent_at, tokens)
@@ -196,20 +230,27 @@ class Call:
         self.limit.accepted(round_number)
         self._send()
 
-    def refused(self, item: list[int], round_number: int, sent_at: float) -> None:
+    def refused(self, item: list[int], round_number: int, sent_at: float, serial: int) -> None:
         """Have a refusal come."""
         del sent_at
         self.refusals += 1
-        self._in_flight -= 1
         self.limit.refused(round_number)
+        if self._in_flight == 1 and max(self._answered_at, self._struck_at) < serial:
+            self._strikes, self._struck_at = self._strikes + 1, self.sent
+            pause_s = self._chance.uniform(0, min(_MAX_DELAY_S, _BASE_DELAY_S * 2 ** (self._strikes - 1)))
+            self._paused_until = self.now + pause_s
+            self.at(pause_s, self._send)
+        self._in_flight -= 1
         item[0] += 1
         wait_s = 0.0
         if item[0] > 1:
             base_s = min(_BASE_DELAY_S, self._answer_s)
             wait_s = self._chance.uniform(0, min(_MAX_DELAY_S, base_s * 2 ** (item[0] - 2)))
+        self._waiting += 1
         self.at(wait_s, self._return, item)
         self._send()
 
     def _return(self, item: list[int]) -> None:
+        self._waiting -= 1
         self._back.append(item)
         self._send()

@@ -15,8 +15,8 @@ from aiohttp.client_reqrep import ConnectionKey, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from promptmill.backends.openai.failures import code_of
 from promptmill.backends.openai.session import translated
-from promptmill.backends.openai.transport_errors import code_of
 from promptmill.core.errors import Code
 
 _URL = URL("http://127.0.0.1:1/v1")

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from promptmill.backends.openai.endpoint_state import SEVERAL
+from promptmill.backends.openai.limit.endpoint_state import SEVERAL
 from replies import answer, attempts, by_prompt, late, raw
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("either_way")]

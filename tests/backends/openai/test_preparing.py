@@ -7,9 +7,8 @@ import time
 from fakes import DictSink, ListSource
 from promptmill.backends.openai.attempts import Attempts
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.endpoint_state import endpoint_states
-from promptmill.backends.openai.limiter import Limiter
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.limit.endpoint_state import endpoint_states
+from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
@@ -19,7 +18,7 @@ from promptmill.service.driver import Driver
 
 
 class Sender:
-    """Answers all but what cannot be prepared, or whose size cannot be told."""
+    """Answers all requests except two that cannot be prepared."""
 
     ready = True
 
@@ -29,14 +28,11 @@ class Sender:
     async def aclose(self):
         pass
 
-    def size(self, request):
-        if request.key == 3:
-            raise RecursionError
-        return 1
-
     def prepare(self, request):
         if request.key == 1:
             raise ValueError("a port that is no port: hunter2")
+        if request.key == 3:
+            raise RecursionError
 
     async def send(self, request, endpoint_state, prepared, *, fresh):
         return Completion(f"answer {request.key}")
@@ -44,9 +40,8 @@ class Sender:
 
 async def test_it_costs_no_other_item():
     settings = OpenAISettings()
-    throttle = LoopThrottle(time.monotonic)
     endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
-    states = endpoint_states([endpoint], "m", settings, throttle)
+    states = endpoint_states([endpoint], "m", settings, time.monotonic)
     sink, call = DictSink(), Call(total=5)
     limiter = Limiter(states, 2, time.monotonic, tpm=1_000_000)
     attempts = Attempts(call, settings=settings, concurrency=2, limiter=limiter, sender=Sender())

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.backends.openai.endpoint_state import SEVERAL
+from promptmill.backends.openai.limit.endpoint_state import SEVERAL
 from replies import answer, by_prompt, choose, from_request, late, quota, status
 
 pytestmark = pytest.mark.usefixtures("either_way")

@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
+from promptmill.backends.openai.chat_completion import Ending, read_finish
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.response import read_payload, read_response
-from promptmill.backends.openai.response_fields import Ending, read_finish
-from promptmill.backends.openai.retry import RetryDecision
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}

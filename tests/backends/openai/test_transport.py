@@ -12,15 +12,15 @@ from functools import partial
 import pytest
 from yarl import URL
 
-from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
-from promptmill.backends.openai.transport import RawHttpClient
-from promptmill.backends.openai.transport_errors import (
+from promptmill.backends.openai.failures import (
     InvalidResponseError,
     SilenceTimeoutError,
     StaleError,
     TransportError,
     UnreachableError,
 )
+from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
+from promptmill.backends.openai.transport import RawHttpClient
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Answer = Callable[[asyncio.StreamWriter, int], Awaitable[None]]

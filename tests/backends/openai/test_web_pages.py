@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.endpoint_state import SEVERAL
+from promptmill.backends.openai.limit.endpoint_state import SEVERAL
 from promptmill.core.errors import Code
 from replies import answer, choose, html
 

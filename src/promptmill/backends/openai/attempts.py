@@ -15,16 +15,17 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeAlias
 
-from promptmill.backends.openai.call_flow import CallFlow
-from promptmill.backends.openai.endpoint_state import SEVERAL, EndpointState, Permit
-from promptmill.backends.openai.hedge import Hedge
-from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.limit.endpoint_state import SEVERAL, EndpointState, Permit
+from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
-from promptmill.backends.openai.retry import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.sender import NOTHING, Prepared, Sender
 from promptmill.backends.protocol import Call, Request
 from promptmill.config.settings import OpenAISettings
@@ -40,7 +41,17 @@ _SUCCESSES_PER_REFUSAL = 10
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
 )
+# `hedge`: a request is a straggler after twice the time in which this share of the newest requests was answered.
+_STRAGGLER = 2
+_PERCENTILE = 0.95
+_KEPT_TIMES = 200
+_FEWEST_ANSWERS = 20
+_MOST_TWINS = 0.05
 _LOG = logging.getLogger(__name__)
+
+
+_Result: TypeAlias = Completion | RetryDecision
+_Send: TypeAlias = Callable[[EndpointState], Awaitable[_Result]]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +60,8 @@ class Item:
 
     request: Request
     attempts: int
+    tokens: int = 0
+    """Its estimated size, where `tpm` is set."""
     counted: int = 0
     refusals: int = 0
     first_refusal: tuple[int, int] = (0, 0)
@@ -78,11 +91,11 @@ class Item:
         """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
-            self.first_refusal = endpoint_state.successes, endpoint_state.rejections
+            self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
             return True
         successes, rejections = self.first_refusal
-        others = endpoint_state.rejections - rejections - self.refusals
-        return endpoint_state.successes - successes <= _SUCCESSES_PER_REFUSAL * others
+        others = endpoint_state.load.rejections - rejections - self.refusals
+        return endpoint_state.health.successes - successes <= _SUCCESSES_PER_REFUSAL * others
 
 
 class Attempts(ConcurrencyShare):
@@ -100,7 +113,7 @@ class Attempts(ConcurrencyShare):
     ) -> None:
         super().__init__(limiter, call, concurrency)
         self._settings, self._sender = settings, sender
-        self._rng = rng or random.Random()  # noqa: S311 (jitter)
+        self._rng = rng or random.SystemRandom()
         self._hedge = Hedge(limiter, self) if settings.hedge else None
         self._plain = self._hedge is None and settings.item_timeout is None
         """Whether an attempt is one request, however long it takes."""
@@ -138,97 +151,104 @@ class Attempts(ConcurrencyShare):
         if self._attribution is not None:
             self._attribution.release()
 
-    async def answer(self, request: Request) -> Outcome:  # noqa: PLR0912, PLR0915 (a call per step costs more)
+    async def answer(self, request: Request) -> Outcome:
         """Send the request until it has its outcome."""
-        limiter, sender, call = self._limiter, self._sender, self.call
-        item = Item(request, request.attempts)
+        limiter, item = self._limiter, Item(request, request.attempts)
+        prepared = await self._prepared(item)
+        if isinstance(prepared, Failure):
+            return prepared
+        while True:
+            if self._attribution is not None and self._attribution.ended:
+                return _failure(item, self._attribution.ended, concerns_all=True)
+            try:
+                permit = limiter.enter_now(self, item.tokens, item.failed_at)
+                if permit is None:
+                    permit = await limiter.enter(self, item.tokens, item.failed_at)
+            except PromptmillError as error:
+                return _failure(item, error, concerns_all=True)
+            try:
+                result, answering = await self._attempt(item, permit, prepared)
+                if isinstance(result, Completion):
+                    now = answering.endpoint_state.succeeded(answering, result.usage.completion_tokens)
+                else:
+                    result = self._explained(result, permit.endpoint_state)
+                    counts = self._counts(item, permit, result)
+            except PromptmillError as error:
+                return _failure(item, error)
+            finally:
+                limiter.leave(permit, self)
+            if isinstance(result, Completion):
+                return self._completed(item, result, answering, now)
+            wait = await self._after_failure(item, permit, result, counts=counts)
+            if isinstance(wait, Failure):
+                return wait
+            if wait > 0:
+                with self.call.park():
+                    await asyncio.sleep(wait)
+
+    async def _prepared(self, item: Item) -> Prepared | Failure:
+        """Return what the sender prepares for an item before it takes a place at an endpoint, or the item's failure."""
         try:
-            preparing = sender.prepare(request)
-            prepared: Prepared = NOTHING if preparing is None else await preparing
-            size = sender.size(request) if limiter.counts_tokens else 0
+            preparing = self._sender.prepare(item.request)
+            prepared = NOTHING if preparing is None else await preparing
+            item.tokens = _estimated_tokens(item.request) if self._limiter.counts_tokens else 0
         except PromptmillError as error:
             if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
                 raise
             return _failure(item, error)
         except Exception as error:  # noqa: BLE001 (one item never ends the others)
             return _failure(item, internal_error("The request could not be prepared", error))
-        while True:
-            if self._attribution is not None and self._attribution.ended:
-                return _failure(item, self._attribution.ended, concerns_all=True)
-            try:
-                permit = limiter.enter_now(self, size, item.failed_at)
-                if permit is None:
-                    permit = await limiter.enter(self, size, item.failed_at)
-            except PromptmillError as error:
-                return _failure(item, error, concerns_all=True)
-            endpoint_state = permit.endpoint_state
-            try:
-                now = permit.at
-                if not sender.ready:
-                    await sender.wait_ready()
-                    now = time.monotonic()
-                item.since = item.since or now
-                if not self._plain:
-                    self._check_time(item, now)
-                item.attempts += 1
-                self.sent += 1
-                call.sending(request)
-                call.retries += item.attempts > 1
-                try:
-                    if self._plain:
-                        answering = permit
-                        result = await sender.send(request, endpoint_state, prepared, fresh=item.stale)
-                    else:
-                        result, answering = await self._send_bounded(item, permit, prepared)
-                except PromptmillError as error:
-                    if error.code is Code.ITEM_TIMEOUT:
-                        item.unmetered += 1
-                    else:  # the item's own mistake, found before anything was sent
-                        call.requests -= 1
-                        call.retries -= item.attempts > 1
-                        item.attempts -= 1
-                    raise
-            except PromptmillError as error:
-                limiter.leave(permit, self)
-                return _failure(item, error)
-            except BaseException:
-                limiter.leave(permit, self)
-                raise
-            if isinstance(result, Completion):
-                usage = result.usage
-                now = answering.endpoint_state.succeeded(answering, usage.completion_tokens)
-                limiter.leave(permit, self)
-                if limiter.counts_tokens:
-                    limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - size)
-                self._answered = True
-                if self._attribution is not None:
-                    self._attribution.answered(answering)
-                if item.is_charged:
-                    result.usage = usage + item.usage
-                    result.unmetered = item.unmetered + (not result.is_metered)
-                result.attempts, result.latency_s = item.attempts, round(now - item.since, 4)
-                return result
-            result = self._explained(result, endpoint_state)
-            counts = self._counts(item, permit, result)
-            limiter.leave(permit, self)
-            wait = await self._after_failure(item, permit, result, counts=counts)
-            if isinstance(wait, Failure):
-                return wait
-            if wait > 0:
-                with call.park():
-                    await asyncio.sleep(wait)
+        return prepared
 
-    def _check_time(self, item: Item, now: float) -> None:
+    async def _attempt(self, item: Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
+        """Send once; return the result and the permit of the request that brought it.
+
+        Raises `PromptmillError` for an error of the item itself.
+        """
+        sender, call = self._sender, self.call
+        now = permit.at
+        if not sender.ready:
+            await sender.wait_ready()
+            now = time.monotonic()
+        item.since = item.since or now
         limit_s = self._settings.item_timeout
         if limit_s is not None and now >= item.since + limit_s:
             raise _too_slow(limit_s)
+        item.attempts += 1
+        self.sent += 1
+        call.sending(item.request)
+        call.retries += item.attempts > 1
+        try:
+            if self._plain:
+                return await sender.send(item.request, permit.endpoint_state, prepared, fresh=item.stale), permit
+            return await self._send_bounded(item, permit, prepared)
+        except PromptmillError as error:
+            if error.code is Code.ITEM_TIMEOUT:
+                item.unmetered += 1
+            else:  # the item's own mistake, found before anything was sent
+                call.requests -= 1
+                call.retries -= item.attempts > 1
+                item.attempts -= 1
+            raise
 
-    async def _send_bounded(
-        self, item: Item, permit: Permit, prepared: Prepared
-    ) -> tuple[Completion | RetryDecision, Permit]:
+    def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
+        """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
+        usage = answer.usage
+        if self._limiter.counts_tokens:
+            self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - item.tokens)
+        self._answered = True
+        if self._attribution is not None:
+            self._attribution.answered(permit)
+        if item.is_charged:
+            answer.usage = usage + item.usage
+            answer.unmetered = item.unmetered + (not answer.is_metered)
+        answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
+        return answer
+
+    async def _send_bounded(self, item: Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
         """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
 
-        def send(endpoint_state: EndpointState) -> Awaitable[Completion | RetryDecision]:
+        def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
             return self._sender.send(item.request, endpoint_state, prepared, fresh=item.stale)
 
         limit_s = self._settings.item_timeout
@@ -237,7 +257,7 @@ class Attempts(ConcurrencyShare):
             async with asyncio.timeout(left_s):
                 if self._hedge is None:
                     return await send(permit.endpoint_state), permit
-                return await self._hedge.send(item, permit, self._sender.size(item.request), send)
+                return await self._hedge.send(item, permit, send)
         except TimeoutError:
             raise _too_slow(limit_s or 0) from None
 
@@ -251,7 +271,7 @@ class Attempts(ConcurrencyShare):
             return False
         self.call.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
-        item.failed_serial = endpoint_state.serial
+        item.failed_serial = endpoint_state.load.sent
         forgiven = endpoint_state.failed(permit, decision, before)
         if decision.kind is FailureKind.LOAD:
             return not item.is_refused_for_load(endpoint_state)
@@ -261,7 +281,7 @@ class Attempts(ConcurrencyShare):
         """Return `decision` with hints on the key that was sent, the scheme of the URL, or a wait that is too long."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
-        if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.successes:
+        if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.health.successes:
             return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
         limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
@@ -320,7 +340,7 @@ class Attempts(ConcurrencyShare):
         """
         if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
             return False
-        return decision.kind is FailureKind.LOST or not endpoint_state.answered
+        return decision.kind is FailureKind.LOST or not endpoint_state.health.successes
 
     def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
         """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
@@ -328,7 +348,7 @@ class Attempts(ConcurrencyShare):
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
             if item.refusals:  # the first time the lower limit is wait enough
-                base_s = min(settings.base_delay, endpoint_state.answer_s or settings.base_delay)
+                base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
             # an endpoint that is down pauses between its probes, which is wait enough
@@ -336,6 +356,11 @@ class Attempts(ConcurrencyShare):
         if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s
+
+
+def _estimated_tokens(request: Request) -> int:
+    """Return a rough estimate for `tpm`; the tokens that were really used are charged afterwards."""
+    return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
 def _failure(
@@ -351,6 +376,88 @@ def _failure(
 
 def _too_slow(limit_s: float) -> PromptmillError:
     return PromptmillError(Code.ITEM_TIMEOUT, f"The item took longer than `item_timeout` ({limit_s:g} s).")
+
+
+class Hedge:
+    """Sends the stragglers of one call a second time, to another endpoint if there is one; the first answer counts."""
+
+    def __init__(self, limiter: Limiter, share: ConcurrencyShare) -> None:
+        self._limiter = limiter
+        self._share = share
+        self._newest: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._sent = self._twins = 0
+
+    @property
+    def wait_s(self) -> float | None:
+        """The seconds after which a request is a straggler; None while too few requests were answered."""
+        times = self._sorted
+        return _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
+
+    async def send(self, item: Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
+        """Return the result of `send`, or of its twin if that answered first, and the permit of the request.
+
+        An exception of `send` is raised; a failure of the twin is reported to its endpoint only.
+        """
+        self._sent += 1
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        first = asyncio.ensure_future(send(permit.endpoint_state))
+        twin: asyncio.Future[tuple[_Result, Permit] | None] | None = None
+        try:
+            await asyncio.wait({first}, timeout=self.wait_s)
+            if not first.done() and self._twins < _MOST_TWINS * self._sent:
+                self._twins += 1
+                twin = asyncio.ensure_future(self._twin(item, permit.endpoint_state, send))
+                await asyncio.wait({first, twin}, return_when=asyncio.FIRST_COMPLETED)
+                if not first.done() and (won := twin.result()) is not None:
+                    return won
+                failure = first.result() if first.done() and first.exception() is None else None
+                if isinstance(failure, RetryDecision) and (won := await twin) is not None:
+                    item.charge(failure.usage, failure.unmetered - 1)  # the twin, counted as unmetered, is the answer
+                    permit.endpoint_state.failed(permit, failure, None)
+                    return won
+            result = await first
+            if isinstance(result, Completion):
+                self._note(clock() - began)
+            return result, permit
+        finally:
+            losers = [task for task in (first, twin) if task is not None and not task.done()]
+            for task in losers:
+                task.cancel()
+            await asyncio.gather(*losers, return_exceptions=True)
+
+    async def _twin(self, item: Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
+        """Send once more, to another endpoint if there is one; return None if that brings no answer."""
+        try:
+            permit = await self._limiter.enter(self._share, item.tokens, slow)
+        except PromptmillError:  # no endpoint is usable: the first request goes on
+            return None
+        try:
+            account = item.request.account
+            if account is not None and not account.reserve_again():
+                return None
+            item.attempts += 1
+            item.unmetered += 1  # one of the two brings no answer
+            self._share.sent += 1
+            self._share.call.sending(item.request)
+            self._share.call.retries += 1
+            result = await send(permit.endpoint_state)
+            if isinstance(result, Completion):
+                return result, permit
+            item.charge(result.usage, result.unmetered - 1)
+            permit.endpoint_state.failed(permit, result, None)
+            return None
+        except PromptmillError:  # an error of the item, which the first request raises as well
+            return None
+        finally:
+            self._limiter.leave(permit, self._share)
+
+    def _note(self, seconds: float) -> None:
+        self._newest.append(seconds)
+        insort(self._sorted, seconds)
+        if len(self._newest) > _KEPT_TIMES:
+            del self._sorted[bisect_left(self._sorted, self._newest.popleft())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -404,8 +511,8 @@ class Attribution:
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
         self._held = [one for one in self._held if not one.verdict.done()]  # without those that were cancelled
         self._held.append(held)
-        if permit.endpoint_state.blocked:
-            self.ended = permit.endpoint_state.blocked
+        if permit.endpoint_state.health.blocked:
+            self.ended = permit.endpoint_state.health.blocked
         elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
             self.ended = decision.error
         if self.ended:
@@ -426,8 +533,8 @@ class Attribution:
         """Decide on everything that is held: it concerns all items if the call or the endpoint has ended by it."""
         found, self._held = self._held, []
         for held in found:
-            state = held.permit.endpoint_state
-            _decide(held, concerns_all=bool(self.ended or state.blocked or state.suspected))
+            health = held.permit.endpoint_state.health
+            _decide(held, concerns_all=bool(self.ended or health.blocked or health.suspected))
 
     def _equal(self, code: Code) -> int:
         return sum(held.decision.error.code is code for held in self._held)

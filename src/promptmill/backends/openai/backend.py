@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from promptmill.backends.openai.attempts import Attempts
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.endpoint_state import EndpointState, endpoint_states, most_in_flight
-from promptmill.backends.openai.limiter import Limiter
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.limit.endpoint_state import EndpointState, endpoint_states, most_in_flight
+from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import LocalSender, Sender
 from promptmill.backends.openai.transport import Pool, room_for_connections
@@ -49,7 +48,6 @@ class OpenAIBackend:
         self._pool: Pool | None = None
         self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
-        self._throttle = LoopThrottle(time.monotonic)
         self._endpoint_states: list[EndpointState] = []
         self._calls: dict[Call, Attempts] = {}
         self._watches: list[asyncio.Task[None]] = []
@@ -64,7 +62,7 @@ class OpenAIBackend:
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
         self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-        states = endpoint_states(self._endpoints, self._model, settings, self._throttle)
+        states = endpoint_states(self._endpoints, self._model, settings, time.monotonic)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
         self._endpoint_states = states
         self._pool = Pool(settings, self._concurrency)
@@ -90,7 +88,7 @@ class OpenAIBackend:
             call, settings=self._settings, concurrency=concurrency, limiter=self._limiter, sender=sender
         )
         if len(self._calls) == 1:
-            searched = [state for state in self._endpoint_states if state.search is not None]
+            searched = [state for state in self._endpoint_states if state.load.search is not None]
             self._watches = [asyncio.create_task(state.watch_load(self._pool)) for state in searched]
         return attempts
 
@@ -118,7 +116,6 @@ class OpenAIBackend:
             )
         return LocalSender(
             pool,
-            self._throttle,
             lambda: ImageEncoder(self._rules, self._fetcher),
             call,
             unsupported_is_error=self._unsupported_is_error,

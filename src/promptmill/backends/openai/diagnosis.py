@@ -13,12 +13,18 @@ from urllib.parse import urlsplit, urlunsplit
 from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.discovery import ModelList, base_url, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
+from promptmill.backends.openai.failures import (
+    RetryDecision,
+    TransportError,
+    classify_exception,
+    plain_port,
+    tls_error,
+    tls_port,
+)
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
-from promptmill.backends.openai.retry import RetryDecision, classify_exception
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
-from promptmill.backends.openai.transport_errors import TransportError, plain_port, tls_error, tls_port
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.models import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt

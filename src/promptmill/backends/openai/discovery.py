@@ -15,12 +15,11 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
+from promptmill.backends.openai.failures import TransportError, classify_exception
 from promptmill.backends.openai.provider_profile import ProviderProfile
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
-from promptmill.backends.openai.retry import classify_exception
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.openai.transport_errors import TransportError
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
 from promptmill.config.models import ResolvedConfig

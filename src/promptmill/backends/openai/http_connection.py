@@ -17,10 +17,14 @@ import aiohappyeyeballs
 import httptools
 from yarl import URL
 
-from promptmill.backends.openai.transport_errors import InvalidResponseError, StaleError, TooLargeError, TransportError
+from promptmill.backends.openai.failures import (
+    LARGEST_BODY,
+    InvalidResponseError,
+    StaleError,
+    TooLargeError,
+    TransportError,
+)
 
-# Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
-LARGEST_BODY = 16 * 1024 * 1024
 _LARGEST_TOGETHER = 64 * 1024 * 1024
 SMALL_BODY = 64 * 1024
 """The size of an ordinary answer's body. Bodies up to this size are not counted."""

@@ -28,7 +28,7 @@ from promptmill.backends.openai.error_body import (
     ErrorBody,
     read_error,
 )
-from promptmill.backends.openai.retry import FailureKind, RetryDecision
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429

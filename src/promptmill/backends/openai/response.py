@@ -16,12 +16,22 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.openai.chat_completion import (
+    CutOffError,
+    Ending,
+    assemble,
+    can_go_on,
+    details_of,
+    first_event,
+    is_stream,
+    read_finish,
+    read_message,
+    text_of,
+)
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
-from promptmill.backends.openai.response_fields import Ending, can_go_on, details_of, read_finish, read_message, text_of
-from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.openai.sse import CutOffError, assemble, first_event, is_stream
 from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.outcome import NO_USAGE, Completion, Usage
 

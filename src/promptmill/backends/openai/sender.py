@@ -1,4 +1,4 @@
-"""Senders: they make one attempt at a request, in this process or a worker."""
+"""Senders: they make one attempt at a request, in this process or in a worker process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from promptmill.answers.reasoning import unanswered, with_reasoning_apart
+from promptmill.backends.openai.asked_wait import exhausted_s
+from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
-from promptmill.backends.openai.endpoint_state import EndpointState
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.http_connection import SMALL_BODY, HttpResponse
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.response import read_other_response, read_response
-from promptmill.backends.openai.retry import FailureKind, RetryDecision, classify_exception
-from promptmill.backends.openai.sse import StreamPreview
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Call, Request
 from promptmill.core.conversation import ImagePart
@@ -32,21 +32,17 @@ class Sender(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether an attempt can begin at once; else `wait_ready` comes first, which does not count as part of it."""
+        """Whether an attempt can begin at once; if not, `wait_ready` comes first, outside of the attempt's time."""
         ...
 
     async def wait_ready(self) -> None:
-        """Wait until an attempt can begin. Raises `PromptmillError` when none ever will."""
-        ...
-
-    def size(self, request: Request) -> int:
-        """Return the estimated number of tokens of the prompt, for `tpm` alone."""
+        """Wait until an attempt can begin. Raises `PromptmillError` if that is impossible."""
         ...
 
     def prepare(self, request: Request) -> Awaitable[Prepared] | None:
-        """Return what `send` needs and should not hold a place at the endpoint; mostly None, for `NOTHING`.
+        """Prepare the request before it takes a place at an endpoint; return an awaitable of the result for `send`.
 
-        The awaitable raises the request's own error.
+        None, the usual case, stands for `NOTHING`. The awaitable raises the request's own error.
         """
         ...
 
@@ -57,13 +53,8 @@ class Sender(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Free what the call has here."""
+        """Free the call's resources."""
         ...
-
-
-def estimated_tokens(request: Request) -> int:
-    """Return the tokens of the prompt's texts, at four characters each."""
-    return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
 class LocalSender:
@@ -77,22 +68,17 @@ class LocalSender:
     def __init__(
         self,
         pool: Pool,
-        throttle: LoopThrottle,
         image_encoder: Callable[[], ImageEncoder],
         call: Call,
         *,
         unsupported_is_error: bool,
     ) -> None:
         """`image_encoder` makes one for the first image."""
-        self._pool, self._throttle = pool, throttle
+        self._pool = pool
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None
         self._call = call
         self._unsupported_is_error = unsupported_is_error
-
-    def size(self, request: Request) -> int:
-        """Return a rough four bytes a token; what was really used is charged afterwards."""
-        return estimated_tokens(request)
 
     def prepare(self, request: Request) -> Awaitable[Mapping[str, bytes]] | None:
         """Return the request's images, read and encoded."""
@@ -126,13 +112,9 @@ class LocalSender:
         on_data = None
         if preview is not None:
             on_data = StreamPreview(preview, inline=request.sampling.reasoning == "inline").feed
-        if not self._throttle.pass_now():
-            await self._throttle.turn()
-        try:
-            response = await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
-        except Exception as error:  # noqa: BLE001 (whatever is raised is judged; one item never ends a run)
-            without_frames(error)
-            return classify_exception(error, endpoint)
+        response = await self._post(endpoint, body, fresh=fresh, on_data=on_data)
+        if isinstance(response, RetryDecision):
+            return response
         inline = request.sampling.reasoning == "inline"
         read = partial(_read, response, endpoint, keep_raw=self._call.keep_raw, inline=inline)
         found = read() if len(response.body) <= SMALL_BODY else await self._pool.read_apart(read)
@@ -141,18 +123,32 @@ class LocalSender:
                 self._call.preview = None  # it may be the streaming that is refused
                 return await self.send(request, endpoint_state, prepared, fresh=fresh)
             return found
-        if response.headers.any_zero():
-            endpoint_state.note_headers(response.headers)
+        _note_limit(response, endpoint_state)
         if not inline and (problem := unanswered(found)):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
         return found
 
+    async def _post(
+        self,
+        endpoint: Endpoint,
+        body: bytes | list[bytes],
+        *,
+        fresh: bool,
+        on_data: Callable[[bytes], None] | None = None,
+    ) -> HttpResponse | RetryDecision:
+        """Return the response, or the decision about an attempt without one."""
+        try:
+            return await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
+        except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
+            without_frames(error)
+            return classify_exception(error, endpoint)
+
     def _passes_on(self, images: Sequence[ImagePart]) -> bool:
         return self._image_encoder is not None and self._image_encoder.passes_on(images)
 
     async def aclose(self) -> None:
-        """Stop what is still being read for it."""
+        """Stop reading images."""
         if self._image_encoder is not None:
             self._image_encoder.close()
 
@@ -161,21 +157,23 @@ class LocalSender:
     ) -> Completion | RetryDecision:
         """Post the body of a request for another path than chats, and keep its response, both unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, request.path)
-        if not self._throttle.pass_now():
-            await self._throttle.turn()
-        try:
-            response = await self._pool.send(endpoint, endpoint_state.encoder.encode(request, NOTHING), fresh=fresh)
-        except Exception as error:  # noqa: BLE001 (as above)
-            without_frames(error)
-            return classify_exception(error, endpoint)
+        response = await self._post(endpoint, endpoint_state.encoder.encode(request, NOTHING), fresh=fresh)
+        if isinstance(response, RetryDecision):
+            return response
         found = await self._pool.read_apart(
             partial(read_other_response, response.status, response.headers, response.body, endpoint)
         )
         if isinstance(found, Completion):
-            endpoint_state.note_headers(response.headers)
+            _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
-            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, which says nothing about chats
+            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have that of chats
         return found
+
+
+def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
+    """Have the endpoint paused if the headers of an answer report that the limit of the minute is used up."""
+    if response.headers.any_zero() and (wait_s := exhausted_s(response.headers)):
+        endpoint_state.used_up(wait_s)
 
 
 def _read(response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool) -> Completion | RetryDecision:

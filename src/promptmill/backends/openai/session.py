@@ -14,9 +14,8 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from promptmill.backends.openai.http_connection import LARGEST_BODY, SMALL_BODY, Headers, HeldBody, HttpResponse
-from promptmill.backends.openai.transport import Route
-from promptmill.backends.openai.transport_errors import (
+from promptmill.backends.openai.failures import (
+    LARGEST_BODY,
     ConnectTimeoutError,
     InvalidResponseError,
     InvalidURLError,
@@ -27,6 +26,8 @@ from promptmill.backends.openai.transport_errors import (
     mark_sent,
     of_connecting,
 )
+from promptmill.backends.openai.http_connection import SMALL_BODY, Headers, HeldBody, HttpResponse
+from promptmill.backends.openai.transport import Route
 
 # The slowest accepted upload; its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000

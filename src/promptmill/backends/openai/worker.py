@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.endpoint_state import endpoint_states
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender
@@ -54,9 +53,8 @@ class Worker:
         self._readers: dict[tuple[int, int], RowReader] = {}
         self._call = Call(keep_raw=job["keep_raw"])
         self._told: set[str] = set()
-        throttle = LoopThrottle(time.monotonic)
         self._endpoint_states = endpoint_states(
-            list(map(_endpoint, job["endpoints"])), job["model"], settings, throttle
+            list(map(_endpoint, job["endpoints"])), job["model"], settings, time.monotonic
         )
         roots = job["allowed_roots"]
         memory = DecodeMemory(job["max_image_memory"])
@@ -65,7 +63,6 @@ class Worker:
         pool = Pool(settings, room_for_connections(settings.concurrency))
         self._sender = LocalSender(
             pool,
-            throttle,
             lambda: ImageEncoder(rules, fetcher, kept_bytes=_KEPT_BYTES),
             self._call,
             unsupported_is_error=job["unsupported"] == "error",

@@ -25,9 +25,8 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.retry import FailureKind, RetryDecision
-from promptmill.backends.openai.sender import estimated_tokens
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.spool import Ref, Spool
 from promptmill.backends.protocol import Call, Request
 from promptmill.config.models import ResolvedConfig
@@ -125,10 +124,6 @@ class FanOut:
     async def wait_ready(self) -> None:
         """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
         await self._least_busy()
-
-    def size(self, request: Request) -> int:
-        """Return a rough four bytes a token."""
-        return estimated_tokens(request)
 
     def prepare(self, request: Request) -> Awaitable[Ref]:
         """Return where the request stands in a file; one that stands nowhere is written to the spool."""

@@ -6,14 +6,12 @@ import random
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from promptmill.backends.openai.call_flow import CallFlow
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -37,7 +35,7 @@ class Bench:
         encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
         # delays of nothing: what is waited for is what the endpoint asks for
         settings = OpenAISettings(base_delay=0)
-        self.state = EndpointState(endpoint, encoder, settings, LoopThrottle(self.clock), random.Random(1))
+        self.state = EndpointState(endpoint, encoder, settings, self.clock, random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
         self.stats = Call(total=10)
         self.share = ConcurrencyShare(self.limiter, self.stats, 64)
@@ -49,10 +47,10 @@ class Bench:
         self.state.failed(permit, decision, None)
         self.limiter.leave(permit, self.share)
 
-    def answered(self, headers=None):
+    def answered(self, used_up_s=0.0):
         permit = sure(self.limiter.enter_now(self.share, 0, None))
         self.state.succeeded(permit)
-        self.state.note_headers(headers or {})
+        self.state.used_up(used_up_s)
         self.limiter.leave(permit, self.share)
 
 
@@ -121,7 +119,7 @@ async def test_an_endpoint_that_is_gone_is_said_with_since_when():
 
 async def test_a_limit_that_an_answer_says_is_used_up_is_told_before_any_refusal():
     bench = Bench()
-    bench.answered({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"})
+    bench.answered(20.0)
     assert bench.flow.waiting() == "api.example.com has used up its limit for now, next request in 20 s"
 
 

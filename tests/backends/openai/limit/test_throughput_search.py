@@ -8,8 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from driving import echoes
-from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
-from promptmill.backends.openai.throughput_search import ThroughputSearch, waiting_in
+from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, ThroughputSearch, waiting_in
 from replies import late
 from simulation import BatchingServer, Call, Endpoint
 

@@ -1,13 +1,21 @@
-"""The fields of an answer in all the places where endpoints put them: text, reasoning, finish reason, other fields."""
+"""A chat completion as endpoints write it: its fields in all their places, and as a stream of events.
+
+`assemble` makes one completion of a stream; `read_message`, `read_finish` and `details_of` read its fields.
+
+Formats: platform.openai.com, chat completions, streaming; html.spec.whatwg.org, server-sent events; the providers' own
+reasoning fields.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, auto
 from typing import Any
 
 import orjson
+
+from promptmill.answers.reasoning import answer_so_far
 
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
@@ -21,6 +29,8 @@ _DEEPEST_ORJSON = 254
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
+_END = b"[DONE]"
+_EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -168,3 +178,141 @@ def can_go_on(value: Any) -> bool:
         return bool(orjson.dumps(value))
     except TypeError:
         return False
+
+
+class CutOffError(Exception):
+    """The stream ended before the answer was complete."""
+
+
+def is_stream(content_type: str, body: bytes) -> bool:
+    """Return whether a body that is not JSON is a stream of events, or of JSON objects line by line."""
+    start = body.lstrip()
+    if content_type.startswith("text/event-stream") or start.startswith(_EVENT_STARTS):
+        return True
+    return start.startswith(b"{") and b"chat.completion.chunk" in start[:1000]
+
+
+def first_event(body: bytes) -> Any:
+    """Return the first event that is JSON, or None. Some servers send errors as streams."""
+    for data in _events(body):
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError:
+            continue
+    return None
+
+
+def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
+    """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
+
+    Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON.
+    """
+    completion: dict[str, Any] = {}
+    message: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    calls: dict[int, dict[str, Any]] = {}
+    logprobs: dict[str, list[Any]] = {}
+    finish: Any = None
+    ended = False
+    for data in _events(body):
+        if data == _END:
+            ended = True
+            break
+        event = load(data)
+        if not isinstance(event, dict):
+            raise ValueError("an event is not a JSON object")
+        if event.get("error") or ("choices" not in event and event.get("object") == "error"):
+            return event
+        completion = {**event, "usage": event.get("usage") or completion.get("usage")}
+        for choice in event.get("choices") or ():
+            if choice.get("index", 0) != 0:
+                continue
+            finish = choice.get("finish_reason") or finish
+            _add_logprobs(logprobs, choice.get("logprobs"))
+            _add_delta(choice.get("delta") or choice.get("message") or {}, message, texts, calls)
+    if finish is None and not ended:
+        raise CutOffError
+    message |= {name: "".join(parts) for name, parts in texts.items()}
+    if calls:
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
+    return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
+
+
+def _events(body: bytes) -> Iterator[bytes]:
+    """Yield the data of each event; an event's data lines are joined by a line break."""
+    lines: list[bytes] = []
+    for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"{"):  # JSON line by line
+            yield line
+        elif not line and lines:
+            yield b"\n".join(lines)
+            lines = []
+    if lines:
+        yield b"\n".join(lines)
+
+
+def _add_delta(
+    delta: dict[str, Any], message: dict[str, Any], texts: dict[str, list[str]], calls: dict[int, dict[str, Any]]
+) -> None:
+    for name, value in delta.items():
+        if name == "tool_calls":
+            _add_calls(calls, value or ())
+        elif name == "reasoning_details" and isinstance(value, list):
+            message.setdefault(name, []).extend(value)
+        elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
+            for part in value:
+                texts.setdefault("reasoning_content" if is_thinking(part) else name, []).append(text_of(part))
+        elif name != "role" and isinstance(value, str):
+            texts.setdefault(name, []).append(value)
+
+
+def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
+    if isinstance(piece, dict):
+        for name, values in piece.items():
+            logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
+
+
+def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
+    for piece in pieces:
+        call = calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}})
+        call |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
+        function = piece.get("function") or {}
+        for name in ("name", "arguments"):
+            call["function"][name] += function.get(name) or ""
+
+
+class StreamPreview:
+    """Shows the text of a streamed answer while it arrives.
+
+    Unreadable events are skipped, because the whole body is read again at the end.
+    """
+
+    def __init__(self, show: Callable[[str], None], *, inline: bool) -> None:
+        """`show` gets the text so far; with `inline`, reasoning is part of it."""
+        self._show = show
+        self._inline = inline
+        self._rest = b""
+        self._text = ""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece of the body."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        text = "".join(map(_text_in, lines))
+        if text:
+            self._text += text
+            self._show(self._text if self._inline else answer_so_far(self._text))
+
+
+def _text_in(line: bytes) -> str:
+    """Return the text that the event in a line adds to the answer."""
+    try:
+        event = orjson.loads(line.strip().removeprefix(b"data:"))
+        choice = event["choices"][0]
+        if choice.get("index", 0):
+            return ""
+        return read_message(choice["delta"])[0]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return ""

@@ -1,4 +1,4 @@
-"""The adaptive limit in simulated time: how fast it is beside one that was set by hand, and what it provokes."""
+"""The adaptive limit in simulated time: its speed compared with a limit set by hand, and the refusals it causes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from everyday import everyday
-from promptmill.backends.openai.adaptive_limit import AdaptiveLimit
+from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit
 from simulation import Answers, Call, Endpoint
 
 DELAYS_S = [0.05, 2.0, 10.0]
@@ -72,6 +72,31 @@ def test_a_limit_is_found_out_although_refusals_come_slowly(refusal_s, refusals)
 def test_a_limit_is_found_out_beside_random_refusals(refused):
     call = Call(4000, AdaptiveLimit(256), Endpoint(2.0, limit=40, refused=refused))
     assert 200 / call.run() >= 0.85
+
+
+def test_many_random_refusals_leave_most_of_the_speed():
+    none = seconds(4000, 256, Endpoint(1.0, refused=0.3), adaptive=False)
+    some = [seconds(4000, 256, Endpoint(1.0, refused=0.3, seed=seed), seed=seed) for seed in range(1, 8)]
+    assert none / statistics.median(some) >= 0.65
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "limit", "network_s", "refusals"),
+    [(1.0, 40, 0.15, 0.02), (0.05, 40, 0.03, 0.03), (0.2, 100, 0.15, 0.04)],
+)
+def test_the_limit_of_an_endpoint_far_away_is_found_out_with_few_refusals(delay_s, limit, network_s, refusals):
+    """Its count of requests in flight is not ours: those on their way are in neither or in both."""
+    endpoint = Endpoint(delay_s, limit=limit, network_s=network_s / 2)
+    call = Call(6000, AdaptiveLimit(256), endpoint)
+    assert 6000 / limit * delay_s / call.run() >= 0.65
+    assert call.refusals / call.sent <= refusals
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beyond_a_quota_per_minute_little_is_sent_although_no_response_names_a_wait(seed):
+    call = Call(3000, AdaptiveLimit(256), Endpoint(1.0, per_minute=600, seed=seed), seed=seed)
+    assert 240 / call.run() >= 0.85
+    assert call.refusals / call.sent <= 0.2
 
 
 @pytest.mark.parametrize(("before", "after"), [(40, 80), (40, 200), (80, 20)])

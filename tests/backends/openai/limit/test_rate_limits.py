@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.rate_limits import TokenBucket
+from promptmill.backends.openai.limit.limiter import TokenBucket
 
 
 def let_through(bucket: TokenBucket, start: float, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""How much of the work is on its way at once: shares between calls, and no more than this process keeps up with."""
+"""The limiter: shares of calls, and the state of an endpoint that decides what it is sent."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.endpoint_state import EndpointState
-from promptmill.backends.openai.limiter import ConcurrencyShare, Limiter
-from promptmill.backends.openai.loop_throttle import LoopThrottle
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.limit.limiter import ConcurrencyShare, Limiter
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.retry import FailureKind, RetryDecision
 from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -31,17 +30,17 @@ class Clock:
         return self.now
 
 
-def an_endpoint(throttle: LoopThrottle, **block: object) -> EndpointState:
+def an_endpoint(clock: Clock, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
     endpoint = Endpoint(url, "localhost", {}, (), profile_at(urlsplit(url)))
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
-    return EndpointState(endpoint, encoder, settings, throttle, random.Random(1))
+    return EndpointState(endpoint, encoder, settings, clock, random.Random(1))
 
 
-def a_gate(concurrency: int) -> Limiter:
+def a_limiter(concurrency: int) -> Limiter:
     clock = Clock()
-    return Limiter([an_endpoint(LoopThrottle(clock), concurrency=concurrency, adaptive=False)], concurrency, clock)
+    return Limiter([an_endpoint(clock, concurrency=concurrency, adaptive=False)], concurrency, clock)
 
 
 def a_share(limiter: Limiter, *, sent: int = 0, grown: Callable[[], None] | None = None) -> ConcurrencyShare:
@@ -53,7 +52,7 @@ def a_share(limiter: Limiter, *, sent: int = 0, grown: Callable[[], None] | None
 
 
 async def shares(concurrency: int, *wanted: int | None) -> list[int]:
-    limiter = a_gate(concurrency)
+    limiter = a_limiter(concurrency)
     opened = [a_share(limiter) for _ in wanted]
     for share, items in zip(opened, wanted, strict=True):
         share.want(items)
@@ -81,7 +80,7 @@ async def test_every_call_may_send_something():
 
 async def test_a_call_hears_when_its_share_grows():
     heard: list[int] = []
-    limiter = a_gate(64)
+    limiter = a_limiter(64)
     stays = a_share(limiter, grown=lambda: heard.append(stays.most))
     leaves = a_share(limiter)
     await asyncio.sleep(0)
@@ -94,7 +93,7 @@ async def test_a_call_hears_when_its_share_grows():
 
 async def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_another():
     clock = Clock()
-    failed_there, full = (an_endpoint(LoopThrottle(clock), concurrency=1, adaptive=False) for _ in range(2))
+    failed_there, full = (an_endpoint(clock, concurrency=1, adaptive=False) for _ in range(2))
     limiter = Limiter([failed_there, full], 3, clock)
     stats = a_share(limiter)
     taken = limiter.enter_now(stats, 0, failed_there)
@@ -113,7 +112,7 @@ async def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_anoth
 
 def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_again():
     clock = Clock()
-    endpoint_state = an_endpoint(LoopThrottle(clock), concurrency=4)
+    endpoint_state = an_endpoint(clock, concurrency=4)
     lost = RetryDecision(FailureKind.LOST, PromptmillError(Code.CONNECTION_LOST, "gone"))
     first, older = endpoint_state.enter(clock()), endpoint_state.enter(clock())
     endpoint_state.failed(first, lost, None)
@@ -135,52 +134,21 @@ def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_
     assert endpoint_state.room(clock.now) == 1
 
 
-async def grown(answer_after_s: float, *, busy: bool) -> int:
-    """Return the limit after a thousand answers, while the process sends all the time or waits for each answer."""
+def test_the_window_grows_with_the_answers_while_it_is_full():
     clock = Clock()
-    throttle = LoopThrottle(clock)
-    endpoint_state = an_endpoint(throttle, concurrency=256)
-    for _ in range(1000):
-        assert throttle.pass_now()
-        tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.limit.size)]
-        if not busy:
-            await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
-            await asyncio.sleep(0)
-        clock.now += answer_after_s
-        for permit in tickets:
+    endpoint_state = an_endpoint(clock, concurrency=256)
+    for _ in range(5):
+        permits = [endpoint_state.enter(clock()) for _ in range(endpoint_state.load.limit.size)]
+        clock.now += 0.05
+        for permit in permits:
             endpoint_state.succeeded(permit)
             endpoint_state.leave(permit)
-        await asyncio.sleep(0)
-    return endpoint_state.limit.size
-
-
-async def test_the_window_grows_while_the_endpoint_is_waited_for():
-    assert await grown(0.05, busy=False) == 256
-
-
-async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
-    assert await grown(0.001, busy=True) == 64
-
-
-async def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
-    clock = Clock()
-    throttle = LoopThrottle(clock)
-    for _ in range(1000):
-        throttle.pass_now()
-        await asyncio.sleep(0)
-        clock.now += 0.001
-    at, idle_s = clock.now, throttle.idle_s(clock.now)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    clock.now += 0.005
-    shortly = throttle.is_limit(at, idle_s)
-    clock.now += 1
-    assert (shortly, throttle.is_limit(at, idle_s)) == (True, False)
+    assert endpoint_state.load.limit.size == 256
 
 
 async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
     clock = Clock()
-    endpoint = an_endpoint(LoopThrottle(clock), max_delay=30)
+    endpoint = an_endpoint(clock, max_delay=30)
     limiter = Limiter([endpoint], 8, clock)
     busy, new = a_share(limiter), a_share(limiter)
     permit = limiter.enter_now(busy, 0, None)
@@ -199,11 +167,11 @@ async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
 
 async def test_nobody_is_refused_who_was_never_sent():
     clock = Clock()
-    endpoint = an_endpoint(LoopThrottle(clock))
-    endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+    endpoint = an_endpoint(clock)
+    endpoint.health.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
     limiter = Limiter([endpoint], 8, clock)
     busy, new = a_share(limiter, sent=1), a_share(limiter)
-    endpoint.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
+    endpoint.health.blocked = PromptmillError(Code.UNAUTHORIZED, "no")
     with pytest.raises(PromptmillError):
         await limiter.enter(busy, 0, None)
     permit = await limiter.enter(new, 0, None)
@@ -213,8 +181,7 @@ async def test_nobody_is_refused_who_was_never_sent():
 async def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause():
     """A server that is about to go refuses new requests, with a time, and still answers those that it has begun."""
     clock = Clock()
-    throttle = LoopThrottle(clock)
-    ill, well = an_endpoint(throttle), an_endpoint(throttle)
+    ill, well = an_endpoint(clock), an_endpoint(clock)
     limiter = Limiter([ill, well], 8, clock)
     stats = a_share(limiter)
     begun, refused = ill.enter(clock()), ill.enter(clock())

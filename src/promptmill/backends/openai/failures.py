@@ -1,0 +1,243 @@
+"""Failed attempts: the decision on each, and the exceptions of transports, from which decisions are made.
+
+A `RetryDecision` states what a failure affects and when to try again; the loop in `attempts` waits and retries.
+`classify_exception` makes it from an exception, `refusals` from an error response.
+
+Both transports raise `TransportError` for an attempt without a complete response. The system's exceptions
+(`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may pass unchanged.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+import ssl
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import NO_USAGE, Usage
+
+# Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
+LARGEST_BODY = 16 * 1024 * 1024
+_NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
+# OpenSSL's reasons for a reply that is not TLS.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+_NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
+# X.509 verification results (openssl-verification-options(1)).
+_SELF_SIGNED, _NO_ISSUER, _EXPIRED, _NOT_YET, _OTHER_HOST = {18, 19}, {2, 20, 21}, 10, 9, {62, 64}
+
+
+class FailureKind(Enum):
+    """The scope of a failure."""
+
+    ITEM = auto()
+    """Only this item: final."""
+    TRANSIENT = auto()
+    """Only this attempt: try again, counted against `retries`."""
+    LOAD = auto()
+    """The endpoint is busy (429): put the item back, lower the limit."""
+    LOST = auto()
+    """The endpoint may be down (lost or refused connection, 503)."""
+    OURS = auto()
+    """The worker process that made the attempt failed: put the item back."""
+    ENDPOINT = auto()
+    """The key, the account, the model or the host: all items, if others are refused in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """The consequences of one failed attempt.
+
+    `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
+    next attempt needs a new one and no wait. `usage`: the cost of an unusable answer. `status`: the HTTP status, or the
+    one that the body names; 0 without one. `unmetered`: the request was sent and may be billed, but no usage was
+    reported.
+    """
+
+    kind: FailureKind
+    error: PromptmillError
+    wait_s: float | None = None
+    stale: bool = False
+    usage: Usage = NO_USAGE
+    status: int = 0
+    unmetered: bool = False
+
+
+def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) -> float:
+    """Return the seconds to wait after `failures` (from 1) in a row: exponential, capped, full jitter.
+
+    Source: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
+    """
+    return rng.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
+
+
+def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
+    """Return the decision about an attempt that ended in `exc`."""
+    decision = _classified(exc, endpoint)
+    return replace(decision, unmetered=True) if was_sent(exc) else decision
+
+
+def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
+    code = code_of(exc)
+    if code is Code.TLS:
+        return RetryDecision(FailureKind.ENDPOINT, tls_error(endpoint, exc))
+    if isinstance(exc, ProxyError):
+        error = PromptmillError(
+            Code.UNREACHABLE,
+            f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
+            "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
+        )
+        return RetryDecision(FailureKind.LOST, error)
+    match code:
+        case Code.TIMEOUT:
+            text = (
+                f"did not accept a connection {exc}"
+                if isinstance(exc, ConnectTimeoutError)
+                else f"was silent {exc if isinstance(exc, SilenceTimeoutError) else 'for too long'}"
+            )
+        case Code.UNREACHABLE:
+            text = "refused the connection or is unreachable"
+        case Code.CONNECTION_LOST:
+            text = "closed the connection before the answer was complete"
+        case Code.NAME_RESOLUTION:
+            text = "is unreachable: this machine cannot resolve the name"
+        case Code.NO_FILE_DESCRIPTORS:
+            text = "could not be reached: this process has no file descriptors left"
+        case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
+            text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
+        case Code.BAD_RESPONSE:
+            text = "sent an invalid HTTP response"
+        case _:
+            text = f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})"
+    error = PromptmillError(
+        code, f"{endpoint.name} {text}.", _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
+    )
+    if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
+        return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
+    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)
+
+
+class TransportError(Exception):
+    """The connection ended before the response was complete."""
+
+    code = Code.CONNECTION_LOST
+
+
+class StaleError(TransportError):
+    """A kept connection ended without a byte of an answer: most likely the server closed it between requests.
+
+    RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows whether it was so.
+    """
+
+
+class ConnectTimeoutError(TransportError):
+    """The connection was not established in time; the text states the limit."""
+
+    code = Code.TIMEOUT
+
+
+class SilenceTimeoutError(TransportError):
+    """Nothing was received for the time that the text states."""
+
+    code = Code.TIMEOUT
+
+
+class UnreachableError(TransportError):
+    """No address of the host accepted a connection."""
+
+    code = Code.UNREACHABLE
+
+
+class ProxyError(TransportError):
+    """The proxy accepted no connection, or refused to open one to the endpoint."""
+
+    code = Code.UNREACHABLE
+
+
+class InvalidResponseError(TransportError):
+    """The received bytes are not an HTTP response."""
+
+    code = Code.BAD_RESPONSE
+
+
+class TooLargeError(InvalidResponseError):
+    """A response body beyond `LARGEST_BODY`."""
+
+
+class InvalidURLError(TransportError):
+    """The URL cannot be requested."""
+
+    code = Code.INVALID_CONFIG
+
+
+def of_connecting(error: OSError) -> Exception:
+    """Return the error for a failure to connect; lack of descriptors and failed name resolution remain unchanged."""
+    if isinstance(error, TimeoutError):
+        return ConnectTimeoutError("in time")
+    if error.errno in {errno.EMFILE, errno.ENFILE} or isinstance(error, socket.gaierror):
+        return error
+    return UnreachableError(error.strerror or str(error))
+
+
+def mark_sent(exc: BaseException) -> None:
+    """Record that the request had been sent when `exc` ended the attempt."""
+    exc.was_sent = True  # type: ignore[attr-defined]
+
+
+def was_sent(exc: BaseException) -> bool:
+    """Return whether the request had been sent when `exc` ended the attempt: then it may be billed."""
+    return getattr(exc, "was_sent", False)
+
+
+def code_of(exc: BaseException) -> Code:
+    """Return the error code for an exception of a transport or the operating system."""
+    if isinstance(exc, TransportError):
+        return exc.code
+    if isinstance(exc, socket.gaierror):
+        return Code.NAME_RESOLUTION
+    if isinstance(exc, ssl.SSLError):
+        return Code.TLS
+    if isinstance(exc, TimeoutError):
+        return Code.TIMEOUT
+    if isinstance(exc, OSError):
+        if exc.errno in {errno.EMFILE, errno.ENFILE}:
+            return Code.NO_FILE_DESCRIPTORS
+        return Code.UNREACHABLE if isinstance(exc, ConnectionRefusedError) else Code.CONNECTION_LOST
+    return Code.INTERNAL
+
+
+def tls_error(endpoint: Endpoint, error: BaseException) -> PromptmillError:
+    """Return the error of a failed handshake, with the remedy."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        reason = str(getattr(error, "reason", None) or "TLS failed")
+        if reason in _NOT_TLS:
+            return plain_port(endpoint)
+        return PromptmillError(Code.TLS, f"The TLS handshake with {endpoint.name} failed: {reason}.")
+    code, trusting = error.verify_code, "set SSL_CERT_FILE=ca.pem (or REQUESTS_CA_BUNDLE) to a file with"
+    if code in _SELF_SIGNED:
+        what, hint = "is self-signed", f"Trust it: {trusting} it."
+    elif code in _NO_ISSUER:
+        what, hint = "is from an unknown authority", f"Trust it: {trusting} the authority's certificate."
+    elif code in {_EXPIRED, _NOT_YET}:
+        what = "has expired" if code == _EXPIRED else "is not valid yet"
+        hint = "Renew it on the server, or correct this machine's clock."
+    elif code in _OTHER_HOST:
+        what, hint = "is for another host name", "Write the host name of the certificate into `base_url`."
+    else:
+        what, hint = f"is not accepted: {error.verify_message}", f"Trust it: {trusting} its authority."
+    return PromptmillError(Code.TLS, f"The certificate of {endpoint.name} {what}.", hint)
+
+
+def plain_port(endpoint: Endpoint) -> PromptmillError:
+    """Return the error of an https:// URL whose port answers plain HTTP."""
+    text = f"{endpoint.name} speaks plain HTTP, not TLS."
+    return PromptmillError(Code.TLS, text, "Write http:// instead of https:// in `base_url`.")
+
+
+def tls_port(endpoint: Endpoint) -> PromptmillError:
+    """Return the error of an http:// URL whose port speaks TLS."""
+    text = f"{endpoint.name} speaks TLS, not plain HTTP."
+    return PromptmillError(Code.TLS, text, "Write https:// instead of http:// in `base_url`.")

@@ -1,0 +1,447 @@
+"""How many requests in flight an endpoint takes: found from its refusals, and from the answers per second.
+
+`AdaptiveLimit` finds the endpoint's own limit by its refusals. It doubles per round trip until more requests are
+refused than an endpoint refuses at random. Then it tries a lower limit. If refusals stop, that is the endpoint's
+limit; from then on a little more is tried from time to time. If they go on at the same rate, they do not depend on the
+number in flight, and the limit returns to where it was and grows again.
+
+Each refusal closes one place at once, and answers reopen closed places, so that nothing storms during a trial. The
+doubling is TCP's slow start (V. Jacobson, 1988). The trial is what keeps random refusals, which shared providers
+give, from costing speed.
+
+`ThroughputSearch` sets the bound of the limit for a server of the operator's own, which seldom refuses. A server that
+batches continuously answers more requests per second the more it has in flight, up to a point; beyond it each answer
+only takes longer. The bound is doubled while that pays, then set to where the gain ended, and from there a little more
+is tried from time to time. A server that publishes how many requests wait inside it is not sent more than it computes:
+vLLM always publishes this (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp when started with a switch, as
+Prometheus text at `/metrics` next to the API.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+# A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
+QUIET_S = 0.2
+_START = 64
+# While the limit doubles, this share of refusals does not start a trial …
+_TOLERATED = 0.1
+# … and a share beyond this one is never taken for random refusals.
+_MOST_RANDOM = 0.2
+_CUT = 0.85
+_GENTLE_CUT = 0.95
+# A trial is over when the share of refusals before it would have brought this many, or after so many limits' worth of
+# answers.
+_TELLING = 8
+_TRIAL_LIMITS = 4
+_LONGEST_REST = 32
+_KEPT_ROUNDS = 8
+_FIRST_STEP = 0.02
+
+# Doubling the limit must bring this share of the gain that a server with time to spare would bring …
+_PAYS = 0.7
+# … and a small step this share of its size.
+_PAYS_STILL = 0.4
+_STEP = 0.1
+_FEWEST_ANSWERS = 32
+_BUSY = 0.8
+_PAGE_S = 1.0
+_LARGEST_PAGE = 4 * 1024 * 1024
+# A sample of the text format: name, perhaps labels, value. One line per engine or model, to be added up.
+_WAITING = re.compile(
+    rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
+    rb"(?:\{[^\n}]*\})? +([0-9.eE+]+)(?: .*)?$",
+    re.MULTILINE,
+)
+
+
+@dataclass(slots=True)
+class _Count:
+    """Requests sent since a round began, and how many of them were answered or refused."""
+
+    since: int
+    sent: int = 0
+    refused: int = 0
+    answered: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share of refusals."""
+        return self.refused / self.sent if self.sent else 0.0
+
+    def exceeds(self, share: float, deviations: float = 3.0) -> bool:
+        """Return whether there are more refusals than `share` explains, by this many standard deviations."""
+        expected = share * self.sent
+        return self.refused > expected + deviations * math.sqrt(expected + 1)
+
+
+class _Rounds:
+    """The present round and those before it, whose refusals may still come.
+
+    A round ends with the answer to a request that was sent in it, or when it stays quiet.
+    """
+
+    __slots__ = ("_kept", "full", "lag", "now", "number")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.full = -2
+        """The last round in which all places were taken."""
+        self.lag = 0
+        """The most rounds that ended before a refusal of one of their requests came."""
+        self.now = _Count(0)
+        self._kept = deque([self.now], _KEPT_ROUNDS)
+
+    def begin(self, *, forget: bool = False) -> None:
+        """Begin the next round; with `forget`, the refusals that still come from earlier rounds no longer count."""
+        if forget:
+            self._kept.clear()
+        self.number += 1
+        self.now = _Count(self.number)
+        self._kept.append(self.now)
+
+    def refused(self, number: int) -> _Count | None:
+        """Count a refusal where its request was sent; return that round's count, None if it no longer counts."""
+        age = self.number - number
+        if age >= len(self._kept):
+            return None
+        self.lag = max(self.lag, age)
+        count = self._kept[-1 - age]
+        count.refused += 1
+        return count
+
+
+class _Trial(NamedTuple):
+    """A lower limit that is tried."""
+
+    before: _Count
+    """The requests whose refusals led to it."""
+    limit: float
+    """The limit to return to."""
+
+
+@dataclass(slots=True)
+class _Search:
+    """The tries for a little more than the limit that was found."""
+
+    proven: float
+    """The last limit without unusual refusals."""
+    step: float = 1.0
+    rest: int = 0
+    """Rounds before the next try."""
+    next_rest: int = 2
+
+
+class AdaptiveLimit:
+    """The most requests in flight to one endpoint.
+
+    Requests carry the number of their round (`taken`), so that their refusals are counted where they were sent.
+    """
+
+    def __init__(self, most: int, *, adaptive: bool = True) -> None:
+        """`most` is the configured bound; without `adaptive` the limit stays there."""
+        self._most = most
+        self._adaptive = adaptive
+        self._limit = float(min(most, _START) if adaptive else most)
+        self._size = self._limit  # the limit less the places that refusals closed
+        self._found = 0.0  # the endpoint's own limit; 0: not met yet
+        self._ramping = adaptive
+        self._random = 0.0  # the share of refusals that does not depend on the number in flight
+        self._in_a_row = 0  # refusals without an answer in between
+        self._rounds = _Rounds()
+        self._level = _Count(0)  # all requests since the limit was last changed
+        self._trial: _Trial | None = None
+        self._search = _Search(self._limit)
+
+    @property
+    def size(self) -> int:
+        """Requests that may be in flight now; at least 1."""
+        return int(self._size + 1e-9)
+
+    @property
+    def most(self) -> int:
+        """The upper bound of the limit; may be changed at any time."""
+        return self._most
+
+    @most.setter
+    def most(self, most: int) -> None:
+        untroubled = self._trial is None and not self._found and self._limit == self._most
+        self._most = most
+        self._limit = float(most) if untroubled or not self._adaptive else min(self._limit, most)
+        self._size = self._search.proven = self._limit
+        self._next_level()
+
+    @property
+    def round_number(self) -> int:
+        """The number of the present round."""
+        return self._rounds.number
+
+    @property
+    def may_double(self) -> bool:
+        """Whether `stayed_quiet` may raise it."""
+        return self._ramping and self._trial is None and self._limit < self._most and self._in_a_row < _TELLING
+
+    @property
+    def _in_use(self) -> bool:
+        return self._rounds.full >= self._rounds.number - 1
+
+    @property
+    def _tolerated(self) -> float:
+        return max(self._random, _TOLERATED)
+
+    def taken(self, in_flight: int) -> int:
+        """Count a request that is sent as the `in_flight`th; return the number of its round."""
+        rounds = self._rounds
+        if self._adaptive:
+            rounds.now.sent += 1
+            self._level.sent += rounds.number >= self._level.since
+            if in_flight >= 0.9 * self._size:
+                rounds.full = rounds.number
+        return rounds.number
+
+    def stayed_quiet(self, round_number: int) -> None:
+        """Note that all places have been taken since `round_number` for `QUIET_S` and that round has not ended."""
+        if self.may_double and round_number == self._rounds.number and not self._rounds.now.exceeds(self._tolerated):
+            self._widen(self._limit)
+            self._rounds.begin()
+
+    def accepted(self, round_number: int) -> None:
+        """Count an answer."""
+        if not self._adaptive:
+            return
+        self._in_a_row = 0
+        if self._ramping and self.may_double and self._in_use:
+            self._widen(1)  # one more per answer doubles the limit per round trip
+        if self._size < self._limit:
+            closed = self._limit - self._size
+            self._size += min(closed, 2 * closed / self._limit + self._random)
+        if self._trial is not None and round_number >= self._level.since:
+            self._level.answered += 1
+        if round_number == self._rounds.number and self._rounds.now.sent >= 0.5 * self._size:
+            if self._trial is not None:
+                self._judge(self._trial, answered=True)
+            elif self._ramping:
+                self._rounds.begin()
+            else:
+                self._end_round()
+
+    def refused(self, round_number: int) -> None:
+        """Count a refusal of a request of `round_number`."""
+        if not self._adaptive:
+            return
+        self._size = max(1.0, self._size - 1)
+        self._in_a_row += 1
+        trial, level = self._trial, self._level
+        if self._size == 1.0 < self._limit and self._in_a_row >= _TELLING:
+            self._start_over()
+        elif trial is not None and round_number < level.since:  # sent before the trial: part of what led to it
+            self._limit = min(self._limit, self._size)
+            trial.before.refused += round_number >= trial.before.since
+        else:
+            level.refused += round_number >= level.since
+            if trial is not None:
+                self._judge(trial, answered=False)
+            elif (count := self._rounds.refused(round_number)) is not None:
+                self._consider_trial(count)
+
+    def _consider_trial(self, count: _Count) -> None:
+        """Try less if a round has more refusals than chance explains, or the level as a whole has."""
+        if not self._ramping:
+            if count.exceeds(self._random):
+                self._try_less(_GENTLE_CUT)
+        elif count.exceeds(self._tolerated):
+            self._try_less(1.0)
+        elif self._level.refused >= 2 * _TELLING and self._level.exceeds(self._random):
+            self._try_less(_CUT)
+
+    def _start_over(self) -> None:
+        """Begin again with one request: everything is refused, as it is beyond a limit per minute."""
+        self._limit = self._size = self._search.proven = 1.0
+        self._ramping, self._trial, self._found = True, None, 0.0
+        self._next_level()
+
+    def _widen(self, by: float) -> None:
+        self._limit = min(self._most, self._limit + by)
+        self._size = min(self._limit, self._size + by)
+        self._level = _Count(self._rounds.number + 1)
+        if self._limit > 2 * self._found:
+            self._ramping = True
+
+    def _next_level(self) -> None:
+        """Count anew: the refusals so far have been decided on."""
+        self._rounds.begin(forget=True)
+        self._level = _Count(self._rounds.number)
+
+    def _try_less(self, factor: float) -> None:
+        """Try a lower limit for a while, to see whether refusals become rarer."""
+        self._trial = _Trial(self._level, self._limit)
+        self._limit = self._size = max(1.0, self._size * factor)
+        self._next_level()
+
+    def _judge(self, trial: _Trial, *, answered: bool) -> None:
+        """End the trial once it has shown whether the lower limit helps."""
+        now, before = self._level, trial.before
+        if now.exceeds(_MOST_RANDOM, 2):
+            return self._try_less(_CUT)
+        if now.refused >= 0.6 * _TELLING and (now.share >= 0.5 * before.share or trial.limit <= self._limit):
+            return self._return_from(trial)
+        if not answered:  # more refusals of requests that were sent with these may be on their way
+            return None
+        likely = before.refused / (before.sent + 100)  # the share before is the highest of many, so take somewhat less
+        if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
+            return None
+        if now.refused > 0.3 * now.sent * likely:
+            return self._return_from(trial) if now.share >= 0.5 * likely else self._try_less(_GENTLE_CUT)
+        self._ramping = False
+        self._found = self._search.proven = self._limit
+        return self._rest_longer()
+
+    def _return_from(self, trial: _Trial) -> None:
+        """Go back to the limit before the trial: the refusals do not depend on it."""
+        now, before = self._level, trial.before
+        if before.share <= _MOST_RANDOM:
+            now.sent += before.sent
+            now.refused += before.refused
+        self._random = max(self._random, now.share)
+        self._size = self._limit = trial.limit
+        self._trial = None
+        self._next_level()
+
+    def _rest_longer(self) -> None:
+        """Rest for twice as long as the last time, then try a little more."""
+        search = self._search
+        search.step = max(1.0, _FIRST_STEP * self._limit)
+        search.rest = search.next_rest
+        search.next_rest = min(_LONGEST_REST, 2 * search.next_rest)
+        self._trial = None
+        self._next_level()
+
+    def _end_round(self) -> None:
+        """Go on near the limit that was found: rest, or raise it, by twice as much after each round that went well."""
+        search, level, expected = self._search, self._level, self._random * self._level.sent
+        if search.rest > 0:
+            search.rest -= 1
+            if level.exceeds(self._random, 2):
+                return self._try_less(_CUT)
+            if expected > _TELLING:
+                if level.share < self._random / 1.5:
+                    self._random = level.share
+                return self._next_level()
+        elif level.refused > expected + 2 * math.sqrt(expected):
+            self._limit = search.proven
+            self._size = min(self._size, self._limit)
+            return self._rest_longer()
+        elif self._in_use and self._limit < self._most and self._rounds.number >= level.since + self._rounds.lag:
+            if self._limit > search.proven:
+                search.next_rest = 2
+                search.step = min(self._limit, 2 * search.step)
+            search.proven = self._limit
+            self._widen(search.step)
+        return self._rounds.begin()
+
+
+class ThroughputSearch:
+    """Sets the bound of `limit`, from its present size up to `most`.
+
+    By Little's law, the answers per second are the requests in flight divided by the seconds of an answer. If the
+    server reports the tokens of its answers, tokens are counted in place of answers, whose lengths then do not matter.
+    """
+
+    def __init__(self, limit: AdaptiveLimit, most: int) -> None:
+        self._limit = limit
+        self._most = most
+        self._doubling = True
+        self._base: tuple[float, float] | None = None  # the best level so far: (in flight, answered per second)
+        self._step = _STEP
+        self._rest = 0  # levels' worth of answers before the next try
+        self._rests = 2
+        self._begin(limit.size)
+
+    def answered(self, round_number: int, in_flight: int, answer_s: float, tokens: int) -> None:
+        """Count an answer that came while `in_flight` requests were out, itself included.
+
+        `round_number` is from `AdaptiveLimit.taken`; `tokens` is 0 where the server does not report them.
+        """
+        if round_number < self._since:
+            return
+        self._answers += 1
+        self._in_flight += in_flight
+        self._seconds += answer_s
+        self._tokens += tokens or 1
+        if self._answers >= max(_FEWEST_ANSWERS, self._limit.most):
+            self._decide()
+
+    def waits(self, waiting: float, in_flight: int) -> None:
+        """Note the number of requests that wait inside the server, ours (`in_flight`) and those of other clients."""
+        if waiting > 0.05 * in_flight:
+            self._doubling = False
+            self._base = None
+            self._step = _STEP
+            self._begin(min(self._limit.most, max(in_flight / 2, in_flight - waiting)))
+
+    def _begin(self, most: float) -> None:
+        """Set the bound and count the answers anew."""
+        self._limit.most = max(1, min(self._most, round(most)))
+        self._since = self._limit.round_number
+        self._answers = self._in_flight = self._tokens = 0
+        self._seconds = 0.0
+
+    def _decide(self) -> None:
+        level = self._in_flight / self._answers
+        if level < _BUSY * self._limit.most or self._seconds <= 0:  # too little to do: this shows nothing
+            return self._begin(self._limit.most)
+        rate = level * self._tokens / self._seconds
+        if self._base is None or self._rest:
+            self._rest = max(0, self._rest - 1)
+            self._base = level, rate
+            return self._begin(self._limit.most if self._rest else self._wider(level))
+        base_level, base_rate = self._base
+        if level <= base_level:
+            self._base = level, rate
+            return self._begin(self._wider(level))
+        gain = (rate / base_rate - 1) / (level / base_level - 1)
+        if gain >= (_PAYS if self._doubling else _PAYS_STILL):
+            self._base = level, rate
+            self._step = min(1.0, 2 * self._step)
+            self._rests = 2
+            return self._begin(self._wider(level))
+        if self._doubling:  # as many as reach this rate at the base's speed
+            self._doubling = False
+            self._base = None
+            return self._begin(max(base_level, min(level, base_level * rate / base_rate)))
+        self._step = _STEP
+        self._rest = self._rests
+        self._rests = min(_LONGEST_REST, 2 * self._rests)
+        return self._begin(base_level)
+
+    def _wider(self, level: float) -> float:
+        return 2 * level if self._doubling else max(level + 1, level * (1 + self._step))
+
+
+class Pages(Protocol):
+    """Fetches web pages."""
+
+    async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
+        """Return the body of a page, or None for any failure."""
+        ...
+
+
+def waiting_in(page: bytes) -> float | None:
+    """Return the number of waiting requests on a page of metrics; None if it has none."""
+    found = _WAITING.findall(page)
+    try:
+        return sum(map(float, found)) if found else None
+    except ValueError:
+        return None
+
+
+async def waiting_at(pages: Pages, url: str) -> float | None:
+    """Return the number of requests that wait inside the server at `url`; None if it does not publish it."""
+    parts = urlsplit(url)
+    page = await pages.get(f"{parts.scheme}://{parts.netloc}/metrics", _LARGEST_PAGE, _PAGE_S)
+    return None if page is None else waiting_in(page)

@@ -1,0 +1,344 @@
+"""The state of one endpoint: how many requests it has and may have, whether it is of any use, when the next may go."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, Pages, ThroughputSearch, waiting_at
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+
+# Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
+_LONGEST_PROBE_PAUSE_S = 5.0
+# A limit per minute is whole again after a minute; headers that name a longer wait are about days, and are believed
+# only in a refusal.
+_LONGEST_HEADER_WAIT_S = 60.0
+# As many refusals in a row, without a success, concern the endpoint and not single items. A filter that refuses a third
+# of all prompts does so once in 40 million.
+SEVERAL = 16
+_FADING = 0.1
+_LOAD_PERIOD_S = 1.0
+# The bound of the requests in flight to a server of the operator's own, if `concurrency` is not set.
+_MOST_OWN = 1024
+
+
+class Permit:
+    """The right to send one request to `endpoint_state`, given at `at`."""
+
+    __slots__ = ("at", "endpoint_state", "round_number", "serial")
+
+    def __init__(self, endpoint_state: EndpointState, at: float, serial: int, round_number: int) -> None:
+        self.endpoint_state = endpoint_state
+        self.at = at
+        self.serial = serial
+        """The number of the request at the endpoint, from 1."""
+        self.round_number = round_number
+        """From `AdaptiveLimit.taken`."""
+
+
+@dataclass(slots=True)
+class Load:
+    """The requests at an endpoint, and how many there may be at a time."""
+
+    limit: AdaptiveLimit
+    search: ThroughputSearch | None
+    """Sets the bound of `limit` for a server of the operator's own."""
+    in_flight: int = 0
+    sent: int = 0
+    """Requests so far; the serial of the newest."""
+    rejections: int = 0
+    """Requests that were refused for load so far."""
+    answer_s: float = 0.0
+    """Moving average of the time to an answer; 0: none yet."""
+    watched: bool = False
+    """Whether a check is scheduled that raises the limit if all places stay taken without a refusal."""
+
+
+class Trouble(NamedTuple):
+    """The failures since the last success."""
+
+    since: float
+    last: RetryDecision
+
+
+@dataclass(slots=True)
+class Health:
+    """Whether an endpoint is of any use."""
+
+    successes: int = 0
+    succeeded_at: int = 0
+    """`Load.sent` when the last success came."""
+    newest_success: int = 0
+    """The highest serial of a request that succeeded."""
+    has_listened: bool = False
+    """Whether it ever accepted a connection."""
+    losses: int = 0
+    """Lost connections since the last success."""
+    refusals: int = 0
+    """Refusals in a row that would concern all items, with the code `refused_as`."""
+    refused_as: Code | None = None
+    blocked: PromptmillError | None = None
+    """The error that ends the use of this endpoint."""
+    suspected: PromptmillError | None = None
+    """An error that may have to block it: it refused before it ever answered, and other requests are on their way."""
+    trouble: Trouble | None = None
+
+
+@dataclass(slots=True)
+class Pause:
+    """When the next request may go to an endpoint, after strikes or at its request."""
+
+    until: float = 0.0
+    strikes: int = 0
+    """Strikes in a row; while there are any, one request at a time probes the endpoint."""
+    struck_at: int = 0
+    """`Load.sent` at the last strike."""
+    probe: Permit | None = None
+
+
+class EndpointState:
+    """An endpoint with its load, health and pause. Times are seconds of the limiter's clock.
+
+    After a *strike* (a failure without any success since it was sent) the endpoint is paused, then probed by one
+    request at a time until one succeeds.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        encoder: RequestEncoder,
+        settings: OpenAISettings,
+        clock: Callable[[], float],
+        rng: random.Random | None = None,
+        *,
+        number: int = 0,
+    ) -> None:
+        """`number` is the endpoint's place in `base_url`, by which processes refer to it."""
+        self.number = number
+        self.endpoint = endpoint
+        self.encoder = encoder
+        limit = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
+        self.load = Load(limit, ThroughputSearch(limit, _MOST_OWN) if _is_searched(settings, endpoint) else None)
+        self.health = Health()
+        self.pause = Pause()
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng or random.SystemRandom()
+
+    def room(self, now: float) -> int:
+        """Return how many more requests may be sent at `now`."""
+        health, pause = self.health, self.pause
+        if health.blocked or health.suspected or now < pause.until:
+            return 0
+        if pause.strikes:
+            return 0 if pause.probe else 1
+        return self.load.limit.size - self.load.in_flight
+
+    @property
+    def may_be_probed(self) -> bool:
+        """Whether a call that has sent nothing yet may try it during a pause that other calls have caused."""
+        return self.pause.strikes > 0 and not (self.pause.probe or self.health.blocked or self.health.suspected)
+
+    def enter(self, now: float) -> Permit:
+        """Take a place for one request."""
+        load = self.load
+        load.in_flight += 1
+        load.sent += 1
+        permit = Permit(self, now, load.sent, load.limit.taken(load.in_flight))
+        if self.pause.strikes:
+            self.pause.probe = permit
+        return permit
+
+    def leave(self, permit: Permit) -> None:
+        """Give the place back."""
+        self.load.in_flight -= 1
+        if self.pause.probe is permit:
+            self.pause.probe = None
+        health = self.health
+        if health.suspected and not self.load.in_flight:  # no request that was on its way succeeded
+            health.blocked, health.suspected = health.suspected, None
+
+    def succeeded(self, permit: Permit, tokens: int = 0) -> float:
+        """Count a response that shows that the endpoint works; `tokens` is the length of its answer. Before `leave`.
+
+        Returns the time.
+        """
+        load, health, pause = self.load, self.health, self.pause
+        health.successes += 1
+        health.succeeded_at = load.sent
+        health.newest_success = max(health.newest_success, permit.serial)
+        health.losses = health.refusals = 0
+        health.suspected = health.trouble = None
+        pause.strikes = 0
+        pause.probe = None  # so that another can be sent while this one hangs
+        now = self._clock()
+        answer_s = now - permit.at
+        load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
+        if load.search is not None:
+            load.search.answered(permit.round_number, load.in_flight, answer_s, tokens)
+        load.limit.accepted(permit.round_number)
+        return now
+
+    async def watch_load(self, pages: Pages) -> None:
+        """Report to the search once a second how many requests wait at the server, for as long as it publishes that."""
+        while self.load.search is not None:
+            await asyncio.sleep(_LOAD_PERIOD_S)
+            waiting = await waiting_at(pages, self.endpoint.url)
+            if waiting is None:
+                return
+            self.load.search.waits(waiting, self.load.in_flight)
+
+    def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
+        """Count a failure; return whether the endpoint caused it, so that it does not count against the item.
+
+        `failed_before` is `Load.sent` at the item's previous failure here.
+        """
+        trouble = self.health.trouble
+        self.health.trouble = Trouble(self._clock() if trouble is None else trouble.since, decision)
+        match decision.kind:
+            case FailureKind.ENDPOINT:
+                self._refused(decision.error)
+                return True
+            case FailureKind.LOAD:
+                self._overloaded(permit, decision, failed_before)
+                return True
+            case FailureKind.LOST:
+                return self._lost(permit, decision, failed_before)
+        return False
+
+    def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
+        """Return whether no request succeeded since `permit` was given.
+
+        From the item's second failure here on, only answers to requests count that were sent after the first: an
+        endpoint that drains before it goes still answers older ones for a while.
+        """
+        if failed_before is None:
+            return self.health.succeeded_at < permit.serial
+        return self.health.newest_success <= failed_before
+
+    def _refused(self, error: PromptmillError) -> None:
+        """Count a refusal that would concern all items.
+
+        It is believed if the endpoint has never answered, or after many in a row.
+        """
+        health = self.health
+        health.refusals = health.refusals + 1 if error.code is health.refused_as else 1
+        health.refused_as = error.code
+        if health.refusals >= SEVERAL:
+            health.blocked, health.suspected = error, None
+        elif not health.successes:
+            health.suspected = error
+
+    def _overloaded(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> None:
+        """Lower the limit for a refusal for load; pause the endpoint if it takes nothing at all."""
+        self.health.has_listened = True
+        self.load.rejections += 1
+        self.load.limit.refused(permit.round_number)
+        # other requests in flight show that it does take some
+        if self.load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
+            self._strike(permit, decision, self.pause.strikes + 1, self._settings.max_delay)
+
+    def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
+        """Pause the endpoint for a lost or refused connection, if no request succeeded meanwhile.
+
+        Returns whether it does not count against the item.
+        """
+        health = self.health
+        health.losses += 1
+        if not self._nothing_succeeded(permit, failed_before):
+            # several losses without a success in between are the endpoint's, even if another item was just answered
+            return health.losses > 1 and health.successes > 0
+        refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
+        health.has_listened = health.has_listened or not refused
+        # the first probe goes at once: a connection closed between requests is not an outage
+        self._strike(permit, decision, self.pause.strikes, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S))
+        return health.successes > 0 or (refused and health.has_listened)
+
+    def _strike(self, permit: Permit, decision: RetryDecision, failures: int, longest_s: float) -> None:
+        """Pause the endpoint, once for all requests that were on their way together."""
+        pause = self.pause
+        if pause.struck_at >= permit.serial:
+            return
+        pause.strikes += 1
+        pause.struck_at = self.load.sent
+        pause_s = backoff_s(failures, self._settings.base_delay, longest_s, self._rng) if failures else 0.0
+        pause.until = self._clock() + max(pause_s, self.honoured_wait_s(decision))
+
+    def used_up(self, wait_s: float) -> None:
+        """Send nothing for `wait_s`: an answer reported that the limit of the minute is used up until then."""
+        if wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
+            self.pause.until = max(self.pause.until, self._clock() + wait_s)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the endpoint is being probed, or blocked."""
+        return self.pause.strikes > 0 or self.health.blocked is not None
+
+    def is_unavailable(self, now: float) -> bool:
+        """Return whether it is down, or requested a pause that an answer to an earlier request did not end."""
+        return self.is_down or now < self.pause.until
+
+    def honoured_wait_s(self, decision: RetryDecision) -> float:
+        """Return the wait that the endpoint requested, as far as it is honoured, in seconds."""
+        return min(decision.wait_s or 0.0, self.longest_wait_s)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """The longest wait that is honoured; an endpoint that requests a longer one is no longer used."""
+        return 10 * self._settings.max_delay
+
+    @property
+    def longest_silence_s(self) -> float:
+        """The seconds of silence after which an attempt fails."""
+        return self._settings.timeout[1]
+
+    def unusable(self) -> PromptmillError | None:
+        """Return the error that makes this endpoint unusable, or None."""
+        health = self.health
+        if health.blocked or health.trouble is None:
+            return health.blocked
+        never = not (health.successes or health.has_listened) and self.pause.strikes >= self._settings.retries
+        if never or self._clock() - health.trouble.since > self._settings.patience:
+            return health.trouble.last.error
+        return None
+
+    def forgive(self) -> None:
+        """Give the endpoint a new chance, as a new call does."""
+        health, pause = self.health, self.pause
+        health.blocked = health.suspected = health.trouble = None
+        health.refusals = pause.strikes = 0
+        pause.until = 0.0
+
+
+def _is_searched(settings: OpenAISettings, endpoint: Endpoint) -> bool:
+    return endpoint.own and settings.adaptive and "concurrency" not in settings.model_fields_set
+
+
+def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> int:
+    """Return the most requests that there can be in flight to all `endpoints` together."""
+    if any(_is_searched(settings, endpoint) for endpoint in endpoints):
+        return max(settings.concurrency, _MOST_OWN)
+    return settings.concurrency
+
+
+def endpoint_states(
+    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, clock: Callable[[], float]
+) -> list[EndpointState]:
+    """Return the state of each of `endpoints`; processes refer to it by its place in the list."""
+    return [
+        EndpointState(
+            endpoint,
+            RequestEncoder(endpoint, model, enable_thinking=settings.enable_thinking, stream=settings.stream),
+            settings,
+            clock,
+            number=number,
+        )
+        for number, endpoint in enumerate(endpoints)
+    ]

@@ -1,0 +1,493 @@
+"""The limiter: gives permits to calls, fairly, within `concurrency`, the rates and what each endpoint takes.
+
+`CallFlow` states in words why a call waits, for progress displays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.limit.adaptive_limit import QUIET_S
+from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit, Trouble
+from promptmill.backends.protocol import Call, ignored
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import counted
+
+# A bucket that was overdrawn further does not pay for it: the usage that an endpoint reports need not be true.
+_MOST_DEBT_S = 120
+# A shorter wait is over before anyone has read of it.
+_SHORTEST_S = 1.0
+# An answer seldom takes longer; where it does, the user may want to know the reason.
+_QUIET_S = 10.0
+_WORDS = {
+    Code.RATE_LIMITED: "rate limit",
+    Code.CONNECTION_LOST: "connection lost",
+    Code.NAME_RESOLUTION: "name not found",
+    Code.UNREACHABLE: "cannot be reached",
+    Code.BAD_RESPONSE: "unreadable answer",
+}
+
+
+class _Waiter(NamedTuple):
+    future: asyncio.Future[Permit]
+    tokens: int
+    avoid: EndpointState | None
+
+
+class ConcurrencyShare:
+    """A call's fair share of the concurrency limit: the number of its items to keep in flight, at least 1.
+
+    Also the identity of the call at its limiter: one call may use several limiters, one for each of its models.
+    """
+
+    def __init__(self, limiter: Limiter, call: Call, cap: int) -> None:
+        """`cap`: the most answers in flight that the call can use here."""
+        self.call = call
+        self.most = 1
+        self.cap = cap
+        self.grown: Callable[[], None] = ignored
+        self.wanted: int | None = None
+        """The items that the call still has; None: more than its share can ever be."""
+        self.in_flight = 0
+        self.sent = 0
+        """Requests sent so far."""
+        self._limiter = limiter
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether a request of the call was sent, or is about to be."""
+        return bool(self.sent or self.in_flight)
+
+    def want(self, items: int | None) -> None:
+        """Note how many items the call still has; None if that is unknown."""
+        if items != self.wanted:
+            self.wanted = items
+            self._limiter.share_changed()
+
+    def idle(self) -> None:
+        """Do nothing: no item waits for others here."""
+
+
+def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
+    """Return the sort key of a waiting call: fewest in flight first, then fewest sent."""
+    return share.in_flight, share.sent
+
+
+class TokenBucket:
+    """Lets through `per_minute` units a minute, at most a quarter of a second's worth at once.
+
+    A long prompt may overdraw it; the next ones then wait until the debt is paid.
+    """
+
+    def __init__(self, per_minute: float, now: float) -> None:
+        self._full_rate = self._rate = per_minute / 60
+        self._most = max(1.0, self._rate / 4)
+        self._level = self._most
+        self._at = now
+
+    def lease(self, share: float, now: float) -> None:
+        """Let through only this part, of 1, from now on; the units saved up shrink to the same part."""
+        self.wait_s(now)
+        self._level = min(self._level, max(1.0, self._full_rate / 4) * share)
+        self._rate = self._full_rate * share
+        self._most = max(1.0, self._rate / 4)
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until a unit may be taken; 0: now."""
+        self._level = min(self._most, self._level + (now - self._at) * self._rate)
+        self._at = now
+        need = min(1.0, self._most) - self._level
+        return need / self._rate if need > 1e-9 else 0.0
+
+    def take(self, units: float) -> None:
+        """Take `units`; a negative number gives back."""
+        self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)
+
+
+class RateLimits:
+    """A bucket for `rpm` and one for `tpm`, each where it is set; a request takes from both."""
+
+    def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
+        self._requests = TokenBucket(rpm, now) if rpm else None
+        self._tokens = TokenBucket(tpm, now) if tpm else None
+        self._buckets = [bucket for bucket in (self._requests, self._tokens) if bucket is not None]
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until another request is allowed; 0: now."""
+        return max((bucket.wait_s(now) for bucket in self._buckets), default=0.0)
+
+    def take(self, tokens: int) -> None:
+        """Take a request of an estimated number of tokens."""
+        if self._requests is not None:
+            self._requests.take(1)
+        self.settle_tokens(tokens)
+
+    def settle_tokens(self, difference: int) -> None:
+        """Take the tokens that a request really used beyond its estimate."""
+        if self._tokens is not None:
+            self._tokens.take(difference)
+
+    def lease(self, share: float, now: float) -> None:
+        """Allow no more than this part, of 1, of both from now on."""
+        for bucket in self._buckets:
+            bucket.lease(share, now)
+
+
+class Limiter:
+    """Gives permits: a free place goes to the waiting call with the fewest requests in flight (max-min fairness).
+
+    Calls that keep to their share seldom have to wait for one.
+    """
+
+    def __init__(
+        self,
+        endpoint_states: Sequence[EndpointState],
+        concurrency: int,
+        clock: Callable[[], float],
+        *,
+        rpm: float | None = None,
+        tpm: float | None = None,
+    ) -> None:
+        self.endpoint_states = endpoint_states
+        self._concurrency = concurrency
+        self._clock = clock
+        self.counts_tokens = tpm is not None
+        """Whether the sizes of requests are needed."""
+        self._rates = RateLimits(rpm, tpm, clock()) if rpm or tpm else None
+        self._in_flight = 0
+        self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._shares: set[ConcurrencyShare] = set()
+        self._capacity = 1
+        self._sharing = False
+
+    def open(self, share: ConcurrencyShare) -> None:
+        """Note that a call begins; the first one gives every endpoint a new chance."""
+        if not self._shares:
+            self._forgive()
+            self._capacity = self.room
+        share.most = min(share.cap, max(1, self._capacity // (len(self._shares) + 1)))
+        self._shares.add(share)
+        self._share_out_soon()
+
+    def close(self, share: ConcurrencyShare) -> None:
+        """Note that a call has ended."""
+        self._shares.discard(share)
+        share.grown = ignored  # else call and share keep each other and all answers alive until a garbage collection
+        self._share_out_soon()
+        if not self._shares and self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def share_changed(self) -> None:
+        """Share out anew, because a call wants more or less."""
+        if len(self._shares) > 1:
+            self._share_out_soon()
+
+    def _share_out_soon(self) -> None:
+        if not self._sharing:
+            self._sharing = True
+            asyncio.get_running_loop().call_soon(self._share_out)
+
+    def _share_out(self) -> None:
+        """Give each call as much as it wants or as the others get, whichever is less (max-min fairness)."""
+        self._sharing = False
+        left = self._capacity = self.room
+        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
+        for position, share in enumerate(modest_first):
+            fair = left // (len(modest_first) - position)
+            fair = min(fair, share.cap)
+            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
+            left -= share.most
+            if share.most > before:
+                share.grown()
+
+    @property
+    def room(self) -> int:
+        """The requests that may be in flight together, by the endpoints' limits and `concurrency`."""
+        endpoint_states = self.endpoint_states
+        size = (
+            endpoint_states[0].load.limit.size
+            if len(endpoint_states) == 1
+            else sum(state.load.limit.size for state in endpoint_states if not state.health.blocked)
+        )
+        return max(1, min(self._concurrency, size))
+
+    def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
+        """Return a permit if there is a free place and no other request waits for it.
+
+        `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
+        """
+        return None if self._waiting else self._admit(share, tokens, avoid, self._clock())
+
+    async def enter(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit:
+        """Wait for a permit. Raises the endpoints' error when all of them are unusable.
+
+        A call that has sent nothing yet is never refused: its first request probes an endpoint that others gave up on.
+        """
+        if error := self.unusable():
+            if share.has_sent:
+                raise error
+            self._forgive()
+        future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(share, deque()).append(_Waiter(future, tokens, avoid))
+        if self._in_flight < self._concurrency:  # else the next request that leaves calls it
+            self.serve()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and not future.exception():
+                self.leave(future.result(), share)
+            raise
+
+    def leave(self, permit: Permit, share: ConcurrencyShare) -> None:
+        """Give the place back; the next one in turn gets it."""
+        permit.endpoint_state.leave(permit)
+        self._in_flight -= 1
+        share.in_flight -= 1
+        share.call.in_flight -= 1
+        self._share_out_soon()  # the endpoints' limits may have changed
+        if self._waiting:
+            self.serve()
+
+    def only(self, state: EndpointState) -> bool:
+        """Return whether all endpoints but `state` are unusable."""
+        return all(other.unusable() is not None for other in self.endpoint_states if other is not state)
+
+    def elsewhere(self, state: EndpointState) -> bool:
+        """Return whether another endpoint than `state` is available."""
+        now = self._clock()
+        return any(
+            not other.is_unavailable(now) and other.unusable() is None
+            for other in self.endpoint_states
+            if other is not state
+        )
+
+    def lease(self, share: float) -> None:
+        """Let through at most this part of `rpm` and `tpm`, of 1, from now on."""
+        if self._rates is not None:
+            self._rates.lease(share, self._clock())
+        if self._waiting:
+            self.serve()
+
+    def settle_tokens(self, difference: int) -> None:
+        """Charge the tokens that a request really used beyond its estimate."""
+        if self._rates is not None:
+            self._rates.settle_tokens(difference)
+
+    def serve(self) -> None:
+        """Give the free places to waiting requests; called whenever a place, a pause or a rate may have changed."""
+        now = self._clock()  # one time for all below: a pause that ended between two readings would never be waited for
+        stuck: set[EndpointState | None] = set()
+        while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
+            pass
+        if self._waiting:
+            if error := self.unusable():
+                self._refuse_all(error)
+                if self._waiting:
+                    self._forgive()
+                    self.serve()
+            elif self._in_flight < self._concurrency:
+                self._wake_later(now)
+
+    def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
+        """Give one permit, or drop a call without waiting requests; False when there is nothing to do.
+
+        Requests that wait for another endpoint than the one where they failed do not delay others: `stuck` holds the
+        endpoints to avoid for which there is no permit at `now`.
+        """
+        waiting, alone = self._waiting, len(self.endpoint_states) == 1
+        for share in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
+            queue = waiting[share]
+            while queue and queue[0].future.done():
+                queue.popleft()
+            for waiter in queue:
+                if waiter.avoid in stuck or waiter.future.done():
+                    continue
+                permit = self._admit(share, waiter.tokens, waiter.avoid, now)
+                if permit is not None:
+                    waiter.future.set_result(permit)
+                    queue.remove(waiter)
+                    break
+                if alone:
+                    return False
+                stuck.add(waiter.avoid)
+            else:
+                permit = None
+            if not queue:
+                del waiting[share]
+            if not queue or permit is not None:
+                return True
+        return False
+
+    def _admit(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None, now: float) -> Permit | None:
+        if self._in_flight >= self._concurrency:
+            return None
+        endpoint_states = self.endpoint_states
+        state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
+        if state is None:
+            return None
+        if state.room(now) <= 0 and (share.has_sent or not state.may_be_probed):
+            return None
+        if self._rates is not None:
+            if self._rates.wait_s(now) > 0:
+                return None
+            self._rates.take(tokens)
+        self._in_flight += 1
+        share.in_flight += 1
+        share.call.in_flight += 1
+        permit = state.enter(now)
+        load = state.load
+        if load.limit.may_double and load.in_flight >= load.limit.size and not load.watched:
+            load.watched = True
+            asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, state, permit.round_number)
+        return permit
+
+    def _widen_if_quiet(self, state: EndpointState, round_number: int) -> None:
+        state.load.watched = False
+        state.load.limit.stayed_quiet(round_number)
+        if self.room != self._capacity:
+            self._share_out_soon()
+        if self._waiting:
+            self.serve()
+
+    def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
+        """Return the endpoint with the most room; `avoid` only when all others are unavailable."""
+        others = [state for state in self.endpoint_states if state is not avoid and state.unusable() is None]
+        best = max(others, key=lambda state: state.room(now), default=avoid)
+        if avoid is None or best is None or best.room(now) > 0 or avoid.unusable() is not None:
+            return best
+        return avoid if all(state.is_unavailable(now) for state in others) else best
+
+    def rate_wait_s(self, now: float) -> float:
+        """Return the seconds until `rpm` and `tpm` allow another request."""
+        return 0.0 if self._rates is None else self._rates.wait_s(now)
+
+    def unusable(self) -> PromptmillError | None:
+        """Return an endpoint's error when all endpoints are unusable, else None."""
+        error = None
+        for state in self.endpoint_states:
+            error = state.unusable()
+            if error is None:
+                return None
+        return error
+
+    def _forgive(self) -> None:
+        for state in self.endpoint_states:
+            state.forgive()
+
+    def _refuse_all(self, error: PromptmillError) -> None:
+        """Refuse all waiting requests, except those of calls that have sent nothing yet."""
+        waiting = self._waiting
+        self._waiting = {share: queue for share, queue in waiting.items() if not share.has_sent}
+        for share, queue in waiting.items():
+            for waiter in queue if share.has_sent else ():
+                if not waiter.future.done():
+                    waiter.future.set_exception(error)
+
+    def _wake_later(self, now: float) -> None:
+        """Schedule `serve` for the end of the next pause or of the rate's wait; a place given back calls it anyway."""
+        times = [state.pause.until - now for state in self.endpoint_states if state.pause.until > now]
+        if (rate := self.rate_wait_s(now)) > 0:
+            times.append(rate)
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        if times:
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, min(times)), self.serve)
+
+
+class CallFlow:
+    """Explains the waits of one call. Times are seconds of `clock`."""
+
+    def __init__(self, limiter: Limiter, call: Call, clock: Callable[[], float], since: float) -> None:
+        """`since`: the start of the call."""
+        self._limiter, self._call, self._clock = limiter, call, clock
+        self._last: tuple[EndpointState, RetryDecision] | None = None
+        self._due: list[float] = []
+        self._done, self._quiet_since = 0, since
+
+    def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
+        """Note that an item is sent again after `wait_s`."""
+        self._last = endpoint_state, decision
+        now = self._quiet_since = self._clock()
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        heapq.heappush(self._due, now + wait_s)
+
+    def waiting(self) -> str:
+        """Return why the call is stalled and when it resumes; `""` while requests are running.
+
+        A probe of an endpoint that is down does not count as running.
+        """
+        now = self._clock()
+        states = [state for state in self._limiter.endpoint_states if not state.health.blocked]
+        if not states or any(state.room(now) > 0 and not state.is_down for state in states):
+            if states and self._call.in_flight:
+                return self._without_answers(states, now)
+            return self._between_attempts(now) if states else ""
+        if self._call.in_flight and not all(state.is_down for state in states):
+            return self._without_answers(states, now)
+        state = min(states, key=lambda state: state.pause.until)
+        left_s = state.pause.until - now
+        if not state.is_down or state.health.trouble is None:
+            allows = f"{state.endpoint.name} has used up its limit for now"
+            return f"{allows}, next request in {left_s:.0f} s" if left_s >= _SHORTEST_S else ""
+        return self._until_back(state, state.health.trouble, now)
+
+    def _until_back(self, state: EndpointState, trouble: Trouble, now: float) -> str:
+        """Return the failure of an endpoint that is down, and the time of the next try."""
+        since, failure = trouble
+        left_s = state.pause.until - now
+        is_new = not state.health.successes
+        if left_s < _SHORTEST_S and now - since < _SHORTEST_S and not is_new:
+            return ""
+        following = f"next try in {left_s:.0f} s" if left_s >= _SHORTEST_S else "trying now"
+        if failure.kind is FailureKind.LOAD or is_new:
+            return f"{self._reason(state, failure)}, {following}{self._so_far()}"
+        minutes, seconds = divmod(int(now - since), 60)
+        return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
+
+    def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
+        """Return for how long no request has been answered; `""` while that is usual."""
+        if self._call.done != self._done:
+            self._done, self._quiet_since = self._call.done, now
+        quiet_s = now - self._quiet_since
+        if quiet_s < _QUIET_S:
+            return ""
+        names = ", ".join(dict.fromkeys(state.endpoint.name for state in states))
+        most_s = max(state.longest_silence_s for state in states)
+        is_loading = all(state.endpoint.own and not state.health.successes for state in states)
+        perhaps = " (it may still be loading the model)" if is_loading else ""
+        return (
+            f"no answer from {names} for {quiet_s:.0f} s{perhaps}; a try is given up after {most_s:.0f} s (`timeout`)"
+        )
+
+    def _between_attempts(self, now: float) -> str:
+        """Return why all remaining items wait: to be sent again, or for `rpm` and `tpm`."""
+        rate_s = self._limiter.rate_wait_s(now)
+        if rate_s >= _SHORTEST_S:
+            return f"`rpm` or `tpm` allows the next request in {rate_s:.0f} s"
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+        if not self._due or self._last is None:
+            return ""
+        left_s = self._due[0] - now
+        following = f"in {left_s:.0f} s" if left_s >= _SHORTEST_S else "within a second"
+        return f"{self._reason(*self._last)}, next try {following}{self._so_far()}"
+
+    @staticmethod
+    def _reason(state: EndpointState, failure: RetryDecision) -> str:
+        words = _WORDS.get(failure.error.code, str(failure.error.code).replace("_", " "))
+        status = f"{failure.status} from " if failure.status else ""
+        return f"{status}{state.endpoint.name}: {words}"
+
+    def _so_far(self) -> str:
+        refused = self._call.refused
+        return f" ({counted(refused, 'refusal')} so far)" if refused else ""
