@@ -148,8 +148,8 @@ class BatchingServer:
         done = []
         while self._running and self._running[0][0] <= self._computed + 1e-6:
             done.append(heapq.heappop(self._running))
-        for _, _, tokens, sent in done:
-            call.answered(*sent, tokens=tokens)
+        for _, _, tokens, (item, round_number, sent_at, serial) in done:
+            call.answered(item, round_number, sent_at, serial, tokens)
         self._look_later(call)
 
 
