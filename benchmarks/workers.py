@@ -61,7 +61,7 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
         await fan_out.wait_ready()
         while not fan_out.ready:
             await asyncio.sleep(0.01)
-        processes = [psutil.Process(worker.process.pid) for worker in fan_out._workers if worker.process]
+        processes = [child for child in psutil.Process().children() if "openai.worker" in " ".join(child.cmdline())]
         for process, core in zip(processes, cores, strict=False):
             process.cpu_affinity([core])
         before = [process.memory_full_info().uss for process in processes]

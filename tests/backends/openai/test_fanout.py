@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -85,16 +86,22 @@ async def test_half_a_surrogate_pair_fails_alone(drive):
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream):
-    prompts = PROMPTS[:100]
-    upstream.reply = late(0.2)
+    prompts, released = PROMPTS[:100], threading.Event()
+
+    async def held(exchange):
+        while not released.is_set():
+            await exchange.sleep(0.01)
+        await answer()(exchange)
+
+    upstream.reply = held
     async with opened(upstream.url, **BULK) as backend:
         call = asyncio.ensure_future(ask(backend, prompts))
         for _ in range(3):
-            goal = len(upstream.seen) + 10
-            # each of the two may have eight requests on their way: beyond that the one that is killed has some
-            await upstream.reaches(lambda goal=goal: len(upstream.seen) > goal and upstream.in_flight > 8)
-            if victims := workers():
-                os.kill(victims[0].pid, signal.SIGKILL)
+            # each of the two may have eight requests on their way: with sixteen, the one that is killed has some
+            await upstream.reaches(lambda: upstream.in_flight == 16, timeout_s=60)
+            os.kill(workers()[0].pid, signal.SIGKILL)
+            await upstream.reaches(lambda: upstream.in_flight <= 8, timeout_s=60)
+        released.set()
         result = await call
     assert result.texts == echoes(prompts)
     assert sum(outcome.attempts for outcome in result.outcomes) >= len(upstream.seen) > len(prompts)

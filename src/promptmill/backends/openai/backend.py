@@ -109,7 +109,6 @@ class OpenAIBackend:
             return FanOut(
                 self._plan,
                 self._endpoints,
-                self._rules,
                 call,
                 workers=min(self._workers, self._concurrency),
                 concurrency=self._concurrency,

@@ -1,20 +1,21 @@
-"""The bulk path: worker processes that read, encode, send and parse, while this process decides and counts.
+"""The worker fan-out: processes that read, encode, send and parse, while this process decides and counts.
 
-Limits, rates, retries and every item's ledger stay here, so they are global by construction: a worker is told to
-make one attempt at the payload at an offset of a file that it maps, and says what came of it. A worker that dies costs
-its attempts in flight, nothing else.
+    this process                                       a worker process
+    permit ─▶ FanOut.send ─▶ [number, place of row] ─▶ reads the row, writes the body, posts it,
+    decision ◀──────────── ◀─ [number, result] ◀─────── reads the response
+
+Limits, rates, retries and the ledger of every item stay here, so that each exists once. A worker makes one attempt at
+the row at a place in a file that it maps, and reports the result. A worker that dies costs its attempts in flight.
 
 To a worker:
 
-    {"type": "job", …}                                             first, once: see `_job`
-    {"type": "send", "items": [[id, endpoint, fresh, key, *Ref], …]}
-    {"type": "cancel", "ids": […]}
+    the job                                                        first, once: see `FanOut`
+    {"send": [[number, endpoint, fresh, key, *Ref], …], "cancel": [number, …]}
 
 From a worker:
 
-    {"type": "ready"}
-    {"type": "alive"}                                              every few seconds, so that a frozen one is found out
-    {"type": "results", "results": [[id, "answer" | "failure" | "error", …], …], "warnings": […]}
+    {}                                                             at its start, then every few seconds: it is alive
+    {"results": [[number, "answer" | "failure" | "error", …], …], "warnings": […]}
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from promptmill.backends.openai.endpoint import Endpoint
@@ -30,62 +32,41 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.spool import Ref, Spool
 from promptmill.backends.protocol import Call, Request
 from promptmill.config.models import ResolvedConfig
-from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.outcome import Completion, Usage
-from promptmill.images.load import ImageRules
 from promptmill.system import frames, subprocesses
 
 _WORKER = "promptmill.backends.openai.worker"
-# For glibc's malloc(3): without these a worker keeps what its threads needed to encode images, some 10 MB.
+# For glibc's malloc(3): without these a worker keeps some 10 MB that its threads needed to encode images.
 _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
-# A worker that ends this often before it has answered anything will not do better the next time.
+# A worker that ends this often before it has reported anything will not do better the next time.
 _FALSE_STARTS = 3
 SILENCE_S = 30.0
 """A worker that is silent for so long is frozen, or hangs on a drive that does not answer."""
-
-
-class _Worker:
-    """Our side of one worker process."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.answered = False
-        self.attempts: dict[int, asyncio.Future[Completion | RetryDecision]] = {}
-        self.sends: list[tuple[int, int, bool, int, int, int, int, int]] = []
-        self.cancels: list[int] = []
-        self.process: asyncio.subprocess.Process | None = None
-
-    def flush(self) -> None:
-        """Write what has gathered since the last turn of the event loop, in one frame each."""
-        sends, self.sends = self.sends, []
-        cancels, self.cancels = self.cancels, []
-        pipe = self.process.stdin if self.process else None
-        if pipe is None or pipe.is_closing():
-            return
-        if sends:
-            pipe.write(frames.packed({"type": "send", "items": sends}))
-        if cancels:
-            pipe.write(frames.packed({"type": "cancel", "ids": cancels}))
+_LOST = RetryDecision(
+    FailureKind.OURS,
+    PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended."),
+    unmetered=True,
+)
+_Result = Completion | RetryDecision
 
 
 class FanOut:
-    """A `Sender` over worker processes. A request is sent to them as the place where it stands in a file."""
+    """A `Sender` over worker processes, which start with the first request. It sends a request's place in a file."""
 
     def __init__(
         self,
         plan: ResolvedConfig,
         endpoints: Sequence[Endpoint],
-        rules: ImageRules,
         call: Call,
         *,
         workers: int,
         concurrency: int,
         silence_s: float = SILENCE_S,
     ) -> None:
-        """Workers start when the first request is sent. `concurrency` is the most in flight of all of them together.
+        """`concurrency` is the most requests in flight of all workers together.
 
-        Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry, and `storage`.
+        Raises `PromptmillError`: `invalid_input` for parameters that JSON cannot carry, and `storage`.
         """
         settings = plan.settings.backend_configs.openai.model_copy(update={"concurrency": concurrency})
         self._per_worker = settings.worker_concurrency or max(1, -(-concurrency // workers))
@@ -94,20 +75,31 @@ class FanOut:
         self._count = workers
         self._silence_s = silence_s
         self._call = call
-        self._workers: list[_Worker] = []
-        self._ids = itertools.count(1)
+        self._ready: list[_Worker] = []
+        self._minders: list[asyncio.Task[None]] = []
+        self._abandoned = 0
         self._room = asyncio.Event()
-        self._given_up = 0
         self._broken: PromptmillError | None = None
         self._spool = Spool()
+        job = {
+            "settings": settings.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
+            "endpoints": [_packed_endpoint(endpoint) for endpoint in endpoints],
+            "input": None if call.file is None else (str(call.file.path), call.file.reader),
+            "keep_raw": call.keep_raw,
+            "unsupported": plan.settings.unsupported,
+            "allowed_roots": plan.settings.allowed_roots,
+            "max_image_pixels": plan.settings.max_image_pixels,
+            "max_image_memory": plan.settings.max_image_memory // workers,
+            "fetch_images": plan.settings.fetch_images,
+            "alive_s": silence_s / 6,
+            "spool": str(self._spool.path),
+            "held": self._spool.held,
+        }
         try:
-            job = _job(plan, settings, endpoints, call) | _image_limits(plan, rules, workers)
-            job |= {"type": "job", "alive_s": silence_s / 6, "spool": str(self._spool.path), "held": self._spool.held}
             self._job = frames.packed(job)
         except TypeError:
             self._spool.close()
             raise unwritable_parameters() from None
-        self._minders: list[asyncio.Task[None]] = []
 
     async def aclose(self) -> None:
         """End the workers."""
@@ -119,219 +111,179 @@ class FanOut:
     @property
     def ready(self) -> bool:
         """Whether all workers run; while some start or are replaced, there may be no room."""
-        return len(self._workers) == self._count
+        return len(self._ready) == self._count
 
     async def wait_ready(self) -> None:
-        """Wait until some worker has room. Raises `PromptmillError` when all were given up."""
+        """Wait until a worker has room. Raises `PromptmillError` when no worker can be started."""
         await self._least_busy()
 
     def prepare(self, request: Request) -> Awaitable[Ref]:
-        """Return where the request stands in a file; one that stands nowhere is written to the spool."""
-        if request.row is not None:
-            return _known(Ref(*request.row))
-        return self._spool.write(request)
+        """Return the request's place in a file; a request without one is written to the spool."""
+        return self._spool.write(request) if request.row is None else _known(Ref(*request.row))
 
     async def send(
         self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool
     ) -> Completion | RetryDecision:
         """Have the least busy worker make the attempt. Raises `PromptmillError` for an error of the row itself."""
         worker = await self._least_busy()
-        number = next(self._ids)
-        attempt: asyncio.Future[Completion | RetryDecision] = asyncio.get_running_loop().create_future()
-        worker.attempts[number] = attempt
-        if not worker.sends:
-            asyncio.get_running_loop().call_soon(worker.flush)
-        worker.sends.append((number, endpoint_state.number, fresh, request.key, *prepared))
         try:
-            return await attempt
-        except asyncio.CancelledError:
-            if number in worker.attempts:
-                if not worker.cancels:
-                    asyncio.get_running_loop().call_soon(worker.flush)
-                worker.cancels.append(number)
-            raise
+            return await worker.attempt(endpoint_state.number, fresh, request.key, *prepared)
         finally:
-            worker.attempts.pop(number, None)
             self._room.set()
 
     async def _least_busy(self) -> _Worker:
         if not self._minders:
             self._minders = [asyncio.create_task(self._mind(number)) for number in range(self._count)]
-        while True:
-            if self._broken:
-                raise self._broken
-            if self._workers:
-                worker = min(self._workers, key=lambda worker: len(worker.attempts))
-                if len(worker.attempts) < self._per_worker:
-                    return worker
+        while not self._broken:
+            worker = min(self._ready, key=lambda worker: len(worker.attempts), default=None)
+            if worker is not None and len(worker.attempts) < self._per_worker:
+                return worker
             self._room.clear()
             await self._room.wait()
+        raise self._broken
 
     async def _mind(self, number: int) -> None:
-        """Keep one worker running until the call ends."""
-        false_starts = 0
-        while True:
+        """Keep one worker running until the call ends, or until it has often ended as soon as it started."""
+        false_starts, why = 0, ""
+        while false_starts < _FALSE_STARTS:
             worker, why = _Worker(number), "end as soon as they start"
             try:
                 await self._live(worker)
-            except Exception as error:  # noqa: BLE001 (no more processes, memory, files: nobody may wait for ever)
+            except Exception as error:  # noqa: BLE001 (no more processes, memory, files: no request may wait forever)
                 why = f"could not be started: {getattr(error, 'strerror', None) or type(error).__name__}"
             finally:
-                if worker in self._workers:
-                    self._workers.remove(worker)
-                self._bury(worker)
-            false_starts = 0 if worker.answered else false_starts + 1
-            if false_starts < _FALSE_STARTS:
-                continue
-            self._given_up += 1
-            if self._given_up == self._count:
-                self._broken = PromptmillError(
-                    Code.ENGINE_DIED,
-                    f"The worker processes {why}.",
-                    "Look at stderr, and at this machine's limits of processes, open files and memory.",
-                )
-                self._room.set()
-            return
+                if worker in self._ready:
+                    self._ready.remove(worker)
+                worker.bury()
+            false_starts = 0 if worker.has_reported else false_starts + 1
+        self._abandoned += 1
+        if self._abandoned == self._count:
+            self._broken = PromptmillError(
+                Code.ENGINE_DIED,
+                f"The worker processes {why}.",
+                "Look at stderr, and at this machine's limits of processes, open files and memory.",
+            )
+            self._room.set()
 
     async def _live(self, worker: _Worker) -> None:
-        """Start the process and hear it until it ends."""
-        worker.process = child = await subprocesses.start(_WORKER, _GIVES_MEMORY_BACK | subprocesses.environment())
+        """Start the process and read its frames until it ends."""
+        child = await subprocesses.start(_WORKER, _GIVES_MEMORY_BACK | subprocesses.environment())
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             child.stdin.write(self._job)
             silence_s = None  # a busy machine may take long to start it
-            while True:
-                async with asyncio.timeout(silence_s):
-                    message = await frames.receive(child.stdout)
-                if message is None:
-                    break
-                if message["type"] == "ready":
-                    silence_s = self._silence_s
-                    self._workers.append(worker)
+            while (message := await _received(child.stdout, silence_s)) is not None:
+                if silence_s is None:
+                    silence_s, worker.pipe = self._silence_s, child.stdin
+                    self._ready.append(worker)
                     self._room.set()
-                elif message["type"] == "results":
-                    self._hear(worker, message)
-        except (frames.OutOfStepError, TimeoutError):
-            pass  # what it sends makes no sense any more, or it is frozen: end it like one that died
+                for warning in message.get("warnings", ()):
+                    self._call.warn(warning)
+                worker.report(message.get("results", ()))
         finally:
             subprocesses.end_group(child.pid)
             child.stdin.close()
             ending = asyncio.ensure_future(child.wait())
             try:
                 await asyncio.shield(ending)
-            except asyncio.CancelledError:  # the call is over, which has to be known above
+            except asyncio.CancelledError:  # the call is over; the process must have ended before it returns
                 await asyncio.wait({ending})
                 raise
 
-    def _hear(self, worker: _Worker, message: frames.Frame) -> None:
-        worker.answered = True
-        for warning in message["warnings"]:
-            self._call.warn(warning)
-        for number, kind, *fields in message["results"]:
-            attempt = worker.attempts.pop(number, None)
-            if attempt is None or attempt.done():
+
+class _Worker:
+    """Our side of one worker process: the attempts that it makes."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.has_reported = False
+        self.attempts: dict[int, asyncio.Future[_Result]] = {}
+        self.pipe: asyncio.StreamWriter | None = None
+        """Set once it runs."""
+        self._numbers = itertools.count(1)
+        self._message: dict[str, list[Any]] = {}
+
+    async def attempt(self, *place: Any) -> _Result:
+        """Return the result of the attempt at the row at `place`. Raises `PromptmillError` for an error of the row."""
+        number = next(self._numbers)
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        self.attempts[number] = future
+        self._queue("send", (number, *place))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if number in self.attempts:
+                self._queue("cancel", number)
+            raise
+        finally:
+            self.attempts.pop(number, None)
+
+    def _queue(self, name: str, entry: Any) -> None:
+        """Send `entry` in one frame with all others of this iteration of the event loop."""
+        if not self._message:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._message.setdefault(name, []).append(entry)
+
+    def _flush(self) -> None:
+        message, self._message = self._message, {}
+        if self.pipe is not None and not self.pipe.is_closing():
+            self.pipe.write(frames.packed(message))
+
+    def report(self, results: Sequence[Any]) -> None:
+        """Set the results of attempts, as the process reports them."""
+        for number, kind, found in results:
+            self.has_reported = True
+            future = self.attempts.pop(number, None)
+            if future is None or future.done():
                 continue
             if kind == "error":
-                attempt.set_exception(frames.unpacked_error(fields[0]))
+                future.set_exception(frames.unpacked_error(found))
             else:
-                attempt.set_result(unpacked_completion(fields) if kind == "answer" else unpacked_decision(fields))
+                future.set_result(unpacked_result(kind, found))
 
-    def _bury(self, worker: _Worker) -> None:
-        gone = RetryDecision(
-            FailureKind.OURS,
-            PromptmillError(Code.CONNECTION_LOST, "The worker process that sent it ended."),
-            unmetered=True,
-        )
-        for attempt in worker.attempts.values():
-            if not attempt.done():
-                attempt.set_result(gone)
-        worker.attempts.clear()
+    def bury(self) -> None:
+        """End the attempts of a process that has ended."""
+        for future in self.attempts.values():
+            if not future.done():
+                future.set_result(_LOST)
+        self.attempts.clear()
+
+
+async def _received(pipe: asyncio.StreamReader, silence_s: float | None) -> frames.Frame | None:
+    """Return the next frame; None for a worker that has ended, is frozen or writes something else than frames."""
+    try:
+        async with asyncio.timeout(silence_s):
+            return await frames.receive(pipe)
+    except (frames.OutOfStepError, TimeoutError):
+        return None
 
 
 async def _known(ref: Ref) -> Ref:
     return ref
 
 
-def _job(
-    plan: ResolvedConfig,
-    block: OpenAISettings,
-    endpoints: Sequence[Endpoint],
-    call: Call,
-) -> dict[str, Any]:
-    """Return all that a worker must know. Keys are in it: it goes through the pipe alone."""
-    return {
-        "settings": block.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
-        "model": block.model_name,
-        "endpoints": [
-            {
-                "url": endpoint.url,
-                "name": endpoint.name,
-                "headers": dict(endpoint.headers),
-                "secrets": endpoint.secrets,
-                "profile": endpoint.profile.name,
-                "key_note": endpoint.key_note,
-            }
-            for endpoint in endpoints
-        ],
-        "input": None if call.file is None else str(call.file.path),
-        "reading": None if call.file is None else call.file.reader,
-        "keep_raw": call.keep_raw,
-        "unsupported": plan.settings.unsupported,
-    }
+def _packed_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+    """Return an endpoint in the form that frames carry. Its key is in it: a frame goes through the pipe only."""
+    return _fields(endpoint) | {"headers": dict(endpoint.headers), "profile": endpoint.profile.name}
 
 
-def _image_limits(plan: ResolvedConfig, rules: ImageRules, workers: int) -> dict[str, Any]:
-    return {
-        "allowed_roots": None if rules.allowed_roots is None else list(map(str, rules.allowed_roots)),
-        "max_image_pixels": rules.max_pixels,
-        "max_image_memory": rules.memory.limit // workers,
-        "fetch_images": plan.settings.fetch_images,
-    }
-
-
-def packed_result(result: Completion | RetryDecision) -> tuple[Any, ...]:
-    """Return what came of an attempt in the form that frames carry."""
+def packed_result(result: _Result) -> tuple[str, Any]:
+    """Return the kind and the fields of an attempt's result in the form that frames carry."""
     if isinstance(result, Completion):
-        usage = result.usage
-        return (
-            "answer",
-            result.text,
-            result.finish_reason,
-            *_counts(usage),
-            result.reasoning,
-            result.tool_calls,
-            result.logprobs,
-            result.details,
-            result.tier,
-        )
-    usage = result.usage
-    return (
-        "failure",
-        result.kind.name,
-        frames.packed_error(result.error),
-        result.wait_s,
-        result.stale,
-        result.status,
-        result.unmetered,
-        *_counts(usage),
-    )
+        return "answer", result
+    return "failure", _fields(result) | {"kind": result.kind.name, "error": frames.packed_error(result.error)}
 
 
-def _counts(usage: Usage) -> tuple[int, int, int, int]:
-    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
+def unpacked_result(kind: str, found: dict[str, Any]) -> _Result:
+    """Return the result that `packed_result` wrote."""
+    found["usage"] = Usage(**found["usage"])
+    if kind == "answer":
+        found["tool_calls"], found["answers"] = tuple(found["tool_calls"]), tuple(found["answers"])
+        return Completion(**found)
+    found["kind"], found["error"] = FailureKind[found["kind"]], frames.unpacked_error(found["error"])
+    return RetryDecision(**found)
 
 
-def unpacked_completion(fields: list[Any]) -> Completion:
-    """Return the completion that `packed_result` wrote."""
-    text, finish_reason, *counts, reasoning, tool_calls, logprobs, details, tier = fields
-    answer = Completion(text, finish_reason, Usage(*counts), reasoning, tuple(tool_calls), tier=tier)
-    answer.logprobs, answer.details = logprobs, details
-    return answer
-
-
-def unpacked_decision(fields: list[Any]) -> RetryDecision:
-    """Return the decision that `packed_result` wrote."""
-    kind, error, wait_s, stale, status, unmetered, *counts = fields
-    usage = Usage(*counts)
-    return RetryDecision(FailureKind[kind], frames.unpacked_error(error), wait_s, stale, usage, status, unmetered)
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
